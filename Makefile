@@ -1,0 +1,39 @@
+# Needs Python 3.10 or newer, make and a C compiler. Everything is installed into .venv, nothing elsewhere.
+PYTHON ?= python3
+PROMPT ?= a red circle above a blue square on white
+TESTS ?= tests
+VENV := .venv
+RUN := $(VENV)/bin/python
+INSTALL := $(RUN) -m pip install --quiet --disable-pip-version-check -c constraints.txt
+
+.PHONY: help demo test clean
+.NOTPARALLEL:
+
+help:
+	@echo "make demo    export the demo model at a fifth of its KV cache and draw: PROMPT=\"$(PROMPT)\""
+	@echo "make test    run the tests (a part: make test TESTS=tests/cli)"
+	@echo "make clean   remove .venv and the bundles"
+	@echo "PYTHON=...   the Python that makes .venv (now $(PYTHON))"
+
+demo: $(VENV)/installed
+	$(RUN) cli.py export --budget 0.2 --force
+	$(RUN) cli.py generate "$(PROMPT)" --out out.png
+
+# One thread for each of two cores; spinning worker threads of torch and onnxruntime slow each other down.
+test: $(VENV)/installed-test
+	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-2} $(RUN) -m pytest $(TESTS)
+
+$(VENV)/installed: pyproject.toml constraints.txt | $(VENV)/bin/python
+	$(INSTALL) -e .
+	@touch $@
+
+$(VENV)/installed-test: pyproject.toml constraints.txt | $(VENV)/bin/python
+	$(INSTALL) -e ".[test]"
+	@touch $@ $(VENV)/installed
+
+$(VENV)/bin/python:
+	@$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 10) and 'Python 3.10 or newer is needed: make PYTHON=python3.11')"
+	$(PYTHON) -m venv $(VENV)
+
+clean:
+	rm -rf $(VENV) bundles
