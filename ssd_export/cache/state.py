@@ -1,0 +1,47 @@
+"""The slots of one head group in torch tensors (R1)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ssd_export.cache.table import HeadGroup
+
+EMPTY = -1
+
+
+@dataclass
+class GroupState:
+    """Changed in place by prefill and decode steps.
+
+    key, value: [B, H, S, D]; position: int32 [B, H, S], -1 = empty; score: float32 [B, H, S], None where the
+    group's rule does not rank by score.
+    """
+
+    key: Tensor
+    value: Tensor
+    position: Tensor
+    score: Tensor | None
+
+    @classmethod
+    def empty(cls, rows: int, group: HeadGroup, head_dim: int, dtype: torch.dtype = torch.float32,
+              device: torch.device | str = "cpu") -> GroupState:
+        """A state that holds no token. Zero-filled: a masked slot must not hold NaN, since 0 x NaN is NaN."""
+        slots = (rows, group.num_heads, group.num_slots)
+        key = torch.zeros(*slots, head_dim, dtype=dtype, device=device)
+        position = torch.full(slots, EMPTY, dtype=torch.int32, device=device)
+        score = torch.zeros(slots, dtype=torch.float32, device=device) if group.rule.by_score else None
+        return cls(key, torch.zeros_like(key), position, score)
+
+    @property
+    def num_bytes(self) -> int:
+        tensors = (self.key, self.value, self.position, self.score)
+        return sum(tensor.nbytes for tensor in tensors if tensor is not None)
+
+    def reset(self) -> None:
+        """Forgets every token; the tensors stay where they are."""
+        self.position.fill_(EMPTY)
+        if self.score is not None:
+            self.score.zero_()

@@ -1,0 +1,175 @@
+"""The policy table: which slots a cache has and by which rule each head keeps them (R1-R9, see policy.py).
+
+Plain data without torch or numpy: a board reads it from ssd_config.json.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any, NamedTuple
+
+from ssd_export.config import GRID, NUM_IMAGE_TOKENS, ModelConfig
+from ssd_export.errors import UserError
+
+BYTES_POSITION, BYTES_SCORE = 4, 4  # int32 and float32, whatever the dtype of keys and values
+
+
+@dataclass(frozen=True)
+class Rule:
+    """What R3 protects and ranks by.
+
+    num_sinks: tokens with position < num_sinks are protected; -1 protects the whole prompt.
+    num_recent: the newest num_recent positions are protected, the token being written included.
+    by_score: rank the others by score, else by position (a sliding window).
+    pinned_columns: bit c protects every image token of grid column c.
+    """
+
+    num_sinks: int
+    num_recent: int
+    by_score: bool
+    pinned_columns: int = 0
+
+    @property
+    def num_pinned_columns(self) -> int:
+        return self.pinned_columns.bit_count()
+
+    def num_protected(self, prompt_slots: int) -> int:
+        """The most tokens that this rule can protect at a release: R9's left side without evict_every."""
+        sinks = prompt_slots if self.num_sinks < 0 else self.num_sinks
+        return sinks + max(self.num_recent - 1, 0) + GRID * self.num_pinned_columns
+
+
+class HeadOption(NamedTuple):
+    """One way to serve a KV head: its rule, its image slots (buffer included), how many a release frees."""
+
+    rule: Rule
+    image_slots: int
+    evict_every: int
+
+
+@dataclass(frozen=True)
+class HeadGroup:
+    """Neighbouring KV heads of a layer with one rule and one tensor; num_slots includes the prompt slots."""
+
+    rule: Rule
+    num_slots: int
+    evict_every: int
+    num_heads: int
+
+
+def releases_between_steps(group: HeadGroup, prompt_slots: int) -> bool:
+    """Whether a group releases several slots at a time, and so before a step; one slot is released within it (R7)."""
+    return group.evict_every > 1 and group.num_slots < prompt_slots + NUM_IMAGE_TOKENS
+
+
+@dataclass(frozen=True)
+class PolicyTable:
+    """Rules and slots of every head of a model, by layer and head group.
+
+    layers: 1 to 3 groups a layer, none of them empty.
+    head_order: for each layer, the original KV head at each place after the heads were permuted by group.
+    notes: what make_policy chose differently from its usual defaults, one sentence each, for the user.
+    """
+
+    name: str
+    budget: float
+    prompt_slots: int
+    score_decay: float
+    layers: tuple[tuple[HeadGroup, ...], ...]
+    head_order: tuple[tuple[int, ...], ...]
+    notes: tuple[str, ...] = ()
+
+    @property
+    def image_slots_mean(self) -> float:
+        """Image slots of the average KV head, buffer included."""
+        groups = [group for layer in self.layers for group in layer]
+        slots = sum(group.num_heads * (group.num_slots - self.prompt_slots) for group in groups)
+        return slots / sum(group.num_heads for group in groups)
+
+    @property
+    def budget_in_force(self) -> float:
+        return self.image_slots_mean / NUM_IMAGE_TOKENS
+
+    def cache_bytes(self, config: ModelConfig, dtype_bytes: int, rows: int) -> int:
+        """Bytes of keys, values, positions and, where a group ranks by it, score; prompt slots included."""
+        return sum(rows * group.num_heads * group.num_slots * _slot_bytes(group.rule, config, dtype_bytes)
+                   for layer in self.layers for group in layer)
+
+    def image_cache_bytes(self, config: ModelConfig, dtype_bytes: int, rows: int) -> int:
+        """cache_bytes of the image slots alone: what a budget is about."""
+        return sum(rows * group.num_heads * (group.num_slots - self.prompt_slots)
+                   * _slot_bytes(group.rule, config, dtype_bytes) for layer in self.layers for group in layer)
+
+    def full_cache_bytes(self, config: ModelConfig, dtype_bytes: int, rows: int) -> int:
+        """Keys and values alone of a cache of prompt slots + 576 tokens: what the saving is measured by."""
+        return (self.prompt_slots + NUM_IMAGE_TOKENS) * self._full_token_bytes(config, dtype_bytes, rows)
+
+    def full_image_cache_bytes(self, config: ModelConfig, dtype_bytes: int, rows: int) -> int:
+        """full_cache_bytes of the 576 image tokens alone."""
+        return NUM_IMAGE_TOKENS * self._full_token_bytes(config, dtype_bytes, rows)
+
+    def _full_token_bytes(self, config: ModelConfig, dtype_bytes: int, rows: int) -> int:
+        return rows * config.num_layers * config.num_kv_heads * 2 * config.head_dim * dtype_bytes
+
+    def validate(self) -> PolicyTable:
+        """This table, if every head obeys R9 and the numbers fit together. Raises: UserError with the fix."""
+        if not 0 <= self.score_decay <= 1:
+            raise UserError(f"score_decay={self.score_decay} is outside [0, 1]; use 1 for the running sum, 0 "
+                            "for what came since the last release")
+        if self.prompt_slots < 1:
+            raise UserError(f"prompt_slots={self.prompt_slots} holds no prompt; use 64")
+        if not self.layers or len(self.layers) != len(self.head_order):
+            raise UserError(f"the policy table has {len(self.layers)} layers and {len(self.head_order)} head "
+                            "orders; export again")
+        for index, (groups, order) in enumerate(zip(self.layers, self.head_order)):
+            if sorted(order) != list(range(sum(group.num_heads for group in groups))):
+                raise UserError(f"layer {index}: the head order is not a permutation of the heads of its "
+                                "groups; export again")
+            for group in groups:
+                check_group(group, self.prompt_slots, f"layer {index}")
+        return self
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> PolicyTable:
+        """The table that to_dict wrote, validated. Raises: UserError if it is damaged."""
+        try:
+            layers = tuple(tuple(HeadGroup(**{**group, "rule": Rule(**group["rule"])}) for group in layer)
+                           for layer in values["layers"])
+            order = tuple(tuple(layer) for layer in values["head_order"])
+            notes = tuple(values.get("notes", ()))
+            return cls(**{**values, "layers": layers, "head_order": order, "notes": notes}).validate()
+        except (KeyError, TypeError, AttributeError) as error:
+            raise UserError(f"the policy table is damaged ({error}); export the bundle again") from error
+
+
+def _slot_bytes(rule: Rule, config: ModelConfig, dtype_bytes: int) -> int:
+    return 2 * config.head_dim * dtype_bytes + BYTES_POSITION + BYTES_SCORE * rule.by_score
+
+
+def check_group(group: HeadGroup, prompt_slots: int, where: str = "head group") -> None:
+    """Returns if the group obeys R9 and holds the prompt. Raises: UserError with the least slots that do."""
+    rule = group.rule
+    if rule.num_sinks < -1 or rule.num_recent < 0 or not 0 <= rule.pinned_columns < 1 << GRID:
+        raise UserError(f"{where}: {rule} is out of range; use num_sinks >= -1, num_recent >= 0 and a "
+                        f"pinned_columns mask of {GRID} bits")
+    if group.num_heads < 1 or group.evict_every < 1:
+        raise UserError(f"{where}: num_heads={group.num_heads} and evict_every={group.evict_every} must be "
+                        "at least 1; leave empty groups out")
+    if group.num_slots >= prompt_slots + NUM_IMAGE_TOKENS:
+        return
+    image_slots = group.num_slots - prompt_slots
+    if image_slots < 1:
+        raise UserError(f"{where}: {group.num_slots} slots leave none for image tokens beside {prompt_slots} "
+                        "prompt slots; use a larger budget")
+    protected = rule.num_protected(prompt_slots)
+    least = protected + group.evict_every
+    if group.num_slots < least:
+        sinks = "the prompt" if rule.num_sinks < 0 else f"{rule.num_sinks} sinks"
+        raise UserError(
+            f"{where}: {sinks} + {max(rule.num_recent - 1, 0)} recent + {rule.num_pinned_columns} pinned "
+            f"columns protect {protected} of {group.num_slots} slots, and evict_every={group.evict_every} "
+            f"must fit beside them; use image slots >= {least - prompt_slots} (now {image_slots}; a larger "
+            "budget gives more), a smaller num_recent or a smaller evict_every")
