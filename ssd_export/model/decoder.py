@@ -1,0 +1,178 @@
+"""The part of Janus-Pro that draws: a Llama with attention given from outside, and image-token layers.
+
+Parameter names are the checkpoint's canonical names (`checkpoint.py`): a state dict loads with strict=True.
+float32 islands at every model dtype: RMSNorm and the RoPE angles (softmax is the caller's `attend`).
+
+Source: transformers' modeling_llama.py and modeling_janus.py, whose arithmetic is followed operation for
+operation so that float32 tokens are equal. Ours has no cache and no mask: both belong to `attend`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ssd_export.config import ModelConfig
+
+# attend(layer, query [B, Hq, T, D], key [B, H, T, D], value [B, H, T, D]) -> [B, Hq, T, D]
+# RoPE is already in query and key. Query head i belongs to KV head i // query_group_size.
+Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]
+
+
+class RMSNorm(nn.Module):
+    """x / rms(x) * weight; the mean and the root in float32."""
+
+    def __init__(self, size: int, eps: float) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(size))
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        wide = x.to(torch.float32)
+        wide = wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + self.eps)
+        return self.weight * wide.to(x.dtype)
+
+
+class Rope(nn.Module):
+    """(cos, sin) of positions [B, T], each [B, 1, T, D] in the wanted dtype; the angles in float32."""
+
+    def __init__(self, head_dim: int, theta: float) -> None:
+        super().__init__()
+        exponents = torch.arange(0, head_dim, 2, dtype=torch.float32, device="cpu") / head_dim
+        # a plain attribute: a buffer would follow the model to fp16, and to the meta device
+        self.inverse_frequencies = 1.0 / (theta**exponents)
+
+    def forward(self, positions: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        frequencies = self.inverse_frequencies.to(positions.device)
+        angles = positions[:, None, :, None].to(torch.float32) * frequencies
+        angles = torch.cat((angles, angles), dim=-1)
+        return angles.cos().to(dtype), angles.sin().to(dtype)
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """x [B, H, T, D] turned by its position; the first and the second half of D are the two coordinates."""
+    half = x.shape[-1] // 2
+    return x * cos + torch.cat((-x[..., half:], x[..., :half]), dim=-1) * sin
+
+
+class SelfAttention(nn.Module):
+    def __init__(self, config: ModelConfig, layer: int) -> None:
+        super().__init__()
+        self.layer = layer
+        self.head_dim = config.head_dim
+        query_size, kv_size = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
+        self.q_proj = nn.Linear(config.hidden_size, query_size, bias=False)
+        self.k_proj = nn.Linear(config.hidden_size, kv_size, bias=False)
+        self.v_proj = nn.Linear(config.hidden_size, kv_size, bias=False)
+        self.o_proj = nn.Linear(query_size, config.hidden_size, bias=False)
+
+    def forward(self, hidden: Tensor, cos: Tensor, sin: Tensor, attend: Attend) -> Tensor:
+        query = rotate(self._heads(self.q_proj(hidden)), cos, sin)
+        key = rotate(self._heads(self.k_proj(hidden)), cos, sin)
+        attended = attend(self.layer, query, key, self._heads(self.v_proj(hidden)))
+        return self.o_proj(attended.transpose(1, 2).flatten(2))
+
+    def _heads(self, x: Tensor) -> Tensor:
+        return x.unflatten(-1, (-1, self.head_dim)).transpose(1, 2)  # [B, T, H*D] -> [B, H, T, D]
+
+
+class MLP(nn.Module):
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.gate_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
+        self.up_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
+        self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
+
+
+class Layer(nn.Module):
+    def __init__(self, config: ModelConfig, layer: int) -> None:
+        super().__init__()
+        self.self_attn = SelfAttention(config, layer)
+        self.mlp = MLP(config)
+        self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+
+    def forward(self, hidden: Tensor, cos: Tensor, sin: Tensor, attend: Attend) -> Tensor:
+        hidden = hidden + self.self_attn(self.input_layernorm(hidden), cos, sin, attend)
+        return hidden + self.mlp(self.post_attention_layernorm(hidden))
+
+
+class Decoder(nn.Module):
+    """The Llama: hidden states in, hidden states after the final RMSNorm out.
+
+    text_embedding: also own `embed_tokens` [vocab_size, hidden]; off by default, a runtime reads single rows
+    of that table from the file and never holds it.
+    """
+
+    def __init__(self, config: ModelConfig, text_embedding: bool = False) -> None:
+        super().__init__()
+        if text_embedding:
+            self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.layers = nn.ModuleList(Layer(config, layer) for layer in range(config.num_layers))
+        self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.rope = Rope(config.head_dim, config.rope_theta)
+
+    def forward(self, hidden: Tensor, positions: Tensor, attend: Attend) -> Tensor:
+        # hidden: [B, T, hidden_size], positions: integer [B, T]
+        cos, sin = self.rope(positions, hidden.dtype)
+        for layer in self.layers:
+            hidden = layer(hidden, cos, sin, attend)
+        return self.norm(hidden)
+
+
+class Aligner(nn.Module):
+    """Codebook embedding [..., codebook_dim] -> hidden state [..., hidden_size]."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(config.codebook_dim, config.hidden_size)
+        self.hidden_layers = nn.ModuleList([nn.Linear(config.hidden_size, config.hidden_size)])
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.hidden_layers[0](F.gelu(self.fc1(x)))
+
+
+class GenerationHead(nn.Module):
+    """Hidden state [..., hidden_size] -> logits over the image vocabulary [..., codebook_size]."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.proj_out = nn.Linear(config.hidden_size, config.hidden_size)
+        self.vision_head = nn.Linear(config.hidden_size, config.codebook_size)
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        return self.vision_head(F.gelu(self.proj_out(hidden)))
+
+
+class ImageTokenModel(nn.Module):
+    """Everything between token ids and image logits; state_dict keys are the canonical names."""
+
+    def __init__(self, config: ModelConfig, text_embedding: bool = False) -> None:
+        super().__init__()
+        self.config = config
+        self.language_model = Decoder(config, text_embedding)
+        self.generation_embeddings = nn.Embedding(config.codebook_size, config.codebook_dim)
+        self.generation_aligner = Aligner(config)
+        self.generation_head = GenerationHead(config)
+
+    def forward(self, hidden: Tensor, positions: Tensor, attend: Attend) -> Tensor:
+        """Final hidden states [B, T, hidden_size]; `image_logits` takes those that are wanted."""
+        return self.language_model(hidden, positions, attend)
+
+    def embed_text_tokens(self, ids: Tensor) -> Tensor:
+        """Prompt ids [B, T] -> [B, T, hidden_size]; needs text_embedding=True."""
+        return self.language_model.embed_tokens(ids)
+
+    def embed_image_tokens(self, tokens: Tensor) -> Tensor:
+        """Image tokens [...] -> [..., hidden_size], the next input of the decoder."""
+        return self.generation_aligner(self.generation_embeddings(tokens))
+
+    def image_logits(self, hidden: Tensor) -> Tensor:
+        """Final hidden states [..., hidden_size] -> logits [..., codebook_size], before guidance."""
+        return self.generation_head(hidden)

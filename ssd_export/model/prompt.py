@@ -1,0 +1,145 @@
+"""Prompts -> token ids, exactly as Janus-Pro was trained to see them; needs only numpy and tokenizers.
+
+Conditional row:    BOS <|User|>: {prompt}\\n\\n<|Assistant|>:<begin_of_image>
+Unconditional row:  BOS, as many pads as there is text, <begin_of_image>
+(those pads are attended; what pads a short row to the length of the batch is not).
+Control tokens are found by name: a name has different ids in different checkpoints.
+What a user types is text, never control.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tokenizers import Tokenizer
+
+from ssd_export.errors import UserError
+
+BOS = "<｜begin▁of▁sentence｜>"
+PAD = "<｜▁pad▁｜>"
+BEGIN_OF_IMAGE = "<begin_of_image>"
+USER, ASSISTANT = "<|User|>", "<|Assistant|>"
+
+
+@dataclass(frozen=True)
+class EncodedPrompts:
+    """Rows of N prompts: the N conditional ones first, then the N unconditional ones.
+
+    ids: int32 [2N, T], T the longest prompt; shorter rows are padded on the right.
+    prompt_length: int32 [2N], the ids of a row that count.
+    """
+
+    ids: np.ndarray
+    prompt_length: np.ndarray
+
+
+class PromptEncoder:
+    """Prompts to ids with the tokenizer of a checkpoint."""
+
+    def __init__(self, spec: dict[str, Any]) -> None:
+        """Args: spec: the content of tokenizer.json."""
+        added = {token["content"]: token for token in spec["added_tokens"]}
+        # Some added tokens are letters that the vocabulary lacks: text. Those named <...> are control,
+        # whether or not the file calls them special.
+        self._control = {
+            name: token for name, token in added.items() if token["special"] or _is_bracketed(name)
+        }
+        tokens = [{**token, "special": token["content"] in self._control} for token in spec["added_tokens"]]
+        self._text = Tokenizer.from_str(json.dumps({**spec, "added_tokens": tokens}))
+        self._text.encode_special_tokens = True  # control tokens in the text are spelled out
+        self._text.no_truncation()
+        self._text.no_padding()
+        missing = [name for name in (BOS, PAD, BEGIN_OF_IMAGE) if name not in self._control]
+        if missing:
+            raise UserError(f"tokenizer.json lacks the added token {missing[0]}: give a Janus-Pro tokenizer")
+        self.bos_id, self.pad_id, self.begin_of_image_id = map(self._id, (BOS, PAD, BEGIN_OF_IMAGE))
+        self._control_ids = frozenset(map(self._id, self._control))
+        self.max_id = max(self._text.get_vocab(with_added_tokens=True).values())
+
+    @classmethod
+    def from_file(cls, path: str | Path) -> PromptEncoder:
+        """Raises: UserError when the file is missing, damaged or not the tokenizer of a Janus-Pro."""
+        try:
+            return cls(json.loads(Path(path).read_text(encoding="utf-8")))
+        except UserError as error:
+            raise UserError(f"{path}: {error}") from None
+        except FileNotFoundError:
+            raise UserError(
+                f"no tokenizer at {path}: take tokenizer.json from the model's repository"
+            ) from None
+        except Exception as error:  # tokenizers raises bare Exception for every fault of the file
+            reason = (str(error).splitlines() or [type(error).__name__])[0][:120]
+            raise UserError(f"{path} is not a tokenizer.json ({reason}): download it again") from None
+
+    def encode(self, prompts: Sequence[str], prompt_slots: int) -> EncodedPrompts:
+        """The rows of a batch.
+
+        Args:
+            prompts: one for each image; white space around them is dropped.
+            prompt_slots: cache slots for a prompt, the longest that fits, control tokens included.
+        Raises: UserError for no prompt, an empty one, one that is too long or is not valid Unicode.
+        """
+        if not prompts:
+            raise UserError("no prompt: say what to draw")
+        rows = [self._ids(prompt) for prompt in prompts]
+        for prompt, row in zip(prompts, rows):
+            if len(row) > prompt_slots:
+                raise UserError(
+                    f"the prompt {_short(prompt)} is {len(row)} tokens long, {prompt_slots} fit: "
+                    f"shorten it by {len(row) - prompt_slots} tokens or export with --prompt-slots {len(row)}"
+                )
+        rows += [[self.bos_id] + [self.pad_id] * (len(row) - 2) + [self.begin_of_image_id] for row in rows]
+        lengths = np.array([len(row) for row in rows], dtype=np.int32)
+        ids = np.full((len(rows), lengths.max()), self.pad_id, dtype=np.int32)
+        for padded, row in zip(ids, rows):
+            padded[: len(row)] = row
+        return EncodedPrompts(ids, lengths)
+
+    def _ids(self, prompt: str) -> list[int]:
+        text = prompt.strip()
+        if not text:
+            raise UserError("the prompt is empty: say what to draw")
+        try:
+            text.encode("utf-8")
+        except UnicodeEncodeError:
+            raise UserError(f"the prompt {_short(prompt)} is not valid Unicode: type it in UTF-8") from None
+        return [self.bos_id, *self._template_ids(text), self.begin_of_image_id]
+
+    def _template_ids(self, text: str) -> list[int]:
+        """Text between two control tokens is encoded in one piece: a word merges with the space before it."""
+        ids: list[int] = []
+        pending, strip_left = "", self._control[BOS]["rstrip"]
+        for part, is_name in ((USER, True), (f": {text}\n\n", False), (ASSISTANT, True), (":", False)):
+            if not (is_name and part in self._control):
+                pending += part
+                continue
+            ids += self._text_ids(pending, strip_left, self._control[part]["lstrip"]) + [self._id(part)]
+            pending, strip_left = "", self._control[part]["rstrip"]
+        return ids + self._text_ids(pending, strip_left, self._control[BEGIN_OF_IMAGE]["lstrip"])
+
+    def _text_ids(self, text: str, strip_left: bool, strip_right: bool) -> list[int]:
+        text = text.lstrip() if strip_left else text
+        text = text.rstrip() if strip_right else text
+        ids = self._text.encode(text, add_special_tokens=False).ids if text else []
+        if not self._control_ids.isdisjoint(ids):
+            token = next(self._text.id_to_token(i) for i in ids if i in self._control_ids)
+            raise UserError(
+                f"the prompt spells the control token {token}: remove it, or put spaces in between"
+            )
+        return ids
+
+    def _id(self, name: str) -> int:
+        return self._text.token_to_id(name)
+
+
+def _is_bracketed(name: str) -> bool:
+    return len(name) > 2 and name.startswith("<") and name.endswith(">")
+
+
+def _short(prompt: str) -> str:
+    return repr(prompt if len(prompt) <= 40 else prompt[:37] + "...")
