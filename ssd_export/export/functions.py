@@ -1,0 +1,199 @@
+"""Decode attention over a head group's slots as one ONNX node, and the local function that gives it a body.
+
+The node `ssd_export::DecodeAttention*` is R3 to R7 for one head group of one layer. With the function in the model,
+ONNX Runtime and plain TensorRT inline ordinary operators; without it (`plugin_flavour`) the TensorRT plugin of that
+name takes the node. Rules are told in cache/policy.py.
+
+Inputs:  query [B, H*G, D], key, value [B, H, D] after RoPE, position int32 [B] of the new token,
+         prompt_length int32 [B], past_key, past_value [B, H, S, D], past_position int32 [B, H, S],
+         and past_score float32 [B, H, S] where the group ranks by score.
+Outputs: out [B, H*G, D], then the present_* of the past_* inputs, which may share their memory: everything that
+         reads a past tensor comes before the write into it, by data dependency.
+
+A function body releases in the step only where evict_every is 1 (one slot: an arg-min). A group that releases more at
+a time has an empty slot whenever the step runs, because the evict graph ran before; the plugin does both itself.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import onnx_ir as ir
+
+from ssd_export.cache.table import HeadGroup, PolicyTable, Rule
+from ssd_export.config import GRID, NUM_IMAGE_TOKENS
+from ssd_export.export.operators import OPSET, Operators
+
+DOMAIN = "ssd_export"
+OP_TYPE = "DecodeAttention"
+PROTECTED = 3.0e38
+
+
+@dataclass(frozen=True)
+class AttentionNode:
+    """What a node of one head group is made for; equal ones share a function."""
+
+    rule: Rule
+    num_slots: int
+    num_heads: int
+    evict_every: int
+    score_decay: float
+    query_group_size: int
+    head_dim: int
+    dtype: str
+    releases: bool  # False where the cache can never be full
+
+    @classmethod
+    def of(cls, group: HeadGroup, table: PolicyTable, query_group_size: int, head_dim: int, dtype: str) -> AttentionNode:
+        releases = group.num_slots < table.prompt_slots + NUM_IMAGE_TOKENS
+        return cls(group.rule, group.num_slots, group.num_heads, group.evict_every, table.score_decay,
+                   query_group_size, head_dim, dtype, releases)  # fmt: skip
+
+    def attributes(self) -> dict[str, int | float]:
+        """What the plugin reads from the node."""
+        return {
+            "num_sinks": self.rule.num_sinks,
+            "num_recent": self.rule.num_recent,
+            "by_score": int(self.rule.by_score),
+            "pinned_columns": self.rule.pinned_columns,
+            "evict_every": self.evict_every,
+            "score_decay": float(self.score_decay),
+        }
+
+
+def attention_function(node: AttentionNode, op_type: str) -> ir.Function:
+    """The local function `ssd_export::op_type` with a body of ordinary operators."""
+    names = ["query", "key", "value", "position", "prompt_length", "past_key", "past_value", "past_position"]
+    inputs = [ir.Value(name=name) for name in names + ["past_score"] * node.rule.by_score]
+    ops = Operators()
+    outputs = _body(ops, node, *inputs)
+    graph = ir.Graph(inputs, outputs, nodes=ops.tape.nodes, opset_imports={"": OPSET}, name=op_type)
+    attributes = [ir.Attr(name, ir.AttributeType.FLOAT if isinstance(value, float) else ir.AttributeType.INT, None)
+                  for name, value in node.attributes().items()]  # fmt: skip
+    return ir.Function(DOMAIN, op_type, graph=graph, attributes=attributes)
+
+
+def _body(
+    ops: Operators, node: AttentionNode, query: ir.Value, key: ir.Value, value: ir.Value, position: ir.Value,
+    prompt_length: ir.Value, past_key: ir.Value, past_value: ir.Value, past_position: ir.Value,
+    past_score: ir.Value | None = None,
+) -> list[ir.Value]:  # fmt: skip
+    position, prompt_length = (ops.reshape(row, [-1, 1, 1]) for row in (position, prompt_length))
+    slot, has_room = _slot(ops, node, position, prompt_length, past_position, past_score)  # [B, H, 1] each
+    here = ops.op("Equal", ops.constant(range(node.num_slots)), slot)  # [B, H, S]
+    present_position = ops.op("Where", here, position, past_position)
+    row = ops.op("Expand", ops.reshape(slot, [0, 0, 1, 1]), ops.constant([1, 1, 1, node.head_dim]))
+    present_key, present_value = (
+        ops.op("ScatterElements", past, row, ops.reshape(new, [0, 0, 1, node.head_dim]), axis=2)
+        for past, new in ((past_key, key), (past_value, value))
+    )
+    probs = _softmax_over_slots(ops, node, query, present_key, present_position)  # float32 [B, H, G, S]
+    weights = probs if node.dtype == "float32" else ops.cast(probs, node.dtype)
+    out = ops.reshape(ops.op("MatMul", weights, present_value), [0, -1, node.head_dim])
+    outputs = [out, present_key, present_value, present_position]
+    if past_score is not None:
+        outputs.append(_present_score(ops, node, past_score, has_room, here, probs))
+    return outputs
+
+
+def _softmax_over_slots(ops: Operators, node: AttentionNode, query: ir.Value, key: ir.Value, position: ir.Value) -> ir.Value:
+    """Keys times query, not query times keys: with one query head the product is a matrix times a vector as stored."""
+    group, head_dim = node.query_group_size, node.head_dim
+    scaled = ops.op("Mul", query, ops.constant(head_dim**-0.5, node.dtype))
+    if group == 1:
+        columns = ops.reshape(scaled, [0, 0, head_dim, 1])
+        logits = ops.reshape(ops.op("MatMul", key, columns), [0, 0, 1, node.num_slots])
+    else:
+        columns = ops.op("Transpose", ops.reshape(scaled, [0, node.num_heads, group, head_dim]), perm=[0, 1, 3, 2])
+        logits = ops.op("Transpose", ops.op("MatMul", key, columns), perm=[0, 1, 3, 2])
+    if node.dtype != "float32":
+        logits = ops.cast(logits, "float32")
+    empty = ops.op("Less", ops.reshape(position, [0, 0, 1, node.num_slots]), ops.constant(0, "int32"))
+    return ops.op("Softmax", ops.op("Where", empty, ops.constant(-PROTECTED, "float32"), logits), axis=-1)
+
+
+def _present_score(
+    ops: Operators, node: AttentionNode, past_score: ir.Value, has_room: ir.Value | None, here: ir.Value, probs: ir.Value
+) -> ir.Value:
+    received = ops.op("ReduceSum", probs, ops.constant([2]), keepdims=0)
+    if has_room is not None and node.score_decay != 1:
+        kept = ops.op("Where", has_room, ops.constant(1.0, "float32"), ops.constant(node.score_decay, "float32"))
+        past_score = ops.op("Mul", past_score, kept)
+    return ops.op("Add", ops.op("Where", here, ops.constant(0.0, "float32"), past_score), received)
+
+
+def _slot(
+    ops: Operators, node: AttentionNode, position: ir.Value, prompt_length: ir.Value, past_position: ir.Value,
+    past_score: ir.Value | None,
+) -> tuple[ir.Value, ir.Value | None]:  # fmt: skip
+    """int64 [B, H, 1]: the lowest empty slot (R6), else the slot of least retention (R5).
+
+    And, where the step releases by score: bool [B, H, 1], whether the head had an empty slot. It is read off the
+    ranks, not off past_position, which the write into present_position may have overwritten by then.
+    """
+    rule = node.rule
+    if not node.releases or node.evict_every > 1 or not (rule.by_score or _protects(rule)):
+        return ops.op("ArgMin", past_position, axis=-1), None  # the first -1; without empty slots the oldest token
+    rank = past_score if rule.by_score else ops.cast(past_position, "float32")
+    rank = _protect(ops, rule, rank, position, prompt_length, past_position)
+    empty = ops.op("Less", past_position, ops.constant(0, "int32"))
+    rank = ops.op("Where", empty, ops.constant(-1.0, "float32"), rank)
+    lowest = ops.op("ReduceMin", rank, ops.constant([-1]))
+    return ops.op("ArgMin", rank, axis=-1), ops.op("Less", lowest, ops.constant(0.0, "float32"))
+
+
+def _protects(rule: Rule) -> bool:
+    return rule.num_sinks != 0 or rule.num_recent > 1 or rule.pinned_columns != 0
+
+
+def _protect(
+    ops: Operators, rule: Rule, rank: ir.Value, position: ir.Value, prompt_length: ir.Value, past_position: ir.Value
+) -> ir.Value:
+    """rank where R3 does not protect, PROTECTED where it does (empty slots count as sinks here; callers see to them)."""
+    protected = []
+    if rule.num_sinks != 0:
+        sinks = prompt_length if rule.num_sinks < 0 else ops.constant(rule.num_sinks, "int32")
+        protected.append(ops.op("Less", past_position, sinks))
+    if rule.num_recent > 1:
+        oldest = ops.op("Sub", position, ops.constant(rule.num_recent, "int32"))
+        protected.append(ops.op("Greater", past_position, oldest))
+    if rule.pinned_columns:
+        protected.append(_in_pinned_column(ops, rule, prompt_length, past_position))
+    for condition in protected:
+        rank = ops.op("Where", condition, ops.constant(PROTECTED, "float32"), rank)
+    return rank
+
+
+def _in_pinned_column(ops: Operators, rule: Rule, prompt_length: ir.Value, past_position: ir.Value) -> ir.Value:
+    """Prompt tokens have a negative index; they are looked up as column 24, which is never pinned."""
+    index = ops.op("Sub", past_position, prompt_length)
+    column = ops.op("Mod", index, ops.constant(GRID, "int32"))
+    is_prompt = ops.op("Less", index, ops.constant(0, "int32"))
+    pinned = [bool(rule.pinned_columns >> number & 1) for number in range(GRID)] + [False]
+    table = ops.constant([float(flag) for flag in pinned], "float32")
+    looked_up = ops.op("Gather", table, ops.op("Where", is_prompt, ops.constant(GRID, "int32"), column))
+    return ops.op("Greater", looked_up, ops.constant(0.5, "float32"))
+
+
+def release_nodes(
+    ops: Operators, node: AttentionNode, next_position: ir.Value, prompt_length: ir.Value, position: ir.Value,
+    score: ir.Value | None,
+) -> tuple[ir.Value, ir.Value | None]:  # fmt: skip
+    """(position, score) after a release of evict_every slots in each head that has no empty one (R5, R7).
+
+    Args: next_position int32 [B]: of the token about to be written; position int32, score float32 [B, H, S].
+    Returns: score only where score_decay changes it.
+    """
+    next_position, prompt_length = (ops.reshape(row, [-1, 1, 1]) for row in (next_position, prompt_length))
+    rank = score if node.rule.by_score else ops.cast(position, "float32")
+    rank = _protect(ops, node.rule, rank, next_position, prompt_length, position)
+    _, least = ops.many("TopK", rank, ops.constant([node.evict_every]), num_outputs=2, largest=0)
+    empty = ops.constant(-1, "int32")
+    released = ops.op("ScatterElements", position, least,
+                      ops.op("Expand", empty, ops.op("Shape", least)), axis=-1)  # fmt: skip
+    has_room = ops.op("Less", ops.op("ReduceMin", position, ops.constant([-1])), ops.constant(0, "int32"))
+    after = ops.op("Where", has_room, position, released)
+    if score is None or node.score_decay == 1:
+        return after, None
+    factor = ops.op("Where", has_room, ops.constant(1.0, "float32"), ops.constant(node.score_decay, "float32"))
+    return after, ops.op("Mul", score, factor)

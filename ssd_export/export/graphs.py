@@ -1,0 +1,131 @@
+"""What goes into each graph and what comes out: names, dtypes, shapes and which output may overwrite which input.
+
+This is the one place where they are made; the writer, the runners, the engine builder and the C++ library read
+them from here or from `ssd_config.json`.
+
+A dimension is a number or one of these names:
+    images  N, pictures drawn at once             rows    2 N, conditional rows first, then unconditional
+    prompt_tokens  T, the longest prompt of the batch
+
+decode_step (step s = 1..575 draws token s from token s - 1):
+    tokens [576, images] int32 is read at row s - 1 and written at row s; step [1] int64 comes back plus one;
+    prompt_length [rows] int32; uniforms [576, images]; cfg_scale, temperature [1] (temperature 0: greedy);
+    past_key_values.{layer}.{group}.{key|value|position|score} -> present.{layer}.{group}.{...}, aliased.
+prefill: prompt embeddings -> token 0, and present.* with T slots, which the runtime copies into the caches (R8).
+evict: past_key_values.*.{position|score} of the groups that release between steps -> present.* (R5, R7). The
+    scores, which only a score_decay below 1 changes, are not aliased: nothing orders their write after the ranking.
+image_decoder: codes [images, 576] -> pixels [images, height, width, 3] in 0..255, not rounded.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from ssd_export.cache.table import HeadGroup, PolicyTable, releases_between_steps
+from ssd_export.config import NUM_IMAGE_TOKENS, ModelConfig
+from ssd_export.specs import Dimension, GraphSpec, TensorSpec
+
+def past_name(layer: int, group: int, part: str) -> str:
+    return f"past_key_values.{layer}.{group}.{part}"
+
+
+def present_name(layer: int, group: int, part: str) -> str:
+    return f"present.{layer}.{group}.{part}"
+
+
+def head_groups(table: PolicyTable) -> Iterator[tuple[int, int, HeadGroup]]:
+    """(layer, group index, group) of the whole table."""
+    for layer, groups in enumerate(table.layers):
+        for index, group in enumerate(groups):
+            yield layer, index, group
+
+
+def cache_parts(group: HeadGroup, config: ModelConfig, dtype: str, num_slots: Dimension) -> list[tuple[str, TensorSpec]]:
+    """(part, spec without a name) of a group's cache tensors; no score where none is ranked by."""
+    slots = ("rows", group.num_heads, num_slots)
+    parts = [
+        ("key", TensorSpec("", dtype, (*slots, config.head_dim))),
+        ("value", TensorSpec("", dtype, (*slots, config.head_dim))),
+        ("position", TensorSpec("", "int32", slots)),
+    ]
+    return parts + ([("score", TensorSpec("", "float32", slots))] if group.rule.by_score else [])
+
+
+def _named(name: str, spec: TensorSpec) -> TensorSpec:
+    return TensorSpec(name, spec.dtype, spec.shape)
+
+
+def _sampling_inputs(top_k: bool) -> list[TensorSpec]:
+    inputs = [
+        TensorSpec("uniforms", "float32", (NUM_IMAGE_TOKENS, "images")),
+        TensorSpec("cfg_scale", "float32", (1,)),
+        TensorSpec("temperature", "float32", (1,)),
+    ]
+    return inputs + ([TensorSpec("top_k", "int64", (1,))] if top_k else [])
+
+
+def decode_step_spec(config: ModelConfig, table: PolicyTable, dtype: str, top_k: bool = False) -> GraphSpec:
+    tokens = TensorSpec("tokens", "int32", (NUM_IMAGE_TOKENS, "images"))
+    inputs = [tokens, TensorSpec("step", "int64", (1,)), TensorSpec("prompt_length", "int32", ("rows",))]
+    inputs += _sampling_inputs(top_k)
+    outputs = [
+        _named("present_tokens", tokens),
+        TensorSpec("next_step", "int64", (1,)),
+        TensorSpec("logits", "float32", ("rows", config.codebook_size)),
+    ]
+    aliases = {"present_tokens": "tokens"}
+    for layer, index, group in head_groups(table):
+        for part, spec in cache_parts(group, config, dtype, group.num_slots):
+            past, present = past_name(layer, index, part), present_name(layer, index, part)
+            inputs.append(_named(past, spec))
+            outputs.append(_named(present, spec))
+            aliases[present] = past
+    return GraphSpec("decode_step_top_k" if top_k else "decode_step", tuple(inputs), tuple(outputs), aliases)
+
+
+def prefill_spec(config: ModelConfig, table: PolicyTable, dtype: str, top_k: bool = False) -> GraphSpec:
+    inputs = [
+        TensorSpec("inputs_embeds", "float32", ("rows", "prompt_tokens", config.hidden_size)),
+        TensorSpec("prompt_length", "int32", ("rows",)),
+        *_sampling_inputs(top_k),
+    ]
+    outputs = [
+        TensorSpec("token", "int32", ("images",)),
+        TensorSpec("logits", "float32", ("rows", config.codebook_size)),
+    ]
+    for layer, index, group in head_groups(table):
+        for part, spec in cache_parts(group, config, dtype, "prompt_tokens"):
+            if part != "position":
+                outputs.append(_named(present_name(layer, index, part), spec))
+    return GraphSpec("prefill_top_k" if top_k else "prefill", tuple(inputs), tuple(outputs))
+
+
+def evict_spec(config: ModelConfig, table: PolicyTable, dtype: str) -> GraphSpec:
+    """Without inputs for caches where no group releases between steps; then there is no such graph."""
+    inputs: list[TensorSpec] = []
+    outputs: list[TensorSpec] = []
+    aliases: dict[str, str] = {}
+    for layer, index, group in head_groups(table):
+        if not releases_between_steps(group, table.prompt_slots):
+            continue
+        for part, spec in cache_parts(group, config, dtype, group.num_slots)[2:]:
+            past, present = past_name(layer, index, part), present_name(layer, index, part)
+            inputs.append(_named(past, spec))
+            if part == "position":
+                outputs.append(_named(present, spec))
+                aliases[present] = past
+            elif table.score_decay != 1:
+                outputs.append(_named(present, spec))
+    if inputs:
+        lengths = [TensorSpec("step", "int64", (1,)), TensorSpec("prompt_length", "int32", ("rows",))]
+        inputs = lengths + inputs
+    return GraphSpec("evict", tuple(inputs), tuple(outputs), aliases)
+
+
+def image_decoder_spec(config: ModelConfig) -> GraphSpec:
+    size = config.image_size
+    return GraphSpec(
+        "image_decoder",
+        (TensorSpec("codes", "int32", ("images", NUM_IMAGE_TOKENS)),),
+        (TensorSpec("pixels", "float32", ("images", size, size, 3)),),
+    )

@@ -1,0 +1,299 @@
+"""Writes prefill, decode_step and evict as ONNX graphs of ordinary operators (opset 18, TensorRT 10.3's floor).
+
+The graphs hold no weights: initializers point into the weights file, so a graph of any model size is built in
+milliseconds and a few hundred kilobytes. float32 inside at every dtype: RMSNorm, RoPE angles, softmax, scores,
+sampling. Source of the arithmetic: ssd_export/model/decoder.py and cache/attention.py, the torch reference.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import onnx_ir as ir
+
+from ssd_export.cache.layout import query_slices
+from ssd_export.cache.table import HeadGroup, PolicyTable, releases_between_steps
+from ssd_export.config import ModelConfig
+from ssd_export.export import graphs
+from ssd_export.export.functions import DOMAIN, OP_TYPE, AttentionNode, attention_function, release_nodes
+from ssd_export.export.graphs import head_groups, past_name, present_name
+from ssd_export.export.operators import DTYPES, IR_VERSION, OPSET, Operators
+from ssd_export.export.sampler import draw_tokens
+from ssd_export.model.decoder import Rope
+from ssd_export.export.weights import WEIGHTS_FILE, Weight
+from ssd_export.specs import GraphSpec, TensorSpec
+
+MASKED = -3.0e38
+
+
+@dataclass
+class GraphWriter:
+    """What the pieces of one graph share: the recorder, the model's numbers, the places of the weights."""
+
+    config: ModelConfig
+    table: PolicyTable
+    dtype: str
+    weights: dict[str, Weight]
+    places: dict[str, tuple[int, int]]
+    ops: Operators = field(default_factory=Operators)
+    _initializers: dict[str, ir.Value] = field(default_factory=dict)
+
+    def weight(self, name: str) -> ir.Value:
+        """The initializer of a tensor of the weights file."""
+        if name not in self._initializers:
+            offset, length = self.places[name]
+            shape = ir.Shape(self.weights[name].shape)
+            dtype = DTYPES[str(self.weights[name].dtype).removeprefix("torch.")]
+            tensor = ir.ExternalTensor(WEIGHTS_FILE, offset, length, dtype, shape=shape, name=name)
+            self._initializers[name] = ir.Value(name=name, shape=shape, type=ir.TensorType(dtype), const_value=tensor)
+        return self._initializers[name]
+
+    def linear(self, x: ir.Value, name: str, bias: bool = False) -> ir.Value:
+        product = self.ops.op("MatMul", x, self.weight(name), name=f"{name}.product")
+        return self.ops.op("Add", product, self.weight(f"{name}.bias")) if bias else product
+
+    def model(self, spec: GraphSpec, inputs: dict[str, ir.Value], outputs: dict[str, ir.Value],
+              functions: list[ir.Function] = ()) -> ir.Model:  # fmt: skip
+        """The recorded nodes between the inputs and outputs of a spec, checked to be all there."""
+        for out in spec.outputs:
+            outputs[out.name].name = out.name
+            outputs[out.name].type = ir.TensorType(DTYPES[out.dtype])
+            outputs[out.name].shape = ir.Shape(out.shape)
+        imports = {"": OPSET} | ({DOMAIN: 1} if functions else {})
+        graph = ir.Graph(
+            [inputs[tensor.name] for tensor in spec.inputs], [outputs[tensor.name] for tensor in spec.outputs],
+            nodes=self.ops.tape.nodes, initializers=list(self._initializers.values()), opset_imports=imports, name=spec.name,
+        )  # fmt: skip
+        return ir.Model(graph, ir_version=IR_VERSION, producer_name="ssd-export", functions=list(functions))
+
+
+def graph_inputs(spec: GraphSpec) -> dict[str, ir.Value]:
+    return {tensor.name: _value(tensor) for tensor in spec.inputs}
+
+
+def _value(tensor: TensorSpec) -> ir.Value:
+    return ir.Value(name=tensor.name, shape=ir.Shape(tensor.shape), type=ir.TensorType(DTYPES[tensor.dtype]))
+
+
+def write_decode_step(writer: GraphWriter, top_k: bool = False) -> tuple[GraphSpec, ir.Model]:
+    """One step: the token before -> the next token, every cache written in place."""
+    config, ops = writer.config, writer.ops
+    spec = graphs.decode_step_spec(config, writer.table, writer.dtype, top_k)
+    inputs = graph_inputs(spec)
+    step, prompt_length = inputs["step"], inputs["prompt_length"]
+    before = ops.op("Gather", inputs["tokens"], ops.op("Sub", step, ops.constant([1])), axis=0)  # [1, N]
+    one = embed_image_token(writer, ops.reshape(before, [-1]))
+    hidden = ops.op("Concat", one, one, axis=0)
+    position = ops.op("Add", prompt_length, ops.cast(ops.op("Sub", step, ops.constant([1])), "int32"))
+    cos, sin = rope_tables(writer, ops.reshape(position, [-1, 1, 1, 1]))
+    functions = AttentionFunctions()
+    outputs: dict[str, ir.Value] = {}
+    for layer in range(config.num_layers):
+        normed = rms_norm(writer, hidden, f"language_model.layers.{layer}.input_layernorm.weight")
+        queries, keys, values = heads_of(writer, normed, layer, cos, sin)
+        attended = []
+        for index, group in enumerate(writer.table.layers[layer]):
+            node = AttentionNode.of(group, writer.table, config.query_group_size, config.head_dim, writer.dtype)
+            parts = ["key", "value", "position"] + ["score"] * group.rule.by_score
+            past = [inputs[past_name(layer, index, part)] for part in parts]
+            out, *present = functions.call(
+                ops, node, queries[index], keys[index], values[index], position, prompt_length, *past
+            )
+            attended.append(out)
+            outputs |= {present_name(layer, index, part): value for part, value in zip(parts, present, strict=True)}
+        merged = attended[0] if len(attended) == 1 else ops.op("Concat", *attended, axis=1)
+        hidden = after_attention(writer, hidden, ops.reshape(merged, [0, -1]), layer)
+    logits = image_logits(writer, hidden)
+    token = draw_tokens(ops, config.codebook_size, logits, step, inputs)
+    outputs |= {
+        "present_tokens": ops.op("ScatterND", inputs["tokens"], ops.reshape(step, [1, 1]), ops.reshape(token, [1, -1])),
+        "next_step": ops.op("Add", step, ops.constant([1])),
+        "logits": logits,
+    }
+    return spec, writer.model(spec, inputs, outputs, functions.all())
+
+
+def write_prefill(writer: GraphWriter, top_k: bool = False) -> tuple[GraphSpec, ir.Model]:
+    """The prompt: token 0, and keys, values and scores of the prompt (R8)."""
+    config, ops = writer.config, writer.ops
+    spec = graphs.prefill_spec(config, writer.table, writer.dtype, top_k)
+    inputs = graph_inputs(spec)
+    prompt_length = inputs["prompt_length"]
+    embeds = inputs["inputs_embeds"]
+    num_tokens = ops.op("Shape", embeds, start=1, end=2)
+    place = ops.op("Range", ops.constant(0), ops.reshape(num_tokens, []), ops.constant(1))
+    cos, sin = rope_tables(writer, ops.reshape(place, [1, -1, 1, 1, 1]))
+    later = ops.op("Greater", ops.reshape(place, [1, -1]), ops.reshape(place, [-1, 1]))  # [T of the query, T of the key]
+    is_prompt = ops.cast(ops.op("Less", ops.cast(ops.reshape(place, [1, -1]), "int32"),
+                                ops.reshape(prompt_length, [-1, 1])), "float32")  # [B, T] # fmt: skip
+    hidden = embeds if writer.dtype == "float32" else ops.cast(embeds, writer.dtype)
+    outputs: dict[str, ir.Value] = {}
+    for layer in range(config.num_layers):
+        normed = rms_norm(writer, hidden, f"language_model.layers.{layer}.input_layernorm.weight")
+        queries, keys, values = heads_of(writer, normed, layer, cos, sin, leading=(0, 0))
+        attended = []
+        for index, group in enumerate(writer.table.layers[layer]):
+            key, value = (ops.op("Transpose", part[index], perm=[0, 2, 1, 3]) for part in (keys, values))
+            out, probs = causal_attention(writer, queries[index], key, value, later, group)
+            attended.append(out)
+            outputs[present_name(layer, index, "key")] = key
+            outputs[present_name(layer, index, "value")] = value
+            if group.rule.by_score:
+                outputs[present_name(layer, index, "score")] = prompt_scores(ops, probs, is_prompt)
+        merged = attended[0] if len(attended) == 1 else ops.op("Concat", *attended, axis=2)
+        hidden = after_attention(writer, hidden, ops.reshape(merged, [0, 0, -1]), layer)
+    last = ops.op("Sub", prompt_length, ops.constant([1], "int32"))
+    hidden = ops.op("GatherND", hidden, ops.reshape(ops.cast(last, "int64"), [-1, 1]), batch_dims=1)
+    logits = image_logits(writer, hidden)
+    outputs |= {"token": draw_tokens(ops, config.codebook_size, logits, ops.constant([0]), inputs), "logits": logits}
+    return spec, writer.model(spec, inputs, outputs)
+
+
+def write_evict(writer: GraphWriter) -> tuple[GraphSpec, ir.Model]:
+    """Releases evict_every slots in every head that has no empty slot, for the groups that do so between steps."""
+    ops = writer.ops
+    spec = graphs.evict_spec(writer.config, writer.table, writer.dtype)
+    inputs = graph_inputs(spec)
+    past = ops.cast(ops.op("Sub", inputs["step"], ops.constant([1])), "int32")
+    position = ops.op("Add", inputs["prompt_length"], past)
+    outputs: dict[str, ir.Value] = {}
+    for layer, index, group in head_groups(writer.table):
+        if not releases_between_steps(group, writer.table.prompt_slots):
+            continue
+        node = AttentionNode.of(group, writer.table, writer.config.query_group_size, writer.config.head_dim, writer.dtype)
+        score = inputs.get(past_name(layer, index, "score"))
+        released, scaled = release_nodes(
+            ops, node, position, inputs["prompt_length"], inputs[past_name(layer, index, "position")], score
+        )
+        outputs[present_name(layer, index, "position")] = released
+        if scaled is not None:
+            outputs[present_name(layer, index, "score")] = scaled
+    kept = {tensor.name for tensor in spec.outputs}
+    return spec, writer.model(spec, inputs, {name: value for name, value in outputs.items() if name in kept})
+
+
+class AttentionFunctions:
+    """One local function for every different head group; `DecodeAttention_0`, `_1`, ..."""
+
+    def __init__(self) -> None:
+        self._names: dict[AttentionNode, str] = {}
+
+    def call(self, ops: Operators, node: AttentionNode, *inputs: ir.Value) -> list[ir.Value]:
+        name = self._names.setdefault(node, f"{OP_TYPE}_{len(self._names)}")
+        return ops.many(name, *inputs, domain=DOMAIN, num_outputs=4 + node.rule.by_score, **node.attributes())
+
+    def all(self) -> list[ir.Function]:
+        return [attention_function(node, name) for node, name in self._names.items()]
+
+
+def rms_norm(writer: GraphWriter, x: ir.Value, weight: str) -> ir.Value:
+    """In the form that ONNX Runtime fuses to one SimplifiedLayerNormalization."""
+    ops = writer.ops
+    wide = x if writer.dtype == "float32" else ops.cast(x, "float32")
+    square = ops.op("Pow", wide, ops.constant(2.0, "float32"))
+    mean = ops.op("ReduceMean", square, ops.constant([-1]), keepdims=1)
+    root = ops.op("Sqrt", ops.op("Add", mean, ops.constant(writer.config.rms_norm_eps, "float32")))
+    normed = ops.op("Div", wide, root)
+    normed = normed if writer.dtype == "float32" else ops.cast(normed, writer.dtype)
+    return ops.op("Mul", normed, writer.weight(weight))
+
+
+def rope_tables(writer: GraphWriter, position: ir.Value) -> tuple[ir.Value, ir.Value]:
+    """cos [..., 1, 1, D/2] and sin [..., 1, 2, D/2] of positions [..., 1, 1, 1]; sin carries the signs of the rotation."""
+    ops = writer.ops
+    # torch's own float32 numbers: at position 600 one unit in the last place of a frequency moves tokens
+    frequencies = ops.constant(Rope(writer.config.head_dim, writer.config.rope_theta).inverse_frequencies.numpy(), "float32")
+    angles = ops.op("Mul", ops.cast(position, "float32"), frequencies)
+    cos, sin = ops.op("Cos", angles), ops.op("Sin", angles)
+    sin = ops.op("Mul", sin, ops.constant([[-1.0], [1.0]], "float32"))
+    return (cos, sin) if writer.dtype == "float32" else (ops.cast(cos, writer.dtype), ops.cast(sin, writer.dtype))
+
+
+def heads_of(
+    writer: GraphWriter, normed: ir.Value, layer: int, cos: ir.Value, sin: ir.Value, leading: tuple[int, ...] = (0,)
+) -> tuple[list[ir.Value], list[ir.Value], list[ir.Value]]:
+    """Queries, keys (both turned by RoPE) and values of each head group: [*leading, heads, D], leading as in normed."""
+    config, ops = writer.config, writer.ops
+    groups = writer.table.layers[layer]
+    turned_heads = config.num_heads + config.num_kv_heads
+    sizes = [turned_heads * config.head_dim, config.num_kv_heads * config.head_dim]
+    turned, values = ops.split(writer.linear(normed, f"layers.{layer}.qkv"), sizes, axis=-1)
+    pairs = ops.reshape(turned, [*leading, turned_heads, 2, config.head_dim // 2])
+    swapped = ops.op("Gather", pairs, ops.constant([1, 0]), axis=-2)
+    pairs = ops.op("Add", ops.op("Mul", pairs, cos), ops.op("Mul", swapped, sin))
+    heads = ops.reshape(pairs, [*leading, turned_heads, config.head_dim])
+    num_kv = [group.num_heads for group in groups]
+    num_query = [part.stop - part.start for part in query_slices(groups, config.query_group_size)]
+    parts = ops.split(heads, num_query + num_kv, axis=-2)
+    values = ops.split(ops.reshape(values, [*leading, config.num_kv_heads, config.head_dim]), num_kv, axis=-2)
+    return parts[: len(groups)], parts[len(groups) :], values
+
+
+def causal_attention(
+    writer: GraphWriter, query: ir.Value, key: ir.Value, value: ir.Value, later: ir.Value, group: HeadGroup
+) -> tuple[ir.Value, ir.Value]:
+    """query [B, T, H*G, D], key, value [B, H, T, D] -> out [B, T, H*G, D], probs float32 [B, H, G, T, T]."""
+    config, ops = writer.config, writer.ops
+    size = config.query_group_size
+    query = ops.op("Transpose", query, perm=[0, 2, 1, 3])
+    query = ops.op("Mul", query, ops.constant(config.head_dim**-0.5, writer.dtype))
+    query = ops.op("Reshape", query, ops.op("Concat", ops.constant([0, group.num_heads, size]),
+                                            ops.op("Shape", key, start=2, end=4), axis=0))  # fmt: skip
+    across = ops.op("Unsqueeze", ops.op("Transpose", key, perm=[0, 1, 3, 2]), ops.constant([2]))
+    logits = ops.op("MatMul", query, across)
+    if writer.dtype != "float32":
+        logits = ops.cast(logits, "float32")
+    probs = ops.op("Softmax", ops.op("Where", later, ops.constant(MASKED, "float32"), logits), axis=-1)
+    weights = probs if writer.dtype == "float32" else ops.cast(probs, writer.dtype)
+    out = ops.op("MatMul", weights, ops.op("Unsqueeze", value, ops.constant([2])))  # [B, H, G, T, D]
+    out = ops.op("Transpose", out, perm=[0, 3, 1, 2, 4])
+    return ops.reshape(out, [0, 0, group.num_heads * size, config.head_dim]), probs
+
+
+def prompt_scores(ops: Operators, probs: ir.Value, is_prompt: ir.Value) -> ir.Value:
+    """What the prompt tokens gave each other, float32 [B, H, T] (R2); padding neither gives nor receives."""
+    given = ops.op("Mul", probs, ops.op("Unsqueeze", is_prompt, ops.constant([1, 2, 4])))
+    return ops.op("ReduceSum", given, ops.constant([2, 3]), keepdims=0)
+
+
+def after_attention(writer: GraphWriter, hidden: ir.Value, attended: ir.Value, layer: int) -> ir.Value:
+    """Output projection and MLP, each added to the residual stream."""
+    ops, source = writer.ops, f"language_model.layers.{layer}"
+    hidden = ops.op("Add", hidden, writer.linear(attended, f"layers.{layer}.o"))
+    normed = rms_norm(writer, hidden, f"{source}.post_attention_layernorm.weight")
+    size = writer.config.intermediate_size
+    gate, up = ops.split(writer.linear(normed, f"layers.{layer}.gate_up"), [size, size], axis=-1)
+    gated = ops.op("Mul", ops.op("Mul", gate, ops.op("Sigmoid", gate)), up)
+    return ops.op("Add", hidden, writer.linear(gated, f"layers.{layer}.down"))
+
+
+def gelu(writer: GraphWriter, x: ir.Value) -> ir.Value:
+    """The exact form, x / 2 (1 + erf(x / sqrt 2))."""
+    ops, dtype = writer.ops, writer.dtype
+    error = ops.op("Erf", ops.op("Div", x, ops.constant(2**0.5, dtype)))
+    return ops.op("Mul", ops.op("Mul", x, ops.op("Add", error, ops.constant(1.0, dtype))), ops.constant(0.5, dtype))
+
+
+def embed_image_token(writer: GraphWriter, token: ir.Value) -> ir.Value:
+    """Image tokens [N] -> the decoder's input [N, hidden_size]."""
+    code = writer.ops.op("Gather", writer.weight("generation_embeddings.weight"), token, axis=0)
+    inner = gelu(writer, writer.linear(code, "generation_aligner.fc1", bias=True))
+    return writer.linear(inner, "generation_aligner.hidden_layers.0", bias=True)
+
+
+def image_logits(writer: GraphWriter, hidden: ir.Value) -> ir.Value:
+    """float32 [B, V] from hidden states [B, hidden_size] before the final norm."""
+    normed = rms_norm(writer, hidden, "language_model.norm.weight")
+    inner = gelu(writer, writer.linear(normed, "generation_head.proj_out", bias=True))
+    logits = writer.linear(inner, "generation_head.vision_head", bias=True)
+    return logits if writer.dtype == "float32" else writer.ops.cast(logits, "float32")
+
+
+def plugin_flavour(model: ir.Model) -> ir.Model:
+    """The same model for the TensorRT plugin: no functions (one would win over the plugin), one node name."""
+    model = model.clone()
+    model.functions.clear()
+    for node in model.graph:
+        if node.domain == DOMAIN:
+            node.op_type = OP_TYPE
+    return model

@@ -1,0 +1,125 @@
+"""The bundle's one weights file: `onnx/weights.safetensors`, written tensor by tensor, read by every backend.
+
+A safetensors file is a JSON header and then raw tensors, so an ONNX initializer can point into it as external
+data while torch and numpy read it by name. Matrices are stored as the graphs multiply them ([in, out]), q, k and v
+as one matrix, gate and up as one, heads in the order of the policy table: no backend rearranges weights at load.
+
+    header   8 bytes little-endian length, JSON {name: {dtype, shape, data_offsets}}, spaces up to a multiple of 64
+    data     the tensors in the order of the header, without gaps
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ssd_export.cache.table import PolicyTable
+from ssd_export.config import ModelConfig
+from ssd_export.model.checkpoint import EMBED_TOKENS, Checkpoint, permute_heads
+
+WEIGHTS_FILE = "weights.safetensors"
+SAFETENSORS_NAMES = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
+ALIGNMENT = 64
+
+
+@dataclass(frozen=True)
+class Weight:
+    """One tensor of the file and how it is made from the checkpoint; shape is known before anything is read."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    make: Callable[[], Tensor]
+
+    @property
+    def num_bytes(self) -> int:
+        return torch.Size(self.shape).numel() * self.dtype.itemsize
+
+
+def plan_weights(checkpoint: Checkpoint, table: PolicyTable, dtype: torch.dtype) -> list[Weight]:
+    """Every tensor of the weights file, in the order in which it is written.
+
+    The language model and the image-token layers are in `dtype`; so is the image decoder, but for its norms.
+    """
+    config = checkpoint.config
+
+    def read(name: str) -> Tensor:
+        return permute_heads(name, checkpoint.tensor(name), table.head_order, config).to(dtype)
+
+    def matrix(name: str, *sources: str) -> Weight:
+        """Linear weights [out, in] side by side, as one [in, sum of out]."""
+        rows = sum(checkpoint.shape(source)[0] for source in sources)
+        shape = (checkpoint.shape(sources[0])[1], rows)
+        return Weight(name, shape, dtype, lambda: torch.cat([read(source) for source in sources]).T.contiguous())
+
+    def plain(name: str) -> Weight:
+        return Weight(name, checkpoint.shape(name), dtype, lambda: read(name))
+
+    weights: list[Weight] = []
+    for layer in range(config.num_layers):
+        source = f"language_model.layers.{layer}"
+        attention = [f"{source}.self_attn.{part}_proj.weight" for part in "qkv"]
+        weights += [
+            plain(f"{source}.input_layernorm.weight"),
+            matrix(f"layers.{layer}.qkv", *attention),
+            matrix(f"layers.{layer}.o", f"{source}.self_attn.o_proj.weight"),
+            plain(f"{source}.post_attention_layernorm.weight"),
+            matrix(f"layers.{layer}.gate_up", f"{source}.mlp.gate_proj.weight", f"{source}.mlp.up_proj.weight"),
+            matrix(f"layers.{layer}.down", f"{source}.mlp.down_proj.weight"),
+        ]
+    weights.append(plain("language_model.norm.weight"))
+    weights.append(plain("generation_embeddings.weight"))
+    for linear in ("generation_aligner.fc1", "generation_aligner.hidden_layers.0",
+                   "generation_head.proj_out", "generation_head.vision_head"):  # fmt: skip
+        weights += [matrix(linear, f"{linear}.weight"), plain(f"{linear}.bias")]
+    weights += [plain(name) for name in checkpoint.names() if name.startswith("vqmodel.")]
+    weights.append(plain(EMBED_TOKENS))
+    return weights
+
+
+def write_weights(
+    path: Path, weights: Iterable[Weight], progress: Callable[[int], None] = lambda num_bytes: None
+) -> dict[str, tuple[int, int]]:
+    """Writes the file, one tensor in memory at a time; `progress` is told the bytes of each tensor written.
+
+    Returns: (offset, length) in bytes of each tensor.
+    Raises: ValueError if a tensor is not what was planned (a bug).
+    """
+    weights = list(weights)
+    header, places = _header(weights)
+    with open(path, "wb") as file:
+        file.write(header)
+        for weight in weights:
+            tensor = weight.make()
+            if tensor.shape != weight.shape or tensor.dtype != weight.dtype:
+                raise ValueError(f"{weight.name} is {tensor.dtype} {tuple(tensor.shape)}, planned {weight}")
+            file.write(tensor.contiguous().view(torch.uint8).numpy().data if tensor.numel() else b"")
+            progress(weight.num_bytes)
+    return places
+
+
+def _header(weights: list[Weight]) -> tuple[bytes, dict[str, tuple[int, int]]]:
+    entries, offset = {}, 0
+    for weight in weights:
+        end = offset + weight.num_bytes
+        entries[weight.name] = {
+            "dtype": SAFETENSORS_NAMES[weight.dtype], "shape": list(weight.shape), "data_offsets": [offset, end],
+        }  # fmt: skip
+        offset = end
+    text = json.dumps(entries, separators=(",", ":")).encode()
+    text += b" " * (-(len(text) + 8) % ALIGNMENT)
+    start = 8 + len(text)
+    places = {name: (start + e["data_offsets"][0], e["data_offsets"][1] - e["data_offsets"][0])
+              for name, e in entries.items()}  # fmt: skip
+    return len(text).to_bytes(8, "little") + text, places
+
+
+def split_qkv(qkv: Tensor, config: ModelConfig) -> tuple[Tensor, Tensor, Tensor]:
+    """The q, k and v projections [out, in] in `layers.N.qkv` [in, out]; views."""
+    query, kv = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
+    return qkv.T.split([query, kv, kv])

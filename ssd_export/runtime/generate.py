@@ -1,0 +1,232 @@
+"""The one loop that draws pictures, whatever the backend: prompts in, an event for each grid row, pictures out.
+
+Needs numpy, pillow, tokenizers and the chosen backend; neither torch nor transformers.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from ssd_export.bundle import Bundle, open_bundle
+from ssd_export.cache.table import PolicyTable
+from ssd_export.config import GRID, NUM_IMAGE_TOKENS, ModelConfig
+from ssd_export.errors import UserError
+from ssd_export.model.prompt import PromptEncoder
+from ssd_export.runtime.runner import PromptBatch, Runner, Sampling, release_steps, tokens_dropped
+from ssd_export.runtime.uniforms import uniforms
+
+RUNNERS = ("ort", "torch", "trt")
+NOT_DRAWN_YET = 235  # grey level of the part of a preview that is still to come
+ITEM_SIZE = {"float32": 4, "float16": 2, "bfloat16": 2}
+MAX_BATCH = 16
+
+
+@dataclass(frozen=True)
+class CacheReport:
+    """What the compression did, as allocated and counted, not as configured.
+
+    bytes: all cache tensors of the batch; bytes_per_image: of the two rows of one picture;
+    image_bytes_per_image: its image slots alone; full_image_bytes_per_image: 576 slots for every head, keys and values.
+    tokens_dropped: (layer, KV head, token) triples released while one picture was drawn.
+    """
+
+    bytes: int
+    bytes_per_image: int
+    image_bytes_per_image: int
+    full_image_bytes_per_image: int
+    tokens_dropped: int
+
+    @property
+    def image_share(self) -> float:
+        return self.image_bytes_per_image / self.full_image_bytes_per_image
+
+
+@dataclass(frozen=True)
+class RowEvent:
+    """Grid row `row` (0..23) is drawn. tokens: int32 [N, 576], 0 where still to come; images: previews, or None."""
+
+    row: int
+    tokens: np.ndarray
+    images: list[Image.Image] | None
+    done: bool
+
+
+@dataclass(frozen=True)
+class GenerationResult:
+    """images: N PIL pictures; tokens: int32 [N, 576]; prompt i * num_images .. gives the images of prompt i."""
+
+    images: list[Image.Image]
+    tokens: np.ndarray
+    seconds: float
+    cache: CacheReport
+
+
+class ImageGenerator:
+    """Draws pictures from a bundle; keeps the weights loaded between calls. A context manager."""
+
+    def __init__(self, bundle: Bundle, runner: Runner) -> None:
+        self.bundle, self.runner = bundle, runner
+        self.config = ModelConfig.from_dict(bundle.config["model"])
+        self.table = PolicyTable.from_dict(bundle.config["policy"])
+        self._prompts = PromptEncoder.from_file(bundle.file("tokenizer.json"))
+        self._embeddings = TextEmbeddings(bundle)
+        self.cache: CacheReport | None = None
+
+    @classmethod
+    def from_bundle(
+        cls, path: str | Path, runner: str = "ort", provider: str = "cpu", num_threads: int | None = None
+    ) -> ImageGenerator:
+        """A generator for the bundle at path.
+
+        Args: runner: ort (ONNX Runtime), torch or trt (TensorRT); provider: cpu or cuda; num_threads: None chooses.
+        Raises: UserError for a damaged bundle, an unknown runner or provider, a provider that cannot start.
+        """
+        bundle = open_bundle(path)
+        return cls(bundle, open_runner(bundle, runner, provider, num_threads))
+
+    def __enter__(self) -> ImageGenerator:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.runner.close()
+
+    def __call__(self, prompts: Sequence[str], **options: Any) -> GenerationResult:
+        """All pictures of the prompts; options as for `stream`."""
+        began = time.perf_counter()
+        event = None
+        for event in self.stream(prompts, **options):
+            pass
+        assert event is not None and event.images is not None and self.cache is not None
+        return GenerationResult(event.images, event.tokens, time.perf_counter() - began, self.cache)
+
+    def stream(
+        self, prompts: Sequence[str], *, seed: int = 0, num_images: int = 1, cfg_scale: float | None = None,
+        temperature: float | None = None, top_k: int = 0, preview: bool = False, max_batch: int = MAX_BATCH,
+    ) -> Iterator[RowEvent]:  # fmt: skip
+        """An event for each finished grid row; the last one has done=True and the finished pictures.
+
+        Args: num_images: pictures for each prompt; cfg_scale, temperature (0: greedy): None takes the bundle's;
+        preview: decode every event's pictures; max_batch: pictures drawn at once, more are drawn one batch after
+        the other (rows then count within a batch).
+        Picture i is the same whatever the batch: its random numbers depend on seed and i alone.
+        """
+        if isinstance(prompts, str):
+            raise UserError('prompts is one string; give a list such as ["a red circle on white"]')
+        sampling = self._sampling(cfg_scale, temperature, top_k)
+        if num_images < 1 or max_batch < 1:
+            raise UserError(f"num_images={num_images} and max_batch={max_batch} must be at least 1")
+        every = [prompt for prompt in prompts for _ in range(num_images)]
+        self._prompts.encode(every[:1] if not every else list(prompts), self.table.prompt_slots)  # all bad ones, at once
+        randoms = uniforms(seed, len(every))
+        tokens = np.zeros((len(every), NUM_IMAGE_TOKENS), np.int32)
+        images: list[Image.Image] = []
+        for start in range(0, len(every), max_batch):
+            part = slice(start, min(start + max_batch, len(every)))
+            batch = self._batch(every[part], np.ascontiguousarray(randoms[:, part]), sampling)
+            last = part.stop == len(every)
+            for row in self._rows(batch):
+                tokens[part] = self.runner.tokens()
+                finished = row == GRID - 1
+                if finished:
+                    images += self._pictures(tokens[part])
+                done = finished and last
+                shown = list(images) if done else self._previews(tokens[part], row) if preview else None
+                yield RowEvent(row, tokens.copy(), shown, done)
+
+    def _sampling(self, cfg_scale: float | None, temperature: float | None, top_k: int) -> Sampling:
+        defaults = self.bundle.config["generation"]
+        cfg_scale = defaults["cfg_scale"] if cfg_scale is None else cfg_scale
+        temperature = defaults["temperature"] if temperature is None else temperature
+        if not (np.isfinite(cfg_scale) and np.isfinite(temperature) and temperature >= 0 and top_k >= 0):
+            raise UserError(f"cfg_scale={cfg_scale}, temperature={temperature}, top_k={top_k}: use finite numbers, "
+                            "temperature >= 0 (0 is greedy) and top_k >= 0 (0 keeps all)")  # fmt: skip
+        return Sampling(float(cfg_scale), float(temperature), int(top_k))
+
+    def _batch(self, prompts: list[str], randoms: np.ndarray, sampling: Sampling) -> PromptBatch:
+        encoded = self._prompts.encode(prompts, self.table.prompt_slots)
+        return PromptBatch(self._embeddings(encoded.ids), encoded.prompt_length, randoms, sampling)
+
+    def _rows(self, batch: PromptBatch) -> Iterator[int]:
+        """Draws the batch; yields after every grid row."""
+        releases = release_steps(self.table, batch.lengths.tolist())
+        self.runner.prefill(batch)
+        self.cache = self._checked_cache(batch)
+        for step in range(1, NUM_IMAGE_TOKENS):
+            if step in releases:
+                self.runner.evict(step)
+            self.runner.decode_step(step)
+            if (step + 1) % GRID == 0:
+                yield step // GRID
+
+    def _checked_cache(self, batch: PromptBatch) -> CacheReport:
+        """Proves that what is allocated is what the policy promises. Raises: RuntimeError if not (a bug)."""
+        size = ITEM_SIZE[self.bundle.config["dtype"]]
+        allocated, promised = self.runner.cache_bytes(), self.table.cache_bytes(self.config, size, 2 * batch.num_images)
+        if allocated != promised:
+            raise RuntimeError(f"the runner holds {allocated} cache bytes, the policy table says {promised}")
+        return CacheReport(
+            bytes=allocated,
+            bytes_per_image=allocated // batch.num_images,
+            image_bytes_per_image=self.table.image_cache_bytes(self.config, size, rows=2),
+            full_image_bytes_per_image=self.table.full_image_cache_bytes(self.config, size, rows=2),
+            tokens_dropped=sum(tokens_dropped(self.table, length) for length in batch.lengths[[0, batch.num_images]].tolist()),
+        )
+
+    def _pictures(self, tokens: np.ndarray) -> list[Image.Image]:
+        """One at a time: at 384 x 384 the decoder's activations outweigh everything else."""
+        return [Image.fromarray(self.runner.decode_image(tokens[i : i + 1])[0]) for i in range(len(tokens))]
+
+    def _previews(self, tokens: np.ndarray, row: int) -> list[Image.Image]:
+        """Pictures of what is drawn: the rows to come repeat the last one for the decoder's sake and are greyed out."""
+        grid = tokens.reshape(-1, GRID, GRID).copy()
+        grid[:, row + 1 :] = grid[:, row : row + 1]
+        previews = []
+        for picture in self._pictures(grid.reshape(tokens.shape)):
+            pixels = np.array(picture)
+            pixels[pixels.shape[0] * (row + 1) // GRID :] = NOT_DRAWN_YET
+            previews.append(Image.fromarray(pixels))
+        return previews
+
+
+class TextEmbeddings:
+    """Rows of the text embedding table, read from the mapped weights file; the table itself is never loaded."""
+
+    def __init__(self, bundle: Bundle) -> None:
+        entry = bundle.config["text_embeddings"]
+        self._is_bfloat16 = entry["dtype"] == "bfloat16"
+        dtype = np.uint16 if self._is_bfloat16 else entry["dtype"]
+        self._table = np.memmap(bundle.file(entry["file"]), dtype, "r", entry["offset"], tuple(entry["shape"]))
+
+    def __call__(self, ids: np.ndarray) -> np.ndarray:
+        """float32 [..., hidden] of ids [...]."""
+        rows = np.asarray(self._table[ids])
+        if self._is_bfloat16:
+            return (rows.astype(np.uint32) << 16).view(np.float32)
+        return rows.astype(np.float32)
+
+
+def open_runner(bundle: Bundle, name: str, provider: str, num_threads: int | None) -> Runner:
+    """The runner of that name. Raises: UserError for an unknown one, or for a package it needs."""
+    if name not in RUNNERS:
+        raise UserError(f"unknown runner {name!r}; use one of {', '.join(RUNNERS)}")
+    try:
+        if name == "ort":
+            from ssd_export.runtime.ort_runner import OrtRunner
+
+            return OrtRunner(bundle, provider, num_threads)
+        if name == "torch":
+            from ssd_export.runtime.torch_runner import TorchRunner
+
+            return TorchRunner(bundle, provider, num_threads)
+    except ImportError as error:
+        needs = {"ort": "onnxruntime", "torch": "torch"}[name]
+        raise UserError(f"the {name} runner needs {needs} ({error}): pip install {needs}") from error
+    raise UserError("the trt runner is not part of this version; use --runner ort")

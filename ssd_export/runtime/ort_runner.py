@@ -1,0 +1,171 @@
+"""ONNX Runtime as a Runner: the bundle's graphs on the CPU or a CUDA GPU, every cache written in place.
+
+An output bound to the very OrtValue of its input makes ScatterElements write one row instead of copying the cache
+(ONNX Runtime skips its copy when both are one buffer); `tests/runtime/test_ort_runner.py` holds on to it.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnxruntime as ort
+
+from ssd_export.bundle import Bundle
+from ssd_export.cache.table import PolicyTable
+from ssd_export.config import NUM_IMAGE_TOKENS
+from ssd_export.errors import UserError
+from ssd_export.runtime.runner import PromptBatch
+from ssd_export.specs import GraphSpec, TensorSpec
+
+PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
+ELEMENT_TYPES = {"float32": 1, "int32": 6, "int64": 7, "float16": 10, "bfloat16": 16}  # onnx.TensorProto
+GPU_HELP = "--provider cuda needs a GPU and the CUDA libraries of this onnxruntime, --provider cpu needs neither"
+SMALL_HIDDEN_SIZE = 512  # below it a step's operators are too short to be worth a second thread
+
+
+class OrtRunner:
+    """Caches live in OrtValues on the provider's device; a batch of another size allocates them anew."""
+
+    def __init__(self, bundle: Bundle, provider: str = "cpu", num_threads: int | None = None) -> None:
+        if provider not in PROVIDERS:
+            raise UserError(f"unknown provider {provider!r}; use one of {', '.join(PROVIDERS)}")
+        if bundle.config["dtype"] == "bfloat16" and provider == "cpu":
+            raise UserError("ONNX Runtime has no bfloat16 on the CPU; use --provider cuda, --runner torch, or export with --dtype fp32")
+        self._bundle, self._provider = bundle, provider
+        self._table = PolicyTable.from_dict(bundle.config["policy"])
+        self._specs = {name: GraphSpec.from_dict(entry) for name, entry in bundle.config["graphs"].items()}
+        hidden_size = bundle.config["model"]["hidden_size"]
+        self._num_threads = num_threads or (1 if hidden_size <= SMALL_HIDDEN_SIZE else 0)
+        self._sessions: dict[str, ort.InferenceSession] = {}
+        self._session("prefill")  # a provider that cannot start says so now, before anything is allocated
+        self._values: dict[str, ort.OrtValue] = {}
+        self._dimensions: dict[str, int] = {}
+        self._bindings: dict[str, ort.IOBinding] = {}
+
+    def prefill(self, batch: PromptBatch) -> None:
+        self._allocate(batch)
+        top_k = batch.sampling.top_k > 0
+        name = "prefill_top_k" if top_k else "prefill"
+        feeds = {
+            "inputs_embeds": batch.embeds, "prompt_length": batch.lengths, "uniforms": batch.uniforms,
+            "cfg_scale": np.array([batch.sampling.cfg_scale], np.float32),
+            "temperature": np.array([batch.sampling.temperature], np.float32),
+            "top_k": np.array([batch.sampling.top_k], np.int64),
+        }  # fmt: skip
+        wanted = [tensor.name for tensor in self._specs[name].inputs]
+        outputs = [tensor.name for tensor in self._specs[name].outputs]
+        results = dict(zip(outputs, self._session(name).run(outputs, {n: feeds[n] for n in wanted}), strict=True))
+        for given in wanted[1:]:
+            self._values[given].update_inplace(feeds[given])
+        tokens = np.zeros((NUM_IMAGE_TOKENS, batch.num_images), np.int32)
+        tokens[0] = results["token"]
+        self._values["tokens"].update_inplace(tokens)
+        self._values["logits"].update_inplace(results["logits"])
+        self._fill_caches(results, batch.lengths)
+        self._step_name = "decode_step_top_k" if top_k else "decode_step"
+
+    def evict(self, step: int) -> None:
+        self._run("evict", step)
+        for tensor in _not_aliased(self._specs["evict"]):
+            past = self._values[tensor.name.replace("present", "past_key_values")]
+            past.update_inplace(self._values[tensor.name].numpy())
+
+    def decode_step(self, step: int) -> None:
+        self._run(self._step_name, step)
+
+    def tokens(self) -> np.ndarray:
+        return self._values["tokens"].numpy().T.copy()  # numpy() is a view of the device's memory on the CPU
+
+    def logits(self) -> np.ndarray:
+        return self._values["logits"].numpy().copy()
+
+    def cache(self, name: str) -> np.ndarray:
+        """A copy of a cache tensor, by its past_key_values name."""
+        return self._values[name].numpy().copy()
+
+    def decode_image(self, tokens: np.ndarray) -> np.ndarray:
+        (pixels,) = self._session("image_decoder").run(["pixels"], {"codes": np.ascontiguousarray(tokens, np.int32)})
+        return pixels.astype(np.uint8)
+
+    def cache_bytes(self) -> int:
+        return sum(value.tensor_size_in_bytes() for name, value in self._values.items() if name.startswith("past_"))
+
+    def close(self) -> None:
+        self._sessions, self._values, self._bindings, self._dimensions = {}, {}, {}, {}
+
+    def _session(self, name: str) -> ort.InferenceSession:
+        if name not in self._sessions:
+            self._sessions[name] = open_session(
+                self._bundle.file(f"onnx/{name}.onnx"), self._provider, self._num_threads
+            )
+        return self._sessions[name]
+
+    def _allocate(self, batch: PromptBatch) -> None:
+        """Values of every input and output of the steps at this batch size, an aliased output being its input."""
+        dimensions = {"images": batch.num_images, "rows": 2 * batch.num_images}
+        if dimensions == self._dimensions:
+            return
+        self._dimensions, self._bindings = dimensions, {}
+        spec = self._specs["decode_step_top_k"]
+        tensors = [*spec.inputs, *_not_aliased(spec)]
+        if "evict" in self._specs:
+            tensors += _not_aliased(self._specs["evict"])
+        self._values = {tensor.name: self._new_value(tensor) for tensor in tensors}
+
+    def _new_value(self, tensor: TensorSpec) -> ort.OrtValue:
+        shape = [self._dimensions.get(d, d) for d in tensor.shape]
+        return ort.OrtValue.ortvalue_from_shape_and_type(shape, ELEMENT_TYPES[tensor.dtype], self._provider, 0)
+
+    def _fill_caches(self, results: dict[str, np.ndarray], lengths: np.ndarray) -> None:
+        """Prompt token t to slot t, everything else empty and zero (R8; 0 x NaN would be NaN)."""
+        for tensor in self._specs["decode_step"].inputs:
+            if not tensor.name.startswith("past_key_values."):
+                continue
+            shape = [self._dimensions.get(d, d) for d in tensor.shape]
+            if tensor.name.endswith("position"):
+                slot = np.arange(shape[2], dtype=np.int32)
+                filled = np.where(slot < lengths[:, None, None], slot, np.int32(-1))
+                filled = np.ascontiguousarray(np.broadcast_to(filled, shape))
+            else:
+                prompt = results[tensor.name.replace("past_key_values", "present")]
+                filled = np.zeros(shape, prompt.dtype)
+                held = np.arange(prompt.shape[2]) < lengths[:, None, None]
+                filled[:, :, : prompt.shape[2]] = np.where(held.reshape(*held.shape, *[1] * (prompt.ndim - 3)), prompt, 0)
+            self._values[tensor.name].update_inplace(filled)
+
+    def _run(self, name: str, step: int) -> None:
+        self._values["step"].update_inplace(np.array([step], np.int64))
+        if name not in self._bindings:
+            self._bindings[name] = self._bind(name)
+        self._session(name).run_with_iobinding(self._bindings[name])
+
+    def _bind(self, name: str) -> ort.IOBinding:
+        spec, binding = self._specs[name], self._session(name).io_binding()
+        for tensor in spec.inputs:
+            binding.bind_ortvalue_input(tensor.name, self._values[tensor.name])
+        for tensor in spec.outputs:
+            binding.bind_ortvalue_output(tensor.name, self._values[spec.aliases.get(tensor.name, tensor.name)])
+        return binding
+
+
+def _not_aliased(spec: GraphSpec) -> list[TensorSpec]:
+    return [tensor for tensor in spec.outputs if tensor.name not in spec.aliases]
+
+
+def open_session(path: Path, provider: str, num_threads: int) -> ort.InferenceSession:
+    """A session that runs on the provider asked for. Raises: UserError where ONNX Runtime would fall back silently."""
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = num_threads
+    options.inter_op_num_threads = 1
+    options.log_severity_level = 3
+    wanted = PROVIDERS[provider]
+    if wanted not in ort.get_available_providers():
+        raise UserError(f"this onnxruntime has no {wanted}; pip install onnxruntime-gpu, or use --provider cpu")
+    try:
+        session = ort.InferenceSession(str(path), options, providers=[wanted])
+    except RuntimeError as error:
+        raise UserError(f"onnxruntime could not open {path} ({str(error).splitlines()[0][:200]}); {GPU_HELP}") from error
+    if session.get_providers()[0] != wanted:
+        raise UserError(f"onnxruntime could not start {wanted}; {GPU_HELP}")
+    return session

@@ -1,0 +1,96 @@
+"""The seam between what is drawn and where: one Runner per backend, one loop (`generate.py`) for all.
+
+A runner holds the weights and the caches of one batch of pictures. Arrays that cross the seam are numpy on the host.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+
+from ssd_export.cache.table import PolicyTable, releases_between_steps
+from ssd_export.config import NUM_IMAGE_TOKENS
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """cfg_scale: guidance u + cfg_scale (c - u); temperature: 0 is greedy; top_k: 0 keeps every token."""
+
+    cfg_scale: float
+    temperature: float
+    top_k: int = 0
+
+
+@dataclass(frozen=True)
+class PromptBatch:
+    """What starts a batch of N pictures.
+
+    embeds: float32 [2 N, T, hidden], padded on the right; lengths: int32 [2 N]; uniforms: float32 [576, N] in [0, 1).
+    """
+
+    embeds: np.ndarray
+    lengths: np.ndarray
+    uniforms: np.ndarray
+    sampling: Sampling
+
+    @property
+    def num_images(self) -> int:
+        return self.uniforms.shape[1]
+
+
+class Runner(Protocol):
+    """One backend with the weights loaded. Call order: prefill, then for steps 1..575 evict (when due) and decode_step."""
+
+    def prefill(self, batch: PromptBatch) -> None:
+        """Fills fresh caches from the prompts and draws token 0."""
+
+    def evict(self, step: int) -> None:
+        """Releases slots in every head that has none, before decode step `step` (R5, R7)."""
+
+    def decode_step(self, step: int) -> None:
+        """Draws token `step` from token `step - 1`."""
+
+    def tokens(self) -> np.ndarray:
+        """int32 [N, 576]; what is not drawn yet is 0. Waits for the device."""
+
+    def logits(self) -> np.ndarray:
+        """float32 [2 N, V] of the token drawn last, before guidance."""
+
+    def decode_image(self, tokens: np.ndarray) -> np.ndarray:
+        """Pixels uint8 [n, height, width, 3] of codes int32 [n, 576]."""
+
+    def cache_bytes(self) -> int:
+        """Bytes allocated for the caches of the current batch."""
+
+    def close(self) -> None:
+        """Frees what the runner holds."""
+
+
+def release_steps(table: PolicyTable, lengths: Sequence[int]) -> frozenset[int]:
+    """Steps before which some head that releases several slots at a time has no empty slot (R7).
+
+    A head with num_slots slots and a prompt of length L is full before step num_slots - L + 1, and then after every
+    evict_every writes.
+    """
+    steps: set[int] = set()
+    groups = {group for layer in table.layers for group in layer}
+    for group in (group for group in groups if releases_between_steps(group, table.prompt_slots)):
+        for length in set(lengths):
+            steps.update(range(group.num_slots - length + 1, NUM_IMAGE_TOKENS, group.evict_every))
+    return frozenset(steps)
+
+
+def tokens_dropped(table: PolicyTable, length: int) -> int:
+    """(layer, KV head, token) triples that a row with a prompt of this length drops while a picture is drawn.
+
+    575 of the 576 tokens are written (the last one is only drawn).
+    """
+    dropped = 0
+    for group in (group for layer in table.layers for group in layer):
+        overflow = length + NUM_IMAGE_TOKENS - 1 - group.num_slots
+        if overflow > 0:
+            dropped += group.num_heads * -(-overflow // group.evict_every) * group.evict_every
+    return dropped

@@ -1,0 +1,158 @@
+"""torch as a Runner: the reference, on the CPU or a CUDA GPU, from the same weights file as the graphs."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from safetensors import safe_open
+from torch import Tensor
+
+from ssd_export.bundle import Bundle
+from ssd_export.cache.attention import decode_attention, fill_from_prompt, prefill_attention
+from ssd_export.cache.layout import group_slices, query_slices
+from ssd_export.cache.state import GroupState
+from ssd_export.cache.table import HeadGroup, PolicyTable
+from ssd_export.config import NUM_IMAGE_TOKENS, ModelConfig
+from ssd_export.errors import UserError
+from ssd_export.model.decoder import ImageTokenModel
+from ssd_export.model.image_decoder import ImageDecoder
+from ssd_export.runtime.runner import PromptBatch, Sampling
+
+BLOCK = 128
+LEAST_TEMPERATURE = 1e-6
+
+
+class TorchRunner:
+    """Releases happen inside the step (R7), so `evict` has nothing to do."""
+
+    def __init__(self, bundle: Bundle, provider: str = "cpu", num_threads: int | None = None) -> None:
+        if provider not in ("cpu", "cuda"):
+            raise UserError(f"unknown provider {provider!r}; use one of cpu, cuda")
+        if provider == "cuda" and not torch.cuda.is_available():
+            raise UserError("torch finds no CUDA GPU; use --provider cpu, or install torch for CUDA")
+        if num_threads:
+            torch.set_num_threads(num_threads)
+        self._device = provider
+        self._config = ModelConfig.from_dict(bundle.config["model"])
+        self._table = PolicyTable.from_dict(bundle.config["policy"])
+        self._dtype = getattr(torch, bundle.config["dtype"])
+        self._model, self._image_decoder = load_modules(bundle, self._config, self._device)
+        self._states: list[list[GroupState]] = []
+
+    @torch.inference_mode()
+    def prefill(self, batch: PromptBatch) -> None:
+        embeds = torch.from_numpy(batch.embeds).to(self._device, self._dtype)
+        self._lengths = torch.from_numpy(batch.lengths).to(self._device)
+        self._uniforms = torch.from_numpy(batch.uniforms).to(self._device)
+        self._sampling = batch.sampling
+        rows, num_tokens = embeds.shape[:2]
+        self._states = [[GroupState.empty(rows, group, self._config.head_dim, self._dtype, self._device)
+                         for group in groups] for groups in self._table.layers]  # fmt: skip
+        self._tokens = torch.zeros(NUM_IMAGE_TOKENS, batch.num_images, dtype=torch.int32, device=self._device)
+        positions = torch.arange(num_tokens, device=self._device).expand(rows, -1)
+        hidden = self._model(embeds, positions, self._attend_prompt)
+        last = hidden[torch.arange(rows, device=self._device), self._lengths.long() - 1]
+        self._draw(last, 0)
+
+    def evict(self, step: int) -> None:
+        """Nothing: `decode_attention` releases where R7 says so."""
+
+    @torch.inference_mode()
+    def decode_step(self, step: int) -> None:
+        hidden = self._model.embed_image_tokens(self._tokens[step - 1].long())
+        self._position = self._lengths + (step - 1)
+        hidden = self._model(hidden.repeat(2, 1)[:, None], self._position[:, None], self._attend_cache)
+        self._draw(hidden[:, 0], step)
+
+    def tokens(self) -> np.ndarray:
+        return self._tokens.T.contiguous().cpu().numpy()
+
+    def logits(self) -> np.ndarray:
+        return self._logits.cpu().numpy()
+
+    def state(self, layer: int, group: int) -> GroupState:
+        return self._states[layer][group]
+
+    @torch.inference_mode()
+    def decode_image(self, tokens: np.ndarray) -> np.ndarray:
+        pixels = self._image_decoder(torch.from_numpy(np.asarray(tokens, np.int64)).to(self._device)).float()
+        return (((pixels + 1) / 2) * 255).clamp(0, 255).permute(0, 2, 3, 1).to(torch.uint8).cpu().numpy()
+
+    def cache_bytes(self) -> int:
+        return sum(state.num_bytes for layer in self._states for state in layer)
+
+    def close(self) -> None:
+        self._states = []
+
+    def _groups(self, layer: int) -> list[tuple[HeadGroup, GroupState, slice, slice]]:
+        groups = self._table.layers[layer]
+        return list(zip(groups, self._states[layer], group_slices(groups),
+                        query_slices(groups, self._config.query_group_size), strict=True))  # fmt: skip
+
+    def _attend_prompt(self, layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        out, scores = prefill_attention(query, key, value, self._lengths)
+        for _, state, heads, _ in self._groups(layer):
+            fill_from_prompt(state, key[:, heads], value[:, heads], scores[:, heads], self._lengths)
+        return out
+
+    def _attend_cache(self, layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        out = torch.empty_like(query)
+        for group, state, heads, queries in self._groups(layer):
+            out[:, queries, 0] = decode_attention(
+                query[:, queries, 0], key[:, heads, 0], value[:, heads, 0], state, group,
+                self._lengths, self._position, self._table.score_decay,
+            )  # fmt: skip
+        return out
+
+    def _draw(self, hidden: Tensor, step: int) -> None:
+        self._logits = self._model.image_logits(hidden).float()
+        self._tokens[step] = draw_tokens(self._logits, self._uniforms[step], self._sampling)
+
+
+def load_modules(bundle: Bundle, config: ModelConfig, device: str) -> tuple[ImageTokenModel, ImageDecoder]:
+    """The torch modules with the bundle's weights: what the graphs multiply by [in, out] is [out, in] here."""
+    model, decoder = ImageTokenModel(config), ImageDecoder(config)
+    with safe_open(bundle.file("onnx/weights.safetensors"), framework="pt", device=device) as file:
+        for module in (model, decoder):
+            state = {name: _stored(file, name, config) for name in module.state_dict()}
+            module.load_state_dict(state, assign=True)
+            module.eval().requires_grad_(False)
+    return model.to(device), decoder.to(device)
+
+
+def _stored(file: safe_open, name: str, config: ModelConfig) -> Tensor:
+    """A tensor of the modules, out of the weights file (export/weights.py has the other direction)."""
+    if name in file.keys():
+        return file.get_tensor(name)
+    stem = name.removesuffix(".weight")
+    if stem in file.keys():
+        return file.get_tensor(stem).T
+    prefix, layer, block, part = stem.removeprefix("language_model.").split(".")
+    root = f"{prefix}.{layer}"
+    if part in ("q_proj", "k_proj", "v_proj"):
+        query, kv = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
+        return file.get_tensor(f"{root}.qkv").T.split([query, kv, kv])["qkv".index(part[0])]
+    if part in ("gate_proj", "up_proj"):
+        return file.get_tensor(f"{root}.gate_up").T.chunk(2)[part == "up_proj"]
+    return file.get_tensor(f"{root}.{part.removesuffix('_proj')}").T
+
+
+def draw_tokens(logits: Tensor, uniform: Tensor, sampling: Sampling) -> Tensor:
+    """int32 [N] from logits float32 [2 N, V] and uniform [N], by the same sums as export/sampler.py."""
+    conditional, unconditional = logits.chunk(2)
+    guided = unconditional + sampling.cfg_scale * (conditional - unconditional)
+    if sampling.temperature == 0:
+        return guided.argmax(dim=-1).int()
+    scaled = guided / max(sampling.temperature, LEAST_TEMPERATURE)
+    if sampling.top_k:
+        threshold = scaled.topk(min(sampling.top_k, scaled.shape[1])).values[:, -1:]
+        scaled = scaled.masked_fill(scaled < threshold, -3.0e38)
+    probs = scaled.softmax(dim=-1)
+    size = probs.shape[1]
+    blocks = torch.nn.functional.pad(probs, (0, -size % BLOCK)).unflatten(1, (-1, BLOCK))
+    inside = blocks @ torch.ones(BLOCK, BLOCK, device=probs.device).triu()
+    sums = inside[:, :, -1]
+    offsets = sums @ torch.ones(sums.shape[1], sums.shape[1], device=probs.device).triu(1)
+    cdf = (inside + offsets[:, :, None]).flatten(1)
+    passed = cdf <= uniform[:, None] * sums.sum(dim=1, keepdim=True)
+    return passed.sum(dim=1).clamp(max=size - 1).int()

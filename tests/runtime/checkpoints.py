@@ -1,0 +1,48 @@
+"""Bundles of small random checkpoints, made once a test session, and what transformers draws from them."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from pathlib import Path
+from tempfile import mkdtemp
+
+from ssd_export.cache.head_map import HeadMap
+from ssd_export.export.exporter import ExportSpec, export_bundle
+from ssd_export.model.checkpoint import open_checkpoint
+from tests.janus_checkpoints import TinyJanus, write_original_checkpoint, write_transformers_checkpoint
+
+PROMPTS = ("a red circle", "two green triangles beside the yellow star on white", "blue")
+
+
+@lru_cache(maxsize=1)
+def scratch() -> Path:
+    return Path(mkdtemp(prefix="ssd-export-tests-"))
+
+
+@lru_cache(maxsize=None)
+def checkpoint(tiny: TinyJanus, layout: str = "transformers", sharded: bool = False) -> Path:
+    write = {"transformers": write_transformers_checkpoint, "original": write_original_checkpoint}[layout]
+    folder = scratch() / f"checkpoint-{abs(hash((tiny, layout, sharded)))}"
+    return write(folder, tiny, sharded)
+
+
+def export_spec(model: Path, policy: str = "full", budget: float = 0.2, **changes: object) -> ExportSpec:
+    values = dict(model=str(model), policy=policy, budget=budget, window=None, evict_every=None, num_recent=None,
+                  num_sinks=None, head_map=None, groups=3, prompt_slots=32, dtype="fp32", out=None, force=False)  # fmt: skip
+    return ExportSpec(**{**values, **changes})
+
+
+@lru_cache(maxsize=None)
+def bundle(model: Path, policy: str = "full", budget: float = 0.2, **changes: object) -> Path:
+    out = scratch() / f"bundle-{abs(hash((model, policy, budget, tuple(sorted(changes.items())))))}"
+    return export_bundle(export_spec(model, policy, budget, out=out, **changes))
+
+
+@lru_cache(maxsize=None)
+def head_map_file(model: Path) -> Path:
+    """A head map with both kinds in every layer, written beside nothing: given by --head-map."""
+    config = open_checkpoint(model).config
+    metric = tuple(tuple(((3 * layer + 5 * head) % 7) / 7 for head in range(config.num_heads)) for layer in range(config.num_layers))
+    path = scratch() / f"{model.name}-head-map.json"
+    HeadMap(config.num_layers, config.num_heads, config.num_kv_heads, config.hidden_size, metric, 0.4).save(path)
+    return path
