@@ -1,0 +1,78 @@
+"""The image vocabulary of the demo model: one code for every look a 4 x 4 patch of a scene can have.
+
+A code names a pattern (which pixels of the patch a shape covers, 196 of them over all shapes and radii) and a
+colour. The ground behind a partly covered patch is not in its code: the image decoder reads it off the
+neighbourhood. Codes 0..3 are the plain grounds; then 195 patterns for each of the 8 colours.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+import numpy as np
+
+from ssd_export.demo.scenes import COLOURS, GROUNDS, KINDS, PATCH, RADII, SIZE, Scene, Shape, stamp
+
+GRID = SIZE // PATCH
+NUM_GROUNDS = len(GROUNDS)
+_GROUND_CODE = {name: code for code, name in enumerate(GROUNDS)}
+_COLOUR_INDEX = {name: index for index, name in enumerate(COLOURS)}
+
+
+def patches_of(picture: np.ndarray) -> np.ndarray:
+    """Square picture [n, n] -> its patches in raster order, [(n / 4)^2, 16]."""
+    side = picture.shape[0] // PATCH
+    return picture.reshape(side, PATCH, side, PATCH).transpose(0, 2, 1, 3).reshape(side * side, PATCH * PATCH)
+
+
+@lru_cache(maxsize=1)
+def patterns() -> np.ndarray:
+    """Distinct coverages of a patch, float32 [196, 16], the empty one first."""
+    stamps = [patches_of(stamp(kind, radius)) for kind in KINDS for radius in RADII]
+    distinct = np.unique(np.concatenate(stamps), axis=0)
+    assert not distinct[0].any(), "the empty patch sorts first"
+    return distinct
+
+
+def num_codes() -> int:
+    return NUM_GROUNDS + (len(patterns()) - 1) * len(COLOURS)
+
+
+@lru_cache(maxsize=None)
+def _stamp_patterns(kind: str, radius: int) -> np.ndarray:
+    """Pattern index of each patch of a shape, int64 [radius / 2, radius / 2]."""
+    index = {pattern.tobytes(): number for number, pattern in enumerate(patterns())}
+    numbers = [index[patch.tobytes()] for patch in patches_of(stamp(kind, radius))]
+    side = 2 * radius // PATCH
+    return np.array(numbers).reshape(side, side)
+
+
+def encode_scene(scene: Scene) -> np.ndarray:
+    """Image tokens of a scene, int64 [576] in raster order."""
+    grid = np.full((GRID, GRID), _GROUND_CODE[scene.ground])
+    for shape in scene.shapes:
+        _stamp_codes(grid, shape)
+    return grid.reshape(-1)
+
+
+def _stamp_codes(grid: np.ndarray, shape: Shape) -> None:
+    pattern = _stamp_patterns(shape.kind, shape.radius)
+    left, top = (shape.x - shape.radius) // PATCH, (shape.y - shape.radius) // PATCH
+    part = grid[top : top + pattern.shape[0], left : left + pattern.shape[1]]
+    covered = pattern > 0
+    part[covered] = code_of(pattern[covered], _COLOUR_INDEX[shape.colour])
+
+
+def code_of(pattern: np.ndarray, colour: int | np.ndarray) -> np.ndarray:
+    """Code of a pattern (1..195) in a colour (0..7)."""
+    return NUM_GROUNDS + colour * (len(patterns()) - 1) + pattern - 1
+
+
+@lru_cache(maxsize=1)
+def factors() -> tuple[np.ndarray, np.ndarray]:
+    """Pattern (0..195) and paint (0..3 grounds, 4..11 colours) of every code, int64 [V] each."""
+    shaped = np.arange(num_codes() - NUM_GROUNDS)
+    per_colour = len(patterns()) - 1
+    pattern = np.concatenate([np.zeros(NUM_GROUNDS, np.int64), shaped % per_colour + 1])
+    paint = np.concatenate([np.arange(NUM_GROUNDS), shaped // per_colour + NUM_GROUNDS])
+    return pattern, paint

@@ -1,0 +1,186 @@
+"""Captioned scenes: plain grounds with one to four flat shapes, the demo model's whole world.
+
+Coordinates are pixels of a 96 x 96 picture; a centre (x, y) is the corner shared by four pixels. Centres lie on
+multiples of 4 and radii on `RADII`, so every shape covers the 24 x 24 grid of 4 x 4 patches in the same way
+wherever it stands: the image tokens see few distinct patches, and a small model learns exact shapes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+
+SIZE = 96
+PATCH = 4
+MARGIN = 4
+GAP = 4
+
+GROUNDS = {"white": (245, 245, 245), "gray": (190, 190, 190), "pink": (250, 205, 215), "sand": (235, 225, 190)}
+COLOURS = {
+    "red": (220, 40, 40), "green": (40, 170, 60), "blue": (50, 80, 220), "yellow": (240, 210, 40),
+    "purple": (140, 60, 180), "orange": (245, 140, 30), "cyan": (40, 200, 220), "black": (30, 30, 30),
+}  # fmt: skip
+KINDS = ("circle", "square", "triangle", "cross", "ring", "bar")
+RADII = (8, 12, 16, 20)
+CATEGORIES = ("single", "counting", "two objects", "relation")
+RELATIONS = ("left of", "right of", "above", "below")
+NUMBERS = {2: "two", 3: "three", 4: "four"}
+RELATION_LEAD = 12
+_RADII_OF = {"single": (12, 16, 20), "counting": (8, 12), "two objects": (8, 12, 16), "relation": (8, 12, 16)}
+
+
+@dataclass(frozen=True)
+class Shape:
+    """One flat shape; x, y: centre in pixels (multiples of 4), radius: one of RADII."""
+
+    kind: str
+    colour: str
+    x: int
+    y: int
+    radius: int
+
+
+@dataclass(frozen=True)
+class Scene:
+    ground: str
+    shapes: tuple[Shape, ...]
+    category: str
+    caption: str
+
+
+def shape_coverage(kind: str, radius: float, x: float, y: float) -> np.ndarray:
+    """Share of each pixel that the shape covers, float32 [96, 96] in 0..1, from 2 x 2 samples a pixel."""
+    sample = (np.arange(2 * SIZE, dtype=np.float32) + 0.5) / 2
+    dx, dy = sample[None, :] - x, sample[:, None] - y
+    inside = _inside(kind, radius, dx, dy)
+    return inside.reshape(SIZE, 2, SIZE, 2).mean(axis=(1, 3), dtype=np.float32)
+
+
+def _inside(kind: str, r: float, dx: np.ndarray, dy: np.ndarray) -> np.ndarray:
+    distance = np.hypot(dx, dy)
+    match kind:
+        case "circle":
+            return distance <= r
+        case "ring":
+            return (distance <= r) & (distance >= 0.55 * r)
+        case "square":
+            return (abs(dx) <= 0.88 * r) & (abs(dy) <= 0.88 * r)
+        case "bar":
+            return (abs(dx) <= r) & (abs(dy) <= 0.4 * r)
+        case "cross":
+            long_x, long_y = abs(dx) <= r, abs(dy) <= r
+            return (long_x & (abs(dy) <= 0.33 * r)) | (long_y & (abs(dx) <= 0.33 * r))
+        case "triangle":
+            return (dy >= -r) & (dy <= 0.8 * r) & (abs(dx) <= (dy + r) / 1.8)
+    raise ValueError(f"unknown shape {kind!r}")
+
+
+@lru_cache(maxsize=None)
+def stamp(kind: str, radius: int) -> np.ndarray:
+    """Coverage of a shape on its own square of pixels, float32 [2 radius, 2 radius] (read only)."""
+    centre = SIZE // 2
+    part = shape_coverage(kind, radius, centre, centre)[centre - radius : centre + radius, centre - radius : centre + radius]
+    part.setflags(write=False)
+    return part
+
+
+def render(scene: Scene) -> np.ndarray:
+    """The picture of a scene, uint8 [96, 96, 3]."""
+    picture = np.empty((SIZE, SIZE, 3), np.float32)
+    picture[:] = GROUNDS[scene.ground]
+    for shape in scene.shapes:
+        rows = slice(shape.y - shape.radius, shape.y + shape.radius)
+        columns = slice(shape.x - shape.radius, shape.x + shape.radius)
+        alpha = stamp(shape.kind, shape.radius)[..., None]
+        colour = np.asarray(COLOURS[shape.colour], np.float32)
+        picture[rows, columns] += alpha * (colour - picture[rows, columns])
+    return np.rint(picture).astype(np.uint8)
+
+
+def random_scene(rng: np.random.Generator, category: str | None = None, height: int = SIZE) -> Scene:
+    """A scene of the category (or of a random one): shapes fully inside the upper `height` pixels, GAP apart."""
+    category = category or str(rng.choice(CATEGORIES))
+    while True:
+        scene = _draw(rng, category, height)
+        if scene is not None:
+            return scene
+
+
+def is_held_out(caption: str) -> bool:
+    """Whether a caption is kept from training: one in eight, by its hash, so that the split needs no file."""
+    return hashlib.sha256(caption.encode()).digest()[0] % 8 == 0
+
+
+def _draw(rng: np.random.Generator, category: str, height: int) -> Scene | None:
+    """One attempt; None where the shapes found no room or no clear relation."""
+    ground = str(rng.choice(list(GROUNDS)))
+    looks = _looks(rng, category)
+    radii = rng.choice([r for r in _RADII_OF[category] if 2 * (r + MARGIN) <= height], size=len(looks))
+    if category == "counting":
+        radii[:] = radii[0]
+    shapes: list[Shape] = []
+    for (colour, kind), radius in zip(looks, radii.tolist(), strict=True):
+        shape = _place(rng, shapes, colour, kind, radius, height)
+        if shape is None:
+            return None
+        shapes.append(shape)
+    caption = _caption(category, shapes, ground)
+    return None if caption is None else Scene(ground, tuple(shapes), category, caption)
+
+
+def _looks(rng: np.random.Generator, category: str) -> list[tuple[str, str]]:
+    """Colour and kind of each shape: all alike when counting, all different otherwise."""
+    number = {"single": 1, "counting": int(rng.integers(2, 5))}.get(category, 2)
+    looks = [(str(rng.choice(list(COLOURS))), str(rng.choice(KINDS))) for _ in range(number)]
+    if category == "counting":
+        return [looks[0]] * number
+    while len(set(looks)) < number:
+        looks[1] = (str(rng.choice(list(COLOURS))), str(rng.choice(KINDS)))
+    return looks
+
+
+def _place(
+    rng: np.random.Generator, others: list[Shape], colour: str, kind: str, radius: int, height: int
+) -> Shape | None:
+    low = (radius + MARGIN) // PATCH
+    for _ in range(20):
+        x, y = (PATCH * int(rng.integers(low, (side - radius - MARGIN) // PATCH + 1)) for side in (SIZE, height))
+        if all(max(abs(x - o.x), abs(y - o.y)) >= radius + o.radius + GAP for o in others):
+            return Shape(kind, colour, x, y, radius)
+    return None
+
+
+def _caption(category: str, shapes: list[Shape], ground: str) -> str | None:
+    first = shapes[0]
+    match category:
+        case "single":
+            return f"{_noun(first)} on {ground}"
+        case "counting":
+            return f"{NUMBERS[len(shapes)]} {first.colour} {plural(first.kind)} on {ground}"
+        case "two objects":
+            return f"{_noun(first)} and {_noun(shapes[1])} on {ground}"
+        case "relation":
+            relation = relation_of(first, shapes[1])
+            return relation and f"{_noun(first)} {relation} {_noun(shapes[1])} on {ground}"
+    raise ValueError(f"unknown category {category!r}; choose one of {', '.join(CATEGORIES)}")
+
+
+def relation_of(first: Shape, second: Shape) -> str | None:
+    """Where the first shape stands seen from the second, if one axis leads by RELATION_LEAD pixels or more."""
+    dx, dy = first.x - second.x, first.y - second.y
+    if abs(abs(dx) - abs(dy)) < RELATION_LEAD:
+        return None
+    if abs(dx) > abs(dy):
+        return "left of" if dx < 0 else "right of"
+    return "above" if dy < 0 else "below"
+
+
+def plural(kind: str) -> str:
+    return kind + ("es" if kind == "cross" else "s")
+
+
+def _noun(shape: Shape) -> str:
+    return f"{'an' if shape.colour == 'orange' else 'a'} {shape.colour} {shape.kind}"

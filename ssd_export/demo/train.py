@@ -1,0 +1,304 @@
+"""Trains the demo model's transformer: resumable, the same for a seed, on two CPU cores or on a GPU.
+
+Model and data are Janus' own kind: prompt, then 576 image tokens, next-token loss. What is not: matrices are
+trained with Muon (orthogonalised momentum, https://kellerjordan.github.io/posts/muon), everything else with Adam;
+the loss of tokens that begin a shape weighs more; the output and input tables are sums of a row per pattern, a row
+per paint and a row per code while training, and plain tables in the checkpoint (`folded_state`).
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ssd_export.config import ModelConfig, VQConfig
+from ssd_export.demo import codes
+from ssd_export.demo.batches import Batch, Mix, PromptIds, draw_batch
+from ssd_export.demo.tokenizer import train_tokenizer
+from ssd_export.model.decoder import ImageTokenModel
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Everything that decides the outcome. num_steps may be raised on resuming: the rate is flat until the decay."""
+
+    num_steps: int
+    num_layers: int = 6
+    hidden_size: int = 128
+    num_heads: int = 4
+    intermediate_size: int = 352
+    batch_size: int = 8
+    short_batch_size: int = 20
+    short_rows: int = 10
+    short_share: float = 0.4
+    seed: int = 0
+    muon_rate: float = 0.015
+    adam_rate: float = 2e-3
+    warmup_steps: int = 60
+    decay_share: float = 0.3
+    start_weight: float = 6.0
+    average_decay: float = 0.998
+
+
+def demo_config(recipe: Recipe, vocab_size: int) -> ModelConfig:
+    return ModelConfig(
+        vocab_size=vocab_size,
+        hidden_size=recipe.hidden_size,
+        num_layers=recipe.num_layers,
+        num_heads=recipe.num_heads,
+        num_kv_heads=recipe.num_heads,
+        head_dim=recipe.hidden_size // recipe.num_heads,
+        intermediate_size=recipe.intermediate_size,
+        rope_theta=10000.0,
+        rms_norm_eps=1e-6,
+        max_positions=1024,
+        codebook_size=codes.num_codes(),
+        codebook_dim=8,
+        vq=VQConfig(latent_channels=64, base_channels=32, channel_multipliers=(1, 1, 2), num_res_blocks=1),
+        image_size=codes.SIZE,
+    )
+
+
+class FactoredTable(nn.Module):
+    """Rows for all codes: pattern row + paint row + own row, [V, width]."""
+
+    def __init__(self, width: int, scale: float) -> None:
+        super().__init__()
+        pattern, paint = codes.factors()
+        self.register_buffer("pattern_index", torch.from_numpy(pattern), persistent=False)
+        self.register_buffer("paint_index", torch.from_numpy(paint), persistent=False)
+        self.pattern = nn.Parameter(scale * torch.randn(int(pattern.max()) + 1, width))
+        self.paint = nn.Parameter(scale * torch.randn(int(paint.max()) + 1, width))
+        self.own = nn.Parameter(torch.zeros(len(pattern), width))
+
+    def forward(self) -> Tensor:
+        return self.pattern[self.pattern_index] + self.paint[self.paint_index] + self.own
+
+
+class Trainee(nn.Module):
+    """The model with factored tables in place of generation_embeddings and the last layer of generation_head."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.model = ImageTokenModel(config, text_embedding=True)
+        self.input_table = FactoredTable(config.codebook_dim, scale=1.0)
+        self.output_table = FactoredTable(config.hidden_size, scale=0.02)
+        self.output_bias = nn.Parameter(torch.zeros(config.codebook_size))
+        for replaced in (self.model.generation_embeddings.weight, *self.model.generation_head.vision_head.parameters()):
+            replaced.requires_grad_(False)
+        initialise(self.model, config.num_layers)
+
+    def forward(self, batch: Batch) -> Tensor:
+        """Logits for every image token, [B, I, V]."""
+        prompt = self.model.embed_text_tokens(batch.ids)
+        image = self.model.generation_aligner(self.input_table()[batch.inputs[:, :-1]])
+        hidden, first = join_rows(prompt, image, batch.lengths)
+        positions = torch.arange(hidden.shape[1], device=hidden.device).expand(hidden.shape[:2])
+        hidden = self.model(hidden, positions, causal_attention)
+        rows = torch.arange(len(hidden), device=hidden.device)[:, None]
+        hidden = hidden[rows, first[:, None] + torch.arange(batch.tokens.shape[1], device=hidden.device)]
+        hidden = F.gelu(self.model.generation_head.proj_out(hidden))
+        return F.linear(hidden, self.output_table(), self.output_bias)
+
+    def folded_state(self) -> dict[str, Tensor]:
+        """The state dict of a plain ImageTokenModel that computes the same."""
+        state = {name: tensor.detach().clone() for name, tensor in self.model.state_dict().items()}
+        state["generation_embeddings.weight"] = self.input_table().detach().clone()
+        state["generation_head.vision_head.weight"] = self.output_table().detach().clone()
+        state["generation_head.vision_head.bias"] = self.output_bias.detach().clone()
+        return state
+
+
+def join_rows(prompt: Tensor, image: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+    """Each row's prompt [B, L, h], padding cut, followed by its image tokens [B, I - 1, h]; and the place of the prompt's end."""
+    padded = prompt.shape[1]
+    place = torch.arange(padded + image.shape[1], device=prompt.device).expand(len(prompt), -1)
+    ends = lengths[:, None]
+    source = torch.where(place < ends, place, (place - ends + padded).clamp(max=place.shape[1] - 1))
+    both = torch.cat([prompt, image], dim=1)
+    return both.gather(1, source[..., None].expand_as(both)), lengths - 1
+
+
+def causal_attention(layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    return F.scaled_dot_product_attention(query, key, value, is_causal=True)
+
+
+def initialise(model: nn.Module, num_layers: int) -> None:
+    for name, parameter in model.named_parameters():
+        if parameter.ndim == 2:
+            residual = name.endswith(("o_proj.weight", "down_proj.weight"))
+            nn.init.normal_(parameter, std=0.02 / math.sqrt(2 * num_layers) if residual else parameter.shape[1] ** -0.5 / 2)
+        elif name.endswith("bias"):
+            nn.init.zeros_(parameter)
+
+
+def loss_of(logits: Tensor, batch: Batch, start_weight: float) -> tuple[Tensor, dict[str, float]]:
+    """Mean cross entropy per token plus start_weight times the part of the begin tokens that says *what* begins.
+
+    p(token) = p(ground or shape) p(token | ground or shape): where a shape begins is chance, what begins is told
+    by the caption, so only the second factor gets the extra weight.
+    """
+    flat, target = logits.flatten(0, 1), batch.tokens.flatten()
+    ground, shape = flat[:, : codes.NUM_GROUNDS], flat[:, codes.NUM_GROUNDS :]
+    normaliser = torch.stack([ground.logsumexp(1), shape.logsumexp(1)], dim=1)
+    is_shape = (target >= codes.NUM_GROUNDS).long()
+    own = normaliser.gather(1, is_shape[:, None])[:, 0]
+    what = own - flat.gather(1, target[:, None])[:, 0]
+    whether = normaliser.logsumexp(1) - own
+    begins = what[batch.starts.flatten()]
+    loss = (what.sum() + whether.sum() + start_weight * begins.sum()) / target.numel()
+    figures = {"token": what + whether, "what": begins, "whether": whether}
+    return loss, {name: value.detach().mean().item() for name, value in figures.items()}
+
+
+class Muon:
+    """Momentum, orthogonalised by five Newton-Schulz steps, for matrices of equal shape together (float32)."""
+
+    def __init__(self, matrices: list[nn.Parameter], momentum: float = 0.95) -> None:
+        self.momentum = momentum
+        shapes = sorted({tuple(m.shape) for m in matrices})
+        self.groups = [[m for m in matrices if tuple(m.shape) == shape] for shape in shapes]
+        self.velocity = [torch.zeros(len(g), *g[0].shape, device=g[0].device) for g in self.groups]
+
+    @torch.no_grad()
+    def step(self, rate: float) -> None:
+        for group, velocity in zip(self.groups, self.velocity, strict=True):
+            gradient = torch.stack([m.grad for m in group])
+            velocity.lerp_(gradient, 1 - self.momentum)
+            update = orthogonalised(gradient.lerp(velocity, self.momentum))
+            scale = max(1.0, update.shape[1] / update.shape[2]) ** 0.5
+            for matrix, change in zip(group, update, strict=True):
+                matrix.mul_(1 - 0.01 * rate).sub_(change, alpha=rate * scale)
+
+
+def orthogonalised(matrices: Tensor, steps: int = 5) -> Tensor:
+    """Nearest (nearly) orthogonal matrix of each [K, m, n]; quintic Newton-Schulz iteration."""
+    tall = matrices.shape[1] > matrices.shape[2]
+    x = matrices.transpose(1, 2) if tall else matrices
+    x = x / (x.norm(dim=(1, 2), keepdim=True) + 1e-7)
+    for _ in range(steps):
+        gram = x @ x.transpose(1, 2)
+        x = 3.4445 * x + (-4.7750 * gram + 2.0315 * gram @ gram) @ x
+    return x.transpose(1, 2) if tall else x
+
+
+class Training:
+    """State of a run in a folder: `state.pt` to resume from, `log.jsonl`, `transformer.safetensors` at the end."""
+
+    def __init__(self, recipe: Recipe, folder: Path, device: str = "cpu") -> None:
+        torch.manual_seed(recipe.seed)
+        self.recipe, self.folder, self.device = recipe, folder, device
+        self.tokenizer = train_tokenizer()
+        self.prompt_ids = PromptIds(self.tokenizer)
+        self.config = demo_config(recipe, self.tokenizer.get_vocab_size())
+        self.trainee = Trainee(self.config).to(device)
+        matrices = [p for n, p in self.trainee.named_parameters() if ".layers." in n and p.ndim == 2]
+        chosen = {id(m) for m in matrices}
+        others = [p for p in self.trainee.parameters() if p.requires_grad and id(p) not in chosen]
+        self.muon = Muon(matrices)
+        self.adam = torch.optim.AdamW(others, lr=recipe.adam_rate, betas=(0.9, 0.98), weight_decay=0.01)
+        self.average = {n: p.detach().clone() for n, p in self.trainee.state_dict().items()}
+        self.step = 0
+        self.seconds = 0.0
+        if (folder / "state.pt").exists():
+            self._load()
+
+    def rate_factor(self) -> float:
+        recipe = self.recipe
+        left = (recipe.num_steps - self.step) / max(1, recipe.decay_share * recipe.num_steps)
+        return min(1.0, (self.step + 1) / recipe.warmup_steps, max(left, 0.02))
+
+    def mix(self) -> Mix:
+        recipe = self.recipe
+        done = self.step / recipe.num_steps
+        short = done < recipe.short_share
+        return Mix(
+            size=recipe.short_batch_size if short else recipe.batch_size,
+            grid_rows=recipe.short_rows if short else codes.GRID,
+            shares=shares(done),
+            spoil=0.5 * max(0.0, 1 - done / (1 - recipe.decay_share)),
+        )
+
+    def run(self, seconds_between_saves: float = 180) -> Iterator[dict[str, float]]:
+        """Trains to the last step; yields the figures of every step."""
+        saved = time.monotonic()
+        while self.step < self.recipe.num_steps:
+            began = time.monotonic()
+            figures = self._one_step()
+            self.seconds += time.monotonic() - began
+            if time.monotonic() - saved > seconds_between_saves:
+                self.save()
+                saved = time.monotonic()
+            yield figures
+        self.save()
+
+    def _one_step(self) -> dict[str, float]:
+        rng = np.random.default_rng([self.recipe.seed, self.step])
+        batch = draw_batch(rng, self.prompt_ids, self.mix())
+        batch = Batch(*(getattr(batch, name).to(self.device) for name in Batch.__dataclass_fields__))
+        loss, figures = loss_of(self.trainee(batch), batch, self.recipe.start_weight)
+        loss.backward()
+        factor = self.rate_factor()
+        self.adam.param_groups[0]["lr"] = factor * self.recipe.adam_rate
+        norm = nn.utils.clip_grad_norm_(self.adam.param_groups[0]["params"], 1.0)
+        self.adam.step()
+        self.muon.step(factor * self.recipe.muon_rate)
+        self.trainee.zero_grad(set_to_none=True)
+        self.step += 1
+        self._average()
+        return {"step": self.step, **figures, "gradient_norm": float(norm), "seconds": self.seconds}
+
+    @torch.no_grad()
+    def _average(self) -> None:
+        decay = min(self.recipe.average_decay, self.step / (self.step + 10))
+        for name, value in self.trainee.state_dict().items():
+            self.average[name].lerp_(value, 1 - decay)
+
+    def averaged_state(self) -> dict[str, Tensor]:
+        """Folded state dict of the averaged weights."""
+        kept = {name: value.clone() for name, value in self.trainee.state_dict().items()}
+        self.trainee.load_state_dict(self.average)
+        folded = self.trainee.folded_state()
+        self.trainee.load_state_dict(kept)
+        return folded
+
+    def save(self) -> None:
+        """Whole or not at all: written beside, then renamed."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        state = {
+            "recipe": asdict(self.recipe), "step": self.step, "seconds": self.seconds,
+            "trainee": self.trainee.state_dict(), "average": self.average,
+            "adam": self.adam.state_dict(), "velocity": self.muon.velocity,
+        }  # fmt: skip
+        torch.save(state, self.folder / "state.tmp")
+        os.replace(self.folder / "state.tmp", self.folder / "state.pt")
+
+    def _load(self) -> None:
+        state = torch.load(self.folder / "state.pt", weights_only=True, map_location=self.device)
+        self.step, self.seconds = state["step"], state["seconds"]
+        self.trainee.load_state_dict(state["trainee"])
+        self.average = state["average"]
+        self.adam.load_state_dict(state["adam"])
+        self.muon.velocity = state["velocity"]
+
+
+def shares(done: float) -> tuple[float, float, float, float]:
+    """Share of single, counting, two objects, relation after a part `done` of the training: single objects first."""
+    single = max(0.2, 0.7 - 4 * done)
+    rest = (1 - single) / 3
+    return (1 - 3 * rest, rest, rest, rest)
+
+
+def log_line(folder: Path, figures: dict[str, float]) -> None:
+    with open(folder / "log.jsonl", "a") as log:
+        log.write(json.dumps({k: round(v, 4) for k, v in figures.items()}) + "\n")
