@@ -1,0 +1,199 @@
+"""ssd-export inspect: what is in a bundle, every file checked on the way."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from ssd_export.bundle import Bundle
+    from ssd_export.cache.table import HeadGroup, PolicyTable
+
+DTYPE_BYTES = {"fp32": 4, "float32": 4, "fp16": 2, "float16": 2, "bf16": 2, "bfloat16": 2}
+WIDTH_OF_A_PIPE = 160  # no line is folded in a file or a pipe
+ROWS = 2  # one picture: a conditional and an unconditional row
+
+
+@click.command()
+@click.argument("bundle", required=False, type=click.Path(path_type=Path))
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of tables.")
+def command(bundle: Path | None, as_json: bool) -> None:
+    """Show what is in a bundle.
+
+    Model, policy, slots by layer and head group, cache bytes of an image against a full cache, graphs,
+    precision and engines of BUNDLE (default: the one exported last from this folder). Every file is checked
+    on the way.
+    """
+    from ssd_export.bundle import open_bundle, resolve_bundle
+
+    facts = bundle_facts(open_bundle(resolve_bundle(bundle)))
+    if as_json:
+        click.echo(json.dumps(facts, indent=1))
+    else:
+        _print_tables(facts)
+
+
+def bundle_facts(bundle: Bundle) -> dict[str, Any]:
+    """Everything that inspect shows, as plain data; bytes are those of one picture (two rows)."""
+    from ssd_export.cache.table import PolicyTable
+    from ssd_export.config import ModelConfig
+
+    config = bundle.config
+    table, model = PolicyTable.from_dict(config["policy"]), ModelConfig.from_dict(config["model"])
+    size = DTYPE_BYTES[config["dtype"]]
+    sizes = {name: entry["bytes"] for name, entry in bundle.files.items()}
+    return {
+        "path": str(bundle.path),
+        "hash": bundle.hash,
+        "schema_version": config["schema_version"],
+        "tool_version": config["tool_version"],
+        "dtype": config["dtype"],
+        "model": config["model"],
+        "policy": {
+            "name": table.name,
+            "budget": table.budget,
+            "budget_in_force": table.budget_in_force,
+            "image_slots_mean": table.image_slots_mean,
+            "prompt_slots": table.prompt_slots,
+            "score_decay": table.score_decay,
+            "notes": list(table.notes),
+            "layers": _layers(table),
+        },
+        "bytes_per_image": {
+            "cache": table.cache_bytes(model, size, ROWS),
+            "full_cache": table.full_cache_bytes(model, size, ROWS),
+            "image_slots": table.image_cache_bytes(model, size, ROWS),
+            "full_image_slots": table.full_image_cache_bytes(model, size, ROWS),
+        },
+        "graphs": {name: size for name, size in sizes.items() if name.startswith("onnx/")},
+        "engines": {name: size for name, size in sizes.items() if name.startswith("engines/")},
+        "reports": [name for name in sizes if name.startswith("reports/")],
+        "total_bytes": sum(sizes.values()),
+    }
+
+
+def _layers(table: PolicyTable) -> list[list[dict[str, Any]]]:
+    return [
+        [
+            {
+                "rule": _rule(group, table),
+                "num_heads": group.num_heads,
+                "num_slots": group.num_slots,
+                "evict_every": group.evict_every,
+            }
+            for group in groups
+        ]
+        for groups in table.layers
+    ]
+
+
+def _rule(group: HeadGroup, table: PolicyTable) -> str:
+    """What the heads of a group keep, in words."""
+    from ssd_export.config import GRID, NUM_IMAGE_TOKENS
+
+    rule = group.rule
+    if group.num_slots >= table.prompt_slots + NUM_IMAGE_TOKENS:
+        return "everything"
+    parts = [
+        "highest scores" if rule.by_score else "newest tokens",
+        "the prompt" if rule.num_sinks < 0 else f"{rule.num_sinks} sinks" if rule.num_sinks else "",
+        f"{rule.num_recent} recent" if rule.num_recent else "",
+        "grid columns " + ", ".join(str(c) for c in range(GRID) if rule.pinned_columns >> c & 1)
+        if rule.pinned_columns
+        else "",
+    ]
+    return " + ".join(part for part in parts if part)
+
+
+def _print_tables(facts: dict[str, Any]) -> None:
+    from rich import box
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
+    def table(*columns: str, text: int = 1) -> Table:
+        made = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+        for index, column in enumerate(columns):
+            made.add_column(column, justify="left" if index < text else "right", overflow="fold")
+        return made
+
+    summary = table("bundle", escape(facts["path"]), text=2)
+    for name, value in _summary(facts):
+        summary.add_row(name, escape(value))
+    slots = table("layers", "keeps", "KV heads", "slots", "evict every", text=2)
+    for layers, groups in _alike(facts["policy"]["layers"]):
+        for index, group in enumerate(groups):
+            slots.add_row(
+                "" if index else layers,
+                group["rule"],
+                *(str(group[key]) for key in ("num_heads", "num_slots", "evict_every")),
+            )
+    files = table("file", "size")
+    for name, size in (*facts["graphs"].items(), *facts["engines"].items()):
+        files.add_row(escape(name), _size(size))
+    files.add_row("all files", _size(facts["total_bytes"]))
+    console = Console()
+    if not console.is_terminal:
+        console.width = WIDTH_OF_A_PIPE
+    console.print(summary, slots, files)
+
+
+def _summary(facts: dict[str, Any]) -> list[tuple[str, str]]:
+    policy, model, size = facts["policy"], facts["model"], facts["bytes_per_image"]
+    return [
+        (
+            "model",
+            f"{model['num_layers']} layers, {model['num_heads']} heads, {model['num_kv_heads']} KV heads of "
+            f"{model['head_dim']}, hidden size {model['hidden_size']}, {model['image_size']} x "
+            f"{model['image_size']} pixels",
+        ),
+        ("precision", facts["dtype"]),
+        ("policy", f"{policy['name']}, budget {policy['budget']:g}"),
+        *(("", note) for note in policy["notes"]),
+        (
+            "slots of a head",
+            f"{policy['image_slots_mean']:.1f} of 576 for image tokens on average (budget in force "
+            f"{policy['budget_in_force']:.4f}) and {policy['prompt_slots']} for the prompt",
+        ),
+        (
+            "cache of an image",
+            f"{_size(size['cache'])}; full cache {_size(size['full_cache'])} "
+            f"({_share(size['cache'], size['full_cache'])})",
+        ),
+        (
+            "  its image slots",
+            f"{_size(size['image_slots'])}; full cache {_size(size['full_image_slots'])} "
+            f"({_share(size['image_slots'], size['full_image_slots'])})",
+        ),
+        ("engines", ", ".join(sorted({name.split("/")[1] for name in facts["engines"]})) or "none"),
+        ("hash", facts["hash"]),
+        ("written by", f"ssd-export {facts['tool_version']}, schema version {facts['schema_version']}"),
+    ]
+
+
+def _alike(layers: list[Any]) -> list[tuple[str, Any]]:
+    """Neighbouring layers with equal groups as one: ("0-5", groups)."""
+    runs: list[tuple[int, int, Any]] = []
+    for index, groups in enumerate(layers):
+        if runs and runs[-1][2] == groups:
+            runs[-1] = (runs[-1][0], index, groups)
+        else:
+            runs.append((index, index, groups))
+    return [(f"{first}-{last}" if first < last else str(first), groups) for first, last, groups in runs]
+
+
+def _size(num_bytes: int) -> str:
+    """1.25 MB: decimal units, three digits."""
+    value, unit = float(num_bytes), "bytes"
+    for larger in ("kB", "MB", "GB"):
+        if value < 999.5:
+            break
+        value, unit = value / 1000, larger
+    return f"{num_bytes} bytes" if unit == "bytes" else f"{value:#.3g}".rstrip(".") + f" {unit}"
+
+
+def _share(part: int, whole: int) -> str:
+    return f"{100 * part / whole:.1f} %"

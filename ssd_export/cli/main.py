@@ -1,0 +1,79 @@
+"""The ssd-export command: finds the verb, turns failures into one line and an exit code.
+
+0 done; 1 an error that the user can mend (`error: ...` on stderr), or a bug (traceback); 2 wrong usage;
+130 interrupted, 143 terminated: what a shell calls 128 + signal. A verb's module imports torch, onnx and the
+like inside its function, so that --help is instant.
+"""
+
+from __future__ import annotations
+
+import importlib
+import signal
+import sys
+from collections.abc import Sequence
+from contextlib import suppress
+from types import FrameType
+
+import click
+
+from ssd_export.bundle import TOOL_VERSION
+from ssd_export.errors import UserError
+
+VERBS = (
+    "export",
+    "calibrate",
+    "generate",
+    "inspect",
+    "eval",
+    "sweep",
+    "verify",
+)  # in the order of --help; verb build-engine is `command` in build_engine.py
+
+
+class VerbGroup(click.Group):
+    """A group whose commands are imported when they are asked for."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(VERBS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in VERBS:
+            return None
+        return importlib.import_module(f"ssd_export.cli.{cmd_name.replace('-', '_')}").command
+
+
+@click.group(
+    cls=VerbGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110}
+)
+@click.version_option(TOOL_VERSION, prog_name="ssd-export")
+def ssd_export() -> None:
+    """Janus-Pro image generation with a compressed KV cache: export a checkpoint, draw, look inside."""
+
+
+def main(args: Sequence[str] | None = None) -> None:
+    """Runs the command line (sys.argv without args) and leaves by SystemExit with the exit code."""
+    with suppress(ValueError):  # not in the main thread: whoever started it handles signals
+        signal.signal(signal.SIGTERM, _terminate)
+    try:
+        code = ssd_export.main(args, prog_name="ssd-export", standalone_mode=False)
+    except UserError as error:
+        _say(f"error: {error}")
+        sys.exit(1)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except (click.Abort, KeyboardInterrupt):
+        _say("interrupted")
+        sys.exit(130)
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+def _terminate(signum: int, frame: FrameType | None) -> None:
+    """SIGTERM cleans up as Ctrl-C does."""
+    sys.exit(128 + signum)
+
+
+def _say(message: str) -> None:
+    """One line on stderr, whatever a file name or a prompt smuggles into the message."""
+    text = " ".join(message.splitlines())
+    click.echo("".join(char if char.isprintable() else repr(char)[1:-1] for char in text), err=True)

@@ -1,0 +1,93 @@
+"""Progress of long work on stderr: a bar with the time left on a terminal, plain lines elsewhere.
+
+The packages below know nothing of this: they call a function `progress(stage: str, done: int, total: int)`,
+with done = total at the end of a stage, and stages one after the other.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable
+from types import TracebackType
+from typing import TYPE_CHECKING, TextIO
+
+if TYPE_CHECKING:
+    from rich.progress import Progress, TaskID
+
+SECONDS_BETWEEN_LINES = 5.0
+
+
+class ProgressReport:
+    """A context manager whose value is the progress function; the bar ends, whatever ends the work."""
+
+    def __init__(self, stream: TextIO | None = None, clock: Callable[[], float] = time.monotonic) -> None:
+        self._stream = sys.stderr if stream is None else stream
+        self._clock = clock
+        self._bar: Progress | None = None
+        self._task: TaskID | None = None
+        self._stage: str | None = None
+        self._started = self._printed = 0.0
+
+    def __enter__(self) -> ProgressReport:
+        from rich.console import Console
+
+        console = Console(file=self._stream)
+        if console.is_terminal and not console.is_dumb_terminal:
+            self._bar = _bar(console)
+            self._bar.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._bar:
+            self._bar.stop()
+
+    def __call__(self, stage: str, done: int, total: int) -> None:
+        """Says how far the stage is; a new name begins a new stage."""
+        new = stage != self._stage
+        if new:
+            self._stage, self._started, self._printed = stage, self._clock(), self._clock()
+        if self._bar:
+            if new:
+                self._task = self._bar.add_task(stage, total=total)
+            self._bar.update(self._task, completed=done, total=total)
+        else:
+            self._plain_line(stage, done, total)
+
+    def _plain_line(self, stage: str, done: int, total: int) -> None:
+        now = self._clock()
+        seconds = now - self._started
+        if done >= total:
+            line = f"{stage}: done in {_duration(seconds)}"
+        elif now - self._printed < SECONDS_BETWEEN_LINES:
+            return
+        else:
+            left = f", {_duration(seconds / done * (total - done))} left" if done else ""
+            line = f"{stage}: {100 * done // total} %{left}"
+        self._printed = now
+        print(line, file=self._stream, flush=True)
+
+
+def _bar(console: object) -> Progress:
+    from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TaskProgressColumn(),
+        TimeRemainingColumn(elapsed_when_finished=True),
+    )
+    return Progress(*columns, console=console)
+
+
+def _duration(seconds: float) -> str:
+    """0.4 s, 12 s, 3 min 5 s, 2 h 10 min."""
+    if seconds < 10:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours:
+        return f"{hours} h {minutes} min"
+    return f"{minutes} min {rest} s" if minutes else f"{rest} s"

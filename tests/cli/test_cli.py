@@ -1,0 +1,528 @@
+"""The command line: instant help, one line for what a user can mend, exit codes, what verbs write."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from ssd_export.bundle import TOOL_VERSION, open_bundle, write_bundle, write_config
+from ssd_export.cache.policy import make_policy
+from ssd_export.cli.main import VERBS, main
+from ssd_export.cli.progress import ProgressReport
+from ssd_export.config import ModelConfig, VQConfig
+from ssd_export.errors import UserError
+
+ROOT = Path(__file__).parent.parent.parent
+CONFIG = ModelConfig(
+    vocab_size=100,
+    hidden_size=32,
+    num_layers=3,
+    num_heads=4,
+    num_kv_heads=2,
+    head_dim=8,
+    intermediate_size=64,
+    rope_theta=1e4,
+    rms_norm_eps=1e-6,
+    max_positions=1024,
+    codebook_size=64,
+    codebook_dim=8,
+    vq=VQConfig(32, 32, (1, 1), 1),
+    image_size=48,
+)
+HEAVY = ("torch", "onnx", "onnxruntime", "numpy", "rich", "PIL")
+Run = Callable[..., SimpleNamespace]
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Run]:
+    """Runs the command in an empty folder; its exit code, stdout and stderr."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / ".cache"))
+    old = signal.getsignal(signal.SIGTERM)
+
+    def call(*args: object) -> SimpleNamespace:
+        with pytest.raises(SystemExit) as exit:
+            main([str(arg) for arg in args])
+        captured = capsys.readouterr()
+        return SimpleNamespace(code=exit.value.code, out=captured.out, err=captured.err)
+
+    yield call
+    signal.signal(signal.SIGTERM, old)
+
+
+def small_bundle(path: Path, policy: str = "h2o", budget: float = 0.2) -> Path:
+    table = make_policy(policy, CONFIG, budget=budget)
+    with write_bundle(path, False) as folder:
+        write_config(
+            folder,
+            {
+                "model": CONFIG.to_dict(),
+                "policy": table.to_dict(),
+                "dtype": "float16",
+                "graphs": {},
+                "generation": {"cfg_scale": 5.0, "temperature": 1.0},
+            },
+        )
+        (folder / "onnx").mkdir()
+        (folder / "onnx" / "decode_step.onnx").write_bytes(bytes(123_456))
+    return path
+
+
+# Help
+
+
+@pytest.mark.parametrize("verb", ["", *VERBS])
+def test_help_is_instant(verb: str) -> None:
+    code = (
+        "import sys; from ssd_export.cli.main import main\n"
+        f"try: main({[*filter(None, [verb]), '--help']!r})\n"
+        f"finally: assert not [name for name in {HEAVY!r} if name in sys.modules]"
+    )
+    seconds = []
+    for _ in range(5):
+        began = time.perf_counter()
+        done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+        seconds.append(time.perf_counter() - began)
+        assert done.returncode == 0 and done.stdout.startswith("Usage: ssd-export"), done.stderr
+        if seconds[-1] < 0.5:
+            break
+    assert min(seconds) < 0.5
+
+
+def test_help_names_every_verb_and_default(run: Run) -> None:
+    text = run("--help").out
+    assert all(verb in text for verb in VERBS)
+    for verb in ("export", "generate"):
+        options = run(verb, "--help").out.split("Options:")[1]
+        for option in options.split("\n  --")[1:]:
+            assert "[default:" in option or option.startswith(("force", "greedy")), option
+
+
+def test_a_verb_is_imported_only_when_asked() -> None:
+    code = (
+        "import sys; from ssd_export.cli.main import main\n"
+        "try: main(['inspect', '--help'])\n"
+        "finally: assert {'ssd_export.cli.inspect', 'ssd_export.cli.export'} & {*sys.modules} == "
+        "{'ssd_export.cli.inspect'}"
+    )
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True).returncode == 0
+
+
+def test_version(run: Run) -> None:
+    done = run("--version")
+    assert done.code == 0 and done.out == f"ssd-export, version {TOOL_VERSION}\n"
+    try:
+        installed = importlib.metadata.version("ssd-export")
+    except importlib.metadata.PackageNotFoundError:
+        pytest.skip("needs ssd-export installed: pip install -e .")
+    assert installed == TOOL_VERSION
+
+
+def test_the_checkout_has_a_command_too() -> None:
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "cli.py"), "--version"], capture_output=True, text=True, cwd="/"
+    )
+    assert done.returncode == 0 and TOOL_VERSION in done.stdout
+    bare = subprocess.run([sys.executable, "-S", str(ROOT / "cli.py")], capture_output=True, text=True)
+    assert bare.returncode == 1 and bare.stderr.startswith("error: ") and bare.stderr.count("\n") == 1
+
+
+# Exit codes
+
+
+@pytest.mark.parametrize(
+    "args",
+    [
+        ("drawn",),
+        ("generate",),
+        ("export", "--no-such-option"),
+        ("export", "x"),
+        ("export", "--budget", "much"),
+        ("generate", "x", "--seed", "1.5"),
+        (),
+    ],
+)
+def test_wrong_usage_exits_2(run: Run, args: tuple[str, ...]) -> None:
+    done = run(*args)
+    assert done.code == 2 and "Usage: " in done.err + done.out
+
+
+BAD_VALUES = [
+    ("export", "--budget", "0", "outside (0, 1]"),
+    ("export", "--budget", "1.01", "outside (0, 1]"),
+    ("export", "--budget", "-0.2", "outside (0, 1]"),
+    ("export", "--budget", "nan", "outside (0, 1]"),
+    ("export", "--prompt-slots", "0", "use 64"),
+    ("export", "--dtype", "int3", "choose one of fp32, fp16, bf16"),
+    ("generate", "x", "--seed", "-1", "use a number such as 0"),
+    ("generate", "x", "--seed", str(2**64), "2**64"),
+    ("generate", "x", "--num-images", "0", "use 1 or more"),
+    ("generate", "x", "--cfg-scale", "nan", "use 5"),
+    ("generate", "x", "--cfg-scale", "inf", "use 5"),
+    ("generate", "x", "--temperature", "0", "--greedy"),
+    ("generate", "x", "--temperature", "nan", "use 1.0"),
+    ("generate", "x", "--top-k", "-1", "use 0"),
+    ("generate", "x", "--out", "out.jpg", "use out.png"),
+    ("generate", "x", "--out", ".", "is a folder"),
+    ("generate", "x", "--out", "no/such/out.png", "no folder no/such"),
+    ("generate", "x", "--out", "/proc/out.png", "cannot write in /proc"),
+    ("generate", "x", "--save-tokens", ".", "is a folder"),
+    ("generate", "x", "--preview", "/proc/preview", "cannot make the folder"),
+    ("generate", "x", "run `ssd-export export`"),
+    ("generate", "x", "--bundle", "nowhere", "no bundle at nowhere"),
+    ("inspect", "run `ssd-export export`"),
+    ("inspect", "nowhere", "no bundle at nowhere"),
+]
+
+
+@pytest.mark.parametrize("case", BAD_VALUES, ids=[" ".join(case[:-1]) for case in BAD_VALUES])
+def test_a_bad_value_is_one_line_with_the_fix(run: Run, tmp_path: Path, case: tuple[str, ...]) -> None:
+    *args, fix = case
+    done = run(*args)
+    assert done.code == 1 and done.out == ""
+    assert done.err.startswith("error: ") and done.err.count("\n") == 1 and fix in done.err
+    assert os.listdir(tmp_path) == []
+
+
+def fake_export(monkeypatch: pytest.MonkeyPatch, export_bundle: Callable[..., Path]) -> None:
+    def spec(**values: Any) -> SimpleNamespace:
+        return SimpleNamespace(**values)
+
+    module = SimpleNamespace(ExportSpec=spec, export_bundle=export_bundle)
+    monkeypatch.setitem(sys.modules, "ssd_export.export.exporter", module)
+
+
+@pytest.mark.parametrize(
+    "error, code, line",
+    [
+        (UserError("two\nlines \x1b[31mred"), 1, "error: two lines \\x1b[31mred\n"),
+        (KeyboardInterrupt(), 130, "interrupted\n"),
+    ],
+)
+def test_failures_of_the_work(
+    run: Run, monkeypatch: pytest.MonkeyPatch, error: BaseException, code: int, line: str
+) -> None:
+    def fail(spec: object, progress: object) -> Path:
+        raise error
+
+    fake_export(monkeypatch, fail)
+    done = run("export")
+    assert done.code == code and done.err.lstrip("\n") == line and done.out == ""
+
+
+def test_a_bug_keeps_its_traceback(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(spec: object, progress: object) -> Path:
+        raise ZeroDivisionError
+
+    fake_export(monkeypatch, fail)
+    with pytest.raises(ZeroDivisionError):
+        main(["export"])
+
+
+# export
+
+
+def test_export_hands_on_what_was_asked_and_remembers_the_bundle(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    specs: list[SimpleNamespace] = []
+
+    def export(spec: SimpleNamespace, progress: Callable[[str, int, int], None]) -> Path:
+        specs.append(spec)
+        progress("weights", 1, 2)
+        progress("weights", 2, 2)
+        return small_bundle(spec.out or Path("bundles/demo"))
+
+    fake_export(monkeypatch, export)
+    done = run(
+        "export",
+        "--model",
+        "m",
+        "--policy",
+        "ssd",
+        "--budget",
+        "0.5",
+        "--window",
+        "40",
+        "--evict-every",
+        "6",
+        "--num-recent",
+        "9",
+        "--head-map",
+        "h.json",
+        "--prompt-slots",
+        "32",
+        "--dtype",
+        "fp16",
+        "--out",
+        "x",
+        "--force",
+    )
+    assert done.code == 0 and done.out == "x\n" and done.err.startswith("weights: done in ")
+    assert vars(specs[0]) == dict(
+        model="m",
+        policy="ssd",
+        budget=0.5,
+        window=40,
+        evict_every=6,
+        num_recent=9,
+        num_sinks=None,
+        head_map="h.json",
+        groups=3,
+        prompt_slots=32,
+        dtype="fp16",
+        out=Path("x"),
+        force=True,
+    )
+    assert json.loads(run("inspect", "--json").out)["path"].endswith("/x")
+    assert run("export").out == "bundles/demo\n"
+    assert vars(specs[1]) == dict(
+        model="demo",
+        policy=None,
+        budget=0.2,
+        window=None,
+        evict_every=None,
+        num_recent=None,
+        num_sinks=None,
+        head_map=None,
+        groups=3,
+        prompt_slots=64,
+        dtype="fp32",
+        out=None,
+        force=False,
+    )
+    assert json.loads(run("inspect", "--json").out)["path"] == "bundles/demo"
+
+
+# generate
+
+
+class FakeGenerator:
+    """Draws grey, and keeps what it was asked for."""
+
+    asked: dict[str, Any] = {}
+
+    def __init__(self, path: Path) -> None:
+        self.bundle = open_bundle(path)
+        self.table = SimpleNamespace(name="h2o", budget=0.2)
+        self.cache = SimpleNamespace(bytes_per_image=1234567, image_share=0.2061, tokens_dropped=8000)
+
+    @classmethod
+    def from_bundle(cls, path: Path, runner: str, provider: str) -> FakeGenerator:
+        cls.asked = {"runner": runner, "provider": provider}
+        return cls(path)
+
+    def __enter__(self) -> FakeGenerator:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        pass
+
+    def stream(self, prompts: tuple[str, ...], **options: Any) -> Iterator[SimpleNamespace]:
+        type(self).asked |= {"prompts": prompts, **options}
+        count = len(prompts) * options["num_images"]
+        images = [Image.new("RGB", (48, 48), (index, 0, 0)) for index in range(count)]
+        for row in range(24):
+            last = row == 23
+            yield SimpleNamespace(
+                row=row,
+                tokens=np.full((count, 576), row, np.int32),
+                done=last,
+                images=images if last or options["preview"] else None,
+            )
+
+
+@pytest.fixture
+def generator(monkeypatch: pytest.MonkeyPatch) -> type[FakeGenerator]:
+    monkeypatch.setitem(
+        sys.modules,
+        "ssd_export.runtime.generate",
+        SimpleNamespace(ImageGenerator=FakeGenerator, MAX_BATCH=16),
+    )
+    return FakeGenerator
+
+
+def test_generate_draws_one_picture(run: Run, tmp_path: Path, generator: type[FakeGenerator]) -> None:
+    bundle = open_bundle(small_bundle(tmp_path / "b"))
+    done = run("generate", "a red circle", "--bundle", "b", "--seed", "7")
+    assert done.code == 0, done.err
+    assert (
+        done.out.startswith("out.png: 1 picture in ")
+        and "1,234,567 bytes" in done.out
+        and "0.206" in done.out
+    )
+    assert "drawing 1 picture: done in" in done.err
+    assert generator.asked == dict(
+        runner="ort",
+        provider="cpu",
+        prompts=("a red circle",),
+        seed=7,
+        num_images=1,
+        cfg_scale=None,
+        temperature=None,
+        top_k=0,
+        preview=False,
+        max_batch=16,
+    )
+    with Image.open("out.png") as image:
+        assert image.text == {
+            "prompt": "a red circle",
+            "image": "0",
+            "seed": "7",
+            "policy": "h2o",
+            "budget": "0.2",
+            "num_images": "1",
+            "bundle_hash": bundle.hash,
+            "tool_version": TOOL_VERSION,
+            "cfg_scale": "5",
+            "temperature": "1",
+            "top_k": "0",
+        }
+    assert sorted(os.listdir()) == ["b", "out.png"]
+
+
+def test_generate_draws_several_with_tokens_and_previews(
+    run: Run, tmp_path: Path, generator: type[FakeGenerator]
+) -> None:
+    small_bundle(tmp_path / "b")
+    done = run(
+        "generate",
+        "one",
+        "two",
+        "--bundle",
+        "b",
+        "--num-images",
+        2,
+        "--greedy",
+        "--cfg-scale",
+        2.5,
+        "--out",
+        "g.png",
+        "--save-tokens",
+        "t.npy",
+        "--preview",
+        "p",
+        "--runner",
+        "torch",
+        "--provider",
+        "cuda",
+    )
+    assert done.code == 0, done.err
+    assert (
+        generator.asked | dict(temperature=0.0, cfg_scale=2.5, preview=True, runner="torch", provider="cuda")
+        == generator.asked
+    )
+    assert sorted(os.listdir()) == [
+        "b",
+        "g-000.png",
+        "g-001.png",
+        "g-002.png",
+        "g-003.png",
+        "g.png",
+        "p",
+        "t.npy",
+    ]
+    tokens = np.load("t.npy")
+    assert tokens.shape == (4, 576) and tokens.dtype == np.int32 and (tokens == 23).all()
+    assert sorted(os.listdir("p")) == [f"row-{row:02d}.png" for row in range(24)]
+    with Image.open("g-002.png") as image:
+        assert (image.text["prompt"], image.text["image"], image.text["temperature"]) == (
+            "two",
+            "2",
+            "greedy",
+        )
+    with Image.open("g.png") as sheet:
+        assert sheet.text["prompt"] == "one\ntwo" and sheet.width > 96
+
+
+# inspect
+
+
+def test_inspect_shows_what_is_in_a_bundle(run: Run, tmp_path: Path) -> None:
+    bundle = open_bundle(small_bundle(tmp_path / "b", "streaming-llm"))
+    bundle.add_files(
+        {"engines/rtx1.7-sm90-linux-x86_64/decode_step.engine": b"engine", "reports/verify.json": b"{}"}
+    )
+    table = make_policy("streaming-llm", CONFIG, budget=0.2)
+    facts = json.loads(run("inspect", "b", "--json").out)
+    assert facts["hash"] == bundle.hash and facts["policy"]["image_slots_mean"] == 115
+    assert facts["bytes_per_image"] == {
+        "cache": table.cache_bytes(CONFIG, 2, 2),
+        "full_cache": table.full_cache_bytes(CONFIG, 2, 2),
+        "image_slots": table.image_cache_bytes(CONFIG, 2, 2),
+        "full_image_slots": table.full_image_cache_bytes(CONFIG, 2, 2),
+    }
+    assert facts["policy"]["layers"][2] == [
+        {"rule": "newest tokens + the prompt", "num_heads": 2, "num_slots": 179, "evict_every": 1}
+    ]
+    assert facts["reports"] == ["reports/verify.json"]
+    text = run("inspect", "b").out
+    for part in (
+        "3 layers, 4 heads, 2 KV heads of 8",
+        "float16",
+        "streaming-llm, budget 0.2",
+        "115.0 of 576",
+        "0-2",
+        "newest tokens + the prompt",
+        "179",
+        "onnx/decode_step.onnx",
+        "123 kB",
+        "rtx1.7-sm90-linux-x86_64",
+        bundle.hash,
+    ):
+        assert part in " ".join(text.split()), part
+
+
+def test_inspect_names_each_rule(run: Run, tmp_path: Path) -> None:
+    small_bundle(tmp_path / "full", "full", 1.0)
+    small_bundle(tmp_path / "h2o", "h2o")
+    assert "everything" in run("inspect", "full").out
+    assert "highest scores + the prompt + 57 recent" in run("inspect", "h2o").out
+
+
+def test_inspect_finds_a_changed_byte(run: Run, tmp_path: Path) -> None:
+    path = small_bundle(tmp_path / "b") / "onnx" / "decode_step.onnx"
+    path.write_bytes(b"\x01" + path.read_bytes()[1:])
+    done = run("inspect", "b")
+    assert done.code == 1 and "onnx/decode_step.onnx was changed" in done.err and done.err.count("\n") == 1
+
+
+# Progress
+
+
+def test_plain_progress_is_a_line_every_few_seconds() -> None:
+    times = iter([0.0, 0.0, 0.0, 1.0, 6.0, 8.0, 20.0, 20.0, 20.0, 20.4])
+    stream = io.StringIO()
+    with ProgressReport(stream, lambda: next(times)) as progress:
+        for done in (0, 1, 25, 50, 100):
+            progress("weights", done, 100)
+        progress("graphs", 4, 4)
+    assert stream.getvalue() == "weights: 25 %, 18 s left\nweights: done in 20 s\ngraphs: done in 0.4 s\n"
+
+
+def test_a_terminal_gets_a_bar(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TERM", "xterm")
+
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    stream = Terminal()
+    with ProgressReport(stream) as progress:
+        progress("drawing", 3, 24)
+        progress("drawing", 24, 24)
+    assert "drawing" in stream.getvalue() and "100%" in stream.getvalue() and "\x1b[" in stream.getvalue()
