@@ -1,0 +1,190 @@
+#include "ssd_export/attention_fields.h"
+
+#include <cmath>
+#include <cstring>
+#include <limits>
+#include <stdexcept>
+
+namespace ssd_export {
+namespace {
+
+using nvinfer1::PluginField;
+using nvinfer1::PluginFieldType;
+using Fields = AttentionFields;
+
+constexpr int32_t kMost = std::numeric_limits<int32_t>::max();
+constexpr int32_t kAllColumns = (1 << 24) - 1;
+constexpr int32_t kMostSharedBytes = 48 * 1024;  // what every GPU grants without being asked for more
+
+struct IntegerField {
+    char const* name;
+    int32_t Fields::*member;
+    int32_t least;
+    int32_t most;
+};
+
+constexpr IntegerField kIntegers[] = {
+    {"num_sinks", &Fields::num_sinks, -1, kMost},
+    {"num_recent", &Fields::num_recent, 0, kMost},
+    {"by_score", &Fields::by_score, 0, 1},
+    {"pinned_columns", &Fields::pinned_columns, 0, kAllColumns},
+    {"evict_every", &Fields::evict_every, 1, kMost},
+    {"kernel_head_dim", &Fields::kernel_head_dim, 1, 256},
+    {"kernel_max_slots", &Fields::kernel_max_slots, 1, kMost},
+    {"kernel_num_warps", &Fields::kernel_num_warps, 1, 32},
+    {"kernel_shared_bytes", &Fields::kernel_shared_bytes, 0, kMostSharedBytes},
+};
+
+struct RealField {
+    char const* name;
+    float Fields::*member;
+    float least;
+    float most;
+};
+
+constexpr RealField kReals[] = {
+    {"score_decay", &Fields::score_decay, 0.0F, 1.0F},
+};
+
+struct TextField {
+    char const* name;
+    std::string Fields::*member;
+    PluginFieldType type;
+};
+
+constexpr TextField kTexts[] = {
+    {"kernel_image", &Fields::kernel_image, PluginFieldType::kINT8},  // an int8 tensor: ONNX strings are UTF-8
+    {"kernel_name", &Fields::kernel_name, PluginFieldType::kCHAR},
+    {"kernel_dtype", &Fields::kernel_dtype, PluginFieldType::kCHAR},
+};
+
+[[noreturn]] void reject(std::string const& message) { throw std::invalid_argument(message); }
+
+PluginField const& find(nvinfer1::PluginFieldCollection const& collection, std::string const& name) {
+    for (int32_t i = 0; i < collection.nbFields; ++i) {
+        PluginField const& field = collection.fields[i];
+        if (field.name != nullptr && field.name == name && field.data != nullptr) {
+            return field;
+        }
+    }
+    bool const is_kernel = name.rfind("kernel_", 0) == 0;
+    reject("field " + name + " is missing; " +
+           (is_kernel ? "attach a compiled kernel to the ONNX nodes (ssd_export.kernels.image.attach_kernel)"
+                      : "export the bundle again with this version of ssd-export"));
+}
+
+int64_t read_integer(PluginField const& field) {
+    if (field.length == 1 && field.type == PluginFieldType::kINT32) {
+        return *static_cast<int32_t const*>(field.data);
+    }
+    if (field.length == 1 && field.type == PluginFieldType::kINT64) {
+        return *static_cast<int64_t const*>(field.data);
+    }
+    reject(std::string("field ") + field.name + " must be one integer");
+}
+
+int32_t checked(IntegerField const& wanted, int64_t value) {
+    if (value < wanted.least || value > wanted.most) {
+        reject(std::string(wanted.name) + "=" + std::to_string(value) + " is outside " + std::to_string(wanted.least) +
+               ".." + std::to_string(wanted.most) + "; export the bundle again");
+    }
+    return static_cast<int32_t>(value);
+}
+
+float read_real(PluginField const& field, RealField const& wanted) {
+    if (field.length != 1 || field.type != PluginFieldType::kFLOAT32) {
+        reject(std::string("field ") + field.name + " must be one float");
+    }
+    float const value = *static_cast<float const*>(field.data);
+    if (!(value >= wanted.least && value <= wanted.most)) {  // NaN is outside, too
+        reject(std::string(wanted.name) + "=" + std::to_string(value) + " is outside " + std::to_string(wanted.least) +
+               ".." + std::to_string(wanted.most) + "; export the bundle again");
+    }
+    return value;
+}
+
+// ONNX strings arrive with a terminating zero counted in their length; serialised ones have none.
+std::string read_text(PluginField const& field, TextField const& wanted) {
+    if (field.type != wanted.type || field.length < 1) {
+        reject(std::string("field ") + field.name + " must be " +
+               (wanted.type == PluginFieldType::kINT8 ? "an int8 tensor" : "a string") + " that is not empty");
+    }
+    std::string text(static_cast<char const*>(field.data), static_cast<size_t>(field.length));
+    if (wanted.type == PluginFieldType::kCHAR && text.back() == '\0') {
+        text.pop_back();
+    }
+    return text;
+}
+
+// Returns if the image begins as a cubin (ELF), a fatbin or PTX text does.
+void check_image(std::string const& image) {
+    static constexpr unsigned char kFatbin[] = {0x50, 0xed, 0x55, 0xba};
+    bool const is_elf = image.compare(0, 4, "\177ELF") == 0;
+    bool const is_fatbin = image.size() > 4 && std::memcmp(image.data(), kFatbin, 4) == 0;
+    bool const is_ptx = image.find(".version") != std::string::npos && image.find(".entry") != std::string::npos;
+    if (!is_elf && !is_fatbin && !is_ptx) {
+        reject("kernel_image is neither a cubin nor a fatbin nor PTX; compile the kernels again");
+    }
+}
+
+}  // namespace
+
+nvinfer1::DataType AttentionFields::data_type() const {
+    if (kernel_dtype == "float16") {
+        return nvinfer1::DataType::kHALF;
+    }
+    if (kernel_dtype == "bfloat16") {
+        return nvinfer1::DataType::kBF16;
+    }
+    if (kernel_dtype == "float32") {
+        return nvinfer1::DataType::kFLOAT;
+    }
+    reject("kernel_dtype=" + kernel_dtype + " is unknown; use float16, bfloat16 or float32");
+}
+
+std::vector<PluginField> field_names() {
+    std::vector<PluginField> names;
+    for (auto const& field : kIntegers) {
+        names.emplace_back(field.name, nullptr, PluginFieldType::kINT32, 1);
+    }
+    for (auto const& field : kReals) {
+        names.emplace_back(field.name, nullptr, PluginFieldType::kFLOAT32, 1);
+    }
+    for (auto const& field : kTexts) {
+        names.emplace_back(field.name, nullptr, field.type, 1);
+    }
+    return names;
+}
+
+std::vector<PluginField> fields_to_serialize(AttentionFields const& fields) {
+    std::vector<PluginField> filled;
+    for (auto const& field : kIntegers) {
+        filled.emplace_back(field.name, &(fields.*field.member), PluginFieldType::kINT32, 1);
+    }
+    for (auto const& field : kReals) {
+        filled.emplace_back(field.name, &(fields.*field.member), PluginFieldType::kFLOAT32, 1);
+    }
+    for (auto const& field : kTexts) {
+        std::string const& text = fields.*field.member;
+        filled.emplace_back(field.name, text.data(), field.type, static_cast<int32_t>(text.size()));
+    }
+    return filled;
+}
+
+AttentionFields read_fields(nvinfer1::PluginFieldCollection const& collection) {
+    AttentionFields fields;
+    for (auto const& wanted : kIntegers) {
+        fields.*wanted.member = checked(wanted, read_integer(find(collection, wanted.name)));
+    }
+    for (auto const& wanted : kReals) {
+        fields.*wanted.member = read_real(find(collection, wanted.name), wanted);
+    }
+    for (auto const& wanted : kTexts) {
+        fields.*wanted.member = read_text(find(collection, wanted.name), wanted);
+    }
+    fields.data_type();  // throws for an unknown one
+    check_image(fields.kernel_image);
+    return fields;
+}
+
+}  // namespace ssd_export

@@ -1,0 +1,134 @@
+"""The kernel compiles ahead of time without a GPU, and what kernels.json says about an image is so."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from pathlib import Path
+
+import onnx_ir as ir
+import pytest
+
+from ssd_export.errors import UserError
+from ssd_export.kernels.image import KernelImage, Variant, attach_kernel, find_image, read_image, read_manifest
+
+SMALL = Variant("float16", 32)
+
+
+def compiled(folder: Path, targets: tuple[int, ...], dtypes: tuple[str, ...]) -> list[KernelImage]:
+    pytest.importorskip("triton", reason="needs Triton: pip install ssd-export[kernels]")
+    from ssd_export.kernels.compile import compile_kernels
+
+    return compile_kernels(folder, targets, dtypes, head_dims=(32,))
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("kernels")
+    compiled(folder, (75, 120), ("float16",))
+    return folder
+
+
+def check_image(folder: Path, image: KernelImage) -> None:
+    manifest = json.loads((folder / "kernels.json").read_text())
+    ptx, cubin = read_image(folder, image, "ptx").decode(), read_image(folder, image, "cubin")
+    entry = re.search(r"\.visible \.entry (\w+)\((.*?)\)", ptx, re.DOTALL)
+    assert entry[1] == image.kernel_name
+    assert entry[2].count(".param") == len(manifest["arguments"])
+    assert f".version {image.ptx_version // 10}.{image.ptx_version % 10}\n" in ptx
+    assert re.search(rf"\.target sm_{image.target}a?\n", ptx)
+    assert f".reqntid {32 * image.num_warps}" in ptx
+    assert cubin.startswith(b"\x7fELF") and len(cubin) < 100_000, "no line tables, which name paths of this machine"
+    assert image.shared_bytes <= 48 * 1024 and image.max_slots >= 64 + 576
+
+
+def test_two_targets_compile_and_match_the_manifest(folder: Path) -> None:
+    images = read_manifest(folder)
+    assert [(image.target, image.variant) for image in images] == [(75, SMALL), (120, SMALL)]
+    for image in images:
+        check_image(folder, image)
+
+
+@pytest.mark.skipif("SSD_SLOW_TESTS" not in os.environ, reason="all targets take a minute: set SSD_SLOW_TESTS=1")
+def test_every_target_and_dtype_compiles(tmp_path: Path) -> None:
+    targets, dtypes = (75, 80, 86, 87, 89, 90, 100, 103, 110, 120, 121), ("float16", "bfloat16", "float32")
+    images = compiled(tmp_path, targets, dtypes)
+    assert len(images) == len(targets) * len(dtypes)
+    for image in images:
+        check_image(tmp_path, image)
+
+
+def test_arguments_are_the_launcher_s(folder: Path) -> None:
+    arguments = [argument["name"] for argument in json.loads((folder / "kernels.json").read_text())["arguments"]]
+    assert arguments[:2] == ["query_ptr", "key_ptr"] and arguments[-2:] == ["global_scratch", "profile_scratch"]
+    assert arguments[-3] == "score_decay"
+
+
+def test_a_cubin_is_for_its_target_and_old_ptx_for_everything_newer(folder: Path) -> None:
+    images = read_manifest(folder)
+    found = {target: find_image(images, target, SMALL) for target in (75, 80, 90, 120, 121)}
+    assert {target: (image.target, kind) for target, (image, kind) in found.items()} == {
+        75: (75, "cubin"), 80: (75, "ptx"), 90: (75, "ptx"), 120: (120, "cubin"), 121: (75, "ptx"),
+    }  # fmt: skip
+
+
+def test_no_image_names_the_command(folder: Path) -> None:
+    with pytest.raises(UserError, match="--targets 75 --dtypes float32 --head-dims 32"):
+        find_image(read_manifest(folder), 75, Variant("float32", 32))
+    with pytest.raises(UserError, match="no kernel image for sm70"):
+        find_image(read_manifest(folder), 70, SMALL)
+
+
+def test_attached_images_survive_a_file(folder: Path, tmp_path: Path) -> None:
+    image = read_manifest(folder)[0]
+    given = image.attributes(read_image(folder, image, "cubin"))
+    out = ir.Value(name="out")
+    nodes = [ir.Node("ssd_export", "DecodeAttention", [], outputs=[out]), ir.Node("", "Identity", [out])]
+    model = ir.Model(ir.Graph([], nodes[1].outputs, nodes=nodes, opset_imports={"": 18, "ssd_export": 1}), ir_version=10)
+    assert attach_kernel(model, given, "ssd_export", "DecodeAttention") == 1
+    ir.save(model, tmp_path / "model.onnx")
+    read = {name: attribute.value for name, attribute in ir.load(tmp_path / "model.onnx").graph[0].attributes.items()}
+    read["kernel_image"] = read["kernel_image"].numpy().tobytes()
+    assert read == given
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda folder: (folder / "kernels.json").unlink(), "no kernel images in"),
+        (lambda folder: (folder / "kernels.json").write_text("{"), "damaged"),
+        (lambda folder: (folder / "kernels.json").write_text('{"schema": 99, "images": []}'), "has schema 99"),
+    ],
+)
+def test_a_damaged_folder_says_what_to_do(tmp_path: Path, damage: object, message: str) -> None:
+    (tmp_path / "kernels.json").write_text('{"schema": 1, "images": []}')
+    damage(tmp_path)
+    with pytest.raises(UserError, match=message):
+        read_manifest(tmp_path)
+
+
+def test_a_changed_image_is_refused(tmp_path: Path) -> None:
+    image = KernelImage(75, SMALL, "k", 4, 0, 32, 1024, 80, "k.ptx", "0" * 64, "k.cubin", "0" * 64)
+    with pytest.raises(UserError, match="is missing"):
+        read_image(tmp_path, image, "ptx")
+    (tmp_path / "k.ptx").write_text("another")
+    with pytest.raises(UserError, match="is not the one of"):
+        read_image(tmp_path, image, "ptx")
+
+
+@pytest.mark.parametrize(
+    ("asked", "message"),
+    [
+        ({"targets": (70,)}, "no kernel target 70; choose from 75, 80"),
+        ({"dtypes": ("int8",)}, "no kernel dtype 'int8'"),
+        ({"head_dims": (512,)}, "must be in 1..256"),
+        ({"max_slots": 0}, "max_slots=0"),
+    ],
+)
+def test_what_cannot_be_compiled_is_named(tmp_path: Path, asked: dict, message: str) -> None:
+    from ssd_export.kernels.compile import compile_kernels
+
+    with pytest.raises(UserError, match=message):
+        compile_kernels(tmp_path / "out", **asked)
+    assert not (tmp_path / "out").exists()
