@@ -27,6 +27,7 @@ VERBS = (
     "eval",
     "sweep",
     "verify",
+    "train-demo",
 )  # in the order of --help; verb build-engine is `command` in build_engine.py
 
 

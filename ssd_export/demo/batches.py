@@ -87,14 +87,14 @@ def spoil_paint(rng: np.random.Generator, tokens: np.ndarray, spoil: float) -> n
     chosen = rng.random(tokens.shape) < share[:, None]
     pattern, _ = codes.factors()
     colour = rng.integers(0, len(codes.COLOURS), tokens.shape)
-    ground = rng.integers(0, codes.NUM_GROUNDS, tokens.shape)
-    other = np.where(tokens < codes.NUM_GROUNDS, ground, codes.code_of(pattern[tokens], colour))
+    ground = tokens // codes.NUM_GROUNDS * codes.NUM_GROUNDS + rng.integers(0, codes.NUM_GROUNDS, tokens.shape)
+    other = np.where(tokens < codes.NUM_GROUND_CODES, ground, codes.code_of(pattern[tokens], colour))
     return np.where(chosen, other, tokens)
 
 
 def starts(tokens: np.ndarray) -> np.ndarray:
     """Where something begins: the first token, and shape tokens with plain ground on the left and above. bool [B, I]."""
-    grid = (tokens >= codes.NUM_GROUNDS).reshape(len(tokens), -1, codes.GRID)
+    grid = (tokens >= codes.NUM_GROUND_CODES).reshape(len(tokens), -1, codes.GRID)
     begins = grid.copy()
     begins[:, :, 1:] &= ~grid[:, :, :-1]
     begins[:, 1:] &= ~grid[:, :-1]

@@ -2,7 +2,9 @@
 
 A code names a pattern (which pixels of the patch a shape covers, 196 of them over all shapes and radii) and a
 colour. The ground behind a partly covered patch is not in its code: the image decoder reads it off the
-neighbourhood. Codes 0..3 are the plain grounds; then 195 patterns for each of the 8 colours.
+neighbourhood. Codes 0..3 are the plain grounds, 4..7 and 8..11 the same grounds in the first and in the last column
+(a convolutional tokenizer gives border patches codes of their own too, since its padding shows; without them nothing
+in plain ground tells the model which column it is in). Then 195 patterns for each of the 8 colours.
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ from ssd_export.demo.scenes import COLOURS, GROUNDS, KINDS, PATCH, RADII, SIZE, 
 
 GRID = SIZE // PATCH
 NUM_GROUNDS = len(GROUNDS)
+NUM_GROUND_CODES = 3 * NUM_GROUNDS  # inside, first column, last column
 _GROUND_CODE = {name: code for code, name in enumerate(GROUNDS)}
 _COLOUR_INDEX = {name: index for index, name in enumerate(COLOURS)}
 
@@ -35,7 +38,7 @@ def patterns() -> np.ndarray:
 
 
 def num_codes() -> int:
-    return NUM_GROUNDS + (len(patterns()) - 1) * len(COLOURS)
+    return NUM_GROUND_CODES + (len(patterns()) - 1) * len(COLOURS)
 
 
 @lru_cache(maxsize=None)
@@ -50,6 +53,8 @@ def _stamp_patterns(kind: str, radius: int) -> np.ndarray:
 def encode_scene(scene: Scene) -> np.ndarray:
     """Image tokens of a scene, int64 [576] in raster order."""
     grid = np.full((GRID, GRID), _GROUND_CODE[scene.ground])
+    grid[:, 0] += NUM_GROUNDS
+    grid[:, -1] += 2 * NUM_GROUNDS
     for shape in scene.shapes:
         _stamp_codes(grid, shape)
     return grid.reshape(-1)
@@ -65,14 +70,17 @@ def _stamp_codes(grid: np.ndarray, shape: Shape) -> None:
 
 def code_of(pattern: np.ndarray, colour: int | np.ndarray) -> np.ndarray:
     """Code of a pattern (1..195) in a colour (0..7)."""
-    return NUM_GROUNDS + colour * (len(patterns()) - 1) + pattern - 1
+    return NUM_GROUND_CODES + colour * (len(patterns()) - 1) + pattern - 1
 
 
 @lru_cache(maxsize=1)
 def factors() -> tuple[np.ndarray, np.ndarray]:
-    """Pattern (0..195) and paint (0..3 grounds, 4..11 colours) of every code, int64 [V] each."""
-    shaped = np.arange(num_codes() - NUM_GROUNDS)
+    """Pattern (0..195; 196 and 197: plain ground in the first and last column) and paint (0..3 grounds, 4..11 colours)
+    of every code, int64 [V] each."""
+    shaped = np.arange(num_codes() - NUM_GROUND_CODES)
+    ground = np.arange(NUM_GROUND_CODES)
     per_colour = len(patterns()) - 1
-    pattern = np.concatenate([np.zeros(NUM_GROUNDS, np.int64), shaped % per_colour + 1])
-    paint = np.concatenate([np.arange(NUM_GROUNDS), shaped // per_colour + NUM_GROUNDS])
+    borders = np.array([0, per_colour + 1, per_colour + 2])
+    pattern = np.concatenate([borders[ground // NUM_GROUNDS], shaped % per_colour + 1])
+    paint = np.concatenate([ground % NUM_GROUNDS, shaped // per_colour + NUM_GROUNDS])
     return pattern, paint

@@ -149,9 +149,9 @@ def loss_of(logits: Tensor, batch: Batch, start_weight: float) -> tuple[Tensor, 
     by the caption, so only the second factor gets the extra weight.
     """
     flat, target = logits.flatten(0, 1), batch.tokens.flatten()
-    ground, shape = flat[:, : codes.NUM_GROUNDS], flat[:, codes.NUM_GROUNDS :]
+    ground, shape = flat[:, : codes.NUM_GROUND_CODES], flat[:, codes.NUM_GROUND_CODES :]
     normaliser = torch.stack([ground.logsumexp(1), shape.logsumexp(1)], dim=1)
-    is_shape = (target >= codes.NUM_GROUNDS).long()
+    is_shape = (target >= codes.NUM_GROUND_CODES).long()
     own = normaliser.gather(1, is_shape[:, None])[:, 0]
     what = own - flat.gather(1, target[:, None])[:, 0]
     whether = normaliser.logsumexp(1) - own
@@ -299,6 +299,8 @@ def shares(done: float) -> tuple[float, float, float, float]:
     return (1 - 3 * rest, rest, rest, rest)
 
 
-def log_line(folder: Path, figures: dict[str, float]) -> None:
+def log_line(folder: Path, stage: str, figures: dict[str, float]) -> None:
+    """Adds a line to `log.jsonl`."""
+    folder.mkdir(parents=True, exist_ok=True)
     with open(folder / "log.jsonl", "a") as log:
-        log.write(json.dumps({k: round(v, 4) for k, v in figures.items()}) + "\n")
+        log.write(json.dumps({"stage": stage, **{name: round(value, 4) for name, value in figures.items()}}) + "\n")

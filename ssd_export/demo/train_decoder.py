@@ -36,6 +36,7 @@ def initial_codebook(dim: int) -> Tensor:
     axes = np.linalg.svd(shapes, full_matrices=False)[2][: dim - 3]
     components = shapes @ axes.T
     components /= components.std(axis=0)
+    components = np.concatenate([components, components[:1], components[:1]])  # the two borders are plain ground
     return torch.from_numpy(np.concatenate([colours[paint], 0.5 * components[pattern]], axis=1).astype(np.float32))
 
 

@@ -78,15 +78,14 @@ def _body(
     prompt_length: ir.Value, past_key: ir.Value, past_value: ir.Value, past_position: ir.Value,
     past_score: ir.Value | None = None,
 ) -> list[ir.Value]:  # fmt: skip
+    place = _head_places(ops, node, prompt_length)  # [B, H, 2]
     position, prompt_length = (ops.reshape(row, [-1, 1, 1]) for row in (position, prompt_length))
     slot, has_room = _slot(ops, node, position, prompt_length, past_position, past_score)  # [B, H, 1] each
     here = ops.op("Equal", ops.constant(range(node.num_slots)), slot)  # [B, H, S]
     present_position = ops.op("Where", here, position, past_position)
-    row = ops.op("Expand", ops.reshape(slot, [0, 0, 1, 1]), ops.constant([1, 1, 1, node.head_dim]))
-    present_key, present_value = (
-        ops.op("ScatterElements", past, row, ops.reshape(new, [0, 0, 1, node.head_dim]), axis=2)
-        for past, new in ((past_key, key), (past_value, value))
-    )
+    row = ops.op("Concat", place, slot, axis=-1)
+    present_key = ops.op("ScatterND", past_key, row, key)
+    present_value = ops.op("ScatterND", past_value, row, value)
     probs = _softmax_over_slots(ops, node, query, present_key, present_position)  # float32 [B, H, G, S]
     weights = probs if node.dtype == "float32" else ops.cast(probs, node.dtype)
     out = ops.reshape(ops.op("MatMul", weights, present_value), [0, -1, node.head_dim])
@@ -94,6 +93,14 @@ def _body(
     if past_score is not None:
         outputs.append(_present_score(ops, node, past_score, has_room, here, probs))
     return outputs
+
+
+def _head_places(ops: Operators, node: AttentionNode, prompt_length: ir.Value) -> ir.Value:
+    """(row, head) of every head, int64 [B, H, 2]: from the batch size alone, so that all layers share one."""
+    rows = ops.op("Shape", prompt_length)
+    row = ops.reshape(ops.op("Range", ops.constant(0), ops.reshape(rows, []), ops.constant(1)), [-1, 1, 1])
+    heads = [[[0, head] for head in range(node.num_heads)]]
+    return ops.op("Add", ops.op("Mul", row, ops.constant([[[1, 0]]])), ops.constant(heads))
 
 
 def _softmax_over_slots(ops: Operators, node: AttentionNode, query: ir.Value, key: ir.Value, position: ir.Value) -> ir.Value:

@@ -1,6 +1,6 @@
 """ONNX Runtime as a Runner: the bundle's graphs on the CPU or a CUDA GPU, every cache written in place.
 
-An output bound to the very OrtValue of its input makes ScatterElements write one row instead of copying the cache
+An output bound to the very OrtValue of its input makes ScatterND write one row instead of copying the cache
 (ONNX Runtime skips its copy when both are one buffer); `tests/runtime/test_ort_runner.py` holds on to it.
 """
 
