@@ -6,9 +6,12 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+
 from ssd_export.demo.checkpoint_writer import write_demo_checkpoint
 from ssd_export.demo.train import Recipe, Training, log_line
 from ssd_export.demo.train_decoder import DecoderRecipe, DecoderTraining
+from ssd_export.errors import UserError
 
 GENERATION = {"cfg_scale": 2.0, "temperature": 0.7}
 STEPS_BETWEEN_LINES = 20
@@ -24,7 +27,12 @@ class Outcome:
 
 
 def train_demo(recipe: Recipe, decoder_recipe: DecoderRecipe, folder: Path, progress: Progress, device: str = "cpu") -> Outcome:
-    """Trains both parts and writes `folder/checkpoint`; states and logs stay in the folder, so it can be resumed."""
+    """Trains both parts and writes `folder/checkpoint`; states and logs stay in the folder, so it can be resumed.
+
+    Raises: UserError for a device that is not there.
+    """
+    if device not in ("cpu", "cuda") or (device == "cuda" and not torch.cuda.is_available()):
+        raise UserError(f"device {device} is not available here; use cpu")
     training = Training(recipe, folder, device)
     decoder = DecoderTraining(decoder_recipe, training.config, folder)
     levels = _run(decoder.run(), "image decoder", decoder_recipe.num_steps, folder, progress)

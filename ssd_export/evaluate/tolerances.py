@@ -1,0 +1,41 @@
+"""How far two backends may be apart, by the dtype of weights and cache: the one table that `verify` reads.
+
+Slots and tokens are compared exactly, but for what rounding explains: of two tokens whose scores are equal within
+`tie` (relative) either may be evicted, and a random number may fall on either side of a border that the measured
+difference of the logits moves across it. Everything else by error(): the greatest difference over the greatest
+magnitude (at least 1).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class Tolerance:
+    """op: outputs and scores of one attention step; cache: keys, values and scores in a model; psnr in dB."""
+
+    op: float
+    cache: float
+    logits: float
+    tie: float
+    min_psnr: float
+    min_ssim: float
+
+
+TOLERANCES = {
+    "float32": Tolerance(1e-5, 1e-3, 1e-3, 1e-4, 50.0, 0.999),
+    "float16": Tolerance(2e-2, 2e-2, 2e-2, 2e-2, 35.0, 0.98),
+    "bfloat16": Tolerance(1e-1, 1e-1, 1e-1, 1e-1, 30.0, 0.95),
+}
+
+
+def error(values: np.ndarray, reference: np.ndarray) -> float:
+    """The greatest difference, relative to the greatest magnitude of the reference but at least to 1; NaN is infinite."""
+    if not reference.size:
+        return 0.0
+    values, reference = values.astype(np.float64), reference.astype(np.float64)
+    difference = np.abs(values - reference).max() / max(1.0, np.abs(reference).max())
+    return float(difference) if np.isfinite(difference) else float("inf")

@@ -1,0 +1,130 @@
+"""The verbs eval, sweep and verify: what they print, write and refuse."""
+
+from __future__ import annotations
+
+import json
+import signal
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from PIL import Image
+
+from ssd_export.cli.main import main
+from ssd_export.evaluate.exported import PolicyChoice
+from ssd_export.export.exporter import export_bundle
+from tests.janus_checkpoints import TinyJanus, write_transformers_checkpoint
+
+Run = Callable[..., SimpleNamespace]
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Run]:
+    """Runs the command in an empty folder; its exit code, stdout and stderr."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / ".cache"))
+    old = signal.getsignal(signal.SIGTERM)
+
+    def call(*args: object) -> SimpleNamespace:
+        with pytest.raises(SystemExit) as exit:
+            main([str(arg) for arg in args])
+        captured = capsys.readouterr()
+        return SimpleNamespace(code=exit.value.code, out=captured.out, err=captured.err)
+
+    yield call
+    signal.signal(signal.SIGTERM, old)
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_transformers_checkpoint(tmp_path_factory.mktemp("checkpoint"), TinyJanus(num_layers=1))
+
+
+def bundle_of(checkpoint: Path, path: Path) -> Path:
+    return export_bundle(PolicyChoice(str(checkpoint), "h2o", 0.1).export_spec(path))
+
+
+def test_eval_of_a_policy(run: Run, checkpoint: Path) -> None:
+    done = run("eval", "--model", checkpoint, "--policy", "h2o", "--budget", 0.1, "--num-prompts", 4, "--sheet", "s.png")
+    assert done.code == 0, done.err
+    lines = done.out.splitlines()
+    assert [line.split("  ")[0] for line in lines[:5]] == ["single", "counting", "two objects", "relation", "overall"]
+    assert "0 of 4" in lines[4] and "policy h2o, budget 0.1" in lines[5]
+    assert "drawing 4 pictures: done in" in done.err
+    with Image.open("s.png") as sheet:
+        assert sheet.width >= 192
+
+
+def test_eval_of_a_bundle_as_json(run: Run, checkpoint: Path, tmp_path: Path) -> None:
+    bundle_of(checkpoint, tmp_path / "b")
+    done = run("eval", "--bundle", "b", "--num-prompts", 1, "--batch", 1, "--temperature", 0, "--json")
+    facts = json.loads(done.out)
+    assert facts["overall"]["total"] == 1 and facts["policy"] == "h2o" and facts["temperature"] == 0
+    assert facts["pictures"][0]["reasons"]
+
+
+def test_verify_proves_a_bundle_and_leaves_a_report(run: Run, checkpoint: Path, tmp_path: Path) -> None:
+    path = bundle_of(checkpoint, tmp_path / "b")
+    done = run("verify", "--bundle", "b", "--model", checkpoint, "--level", "layers")
+    assert done.code == 0, done.out + done.err
+    assert "ok     compression" in done.out and "verified: ort against checkpoint, float32, policy h2o" in done.out
+    report = json.loads((path / "reports" / "verify.json").read_text())
+    assert report["ok"] and json.loads(run("inspect", "b", "--json").out)["reports"] == ["reports/verify.json"]
+    (path / "reports" / "verify.json").write_text("{}")
+    assert run("verify", "--bundle", "b").code == 1  # the manifest vouches for reports too
+
+
+def test_verify_fails_with_exit_code_1_and_says_where(
+    run: Run, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from ssd_export.evaluate.probes import OrtProbe
+
+    cache_bytes = OrtProbe.cache_bytes
+    monkeypatch.setattr(OrtProbe, "cache_bytes", lambda self: cache_bytes(self) + 1)
+    bundle_of(checkpoint, tmp_path / "b")
+    done = run("verify", "--bundle", "b", "--against", "torch", "--level", "ops")
+    assert done.code == 1 and "FAILED compression" in done.out and "NOT verified" in done.out and "not run: ops" in done.out
+    done = run("verify", "--bundle", "b", "--against", "torch", "--level", "ops", "--json")
+    assert done.code == 1 and json.loads(done.out)["ok"] is False
+
+
+def test_sweep_prints_its_table(run: Run, checkpoint: Path) -> None:
+    args = ("sweep", "--model", checkpoint, "--policies", "h2o", "--budgets", "0.1", "--num-prompts", 1, "--seeds", 1)
+    done = run(*args, "--num-scenes", 1)
+    assert done.code == 0, done.err
+    assert "| h2o | 0.1 |" in done.out and "2 cells: done in" in done.err
+    assert sorted(p.name for p in Path("sweep").iterdir()) == ["cells", "pareto.png", "settings.json", "sheet.png", "sweep.json", "sweep.md"]
+
+
+BAD_VALUES = [
+    ("eval", "--num-prompts", "0", "use 300"),
+    ("eval", "--budget", "2", "use 0.2"),
+    ("eval", "--batch", "0", "use 16"),
+    ("eval", "--seed", "-1", "use a number such as 0"),
+    ("eval", "--bundle", "b", "--policy", "h2o", "drop one"),
+    ("eval", "--sheet", "s.jpg", "use s.png"),
+    ("eval", "run `ssd-export export`"),
+    ("eval", "--model", "nowhere", "no checkpoint at nowhere"),
+    ("verify", "run `ssd-export export`"),
+    ("verify", "--bundle", "nowhere", "no bundle at nowhere"),
+    ("verify", "--seed", "-1", "use a number such as 0"),
+    ("sweep", "--budgets", "much", "use 0.1,0.2,0.5"),
+    ("sweep", "--policies", "h3o", "choose from full"),
+    ("sweep", "--num-prompts", "0", "use 1 or more"),
+]
+
+
+@pytest.mark.parametrize("case", BAD_VALUES, ids=[" ".join(case[:-1]) for case in BAD_VALUES])
+def test_a_bad_value_is_one_line_with_the_fix(run: Run, tmp_path: Path, case: tuple[str, ...]) -> None:
+    *args, fix = case
+    done = run(*args)
+    assert done.code == 1 and done.out == ""
+    assert done.err.startswith("error: ") and done.err.count("\n") == 1 and fix in done.err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_every_option_names_its_default(run: Run) -> None:
+    for verb in ("eval", "sweep", "verify"):
+        for option in run(verb, "--help").out.split("Options:")[1].split("\n  --")[1:]:
+            assert "[default:" in option or option.startswith("json"), option

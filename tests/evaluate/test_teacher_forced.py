@@ -1,0 +1,90 @@
+"""The replay equals drawing step by step; a cache that never evicts equals causal attention."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from ssd_export.cache.table import PolicyTable
+from ssd_export.demo.codes import encode_scene
+from ssd_export.evaluate import teacher_forced
+from ssd_export.evaluate.agreement import kl_to_full_cache, psnr, ssim, token_agreement
+from ssd_export.evaluate.scene_score import draw_scenes
+from ssd_export.evaluate.teacher_forced import Sequences, TeacherForced, scene_losses
+from ssd_export.bundle import open_bundle
+from ssd_export.model.checkpoint import open_checkpoint
+from ssd_export.runtime.generate import ImageGenerator
+from ssd_export.runtime.runner import Sampling
+from ssd_export.runtime.torch_runner import draw_tokens
+from ssd_export.runtime.uniforms import uniforms
+
+
+@pytest.fixture(scope="module")
+def model(checkpoint: Path) -> TeacherForced:
+    return TeacherForced(open_checkpoint(checkpoint))
+
+
+def table_of(bundle: Path) -> PolicyTable:
+    return PolicyTable.from_dict(open_bundle(bundle).config["policy"])
+
+
+@pytest.fixture(scope="module")
+def sequences(model: TeacherForced) -> Sequences:
+    scenes = draw_scenes(4, 0)
+    return model.sequences([scene.caption for scene in scenes], np.stack([encode_scene(scene) for scene in scenes]), 64)
+
+
+@pytest.mark.parametrize("policy, budget", [("ssd-row", 0.1), ("linear", 0.2)])
+def test_the_replay_draws_what_the_exported_graphs_draw(
+    model: TeacherForced, exported: Callable[..., Path], policy: str, budget: float
+) -> None:
+    """Tokens drawn by ONNX Runtime from its cache are the ones that the replayed logits give with the same numbers."""
+    path, captions = exported(policy, budget), ["a red circle on white", "two blue bars on sand"]
+    sampling = Sampling(2.0, 1.0)
+    with ImageGenerator.from_bundle(path) as generator:
+        tokens = generator(captions, seed=5, cfg_scale=2.0, temperature=1.0).tokens
+    sequences = model.sequences(captions, tokens, 64, unconditional=True)
+    logits = model.model.image_logits(model.hidden(sequences, table_of(path)))  # [4, 576, V]
+    randoms = torch.from_numpy(uniforms(5, 2))
+    drawn = torch.stack([draw_tokens(logits[:, step], randoms[step], sampling) for step in range(576)], dim=1)
+    assert (drawn.numpy() == tokens).mean() > 0.995  # all, but for a random number on the border of two tokens
+
+
+def test_a_cache_that_is_never_full_equals_causal_attention(
+    model: TeacherForced, sequences: Sequences, exported: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    full = table_of(exported("full", 1.0))
+    dense = model.hidden(sequences, None)
+    torch.testing.assert_close(model.hidden(sequences, full), dense)
+    monkeypatch.setattr(teacher_forced, "NUM_IMAGE_TOKENS", 10_000)  # so that the full cache is replayed too
+    torch.testing.assert_close(model.hidden(sequences, full), dense, rtol=1e-4, atol=1e-4)
+
+
+def test_losses_are_those_of_the_logits_and_rows_do_not_mix(model: TeacherForced, exported: Callable[..., Path]) -> None:
+    scenes = draw_scenes(9, 7)  # more rows than one part of logits
+    table = table_of(exported("ssd-row", 0.1))
+    losses = scene_losses(model, scenes, table)
+    assert losses.shape == (9,) and losses.dtype == np.float64
+    np.testing.assert_allclose(scene_losses(model, scenes[4:5], table)[0], losses[4], rtol=1e-5)
+    assert not np.allclose(scene_losses(model, scenes, None), losses, atol=1e-3)
+
+
+def test_kl_is_zero_for_the_full_cache_and_positive_otherwise(model: TeacherForced, exported: Callable[..., Path]) -> None:
+    captions = ["a red circle on white"]
+    sequences = model.sequences(captions, np.zeros((1, 576), np.int64), 64, unconditional=True)
+    assert abs(kl_to_full_cache(model, sequences, table_of(exported("full", 1.0)), 2.0)[0]) < 1e-9
+    assert kl_to_full_cache(model, sequences, table_of(exported("h2o", 0.1)), 2.0)[0] > 1e-4
+
+
+def test_measures_of_likeness() -> None:
+    rng = np.random.default_rng(0)
+    image = rng.integers(0, 256, (48, 48, 3), np.uint8)
+    assert psnr(image, image) == 100 and ssim(image, image) == pytest.approx(1)
+    one_off = np.where(image < 255, image + 1, image - 1).astype(np.uint8)
+    assert psnr(image, one_off) == pytest.approx(48.13, abs=0.01) and 0.999 < ssim(image, one_off) < 1
+    assert abs(ssim(image, rng.integers(0, 256, image.shape, np.uint8))) < 0.05
+    assert token_agreement(np.array([[1, 2, 3, 4]]), np.array([[1, 2, 0, 4]])).tolist() == [0.75]
