@@ -22,6 +22,7 @@ from ssd_export.errors import UserError
 VERBS = (
     "export",
     "calibrate",
+    "build-engine",
     "generate",
     "inspect",
     "eval",

@@ -136,7 +136,7 @@ def _write_files(
         "model": checkpoint.config.to_dict(),
         "dtype": str(dtype).removeprefix("torch."),
         "policy": table.to_dict(),
-        "generation": _generation_defaults(checkpoint.path),
+        "generation": generation_defaults(checkpoint.path),
         "text_embeddings": {
             "file": f"onnx/{WEIGHTS_FILE}", "offset": offset, "dtype": str(dtype).removeprefix("torch."),
             "shape": [checkpoint.config.vocab_size, checkpoint.config.hidden_size],
@@ -178,7 +178,7 @@ def write_graphs(
     return specs
 
 
-def _generation_defaults(folder: Path) -> dict[str, float]:
+def generation_defaults(folder: Path) -> dict[str, float]:
     """cfg_scale and temperature: Janus' own unless the checkpoint brings a `ssd_generation.json` of its own."""
     own = folder / "ssd_generation.json"
     return DEFAULT_GENERATION | (json.loads(own.read_text()) if own.exists() else {})

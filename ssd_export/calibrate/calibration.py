@@ -1,0 +1,229 @@
+"""One streaming pass over pictures that the model draws: a head map with metric, statistics and menu costs.
+
+Draws a few pictures at a time with the full cache, then sends each through the layers once more, teacher-forced,
+and adds up what `measure.py` sees. After every batch the sums are written beside the head map, so that an
+interrupted run goes on where it stopped, to the same numbers.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import zipfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from ssd_export.cache.head_map import HeadMap
+from ssd_export.cache.table import HeadOption
+from ssd_export.calibrate.draw import draw_pictures, load_model, sequence_of
+from ssd_export.calibrate.kept import DenseAttention
+from ssd_export.calibrate.measure import HeadSums, attention_shares, option_errors
+from ssd_export.calibrate.menu import MENU
+from ssd_export.calibrate.neighbourhood import Neighbourhood
+from ssd_export.calibrate.ranks import rank_correlation
+from ssd_export.config import GRID
+from ssd_export.errors import UserError
+from ssd_export.model.checkpoint import Checkpoint
+from ssd_export.model.decoder import ImageTokenModel
+from ssd_export.model.prompt import PromptEncoder
+from ssd_export.runtime.runner import Sampling
+from ssd_export.runtime.uniforms import uniforms
+
+BATCH = 4  # pictures drawn together; the numbers depend on it by rounding only
+Progress = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True)
+class CalibrationSpec:
+    """What to measure. Picture i draws prompt i modulo their number; prompt_slots is what `export` will use."""
+
+    prompts: tuple[str, ...]
+    num_images: int
+    neighbourhood: Neighbourhood
+    seed: int
+    sampling: Sampling
+    prompt_slots: int
+    options: tuple[HeadOption, ...] = MENU
+
+    @property
+    def prompts_hash(self) -> str:
+        return hashlib.sha256("\n".join(self.prompts).encode()).hexdigest()
+
+    def identity(self, fingerprint: str) -> str:
+        """Equal for runs that give the same numbers: only such a run may be resumed."""
+        values = [fingerprint, self.prompts_hash, self.num_images, str(self.neighbourhood), self.seed, repr(self.sampling),
+                  self.prompt_slots, BATCH, repr(self.options)]  # fmt: skip
+        return hashlib.sha256(json.dumps(values).encode()).hexdigest()
+
+
+@dataclass
+class CalibrationState:
+    """How far a run is: sums over the pictures so far, and the first picture's tokens (for the plots)."""
+
+    identity: str
+    num_done: int
+    first_picture: np.ndarray
+    sums: HeadSums
+
+    def save(self, path: Path) -> None:
+        """Whole or not at all: written beside, then renamed."""
+        beside = path.with_name(path.name + ".new")
+        with beside.open("wb") as file:
+            np.savez(file, identity=self.identity, num_done=self.num_done, first_picture=self.first_picture,
+                     **self.sums.arrays())  # fmt: skip
+        os.replace(beside, path)
+
+    @classmethod
+    def load(cls, path: Path, identity: str) -> CalibrationState | None:
+        """The state in the file, if it is whole and of the same run."""
+        try:
+            with np.load(path, allow_pickle=False) as file:
+                values = {name: file[name] for name in file.files}
+            if str(values.pop("identity")) != identity:
+                return None
+            done, first = int(values.pop("num_done")), values.pop("first_picture")
+            return cls(identity, done, first, HeadSums(**values))
+        except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile):
+            return None
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """The finished run. first_picture: int32 [576]; stability: rank correlation of the metric between pictures of
+    the prompts with even and with odd index, None with a single prompt.
+    """
+
+    head_map: HeadMap
+    first_picture: np.ndarray
+    stability: float | None
+    num_resumed: int
+
+
+def calibrate(
+    checkpoint: Checkpoint, model: ImageTokenModel, spec: CalibrationSpec, state_file: Path, *, threshold: float,
+    tool_version: str, progress: Progress = lambda stage, done, total: None,
+) -> Calibration:  # fmt: skip
+    """Measures every head of a checkpoint; the same for the same spec, interrupted or not.
+
+    Raises: UserError for prompts that do not fit, or a state file that cannot be written.
+    """
+    config = checkpoint.config
+    fingerprint = checkpoint.fingerprint()
+    encoder = PromptEncoder.from_file(checkpoint.tokenizer_path)
+    encoder.encode(spec.prompts, spec.prompt_slots)
+    identity = spec.identity(fingerprint)
+    empty = CalibrationState(identity, 0, np.zeros(0, np.int32), HeadSums.zero(config, len(spec.options)))
+    state = CalibrationState.load(state_file, identity) or empty
+    num_resumed = state.num_done
+    randoms = uniforms(spec.seed, spec.num_images)
+    meter = _Meter(progress, spec.num_images, config.num_layers, state.num_done)
+    while state.num_done < spec.num_images:
+        batch = range(state.num_done, min(state.num_done + BATCH, spec.num_images))
+        prompts = encoder.encode([spec.prompts[i % len(spec.prompts)] for i in batch], spec.prompt_slots)
+        drawing = randoms[:, batch.start : batch.stop]
+        tokens = draw_pictures(model, prompts, drawing, spec.sampling, lambda: meter.advance(len(batch)))
+        if state.num_done == 0:
+            state.first_picture = tokens[0]
+        for i in range(len(batch)):
+            rows = [prompts.ids[row, : prompts.prompt_length[row]] for row in (i, i + len(batch))]
+            half = (batch[i] % len(spec.prompts)) % 2
+            add_picture(state.sums, model, rows, tokens[i], spec, half, lambda: meter.advance(1))
+        state.num_done = batch.stop
+        _save(state, state_file)
+    head_map = _head_map(checkpoint, spec, state.sums, threshold, tool_version)
+    return Calibration(head_map, state.first_picture, stability_of(state.sums), num_resumed)
+
+
+class _Meter:
+    """Tells how much is done: a picture counts one for each grid row drawn and one for each layer measured."""
+
+    def __init__(self, progress: Progress, num_images: int, num_layers: int, num_done: int) -> None:
+        each = GRID + num_layers
+        self._progress, self._done, self._total = progress, num_done * each, num_images * each
+        self.advance(0)
+
+    def advance(self, count: int) -> None:
+        self._done += count
+        self._progress("measuring heads", self._done, self._total)
+
+
+def _save(state: CalibrationState, path: Path) -> None:
+    try:
+        state.save(path)
+    except OSError as error:
+        raise UserError(f"cannot write {path} ({error.strerror}); choose another --out") from error
+
+
+@torch.inference_mode()
+def add_picture(
+    sums: HeadSums, model: ImageTokenModel, ids: Sequence[np.ndarray], tokens: np.ndarray, spec: CalibrationSpec, half: int,
+    layer_done: Callable[[], None] = lambda: None,
+) -> None:  # fmt: skip
+    """Adds one picture's numbers, layer by layer: one layer's attention is in memory at a time.
+
+    Args: ids: its conditional and unconditional row; tokens int [576]; half: 0 or 1, which metric it counts for.
+    """
+    hidden = sequence_of(model, ids, tokens)
+    start = len(ids[0])
+    positions = torch.arange(hidden.shape[1]).expand(hidden.shape[:2])
+    cos, sin = model.language_model.rope(positions, hidden.dtype)
+    for layer in model.language_model.layers:
+
+        def attend(index: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+            dense = DenseAttention.compute(query, key, value, start)
+            metric, on_prompt, columns = attention_shares(dense, spec.neighbourhood)
+            sums.metric[half, index] += metric.numpy()
+            sums.prompt_share[index] += on_prompt.numpy()
+            sums.column_share[index] += columns.numpy()
+            weight = model.language_model.layers[index].self_attn.o_proj.weight
+            errors = option_errors(dense, weight, residual, spec.options, spec.prompt_slots)
+            sums.squared_errors[index] += errors.numpy()
+            return dense.out.flatten(1, 2).to(query.dtype)
+
+        residual = hidden
+        hidden = layer(hidden, cos, sin, attend)
+        layer_done()
+    sums.num_pictures[half] += 1
+
+
+def stability_of(sums: HeadSums) -> float | None:
+    if not sums.num_pictures.all():
+        return None
+    halves = sums.metric / sums.num_pictures[:, None, None]
+    return rank_correlation(halves[0], halves[1])
+
+
+def _head_map(
+    checkpoint: Checkpoint, spec: CalibrationSpec, sums: HeadSums, threshold: float, tool_version: str
+) -> HeadMap:
+    config, total = checkpoint.config, sums.total
+    metric = np.clip(sums.mean_metric(), 0, 1)
+    statistics = {
+        "num_images": spec.num_images, "seed": spec.seed, "prompt_slots": spec.prompt_slots,
+        "cfg_scale": spec.sampling.cfg_scale, "temperature": spec.sampling.temperature,
+        "stability": stability_of(sums),
+        "prompt_share": _rounded(sums.prompt_share / total),
+        "column_share": _rounded(sums.column_share / total),
+    }  # fmt: skip
+    return HeadMap(
+        config.num_layers, config.num_heads, config.num_kv_heads, config.hidden_size, metric=_tuples(metric),
+        threshold=threshold, neighbourhood=str(spec.neighbourhood), provenance="measured by ssd-export calibrate",
+        prompts_hash=spec.prompts_hash, model_fingerprint=checkpoint.fingerprint(), tool_version=tool_version,
+        cost_options=spec.options, costs=_tuples(sums.costs()), statistics=statistics,
+    ).validate()  # fmt: skip
+
+
+def _tuples(values: np.ndarray) -> tuple:
+    """Nested tuples of floats with 7 digits: more would be noise, and is what a file would be full of."""
+    if values.ndim == 1:
+        return tuple(float(f"{value:.7g}") for value in values)
+    return tuple(map(_tuples, values))
+
+
+def _rounded(values: np.ndarray) -> list:
+    return np.round(values, 5).tolist()

@@ -1,0 +1,109 @@
+"""Pictures with the full cache, straight from a checkpoint: what the model is measured on is what it draws."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ssd_export.config import GRID, NUM_IMAGE_TOKENS, ModelConfig
+from ssd_export.model.checkpoint import Checkpoint
+from ssd_export.model.decoder import ImageTokenModel
+from ssd_export.model.image_decoder import ImageDecoder
+from ssd_export.model.prompt import EncodedPrompts
+from ssd_export.runtime.runner import Sampling
+from ssd_export.runtime.torch_runner import draw_tokens
+
+
+def load_model(checkpoint: Checkpoint) -> ImageTokenModel:
+    """The model with the checkpoint's weights in one dtype (theirs), one copy in memory."""
+    with torch.device("meta"):
+        model = ImageTokenModel(checkpoint.config, text_embedding=True)
+    names = list(model.state_dict())
+    dtype = checkpoint.tensor(next(name for name in names if name.endswith("q_proj.weight"))).dtype
+    model.load_state_dict({name: checkpoint.tensor(name).to(dtype) for name in names}, assign=True)
+    return model.eval().requires_grad_(False)
+
+
+def decode_picture(checkpoint: Checkpoint, tokens: np.ndarray) -> np.ndarray:
+    """Pixels uint8 [height, width, 3] of image tokens [576]."""
+    with torch.device("meta"):
+        decoder = ImageDecoder(checkpoint.config)
+    decoder.load_state_dict({name: checkpoint.tensor(name).float() for name in decoder.state_dict()}, assign=True)
+    with torch.inference_mode():
+        pixels = decoder.eval()(torch.from_numpy(tokens.astype(np.int64))[None])[0]
+    return ((pixels + 1) / 2 * 255).clamp(0, 255).permute(1, 2, 0).to(torch.uint8).numpy()
+
+
+class FullCache:
+    """Keys and values of every token of a batch; rows may have prompts of different length.
+
+    Prompt tokens stand in places 0 .. T - 1, padding included, image token i in place T + i.
+    """
+
+    def __init__(self, config: ModelConfig, prompt_length: Tensor, num_prompt_places: int, dtype: torch.dtype) -> None:
+        shape = (
+            config.num_layers, 2, len(prompt_length), config.num_kv_heads,
+            num_prompt_places + NUM_IMAGE_TOKENS, config.head_dim,
+        )  # fmt: skip
+        self._kv = torch.zeros(shape, dtype=dtype)
+        self._prompt_length, self._num_prompt_places = prompt_length, num_prompt_places
+        self._grouped = config.query_group_size > 1
+        place = torch.arange(num_prompt_places + NUM_IMAGE_TOKENS)
+        self._held = (place < prompt_length[:, None]) | (place >= num_prompt_places)  # [B, places]
+        self._end = 0
+
+    def positions(self, count: int) -> Tensor:
+        """Makes room for `count` more tokens a row; their positions, int64 [B, count]."""
+        place = torch.arange(self._end, self._end + count)
+        self._end += count
+        is_prompt = place < self._num_prompt_places
+        return torch.where(is_prompt, place, self._prompt_length[:, None] + place - self._num_prompt_places)
+
+    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        count = query.shape[2]
+        self._kv[layer, 0, :, :, self._end - count : self._end] = key
+        self._kv[layer, 1, :, :, self._end - count : self._end] = value
+        keys, values = self._kv[layer, :, :, :, : self._end]
+        if count > 1:  # the prompt: causal; what padding reads is never used
+            return F.scaled_dot_product_attention(query, keys, values, is_causal=True, enable_gqa=self._grouped)
+        mask = self._held[:, None, None, : self._end]
+        return F.scaled_dot_product_attention(query, keys, values, attn_mask=mask, enable_gqa=self._grouped)
+
+
+@torch.inference_mode()
+def draw_pictures(
+    model: ImageTokenModel, prompts: EncodedPrompts, uniforms: np.ndarray, sampling: Sampling,
+    row_drawn: Callable[[], None] = lambda: None,
+) -> np.ndarray:  # fmt: skip
+    """Image tokens int32 [N, 576].
+
+    Args: prompts of 2 N rows; uniforms float32 [576, N] in [0, 1); row_drawn is called after every grid row.
+    """
+    lengths, ids = torch.from_numpy(prompts.prompt_length).long(), torch.from_numpy(prompts.ids).long()
+    hidden = model.embed_text_tokens(ids)
+    cache = FullCache(model.config, lengths, ids.shape[1], hidden.dtype)
+    drawn = torch.from_numpy(np.ascontiguousarray(uniforms))
+    hidden = model(hidden, cache.positions(ids.shape[1]), cache.attend)
+    last = hidden[torch.arange(len(ids)), lengths - 1]
+    tokens = [draw_tokens(model.image_logits(last).float(), drawn[0], sampling)]
+    for step in range(1, NUM_IMAGE_TOKENS):
+        hidden = model.embed_image_tokens(tokens[-1].long()).repeat(2, 1)[:, None]
+        hidden = model(hidden, cache.positions(1), cache.attend)
+        tokens.append(draw_tokens(model.image_logits(hidden[:, 0]).float(), drawn[step], sampling))
+        if (step + 1) % GRID == 0:
+            row_drawn()
+    return torch.stack(tokens, dim=1).numpy()
+
+
+def sequence_of(model: ImageTokenModel, ids: Sequence[np.ndarray], tokens: np.ndarray) -> Tensor:
+    """Hidden states [B, L + 575, hidden] that teacher forcing starts from; ids: rows of one length L, without padding.
+
+    The last token is drawn and never read.
+    """
+    image = model.embed_image_tokens(torch.from_numpy(tokens[:-1].astype(np.int64)))
+    prompt = model.embed_text_tokens(torch.from_numpy(np.stack(ids).astype(np.int64)))
+    return torch.cat([prompt, image.expand(len(ids), -1, -1)], dim=1)

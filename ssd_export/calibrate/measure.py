@@ -1,0 +1,98 @@
+"""What is measured of every head, summed over pictures: memory does not grow with their number."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ssd_export.cache.table import HeadOption
+from ssd_export.calibrate.kept import DenseAttention, attend_with_option
+from ssd_export.calibrate.neighbourhood import Neighbourhood
+from ssd_export.config import GRID, ModelConfig
+
+
+@dataclass
+class HeadSums:
+    """Sums over pictures (each the mean over its rows), float64.
+
+    metric: [2, layers, heads], of the prompts with an even and with an odd index; num_pictures: [2];
+    prompt_share: [layers, heads], mass on the prompt; column_share: [layers, heads, 24], of the mass on image
+    tokens; squared_errors: [layers, KV heads, options], see option_errors.
+    """
+
+    metric: np.ndarray
+    num_pictures: np.ndarray
+    prompt_share: np.ndarray
+    column_share: np.ndarray
+    squared_errors: np.ndarray
+
+    @classmethod
+    def zero(cls, config: ModelConfig, num_options: int) -> HeadSums:
+        heads = (config.num_layers, config.num_heads)
+        return cls(
+            np.zeros((2, *heads)), np.zeros(2), np.zeros(heads), np.zeros((*heads, GRID)),
+            np.zeros((config.num_layers, config.num_kv_heads, num_options)),
+        )  # fmt: skip
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        return {item.name: getattr(self, item.name) for item in fields(self)}
+
+    @property
+    def total(self) -> float:
+        return float(self.num_pictures.sum())
+
+    def costs(self) -> np.ndarray:
+        """[layers, KV heads, options]: root mean square over steps and pictures of the relative squared error.
+
+        Rarely read tokens decide whether a picture survives, and a plain mean hides them. Roots of mean squares are
+        norms: their sum over heads bounds that of all errors together.
+        """
+        return np.sqrt(self.squared_errors / self.total)
+
+    def mean_metric(self) -> np.ndarray:
+        return self.metric.sum(axis=0) / self.total
+
+
+def attention_shares(dense: DenseAttention, neighbourhood: Neighbourhood) -> tuple[Tensor, Tensor, Tensor]:
+    """Means over the rows of a picture: metric [heads], share on the prompt [heads], by grid column [heads, 24].
+
+    metric = mass of all image queries on image tokens outside the neighbourhood / on all image tokens.
+    """
+    start = dense.prompt_length
+    probs = dense.probs[:, :, :, start:].flatten(1, 2)  # [B, heads, I, T]
+    image = probs[..., start:]
+    near = neighbourhood.mask(dense.num_image_tokens).to(image.device)
+    mass = image.sum(dim=2, dtype=torch.float64)  # [B, heads, image key]
+    total = mass.sum(dim=-1)
+    outside = image.masked_fill(near, 0).sum(dim=(2, 3), dtype=torch.float64)
+    columns = torch.nn.functional.pad(mass, (0, -mass.shape[-1] % GRID)).unflatten(-1, (-1, GRID)).sum(dim=-2)
+    on_prompt = probs[..., :start].sum(dim=(2, 3), dtype=torch.float64) / dense.num_image_tokens
+    return (outside / total).mean(dim=0), on_prompt.mean(dim=0), (columns / total[..., None]).mean(dim=0)
+
+
+def option_errors(
+    dense: DenseAttention, output_weight: Tensor, residual: Tensor, options: Sequence[HeadOption], prompt_slots: int
+) -> Tensor:
+    """float64 [H, options]: mean over image queries of the square of e = ||W_o lost||^2 / ||residual||^2.
+
+    lost = what the head reads with the full cache less what it reads with the option; W_o its part of the output
+    projection.
+
+    Args: output_weight [hidden, heads * D]; residual [B, T, hidden], the hidden states that attention adds to.
+    """
+    start = dense.prompt_length
+    num_kv_heads, size, head_dim = dense.out.shape[1], dense.out.shape[2], dense.out.shape[-1]
+    weight = output_weight.float().unflatten(1, (num_kv_heads, size * head_dim)).transpose(0, 1)  # [H, hidden, GD]
+    gram = weight.mT @ weight
+    scale = residual[:, start:].double().pow(2).sum(dim=-1)[:, None]  # [B, 1, I]
+    means = []
+    for option in options:
+        error = dense.out[:, :, :, start:] - attend_with_option(dense, option, prompt_slots)
+        error = error.transpose(2, 3).flatten(3)  # [B, H, I, GD]
+        squared = (error @ gram * error).sum(dim=-1).double()
+        means.append((squared / scale).square().mean(dim=(0, 2)))
+    return torch.stack(means, dim=-1)

@@ -1,0 +1,126 @@
+"""Pictures of a head map: all heads, where two of them look, and which grid columns are looked at."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt  # noqa: E402  (the backend is chosen first)
+import numpy as np  # noqa: E402
+from matplotlib.colors import to_rgb  # noqa: E402
+from matplotlib.figure import Figure  # noqa: E402
+from matplotlib.patches import Rectangle  # noqa: E402
+
+from ssd_export.cache.head_map import HeadMap  # noqa: E402
+from ssd_export.config import GRID  # noqa: E402
+
+# Two of the colours of Okabe and Ito, and cividis: the same to all kinds of colour vision.
+SPATIAL, SEMANTIC = "#0072B2", "#D55E00"
+COLOURS = "cividis"
+STYLE = {"font.size": 12, "axes.titlesize": 13, "axes.spines.top": False, "axes.spines.right": False}
+
+
+def plot_paths(path: Path) -> list[Path]:
+    """The files that belong to --plot FILE: the heat map itself, attention and columns beside it."""
+    return [path, *(path.with_name(f"{path.stem}-{what}{path.suffix}") for what in ("attention", "columns"))]
+
+
+def heat_map(head_map: HeadMap, path: Path) -> None:
+    """Layers x heads, the metric as colour, semantic heads marked, and their share by layer."""
+    metric = np.asarray(head_map.metric)  # [layers, heads]
+    size = head_map.num_heads // head_map.num_kv_heads
+    semantic = np.repeat(np.asarray(head_map.semantic()), size, axis=1)
+    num_layers, num_heads = metric.shape
+    with plt.rc_context(STYLE):
+        width, height = max(6.5, 0.3 * num_heads + 3.5), max(3.6, 0.3 * num_layers + 1.6)
+        figure, (heads, share) = plt.subplots(
+            1, 2, figsize=(width, height), sharey=True, layout="constrained",
+            gridspec_kw={"width_ratios": [max(3, num_heads / 5), 1]},
+        )  # fmt: skip
+        image = heads.imshow(metric, cmap=COLOURS, vmin=0, vmax=1, aspect="auto", interpolation="nearest")
+        rows, columns = np.nonzero(semantic)
+        dark = metric[rows, columns] > 0.55
+        heads.scatter(columns, rows, s=24, c=np.where(dark, "black", "white"), linewidths=0)
+        heads.set(xlabel="query head", ylabel="layer")
+        heads.set_xticks(_ticks(num_heads)), heads.set_yticks(_ticks(num_layers))
+        figure.suptitle(
+            f"{100 * head_map.semantic_share:.0f} % of the heads are semantic (dot): more than {head_map.threshold:.2g} of\n"
+            f"their attention is outside the neighbourhood {head_map.neighbourhood}".removesuffix(" unknown"), x=0.01, ha="left", fontsize=13,
+        )  # fmt: skip
+        bar = figure.colorbar(image, ax=(heads, share), pad=0.02)
+        bar.set_label("share outside")
+        share.barh(np.arange(num_layers), 100 * semantic.mean(axis=1), color=SEMANTIC, height=0.8)
+        share.set(xlim=(0, 100), xlabel="% semantic")
+        _write(figure, path)
+
+
+def attention_plot(
+    head_map: HeadMap, picture: np.ndarray, maps: np.ndarray, heads: Sequence[tuple[int, int]], queries: Sequence[int],
+    prompt: str, path: Path,
+) -> None:  # fmt: skip
+    """Where chosen tokens of two heads look, over the grid and over the picture.
+
+    Args: picture uint8 [size, size, 3]; maps float32 [2, queries, 576], heads[0] spatial and heads[1] semantic.
+    """
+    with plt.rc_context(STYLE):
+        figure, axes = plt.subplots(2, 1 + len(queries), figsize=(3.1 * (1 + len(queries)), 7), layout="constrained")
+        for row, (layer, head) in enumerate(heads):
+            colour, kind = ((SPATIAL, "most spatial"), (SEMANTIC, "most semantic"))[row]
+            axes[row, 0].imshow(picture, extent=(0, GRID, GRID, 0))
+            axes[row, 0].set_title(f"{kind}: layer {layer}, head {head}\nmetric {head_map.metric[layer][head]:.2f}",
+                                   color=colour, loc="left")  # fmt: skip
+            for axis, query, attention in zip(axes[row, 1:], queries, maps[row], strict=True):
+                _overlay(axis, picture, attention.reshape(GRID, GRID), query, colour)
+            for axis in axes[row]:
+                axis.set(xticks=[], yticks=[])
+                axis.spines[:].set_visible(False)
+        figure.suptitle(f"“{prompt}” as drawn, and what the outlined token attends to", fontsize=13, x=0.01, ha="left")
+        _write(figure, path)
+
+
+def _overlay(axis: plt.Axes, picture: np.ndarray, attention: np.ndarray, query: int, colour: str) -> None:
+    grey = picture.mean(axis=-1) / 255 * 0.45 + 0.55
+    axis.imshow(grey, cmap="gray", vmin=0, vmax=1, extent=(0, GRID, GRID, 0))
+    strength = np.sqrt(attention / attention.max())  # the root: 1 % of the peak is a tenth of its ink
+    layer = np.empty((GRID, GRID, 4))
+    layer[..., :3], layer[..., 3] = to_rgb(colour), strength
+    axis.imshow(layer, extent=(0, GRID, GRID, 0), interpolation="nearest")
+    for line in range(GRID + 1):
+        axis.axhline(line, color="white", linewidth=0.3), axis.axvline(line, color="white", linewidth=0.3)
+    axis.add_patch(Rectangle((query % GRID, query // GRID), 1, 1, fill=False, edgecolor="black", linewidth=2))
+    axis.set(xlim=(0, GRID), ylim=(GRID, 0))
+    axis.set_title(f"row {query // GRID}, column {query % GRID}; peak {attention.max():.2f}", loc="left")
+
+
+def column_plot(head_map: HeadMap, path: Path) -> None:
+    """Share of the attention on image tokens that each grid column gets, for spatial and for semantic heads."""
+    shares = np.asarray(head_map.statistics["column_share"])  # [layers, heads, 24]
+    size = head_map.num_heads // head_map.num_kv_heads
+    semantic = np.repeat(np.asarray(head_map.semantic()), size, axis=1)
+    column = np.arange(GRID)
+    with plt.rc_context(STYLE):
+        figure, axis = plt.subplots(figsize=(9, 4), layout="constrained")
+        for shift, kind, colour, hatch in ((-0.21, False, SPATIAL, None), (0.21, True, SEMANTIC, "//")):
+            chosen = shares[semantic == kind]
+            if len(chosen):
+                name = f"{'semantic' if kind else 'spatial'} heads ({len(chosen)})"
+                axis.bar(column + shift, 100 * chosen.mean(axis=0), 0.42, color=colour, hatch=hatch, edgecolor="white",
+                         linewidth=0, label=name)  # fmt: skip
+        axis.hlines(100 / GRID, -0.6, GRID - 0.4, color="black", linewidth=1, linestyle="--")
+        axis.text(GRID - 0.3, 100 / GRID, "even", va="center")
+        axis.set(xlabel="grid column", ylabel="% of the attention on image tokens", xticks=column, xlim=(-0.7, GRID + 0.9))
+        axis.set_title("Attention by grid column", loc="left")
+        axis.legend(frameon=False, loc="lower right", bbox_to_anchor=(1, 1), borderaxespad=0.1, ncols=2)
+        _write(figure, path)
+
+
+def _ticks(count: int) -> np.ndarray:
+    return np.arange(0, count, 1 if count <= 12 else 2)
+
+
+def _write(figure: Figure, path: Path) -> None:
+    figure.savefig(path, dpi=150)
+    plt.close(figure)

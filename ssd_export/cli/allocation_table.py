@@ -1,0 +1,47 @@
+"""What ssd-auto chose and what it is expected to lose, as lines of text for `export` and `calibrate`."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from ssd_export.cache.head_map import HeadMap
+    from ssd_export.cache.table import HeadGroup, PolicyTable
+    from ssd_export.config import ModelConfig
+
+
+def group_lines(table: PolicyTable) -> list[str]:
+    """One line a layer: heads x image slots and rule of each group."""
+    wide = len(str(len(table.layers) - 1))
+    return [
+        f"layer {index:>{wide}}  " + "   ".join(_group(group, table.prompt_slots) for group in groups)
+        for index, groups in enumerate(table.layers)
+    ]
+
+
+def predicted_lines(head_map: HeadMap, config: ModelConfig, table: PolicyTable) -> list[str]:
+    """The predicted error of a table and of the policies that need no costs, at as many slots."""
+    from ssd_export.cache.allocation import predicted_error
+    from ssd_export.cache.policy import make_policy
+    from ssd_export.errors import UserError
+
+    slots = table.prompt_slots
+    rivals = {"ssd-row": {"head_map": head_map}, "h2o": {"evict_every": 24}, "streaming-llm": {}}
+    errors = {table.name: predicted_error(table, head_map)}
+    for name, options in rivals.items():
+        try:
+            rival = make_policy(name, config, budget=table.budget, prompt_slots=slots, **options)
+            errors[name] = predicted_error(rival, head_map)
+        except UserError:  # this budget is too small for that policy
+            continue
+    own = errors[table.name]
+    listed = ", ".join(
+        f"{name} {error:.3g}" + (f" ({error / own:.1f}x)" if own and name != table.name else "")
+        for name, error in errors.items()
+    )
+    return [f"predicted error at {table.image_slots_mean:.1f} image slots a head: {listed}"]
+
+
+def _group(group: HeadGroup, prompt_slots: int) -> str:
+    kind = "scored" if group.rule.by_score else "window"
+    return f"{group.num_heads} x {kind} {group.num_slots - prompt_slots}"

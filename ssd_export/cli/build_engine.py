@@ -1,0 +1,146 @@
+"""ssd-export build-engine: TensorRT engines of a bundle."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from ssd_export.errors import UserError
+
+if TYPE_CHECKING:
+    from ssd_export.build.engine import BuildPlan
+
+FLAVOURS = ("auto", "tensorrt", "tensorrt-rtx")
+PLUGIN = ("auto", "on", "off")
+
+
+@click.command()
+@click.option(
+    "--bundle",
+    type=click.Path(path_type=Path),
+    metavar="DIR",
+    help="The bundle to build from and into.  [default: the one exported last from this folder]",
+)
+@click.option(
+    "--target",
+    default="auto",
+    show_default=True,
+    metavar="auto|rtx|jetson-orin|jetson-thor|ampere|ada|hopper|blackwell",
+    help="The GPUs to build for; auto: this machine's GPU, else rtx. A target that only its own machine can build "
+    "for is prepared: the bundle gets what the board lacks.",
+)
+@click.option(
+    "--flavour",
+    default="auto",
+    show_default=True,
+    metavar="|".join(FLAVOURS),
+    help="TensorRT-RTX needs no GPU to build; TensorRT builds on the machine that will run.",
+)
+@click.option(
+    "--plugin",
+    default="auto",
+    show_default=True,
+    metavar="|".join(PLUGIN),
+    help="Attention by the plugin's kernel, caches written in place (auto: where library and kernel are at hand), or "
+    "by ordinary operators.",
+)
+@click.option("--batch", metavar="MIN:OPT:MAX", help="Images drawn at once.  [default: the target's]")
+@click.option(
+    "--workspace",
+    type=click.IntRange(1, 1 << 20),
+    metavar="MIB",
+    help="Scratch memory on the device that a layer may use.  [default: the target's]",
+)
+@click.option(
+    "--timing-cache",
+    type=click.Path(path_type=Path, dir_okay=False),
+    metavar="FILE",
+    help="Measurements of earlier builds, read and added to.  [default: one beside the engines]",
+)
+@click.option("--dry-run", is_flag=True, help="Say what would be built and what it needs; build nothing.")
+def command(
+    bundle: Path | None,
+    target: str,
+    flavour: str,
+    plugin: str,
+    batch: str | None,
+    workspace: int | None,
+    timing_cache: Path | None,
+    dry_run: bool,
+) -> None:
+    """Build TensorRT engines of a bundle, into the bundle.
+
+    Prefill and decode step share one copy of the weights on the device. engine.json beside the engines says what
+    they were built from and for; a loader checks it before it loads them.
+    """
+    for option, value, choices in (("--flavour", flavour, FLAVOURS), ("--plugin", plugin, PLUGIN)):
+        if value not in choices:
+            raise UserError(f"unknown {option} {value!r}; choose one of {', '.join(choices)}")
+
+    from ssd_export.build.engine import BuildSpec, build_engines, plan_build, prepare
+    from ssd_export.build.targets import Batch
+    from ssd_export.bundle import resolve_bundle
+    from ssd_export.cli.progress import ProgressReport
+
+    spec = BuildSpec(
+        bundle=resolve_bundle(bundle),
+        target=target,
+        flavour=flavour,
+        plugin=plugin,
+        batch=None if batch is None else Batch.parse(batch),
+        workspace_mib=workspace,
+        timing_cache=timing_cache,
+    )
+    plan = plan_build(spec)
+    for line in plan_lines(plan):
+        click.echo(line, err=True)
+    if dry_run:
+        return
+    if plan.flavour is None:
+        for name in prepare(plan):
+            click.echo(plan.bundle.path / name)
+        return
+    with ProgressReport() as progress:
+        engine_json = build_engines(plan, progress)
+    for line in result_lines(engine_json):
+        click.echo(line, err=True)
+    click.echo(plan.bundle.path / plan.folder)
+
+
+def plan_lines(plan: BuildPlan) -> list[str]:
+    """What will be built, for whom, and what it needs."""
+    from ssd_export.build.memory import gib
+
+    gpus = ", ".join(f"{capability / 10:.1f}" for capability in plan.capabilities)
+    lines = [f"target: {plan.target.name} ({plan.target.title}), compute capability {gpus}"]
+    if plan.flavour is None:
+        return lines + [
+            "TensorRT builds for this target on its own machine. Here the plugin's decode step is prepared, kernel "
+            f"inside; then copy the bundle there and run: ssd-export build-engine --bundle DIR --target {plan.target.name}"
+        ]
+    free = "unknown" if plan.free_bytes is None else gib(plan.free_bytes)
+    images = plan.profile.images
+    lines += [
+        f"flavour: {plan.flavour.name} {plan.flavour.version}",
+        f"plugin: {plan.plugin.library}" if plan.plugin.library else f"plugin: off ({plan.plugin.why_not})",
+        f"batch: {images[0]} to {images[2]} images, tuned for {images[1]}; prompts of up to "
+        f"{plan.profile.prompt_tokens[2]} tokens",
+        f"graphs: {', '.join(spec.name for spec in plan.graphs)}",
+        f"memory: about {gib(plan.needed_bytes)} needed, {free} free; workspace {plan.workspace_mib} MiB",
+        f"into: {plan.bundle.path / plan.folder}",
+    ]
+    if plan.timing_cache and plan.flavour.builds_anywhere:
+        lines.append(f"timing cache: {plan.flavour.name} has none, --timing-cache is not used")
+    return lines
+
+
+def result_lines(engine_json: dict[str, Any]) -> list[str]:
+    """Size, layers and time of every engine, then the warnings."""
+    lines = []
+    for name, graph in engine_json["graphs"].items():
+        num_layers, num_plugin = sum(graph["layers"].values()), graph["layers"].get("PluginV3", 0)
+        layers = f", {num_layers} layers" + (f" ({num_plugin} of the plugin)" if num_plugin else "") if num_layers else ""
+        lines.append(f"{name}: {graph['bytes'] / 1e6:.1f} MB{layers}, {graph['seconds']:.1f} s")
+    return lines + [f"warning: {text}" for text in engine_json["warnings"]]

@@ -1,0 +1,293 @@
+"""ssd-export calibrate: measures every head of a checkpoint and writes its head map."""
+
+from __future__ import annotations
+
+import math
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from ssd_export.errors import UserError
+
+if TYPE_CHECKING:
+    from ssd_export.cache.head_map import HeadMap
+    from ssd_export.calibrate.calibration import Calibration, CalibrationSpec
+    from ssd_export.config import ModelConfig
+    from ssd_export.model.checkpoint import Checkpoint
+    from ssd_export.model.decoder import ImageTokenModel
+
+TAU = 0.2
+DEMO_PROMPTS = 64
+
+
+@dataclass(frozen=True)
+class CalibrateSpec:
+    """What was asked for; tau or semantic_share decides which heads are semantic."""
+
+    model: str
+    prompts: Path | None
+    num_images: int
+    neighbourhood: str
+    tau: float
+    semantic_share: float | None
+    seed: int
+    prompt_slots: int
+    out: Path
+    plot: Path | None
+    compare: str | None
+
+
+@click.command()
+@click.option(
+    "--model",
+    default="demo",
+    show_default=True,
+    metavar="demo|DIR|HUB_ID",
+    help="The checkpoint: the built-in demo, a folder (either layout), or a model hub's owner/name.",
+)
+@click.option(
+    "--prompts",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="What to draw: UTF-8 text, one prompt a line.  [default: a varied list; for the demo, its own scenes]",
+)
+@click.option(
+    "--num-images",
+    type=int,
+    default=16,
+    show_default=True,
+    metavar="COUNT",
+    help="Pictures to measure on; prompts are used in turn.",
+)
+@click.option(
+    "--neighbourhood",
+    default="1d:48",
+    show_default=True,
+    metavar="1d:TOKENS|2d:RADIUS",
+    help="What counts as near: the last TOKENS image tokens, or RADIUS grid rows and columns around.",
+)
+@click.option(
+    "--tau",
+    type=float,
+    metavar="SHARE",
+    help="A head is semantic if more than this share of its attention is outside the neighbourhood.  [default: 0.2]",
+)
+@click.option(
+    "--semantic-share",
+    type=float,
+    metavar="SHARE",
+    help="Instead of --tau: this share of the heads is semantic.  [default: not used]",
+)
+@click.option("--seed", type=int, default=0, show_default=True, metavar="INTEGER", help="Randomness of the pictures.")
+@click.option(
+    "--prompt-slots",
+    type=int,
+    default=64,
+    show_default=True,
+    metavar="TOKENS",
+    help="Cache slots for the prompt, as export will be told: slots that a short prompt leaves free hold image tokens.",
+)
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    default=Path("head_map.json"),
+    show_default=True,
+    metavar="FILE.json",
+    help="The head map. Export finds head_map.json in the checkpoint's folder by itself.",
+)
+@click.option(
+    "--plot",
+    type=click.Path(path_type=Path),
+    metavar="FILE.png",
+    help="Draw the map here, attention of two heads and grid columns beside it.  [default: not drawn]",
+)
+@click.option(
+    "--compare",
+    metavar="janus-pro-1b|FILE",
+    help="Say how well the metric agrees with another head map of this model.  [default: no comparison]",
+)
+def command(
+    model: str,
+    prompts: Path | None,
+    num_images: int,
+    neighbourhood: str,
+    tau: float | None,
+    semantic_share: float | None,
+    seed: int,
+    prompt_slots: int,
+    out: Path,
+    plot: Path | None,
+    compare: str | None,
+) -> None:
+    """Measure the attention heads of a checkpoint.
+
+    Draws pictures with the full cache and writes a head map: how far each head looks beyond its neighbourhood, and
+    what every way of serving it from fewer slots would cost, from which `export --policy ssd-auto` allocates any
+    budget. An interrupted run goes on where it stopped when it is started again.
+    """
+    if tau is not None and semantic_share is not None:
+        raise UserError("--tau and --semantic-share decide the same thing; give one of them")
+    spec = CalibrateSpec(
+        model, prompts, num_images, neighbourhood, TAU if tau is None else tau, semantic_share, seed, prompt_slots,
+        out, plot, compare,
+    )  # fmt: skip
+    _check_numbers(spec)
+    _check_places(spec)
+    _calibrate(spec)
+
+
+def _check_numbers(spec: CalibrateSpec) -> None:
+    if spec.num_images < 1:
+        raise UserError(f"--num-images {spec.num_images} measures nothing; use 16")
+    if not (math.isfinite(spec.tau) and 0 <= spec.tau <= 1):
+        raise UserError(f"--tau {spec.tau:g} is outside [0, 1]; use 0.2")
+    if spec.semantic_share is not None and not 0 <= spec.semantic_share <= 1:
+        raise UserError(f"--semantic-share {spec.semantic_share:g} is outside [0, 1]; use 0.5 for half of the heads")
+    if not 0 <= spec.seed < 1 << 64:
+        raise UserError(f"--seed {spec.seed} is outside 0 .. 2**64 - 1; use a number such as 0")
+    if spec.prompt_slots < 1:
+        raise UserError(f"--prompt-slots {spec.prompt_slots} holds no prompt; use 64, or what your longest prompt needs")
+
+
+def _check_places(spec: CalibrateSpec) -> None:
+    """Everything that will be written can be: found out before the work."""
+    from ssd_export.runtime.pictures import check_file
+
+    check_file(spec.out)
+    if spec.plot is not None:
+        if spec.plot.suffix.lower() != ".png":
+            raise UserError(f"--plot {spec.plot} does not end in .png; use {spec.plot.with_suffix('.png')}")
+        check_file(spec.plot)
+
+
+def _calibrate(spec: CalibrateSpec) -> None:
+    from ssd_export.bundle import TOOL_VERSION
+    from ssd_export.calibrate.calibration import CalibrationSpec, calibrate
+    from ssd_export.calibrate.draw import load_model
+    from ssd_export.calibrate.neighbourhood import Neighbourhood
+    from ssd_export.cli.progress import ProgressReport
+    from ssd_export.export.exporter import generation_defaults, model_folder
+    from ssd_export.model.checkpoint import open_checkpoint
+    from ssd_export.runtime.runner import Sampling
+
+    neighbourhood = Neighbourhood.parse(spec.neighbourhood)
+    given = _prompts(spec)
+    _, folder = model_folder(spec.model)
+    checkpoint = open_checkpoint(folder)
+    other = None if spec.compare is None else _other_map(spec.compare, checkpoint.config)
+    defaults = generation_defaults(folder)
+    what = CalibrationSpec(
+        given, spec.num_images, neighbourhood, spec.seed, Sampling(defaults["cfg_scale"], defaults["temperature"]),
+        spec.prompt_slots,
+    )  # fmt: skip
+    began = time.perf_counter()
+    state_file = spec.out.with_name(spec.out.name + ".partial")
+    model = load_model(checkpoint)
+    with ProgressReport() as progress:
+        done = calibrate(checkpoint, model, what, state_file, threshold=spec.tau, tool_version=TOOL_VERSION, progress=progress)
+    seconds = time.perf_counter() - began
+    head_map = done.head_map
+    if spec.semantic_share is not None:
+        head_map = head_map.with_semantic_share(spec.semantic_share)
+    head_map.save(spec.out)
+    for line in _summary(spec, head_map, done, seconds):
+        click.echo(line)
+    if other is not None:
+        click.echo(_comparison(head_map, other, spec.compare or ""))
+    for line in _predictions(head_map, checkpoint.config, spec.prompt_slots):
+        click.echo(line)
+    if spec.plot is not None:
+        _plot(spec.plot, checkpoint, model, head_map, what, done)
+    state_file.unlink(missing_ok=True)
+
+
+def _prompts(spec: CalibrateSpec) -> tuple[str, ...]:
+    from ssd_export.calibrate.prompts import VARIED, read_prompts
+
+    if spec.prompts is not None:
+        return read_prompts(spec.prompts)
+    if spec.model != "demo":
+        return VARIED
+    import numpy as np
+
+    from ssd_export.demo.scenes import CATEGORIES, is_held_out, random_scene
+
+    rng = np.random.default_rng(spec.seed)
+    scenes = (random_scene(rng, CATEGORIES[index % 4]).caption for index in range(100 * DEMO_PROMPTS))
+    return tuple([caption for caption in scenes if not is_held_out(caption)][:DEMO_PROMPTS])
+
+
+def _other_map(name: str, config: ModelConfig) -> HeadMap:
+    from ssd_export.cache.head_map import BUILT_IN_DIRECTORY, HeadMap
+
+    built_in = BUILT_IN_DIRECTORY / f"{name}.json"
+    other = HeadMap.load(built_in if built_in.is_file() else name)
+    shape, own = (other.num_layers, other.num_heads), (config.num_layers, config.num_heads)
+    if shape != own:
+        raise UserError(f"--compare {name} has {shape[0]} layers of {shape[1]} heads, the model {own[0]} of {own[1]}; compare "
+                        "with a map of the same model")  # fmt: skip
+    return other
+
+
+def _summary(spec: CalibrateSpec, head_map: HeadMap, done: Calibration, seconds: float) -> list[str]:
+    heads = head_map.num_layers * head_map.num_kv_heads
+    semantic = round(head_map.semantic_share * heads)
+    resumed = f" ({done.num_resumed} of them by an earlier run)" if done.num_resumed else ""
+    lines = [
+        f"{spec.out}: {semantic} of {heads} heads semantic ({head_map.semantic_share:.3f}) at tau {head_map.threshold:.3g}, "
+        f"neighbourhood {head_map.neighbourhood}",
+        f"{spec.num_images} pictures{resumed} in {seconds:.1f} s",
+    ]
+    if semantic in (0, heads):
+        lines.append(f"all heads are of one kind at tau {head_map.threshold:.3g}: use --semantic-share 0.5 for half and half")
+    if done.stability is None:
+        lines.append("stability: needs two prompts or more, and as many pictures")
+    else:
+        lines.append(f"stability: rank correlation {done.stability:.3f} of the metric between two disjoint sets of prompts")
+    return lines
+
+
+def _comparison(head_map: HeadMap, other: HeadMap, name: str) -> str:
+    import numpy as np
+
+    from ssd_export.calibrate.ranks import rank_correlation
+
+    agree = np.asarray(head_map.metric) > head_map.threshold, np.asarray(other.metric) > other.threshold
+    same, total = int((agree[0] == agree[1]).sum()), agree[0].size
+    correlation = rank_correlation(np.asarray(head_map.metric), np.asarray(other.metric))
+    return f"against {name}: rank correlation {correlation:.3f}, the same type for {same} of {total} heads"
+
+
+def _predictions(head_map: HeadMap, config: ModelConfig, prompt_slots: int) -> list[str]:
+    from ssd_export.cache.allocation import allocate
+    from ssd_export.cache.policy import make_policy
+    from ssd_export.cli.allocation_table import predicted_lines
+
+    lines = []
+    for budget in (0.1, 0.2):
+        chosen = allocate(head_map, budget).heads
+        table = make_policy("ssd-auto", config, budget=budget, prompt_slots=prompt_slots, allocation=chosen)
+        lines += [f"budget {budget}: {line}" for line in predicted_lines(head_map, config, table)]
+    return lines
+
+
+def _plot(
+    path: Path, checkpoint: Checkpoint, model: ImageTokenModel, head_map: HeadMap, what: CalibrationSpec, done: Calibration
+) -> None:
+    from ssd_export.calibrate.attention_maps import chosen_tokens, head_attention, most_typical_heads
+    from ssd_export.calibrate.draw import decode_picture
+    from ssd_export.calibrate.plots import attention_plot, column_plot, heat_map, plot_paths
+    from ssd_export.model.prompt import PromptEncoder
+
+    picture = decode_picture(checkpoint, done.first_picture)
+    ids = PromptEncoder.from_file(checkpoint.tokenizer_path).encode(what.prompts[:1], what.prompt_slots).ids[0]
+    heads, queries = most_typical_heads(head_map), chosen_tokens(picture)
+    maps = head_attention(model, ids, done.first_picture, heads, queries)
+    heat, attention, columns = plot_paths(path)
+    heat_map(head_map, heat)
+    attention_plot(head_map, picture, maps, heads, queries, what.prompts[0], attention)
+    column_plot(head_map, columns)
+    click.echo(f"plots: {heat}, {attention}, {columns}")

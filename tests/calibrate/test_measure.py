@@ -1,0 +1,130 @@
+"""Metric, shares and costs against brute force from full attention matrices, on random models."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import product
+
+import numpy as np
+import pytest
+import torch
+
+from ssd_export.cache.table import HeadOption, Rule
+from ssd_export.calibrate.calibration import CalibrationSpec, add_picture
+from ssd_export.calibrate.draw import load_model
+from ssd_export.calibrate.measure import HeadSums
+from ssd_export.calibrate.menu import scored, window
+from ssd_export.calibrate.neighbourhood import Neighbourhood
+from ssd_export.errors import UserError
+from ssd_export.model.checkpoint import open_checkpoint
+from ssd_export.model.decoder import ImageTokenModel
+from ssd_export.model.prompt import PromptEncoder
+from ssd_export.runtime.runner import Sampling
+from tests.janus_checkpoints import TinyJanus, build_model, write_transformers_checkpoint
+
+TINY = {
+    "mha": TinyJanus(num_layers=2, num_heads=2, num_kv_heads=2),
+    "gqa": TinyJanus(num_layers=2, num_heads=4, num_kv_heads=2, seed=1),
+}
+OPTIONS = (window(25), scored(64), HeadOption(Rule(-1, 0, True), 90, 6), window(576))
+PROMPT = "two green triangles"
+PROMPT_SLOTS = 24
+
+
+@dataclass(frozen=True)
+class Reference:
+    """transformers' attentions [layer][2, heads, T, T], hidden states [layer][2, T, hidden], ids and tokens."""
+
+    attentions: list[np.ndarray]
+    hidden: list[np.ndarray]
+    ids: list[np.ndarray]
+    tokens: np.ndarray
+    model: ImageTokenModel
+
+
+@pytest.fixture(scope="module", params=TINY)
+def reference(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Reference:
+    tiny = TINY[request.param]
+    checkpoint = open_checkpoint(write_transformers_checkpoint(tmp_path_factory.mktemp(request.param), tiny))
+    hf = build_model(tiny)
+    hf.set_attn_implementation("eager")
+    ids = PromptEncoder.from_file(checkpoint.tokenizer_path).encode([PROMPT], PROMPT_SLOTS).ids
+    tokens = np.random.default_rng(0).integers(0, tiny.codebook_size, 576).astype(np.int32)
+    with torch.inference_mode():
+        image = hf.prepare_embeddings_for_image_generation(torch.from_numpy(tokens[None, :-1].astype(np.int64)))
+        prompt = hf.get_input_embeddings()(torch.from_numpy(ids.astype(np.int64)))
+        out = hf.model.language_model(
+            inputs_embeds=torch.cat([prompt, image.expand(2, -1, -1)], dim=1), output_attentions=True,
+            output_hidden_states=True, use_cache=False,
+        )  # fmt: skip
+    arrays = [[tensor.numpy() for tensor in tensors] for tensors in (out.attentions, out.hidden_states)]
+    return Reference(*arrays, list(ids), tokens, load_model(checkpoint))
+
+
+def measured(reference: Reference, neighbourhood: str) -> HeadSums:
+    sampling = Sampling(5.0, 1.0)
+    spec = CalibrationSpec((PROMPT,), 1, Neighbourhood.parse(neighbourhood), 0, sampling, PROMPT_SLOTS, OPTIONS)
+    sums = HeadSums.zero(reference.model.config, len(OPTIONS))
+    add_picture(sums, reference.model, reference.ids, reference.tokens, spec, half=1)
+    return sums
+
+
+def near(kind: str, size: int, query: int, key: int) -> bool:
+    if kind == "1d":
+        return query - key < size
+    return abs(query // 24 - key // 24) <= size and abs(query % 24 - key % 24) <= size
+
+
+@pytest.mark.parametrize("neighbourhood", ["1d:48", "1d:25", "2d:1", "2d:0"])
+def test_metric_equals_brute_force(reference: Reference, neighbourhood: str) -> None:
+    sums = measured(reference, neighbourhood)
+    kind, size = neighbourhood[:2], int(neighbourhood[3:])
+    start, count = len(reference.ids[0]), 575
+    inside = np.array([[near(kind, size, q, k) for k in range(count)] for q in range(count)])
+    for layer, probs in enumerate(reference.attentions):
+        image = probs[:, :, start:, start:].astype(np.float64)
+        expected = (image * ~inside).sum(axis=(2, 3)) / image.sum(axis=(2, 3))
+        np.testing.assert_allclose(sums.metric[1, layer], expected.mean(axis=0), atol=1e-5)
+        on_prompt = probs[:, :, start:, :start].sum(axis=(2, 3)) / count
+        np.testing.assert_allclose(sums.prompt_share[layer], on_prompt.mean(axis=0), atol=1e-5)
+        columns = np.stack([image[..., c::24].sum(axis=(2, 3)) for c in range(24)], axis=-1)
+        columns /= image.sum(axis=(2, 3))[..., None]
+        np.testing.assert_allclose(sums.column_share[layer], columns.mean(axis=0), atol=1e-5)
+    assert sums.num_pictures.tolist() == [0, 1] and not sums.metric[0].any()
+    assert 0.02 < sums.metric[1].min() and sums.metric[1].max() < 1
+
+
+def test_window_cost_equals_brute_force(reference: Reference) -> None:
+    sums, config = measured(reference, "2d:1"), reference.model.config
+    start = len(reference.ids[0])
+    slots, size, dim = PROMPT_SLOTS + 25 - start, config.query_group_size, config.head_dim
+    for index, layer in enumerate(reference.model.language_model.layers):
+        hidden = reference.hidden[index]
+        value = layer.self_attn.v_proj(layer.input_layernorm(torch.from_numpy(hidden)))
+        value = value.unflatten(-1, (-1, dim)).transpose(1, 2).double().numpy()
+        weight = layer.self_attn.o_proj.weight.double().numpy()
+        total = np.zeros(config.num_kv_heads)
+        for row, query, head in product(range(2), range(start, start + 575), range(config.num_kv_heads)):
+            error = np.zeros(config.hidden_size)
+            for member in range(head * size, (head + 1) * size):
+                probs = reference.attentions[index][row, member, query].astype(np.float64)
+                kept = probs.copy()
+                kept[start : max(start, query - slots + 1)] = 0
+                error += weight[:, member * dim : (member + 1) * dim] @ ((probs - kept / kept.sum()) @ value[row, head])
+            total[head] += ((error**2).sum() / (hidden[row, query].astype(np.float64) ** 2).sum()) ** 2
+        np.testing.assert_allclose(sums.costs()[index, :, 0], np.sqrt(total / (2 * 575)), rtol=2e-3)
+    assert (sums.costs()[..., 3] == 0).all() and (sums.costs()[..., :3] > 0).all()
+
+
+@pytest.mark.parametrize("text", ["48", "3d:1", "1d:0", "1d:576", "2d:23", "2d:-1", "1d:", "", "1d:99999", "2d:1.5"])
+def test_neighbourhoods_that_are_none(text: str) -> None:
+    with pytest.raises(UserError, match="use 1d:48"):
+        Neighbourhood.parse(text)
+
+
+def test_one_row_above_is_in_both_neighbourhoods() -> None:
+    for text in ("1d:25", "2d:1"):
+        mask = Neighbourhood.parse(text).mask(575)
+        assert mask[30, 6] and mask[30, 30] and not mask[100, 30]
+    assert not Neighbourhood.parse("1d:24").mask(575)[30, 6]
+    assert not Neighbourhood.parse("2d:1").mask(575)[24, 23], "the end of the row above is far away on the grid"
