@@ -22,7 +22,7 @@ ARROWS = {
     "demo": CORE | {"cache", "model"},
     "export": CORE | {"specs", "bundle", "cache", "kernels", "model"},
     "build": CORE | {"specs", "bundle", "cache", "kernels", "export"},
-    "runtime": CORE | {"specs", "bundle", "cache", "kernels", "model"},
+    "runtime": CORE | {"specs", "bundle", "build", "cache", "kernels", "model"},
     "calibrate": CORE | {"cache", "model", "runtime"},
 }
 ARROWS["evaluate"] = set(ARROWS)

@@ -122,7 +122,10 @@ def _softmax_over_slots(ops: Operators, node: AttentionNode, query: ir.Value, ke
 def _present_score(
     ops: Operators, node: AttentionNode, past_score: ir.Value, has_room: ir.Value | None, here: ir.Value, probs: ir.Value
 ) -> ir.Value:
-    received = ops.op("ReduceSum", probs, ops.constant([2]), keepdims=0)
+    if node.query_group_size == 1:
+        received = ops.reshape(probs, [0, 0, node.num_slots])
+    else:
+        received = ops.op("ReduceSum", probs, ops.constant([2]), keepdims=0)
     if has_room is not None and node.score_decay != 1:
         kept = ops.op("Where", has_room, ops.constant(1.0, "float32"), ops.constant(node.score_decay, "float32"))
         past_score = ops.op("Mul", past_score, kept)

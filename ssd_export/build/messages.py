@@ -1,0 +1,99 @@
+"""What TensorRT says while it parses and builds: kept, and judged.
+
+A warning that means "the engine does something else than the graph" fails the build. The parser drops an input that
+it does not know of with no more than "Unused Input", and a builder may take another precision than was asked for.
+Warnings that are known to mean nothing are dropped: inlined functions repeat node names, and int64 inputs are meant.
+Everything else is handed on to the user.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from functools import lru_cache
+from typing import Any
+
+from ssd_export.errors import UserError
+
+FATAL = re.compile(
+    r"unused input|fall(ing|s)? ?back|fallback|cast(ing)? down|(lower|reduced|higher) precision|precision constraint"
+    r"|layernorm nodes in FP16|overflow",
+    re.IGNORECASE,
+)
+HARMLESS = re.compile(
+    r"already exists, the output tensors of this new instance|Make sure (input|output) \S+ has Int64 binding"
+    r"|ONNX model has been generated with INT64 weights"
+)
+LAYER = re.compile(r"LayerType: (\w+)|^Layer\((\w+)\)", re.MULTILINE)
+
+
+class Messages:
+    """What was said since `clear`. facts: the few verbose messages that are read here."""
+
+    def __init__(self) -> None:
+        self.clear()
+
+    def clear(self) -> None:
+        self.errors: list[str] = []
+        self.warnings: list[str] = []
+        self.facts: list[str] = []
+
+    @property
+    def layers(self) -> list[str]:
+        """The kind of every layer of the engine, as the builder lists them; empty where it does not."""
+        listing = "\n".join(
+            text for text in self.facts if text.startswith(("Layers:", "Engine Layer Information"))
+        )
+        return [first or second for first, second in LAYER.findall(listing)]
+
+    @property
+    def activation_bytes(self) -> int | None:
+        """Device memory for intermediate results at the largest batch, as the builder says."""
+        found = re.search(r"Total Activation Memory: (\d+) bytes", "\n".join(self.facts))
+        return int(found[1]) if found else None
+
+    @property
+    def library_is_in_engine(self) -> bool:
+        return any("plugin library" in text and "to plan" in text for text in self.facts)
+
+
+@lru_cache(maxsize=None)
+def logger(trt: Any) -> tuple[Any, Messages]:
+    """The logger of this process and what it hears. One for all builds: TensorRT-RTX keeps the first it is given."""
+    messages, severity = Messages(), trt.ILogger.Severity
+
+    class Logger(trt.ILogger):
+        def __init__(self) -> None:
+            trt.ILogger.__init__(self)
+
+        def log(self, level: Any, text: str) -> None:
+            if level in (severity.INTERNAL_ERROR, severity.ERROR):
+                messages.errors.append(text)
+            elif level == severity.WARNING:
+                messages.warnings.append(text)
+            elif (
+                text.startswith(("Layers:", "Engine Layer Information", "Total Activation"))
+                or "plugin library" in text
+            ):
+                messages.facts.append(text)
+
+    return Logger(), messages
+
+
+def judge(graph: str, warnings: Iterable[str]) -> list[str]:
+    """The warnings that the user should see. Raises: UserError for one after which the engine cannot be trusted."""
+    kept = []
+    for warning in dict.fromkeys(text for text in warnings if not HARMLESS.search(text)):
+        if FATAL.search(warning):
+            raise UserError(
+                f"{graph} would not be built as it was exported ({one_line(warning)}); use another version "
+                "of TensorRT or another --target"
+            )
+        kept.append(one_line(warning))
+    return kept
+
+
+def one_line(text: str, max_characters: int = 300) -> str:
+    """A message without line breaks and without the name of TensorRT's own source file in front."""
+    text = re.sub(r"^\S+\.(cpp|h|hpp):\d+:? ?", "", " ".join(text.split()))
+    return text if len(text) <= max_characters else text[:max_characters] + " …"

@@ -1,0 +1,151 @@
+"""What an engine is built for: recipes in engines/targets/*.toml, and the GPU of this machine.
+
+A recipe: title, flavours (in order of preference), compute_capabilities (times ten), batch ("MIN:OPT:MAX" images),
+workspace_mib, shared_weights (weights are inputs of prefill and decode_step, so that both use one copy).
+`recipes` beside this file links to engines/targets, and is a folder of its own in an installed package.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import re
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from ssd_export.build.flavours import is_installed, missing
+from ssd_export.errors import UserError
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+RECIPES = Path(__file__).parent / "recipes"
+AUTO = "auto"
+COMPUTE_CAPABILITY_MAJOR, COMPUTE_CAPABILITY_MINOR = 75, 76  # CUdevice_attribute
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Images drawn at once: least, the number to tune for, most."""
+
+    min: int
+    opt: int
+    max: int
+
+    @classmethod
+    def parse(cls, text: str) -> Batch:
+        """Raises: UserError for anything but MIN:OPT:MAX in order."""
+        match = re.fullmatch(r"(\d{1,5}):(\d{1,5}):(\d{1,5})", text)
+        numbers = [int(number) for number in match.groups()] if match else []
+        if not numbers or not 1 <= numbers[0] <= numbers[1] <= numbers[2]:
+            raise UserError(
+                f"--batch {text} is not MIN:OPT:MAX images in order, at least 1; for example --batch 1:4:8"
+            )
+        return cls(*numbers)
+
+    def __str__(self) -> str:
+        return f"{self.min}:{self.opt}:{self.max}"
+
+
+@dataclass(frozen=True)
+class Target:
+    """A recipe. name: what --target takes."""
+
+    name: str
+    title: str
+    flavours: tuple[str, ...]
+    compute_capabilities: tuple[int, ...]
+    batch: Batch
+    workspace_mib: int
+    shared_weights: bool
+
+
+def target_names() -> list[str]:
+    return sorted(path.stem for path in RECIPES.glob("*.toml"))
+
+
+def read_target(name: str) -> Target:
+    """The recipe of that name. Raises: UserError for an unknown name, or one that needs no engine."""
+    if name not in target_names():
+        raise UserError(f"unknown --target {name!r}; choose auto or one of {', '.join(target_names())}")
+    values = tomllib.loads((RECIPES / f"{name}.toml").read_text(encoding="utf-8"))
+    if not values["flavours"]:
+        raise UserError(
+            f"{values['title']} needs no engine: ssd-export generate --runner ort runs the bundle as it is"
+        )
+    return Target(
+        name=name,
+        title=values["title"],
+        flavours=tuple(values["flavours"]),
+        compute_capabilities=tuple(values["compute_capabilities"]),
+        batch=Batch.parse(values["batch"]),
+        workspace_mib=values["workspace_mib"],
+        shared_weights=values["shared_weights"],
+    )
+
+
+def choose_target(name: str, capability: int | None) -> Target:
+    """The recipe asked for; for `auto` that of the GPU here, narrowed to it, and rtx where there is no GPU.
+
+    Raises: UserError for an unknown name, or a GPU that no recipe names.
+    """
+    if name != AUTO:
+        return read_target(name)
+    if capability is None:
+        return read_target("rtx")
+    for known in ("jetson-orin", "jetson-thor", "hopper", "ampere", "ada", "blackwell"):
+        target = read_target(known)
+        if capability in target.compute_capabilities:
+            return narrowed(target, capability)
+    raise UserError(
+        f"no target for this GPU (compute capability {capability / 10:.1f}); use --runner ort, which needs no engine"
+    )
+
+
+def narrowed(target: Target, capability: int) -> Target:
+    """The same recipe for one GPU alone."""
+    return Target(
+        target.name,
+        target.title,
+        target.flavours,
+        (capability,),
+        target.batch,
+        target.workspace_mib,
+        target.shared_weights,
+    )
+
+
+def choose_flavour(asked: str, target: Target) -> str:
+    """The flavour asked for; for `auto` the first of the recipe that is installed.
+
+    Raises: UserError for one that the target does not have, or where none is installed.
+    """
+    if asked != AUTO:
+        if asked not in target.flavours:
+            raise UserError(
+                f"--flavour {asked} does not build for {target.name}; use --flavour {target.flavours[0]}"
+            )
+        return asked
+    for name in target.flavours:
+        if is_installed(name):
+            return name
+    raise UserError(missing(list(target.flavours)))
+
+
+def gpu_here() -> int | None:
+    """Compute capability, times ten, of the first GPU of this machine; None without a GPU or its driver."""
+    name = "nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1"
+    try:
+        cuda = ctypes.CDLL(name)
+    except OSError:
+        return None
+    device, major, minor = ctypes.c_int(), ctypes.c_int(), ctypes.c_int()
+    if cuda.cuInit(0) or cuda.cuDeviceGet(ctypes.byref(device), 0):
+        return None
+    if cuda.cuDeviceGetAttribute(ctypes.byref(major), COMPUTE_CAPABILITY_MAJOR, device):
+        return None
+    if cuda.cuDeviceGetAttribute(ctypes.byref(minor), COMPUTE_CAPABILITY_MINOR, device):
+        return None
+    return 10 * major.value + minor.value

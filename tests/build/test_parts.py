@@ -1,0 +1,166 @@
+"""The pieces around a build, without TensorRT: stub library, messages, progress, interruption, memory, kernel choice."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from threading import Event
+
+import pytest
+
+from ssd_export.build.build_progress import Phases
+from ssd_export.build.interruptible import run_interruptible
+from ssd_export.build.memory import check_memory, free_bytes
+from ssd_export.build.messages import Messages, judge, one_line
+from ssd_export.build.network import Profile
+from ssd_export.build.plugin import kernel_for
+from ssd_export.build.stub_library import stub_library
+from ssd_export.build.targets import Batch
+from ssd_export.errors import UserError
+from ssd_export.kernels.image import Variant
+
+LINUX = pytest.mark.skipif(
+    sys.platform != "linux", reason="needs Linux: other systems have other library names"
+)
+USE_STUB = """
+import ctypes, sys
+from ssd_export.build.stub_library import load_stub
+load_stub("libssd_export_no_such_name.so", sys.argv[1])
+print(ctypes.CDLL("libssd_export_no_such_name.so").cos)
+"""
+
+
+@LINUX
+def test_the_stub_lends_a_loaded_library_another_name() -> None:
+    run = subprocess.run(
+        [sys.executable, "-c", USE_STUB, "libm.so.6"],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=Path(__file__).parents[2],
+    )
+    assert run.returncode == 0, run.stderr
+    assert "_FuncPtr" in run.stdout
+
+
+@LINUX
+def test_the_stub_asks_for_no_executable_stack() -> None:
+    library = stub_library("libname.so", "libneeded.so.1", 62)
+    assert library[:4] == b"\x7fELF" and len(library) < 512
+    assert (0x6474E551).to_bytes(4, "little") + (6).to_bytes(4, "little") in library
+
+
+def test_an_unused_input_fails_and_harmless_warnings_are_dropped() -> None:
+    harmless = [
+        "ImporterContext.hpp:501: A node named node_Mul_1 already exists, the output tensors of this new instance "
+        "will not be queryable.",
+        "ModelImporter.cpp:1071: Make sure input step has Int64 binding.",
+    ]
+    assert judge("decode_step", harmless) == []
+    assert judge("decode_step", [*harmless, "a.cpp:1: something\nnew", "a.cpp:1: something\nnew"]) == [
+        "something new"
+    ]
+    for text in (
+        "Unused Input: nonpad_kv_seqlen",
+        "Falling back to FP32 for layer x",
+        "Running layernorm nodes in FP16",
+    ):
+        with pytest.raises(UserError, match="decode_step would not be built as it was exported"):
+            judge("decode_step", [*harmless, text])
+
+
+def test_a_message_is_one_short_line() -> None:
+    assert one_line("ModelImporter.cpp:12: a\n  b") == "a b"
+    assert len(one_line("x" * 1000)) < 310
+
+
+def test_layers_are_read_from_both_listings() -> None:
+    messages = Messages()
+    messages.facts = [
+        "Layers:\nName: a, LayerType: gemm, Inputs: []\nName: b, LayerType: PluginV3, Inputs: []",
+        "Total Activation Memory: 4096 bytes",
+    ]
+    assert messages.layers == ["gemm", "PluginV3"] and messages.activation_bytes == 4096
+    messages.facts = ["Engine Layer Information:\nLayer(Myelin): x, Tactic: 0\nLayer(PluginV3): y, Tactic: 1"]
+    assert messages.layers == ["Myelin", "PluginV3"] and messages.activation_bytes is None
+
+
+def test_only_phases_that_take_a_while_are_told() -> None:
+    now, told = [0.0], []
+    phases = Phases("prefill", lambda *call: told.append(call), Event(), clock=lambda: now[0])
+    phases.start("Building engine", None, 2)
+    phases.start("Timing graph nodes", "Building engine", 3)
+    assert phases.step("Timing graph nodes", 0) and told == []
+    now[0] = 2.0
+    phases.step("Timing graph nodes", 1)
+    phases.finish("Timing graph nodes")
+    phases.step("Building engine", 0)
+    phases.finish("Building engine")
+    assert told == [("prefill: timing graph nodes", 2, 3), ("prefill: timing graph nodes", 3, 3)]
+    phases.cancelled.set()
+    assert not phases.step("anything", 0)
+
+
+def test_an_interrupt_sets_the_flag_and_waits_for_the_work() -> None:
+    cancelled, ended = Event(), []
+
+    def work() -> None:
+        os.kill(os.getpid(), 2)
+        cancelled.wait(20)
+        ended.append(True)
+
+    with pytest.raises(KeyboardInterrupt):
+        run_interruptible(work, cancelled)
+    assert cancelled.is_set() and ended
+
+
+def test_results_and_errors_come_through() -> None:
+    assert run_interruptible(lambda: 3, Event()) == 3
+    with pytest.raises(ZeroDivisionError):
+        run_interruptible(lambda: 1 // 0, Event())
+
+
+def test_too_little_memory_is_refused_with_three_ways_out() -> None:
+    check_memory(1 << 30, 2 << 30, "float16")
+    check_memory(1 << 30, None, "float16")
+    with pytest.raises(UserError) as refused:
+        check_memory(8 << 30, 5 << 30, "float32")
+    for part in ("8.0 GiB", "5.0 GiB are free", "--dtype fp16", "3.0 GiB of swap", "larger machine"):
+        assert part in str(refused.value)
+
+
+def test_free_memory_is_bounded_by_the_container(tmp_path: Path) -> None:
+    meminfo, limit, used = (tmp_path / name for name in ("meminfo", "max", "current"))
+    meminfo.write_text("MemTotal: 9000 kB\nMemAvailable: 4000 kB\nSwapFree: 1000 kB\n")
+    assert free_bytes(meminfo, limit, used) == 5000 * 1024
+    limit.write_text("max\n")
+    used.write_text("100\n")
+    assert free_bytes(meminfo, limit, used) == 5000 * 1024
+    limit.write_text("1000100\n")
+    assert free_bytes(meminfo, limit, used) == 1000000
+    assert free_bytes(tmp_path / "nothing", limit, used) is None
+
+
+def test_rows_are_twice_the_images() -> None:
+    profile = Profile.of(Batch(1, 4, 8), prompt_slots=64)
+    assert profile.sizes("rows") == (2, 8, 16) and profile.sizes("images") == (1, 4, 8)
+    assert profile.sizes("prompt_tokens") == (1, 32, 64) and profile.sizes(7) == (7, 7, 7)
+    assert Profile.of(Batch(1, 1, 1), prompt_slots=1).sizes("prompt_tokens") == (1, 1, 1)
+
+
+def test_the_kernel_is_a_cubin_for_one_gpu_and_ptx_for_several(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from tests.build.kernels import write_kernels
+
+    monkeypatch.setenv("SSD_EXPORT_KERNELS", str(write_kernels(tmp_path, targets=(75, 80, 120), head_dim=32)))
+    variant = Variant("float16", 32)
+    assert kernel_for((120,), variant)[1].startswith(b"cubin of 120")
+    assert b".target sm_80" in kernel_for((86,), variant)[1]
+    image, data = kernel_for((86, 89, 120), variant)
+    assert image.target == 80 and b".target sm_80" in data
+    assert kernel_for((120, 121), variant)[0].target == 80
+    with pytest.raises(UserError, match="no kernel image"):
+        kernel_for((86, 89), Variant("float16", 64))

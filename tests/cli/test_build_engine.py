@@ -1,0 +1,147 @@
+"""build-engine on the command line: what it plans, what it writes, and one line for everything a user can mend."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from importlib.util import find_spec
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from ssd_export.build import engine, flavours, targets
+from ssd_export.bundle import open_bundle
+from ssd_export.cli.main import main
+from tests.janus_checkpoints import TinyJanus
+from tests.runtime.checkpoints import bundle, checkpoint
+
+ROOT = Path(__file__).parents[2]
+NEEDS_RTX = pytest.mark.skipif(
+    find_spec("tensorrt_rtx") is None, reason="needs TensorRT-RTX: pip install ssd-export[rtx]"
+)
+Run = Callable[..., SimpleNamespace]
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Run]:
+    """Runs the verb in an empty folder on a machine without a GPU; its exit code, stdout and stderr."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(engine, "gpu_here", lambda: None)
+    old = signal.getsignal(signal.SIGTERM)
+
+    def call(*args: object) -> SimpleNamespace:
+        capsys.readouterr()  # what making the checkpoint printed
+        with pytest.raises(SystemExit) as left:
+            main(["build-engine", *map(str, args)])
+        captured = capsys.readouterr()
+        return SimpleNamespace(code=left.value.code, out=captured.out, err=captured.err)
+
+    yield call
+    signal.signal(signal.SIGTERM, old)
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return shutil.copytree(
+        bundle(checkpoint(TinyJanus(num_layers=1)), "streaming-llm", dtype="fp16"), tmp_path / "bundle"
+    )
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        (("--target", "gameboy"), "unknown --target 'gameboy'; choose auto or one of"),
+        (("--flavour", "trt"), "unknown --flavour 'trt'; choose one of auto, tensorrt, tensorrt-rtx"),
+        (("--plugin", "yes"), "unknown --plugin 'yes'; choose one of auto, on, off"),
+        (("--batch", "4"), "--batch 4 is not MIN:OPT:MAX"),
+        (("--target", "cpu"), "needs no engine: ssd-export generate --runner ort"),
+        (
+            ("--target", "rtx", "--flavour", "tensorrt"),
+            "--flavour tensorrt does not build for rtx; use --flavour tensorrt-rtx",
+        ),
+        (
+            ("--target", "jetson-orin", "--plugin", "off"),
+            "copy the bundle there and run ssd-export build-engine",
+        ),
+    ],
+)
+def test_what_a_user_can_mend_is_one_line(
+    run: Run, path: Path, options: tuple[str, ...], message: str
+) -> None:
+    result = run("--bundle", path, *options)
+    assert result.code == 1 and message in result.err
+    assert result.err.startswith("error: ") and result.err.count("\n") == 1
+
+
+def test_without_tensorrt_the_extra_is_named(run: Run, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in (engine, flavours, targets):
+        monkeypatch.setattr(module, "is_installed", lambda name: False)
+    result = run("--bundle", path)
+    assert result.code == 1 and "pip install ssd-export[rtx]" in result.err
+
+
+def test_without_a_bundle_it_says_where_one_comes_from(run: Run, tmp_path: Path) -> None:
+    assert "run `ssd-export export`" in run().err
+    assert "no bundle at" in run("--bundle", tmp_path / "nowhere").err
+
+
+@NEEDS_RTX
+def test_a_dry_run_says_everything_and_writes_nothing(run: Run, path: Path) -> None:
+    before = sorted(path.rglob("*"))
+    result = run(
+        "--bundle", path, "--dry-run", "--batch", "1:2:3", "--plugin", "off", "--timing-cache", "t.cache"
+    )
+    assert result.code == 0 and result.out == "", result.err
+    for part in (
+        "target: rtx",
+        "flavour: tensorrt-rtx 1.",
+        "plugin: off",
+        "1 to 3 images, tuned for 2",
+        "up to 32 tokens",
+        "graphs: prefill, decode_step",
+        "memory: about",
+        "engines/tensorrt-rtx1.",
+        "--timing-cache is not used",
+    ):
+        assert part in result.err
+    assert sorted(path.rglob("*")) == before
+
+
+@NEEDS_RTX
+def test_engines_stand_in_the_bundle(run: Run, path: Path) -> None:
+    result = run("--bundle", path, "--plugin", "off", "--batch", "1:1:1", "--target", "ada")
+    assert result.code == 0, result.err
+    folder = Path(result.out.strip())
+    assert folder.parent == path / "engines" and "-sm89-" in folder.name
+    values = json.loads((folder / "engine.json").read_text())
+    files = open_bundle(path).files
+    for name, graph in values["graphs"].items():
+        stored = files[f"engines/{folder.name}/{graph['engine']}"]
+        assert (stored["sha256"], stored["bytes"]) == (graph["sha256"], graph["bytes"])
+        assert files[graph["onnx"]]["sha256"] == graph["onnx_sha256"]
+        assert f"{name}: " in result.err
+
+
+@NEEDS_RTX
+@pytest.mark.skipif(sys.platform == "win32", reason="needs POSIX signals")
+@pytest.mark.parametrize("seconds", [0.0, 0.3, 1.5])
+def test_ctrl_c_stops_the_builder_and_leaves_the_bundle(path: Path, seconds: float) -> None:
+    before = sorted(path.rglob("*"))
+    command = [sys.executable, str(ROOT / "cli.py"), "build-engine", "--bundle", str(path), "--plugin", "off"]
+    started = subprocess.Popen(
+        command, stderr=subprocess.PIPE, text=True, env=os.environ | {"PYTHONPATH": str(ROOT)}
+    )
+    while not list(path.glob(".building-*")) and started.poll() is None:
+        time.sleep(0.02)
+    time.sleep(seconds)
+    started.send_signal(signal.SIGINT)
+    assert started.wait(60) == 130
+    assert started.stderr.read().rstrip().endswith("interrupted")
+    assert sorted(path.rglob("*")) == before
