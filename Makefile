@@ -1,6 +1,6 @@
 # Needs Python 3.10 or newer, make and a C compiler. Everything is installed into .venv, nothing elsewhere.
 PYTHON ?= python3
-PROMPT ?= a red circle above a blue square on white
+PROMPT ?= a red circle on white
 TESTS ?= tests
 VENV := .venv
 RUN := $(VENV)/bin/python
@@ -19,9 +19,9 @@ demo: $(VENV)/installed
 	$(RUN) cli.py export --budget 0.2 --force
 	$(RUN) cli.py generate "$(PROMPT)" --out out.png
 
-# One thread for each of two cores; spinning worker threads of torch and onnxruntime slow each other down.
+# One thread: on a busy machine the spinning workers of a second one make torch many times slower.
 test: $(VENV)/installed-test
-	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-2} $(RUN) -m pytest $(TESTS)
+	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(RUN) -m pytest $(TESTS)
 
 $(VENV)/installed: pyproject.toml constraints.txt | $(VENV)/bin/python
 	$(INSTALL) -e .

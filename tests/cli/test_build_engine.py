@@ -136,8 +136,10 @@ def test_ctrl_c_stops_the_builder_and_leaves_the_bundle(path: Path, seconds: flo
     before = sorted(path.rglob("*"))
     command = [sys.executable, str(ROOT / "cli.py"), "build-engine", "--bundle", str(path), "--plugin", "off"]
     started = subprocess.Popen(
-        command, stderr=subprocess.PIPE, text=True, env=os.environ | {"PYTHONPATH": str(ROOT)}
-    )
+        command, stderr=subprocess.PIPE, text=True, env=os.environ | {"PYTHONPATH": str(ROOT)},
+        # a shell that runs the tests in the background makes them, and so their children, ignore the signal
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )  # fmt: skip
     while not list(path.glob(".building-*")) and started.poll() is None:
         time.sleep(0.02)
     time.sleep(seconds)
