@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -104,6 +105,8 @@ def test_only_phases_that_take_a_while_are_told() -> None:
 
 
 def test_an_interrupt_sets_the_flag_and_waits_for_the_work() -> None:
+    # a shell that runs the tests in the background makes them ignore the signal
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
     cancelled, ended = Event(), []
 
     def work() -> None:
@@ -111,8 +114,11 @@ def test_an_interrupt_sets_the_flag_and_waits_for_the_work() -> None:
         cancelled.wait(20)
         ended.append(True)
 
-    with pytest.raises(KeyboardInterrupt):
-        run_interruptible(work, cancelled)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            run_interruptible(work, cancelled)
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert cancelled.is_set() and ended
 
 

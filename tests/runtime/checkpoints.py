@@ -22,8 +22,7 @@ def scratch() -> Path:
 @lru_cache(maxsize=None)
 def checkpoint(tiny: TinyJanus, layout: str = "transformers", sharded: bool = False) -> Path:
     write = {"transformers": write_transformers_checkpoint, "original": write_original_checkpoint}[layout]
-    folder = scratch() / f"checkpoint-{abs(hash((tiny, layout, sharded)))}"
-    return write(folder, tiny, sharded)
+    return write(Path(mkdtemp(prefix="checkpoint-", dir=scratch())), tiny, sharded)
 
 
 def export_spec(model: Path, policy: str = "full", budget: float = 0.2, **changes: object) -> ExportSpec:
@@ -34,7 +33,7 @@ def export_spec(model: Path, policy: str = "full", budget: float = 0.2, **change
 
 @lru_cache(maxsize=None)
 def bundle(model: Path, policy: str = "full", budget: float = 0.2, **changes: object) -> Path:
-    out = scratch() / f"bundle-{abs(hash((model, policy, budget, tuple(sorted(changes.items())))))}"
+    out = Path(mkdtemp(prefix="bundle-", dir=scratch()))
     return export_bundle(export_spec(model, policy, budget, out=out, **changes))
 
 
