@@ -56,10 +56,14 @@ class HeadGroup:
     evict_every: int
     num_heads: int
 
+    def can_fill(self, prompt_slots: int) -> bool:
+        """Whether a picture can take every slot, so that releases happen at all (R9's second case is when not)."""
+        return self.num_slots < prompt_slots + NUM_IMAGE_TOKENS
+
 
 def releases_between_steps(group: HeadGroup, prompt_slots: int) -> bool:
     """Whether a group releases several slots at a time, and so before a step; one slot is released within it (R7)."""
-    return group.evict_every > 1 and group.num_slots < prompt_slots + NUM_IMAGE_TOKENS
+    return group.evict_every > 1 and group.can_fill(prompt_slots)
 
 
 @dataclass(frozen=True)
@@ -158,7 +162,7 @@ def check_group(group: HeadGroup, prompt_slots: int, where: str = "head group") 
     if group.num_heads < 1 or group.evict_every < 1:
         raise UserError(f"{where}: num_heads={group.num_heads} and evict_every={group.evict_every} must be "
                         "at least 1; leave empty groups out")
-    if group.num_slots >= prompt_slots + NUM_IMAGE_TOKENS:
+    if not group.can_fill(prompt_slots):
         return
     image_slots = group.num_slots - prompt_slots
     if image_slots < 1:

@@ -17,8 +17,8 @@ from torch import Tensor
 
 from ssd_export.demo import codes
 from ssd_export.demo.scenes import CATEGORIES, PATCH, Scene, is_held_out, random_scene
+from ssd_export.model.prompt import BEGIN_OF_IMAGE, BOS, PAD
 
-BOS, PAD, BOI = "<｜begin▁of▁sentence｜>", "<｜▁pad▁｜>", "<begin_of_image>"
 TEMPLATE = "<|User|>: {caption}\n\n<|Assistant|>:"
 CAPTION_DROP = 0.1
 
@@ -54,7 +54,7 @@ class PromptIds:
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
-        self._bos, self._pad, self._boi = (tokenizer.token_to_id(name) for name in (BOS, PAD, BOI))
+        self._bos, self._pad, self._boi = (tokenizer.token_to_id(name) for name in (BOS, PAD, BEGIN_OF_IMAGE))
 
     def __call__(self, caption: str, dropped: bool) -> list[int]:
         middle = self._tokenizer.encode(TEMPLATE.format(caption=caption)).ids

@@ -75,7 +75,7 @@ def _check_function(
     session = _single_node_session(node, function, group, config, dtype, provider)
     lengths = torch.tensor([table.prompt_slots, max(1, table.prompt_slots // 2)], dtype=torch.int32)
     room = 2  # empty slots of row 0; row 1 has one more, so that rows release at different steps
-    num_steps = room if _never_full(group, table) else room + 2 * group.evict_every + 1
+    num_steps = room if not group.can_fill(table.prompt_slots) else room + 2 * group.evict_every + 1
     state, position = _state(rng, group, config, dtype, lengths, room, num_steps)
     for step in range(num_steps):
         release_full_heads(state, group, lengths, position, table.score_decay) if group.evict_every > 1 else None
@@ -96,10 +96,6 @@ def _check_function(
                     return greatest, Divergence(f"attention function: {what}", step, head=head, error=size, allowed=allowed)
         position = position + 1
     return greatest, None
-
-
-def _never_full(group: HeadGroup, table: PolicyTable) -> bool:
-    return group.num_slots >= table.prompt_slots + NUM_IMAGE_TOKENS
 
 
 def _single_node_session(node: ir.Node, function: ir.Function, group: HeadGroup, config: ModelConfig, dtype: str, provider: str) -> InferenceSession:

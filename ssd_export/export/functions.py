@@ -21,7 +21,7 @@ from dataclasses import dataclass
 import onnx_ir as ir
 
 from ssd_export.cache.table import HeadGroup, PolicyTable, Rule
-from ssd_export.config import GRID, NUM_IMAGE_TOKENS
+from ssd_export.config import GRID
 from ssd_export.export.operators import OPSET, Operators
 
 DOMAIN = "ssd_export"
@@ -45,9 +45,8 @@ class AttentionNode:
 
     @classmethod
     def of(cls, group: HeadGroup, table: PolicyTable, query_group_size: int, head_dim: int, dtype: str) -> AttentionNode:
-        releases = group.num_slots < table.prompt_slots + NUM_IMAGE_TOKENS
         return cls(group.rule, group.num_slots, group.num_heads, group.evict_every, table.score_decay,
-                   query_group_size, head_dim, dtype, releases)  # fmt: skip
+                   query_group_size, head_dim, dtype, group.can_fill(table.prompt_slots))  # fmt: skip
 
     def attributes(self) -> dict[str, int | float]:
         """What the plugin reads from the node."""

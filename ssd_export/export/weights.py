@@ -19,7 +19,6 @@ import torch
 from torch import Tensor
 
 from ssd_export.cache.table import PolicyTable
-from ssd_export.config import ModelConfig
 from ssd_export.model.checkpoint import EMBED_TOKENS, Checkpoint, permute_heads
 
 WEIGHTS_FILE = "weights.safetensors"
@@ -117,9 +116,3 @@ def _header(weights: list[Weight]) -> tuple[bytes, dict[str, tuple[int, int]]]:
     places = {name: (start + e["data_offsets"][0], e["data_offsets"][1] - e["data_offsets"][0])
               for name, e in entries.items()}  # fmt: skip
     return len(text).to_bytes(8, "little") + text, places
-
-
-def split_qkv(qkv: Tensor, config: ModelConfig) -> tuple[Tensor, Tensor, Tensor]:
-    """The q, k and v projections [out, in] in `layers.N.qkv` [in, out]; views."""
-    query, kv = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
-    return qkv.T.split([query, kv, kv])
