@@ -16,7 +16,7 @@ from tokenizers import Tokenizer
 from torch import Tensor
 
 from ssd_export.demo import codes
-from ssd_export.demo.scenes import CATEGORIES, PATCH, Scene, is_held_out, random_scene
+from ssd_export.demo.scenes import CATEGORIES, Scene, is_held_out, random_scene
 from ssd_export.model.prompt import BEGIN_OF_IMAGE, BOS, PAD
 
 TEMPLATE = "<|User|>: {caption}\n\n<|Assistant|>:"
@@ -62,9 +62,9 @@ class PromptIds:
 
 
 def training_scene(rng: np.random.Generator, mix: Mix) -> Scene:
-    """A random scene within the wanted grid rows whose caption is not held out."""
+    """A random scene whose caption is not held out."""
     while True:
-        scene = random_scene(rng, str(rng.choice(CATEGORIES, p=mix.shares)), height=mix.grid_rows * PATCH)
+        scene = random_scene(rng, str(rng.choice(CATEGORIES, p=mix.shares)))
         if not is_held_out(scene.caption):
             return scene
 

@@ -8,6 +8,7 @@ wherever it stands: the image tokens see few distinct patches, and a small model
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -29,6 +30,7 @@ CATEGORIES = ("single", "counting", "two objects", "relation")
 RELATIONS = ("left of", "right of", "above", "below")
 NUMBERS = {2: "two", 3: "three", 4: "four"}
 RELATION_LEAD = 12
+CentreChooser = Callable[[np.random.Generator, list[int]], "list[tuple[int, int]] | None"]
 _RADII_OF = {"single": (12, 16, 20), "counting": (8, 12), "two objects": (8, 12, 16), "relation": (8, 12, 16)}
 
 
@@ -100,11 +102,16 @@ def render(scene: Scene) -> np.ndarray:
     return np.rint(picture).astype(np.uint8)
 
 
-def random_scene(rng: np.random.Generator, category: str | None = None, height: int = SIZE) -> Scene:
-    """A scene of the category (or of a random one): shapes fully inside the upper `height` pixels, GAP apart."""
+def random_scene(rng: np.random.Generator, category: str | None = None, composed: bool = True) -> Scene:
+    """A scene of the category (or of a random one): shapes fully inside, at least GAP apart.
+
+    Composed scenes, the demo model's own, stand as a person would lay them out: one shape near the middle, two side
+    by side or one above the other, three in a triangle, four in a square, each moved a little by chance; of two
+    objects without a relation the first named is the left or the upper one. Otherwise shapes stand anywhere.
+    """
     category = category or str(rng.choice(CATEGORIES))
     while True:
-        scene = _draw(rng, category, height)
+        scene = _draw(rng, category, _composed_centres if composed else _free_centres)
         if scene is not None:
             return scene
 
@@ -114,19 +121,19 @@ def is_held_out(caption: str) -> bool:
     return hashlib.sha256(caption.encode()).digest()[0] % 8 == 0
 
 
-def _draw(rng: np.random.Generator, category: str, height: int) -> Scene | None:
+def _draw(rng: np.random.Generator, category: str, centres_of: CentreChooser) -> Scene | None:
     """One attempt; None where the shapes found no room or no clear relation."""
     ground = str(rng.choice(list(GROUNDS)))
     looks = _looks(rng, category)
-    radii = rng.choice([r for r in _RADII_OF[category] if 2 * (r + MARGIN) <= height], size=len(looks))
+    radii = rng.choice(_RADII_OF[category], size=len(looks)).tolist()
     if category == "counting":
-        radii[:] = radii[0]
-    shapes: list[Shape] = []
-    for (colour, kind), radius in zip(looks, radii.tolist(), strict=True):
-        shape = _place(rng, shapes, colour, kind, radius, height)
-        if shape is None:
-            return None
-        shapes.append(shape)
+        radii = radii[:1] * len(looks)
+    centres = centres_of(rng, radii)
+    if centres is None:
+        return None
+    if category == "relation" and rng.random() < 0.5:
+        centres, radii = centres[::-1], radii[::-1]
+    shapes = [Shape(kind, colour, x, y, r) for (colour, kind), (x, y), r in zip(looks, centres, radii, strict=True)]
     caption = _caption(category, shapes, ground)
     return None if caption is None else Scene(ground, tuple(shapes), category, caption)
 
@@ -142,15 +149,38 @@ def _looks(rng: np.random.Generator, category: str) -> list[tuple[str, str]]:
     return looks
 
 
-def _place(
-    rng: np.random.Generator, others: list[Shape], colour: str, kind: str, radius: int, height: int
-) -> Shape | None:
-    low = (radius + MARGIN) // PATCH
-    for _ in range(20):
-        x, y = (PATCH * int(rng.integers(low, (side - radius - MARGIN) // PATCH + 1)) for side in (SIZE, height))
-        if all(max(abs(x - o.x), abs(y - o.y)) >= radius + o.radius + GAP for o in others):
-            return Shape(kind, colour, x, y, radius)
-    return None
+def _composed_centres(rng: np.random.Generator, radii: list[int]) -> list[tuple[int, int]]:
+    """Centres in reading order: anchors for that many shapes, each moved by a few patches."""
+    near, middle, far = SIZE // 4, SIZE // 2, 3 * SIZE // 4
+    across = middle + _moved(rng, 3)
+    anchors = {
+        1: [[(middle, middle)]],
+        2: [[(near, across), (far, across)], [(across, near), (across, far)]],
+        3: [[(middle, near), (near, far), (far, far)], [(near, near), (far, near), (middle, far)]],
+        4: [[(near, near), (far, near), (near, far), (far, far)]],
+    }[len(radii)]
+    reach = 3 if len(radii) == 1 else 1
+    chosen = anchors[int(rng.integers(len(anchors)))]
+    return [(x + _moved(rng, reach), y + _moved(rng, reach)) for x, y in chosen]
+
+
+def _moved(rng: np.random.Generator, reach: int) -> int:
+    return PATCH * int(rng.integers(-reach, reach + 1))
+
+
+def _free_centres(rng: np.random.Generator, radii: list[int]) -> list[tuple[int, int]] | None:
+    """Centres anywhere, GAP apart; None where one found no room in 20 attempts."""
+    centres: list[tuple[int, int]] = []
+    for radius in radii:
+        low, high = (radius + MARGIN) // PATCH, (SIZE - radius - MARGIN) // PATCH
+        for _ in range(20):
+            x, y = (PATCH * int(n) for n in rng.integers(low, high + 1, size=2))
+            if all(max(abs(x - a), abs(y - b)) >= radius + r + GAP for (a, b), r in zip(centres, radii, strict=False)):
+                centres.append((x, y))
+                break
+        else:
+            return None
+    return centres
 
 
 def _caption(category: str, shapes: list[Shape], ground: str) -> str | None:

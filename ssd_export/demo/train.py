@@ -38,9 +38,9 @@ class Recipe:
     num_heads: int = 4
     intermediate_size: int = 352
     batch_size: int = 8
-    short_batch_size: int = 20
-    short_rows: int = 10
-    short_share: float = 0.4
+    short_batch_size: int = 14
+    short_rows: int = 14
+    short_share: float = 0.2
     seed: int = 0
     muon_rate: float = 0.015
     adam_rate: float = 2e-3

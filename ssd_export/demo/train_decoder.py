@@ -75,7 +75,7 @@ class DecoderTraining:
     def _one_step(self) -> float:
         recipe = self.recipe
         rng = np.random.default_rng([recipe.seed, self.step])
-        scenes = [random_scene(rng) for _ in range(recipe.batch_size)]
+        scenes = [random_scene(rng, composed=False) for _ in range(recipe.batch_size)]
         grids = torch.from_numpy(np.stack([codes.encode_scene(scene) for scene in scenes]))
         wanted = torch.from_numpy(np.stack([render(scene) for scene in scenes])).permute(0, 3, 1, 2) / 127.5 - 1
         error = self.decoder(grids) - wanted
