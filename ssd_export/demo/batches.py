@@ -1,13 +1,16 @@
-"""Training batches for the demo model: captions as prompt ids, scenes as image tokens, some inputs spoilt on purpose.
+"""Training batches for the demo model: captions as prompt ids, scenes as image tokens, with gaps and spoilt on purpose.
 
 A scene's tokens repeat themselves: what colour a shape has is told by the neighbour already drawn, so a model
-that only copies is nearly always right and learns the caption slowly. Two remedies, both gone by the end of the
-training: `spoil_paint` gives some *input* tokens another colour or ground (the target stays true, so the caption
-is the only reliable source), and `starts` marks the tokens that begin something, which the loss weighs more.
+that only copies is nearly always right and learns the caption slowly. Three remedies: `choose_places` leaves most of
+the plain ground out of the sequence, so that three times as many captions are seen in the same time; `spoil_paint`
+gives some *input* tokens another colour or ground (the target stays true, so the caption is the only reliable source);
+`starts` marks the tokens that begin something, which the loss weighs more. The first two are gone by the end of the
+training.
 """
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,48 +20,48 @@ from torch import Tensor
 
 from ssd_export.demo import codes
 from ssd_export.demo.scenes import CATEGORIES, Scene, is_held_out, random_scene
-from ssd_export.model.prompt import BEGIN_OF_IMAGE, BOS, PAD
+from ssd_export.model.prompt import PromptEncoder
 
-TEMPLATE = "<|User|>: {caption}\n\n<|Assistant|>:"
 CAPTION_DROP = 0.1
+PROMPT_SLOTS = 64  # as export reserves by default: a longer caption could not be drawn
 
 
 @dataclass(frozen=True)
 class Batch:
-    """ids: int64 [B, L] right-padded; lengths: int64 [B]; tokens, inputs: int64 [B, I]; starts: bool [B, I].
+    """ids: int64 [B, L] right-padded prompts; lengths: int64 [B].
 
-    I = 24 x grid rows: a batch may end before the picture does, which changes nothing for a causal model.
-
-    inputs are the tokens as the model sees them, spoilt or not.
+    places: int64 [B, K], the image tokens that are in the sequence, ascending; inputs: int64 [B, K], those tokens as the
+    model sees them, spoilt or not; targets: int64 [B, K + 1], the first token of the picture and what follows each place;
+    weights: float32 [B, K + 1], how many tokens of the picture each target stands for; starts: bool [B, K + 1].
     """
 
     ids: Tensor
     lengths: Tensor
-    tokens: Tensor
+    places: Tensor
     inputs: Tensor
+    targets: Tensor
+    weights: Tensor
     starts: Tensor
 
 
 @dataclass(frozen=True)
 class Mix:
-    """What a batch is drawn from: pictures, grid rows, share of each category, how much input is spoilt (0..1)."""
+    """What a batch is drawn from: pictures, kept places a picture, share of each category, how much input is spoilt (0..1)."""
 
     size: int
-    grid_rows: int
+    num_places: int
     shares: tuple[float, float, float, float]
     spoil: float
 
 
 class PromptIds:
-    """Prompt ids of a caption as Janus builds them; `None` is the unconditional prompt of the same length."""
+    """Prompt ids of a caption, as they are when it is drawn; dropped: the unconditional prompt of the same length."""
 
     def __init__(self, tokenizer: Tokenizer) -> None:
-        self._tokenizer = tokenizer
-        self._bos, self._pad, self._boi = (tokenizer.token_to_id(name) for name in (BOS, PAD, BEGIN_OF_IMAGE))
+        self._encoder = PromptEncoder(json.loads(tokenizer.to_str()))
 
     def __call__(self, caption: str, dropped: bool) -> list[int]:
-        middle = self._tokenizer.encode(TEMPLATE.format(caption=caption)).ids
-        return [self._bos, *([self._pad] * len(middle) if dropped else middle), self._boi]
+        return self._encoder.encode([caption], PROMPT_SLOTS).ids[int(dropped)].tolist()
 
 
 def training_scene(rng: np.random.Generator, mix: Mix) -> Scene:
@@ -76,9 +79,29 @@ def draw_batch(rng: np.random.Generator, prompt_ids: PromptIds, mix: Mix) -> Bat
     ids = np.zeros((mix.size, lengths.max()), np.int64)
     for row, line in zip(rows, ids, strict=True):
         line[: len(row)] = row
-    tokens = np.stack([codes.encode_scene(scene)[: mix.grid_rows * codes.GRID] for scene in scenes])
-    inputs = spoil_paint(rng, tokens, mix.spoil)
-    return Batch(*(torch.from_numpy(array) for array in (ids, lengths, tokens, inputs, starts(tokens))))
+    tokens = np.stack([codes.encode_scene(scene) for scene in scenes])
+    places, weights = choose_places(rng, tokens, mix.num_places)
+    inputs = np.take_along_axis(spoil_paint(rng, tokens, mix.spoil), places, axis=1)
+    told = np.concatenate([np.zeros_like(places[:, :1]), places + 1], axis=1)
+    targets, begins = (np.take_along_axis(each, told, axis=1) for each in (tokens, starts(tokens)))
+    return Batch(*(torch.from_numpy(array) for array in (ids, lengths, places, inputs, targets, weights, begins)))
+
+
+def choose_places(rng: np.random.Generator, tokens: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
+    """Places that stay in the sequence, int64 [B, count] ascending, and the targets' weights, float32 [B, count + 1].
+
+    Shapes, what stands before them and the first column always stay; of the rest a random part, which then stands for
+    all of it. Positions remain the true ones, so a sequence with gaps is what an evicting cache shows the model.
+    """
+    last = tokens.shape[1] - 1
+    shape = tokens >= codes.NUM_GROUND_CODES
+    kept = shape[:, :last] | shape[:, 1:]
+    kept[:, :: codes.GRID] = True
+    order = np.argsort(np.where(kept, -1.0, rng.random(kept.shape)), axis=1)[:, :count]
+    order.sort(axis=1)
+    num_kept = kept.sum(axis=1, keepdims=True)
+    stands_for = np.where(np.take_along_axis(kept, order, axis=1), 1.0, (last - num_kept) / np.maximum(count - num_kept, 1))
+    return order, np.concatenate([np.ones_like(stands_for[:, :1]), stands_for], axis=1).astype(np.float32)
 
 
 def spoil_paint(rng: np.random.Generator, tokens: np.ndarray, spoil: float) -> np.ndarray:

@@ -150,22 +150,17 @@ def _looks(rng: np.random.Generator, category: str) -> list[tuple[str, str]]:
 
 
 def _composed_centres(rng: np.random.Generator, radii: list[int]) -> list[tuple[int, int]]:
-    """Centres in reading order: anchors for that many shapes, each moved by a few patches."""
+    """Centres in reading order: anchors for that many shapes, each moved by at most a patch."""
     near, middle, far = SIZE // 4, SIZE // 2, 3 * SIZE // 4
-    across = middle + _moved(rng, 3)
     anchors = {
         1: [[(middle, middle)]],
-        2: [[(near, across), (far, across)], [(across, near), (across, far)]],
+        2: [[(near, middle), (far, middle)], [(middle, near), (middle, far)]],
         3: [[(middle, near), (near, far), (far, far)], [(near, near), (far, near), (middle, far)]],
         4: [[(near, near), (far, near), (near, far), (far, far)]],
     }[len(radii)]
-    reach = 3 if len(radii) == 1 else 1
-    chosen = anchors[int(rng.integers(len(anchors)))]
-    return [(x + _moved(rng, reach), y + _moved(rng, reach)) for x, y in chosen]
-
-
-def _moved(rng: np.random.Generator, reach: int) -> int:
-    return PATCH * int(rng.integers(-reach, reach + 1))
+    chosen = np.array(anchors[int(rng.integers(len(anchors)))])
+    moved = chosen + PATCH * rng.integers(-1, 2, size=chosen.shape)
+    return [(x, y) for x, y in moved.tolist()]
 
 
 def _free_centres(rng: np.random.Generator, radii: list[int]) -> list[tuple[int, int]] | None:

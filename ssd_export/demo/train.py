@@ -38,15 +38,15 @@ class Recipe:
     num_heads: int = 4
     intermediate_size: int = 352
     batch_size: int = 8
-    short_batch_size: int = 14
-    short_rows: int = 14
-    short_share: float = 0.2
+    sparse_batch_size: int = 26
+    sparse_places: int = 192
+    sparse_share: float = 0.93
     seed: int = 0
     muon_rate: float = 0.015
     adam_rate: float = 2e-3
     warmup_steps: int = 60
-    decay_share: float = 0.3
-    start_weight: float = 6.0
+    decay_share: float = 0.6
+    start_weight: float = 4.0
     average_decay: float = 0.998
 
 
@@ -99,14 +99,13 @@ class Trainee(nn.Module):
         initialise(self.model, config.num_layers)
 
     def forward(self, batch: Batch) -> Tensor:
-        """Logits for every image token, [B, I, V]."""
+        """Logits for every target, [B, K + 1, V]."""
         prompt = self.model.embed_text_tokens(batch.ids)
-        image = self.model.generation_aligner(self.input_table()[batch.inputs[:, :-1]])
-        hidden, first = join_rows(prompt, image, batch.lengths)
-        positions = torch.arange(hidden.shape[1], device=hidden.device).expand(hidden.shape[:2])
+        image = self.model.generation_aligner(self.input_table()[batch.inputs])
+        hidden, positions = join_rows(prompt, image, batch.lengths, batch.places)
         hidden = self.model(hidden, positions, causal_attention)
         rows = torch.arange(len(hidden), device=hidden.device)[:, None]
-        hidden = hidden[rows, first[:, None] + torch.arange(batch.tokens.shape[1], device=hidden.device)]
+        hidden = hidden[rows, batch.lengths[:, None] - 1 + torch.arange(batch.targets.shape[1], device=hidden.device)]
         hidden = F.gelu(self.model.generation_head.proj_out(hidden))
         return F.linear(hidden, self.output_table(), self.output_bias)
 
@@ -119,14 +118,15 @@ class Trainee(nn.Module):
         return state
 
 
-def join_rows(prompt: Tensor, image: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
-    """Each row's prompt [B, L, h], padding cut, followed by its image tokens [B, I - 1, h]; and the place of the prompt's end."""
+def join_rows(prompt: Tensor, image: Tensor, lengths: Tensor, places: Tensor) -> tuple[Tensor, Tensor]:
+    """Each row's prompt [B, L, h], padding cut, followed by its image tokens [B, K, h]; and the RoPE position of each."""
     padded = prompt.shape[1]
     place = torch.arange(padded + image.shape[1], device=prompt.device).expand(len(prompt), -1)
     ends = lengths[:, None]
     source = torch.where(place < ends, place, (place - ends + padded).clamp(max=place.shape[1] - 1))
     both = torch.cat([prompt, image], dim=1)
-    return both.gather(1, source[..., None].expand_as(both)), lengths - 1
+    positions = torch.cat([place[:, :padded], ends + places], dim=1)
+    return both.gather(1, source[..., None].expand_as(both)), positions.gather(1, source)
 
 
 def causal_attention(layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
@@ -148,7 +148,7 @@ def loss_of(logits: Tensor, batch: Batch, start_weight: float) -> tuple[Tensor, 
     p(token) = p(ground or shape) p(token | ground or shape): where a shape begins is chance, what begins is told
     by the caption, so only the second factor gets the extra weight.
     """
-    flat, target = logits.flatten(0, 1), batch.tokens.flatten()
+    flat, target, weight = logits.flatten(0, 1), batch.targets.flatten(), batch.weights.flatten()
     ground, shape = flat[:, : codes.NUM_GROUND_CODES], flat[:, codes.NUM_GROUND_CODES :]
     normaliser = torch.stack([ground.logsumexp(1), shape.logsumexp(1)], dim=1)
     is_shape = (target >= codes.NUM_GROUND_CODES).long()
@@ -156,9 +156,10 @@ def loss_of(logits: Tensor, batch: Batch, start_weight: float) -> tuple[Tensor, 
     what = own - flat.gather(1, target[:, None])[:, 0]
     whether = normaliser.logsumexp(1) - own
     begins = what[batch.starts.flatten()]
-    loss = (what.sum() + whether.sum() + start_weight * begins.sum()) / target.numel()
-    figures = {"token": what + whether, "what": begins, "whether": whether}
-    return loss, {name: value.detach().mean().item() for name, value in figures.items()}
+    num_tokens = weight.sum()
+    loss = (weight @ (what + whether) + start_weight * begins.sum()) / num_tokens
+    figures = {"token": weight @ (what + whether) / num_tokens, "what": begins.mean(), "whether": weight @ whether / num_tokens}
+    return loss, {name: value.detach().item() for name, value in figures.items()}
 
 
 class Muon:
@@ -221,10 +222,10 @@ class Training:
     def mix(self) -> Mix:
         recipe = self.recipe
         done = self.step / recipe.num_steps
-        short = done < recipe.short_share
+        sparse = done < recipe.sparse_share
         return Mix(
-            size=recipe.short_batch_size if short else recipe.batch_size,
-            grid_rows=recipe.short_rows if short else codes.GRID,
+            size=recipe.sparse_batch_size if sparse else recipe.batch_size,
+            num_places=recipe.sparse_places if sparse else codes.GRID**2 - 1,
             shares=shares(done),
             spoil=0.5 * max(0.0, 1 - done / (1 - recipe.decay_share)),
         )

@@ -36,7 +36,8 @@ def initial_codebook(dim: int) -> Tensor:
     axes = np.linalg.svd(shapes, full_matrices=False)[2][: dim - 3]
     components = shapes @ axes.T
     components /= components.std(axis=0)
-    components = np.concatenate([components, components[:1], components[:1]])  # the two borders are plain ground
+    borders = np.repeat(components[:1], codes.LAST_COLUMN, axis=0)  # plain ground too
+    components = np.concatenate([components, borders])
     return torch.from_numpy(np.concatenate([colours[paint], 0.5 * components[pattern]], axis=1).astype(np.float32))
 
 

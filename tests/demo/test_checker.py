@@ -20,8 +20,9 @@ OPPOSITE = {"left of": "right of", "right of": "left of", "above": "below", "bel
 
 
 def scenes(count: int, seed: int, category: str | None = None) -> list[Scene]:
+    """Composed as the demo model's and standing anywhere, in turn."""
     rng = np.random.default_rng(seed)
-    return [random_scene(rng, category) for _ in range(count)]
+    return [random_scene(rng, category, composed=index % 2 == 0) for index in range(count)]
 
 
 @pytest.fixture(scope="module")

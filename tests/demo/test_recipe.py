@@ -14,15 +14,15 @@ from ssd_export.demo.batches import Mix, PromptIds, draw_batch
 from ssd_export.demo.recipe import train_demo
 from ssd_export.demo.scenes import KINDS, RADII, random_scene
 from ssd_export.demo.tokenizer import train_tokenizer
-from ssd_export.demo.train import Recipe, Trainee, Training, causal_attention, demo_config
+from ssd_export.demo.train import Recipe, Trainee, Training, causal_attention, demo_config, join_rows
 from ssd_export.demo.train_decoder import DecoderRecipe
 from ssd_export.model.decoder import ImageTokenModel
 from ssd_export.runtime.generate import ImageGenerator
 from tests.janus_checkpoints import oracle_tokens
 from tests.runtime.checkpoints import bundle
 
-# Two minutes on two cores. A model that knows nothing loses ln 1572 = 7.4 nats per token.
-QUICK = Recipe(num_steps=60, short_share=1.0, warmup_steps=10, decay_share=0.5)
+# Two minutes on two cores. A model that knows nothing loses ln 1664 = 7.4 nats per token.
+QUICK = Recipe(num_steps=60, sparse_share=1.0, warmup_steps=10, decay_share=0.5)
 QUICK_DECODER = DecoderRecipe(num_steps=40, batch_size=4, warmup_steps=5)
 TOKEN_LOSS_BOUND = 1.5
 DECODER_LEVELS_BOUND = 45.0
@@ -50,7 +50,7 @@ def test_checkpoint_loads_in_transformers_and_draws_the_same(trained: tuple[Path
 
 
 def test_resumed_training_is_the_same_training(tmp_path: Path) -> None:
-    recipe = Recipe(num_steps=4, short_share=1.0, short_batch_size=2, hidden_size=32, num_heads=1, intermediate_size=32)
+    recipe = Recipe(num_steps=4, sparse_share=1.0, sparse_batch_size=2, hidden_size=32, num_heads=1, intermediate_size=32)
     whole = Training(recipe, tmp_path / "whole")
     figures = [step["token"] for step in whole.run()]
     first = Training(recipe, tmp_path / "parts")
@@ -67,22 +67,50 @@ def test_folded_tables_compute_what_the_factored_ones_do() -> None:
     recipe = Recipe(num_steps=1, hidden_size=32, num_heads=1, intermediate_size=32)
     tokenizer = train_tokenizer()
     trainee = Trainee(demo_config(recipe, tokenizer.get_vocab_size()))
-    batch = draw_batch(np.random.default_rng(0), PromptIds(tokenizer), Mix(1, 24, (1, 0, 0, 0), 0.0))
+    batch = draw_batch(np.random.default_rng(0), PromptIds(tokenizer), Mix(1, 575, (1, 0, 0, 0), 0.0))
     plain = ImageTokenModel(demo_config(recipe, tokenizer.get_vocab_size()), text_embedding=True)
     plain.load_state_dict(trainee.folded_state())
-    hidden = torch.cat([plain.embed_text_tokens(batch.ids), plain.embed_image_tokens(batch.inputs[:, :-1])], dim=1)
+    hidden = torch.cat([plain.embed_text_tokens(batch.ids), plain.embed_image_tokens(batch.inputs)], dim=1)
     positions = torch.arange(hidden.shape[1])[None]
     logits = plain.image_logits(plain(hidden, positions, causal_attention)[:, batch.ids.shape[1] - 1 :])
     torch.testing.assert_close(logits, trainee(batch), rtol=1e-4, atol=1e-5)
 
 
+def test_a_sequence_with_gaps_stands_for_the_whole_picture() -> None:
+    prompt_ids, shares = PromptIds(train_tokenizer()), (0.25, 0.25, 0.25, 0.25)
+    whole = draw_batch(np.random.default_rng(3), prompt_ids, Mix(8, 575, shares, 0.0))
+    sparse = draw_batch(np.random.default_rng(3), prompt_ids, Mix(8, 192, shares, 0.0))
+    assert (whole.weights == 1).all() and (whole.places == torch.arange(575)).all()
+    torch.testing.assert_close(sparse.weights.sum(1), torch.full((8,), 576.0))
+    torch.testing.assert_close(sparse.inputs, whole.inputs.gather(1, sparse.places))
+    torch.testing.assert_close(sparse.targets[:, 1:], whole.targets[:, 1:].gather(1, sparse.places))
+    shapes = [(batch.targets >= codes.NUM_GROUND_CODES).sum(1) for batch in (whole, sparse)]
+    torch.testing.assert_close(*shapes, msg="a patch of a shape is missing")
+    assert sparse.starts.sum() == whole.starts.sum()
+
+
+def test_gaps_keep_the_true_positions() -> None:
+    torch.manual_seed(0)
+    tokenizer = train_tokenizer()
+    trainee = Trainee(demo_config(Recipe(1, hidden_size=32, num_heads=1, intermediate_size=32), tokenizer.get_vocab_size()))
+    batch = draw_batch(np.random.default_rng(3), PromptIds(tokenizer), Mix(2, 192, (1, 0, 0, 0), 0.0))
+    prompt = trainee.model.embed_text_tokens(batch.ids)
+    image = trainee.model.generation_aligner(trainee.input_table()[batch.inputs])
+    _, positions = join_rows(prompt, image, batch.lengths, batch.places)
+    for row, length, places in zip(positions, batch.lengths.tolist(), batch.places, strict=True):
+        torch.testing.assert_close(row[:length], torch.arange(length))
+        torch.testing.assert_close(row[length : length + 192], length + places)
+
+
 def test_every_patch_of_every_shape_has_one_code() -> None:
-    assert len(codes.patterns()) == 196 and codes.num_codes() == 12 + 195 * 8
+    assert len(codes.patterns()) == 196 and codes.num_codes() == 104 + 195 * 8
     pattern, paint = codes.factors()
     assert len({*zip(pattern.tolist(), paint.tolist())}) == codes.num_codes(), "two codes for one look and place"
     rng = np.random.default_rng(1)
     for _ in range(50):
         tokens = codes.encode_scene(random_scene(rng)).reshape(codes.GRID, codes.GRID)
-        assert ((tokens[:, 0] // 4 == 1) & (tokens[:, -1] // 4 == 2)).all()
-        assert (tokens[:, 1:-1] // 4 != 1).all() and (tokens < codes.num_codes()).all()
+        np.testing.assert_array_equal(tokens[:, 0] // 4, 1 + np.arange(codes.GRID))
+        assert (tokens[:, -1] // 4 == codes.LAST_COLUMN).all()
+        inside = tokens[:, 1:-1]
+        assert ((inside < 4) | (inside >= codes.NUM_GROUND_CODES)).all() and (tokens < codes.num_codes()).all()
     assert len(KINDS) * len(RADII) == 24
