@@ -7,7 +7,7 @@ hold them exactly.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Protocol
 
@@ -35,6 +35,7 @@ class Case:
     prompt_lengths: tuple[int, ...] = (5, 3)
     steps: int = 40
     seed: int = 0
+    kv_dtype: str = "model"
 
     @property
     def group(self) -> HeadGroup:
@@ -81,6 +82,9 @@ CASES = (
     Case("short-prompts", GUARDED, 41, 6, prompt_slots=20, prompt_lengths=(1, 20, 2, 19), steps=60, seed=29),
     Case("99-slots", Rule(-1, 20, True), 99, 6, num_heads=1, steps=111, seed=30),
 )
+
+
+INT8_CASES = tuple(replace(case, name=f"{case.name}-int8", kv_dtype="int8") for case in CASES)
 
 
 @dataclass(frozen=True)
@@ -147,15 +151,26 @@ def expected(case: Case) -> Expected:
                                     data.prompt_key[row, head].tolist(),
                                     data.prompt_value[row, head].tolist())
             prompt_out[row] += [np.array(member) for member in prompt]
+            for held in oracle.slots[:length]:
+                held.key, held.value = as_stored(case, held.key), as_stored(case, held.value)
             position[0, row, head], score[0, row, head] = oracle.positions, oracle.scores
             for step in range(case.steps):
                 out[step, row, members] = oracle.step(data.query[step, row, members].tolist(),
-                                                      data.key[step, row, head].tolist(),
-                                                      data.value[step, row, head].tolist(), length + step)
+                                                      as_stored(case, data.key[step, row, head].tolist()),
+                                                      as_stored(case, data.value[step, row, head].tolist()), length + step)
                 position[step + 1, row, head], score[step + 1, row, head] = oracle.positions, oracle.scores
             heads.append(oracle)
     return Expected(position, score, out, prompt_out, min(head.smallest_gap for head in heads),
                     sum(head.num_releases for head in heads))
+
+
+def as_stored(case: Case, row: list[float]) -> list[float]:
+    """A key or value as a cache of the case's kv_dtype gives it back; float32 where rounding decides."""
+    if case.kv_dtype == "model":
+        return row
+    greatest = np.abs(np.float32(row)).max()
+    codes = np.rint(np.float32(row) * (np.float32(127) / greatest)) if greatest else np.zeros(len(row))
+    return (codes.astype(np.float64) * float(greatest) / 127).tolist()
 
 
 class Backend(Protocol):

@@ -8,9 +8,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ssd_export.cache.quantized_rows import quantize_rows
 from ssd_export.cache.rules import release, retention, slot_for_new_token
 from ssd_export.cache.state import EMPTY, GroupState
-from ssd_export.cache.table import HeadGroup
+from ssd_export.cache.table import GREATEST_CODE, HeadGroup
 
 
 def prefill_attention(query: Tensor, key: Tensor, value: Tensor,
@@ -46,8 +47,11 @@ def fill_from_prompt(state: GroupState, key: Tensor, value: Tensor, scores: Tens
     token = torch.arange(length, dtype=torch.int32, device=key.device)
     held = (token[None, :] < prompt_length[:, None])[:, None]  # [B, 1, T]
     state.reset()
-    state.key[:, :, :length] = key.masked_fill(~held[..., None], 0)
-    state.value[:, :, :length] = value.masked_fill(~held[..., None], 0)
+    for rows, cached, scales in ((key, state.key, state.key_scale), (value, state.value, state.value_scale)):
+        if scales is not None:
+            rows, scale = quantize_rows(rows)
+            scales[:, :, :length] = scale.masked_fill(~held, 0)
+        cached[:, :, :length] = rows.masked_fill(~held[..., None], 0)
     state.position[:, :, :length] = torch.where(held, token, EMPTY)
     if state.score is not None:
         state.score[:, :, :length] = scores.masked_fill(~held, 0)
@@ -66,12 +70,19 @@ def decode_attention(query: Tensor, key: Tensor, value: Tensor, state: GroupStat
     write_new_token(state, slot, key, value, position)
     rows, num_heads, head_dim = key.shape
     grouped = query.reshape(rows, num_heads, -1, head_dim)
-    logits = grouped @ state.key.mT * head_dim**-0.5
+    if state.key_scale is None:
+        logits = (grouped @ state.key.mT * head_dim**-0.5).float()
+    else:
+        scaled = grouped * (head_dim**-0.5 / GREATEST_CODE)
+        logits = (scaled @ state.key.to(query.dtype).mT).float() * state.key_scale[:, :, None]
     empty = (state.position < 0)[:, :, None]
-    probs = logits.float().masked_fill(empty, -torch.inf).softmax(dim=-1)  # float32 [B, H, G, S]
+    probs = logits.masked_fill(empty, -torch.inf).softmax(dim=-1)  # float32 [B, H, G, S]
     if state.score is not None:
         state.score += probs.sum(dim=2)
-    return (probs.to(value.dtype) @ state.value).reshape(query.shape)
+    if state.value_scale is None:
+        return (probs.to(value.dtype) @ state.value).reshape(query.shape)
+    weights = (probs * state.value_scale[:, :, None]).to(value.dtype)
+    return (weights @ state.value.to(value.dtype) * (1 / GREATEST_CODE)).reshape(query.shape)
 
 
 def release_full_heads(state: GroupState, group: HeadGroup, prompt_length: Tensor, position: Tensor,
@@ -90,8 +101,11 @@ def release_full_heads(state: GroupState, group: HeadGroup, prompt_length: Tenso
 def write_new_token(state: GroupState, slot: Tensor, key: Tensor, value: Tensor, position: Tensor) -> None:
     """Writes key and value [B, H, D] and position [B] into slot [B, H, 1] of each head, score 0."""
     row_index = slot[..., None].expand(*slot.shape, key.shape[-1])
-    state.key.scatter_(2, row_index, key[:, :, None])
-    state.value.scatter_(2, row_index, value[:, :, None])
+    for row, cached, scales in ((key, state.key, state.key_scale), (value, state.value, state.value_scale)):
+        if scales is not None:
+            row, scale = quantize_rows(row)
+            scales.scatter_(2, slot, scale[:, :, None])
+        cached.scatter_(2, row_index, row[:, :, None])
     state.position.scatter_(2, slot, position.to(torch.int32)[:, None, None].expand_as(slot))
     if state.score is not None:
         state.score.scatter_(2, slot, 0.0)

@@ -12,6 +12,10 @@ from ssd_export.config import GRID, NUM_IMAGE_TOKENS, ModelConfig
 from ssd_export.errors import UserError
 
 BYTES_POSITION, BYTES_SCORE = 4, 4  # int32 and float32, whatever the dtype of keys and values
+BYTES_ROW_SCALE = 4  # float32, of one key or value in int8
+GREATEST_CODE = 127.0
+LEAST_SCALE = 1e-30  # of a row of zeros, which would divide by zero
+KV_DTYPES = ("model", "int8")
 
 
 @dataclass(frozen=True)
@@ -73,6 +77,7 @@ class PolicyTable:
     layers: 1 to 3 groups a layer, none of them empty.
     head_order: for each layer, the original KV head at each place after the heads were permuted by group.
     notes: what make_policy chose differently from its usual defaults, one sentence each, for the user.
+    kv_dtype: model, or int8: keys and values as cache/quantized_rows.py stores them.
     """
 
     name: str
@@ -82,6 +87,7 @@ class PolicyTable:
     layers: tuple[tuple[HeadGroup, ...], ...]
     head_order: tuple[tuple[int, ...], ...]
     notes: tuple[str, ...] = ()
+    kv_dtype: str = "model"
 
     @property
     def image_slots_mean(self) -> float:
@@ -95,14 +101,15 @@ class PolicyTable:
         return self.image_slots_mean / NUM_IMAGE_TOKENS
 
     def cache_bytes(self, config: ModelConfig, dtype_bytes: int, rows: int) -> int:
-        """Bytes of keys, values, positions and, where a group ranks by it, score; prompt slots included."""
-        return sum(rows * group.num_heads * group.num_slots * _slot_bytes(group.rule, config, dtype_bytes)
+        """Bytes of keys, values (and their scales), positions and, where a group ranks by it, score; prompt slots
+        included."""
+        return sum(rows * group.num_heads * group.num_slots * self._slot_bytes(group.rule, config, dtype_bytes)
                    for layer in self.layers for group in layer)
 
     def image_cache_bytes(self, config: ModelConfig, dtype_bytes: int, rows: int) -> int:
         """cache_bytes of the image slots alone: what a budget is about."""
         return sum(rows * group.num_heads * (group.num_slots - self.prompt_slots)
-                   * _slot_bytes(group.rule, config, dtype_bytes) for layer in self.layers for group in layer)
+                   * self._slot_bytes(group.rule, config, dtype_bytes) for layer in self.layers for group in layer)
 
     def full_cache_bytes(self, config: ModelConfig, dtype_bytes: int, rows: int) -> int:
         """Keys and values alone of a cache of prompt slots + 576 tokens: what the saving is measured by."""
@@ -112,6 +119,10 @@ class PolicyTable:
         """full_cache_bytes of the 576 image tokens alone."""
         return NUM_IMAGE_TOKENS * self._full_token_bytes(config, dtype_bytes, rows)
 
+    def _slot_bytes(self, rule: Rule, config: ModelConfig, dtype_bytes: int) -> int:
+        row = config.head_dim * dtype_bytes if self.kv_dtype == "model" else config.head_dim + BYTES_ROW_SCALE
+        return 2 * row + BYTES_POSITION + BYTES_SCORE * rule.by_score
+
     def _full_token_bytes(self, config: ModelConfig, dtype_bytes: int, rows: int) -> int:
         return rows * config.num_layers * config.num_kv_heads * 2 * config.head_dim * dtype_bytes
 
@@ -120,6 +131,8 @@ class PolicyTable:
         if not 0 <= self.score_decay <= 1:
             raise UserError(f"score_decay={self.score_decay} is outside [0, 1]; use 1 for the running sum, 0 "
                             "for what came since the last release")
+        if self.kv_dtype not in KV_DTYPES:
+            raise UserError(f"unknown --kv-dtype {self.kv_dtype!r}; choose one of {', '.join(KV_DTYPES)}")
         if self.prompt_slots < 1:
             raise UserError(f"prompt_slots={self.prompt_slots} holds no prompt; use 64")
         if not self.layers or len(self.layers) != len(self.head_order):
@@ -147,10 +160,6 @@ class PolicyTable:
             return cls(**{**values, "layers": layers, "head_order": order, "notes": notes}).validate()
         except (KeyError, TypeError, AttributeError) as error:
             raise UserError(f"the policy table is damaged ({error}); export the bundle again") from error
-
-
-def _slot_bytes(rule: Rule, config: ModelConfig, dtype_bytes: int) -> int:
-    return 2 * config.head_dim * dtype_bytes + BYTES_POSITION + BYTES_SCORE * rule.by_score
 
 
 def check_group(group: HeadGroup, prompt_slots: int, where: str = "head group") -> None:

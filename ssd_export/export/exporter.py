@@ -1,17 +1,18 @@
-"""From a checkpoint to a bundle: the policy is settled first, then weights, then graphs, then the contracts."""
+"""From a checkpoint to a bundle: the policy is settled first, then space and memory, then weights, graphs, contracts."""
 
 from __future__ import annotations
 
 import json
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import onnx_ir as ir
 import torch
 
-from ssd_export.bundle import write_bundle, write_config
+from ssd_export.bundle import TOOL_VERSION, check_target, write_bundle, write_config
 from ssd_export.cache.allocation import allocate
 from ssd_export.cache.head_map import HeadMap, find_head_map
 from ssd_export.cache.policy import make_policy, needs_head_map
@@ -20,9 +21,15 @@ from ssd_export.config import NUM_IMAGE_TOKENS, ModelConfig
 from ssd_export.errors import UserError
 from ssd_export.export.graphs import evict_spec
 from ssd_export.export.image_decoder_writer import write_image_decoder
+from ssd_export.export.journal import Journal, unfinished_folder
 from ssd_export.export.onnx_writer import GraphWriter, write_decode_step, write_evict, write_prefill
+from ssd_export.export.quantize import precision_facts
 from ssd_export.export.weights import WEIGHTS_FILE, Weight, plan_weights, write_weights
-from ssd_export.model.checkpoint import EMBED_TOKENS, Checkpoint, open_checkpoint
+from ssd_export.model.checkpoint import EMBED_TOKENS, Checkpoint, ShapeOnly, first_layers, open_checkpoint
+from ssd_export.model.hub import fetch, is_hub_id
+from ssd_export.plan.machine import check_disk
+from ssd_export.plan.memory import check_fits, export_bytes
+from ssd_export.plan.shapes import PUBLISHED, published_shape
 from ssd_export.specs import GraphSpec
 
 DEMO_CHECKPOINT = Path(__file__).parent.parent / "demo" / "checkpoint"
@@ -48,51 +55,152 @@ class ExportSpec:
     dtype: str
     out: Path | None
     force: bool
+    weights: str = "none"
+    target: str | None = None
+    kv_dtype: str = "model"
+    revision: str | None = None
+    num_layers: int | None = None
+    resume: bool = False
+    force_memory: bool = False
 
 
-def export_bundle(spec: ExportSpec, progress: Progress = lambda stage, done, total: None) -> Path:
+@dataclass(frozen=True)
+class Model:
+    """A checkpoint as --model found it. name: short, for a bundle's folder; revision: the hub's commit, if it has one."""
+
+    name: str
+    folder: Path
+    revision: str | None = None
+
+
+@dataclass(frozen=True)
+class ExportPlan:
+    """Everything that is settled before anything is written. out: the bundle's folder."""
+
+    spec: ExportSpec
+    model: Model
+    checkpoint: Checkpoint
+    table: PolicyTable
+    head_map: HeadMap | None
+    weights: list[Weight]
+    out: Path
+
+
+def export_bundle(
+    spec: ExportSpec,
+    progress: Progress = lambda stage, done, total: None,
+    kept: Callable[[Path], None] = lambda folder: None,
+) -> Path:
     """Writes the bundle of a spec, whole or not at all, and returns its folder.
 
-    Raises: UserError for a checkpoint, policy, head map or output folder that will not do; nothing is left behind.
+    Args: kept: told the folder with what is finished where Ctrl-C, a signal or a full disk stops the export; the same
+    spec with resume goes on there.
+    Raises: UserError for a checkpoint, policy, head map or output folder that will not do, and for too little disk or
+    memory; nothing is left behind.
     """
-    name, folder = model_folder(spec.model)
-    checkpoint = open_checkpoint(folder)
-    table, head_map = settle_policy(spec, checkpoint, folder)
-    out = spec.out or Path("bundles") / f"{name}-{table.name}-b{table.budget:g}-{spec.dtype}"
-    with write_bundle(out, spec.force) as partial:
-        _write_files(partial, name, spec, checkpoint, table, head_map, progress)
-    return out
+    plan = plan_export(spec)
+    check_target(plan.out, spec.force)
+    unfinished = unfinished_folder(plan.out)
+    check_space(plan, unfinished)
+    try:
+        with Journal(unfinished, _asked(plan), spec.resume) as journal:
+            with write_bundle(plan.out, spec.force, unfinished) as folder:
+                _write_files(folder, plan, journal, progress)
+                journal.let_go()
+    except (KeyboardInterrupt, SystemExit, UserError):
+        if unfinished.is_dir():
+            kept(unfinished)
+        raise
+    return plan.out
+
+
+def plan_export(spec: ExportSpec, download: bool = True) -> ExportPlan:
+    """Everything settled for an export. download: without it a published model of a hub is known by its shape alone.
+
+    Raises: UserError for a checkpoint, policy or head map that will not do.
+    """
+    shape = None if download or Path(spec.model).expanduser().is_dir() else published_shape(spec.model)
+    if shape is None and not download and is_hub_id(spec.model) and not Path(spec.model).expanduser().is_dir():
+        raise UserError(f"{spec.model} is not here and not one of the published shapes; download it and give its folder, "
+                        f"or plan with --model {' or '.join(PUBLISHED)}")  # fmt: skip
+    if shape is not None:
+        model, checkpoint = Model(spec.model.split("/")[-1].lower(), Path()), ShapeOnly(shape)
+        table, head_map = settle_policy(spec, checkpoint, None)
+    else:
+        model = find_model(spec.model, spec.revision)
+        checkpoint = open_checkpoint(model.folder)
+        table, head_map = settle_policy(spec, checkpoint, model.folder)
+    if spec.num_layers is not None:
+        checkpoint = checkpoint.first_layers(spec.num_layers)
+    name = model.name if spec.num_layers is None else f"{model.name}-{spec.num_layers}-layers"
+    weights = plan_weights(checkpoint, table, DTYPES[spec.dtype], spec.weights)
+    out = spec.out or Path("bundles") / f"{name}-{table.name}-b{table.budget:g}-{precision_name(spec)}"
+    return ExportPlan(spec, replace(model, name=name), checkpoint, table, head_map, weights, out)
+
+
+def check_space(plan: ExportPlan, unfinished: Path) -> None:
+    """Raises: UserError where disk or memory will not do, with ways out."""
+    written = sum(path.stat().st_size for path in unfinished.rglob("*") if path.is_file())
+    total = sum(weight.num_bytes for weight in plan.weights)
+    way_out = "free some, choose a folder on another disk with --out, or export smaller weights (--weights int4)"
+    check_disk(plan.out, total - written, f"the bundle {plan.out}", way_out)
+    needed = export_bytes(weight.working_bytes for weight in plan.weights)
+    if not plan.spec.force_memory:
+        check_fits("exporting", needed, (
+            "export with --dtype fp16 (no second copy of the largest tensor)" if plan.spec.dtype == "fp32"
+            else "export on a larger machine and copy the bundle back",
+        ))  # fmt: skip
+
+
+def _asked(plan: ExportPlan) -> dict[str, Any]:
+    """What decides the bundle's bytes: an export is resumed only where all of it is the same."""
+    options = asdict(plan.spec)
+    for name in ("model", "out", "force", "resume", "force_memory", "head_map", "revision"):
+        del options[name]
+    return {
+        "tool_version": TOOL_VERSION,
+        "checkpoint": plan.checkpoint.fingerprint(),
+        **options,
+        "head_map": None if plan.head_map is None else plan.head_map.to_dict(),
+    }
+
+
+def precision_name(spec: ExportSpec) -> str:
+    """fp16, fp16-int4, fp16-int4-kv-int8: what a bundle's folder is called after."""
+    parts = [spec.dtype] + [spec.weights] * (spec.weights != "none") + [f"kv-{spec.kv_dtype}"] * (spec.kv_dtype != "model")
+    return "-".join(parts)
 
 
 def model_folder(model: str) -> tuple[str, Path]:
-    """A short name and the checkpoint's folder for `demo`, a folder, or a hub's owner/name."""
+    """find_model's name and folder."""
+    found = find_model(model)
+    return found.name, found.folder
+
+
+def find_model(model: str, revision: str | None = None) -> Model:
+    """The checkpoint of `demo`, a folder, or a hub's owner/name; the last is downloaded.
+
+    Raises: UserError where there is none, or --revision is given for one that has none.
+    """
+    folder = Path(model).expanduser()
+    is_local = model == "demo" or folder.is_dir()
+    if revision is not None and is_local:
+        raise UserError(f"--revision is for models of a hub and {model} is a local one; leave it out")
     if model == "demo":
         if not DEMO_CHECKPOINT.is_dir():
             raise UserError(f"the demo checkpoint is missing from this installation ({DEMO_CHECKPOINT}); install ssd-export again")
-        return "demo", DEMO_CHECKPOINT
-    folder = Path(model).expanduser()
-    if folder.is_dir():
-        return folder.resolve().name.lower(), folder
-    if model.count("/") == 1 and not model.startswith((".", "/", "~")):
-        return model.split("/")[1].lower(), _download(model)
+        return Model("demo", DEMO_CHECKPOINT)
+    if is_local:
+        return Model(folder.resolve().name.lower(), folder)
+    if is_hub_id(model):
+        found = fetch(model, revision)
+        return Model(model.split("/")[1].lower(), found.folder, found.revision)
     raise UserError(f"no checkpoint at {model}: give a folder with config.json and the weights, a hub id such as "
                     "deepseek-community/Janus-Pro-1B, or demo")  # fmt: skip
 
 
-def _download(hub_id: str) -> Path:
-    from huggingface_hub import snapshot_download
-
-    patterns = ["*.json", "*.safetensors", "*.bin"]
-    try:
-        return Path(snapshot_download(hub_id, allow_patterns=patterns))
-    except Exception as error:  # the library raises a dozen kinds: no network, no such model, no permission, no space
-        reason = (str(error).splitlines() or [type(error).__name__])[0][:160]
-        raise UserError(f"could not download {hub_id} ({reason}); get its *.json and weight files by hand and give their "
-                        "folder as --model") from error  # fmt: skip
-
-
-def settle_policy(spec: ExportSpec, checkpoint: Checkpoint, folder: Path) -> tuple[PolicyTable, HeadMap | None]:
-    """The policy table, and the head map it stands on where it tells heads apart."""
+def settle_policy(spec: ExportSpec, checkpoint: Checkpoint, folder: Path | None) -> tuple[PolicyTable, HeadMap | None]:
+    """The policy table, and the head map it stands on where it tells heads apart; both of the first --num-layers."""
     config = checkpoint.config
     needed = spec.prompt_slots + NUM_IMAGE_TOKENS
     if needed > config.max_positions:
@@ -101,6 +209,9 @@ def settle_policy(spec: ExportSpec, checkpoint: Checkpoint, folder: Path) -> tup
     head_map = allocation = None
     if spec.policy is None or needs_head_map(spec.policy):
         head_map = find_head_map(config, spec.head_map, checkpoint.fingerprint(), folder)
+    if spec.num_layers is not None:
+        config = first_layers(config, spec.num_layers)
+        head_map = None if head_map is None else head_map.first_layers(spec.num_layers)
     asked = {name: getattr(spec, name) for name in ("window", "evict_every", "num_recent", "num_sinks")}
     given = [f"--{name.replace('_', '-')}" for name, value in asked.items() if value is not None]
     has_costs = head_map is not None and bool(head_map.cost_options)
@@ -113,39 +224,42 @@ def settle_policy(spec: ExportSpec, checkpoint: Checkpoint, folder: Path) -> tup
         policy, config, budget=spec.budget, prompt_slots=spec.prompt_slots, head_map=head_map, groups=spec.groups,
         allocation=allocation, **asked,
     )  # fmt: skip
-    return table, head_map
+    return replace(table, kv_dtype=spec.kv_dtype).validate(), head_map
 
 
-def _write_files(
-    folder: Path, name: str, spec: ExportSpec, checkpoint: Checkpoint, table: PolicyTable, head_map: HeadMap | None,
-    progress: Progress,
-) -> None:  # fmt: skip
-    (folder / "onnx").mkdir()
-    dtype = DTYPES[spec.dtype]
-    weights = plan_weights(checkpoint, table, dtype)
-    places = _write_weights(folder / "onnx" / WEIGHTS_FILE, weights, progress)
-    specs = write_graphs(folder / "onnx", checkpoint.config, table, str(dtype).removeprefix("torch."), weights, places, progress)
+def _write_files(folder: Path, plan: ExportPlan, journal: Journal, progress: Progress) -> None:
+    spec, checkpoint, table = plan.spec, plan.checkpoint, plan.table
+    (folder / "onnx").mkdir(exist_ok=True)
+    dtype = str(DTYPES[spec.dtype]).removeprefix("torch.")
+    places = _write_weights(folder / "onnx" / WEIGHTS_FILE, plan.weights, journal, progress)
+    specs = write_graphs(folder / "onnx", checkpoint.config, table, dtype, plan.weights, places, progress)
     shutil.copyfile(checkpoint.tokenizer_path, folder / "tokenizer.json")
     shutil.copyfile(checkpoint.path / "config.json", folder / "config.json")
-    if head_map is not None:
-        head_map.save(folder / "head_map.json")
+    if plan.head_map is not None:
+        plan.head_map.save(folder / "head_map.json")
     offset, _ = places[EMBED_TOKENS]
     write_config(folder, {
-        "model_name": name,
+        "model_name": plan.model.name,
+        "model_revision": plan.model.revision,
         "model_fingerprint": checkpoint.fingerprint(),
+        "layers_of_the_model": checkpoint.num_layers_of_the_model,
         "model": checkpoint.config.to_dict(),
-        "dtype": str(dtype).removeprefix("torch."),
+        "dtype": dtype,
+        "precision": precision_facts(spec.weights, plan.weights),
+        "target": spec.target,
         "policy": table.to_dict(),
         "generation": generation_defaults(checkpoint.path),
         "text_embeddings": {
-            "file": f"onnx/{WEIGHTS_FILE}", "offset": offset, "dtype": str(dtype).removeprefix("torch."),
+            "file": f"onnx/{WEIGHTS_FILE}", "offset": offset, "dtype": dtype,
             "shape": [checkpoint.config.vocab_size, checkpoint.config.hidden_size],
         },
         "graphs": {graph.name: graph.to_dict() for graph in specs},
     })  # fmt: skip
 
 
-def _write_weights(path: Path, weights: list[Weight], progress: Progress) -> dict[str, tuple[int, int]]:
+def _write_weights(
+    path: Path, weights: list[Weight], journal: Journal, progress: Progress
+) -> dict[str, tuple[int, int]]:
     total, written = sum(weight.num_bytes for weight in weights), 0
 
     def advance(num_bytes: int) -> None:
@@ -153,7 +267,7 @@ def _write_weights(path: Path, weights: list[Weight], progress: Progress) -> dic
         written += num_bytes
         progress("weights", written, total)
 
-    return write_weights(path, weights, advance)
+    return write_weights(path, weights, journal, advance)
 
 
 def write_graphs(

@@ -6,7 +6,8 @@ name takes the node. Rules are told in cache/policy.py.
 
 Inputs:  query [B, H*G, D], key, value [B, H, D] after RoPE, position int32 [B] of the new token,
          prompt_length int32 [B], past_key, past_value [B, H, S, D], past_position int32 [B, H, S],
-         and past_score float32 [B, H, S] where the group ranks by score.
+         and past_score float32 [B, H, S] where the group ranks by score. With keys and values in int8
+         (cache/quantized_rows.py) past_key_scale and past_value_scale float32 [B, H, S] follow past_value.
 Outputs: out [B, H*G, D], then the present_* of the past_* inputs, which may share their memory: everything that
          reads a past tensor comes before the write into it, by data dependency.
 
@@ -20,8 +21,9 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
-from ssd_export.cache.table import HeadGroup, PolicyTable, Rule
+from ssd_export.cache.table import GREATEST_CODE, LEAST_SCALE, HeadGroup, PolicyTable, Rule
 from ssd_export.config import GRID
+from ssd_export.export.graphs import part_names
 from ssd_export.export.operators import OPSET, Operators
 
 DOMAIN = "ssd_export"
@@ -42,11 +44,12 @@ class AttentionNode:
     head_dim: int
     dtype: str
     releases: bool  # False where the cache can never be full
+    kv_dtype: str = "model"
 
     @classmethod
     def of(cls, group: HeadGroup, table: PolicyTable, query_group_size: int, head_dim: int, dtype: str) -> AttentionNode:
         return cls(group.rule, group.num_slots, group.num_heads, group.evict_every, table.score_decay,
-                   query_group_size, head_dim, dtype, group.can_fill(table.prompt_slots))  # fmt: skip
+                   query_group_size, head_dim, dtype, group.can_fill(table.prompt_slots), table.kv_dtype)  # fmt: skip
 
     def attributes(self) -> dict[str, int | float]:
         """What the plugin reads from the node."""
@@ -60,13 +63,14 @@ class AttentionNode:
         }
 
 
-def attention_function(node: AttentionNode, op_type: str) -> ir.Function:
-    """The local function `ssd_export::op_type` with a body of ordinary operators."""
-    names = ["query", "key", "value", "position", "prompt_length", "past_key", "past_value", "past_position"]
-    inputs = [ir.Value(name=name) for name in names + ["past_score"] * node.rule.by_score]
+def attention_function(node: AttentionNode, op_type: str, opset: int = OPSET) -> ir.Function:
+    """The local function `ssd_export::op_type` with a body of ordinary operators; opset is its model's."""
+    names = ["query", "key", "value", "position", "prompt_length"]
+    past = {part: ir.Value(name=f"past_{part}") for part in part_names(node.rule, node.kv_dtype)}
+    inputs = [ir.Value(name=name) for name in names] + list(past.values())
     ops = Operators()
-    outputs = _body(ops, node, *inputs)
-    graph = ir.Graph(inputs, outputs, nodes=ops.tape.nodes, opset_imports={"": OPSET}, name=op_type)
+    outputs = _body(ops, node, *inputs[: len(names)], past)
+    graph = ir.Graph(inputs, outputs, nodes=ops.tape.nodes, opset_imports={"": opset}, name=op_type)
     attributes = [ir.Attr(name, ir.AttributeType.FLOAT if isinstance(value, float) else ir.AttributeType.INT, None)
                   for name, value in node.attributes().items()]  # fmt: skip
     return ir.Function(DOMAIN, op_type, graph=graph, attributes=attributes)
@@ -74,38 +78,61 @@ def attention_function(node: AttentionNode, op_type: str) -> ir.Function:
 
 def _body(
     ops: Operators, node: AttentionNode, query: ir.Value, key: ir.Value, value: ir.Value, position: ir.Value,
-    prompt_length: ir.Value, past_key: ir.Value, past_value: ir.Value, past_position: ir.Value,
-    past_score: ir.Value | None = None,
+    prompt_length: ir.Value, past: dict[str, ir.Value],
 ) -> list[ir.Value]:  # fmt: skip
+    past_position, past_score = past["position"], past.get("score")
     place = _head_places(ops, node, prompt_length)  # [B, H, 2]
     position, prompt_length = (ops.reshape(row, [-1, 1, 1]) for row in (position, prompt_length))
     slot, has_room = _slot(ops, node, position, prompt_length, past_position, past_score)  # [B, H, 1] each
     here = ops.op("Equal", ops.constant(range(node.num_slots)), slot)  # [B, H, S]
-    present_position = ops.op("Where", here, position, past_position)
     row = ops.op("Concat", place, slot, axis=-1)
-    present_key = ops.op("ScatterND", past_key, row, key)
-    present_value = ops.op("ScatterND", past_value, row, value)
-    probs = _softmax_over_slots(ops, node, query, present_key, present_position)  # float32 [B, H, G, S]
-    weights = probs if node.dtype == "float32" else ops.cast(probs, node.dtype)
-    out = ops.reshape(ops.op("MatMul", weights, present_value), [0, -1, node.head_dim])
-    outputs = [out, present_key, present_value, present_position]
+    new = {"key": key, "value": value}
+    if node.kv_dtype == "int8":
+        for part in ("key", "value"):
+            new[part], new[f"{part}_scale"] = quantize_rows(ops, new[part], node.dtype)
+    present = {part: ops.op("ScatterND", past[part], row, rows) for part, rows in new.items()}
+    present["position"] = ops.op("Where", here, position, past_position)
+    probs = _softmax_over_slots(ops, node, query, present)  # float32 [B, H, G, S]
+    out = ops.reshape(_weighted_values(ops, node, probs, present), [0, -1, node.head_dim])
     if past_score is not None:
-        outputs.append(_present_score(ops, node, past_score, has_room, here, probs))
-    return outputs
+        present["score"] = _present_score(ops, node, past_score, has_room, here, probs)
+    return [out, *(present[part] for part in past)]
+
+
+def quantize_rows(ops: Operators, rows: ir.Value, dtype: str) -> tuple[ir.Value, ir.Value]:
+    """Codes int8 [..., D] and scales float32 [...] of rows [..., D], as cache/quantized_rows.py makes them."""
+    wide = rows if dtype == "float32" else ops.cast(rows, "float32")
+    scale = ops.op("ReduceMax", ops.op("Abs", wide), ops.constant([-1]), keepdims=1)
+    factor = ops.op("Div", ops.constant(GREATEST_CODE, "float32"), ops.op("Max", scale, ops.constant(LEAST_SCALE, "float32")))
+    codes = ops.cast(ops.op("Round", ops.op("Mul", wide, factor)), "int8")
+    return codes, ops.op("Squeeze", scale, ops.constant([-1]))
+
+
+def _weighted_values(ops: Operators, node: AttentionNode, probs: ir.Value, present: dict[str, ir.Value]) -> ir.Value:
+    """[B, H, G, D]."""
+    value, is_int8 = present["value"], node.kv_dtype == "int8"
+    if is_int8:
+        probs = ops.op("Mul", probs, ops.reshape(present["value_scale"], [0, 0, 1, node.num_slots]))
+        value = ops.cast(value, node.dtype)
+    weights = probs if node.dtype == "float32" else ops.cast(probs, node.dtype)
+    out = ops.op("MatMul", weights, value)
+    return ops.op("Mul", out, ops.constant(1 / GREATEST_CODE, node.dtype)) if is_int8 else out
 
 
 def _head_places(ops: Operators, node: AttentionNode, prompt_length: ir.Value) -> ir.Value:
     """(row, head) of every head, int64 [B, H, 2]: from the batch size alone, so that all layers share one."""
-    rows = ops.op("Shape", prompt_length)
-    row = ops.reshape(ops.op("Range", ops.constant(0), ops.reshape(rows, []), ops.constant(1)), [-1, 1, 1])
+    rows = ops.op("Squeeze", ops.op("Shape", prompt_length))  # no constant: ONNX Runtime does not see that two empty ones are equal
+    row = ops.reshape(ops.op("Range", ops.constant(0), rows, ops.constant(1)), [-1, 1, 1])
     heads = [[[0, head] for head in range(node.num_heads)]]
     return ops.op("Add", ops.op("Mul", row, ops.constant([[[1, 0]]])), ops.constant(heads))
 
 
-def _softmax_over_slots(ops: Operators, node: AttentionNode, query: ir.Value, key: ir.Value, position: ir.Value) -> ir.Value:
+def _softmax_over_slots(ops: Operators, node: AttentionNode, query: ir.Value, present: dict[str, ir.Value]) -> ir.Value:
     """Keys times query, not query times keys: with one query head the product is a matrix times a vector as stored."""
-    group, head_dim = node.query_group_size, node.head_dim
-    scaled = ops.op("Mul", query, ops.constant(head_dim**-0.5, node.dtype))
+    group, head_dim, is_int8 = node.query_group_size, node.head_dim, node.kv_dtype == "int8"
+    key = ops.cast(present["key"], node.dtype) if is_int8 else present["key"]
+    factor = head_dim**-0.5 / (GREATEST_CODE if is_int8 else 1)
+    scaled = ops.op("Mul", query, ops.constant(factor, node.dtype))
     if group == 1:
         columns = ops.reshape(scaled, [0, 0, head_dim, 1])
         logits = ops.reshape(ops.op("MatMul", key, columns), [0, 0, 1, node.num_slots])
@@ -114,7 +141,9 @@ def _softmax_over_slots(ops: Operators, node: AttentionNode, query: ir.Value, ke
         logits = ops.op("Transpose", ops.op("MatMul", key, columns), perm=[0, 1, 3, 2])
     if node.dtype != "float32":
         logits = ops.cast(logits, "float32")
-    empty = ops.op("Less", ops.reshape(position, [0, 0, 1, node.num_slots]), ops.constant(0, "int32"))
+    if is_int8:
+        logits = ops.op("Mul", logits, ops.reshape(present["key_scale"], [0, 0, 1, node.num_slots]))
+    empty = ops.op("Less", ops.reshape(present["position"], [0, 0, 1, node.num_slots]), ops.constant(0, "int32"))
     return ops.op("Softmax", ops.op("Where", empty, ops.constant(-PROTECTED, "float32"), logits), axis=-1)
 
 

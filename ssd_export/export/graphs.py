@@ -10,7 +10,8 @@ A dimension is a number or one of these names:
 decode_step (step s = 1..575 draws token s from token s - 1):
     tokens [576, images] int32 is read at row s - 1 and written at row s; step [1] int64 comes back plus one;
     prompt_length [rows] int32; uniforms [576, images]; cfg_scale, temperature [1] (temperature 0: greedy);
-    past_key_values.{layer}.{group}.{key|value|position|score} -> present.{layer}.{group}.{...}, aliased.
+    past_key_values.{layer}.{group}.{key|value|position|score} -> present.{layer}.{group}.{...}, aliased; with keys
+    and values in int8 also {key_scale|value_scale}, float32 (cache/quantized_rows.py).
 prefill: prompt embeddings -> token 0, and present.* with T slots, which the runtime copies into the caches (R8).
 evict: past_key_values.*.{position|score} of the groups that release between steps -> present.* (R5, R7). The
     scores, which only a score_decay below 1 changes, are not aliased: nothing orders their write after the ranking.
@@ -21,7 +22,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from ssd_export.cache.table import HeadGroup, PolicyTable, releases_between_steps
+from ssd_export.cache.table import HeadGroup, PolicyTable, Rule, releases_between_steps
 from ssd_export.config import NUM_IMAGE_TOKENS, ModelConfig
 from ssd_export.specs import Dimension, GraphSpec, TensorSpec
 
@@ -40,15 +41,21 @@ def head_groups(table: PolicyTable) -> Iterator[tuple[int, int, HeadGroup]]:
             yield layer, index, group
 
 
-def cache_parts(group: HeadGroup, config: ModelConfig, dtype: str, num_slots: Dimension) -> list[tuple[str, TensorSpec]]:
-    """(part, spec without a name) of a group's cache tensors; no score where none is ranked by."""
+def part_names(rule: Rule, kv_dtype: str) -> list[str]:
+    """The cache tensors of a group with this rule, in the order of the attention node; no score where none is ranked by."""
+    scales = ["key_scale", "value_scale"] if kv_dtype == "int8" else []
+    return ["key", "value", *scales, "position"] + ["score"] * rule.by_score
+
+
+def cache_parts(
+    group: HeadGroup, config: ModelConfig, dtype: str, num_slots: Dimension, kv_dtype: str
+) -> list[tuple[str, TensorSpec]]:
+    """(part, spec without a name) of a group's cache tensors."""
     slots = ("rows", group.num_heads, num_slots)
-    parts = [
-        ("key", TensorSpec("", dtype, (*slots, config.head_dim))),
-        ("value", TensorSpec("", dtype, (*slots, config.head_dim))),
-        ("position", TensorSpec("", "int32", slots)),
-    ]
-    return parts + ([("score", TensorSpec("", "float32", slots))] if group.rule.by_score else [])
+    rows = TensorSpec("", dtype if kv_dtype == "model" else kv_dtype, (*slots, config.head_dim))
+    number = TensorSpec("", "float32", slots)
+    specs = {"key": rows, "value": rows, "position": TensorSpec("", "int32", slots)}
+    return [(part, specs.get(part, number)) for part in part_names(group.rule, kv_dtype)]
 
 
 def _named(name: str, spec: TensorSpec) -> TensorSpec:
@@ -75,7 +82,7 @@ def decode_step_spec(config: ModelConfig, table: PolicyTable, dtype: str, top_k:
     ]
     aliases = {"present_tokens": "tokens"}
     for layer, index, group in head_groups(table):
-        for part, spec in cache_parts(group, config, dtype, group.num_slots):
+        for part, spec in cache_parts(group, config, dtype, group.num_slots, table.kv_dtype):
             past, present = past_name(layer, index, part), present_name(layer, index, part)
             inputs.append(_named(past, spec))
             outputs.append(_named(present, spec))
@@ -94,7 +101,7 @@ def prefill_spec(config: ModelConfig, table: PolicyTable, dtype: str, top_k: boo
         TensorSpec("logits", "float32", ("rows", config.codebook_size)),
     ]
     for layer, index, group in head_groups(table):
-        for part, spec in cache_parts(group, config, dtype, "prompt_tokens"):
+        for part, spec in cache_parts(group, config, dtype, "prompt_tokens", table.kv_dtype):
             if part != "position":
                 outputs.append(_named(present_name(layer, index, part), spec))
     return GraphSpec("prefill_top_k" if top_k else "prefill", tuple(inputs), tuple(outputs))
@@ -108,7 +115,9 @@ def evict_spec(config: ModelConfig, table: PolicyTable, dtype: str) -> GraphSpec
     for layer, index, group in head_groups(table):
         if not releases_between_steps(group, table.prompt_slots):
             continue
-        for part, spec in cache_parts(group, config, dtype, group.num_slots)[2:]:
+        for part, spec in cache_parts(group, config, dtype, group.num_slots, table.kv_dtype):
+            if part not in ("position", "score"):
+                continue
             past, present = past_name(layer, index, part), present_name(layer, index, part)
             inputs.append(_named(past, spec))
             if part == "position":

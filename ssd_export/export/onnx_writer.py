@@ -1,4 +1,5 @@
-"""Writes prefill, decode_step and evict as ONNX graphs of ordinary operators (opset 18, TensorRT 10.3's floor).
+"""Writes prefill, decode_step and evict as ONNX graphs of ordinary operators (opset 18, TensorRT 10.3's floor; 19
+with int8 or fp8 weights, 21 with int4).
 
 The graphs hold no weights: initializers point into the weights file, so a graph of any model size is built in
 milliseconds and a few hundred kilobytes. float32 inside at every dtype: RMSNorm, RoPE angles, softmax, scores,
@@ -15,9 +16,10 @@ from ssd_export.cache.layout import query_slices
 from ssd_export.cache.table import HeadGroup, PolicyTable, releases_between_steps
 from ssd_export.config import ModelConfig
 from ssd_export.export import graphs
-from ssd_export.export.functions import DOMAIN, OP_TYPE, AttentionNode, attention_function, release_nodes
+from ssd_export.export.functions import DOMAIN, OP_TYPE, AttentionNode, attention_function, quantize_rows, release_nodes
 from ssd_export.export.graphs import head_groups, past_name, present_name
-from ssd_export.export.operators import DTYPES, IR_VERSION, OPSET, Operators
+from ssd_export.export.operators import DTYPES, IR_VERSION, Operators
+from ssd_export.export.quantize import dequantize_node, onnx_type, opset_of, scale_name
 from ssd_export.export.sampler import draw_tokens
 from ssd_export.model.decoder import Rope
 from ssd_export.export.weights import WEIGHTS_FILE, Weight
@@ -42,14 +44,25 @@ class GraphWriter:
         """The initializer of a tensor of the weights file."""
         if name not in self._initializers:
             offset, length = self.places[name]
-            shape = ir.Shape(self.weights[name].shape)
-            dtype = DTYPES[str(self.weights[name].dtype).removeprefix("torch.")]
+            dtype, dimensions = onnx_type(self.weights[name])
+            shape = ir.Shape(dimensions)
             tensor = ir.ExternalTensor(WEIGHTS_FILE, offset, length, dtype, shape=shape, name=name)
             self._initializers[name] = ir.Value(name=name, shape=shape, type=ir.TensorType(dtype), const_value=tensor)
         return self._initializers[name]
 
+    def matrix(self, name: str) -> ir.Value:
+        """A matrix [in, out] in the model's dtype, whatever it is stored in."""
+        scheme = self.weights[name].scheme
+        if scheme is None:
+            return self.weight(name)
+        return dequantize_node(self.ops, self.weight(name), self.weight(scale_name(name)), scheme)
+
+    @property
+    def opset(self) -> int:
+        return opset_of(self.weights.values())
+
     def linear(self, x: ir.Value, name: str, bias: bool = False) -> ir.Value:
-        product = self.ops.op("MatMul", x, self.weight(name), name=f"{name}.product")
+        product = self.ops.op("MatMul", x, self.matrix(name), name=f"{name}.product")
         return self.ops.op("Add", product, self.weight(f"{name}.bias")) if bias else product
 
     def model(self, spec: GraphSpec, inputs: dict[str, ir.Value], outputs: dict[str, ir.Value],
@@ -59,7 +72,7 @@ class GraphWriter:
             outputs[out.name].name = out.name
             outputs[out.name].type = ir.TensorType(DTYPES[out.dtype])
             outputs[out.name].shape = ir.Shape(out.shape)
-        imports = {"": OPSET} | ({DOMAIN: 1} if functions else {})
+        imports = {"": self.opset} | ({DOMAIN: 1} if functions else {})
         graph = ir.Graph(
             [inputs[tensor.name] for tensor in spec.inputs], [outputs[tensor.name] for tensor in spec.outputs],
             nodes=self.ops.tape.nodes, initializers=list(self._initializers.values()), opset_imports=imports, name=spec.name,
@@ -94,7 +107,7 @@ def write_decode_step(writer: GraphWriter, top_k: bool = False) -> tuple[GraphSp
         attended = []
         for index, group in enumerate(writer.table.layers[layer]):
             node = AttentionNode.of(group, writer.table, config.query_group_size, config.head_dim, writer.dtype)
-            parts = ["key", "value", "position"] + ["score"] * group.rule.by_score
+            parts = graphs.part_names(group.rule, writer.table.kv_dtype)
             past = [inputs[past_name(layer, index, part)] for part in parts]
             out, *present = functions.call(
                 ops, node, queries[index], keys[index], values[index], position, prompt_length, *past
@@ -110,7 +123,7 @@ def write_decode_step(writer: GraphWriter, top_k: bool = False) -> tuple[GraphSp
         "next_step": ops.op("Add", step, ops.constant([1])),
         "logits": logits,
     }
-    return spec, writer.model(spec, inputs, outputs, functions.all())
+    return spec, writer.model(spec, inputs, outputs, functions.all(writer.opset))
 
 
 def write_prefill(writer: GraphWriter, top_k: bool = False) -> tuple[GraphSpec, ir.Model]:
@@ -136,8 +149,11 @@ def write_prefill(writer: GraphWriter, top_k: bool = False) -> tuple[GraphSpec, 
             key, value = (ops.op("Transpose", part[index], perm=[0, 2, 1, 3]) for part in (keys, values))
             out, probs = causal_attention(writer, queries[index], key, value, later, group)
             attended.append(out)
-            outputs[present_name(layer, index, "key")] = key
-            outputs[present_name(layer, index, "value")] = value
+            for part, rows in (("key", key), ("value", value)):
+                if writer.table.kv_dtype == "int8":
+                    rows, scale = quantize_rows(ops, rows, writer.dtype)
+                    outputs[present_name(layer, index, f"{part}_scale")] = scale
+                outputs[present_name(layer, index, part)] = rows
             if group.rule.by_score:
                 outputs[present_name(layer, index, "score")] = prompt_scores(ops, probs, is_prompt)
         merged = attended[0] if len(attended) == 1 else ops.op("Concat", *attended, axis=2)
@@ -180,10 +196,11 @@ class AttentionFunctions:
 
     def call(self, ops: Operators, node: AttentionNode, *inputs: ir.Value) -> list[ir.Value]:
         name = self._names.setdefault(node, f"{OP_TYPE}_{len(self._names)}")
-        return ops.many(name, *inputs, domain=DOMAIN, num_outputs=4 + node.rule.by_score, **node.attributes())
+        num_outputs = 1 + len(graphs.part_names(node.rule, node.kv_dtype))
+        return ops.many(name, *inputs, domain=DOMAIN, num_outputs=num_outputs, **node.attributes())
 
-    def all(self) -> list[ir.Function]:
-        return [attention_function(node, name) for node, name in self._names.items()]
+    def all(self, opset: int) -> list[ir.Function]:
+        return [attention_function(node, name, opset) for node, name in self._names.items()]
 
 
 def rms_norm(writer: GraphWriter, x: ir.Value, weight: str) -> ir.Value:
@@ -287,13 +304,3 @@ def image_logits(writer: GraphWriter, hidden: ir.Value) -> ir.Value:
     inner = gelu(writer, writer.linear(normed, "generation_head.proj_out", bias=True))
     logits = writer.linear(inner, "generation_head.vision_head", bias=True)
     return logits if writer.dtype == "float32" else writer.ops.cast(logits, "float32")
-
-
-def plugin_flavour(model: ir.Model) -> ir.Model:
-    """The same model for the TensorRT plugin: no functions (one would win over the plugin), one node name."""
-    model = model.clone()
-    model.functions.clear()
-    for node in model.graph:
-        if node.domain == DOMAIN:
-            node.op_type = OP_TYPE
-    return model

@@ -12,7 +12,7 @@ OPSET = 18
 IR_VERSION = 10
 DTYPES = {
     "float32": ir.DataType.FLOAT, "float16": ir.DataType.FLOAT16, "bfloat16": ir.DataType.BFLOAT16,
-    "int32": ir.DataType.INT32, "int64": ir.DataType.INT64,
+    "int32": ir.DataType.INT32, "int64": ir.DataType.INT64, "int8": ir.DataType.INT8,
 }  # fmt: skip
 
 

@@ -11,7 +11,7 @@ as one matrix, gate and up as one, heads in the order of the policy table: no ba
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,45 +19,80 @@ import torch
 from torch import Tensor
 
 from ssd_export.cache.table import PolicyTable
+from ssd_export.export.journal import Journal
+from ssd_export.export.quantize import QuantizedMatrix, scale_name
 from ssd_export.model.checkpoint import EMBED_TOKENS, Checkpoint, permute_heads
+from ssd_export.model.quantization import STORED_DTYPES, Scheme, choose_scheme, scale_shape, stored_shape
 
 WEIGHTS_FILE = "weights.safetensors"
-SAFETENSORS_NAMES = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
+SAFETENSORS_NAMES = {
+    torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16",
+    torch.int8: "I8", torch.uint8: "U8", torch.float8_e4m3fn: "F8_E4M3",
+}  # fmt: skip
 ALIGNMENT = 64
 
 
 @dataclass(frozen=True)
 class Weight:
-    """One tensor of the file and how it is made from the checkpoint; shape is known before anything is read."""
+    """One tensor of the file and how it is made from the checkpoint; shape is known before anything is read.
+
+    scheme: of the codes and the scale of a quantised matrix (model/quantization.py).
+    working_bytes: the most memory that making it takes, itself included.
+    """
 
     name: str
     shape: tuple[int, ...]
     dtype: torch.dtype
     make: Callable[[], Tensor]
+    scheme: Scheme | None = None
+    working_bytes: int = 0
 
     @property
     def num_bytes(self) -> int:
         return torch.Size(self.shape).numel() * self.dtype.itemsize
 
 
-def plan_weights(checkpoint: Checkpoint, table: PolicyTable, dtype: torch.dtype) -> list[Weight]:
+def plan_weights(
+    checkpoint: Checkpoint, table: PolicyTable, dtype: torch.dtype, quantized: str = "none"
+) -> list[Weight]:
     """Every tensor of the weights file, in the order in which it is written.
 
     The language model and the image-token layers are in `dtype`; so is the image decoder, but for its norms.
+    quantized: none, int8, int4 or fp8, for the matrices of the language model's layers (export/quantize.py).
     """
     config = checkpoint.config
 
     def read(name: str) -> Tensor:
         return permute_heads(name, checkpoint.tensor(name), table.head_order, config).to(dtype)
 
+    def working_bytes(copies: float, *sources: str) -> int:
+        """Copies in dtype of all sources together, beside one of them as it is stored."""
+        numbers = [torch.Size(checkpoint.shape(source)).numel() for source in sources]
+        return int(copies * dtype.itemsize * sum(numbers)) + max(map(checkpoint.stored_bytes, sources))
+
     def matrix(name: str, *sources: str) -> Weight:
         """Linear weights [out, in] side by side, as one [in, sum of out]."""
         rows = sum(checkpoint.shape(source)[0] for source in sources)
         shape = (checkpoint.shape(sources[0])[1], rows)
-        return Weight(name, shape, dtype, lambda: torch.cat([read(source) for source in sources]).T.contiguous())
+        return Weight(name, shape, dtype, lambda: torch.cat([read(source) for source in sources]).T.contiguous(),
+                      working_bytes=working_bytes(2, *sources))  # fmt: skip
+
+    def layer_matrix(name: str, *sources: str) -> list[Weight]:
+        """The matrix, or the two tensors of its quantised form."""
+        whole = matrix(name, *sources)
+        scheme = choose_scheme(quantized, whole.shape[0], [checkpoint.shape(source)[0] for source in sources])
+        if scheme is None:
+            return [whole]
+        made = QuantizedMatrix([lambda source=source: read(source) for source in sources], scheme, dtype)
+        return [
+            Weight(name, stored_shape(scheme, *whole.shape), STORED_DTYPES[scheme.format], made.codes, scheme,
+                   sum(map(quantize_bytes, map(checkpoint.shape, sources)))),
+            Weight(scale_name(name), scale_shape(scheme, *whole.shape), dtype, made.scale, scheme),
+        ]
 
     def plain(name: str) -> Weight:
-        return Weight(name, checkpoint.shape(name), dtype, lambda: read(name))
+        copies = checkpoint.stored_bytes(name) != torch.Size(checkpoint.shape(name)).numel() * dtype.itemsize
+        return Weight(name, checkpoint.shape(name), dtype, lambda: read(name), working_bytes=working_bytes(copies, name))
 
     weights: list[Weight] = []
     for layer in range(config.num_layers):
@@ -65,11 +100,11 @@ def plan_weights(checkpoint: Checkpoint, table: PolicyTable, dtype: torch.dtype)
         attention = [f"{source}.self_attn.{part}_proj.weight" for part in "qkv"]
         weights += [
             plain(f"{source}.input_layernorm.weight"),
-            matrix(f"layers.{layer}.qkv", *attention),
-            matrix(f"layers.{layer}.o", f"{source}.self_attn.o_proj.weight"),
+            *layer_matrix(f"layers.{layer}.qkv", *attention),
+            *layer_matrix(f"layers.{layer}.o", f"{source}.self_attn.o_proj.weight"),
             plain(f"{source}.post_attention_layernorm.weight"),
-            matrix(f"layers.{layer}.gate_up", f"{source}.mlp.gate_proj.weight", f"{source}.mlp.up_proj.weight"),
-            matrix(f"layers.{layer}.down", f"{source}.mlp.down_proj.weight"),
+            *layer_matrix(f"layers.{layer}.gate_up", f"{source}.mlp.gate_proj.weight", f"{source}.mlp.up_proj.weight"),
+            *layer_matrix(f"layers.{layer}.down", f"{source}.mlp.down_proj.weight"),
         ]
     weights.append(plain("language_model.norm.weight"))
     weights.append(plain("generation_embeddings.weight"))
@@ -81,23 +116,31 @@ def plan_weights(checkpoint: Checkpoint, table: PolicyTable, dtype: torch.dtype)
     return weights
 
 
-def write_weights(
-    path: Path, weights: Iterable[Weight], progress: Callable[[int], None] = lambda num_bytes: None
-) -> dict[str, tuple[int, int]]:
-    """Writes the file, one tensor in memory at a time; `progress` is told the bytes of each tensor written.
+def quantize_bytes(shape: Sequence[int]) -> int:
+    """Memory for quantising one matrix: two of it in float32, its codes, and it as it was read."""
+    return torch.Size(shape).numel() * (4 + 4 + 1 + 2)
 
+
+def write_weights(
+    path: Path, weights: Iterable[Weight], journal: Journal, progress: Callable[[int], None] = lambda num_bytes: None
+) -> dict[str, tuple[int, int]]:
+    """Writes the file, one tensor in memory at a time, from where the journal says that it ends.
+
+    Args: progress: told the bytes of what is there already, then of each tensor written.
     Returns: (offset, length) in bytes of each tensor.
     Raises: ValueError if a tensor is not what was planned (a bug).
     """
     weights = list(weights)
     header, places = _header(weights)
-    with open(path, "wb") as file:
-        file.write(header)
-        for weight in weights:
+    stream, finished = journal.open_weights(path, header, [sum(places[weight.name]) for weight in weights])
+    with stream:
+        progress(sum(weight.num_bytes for weight in weights[:finished]))
+        for weight in weights[finished:]:
             tensor = weight.make()
             if tensor.shape != weight.shape or tensor.dtype != weight.dtype:
                 raise ValueError(f"{weight.name} is {tensor.dtype} {tuple(tensor.shape)}, planned {weight}")
-            file.write(tensor.contiguous().view(torch.uint8).numpy().data if tensor.numel() else b"")
+            stream.write(tensor.contiguous().view(torch.uint8).numpy().data if tensor.numel() else b"")
+            journal.note(weight.name, *stream.finished())
             progress(weight.num_bytes)
     return places
 

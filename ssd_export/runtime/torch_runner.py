@@ -16,13 +16,14 @@ from ssd_export.config import NUM_IMAGE_TOKENS, ModelConfig
 from ssd_export.errors import UserError
 from ssd_export.model.decoder import ImageTokenModel
 from ssd_export.model.image_decoder import ImageDecoder
-from ssd_export.runtime.runner import PromptBatch, Sampling
+from ssd_export.model.quantization import dequantize
+from ssd_export.runtime.runner import PromptBatch, Runner, Sampling
 
 BLOCK = 128
 LEAST_TEMPERATURE = 1e-6
 
 
-class TorchRunner:
+class TorchRunner(Runner):
     """Releases happen inside the step (R7), so `evict` has nothing to do."""
 
     def __init__(self, bundle: Bundle, provider: str = "cpu", num_threads: int | None = None) -> None:
@@ -46,7 +47,7 @@ class TorchRunner:
         self._uniforms = torch.from_numpy(batch.uniforms).to(self._device)
         self._sampling = batch.sampling
         rows, num_tokens = embeds.shape[:2]
-        self._states = [[GroupState.empty(rows, group, self._config.head_dim, self._dtype, self._device)
+        self._states = [[GroupState.empty(rows, group, self._config.head_dim, self._dtype, self._device, self._table.kv_dtype)
                          for group in groups] for groups in self._table.layers]  # fmt: skip
         self._tokens = torch.zeros(NUM_IMAGE_TOKENS, batch.num_images, dtype=torch.int32, device=self._device)
         positions = torch.arange(num_tokens, device=self._device).expand(rows, -1)
@@ -114,13 +115,30 @@ def load_modules(bundle: Bundle, config: ModelConfig, device: str) -> tuple[Imag
     model, decoder = ImageTokenModel(config), ImageDecoder(config)
     with safe_open(bundle.file("onnx/weights.safetensors"), framework="pt", device=device) as file:
         for module in (model, decoder):
-            state = {name: _stored(file, name, config) for name in module.state_dict()}
+            matrices = _Matrices(file)
+            state = {name: _stored(file, matrices, name, config) for name in module.state_dict()}
             module.load_state_dict(state, assign=True)
             module.eval().requires_grad_(False)
     return model.to(device), decoder.to(device)
 
 
-def _stored(file: safe_open, name: str, config: ModelConfig) -> Tensor:
+class _Matrices:
+    """Matrices [in, out] of a weights file; a quantised one is multiplied out once for all the modules that share it."""
+
+    def __init__(self, file: safe_open) -> None:
+        self._file, self._names = file, set(file.keys())
+        self._last: tuple[str, Tensor] | None = None
+
+    def __getitem__(self, name: str) -> Tensor:
+        scale = f"{name}.scale"
+        if scale not in self._names:
+            return self._file.get_tensor(name)
+        if self._last is None or self._last[0] != name:
+            self._last = name, dequantize(self._file.get_tensor(name), self._file.get_tensor(scale))
+        return self._last[1]
+
+
+def _stored(file: safe_open, matrices: _Matrices, name: str, config: ModelConfig) -> Tensor:
     """A tensor of the modules, out of the weights file (export/weights.py has the other direction)."""
     if name in file.keys():
         return file.get_tensor(name)
@@ -131,10 +149,10 @@ def _stored(file: safe_open, name: str, config: ModelConfig) -> Tensor:
     root = f"{prefix}.{layer}"
     if part in ("q_proj", "k_proj", "v_proj"):
         query, kv = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
-        return file.get_tensor(f"{root}.qkv").T.split([query, kv, kv])["qkv".index(part[0])]
+        return matrices[f"{root}.qkv"].T.split([query, kv, kv])["qkv".index(part[0])]
     if part in ("gate_proj", "up_proj"):
-        return file.get_tensor(f"{root}.gate_up").T.chunk(2)[part == "up_proj"]
-    return file.get_tensor(f"{root}.{part.removesuffix('_proj')}").T
+        return matrices[f"{root}.gate_up"].T.chunk(2)[part == "up_proj"]
+    return matrices[f"{root}.{part.removesuffix('_proj')}"].T
 
 
 def draw_tokens(logits: Tensor, uniform: Tensor, sampling: Sampling) -> Tensor:

@@ -15,7 +15,7 @@ from ssd_export.cache.attention import decode_attention, fill_from_prompt, prefi
 from ssd_export.cache.policy import HeadGroup, Rule, check_group
 from ssd_export.cache.state import GroupState
 from ssd_export.errors import UserError
-from tests.cases import CASES, TOLERANCE, Case, Inputs, assert_matches_oracle, expected, inputs
+from tests.cases import CASES, INT8_CASES, TOLERANCE, Case, Inputs, assert_matches_oracle, expected, inputs
 
 BY_NAME = {case.name: case for case in CASES}
 TIGHT = TOLERANCE["float32"]
@@ -27,7 +27,7 @@ class Reference:
     def __init__(self, case: Case, dtype: torch.dtype = torch.float32) -> None:
         self.case, self.dtype = case, dtype
         self.data = Inputs(**{name: torch.from_numpy(array) for name, array in vars(inputs(case)).items()})
-        self.state = GroupState.empty(case.rows, case.group, case.head_dim, dtype)
+        self.state = GroupState.empty(case.rows, case.group, case.head_dim, dtype, kv_dtype=case.kv_dtype)
 
     def prefill(self) -> tuple[np.ndarray, np.ndarray | None]:
         data = self.data
@@ -70,7 +70,7 @@ def kept_tokens(position: np.ndarray, length: int) -> Tensor:
     return kept
 
 
-@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+@pytest.mark.parametrize("case", CASES + INT8_CASES, ids=lambda case: case.name)
 def test_reference_equals_the_oracle_slot_for_slot(case: Case) -> None:
     check_group(case.group, case.prompt_slots)
     assert_matches_oracle(case, Reference(case))

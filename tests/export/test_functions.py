@@ -9,7 +9,7 @@ import pytest
 
 from ssd_export.export.functions import DOMAIN, AttentionNode, attention_function, release_nodes
 from ssd_export.export.operators import DTYPES, IR_VERSION, OPSET, Operators
-from tests.cases import CASES, Case, assert_matches_oracle, inputs
+from tests.cases import CASES, INT8_CASES, Case, assert_matches_oracle, inputs
 
 
 class OrtBackend:
@@ -20,7 +20,7 @@ class OrtBackend:
         releases = case.num_slots < case.prompt_slots + 576
         self.node = AttentionNode(
             case.rule, case.num_slots, case.num_heads, case.evict_every, case.score_decay,
-            case.query_group_size, case.head_dim, dtype, releases,
+            case.query_group_size, case.head_dim, dtype, releases, case.kv_dtype,
         )  # fmt: skip
         self.step_session = _session(self._step_model())
         self.evict_session = _session(self._evict_model()) if releases and case.evict_every > 1 else None
@@ -36,8 +36,14 @@ class OrtBackend:
             "past_score": np.zeros(shape, np.float32),
         }  # fmt: skip
         span = slice(0, case.prompt_slots)
-        self.state["past_key"][:, :, span] = data.prompt_key
-        self.state["past_value"][:, :, span] = data.prompt_value
+        prompt = {"past_key": data.prompt_key, "past_value": data.prompt_value}
+        if case.kv_dtype == "int8":
+            for part in ("past_key", "past_value"):
+                codes, scale = _quantized(prompt[part])
+                self.state[part], self.state[f"{part}_scale"] = np.zeros((*shape, case.head_dim), np.int8), np.zeros(shape, np.float32)
+                prompt[part], self.state[f"{part}_scale"][:, :, span] = codes, scale
+        for part, rows in prompt.items():
+            self.state[part][:, :, span] = rows
         self.state["past_score"][:, :, span] = _prompt_scores(case, data)
         return self.state["past_position"], self.state["past_score"]
 
@@ -70,8 +76,8 @@ class OrtBackend:
             "value": (self.dtype, ("B", case.num_heads, case.head_dim)),
             "position": ("int32", ("B",)),
             "prompt_length": ("int32", ("B",)),
-            "past_key": (self.dtype, (*group, case.head_dim)),
-            "past_value": (self.dtype, (*group, case.head_dim)),
+            **{f"past_{part}": ("int8" if case.kv_dtype == "int8" else self.dtype, (*group, case.head_dim)) for part in ("key", "value")},
+            **({f"past_{part}_scale": ("float32", group) for part in ("key", "value")} if case.kv_dtype == "int8" else {}),
             "past_position": ("int32", group),
             "past_score": ("float32", group),
         }  # fmt: skip
@@ -82,7 +88,7 @@ class OrtBackend:
         values = self._values()
         if not self.case.rule.by_score:
             del values["past_score"]
-        parts = ["key", "value", "position"] + ["score"] * self.case.rule.by_score
+        parts = [name.removeprefix("past_") for name in values if name.startswith("past_")]
         ops = Operators()
         results = ops.many("DecodeAttention_0", *values.values(), domain=DOMAIN, num_outputs=1 + len(parts), **self.node.attributes())
         names = ["out", *(f"present_{part}" for part in parts)]
@@ -108,6 +114,12 @@ class OrtBackend:
         return ir.Model(graph, ir_version=IR_VERSION)
 
 
+def _quantized(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Codes int8 and scales float32 of rows [..., D], as the prefill graph gives them."""
+    scale = np.abs(rows).max(axis=-1)
+    return np.rint(rows * (np.float32(127) / np.maximum(scale, np.float32(1e-30)))[..., None]).astype(np.int8), scale
+
+
 def _session(model: ir.Model) -> ort.InferenceSession:
     options = ort.SessionOptions()
     options.intra_op_num_threads, options.log_severity_level = 1, 3
@@ -126,7 +138,7 @@ def _prompt_scores(case: Case, data: object) -> np.ndarray:
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
-@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+@pytest.mark.parametrize("case", CASES + INT8_CASES, ids=lambda case: case.name)
 def test_function_matches_the_oracle_slot_for_slot(case: Case, dtype: str) -> None:
     assert_matches_oracle(case, OrtBackend(case, dtype), dtype)
 

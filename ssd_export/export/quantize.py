@@ -1,0 +1,113 @@
+"""Which tensors of the weights file are quantised, how they are made one at a time, and how a graph reads them.
+
+Only the matrices of the language model's layers (qkv, o, gate_up, down: more than nine tenths of the bytes) are
+quantised; norms, embeddings, the aligner, the generation head, the codebook and the image decoder keep the model's dtype.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import TYPE_CHECKING, Any
+
+import onnx_ir as ir
+import torch
+from torch import Tensor
+
+from ssd_export.export.operators import DTYPES, OPSET, Operators
+from ssd_export.model.quantization import BLOCKS, STORED_DTYPES, Scheme, quantize, to_stored
+
+if TYPE_CHECKING:
+    from ssd_export.export.weights import Weight
+
+# DequantizeLinear: float16 scales and float8 came with opset 19, blocks and INT4 with 21
+OPSETS = {"none": OPSET, "int8": 19, "fp8": 19, "int4": 21}
+ONNX_TYPES = {"int8": ir.DataType.INT8, "int4": ir.DataType.INT4, "fp8": ir.DataType.FLOAT8E4M3FN}
+
+
+class QuantizedMatrix:
+    """The two tensors of one matrix, made in one pass; whichever is asked for first keeps the other for the next call."""
+
+    def __init__(self, sources: list[Callable[[], Tensor]], scheme: Scheme, dtype: torch.dtype) -> None:
+        self._sources, self._scheme, self._dtype = sources, scheme, dtype
+        self._waiting: dict[str, Tensor] = {}
+
+    def codes(self) -> Tensor:
+        return self._take("codes")
+
+    def scale(self) -> Tensor:
+        return self._take("scale")
+
+    def _take(self, part: str) -> Tensor:
+        if part not in self._waiting:
+            made = [quantize(source(), self._scheme, self._dtype) for source in self._sources]
+            codes, scale = (torch.cat(parts) for parts in zip(*made, strict=True))
+            self._waiting = dict(zip(("codes", "scale"), to_stored(codes, scale, self._scheme), strict=True))
+        return self._waiting.pop(part)
+
+
+def scale_name(name: str) -> str:
+    return f"{name}.scale"
+
+
+def onnx_type(weight: Weight) -> tuple[ir.DataType, tuple[int, ...]]:
+    """Type and shape of a tensor of the weights file as an initializer."""
+    if weight.scheme is None or weight.dtype != STORED_DTYPES[weight.scheme.format]:
+        return DTYPES[str(weight.dtype).removeprefix("torch.")], weight.shape
+    rows, columns = weight.shape
+    return ONNX_TYPES[weight.scheme.format], (rows, columns * (2 if weight.scheme.format == "int4" else 1))
+
+
+def opset_of(weights: Iterable[Weight]) -> int:
+    """The least opset that reads all of them."""
+    return max(OPSETS[weight.scheme.format if weight.scheme else "none"] for weight in weights)
+
+
+def dequantize_node(ops: Operators, codes: ir.Value, scale: ir.Value, scheme: Scheme) -> ir.Value:
+    """The matrix [in, out] in the scale's dtype. In this form ONNX Runtime fuses it with its MatMul into MatMulNBits."""
+    if scheme.block:
+        return ops.op("DequantizeLinear", codes, scale, axis=0, block_size=scheme.block)
+    return ops.op("DequantizeLinear", codes, scale, axis=1)
+
+
+def precision_facts(weights_format: str, weights: Iterable[Weight]) -> dict[str, Any]:
+    """What `ssd_config.json` says of the weights' precision.
+
+    Returns: weights: the format; quantized_bytes: codes and scales; and of int4 block: inputs that share a scale,
+    other_blocks: {matrix: block} where that does not divide the inputs, kept: matrices that no block suits.
+    """
+    weights = list(weights)
+    quantized = [weight for weight in weights if weight.scheme]
+    facts: dict[str, Any] = {"weights": weights_format}
+    if weights_format == "int4":
+        matrices = [weight for weight in weights if is_layer_matrix(weight.name)]
+        blocks = {weight.name: weight.scheme.block for weight in matrices if weight.scheme}
+        facts["block"] = BLOCKS[0]
+        facts["other_blocks"] = {name: block for name, block in blocks.items() if block != BLOCKS[0]}
+        facts["kept"] = [weight.name for weight in matrices if weight.scheme is None]
+    return facts | {"quantized_bytes": sum(weight.num_bytes for weight in quantized)}
+
+
+def is_layer_matrix(name: str) -> bool:
+    """Whether a tensor is, or without quantisation would be, one of the matrices that are quantised."""
+    return name.startswith("layers.") and not name.endswith(".scale")
+
+
+def block_lines(facts: Mapping[str, Any]) -> list[str]:
+    """What to print where int4 blocks are not the usual ones: tensors of a kind in one line."""
+    lines = []
+    for block in sorted(set(facts.get("other_blocks", {}).values()), reverse=True):
+        names = [name for name, own in facts["other_blocks"].items() if own == block]
+        lines.append(f"int4 in blocks of {block}, because {facts['block']} does not divide their inputs: {_kinds(names)}")
+    if facts.get("kept"):
+        lines.append(f"not quantised, because no block of {', '.join(map(str, BLOCKS))} divides their inputs or their "
+                     f"outputs are odd: {_kinds(facts['kept'])}")  # fmt: skip
+    return lines
+
+
+def _kinds(names: Iterable[str]) -> str:
+    """layers.0.down, layers.1.down as "down (2 layers)"."""
+    counts: dict[str, int] = {}
+    for name in names:
+        kind = name.split(".")[-1]
+        counts[kind] = counts.get(kind, 0) + 1
+    return ", ".join(f"{kind} ({count} layers)" for kind, count in counts.items())
