@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -57,7 +58,16 @@ class Checkpoint:
     def __init__(self, path: Path, layout: str, config: ModelConfig, places: dict[str, _Place]) -> None:
         self.path, self.layout, self.config = path, layout, config
         self.tokenizer_path = path / "tokenizer.json"
+        self.num_layers_of_the_model = config.num_layers
         self._places = places
+
+    def first_layers(self, num_layers: int) -> Checkpoint:
+        """The checkpoint of a smaller model: its first layers, and all that is not in a layer."""
+        config = first_layers(self.config, num_layers)
+        places = {name: place for name, place in self._places.items() if _layer(name) < num_layers}
+        smaller = Checkpoint(self.path, self.layout, config, places)
+        smaller.num_layers_of_the_model = self.num_layers_of_the_model
+        return smaller
 
     def names(self) -> list[str]:
         """Canonical names of all that is needed to draw images, in the order of the modules."""
@@ -65,6 +75,12 @@ class Checkpoint:
 
     def shape(self, name: str) -> tuple[int, ...]:
         return self._places[name].shape
+
+    def stored_bytes(self, name: str) -> int:
+        """Of the tensor as it is stored; two bytes a number where that is not known before it is read."""
+        place = self._places[name]
+        dtype = place.file.dtype(place.stored_name)
+        return torch.Size(place.shape).numel() * (2 if dtype is None else dtype.itemsize)
 
     def tensor(self, name: str) -> Tensor:
         """The tensor in memory of its own. Raises: UserError for NaN, infinity, a dtype that is not float."""
@@ -90,6 +106,43 @@ class Checkpoint:
     def _where(self, name: str) -> str:
         place = self._places[name]
         return f"{place.file.path}: {place.stored_name}"
+
+
+class ShapeOnly(Checkpoint):
+    """A checkpoint that is not here: names and shapes for a plan, as if stored in two bytes a number."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__(Path(), "transformers", config, {})
+        self._shapes = _expected(config)
+
+    def first_layers(self, num_layers: int) -> ShapeOnly:
+        return ShapeOnly(first_layers(self.config, num_layers))
+
+    def names(self) -> list[str]:
+        return list(self._shapes)
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        return self._shapes[name]
+
+    def stored_bytes(self, name: str) -> int:
+        return 2 * torch.Size(self.shape(name)).numel()
+
+    def fingerprint(self) -> str:
+        """Of no particular weights: every head map of this shape fits."""
+        return ""
+
+
+def first_layers(config: ModelConfig, num_layers: int) -> ModelConfig:
+    """Raises: UserError where the model has fewer."""
+    if not 1 <= num_layers <= config.num_layers:
+        raise UserError(f"--num-layers {num_layers} is outside 1..{config.num_layers}, the layers of this model")
+    return replace(config, num_layers=num_layers)
+
+
+def _layer(name: str) -> int:
+    """The layer that a tensor belongs to, -1 for one outside the layers."""
+    found = re.match(r"language_model\.layers\.(\d+)\.", name)
+    return int(found[1]) if found else -1
 
 
 class _Place:
@@ -158,10 +211,15 @@ def permute_heads(
     return heads.index_select(axis, torch.tensor(order)).flatten(axis, axis + 1)
 
 
-def _needed(path: Path, config: ModelConfig, places: dict[str, _Place]) -> dict[str, _Place]:
+def _expected(config: ModelConfig) -> dict[str, tuple[int, ...]]:
+    """Shapes of all that is needed to draw, by canonical name, in the order of the modules."""
     with torch.device("meta"):
         modules = ImageTokenModel(config, text_embedding=True), ImageDecoder(config)
-    expected = {name: tuple(value.shape) for module in modules for name, value in module.state_dict().items()}
+    return {name: tuple(value.shape) for module in modules for name, value in module.state_dict().items()}
+
+
+def _needed(path: Path, config: ModelConfig, places: dict[str, _Place]) -> dict[str, _Place]:
+    expected = _expected(config)
     missing = [name for name in expected if name not in places]
     if missing:
         more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""

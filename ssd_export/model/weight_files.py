@@ -1,13 +1,16 @@
 """Weights of a checkpoint directory, tensor by tensor: safetensors or torch pickles, in one file or sharded.
 
-Files are mapped, never read whole and never executed: pickles go through torch's weights-only loader.
+A tensor at a time is read, never a whole file, and nothing is executed: pickles go through torch's weights-only loader,
+mapped.
 """
 
 from __future__ import annotations
 
+import ctypes
 import json
+import os
 import pickle
-from collections.abc import Callable
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -19,30 +22,98 @@ from ssd_export.errors import UserError
 
 INDEXES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
 SINGLES = ("model.safetensors", "pytorch_model.bin")
-# mapped pages count as this process's memory until the mapping is dropped
-REOPEN_AFTER_BYTES = 256 << 20
+COPY_BYTES = 32 << 20  # of a mapped pickle that are in memory at once, beside the tensor they are copied to
+MADV_DONTNEED = 4
+SAFETENSORS_DTYPES = {
+    "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
+    "F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2, "I64": torch.int64, "I32": torch.int32,
+    "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8, "BOOL": torch.bool,
+}  # fmt: skip
 
 
-class _Mapping:
-    """The tensors of one file as views of the mapped file."""
+class _Safetensors:
+    """The tensors of a safetensors file, read by their place: a mapping's pages would count as our memory."""
 
     def __init__(self, path: Path) -> None:
-        if path.suffix == ".safetensors":
-            handle = safe_open(path, framework="pt", device="cpu")
-            self.names = list(handle.keys())
-            self.view: Callable[[str], Tensor] = handle.get_tensor
-            self.shape: Callable[[str], tuple[int, ...]] = lambda name: tuple(
-                handle.get_slice(name).get_shape()
-            )
-            return
+        with safe_open(path, framework="pt", device="cpu"):
+            pass  # it has checked the header and the length of the file
+        with path.open("rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            entries = json.loads(file.read(length))
+        entries.pop("__metadata__", None)
+        self.path, self._start, self._entries = path, 8 + length, entries
+        self.shapes = {name: tuple(entry["shape"]) for name, entry in entries.items()}
+
+    def dtype(self, name: str) -> torch.dtype | None:
+        return SAFETENSORS_DTYPES.get(self._entries[name]["dtype"])
+
+    def read(self, name: str) -> Tensor:
+        return self._read(name, 0, torch.Size(self.shapes[name]).numel()).reshape(self.shapes[name])
+
+    def run(self, name: str, start: int, end: int) -> Tensor:
+        return self._read(name, start, end)
+
+    def _read(self, name: str, start: int, end: int) -> Tensor:
+        """Elements start..end of the flat tensor."""
+        dtype = self.dtype(name)
+        if dtype is None:
+            kind = self._entries[name]["dtype"]
+            raise UserError(f"{self.path}: {name} is {kind}: give the unquantised float weights")
+        values = torch.empty(end - start, dtype=dtype)
+        with self.path.open("rb", buffering=0) as file:
+            file.seek(self._start + self._entries[name]["data_offsets"][0] + start * dtype.itemsize)
+            left = values.view(torch.uint8).numpy().data
+            while left:
+                count = file.readinto(left)
+                if not count:
+                    raise UserError(f"{self.path} was cut while it was read: download it again")
+                left = left[count:]
+        return values
+
+
+class _Pickle:
+    """The tensors of a torch zip file as views of the mapped file."""
+
+    def __init__(self, path: Path) -> None:
         state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
         if not isinstance(state, dict):
             raise UserError(
                 f"{path} holds no tensors by name: give the checkpoint's original pytorch_model.bin"
             )
-        self.names = [name for name, value in state.items() if isinstance(value, Tensor)]
-        self.view = state.__getitem__
-        self.shape = lambda name: tuple(state[name].shape)
+        self._views = {name: value for name, value in state.items() if isinstance(value, Tensor)}
+        self.shapes = {name: tuple(view.shape) for name, view in self._views.items()}
+
+    def dtype(self, name: str) -> torch.dtype | None:
+        return self._views[name].dtype
+
+    def read(self, name: str) -> Tensor:
+        view = self._views[name]
+        if not view.is_contiguous():
+            return view.clone(memory_format=torch.contiguous_format)
+        values, flat = torch.empty_like(view), view.reshape(-1)
+        step = COPY_BYTES // view.element_size()
+        for start in range(0, flat.numel(), step):
+            part = flat[start : start + step]
+            values.view(-1)[start : start + step] = part
+            _forget_pages(part)
+        return values
+
+    def run(self, name: str, start: int, end: int) -> Tensor:
+        part = self._views[name].reshape(-1)[start:end]
+        values = part.clone()
+        if self._views[name].is_contiguous():
+            _forget_pages(part)
+        return values
+
+
+def _forget_pages(view: Tensor) -> None:
+    """Takes the pages of a view of a mapped file from this process: they would count as its memory (Linux)."""
+    if sys.platform != "linux":
+        return
+    page = os.sysconf("SC_PAGE_SIZE")
+    start = view.data_ptr() // page * page
+    end = -(-(view.data_ptr() + view.nbytes) // page) * page
+    ctypes.CDLL(None).madvise(ctypes.c_void_p(start), ctypes.c_size_t(end - start), MADV_DONTNEED)
 
 
 class WeightFile:
@@ -50,23 +121,22 @@ class WeightFile:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._mapping = _map(path)
-        self._bytes_read = 0
-        self.shapes = {name: self._mapping.shape(name) for name in self._mapping.names}
+        self._file = _open(path)
+        self.shapes = self._file.shapes
 
     def read(self, name: str) -> Tensor:
-        if self._bytes_read > REOPEN_AFTER_BYTES:
-            self._mapping, self._bytes_read = _map(self.path), 0
-        view = self._mapping.view(name)
-        self._bytes_read += view.nbytes
-        return view.clone(memory_format=torch.contiguous_format)
+        return self._file.read(name)
+
+    def dtype(self, name: str) -> torch.dtype | None:
+        """None for one that torch does not know."""
+        return self._file.dtype(name)
 
     def sample(self, name: str, num_runs: int, run_length: int) -> Tensor:
         """Up to num_runs evenly spaced runs of neighbours, flat; touches no other part of the file."""
-        flat = self._mapping.view(name).reshape(-1)
-        last = max(flat.numel() - run_length, 0)
+        size = torch.Size(self.shapes[name]).numel()
+        last = max(size - run_length, 0)
         starts = sorted({last * i // (num_runs - 1) for i in range(num_runs)})
-        return torch.cat([flat[start : start + run_length] for start in starts])
+        return torch.cat([self._file.run(name, start, min(start + run_length, size)) for start in starts])
 
 
 def open_weight_files(directory: Path) -> list[WeightFile]:
@@ -113,12 +183,12 @@ def _shard(directory: Path, index: str, name: str) -> Path:
     return directory / name
 
 
-def _map(path: Path) -> _Mapping:
+def _open(path: Path) -> _Safetensors | _Pickle:
     try:
         with path.open("rb") as file:
             if file.read(23) == b"version https://git-lfs":
                 raise UserError(f"{path} is a Git LFS pointer, not the weights: run git lfs pull")
-        return _Mapping(path)
+        return _Safetensors(path) if path.suffix == ".safetensors" else _Pickle(path)
     except pickle.UnpicklingError:
         raise UserError(
             f"{path} is refused: its pickle holds more than tensors and could run code; "

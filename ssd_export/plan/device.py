@@ -1,0 +1,89 @@
+"""The memory of the machine that will draw, part by part: what a table shows and what --fit adds up."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from ssd_export.cache.table import BYTES_POSITION, BYTES_SCORE, PolicyTable
+from ssd_export.config import ModelConfig
+from ssd_export.plan.memory import image_decoder_bytes
+from ssd_export.plan.sizes import ITEM_SIZE, WeightSizes
+
+CONTEXT_BYTES = 600 << 20  # CUDA context, TensorRT and its libraries: an estimate, no GPU was at hand
+SYSTEM_SHARE = 0.12  # of a board whose GPU shares the memory with the system
+
+
+@dataclass(frozen=True)
+class DeviceMemory:
+    """Bytes on the device that draws num_images pictures at once with TensorRT.
+
+    keys_and_values: by how heads keep tokens, "all", "by position" or "by score".
+    """
+
+    weights: int
+    keys_and_values: dict[str, int]
+    positions_and_scores: int
+    activations: int
+    image_decoder: int
+    context: int = CONTEXT_BYTES
+
+    @property
+    def cache(self) -> int:
+        return sum(self.keys_and_values.values()) + self.positions_and_scores
+
+    @property
+    def total(self) -> int:
+        return self.weights + self.cache + self.activations + self.image_decoder + self.context
+
+    def parts(self) -> list[tuple[str, int]]:
+        """What a table lists, in its order."""
+        kinds = [(f"keys and values, heads that keep {kind}", size) for kind, size in self.keys_and_values.items()]
+        return [
+            ("weights", self.weights),
+            *kinds,
+            ("positions and scores", self.positions_and_scores),
+            ("activations", self.activations),
+            ("image decoder", self.image_decoder),
+            ("context and libraries (estimate)", self.context),
+        ]
+
+
+def device_memory(
+    config: ModelConfig, table: PolicyTable, sizes: WeightSizes, dtype: str, num_images: int, decoder_batch: int = 1,
+    shared_weights: bool = True,
+) -> DeviceMemory:  # fmt: skip
+    """What drawing takes on a device; the text embeddings stay on the host.
+
+    shared_weights: prefill and decode step are given one copy of their weights. Quantised matrices stay inside the
+    engines, one copy in each of the two.
+    """
+    rows = 2 * num_images
+    keys_and_values: dict[str, int] = {}
+    for layer in table.layers:
+        for group in layer:
+            kind = "all" if not group.can_fill(table.prompt_slots) else "by score" if group.rule.by_score else "by position"
+            own = replace(table, layers=((group,),)).cache_bytes(config, ITEM_SIZE[dtype], rows)
+            beside = rows * group.num_heads * group.num_slots * (BYTES_POSITION + BYTES_SCORE * group.rule.by_score)
+            keys_and_values[kind] = keys_and_values.get(kind, 0) + own - beside
+    cache = table.cache_bytes(config, ITEM_SIZE[dtype], rows)
+    return DeviceMemory(
+        weights=sizes.steps * (1 if shared_weights else 2) + 2 * sizes.codes + sizes.image_decoder,
+        keys_and_values=keys_and_values,
+        positions_and_scores=cache - sum(keys_and_values.values()),
+        activations=activation_bytes(config, table, dtype, rows),
+        image_decoder=image_decoder_bytes(config, dtype, decoder_batch),
+    )
+
+
+def activation_bytes(config: ModelConfig, table: PolicyTable, dtype: str, rows: int) -> int:
+    """Of prefill, the larger of the two graphs: the widest layer's inputs and outputs, attention, keys and values."""
+    tokens = rows * table.prompt_slots
+    numbers = tokens * (3 * config.hidden_size + 3 * config.intermediate_size)
+    prompt = 2 * config.num_layers * config.num_kv_heads * config.head_dim * tokens
+    scores = 4 * 2 * tokens * config.num_heads * table.prompt_slots
+    return (numbers + prompt) * ITEM_SIZE[dtype] + scores + 4 * 3 * rows * config.codebook_size
+
+
+def usable_bytes(memory_bytes: int, shared: bool) -> int:
+    """What a device of that size leaves for us. shared: its system lives in the same memory."""
+    return int(memory_bytes * (1 - SYSTEM_SHARE)) if shared else memory_bytes

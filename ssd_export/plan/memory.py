@@ -1,0 +1,62 @@
+"""What the stages take of this machine's memory, and the refusal where that is more than it has.
+
+Every number here is an estimate of the peak that the system counts as resident; tests/plan compares them with runs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from ssd_export.config import ModelConfig
+from ssd_export.errors import UserError
+from ssd_export.plan.machine import free_bytes, gib, resident_bytes
+from ssd_export.plan.sizes import WeightSizes
+
+GRAPH_WRITING_BYTES = 24_000_000  # the graphs, which hold no weights, and the journal
+ALLOCATED_SHARE = 1.1  # of a tensor's working memory: what the allocator and the reading of the file add
+DRAWING_BASE_BYTES = 90_000_000  # Python, numpy, ONNX Runtime, tokenizer
+# Copies of the weights that ONNX Runtime's CPU kernels hold: as stored and packed; fp16 is multiplied as fp32.
+COPIES = {"float32": 2.0, "float16": 2.5, "bfloat16": 2.5}
+COPIES_OF_CODES = 1.5
+FEATURE_MAPS = 5  # of the image decoder's largest size that are alive at once, one of them widened by a convolution
+
+
+def export_bytes(working: Iterable[int]) -> int:
+    """Peak of an export in a process that has loaded what exporting needs, as this one has.
+
+    Args: working: for every tensor of the weights file, the memory that making it takes.
+    """
+    return resident_bytes() + GRAPH_WRITING_BYTES + int(ALLOCATED_SHARE * max(working))
+
+
+def drawing_bytes(
+    config: ModelConfig, sizes: WeightSizes, dtype: str, cache_bytes: int, decoder_batch: int = 1
+) -> int:
+    """Peak of drawing with ONNX Runtime on the CPU: the decode step's session stays while pictures are decoded.
+
+    Args: cache_bytes: of all pictures that are drawn at once.
+    """
+    session = COPIES[dtype] * sizes.steps + COPIES_OF_CODES * sizes.codes
+    decoder = COPIES[dtype] * sizes.image_decoder + image_decoder_bytes(config, "float32", decoder_batch)
+    return int(DRAWING_BASE_BYTES + session + cache_bytes + decoder)
+
+
+def image_decoder_bytes(config: ModelConfig, dtype: str, decoder_batch: int) -> int:
+    """Activations of the image decoder: feature maps of the full size, at the width of the last level."""
+    size = {"float32": 4, "float16": 2, "bfloat16": 2}[dtype]
+    return FEATURE_MAPS * decoder_batch * config.vq.base_channels * config.image_size**2 * size
+
+
+def check_fits(what: str, needed: int, ways_out: Sequence[str], free: int | None = None) -> None:
+    """Raises: UserError with at least three ways out where less is free than is needed.
+
+    Args: what: "exporting"; ways_out: those that this stage alone has; free: None asks the system.
+    """
+    free = free_bytes() if free is None else free
+    if free is None or needed <= free:
+        return
+    general = (f"free memory or add {gib(needed - free)} of swap", "try all the same with --force-memory")
+    ways = [*ways_out, *general]
+    raise UserError(
+        f"{what} needs about {gib(needed)} of memory and {gib(free)} are free: {', '.join(ways[:-1])}, or {ways[-1]}"
+    )

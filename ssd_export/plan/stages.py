@@ -1,0 +1,100 @@
+"""The table that `plan` prints: every stage from the checkpoint to a picture, what it takes and whether that is there."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ssd_export.cache.table import PolicyTable
+from ssd_export.config import NUM_IMAGE_TOKENS, ModelConfig
+from ssd_export.plan.device import DeviceMemory, device_memory
+from ssd_export.plan.memory import drawing_bytes
+from ssd_export.plan.sizes import ITEM_SIZE, WeightSizes
+
+GRAPH_BYTES_OF_A_LAYER = 110_000  # of all graphs together
+TOKENIZER_BYTES_OF_AN_ENTRY = 64
+COPIES_WHILE_BUILDING = 3
+BUILD_BASE_BYTES = {"tensorrt-rtx": 1 << 30, "tensorrt": 2 << 30}  # the second is a guess: no GPU was at hand
+# Bytes a second, on the slow side, for a class of time and not a promise.
+DOWNLOAD_RATE, EXPORT_RATE, BUILD_RATE, HOST_RATE = 10e6, 60e6, 150e6, 8e9
+CLASSES = ((10, "seconds"), (60, "under a minute"), (600, "minutes"), (3600, "tens of minutes"))
+
+
+@dataclass(frozen=True)
+class Stage:
+    """What one stage takes in bytes; 0 where it takes none, None where nobody knows. time: its class in words."""
+
+    name: str
+    host_bytes: int | None
+    disk_bytes: int
+    device_bytes: int
+    time: str
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All that is asked for, in bytes. download_bytes: 0 where the checkpoint is here; export_peak: of this machine."""
+
+    config: ModelConfig
+    table: PolicyTable
+    sizes: WeightSizes
+    dtype: str
+    num_images: int
+    decoder_batch: int
+    download_bytes: int
+    export_peak: int
+    flavour: str | None
+    shared_weights: bool
+
+    @property
+    def cache_bytes(self) -> int:
+        """Of all pictures drawn at once."""
+        return self.table.cache_bytes(self.config, ITEM_SIZE[self.dtype], 2 * self.num_images)
+
+    @property
+    def device(self) -> DeviceMemory:
+        return device_memory(
+            self.config, self.table, self.sizes, self.dtype, self.num_images, self.decoder_batch, self.shared_weights
+        )
+
+    @property
+    def drawing_peak(self) -> int:
+        return drawing_bytes(self.config, self.sizes, self.dtype, self.cache_bytes, self.decoder_batch)
+
+    @property
+    def bundle_bytes(self) -> int:
+        graphs = GRAPH_BYTES_OF_A_LAYER * self.config.num_layers
+        return self.sizes.total + graphs + TOKENIZER_BYTES_OF_AN_ENTRY * self.config.vocab_size
+
+    @property
+    def engine_bytes(self) -> int:
+        """Of all engines: their weights, but for those that are inputs."""
+        inside = self.sizes.codes + (0 if self.shared_weights else self.sizes.steps)
+        return 2 * inside + self.sizes.image_decoder
+
+    def stages(self) -> list[Stage]:
+        stages = []
+        if self.download_bytes:
+            seconds = self.download_bytes / DOWNLOAD_RATE
+            stages.append(Stage("download", 0, self.download_bytes, 0, time_class(seconds)))
+        exporting = time_class(self.sizes.total / EXPORT_RATE)
+        stages.append(Stage("export", self.export_peak, self.bundle_bytes, 0, exporting))
+        if self.flavour is not None:
+            stages.append(self._build())
+        seconds = NUM_IMAGE_TOKENS * (self.sizes.steps + self.sizes.codes) * max(1, self.num_images / 4) / HOST_RATE
+        drawing = Stage("generate on this CPU (ort)", self.drawing_peak, 0, 0, time_class(seconds))
+        on_device = Stage("generate on the device (trt)", None, 0, self.device.total, "seconds to minutes")
+        return [*stages, drawing] + [on_device] * (self.flavour is not None)
+
+    def _build(self) -> Stage:
+        inside = self.sizes.codes + self.sizes.image_decoder + (0 if self.shared_weights else self.sizes.steps)
+        peak = build_bytes(self.flavour or "tensorrt", inside)
+        return Stage("build-engine", peak, self.engine_bytes, 0, time_class(60 + inside / BUILD_RATE))
+
+
+def build_bytes(flavour: str, inside: int) -> int:
+    """Peak of building engines on the host. Args: inside: bytes of the weights that stay inside the engines."""
+    return BUILD_BASE_BYTES[flavour] + COPIES_WHILE_BUILDING * inside
+
+
+def time_class(seconds: float) -> str:
+    return next((name for limit, name in CLASSES if seconds <= limit), "hours")
