@@ -6,7 +6,7 @@ Needs numpy, pillow, tokenizers and the chosen backend; neither torch nor transf
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -82,14 +82,17 @@ class ImageGenerator:
 
     @classmethod
     def from_bundle(
-        cls, path: str | Path, runner: str = "ort", provider: str = "cpu", num_threads: int | None = None
-    ) -> ImageGenerator:
+        cls, path: str | Path, runner: str = "ort", provider: str = "cpu", num_threads: int | None = None,
+        check: Callable[[Bundle], None] = lambda bundle: None,
+    ) -> ImageGenerator:  # fmt: skip
         """A generator for the bundle at path.
 
-        Args: runner: ort (ONNX Runtime), torch or trt (TensorRT); provider: cpu or cuda; num_threads: None chooses.
+        Args: runner: ort (ONNX Runtime), torch or trt (TensorRT); provider: cpu or cuda; num_threads: None chooses;
+        check: asked before any weights are loaded.
         Raises: UserError for a damaged bundle, an unknown runner or provider, a provider that cannot start.
         """
         bundle = open_bundle(path)
+        check(bundle)
         return cls(bundle, open_runner(bundle, runner, provider, num_threads))
 
     def __enter__(self) -> ImageGenerator:
@@ -110,21 +113,24 @@ class ImageGenerator:
     def stream(
         self, prompts: Sequence[str], *, seed: int = 0, num_images: int = 1, cfg_scale: float | None = None,
         temperature: float | None = None, top_k: int = 0, preview: bool = False, max_batch: int = MAX_BATCH,
+        decoder_batch: int = 1,
     ) -> Iterator[RowEvent]:  # fmt: skip
         """An event for each finished grid row; the last one has done=True and the finished pictures.
 
         Args: num_images: pictures for each prompt; cfg_scale, temperature (0: greedy): None takes the bundle's;
-        preview: decode every event's pictures; max_batch: pictures drawn at once, more are drawn one batch after
-        the other (rows then count within a batch).
+        preview: decode every event's pictures; max_batch: pictures drawn at once, and no more than the runner can;
+        the others are drawn one batch after the other (rows then count within a batch); decoder_batch: pictures decoded
+        to pixels at once (at 384 x 384 the decoder's activations are 0.4 GB a picture).
         Picture i is the same whatever the batch: its random numbers depend on seed and i alone.
         """
         if isinstance(prompts, str):
             raise UserError('prompts is one string; give a list such as ["a red circle on white"]')
         sampling = self._sampling(cfg_scale, temperature, top_k)
-        if num_images < 1 or max_batch < 1:
-            raise UserError(f"num_images={num_images} and max_batch={max_batch} must be at least 1")
+        if min(num_images, max_batch, decoder_batch) < 1:
+            raise UserError(f"num_images={num_images}, max_batch={max_batch}, decoder_batch={decoder_batch}: use 1 or more")
         every = [prompt for prompt in prompts for _ in range(num_images)]
         self._prompts.encode(every[:1] if not every else list(prompts), self.table.prompt_slots)  # all bad ones, at once
+        max_batch = min(max_batch, self.runner.max_images)
         randoms = uniforms(seed, len(every))
         tokens = np.zeros((len(every), NUM_IMAGE_TOKENS), np.int32)
         images: list[Image.Image] = []
@@ -136,9 +142,9 @@ class ImageGenerator:
                 tokens[part] = self.runner.tokens()
                 finished = row == GRID - 1
                 if finished:
-                    images += self._pictures(tokens[part])
+                    images += self._pictures(tokens[part], decoder_batch)
                 done = finished and last
-                shown = list(images) if done else self._previews(tokens[part], row) if preview else None
+                shown = list(images) if done else self._previews(tokens[part], row, decoder_batch) if preview else None
                 yield RowEvent(row, tokens.copy(), shown, done)
 
     def _sampling(self, cfg_scale: float | None, temperature: float | None, top_k: int) -> Sampling:
@@ -159,12 +165,9 @@ class ImageGenerator:
         releases = release_steps(self.table, batch.lengths.tolist())
         self.runner.prefill(batch)
         self.cache = self._checked_cache(batch)
-        for step in range(1, NUM_IMAGE_TOKENS):
-            if step in releases:
-                self.runner.evict(step)
-            self.runner.decode_step(step)
-            if (step + 1) % GRID == 0:
-                yield step // GRID
+        for row in range(GRID):
+            self.runner.decode_row(range(max(1, row * GRID), (row + 1) * GRID), releases)
+            yield row
 
     def _checked_cache(self, batch: PromptBatch) -> CacheReport:
         """Proves that what is allocated is what the policy promises. Raises: RuntimeError if not (a bug)."""
@@ -180,16 +183,17 @@ class ImageGenerator:
             tokens_dropped=sum(tokens_dropped(self.table, length) for length in batch.lengths[[0, batch.num_images]].tolist()),
         )
 
-    def _pictures(self, tokens: np.ndarray) -> list[Image.Image]:
-        """One at a time: at 384 x 384 the decoder's activations outweigh everything else."""
-        return [Image.fromarray(self.runner.decode_image(tokens[i : i + 1])[0]) for i in range(len(tokens))]
+    def _pictures(self, tokens: np.ndarray, decoder_batch: int) -> list[Image.Image]:
+        starts = range(0, len(tokens), decoder_batch)
+        decoded = [self.runner.decode_image(tokens[start : start + decoder_batch]) for start in starts]
+        return [Image.fromarray(pixels) for part in decoded for pixels in part]
 
-    def _previews(self, tokens: np.ndarray, row: int) -> list[Image.Image]:
+    def _previews(self, tokens: np.ndarray, row: int, decoder_batch: int) -> list[Image.Image]:
         """Pictures of what is drawn: the rows to come repeat the last one for the decoder's sake and are greyed out."""
         grid = tokens.reshape(-1, GRID, GRID).copy()
         grid[:, row + 1 :] = grid[:, row : row + 1]
         previews = []
-        for picture in self._pictures(grid.reshape(tokens.shape)):
+        for picture in self._pictures(grid.reshape(tokens.shape), decoder_batch):
             pixels = np.array(picture)
             pixels[pixels.shape[0] * (row + 1) // GRID :] = NOT_DRAWN_YET
             previews.append(Image.fromarray(pixels))
@@ -214,19 +218,21 @@ class TextEmbeddings:
 
 
 def open_runner(bundle: Bundle, name: str, provider: str, num_threads: int | None) -> Runner:
-    """The runner of that name. Raises: UserError for an unknown one, or for a package it needs."""
+    """The runner of that name; trt is always on the GPU. Raises: UserError for an unknown one, or what it lacks."""
     if name not in RUNNERS:
         raise UserError(f"unknown runner {name!r}; use one of {', '.join(RUNNERS)}")
+    if name == "trt":
+        from ssd_export.runtime.trt_runner import TrtRunner, open_device
+
+        return TrtRunner(bundle, *open_device(bundle))
     try:
         if name == "ort":
             from ssd_export.runtime.ort_runner import OrtRunner
 
             return OrtRunner(bundle, provider, num_threads)
-        if name == "torch":
-            from ssd_export.runtime.torch_runner import TorchRunner
+        from ssd_export.runtime.torch_runner import TorchRunner
 
-            return TorchRunner(bundle, provider, num_threads)
+        return TorchRunner(bundle, provider, num_threads)
     except ImportError as error:
         needs = {"ort": "onnxruntime", "torch": "torch"}[name]
         raise UserError(f"the {name} runner needs {needs} ({error}): pip install {needs}") from error
-    raise UserError("the trt runner is not part of this version; use --runner ort")

@@ -5,7 +5,8 @@ A runner holds the weights and the caches of one batch of pictures. Arrays that 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import sys
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -42,7 +43,13 @@ class PromptBatch:
 
 
 class Runner(Protocol):
-    """One backend with the weights loaded. Call order: prefill, then for steps 1..575 evict (when due) and decode_step."""
+    """One backend with the weights loaded. Call order: prefill, then for steps 1..575 evict (when due) and decode_step,
+    or decode_row, which does both for several steps. Backends inherit what has a body here.
+
+    max_images: the most pictures of one batch.
+    """
+
+    max_images: int = sys.maxsize
 
     def prefill(self, batch: PromptBatch) -> None:
         """Fills fresh caches from the prompts and draws token 0."""
@@ -52,6 +59,16 @@ class Runner(Protocol):
 
     def decode_step(self, step: int) -> None:
         """Draws token `step` from token `step - 1`."""
+
+    def decode_row(self, steps: range, releases: Collection[int]) -> None:
+        """Draws the tokens of consecutive steps, with a release before each that is in `releases`.
+
+        A backend that queues work may return before the device has done any of it.
+        """
+        for step in steps:
+            if step in releases:
+                self.evict(step)
+            self.decode_step(step)
 
     def tokens(self) -> np.ndarray:
         """int32 [N, 576]; what is not drawn yet is 0. Waits for the device."""
