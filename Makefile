@@ -6,11 +6,14 @@ VENV := .venv
 RUN := $(VENV)/bin/python
 INSTALL := $(RUN) -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: help demo test clean
+PLATFORM := $(shell uname -sm)
+
+.PHONY: help demo demo-engine test clean
 .NOTPARALLEL:
 
 help:
-	@echo "make demo    export the demo model at a fifth of its KV cache and draw: PROMPT=\"$(PROMPT)\""
+	@echo "make demo    export the demo model at a fifth of its KV cache and draw: PROMPT=\"$(PROMPT)\","
+	@echo "             then build a TensorRT-RTX engine of it (Linux on x86-64, no GPU needed; that alone: make demo-engine)"
 	@echo "make test    run the tests (a part: make test TESTS=tests/cli)"
 	@echo "make clean   remove .venv and the bundles"
 	@echo "PYTHON=...   the Python that makes .venv (now $(PYTHON))"
@@ -18,6 +21,17 @@ help:
 demo: $(VENV)/installed
 	$(RUN) cli.py export --budget 0.2 --force
 	$(RUN) cli.py generate "$(PROMPT)" --out out.png
+	@$(MAKE) --no-print-directory demo-engine
+
+# After the picture, because TensorRT-RTX is 104 MB to download. It builds for GPUs that are not there.
+demo-engine: $(VENV)/installed
+ifeq ($(PLATFORM),Linux x86_64)
+	@if reason=$$($(INSTALL) -e ".[rtx]" 2>&1); then \
+	    echo "$(RUN) cli.py build-engine"; $(RUN) cli.py build-engine; \
+	else echo "no TensorRT-RTX engine: pip cannot install its wheel here ($$(echo "$$reason" | grep -m 1 ERROR))"; fi
+else
+	@echo "no TensorRT-RTX engine: its wheel is for Linux on x86-64, and this is $(PLATFORM)"
+endif
 
 # One thread: on a busy machine the spinning workers of a second one make torch many times slower.
 test: $(VENV)/installed-test

@@ -10,8 +10,12 @@ T = TypeVar("T")
 SECONDS_BETWEEN_LOOKS = 0.1
 
 
-def run_interruptible(work: Callable[[], T], cancelled: Event) -> T:
+def run_interruptible(
+    work: Callable[[], T], cancelled: Event, stopping: Callable[[], None] = lambda: None
+) -> T:
     """The result of work(), or its error. Interrupted, sets `cancelled`, waits until work has ended, and raises.
+
+    stopping: called before the wait.
 
     Further interrupts do not end the wait: a process that ends while native code calls back into Python aborts.
     Raises: KeyboardInterrupt, or SystemExit for a SIGTERM that was turned into one.
@@ -38,6 +42,7 @@ def run_interruptible(work: Callable[[], T], cancelled: Event) -> T:
     except BaseException:
         cancelled.set()
         begin.set()
+        stopping()
         _wait(ended)
         raise
     if errors:

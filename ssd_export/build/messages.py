@@ -94,6 +94,6 @@ def judge(graph: str, warnings: Iterable[str]) -> list[str]:
 
 
 def one_line(text: str, max_characters: int = 300) -> str:
-    """A message without line breaks and without the name of TensorRT's own source file in front."""
-    text = re.sub(r"^\S+\.(cpp|h|hpp):\d+:? ?", "", " ".join(text.split()))
+    """A message without line breaks and without the place in TensorRT's own sources in front."""
+    text = re.sub(r"^(\S+\.(cpp|h|hpp):\d+:?|\[\S+\.cpp::\S+\]) ?", "", " ".join(text.split()))
     return text if len(text) <= max_characters else text[:max_characters] + " …"

@@ -29,7 +29,6 @@ from ssd_export.kernels.image import (
 
 LIBRARY = "libssd_export_plugin.so"
 LIBRARY_VARIABLE, KERNELS_VARIABLE = "SSD_EXPORT_PLUGIN", "SSD_EXPORT_KERNELS"
-GRAPH = "decode_step"
 PLUGIN_NAME = "DecodeAttention"  # export.functions.OP_TYPE, which a board cannot import
 ROOTS = (Path(), Path(__file__).parents[2])
 HOW_TO_BUILD = (
@@ -59,9 +58,9 @@ def load_library(flavour: Flavour, library: Path) -> None:
         )
 
 
-def prepared_name(capability: int) -> str:
-    """Where a bundle keeps the decode step that was prepared for a board."""
-    return f"engines/plugin-sm{capability}/{GRAPH}.onnx"
+def prepared_name(graph: str, capability: int) -> str:
+    """Where a bundle keeps a decode step that was prepared for a board."""
+    return f"engines/plugin-sm{capability}/{graph}.onnx"
 
 
 def num_attention_nodes(bundle: Bundle) -> int:
@@ -69,28 +68,35 @@ def num_attention_nodes(bundle: Bundle) -> int:
     return sum(len(groups) for groups in bundle.config["policy"]["layers"])
 
 
-def plugin_graph(bundle: Bundle, capabilities: tuple[int, ...]) -> bytes:
+def plugin_graph(bundle: Bundle, graph: str, capabilities: tuple[int, ...]) -> bytes:
     """The decode step that was prepared for this GPU, else one made now. Raises: UserError as make_plugin_graph."""
-    if len(capabilities) == 1 and prepared_name(capabilities[0]) in bundle.files:
-        return bundle.file(prepared_name(capabilities[0])).read_bytes()
-    return make_plugin_graph(bundle, capabilities)
+    if len(capabilities) == 1 and prepared_name(graph, capabilities[0]) in bundle.files:
+        return bundle.file(prepared_name(graph, capabilities[0])).read_bytes()
+    return make_plugin_graph(bundle, graph, capabilities)
 
 
-def make_plugin_graph(bundle: Bundle, capabilities: tuple[int, ...]) -> bytes:
-    """The bundle's decode step as a ModelProto: a plugin node for each head group, the kernel for these GPUs inside.
+def make_plugin_graph(bundle: Bundle, graph: str, capabilities: tuple[int, ...]) -> bytes:
+    """A decode step of the bundle as a ModelProto: a plugin node for each head group, the kernel for these GPUs inside.
 
-    Raises: UserError where there is no kernel for them.
+    Args: graph: decode_step or decode_step_top_k.
+
+    Raises: UserError where there is no kernel for them, or the kernel does not read such caches.
     """
+    if bundle.config["policy"].get("kv_dtype", "model") != "model":
+        raise UserError(
+            "the plugin's kernel reads caches in the model's dtype and this bundle's are int8; build with --plugin off, "
+            "or export with --kv-dtype model"
+        )
     variant = Variant(bundle.config["dtype"], bundle.config["model"]["head_dim"])
     image, data = kernel_for(capabilities, variant)
     import onnx_ir as ir
 
     from ssd_export.export.functions import DOMAIN, OP_TYPE
-    from ssd_export.export.onnx_writer import plugin_flavour
+    from ssd_export.export.plugin_flavour import plugin_flavour
 
-    model = plugin_flavour(ir.load(bundle.file(f"onnx/{GRAPH}.onnx")))
+    model = plugin_flavour(ir.load(bundle.file(f"onnx/{graph}.onnx")))
     if attach_kernel(model, image.attributes(data), DOMAIN, OP_TYPE) != num_attention_nodes(bundle):
-        raise ValueError(f"{GRAPH}.onnx has not one {OP_TYPE} node for each head group")
+        raise ValueError(f"{graph}.onnx has not one {OP_TYPE} node for each head group")
     return ir.to_proto(model).SerializeToString()
 
 

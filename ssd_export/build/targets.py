@@ -1,7 +1,8 @@
 """What an engine is built for: recipes in engines/targets/*.toml, and the GPU of this machine.
 
 A recipe: title, flavours (in order of preference), compute_capabilities (times ten), batch ("MIN:OPT:MAX" images),
-workspace_mib, shared_weights (weights are inputs of prefill and decode_step, so that both use one copy).
+workspace_mib, shared_weights (weights are inputs of prefill and decode_step, so that both use one copy), memory_gib of
+the smallest machine, shares_memory (the system lives in it too).
 `recipes` beside this file links to engines/targets, and is a folder of its own in an installed package.
 """
 
@@ -12,6 +13,7 @@ import re
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from ssd_export.build.flavours import is_installed, missing
 from ssd_export.errors import UserError
@@ -23,6 +25,7 @@ else:
 
 RECIPES = Path(__file__).parent / "recipes"
 AUTO = "auto"
+FIRST_WITH_FP8 = 89  # compute capability times ten: Ada
 COMPUTE_CAPABILITY_MAJOR, COMPUTE_CAPABILITY_MINOR = 75, 76  # CUdevice_attribute
 
 
@@ -66,11 +69,28 @@ def target_names() -> list[str]:
     return sorted(path.stem for path in RECIPES.glob("*.toml"))
 
 
+def fp8_targets() -> list[str]:
+    """Targets all of whose GPUs multiply in fp8."""
+    capabilities = {name: _values(name)["compute_capabilities"] for name in target_names()}
+    return [name for name, values in capabilities.items() if values and min(values) >= FIRST_WITH_FP8]
+
+
+def memory_of(name: str) -> tuple[int, bool]:
+    """(bytes of memory, whether the system shares it) of the smallest machine of a target; 0 where it says nothing.
+
+    Raises: UserError for an unknown name.
+    """
+    if name not in target_names():
+        raise UserError(f"unknown --target {name!r}; choose a size such as 8GB, or one of {', '.join(target_names())}")
+    values = _values(name)
+    return int(values.get("memory_gib", 0) * (1 << 30)), bool(values.get("shares_memory", False))
+
+
 def read_target(name: str) -> Target:
     """The recipe of that name. Raises: UserError for an unknown name, or one that needs no engine."""
     if name not in target_names():
         raise UserError(f"unknown --target {name!r}; choose auto or one of {', '.join(target_names())}")
-    values = tomllib.loads((RECIPES / f"{name}.toml").read_text(encoding="utf-8"))
+    values = _values(name)
     if not values["flavours"]:
         raise UserError(
             f"{values['title']} needs no engine: ssd-export generate --runner ort runs the bundle as it is"
@@ -84,6 +104,10 @@ def read_target(name: str) -> Target:
         workspace_mib=values["workspace_mib"],
         shared_weights=values["shared_weights"],
     )
+
+
+def _values(name: str) -> dict[str, Any]:
+    return tomllib.loads((RECIPES / f"{name}.toml").read_text(encoding="utf-8"))
 
 
 def choose_target(name: str, capability: int | None) -> Target:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,7 +11,7 @@ import click
 from ssd_export.errors import UserError
 
 if TYPE_CHECKING:
-    from ssd_export.build.engine import BuildPlan
+    from ssd_export.build.build_plan import BuildPlan
 
 FLAVOURS = ("auto", "tensorrt", "tensorrt-rtx")
 PLUGIN = ("auto", "on", "off")
@@ -46,6 +47,11 @@ PLUGIN = ("auto", "on", "off")
     help="Attention by the plugin's kernel, caches written in place (auto: where library and kernel are at hand), or "
     "by ordinary operators.",
 )
+@click.option(
+    "--top-k",
+    is_flag=True,
+    help="Also build the two graphs that generate --top-k draws with; without it the engines draw from all codes.",
+)
 @click.option("--batch", metavar="MIN:OPT:MAX", help="Images drawn at once.  [default: the target's]")
 @click.option(
     "--workspace",
@@ -59,27 +65,32 @@ PLUGIN = ("auto", "on", "off")
     metavar="FILE",
     help="Measurements of earlier builds, read and added to.  [default: one beside the engines]",
 )
+@click.option("--force-memory", is_flag=True, help="Try even where the estimate says that memory will not do.")
 @click.option("--dry-run", is_flag=True, help="Say what would be built and what it needs; build nothing.")
 def command(
     bundle: Path | None,
     target: str,
     flavour: str,
     plugin: str,
+    top_k: bool,
     batch: str | None,
     workspace: int | None,
     timing_cache: Path | None,
+    force_memory: bool,
     dry_run: bool,
 ) -> None:
     """Build TensorRT engines of a bundle, into the bundle.
 
-    Prefill and decode step share one copy of the weights on the device. engine.json beside the engines says what
-    they were built from and for; a loader checks it before it loads them.
+    Prefill and decode step share one copy of the weights on the device (quantised matrices excepted: each engine has
+    its own). engine.json beside the engines says what they were built from and for; a loader checks it before it
+    loads them.
     """
     for option, value, choices in (("--flavour", flavour, FLAVOURS), ("--plugin", plugin, PLUGIN)):
         if value not in choices:
             raise UserError(f"unknown {option} {value!r}; choose one of {', '.join(choices)}")
 
-    from ssd_export.build.engine import BuildSpec, build_engines, plan_build, prepare
+    from ssd_export.build.build_plan import BuildSpec, plan_build
+    from ssd_export.build.engine import build_engines, prepare
     from ssd_export.build.targets import Batch
     from ssd_export.bundle import resolve_bundle
     from ssd_export.cli.progress import ProgressReport
@@ -89,9 +100,11 @@ def command(
         target=target,
         flavour=flavour,
         plugin=plugin,
+        top_k=top_k,
         batch=None if batch is None else Batch.parse(batch),
         workspace_mib=workspace,
         timing_cache=timing_cache,
+        force_memory=force_memory,
     )
     plan = plan_build(spec)
     for line in plan_lines(plan):
@@ -102,16 +115,26 @@ def command(
         for name in prepare(plan):
             click.echo(plan.bundle.path / name)
         return
+    started = time.monotonic()
+
+    def finished(name: str, description: dict[str, Any], share: float) -> None:
+        left = (time.monotonic() - started) * (1 - share) / share
+        told = f"; about {left:.0f} s left" if share < 1 else ""
+        click.echo(result_line(name, description) + told, err=True)
+
+    def stopping() -> None:
+        click.echo("stopping: TensorRT ends the step that it is in", err=True)
+
     with ProgressReport() as progress:
-        engine_json = build_engines(plan, progress)
-    for line in result_lines(engine_json):
-        click.echo(line, err=True)
+        engine_json = build_engines(plan, progress, finished, stopping)
+    for text in engine_json["warnings"]:
+        click.echo(f"warning: {text}", err=True)
     click.echo(plan.bundle.path / plan.folder)
 
 
 def plan_lines(plan: BuildPlan) -> list[str]:
     """What will be built, for whom, and what it needs."""
-    from ssd_export.build.memory import gib
+    from ssd_export.plan.machine import gib
 
     gpus = ", ".join(f"{capability / 10:.1f}" for capability in plan.capabilities)
     lines = [f"target: {plan.target.name} ({plan.target.title}), compute capability {gpus}"]
@@ -124,7 +147,7 @@ def plan_lines(plan: BuildPlan) -> list[str]:
     images = plan.profile.images
     lines += [
         f"flavour: {plan.flavour.name} {plan.flavour.version}",
-        f"plugin: {plan.plugin.library}" if plan.plugin.library else f"plugin: off ({plan.plugin.why_not})",
+        f"plugin: {plan.plugin.library}" if plan.plugin.is_used else f"plugin: off ({plan.plugin.why_not})",
         f"batch: {images[0]} to {images[2]} images, tuned for {images[1]}; prompts of up to "
         f"{plan.profile.prompt_tokens[2]} tokens",
         f"graphs: {', '.join(spec.name for spec in plan.graphs)}",
@@ -136,11 +159,8 @@ def plan_lines(plan: BuildPlan) -> list[str]:
     return lines
 
 
-def result_lines(engine_json: dict[str, Any]) -> list[str]:
-    """Size, layers and time of every engine, then the warnings."""
-    lines = []
-    for name, graph in engine_json["graphs"].items():
-        num_layers, num_plugin = sum(graph["layers"].values()), graph["layers"].get("PluginV3", 0)
-        layers = f", {num_layers} layers" + (f" ({num_plugin} of the plugin)" if num_plugin else "") if num_layers else ""
-        lines.append(f"{name}: {graph['bytes'] / 1e6:.1f} MB{layers}, {graph['seconds']:.1f} s")
-    return lines + [f"warning: {text}" for text in engine_json["warnings"]]
+def result_line(name: str, graph: dict[str, Any]) -> str:
+    """Size, layers and time of an engine."""
+    num_layers, num_plugin = sum(graph["layers"].values()), graph["layers"].get("PluginV3", 0)
+    layers = f", {num_layers} layers" + (f" ({num_plugin} of the plugin)" if num_plugin else "") if num_layers else ""
+    return f"{name}: {graph['bytes'] / 1e6:.1f} MB{layers}, {graph['seconds']:.1f} s"

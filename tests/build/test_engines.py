@@ -5,10 +5,13 @@ Needs `pip install ssd-export[rtx]`; the plugin also needs what tests/plugins ne
 
 from __future__ import annotations
 
+import errno
+import os
 import re
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from threading import Event
@@ -17,9 +20,12 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
-from ssd_export.build import engine
-from ssd_export.build.engine import BuildSpec, build_engines, plan_build, prepare
+from ssd_export.build import build_plan, engine
+from ssd_export.build.build_plan import BuildSpec, plan_build
+from ssd_export.build.engine import build_engines, prepare
 from ssd_export.build.flavours import load_flavour
+from ssd_export.build.graph_engine import build_graph
+from ssd_export.build.memory import shared_weights, stored_weights, weights_file
 from ssd_export.build.messages import judge, logger
 from ssd_export.build.network import parse_graph
 from ssd_export.build.plugin import (
@@ -30,7 +36,7 @@ from ssd_export.build.plugin import (
     prepared_name,
 )
 from ssd_export.build.provenance import read_engines
-from ssd_export.build.targets import Batch
+from ssd_export.build.targets import Batch, gpu_here
 from ssd_export.bundle import open_bundle
 from ssd_export.errors import UserError
 from ssd_export.export.functions import DOMAIN, OP_TYPE
@@ -48,7 +54,7 @@ pytestmark = pytest.mark.skipif(
 @pytest.fixture(autouse=True)
 def no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     """The same engines on every machine."""
-    monkeypatch.setattr(engine, "gpu_here", lambda: None)
+    monkeypatch.setattr(build_plan, "gpu_here", lambda: None)
 
 
 @pytest.fixture
@@ -105,13 +111,32 @@ def test_plain_engines_are_built_with_one_copy_of_the_weights(path: Path) -> Non
     assert not list(path.glob(".building-*")) and not list(path.glob(".adding-*"))
 
 
+@pytest.mark.parametrize("graph", ["prefill", "decode_step"])
+def test_engines_hold_no_copy_of_what_they_share(path: Path, tmp_path: Path, graph: str) -> None:
+    """A row of each matrix is looked for in the engine's bytes: there only where the weights are not shared."""
+    plan = plan_build(spec(path, target="ada"))
+    data = (path / weights_file(plan.bundle)).read_bytes()
+    rows = {name: data[w.offset : w.offset + 64] for name, w in shared_weights(plan.bundle).items()}
+    contract = next(contract for contract in plan.graphs if contract.name == graph)
+
+    def inside(shared: bool) -> set[str]:
+        chosen = replace(plan, target=replace(plan.target, shared_weights=shared))
+        made = build_graph(chosen, contract, tmp_path, lambda stage, done, total: None, Event())
+        assert bool(made.description["weights"]) == shared
+        engine = made.path.read_bytes()
+        return {name for name, row in rows.items() if row in engine}
+
+    assert inside(shared=True) == set()
+    assert {f"layers.{layer}.{part}" for layer in range(2) for part in ("qkv", "o", "gate_up", "down")} <= inside(False)
+
+
 def test_weights_are_where_engine_json_says(path: Path) -> None:
     from safetensors.numpy import load_file
 
     plan = plan_build(spec(path))
-    weights = engine.stored_weights(plan.bundle)
-    data = (path / engine.weights_file(plan.bundle)).read_bytes()
-    for name, array in load_file(path / engine.weights_file(plan.bundle)).items():
+    weights = stored_weights(plan.bundle)
+    data = (path / weights_file(plan.bundle)).read_bytes()
+    for name, array in load_file(path / weights_file(plan.bundle)).items():
         place = weights[name]
         assert data[place.offset : place.offset + place.num_bytes] == array.tobytes()
         assert (place.dtype, place.shape) == (str(array.dtype), array.shape)
@@ -151,7 +176,7 @@ def test_without_library_or_kernel_auto_says_why_and_on_refuses(
 ) -> None:
     monkeypatch.setenv(LIBRARY_VARIABLE, str(tmp_path / "nowhere.so"))
     plan = plan_build(spec(path, plugin="auto"))
-    assert plan.plugin.library is None and "nowhere.so" in plan.plugin.why_not
+    assert not plan.plugin.is_used and "nowhere.so" in plan.plugin.why_not
     with pytest.raises(UserError, match="no plugin library at .*nowhere.so; build it: cmake"):
         plan_build(spec(path, plugin="on"))
     (tmp_path / "nowhere.so").touch()
@@ -169,16 +194,16 @@ def test_a_board_s_decode_step_is_prepared_here(
     )
     plan = plan_build(spec(path, target="jetson-orin", plugin="auto"))
     assert plan.flavour is None
-    assert prepare(plan) == [prepared_name(87)]
+    assert prepare(plan) == [prepared_name("decode_step", 87)]
     after = open_bundle(path)
-    model = onnx.load(after.file(prepared_name(87)), load_external_data=False)
+    model = onnx.load(after.file(prepared_name("decode_step", 87)), load_external_data=False)
     nodes = [node for node in model.graph.node if node.domain == DOMAIN]
     assert {node.op_type for node in nodes} == {OP_TYPE} == {PLUGIN_NAME} and len(
         nodes
     ) == num_attention_nodes(after)
     assert not model.functions
     monkeypatch.setenv("SSD_EXPORT_KERNELS", str(tmp_path / "nowhere"))
-    assert plugin_graph(after, (87,)) == after.file(prepared_name(87)).read_bytes(), (
+    assert plugin_graph(after, "decode_step", (87,)) == after.file(prepared_name("decode_step", 87)).read_bytes(), (
         "the board needs no kernels"
     )
     with pytest.raises(UserError, match="copy the bundle there and run"):
@@ -194,12 +219,13 @@ class Absent:
 sys.meta_path.insert(0, Absent())
 from pathlib import Path
 from threading import Event
-from ssd_export.build import engine, plugin
-engine.gpu_here = lambda: None
-plan = engine.plan_build(engine.BuildSpec(Path(sys.argv[1]), "ada", "auto", "auto", None, None, None))
-assert plan.plugin.model is not None or plan.plugin.why_not
+from ssd_export.build import build_plan, engine
+from ssd_export.build.graph_engine import build_graph
+build_plan.gpu_here = lambda: None
+plan = build_plan.plan_build(build_plan.BuildSpec(Path(sys.argv[1]), "ada"))
+assert plan.plugin.is_used or plan.plugin.why_not
 decoder = next(spec for spec in plan.graphs if spec.name == "image_decoder")
-print(engine._build_graph(plan, decoder, Path(sys.argv[2]), lambda *told: None, Event()).description["bytes"])
+print(build_graph(plan, decoder, Path(sys.argv[2]), lambda *told: None, Event()).description["bytes"])
 """
 
 
@@ -215,15 +241,65 @@ def test_cancelling_leaves_the_bundle_as_it_was(path: Path) -> None:
     plan, cancelled = plan_build(spec(path)), Event()
     cancelled.set()
     with pytest.raises(KeyboardInterrupt):
-        engine._build_graph(plan, plan.graphs[0], path, lambda stage, done, total: None, cancelled)
+        build_graph(plan, plan.graphs[0], path, lambda stage, done, total: None, cancelled)
     assert sorted(file.relative_to(path) for file in path.rglob("*")) == before
 
 
 def test_too_little_memory_is_refused_before_the_work(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(engine, "free_bytes", lambda: 100 << 20)
+    monkeypatch.setattr(build_plan, "free_bytes", lambda: 100 << 20)
     with pytest.raises(UserError, match="100 MiB are free"):
         build_engines(plan_build(spec(path)))
     assert not (path / "engines").exists()
+
+
+def test_a_full_disk_is_one_line_and_leaves_the_bundle(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*arguments: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    before = sorted(path.rglob("*"))
+    plan = plan_build(spec(path))
+    monkeypatch.setattr(engine, "build_graph", full)
+    with pytest.raises(UserError, match=r"cannot write the engines into .* \(No space left on device\); free space"):
+        build_engines(plan)
+    assert sorted(path.rglob("*")) == before
+
+
+def test_force_memory_builds_all_the_same(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(build_plan, "free_bytes", lambda: 100 << 20)
+    monkeypatch.setattr(build_plan, "GRAPHS", ("image_decoder",))
+    assert build_engines(plan_build(spec(path, force_memory=True)))["graphs"]["image_decoder"]["bytes"] > 0
+
+
+def test_quantised_matrices_stay_in_the_engine_and_the_others_are_shared(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As inputs they would be written out in fp16 before every product."""
+    whole = bundle(checkpoint(TINY), "streaming-llm", dtype="fp16", weights="int4")
+    path = shutil.copytree(whole, tmp_path / "bundle")
+    monkeypatch.setattr(build_plan, "GRAPHS", ("decode_step",))
+    values = build_engines(plan_build(spec(path, target="ada")))
+    inputs = set(values["graphs"]["decode_step"]["weights"])
+    assert "generation_head.vision_head" in inputs and values["warnings"] == []
+    assert not [name for name in inputs if name.startswith("layers.")]
+
+
+def test_gpus_without_fp8_are_left_out_or_refused(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert plan_build(spec(path)).capabilities == (86, 89, 120)
+    monkeypatch.setattr(build_plan, "weight_format", lambda config: "fp8")
+    assert plan_build(spec(path)).capabilities == (89, 120)
+    with pytest.raises(UserError, match="has no fp8, .* --weights int8 or int4, or use --target ada or "):
+        plan_build(spec(path, target="ampere"))
+
+
+@pytest.mark.skipif(
+    find_spec("tensorrt") is None or gpu_here() is None,
+    reason="needs TensorRT 10.3 or newer and a GPU: building with TensorRT itself was not run",
+)
+def test_tensorrt_builds_for_the_gpu_here(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(build_plan, "gpu_here", gpu_here)
+    values = build_engines(plan_build(spec(path, target="auto", flavour="tensorrt")))
+    assert values["compute_capabilities"] == [gpu_here()] and values["warnings"] == []
+    assert any(name.endswith("/timing.cache") for name in open_bundle(path).files)
 
 
 def test_an_input_that_the_parser_ignores_fails_the_build(tmp_path: Path) -> None:

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import signal
 import subprocess
 import sys
 from pathlib import Path
 from threading import Event
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
 from ssd_export.build.build_progress import Phases
+from ssd_export.build.builder_config import use_timing_cache
 from ssd_export.build.interruptible import run_interruptible
-from ssd_export.build.memory import check_memory, free_bytes
+from ssd_export.build.memory import check_memory
 from ssd_export.build.messages import Messages, judge, one_line
 from ssd_export.build.network import Profile
 from ssd_export.build.plugin import kernel_for
@@ -74,6 +78,7 @@ def test_an_unused_input_fails_and_harmless_warnings_are_dropped() -> None:
 
 def test_a_message_is_one_short_line() -> None:
     assert one_line("ModelImporter.cpp:12: a\n  b") == "a b"
+    assert one_line("[localCheckMacros.cpp::getErrorStr::132] Error Code 2: a") == "Error Code 2: a"
     assert len(one_line("x" * 1000)) < 310
 
 
@@ -107,7 +112,7 @@ def test_only_phases_that_take_a_while_are_told() -> None:
 def test_an_interrupt_sets_the_flag_and_waits_for_the_work() -> None:
     # a shell that runs the tests in the background makes them ignore the signal
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    cancelled, ended = Event(), []
+    cancelled, ended, told = Event(), [], []
 
     def work() -> None:
         os.kill(os.getpid(), 2)
@@ -116,10 +121,10 @@ def test_an_interrupt_sets_the_flag_and_waits_for_the_work() -> None:
 
     try:
         with pytest.raises(KeyboardInterrupt):
-            run_interruptible(work, cancelled)
+            run_interruptible(work, cancelled, stopping=lambda: told.append(True))
     finally:
         signal.signal(signal.SIGINT, before)
-    assert cancelled.is_set() and ended
+    assert cancelled.is_set() and ended and told
 
 
 def test_results_and_errors_come_through() -> None:
@@ -129,24 +134,95 @@ def test_results_and_errors_come_through() -> None:
 
 
 def test_too_little_memory_is_refused_with_three_ways_out() -> None:
-    check_memory(1 << 30, 2 << 30, "float16")
-    check_memory(1 << 30, None, "float16")
+    check_memory(1 << 30, 2 << 30, "float16", "none")
+    check_memory(1 << 30, None, "float16", "none")
     with pytest.raises(UserError) as refused:
-        check_memory(8 << 30, 5 << 30, "float32")
-    for part in ("8.0 GiB", "5.0 GiB are free", "--dtype fp16", "3.0 GiB of swap", "larger machine"):
+        check_memory(8 << 30, 5 << 30, "float32", "none")
+    for part in ("8.0 GiB", "5.0 GiB are free", "--dtype fp16", "3.0 GiB of swap", "larger machine", "--force-memory"):
         assert part in str(refused.value)
+    with pytest.raises(UserError, match="--weights int4"):
+        check_memory(8 << 30, 5 << 30, "float16", "none")
+    with pytest.raises(UserError) as refused:
+        check_memory(8 << 30, 5 << 30, "float16", "int4")
+    assert "--weights" not in str(refused.value), "they are int4 already"
 
 
-def test_free_memory_is_bounded_by_the_container(tmp_path: Path) -> None:
-    meminfo, limit, used = (tmp_path / name for name in ("meminfo", "max", "current"))
-    meminfo.write_text("MemTotal: 9000 kB\nMemAvailable: 4000 kB\nSwapFree: 1000 kB\n")
-    assert free_bytes(meminfo, limit, used) == 5000 * 1024
-    limit.write_text("max\n")
-    used.write_text("100\n")
-    assert free_bytes(meminfo, limit, used) == 5000 * 1024
-    limit.write_text("1000100\n")
-    assert free_bytes(meminfo, limit, used) == 1000000
-    assert free_bytes(tmp_path / "nothing", limit, used) is None
+GIVE_BACK = """
+import ctypes, sys
+from ssd_export.build.allocator import return_large_buffers
+from ssd_export.plan.machine import resident_bytes
+libc = ctypes.CDLL(None)
+libc.malloc.restype, libc.malloc.argtypes, libc.free.argtypes = ctypes.c_void_p, [ctypes.c_size_t], [ctypes.c_void_p]
+if sys.argv[1] == "on":
+    assert return_large_buffers()
+SIZE = 20 << 20
+def buffer():
+    address = libc.malloc(SIZE)
+    ctypes.memset(address, 1, SIZE)
+    return address
+libc.free(buffer())  # glibc now takes buffers of this size from its heap, unless told otherwise
+large = buffer()
+above = libc.malloc(100_000)  # the heap cannot shrink below this one
+before = resident_bytes()
+libc.free(large)
+print(before - resident_bytes())
+"""
+
+
+@LINUX
+@pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "gnu_get_libc_version"), reason="needs glibc")
+def test_freed_buffers_are_given_back() -> None:
+    def freed(mode: str) -> int:
+        command = [sys.executable, "-c", GIVE_BACK, mode]
+        run = subprocess.run(command, capture_output=True, text=True, check=True, cwd=Path(__file__).parents[2])
+        return int(run.stdout)
+
+    assert freed("on") > 19 << 20 > 1 << 20 > freed("off")
+
+
+class TimingCaches:
+    """A builder config's side of a timing cache: what it holds, and what a build measured."""
+
+    def __init__(self) -> None:
+        self.given = b""
+
+    def create_timing_cache(self, data: bytes) -> TimingCaches:
+        self.given = data
+        return self
+
+    def set_timing_cache(self, cache: TimingCaches, ignore_mismatch: bool) -> None:
+        assert cache is self and not ignore_mismatch
+
+    def get_timing_cache(self) -> TimingCaches:
+        return self
+
+    def serialize(self) -> bytes:
+        return self.given + b" and more"
+
+
+def timing_plan(timing_cache: Path | None, bundled: Path | None = None) -> Any:
+    """As much of a BuildPlan for TensorRT as a timing cache asks for."""
+    files = {"engines/x/timing.cache": {}} if bundled else {}
+    bundle = SimpleNamespace(files=files, file=lambda name: bundled)
+    flavour = SimpleNamespace(builds_anywhere=False)
+    return SimpleNamespace(flavour=flavour, folder="engines/x", timing_cache=timing_cache, bundle=bundle)
+
+
+def test_the_timing_cache_goes_from_build_to_build(tmp_path: Path) -> None:
+    keep = use_timing_cache(timing_plan(None), first := TimingCaches(), tmp_path)
+    keep()
+    assert first.given == b"" and (tmp_path / "timing.cache").read_bytes() == b" and more"
+    use_timing_cache(timing_plan(None), second := TimingCaches(), tmp_path)()
+    assert second.given == b" and more", "the graphs of one build share it"
+    bundled = tmp_path / "bundled"
+    bundled.write_bytes(b"earlier")
+    (tmp_path / "new").mkdir()
+    use_timing_cache(timing_plan(None, bundled), later := TimingCaches(), tmp_path / "new")()
+    assert later.given == b"earlier", "and so do builds of one bundle"
+    use_timing_cache(timing_plan(tmp_path / "own", bundled), own := TimingCaches(), tmp_path / "new")()
+    assert own.given == b"" and (tmp_path / "own").exists()
+    with pytest.raises(UserError, match="choose another --timing-cache"):
+        use_timing_cache(timing_plan(tmp_path / "no" / "folder"), TimingCaches(), tmp_path)()
 
 
 def test_rows_are_twice_the_images() -> None:

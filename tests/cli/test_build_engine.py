@@ -16,7 +16,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from ssd_export.build import engine, flavours, targets
+from ssd_export.build import build_plan, flavours, targets
 from ssd_export.bundle import open_bundle
 from ssd_export.cli.main import main
 from tests.janus_checkpoints import TinyJanus
@@ -33,7 +33,7 @@ Run = Callable[..., SimpleNamespace]
 def run(capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Run]:
     """Runs the verb in an empty folder on a machine without a GPU; its exit code, stdout and stderr."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(engine, "gpu_here", lambda: None)
+    monkeypatch.setattr(build_plan, "gpu_here", lambda: None)
     old = signal.getsignal(signal.SIGTERM)
 
     def call(*args: object) -> SimpleNamespace:
@@ -81,7 +81,7 @@ def test_what_a_user_can_mend_is_one_line(
 
 
 def test_without_tensorrt_the_extra_is_named(run: Run, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in (engine, flavours, targets):
+    for module in (build_plan, flavours, targets):
         monkeypatch.setattr(module, "is_installed", lambda name: False)
     result = run("--bundle", path)
     assert result.code == 1 and "pip install ssd-export[rtx]" in result.err
@@ -96,7 +96,7 @@ def test_without_a_bundle_it_says_where_one_comes_from(run: Run, tmp_path: Path)
 def test_a_dry_run_says_everything_and_writes_nothing(run: Run, path: Path) -> None:
     before = sorted(path.rglob("*"))
     result = run(
-        "--bundle", path, "--dry-run", "--batch", "1:2:3", "--plugin", "off", "--timing-cache", "t.cache"
+        "--bundle", path, "--dry-run", "--batch", "1:2:3", "--plugin", "off", "--timing-cache", "t.cache", "--top-k"
     )
     assert result.code == 0 and result.out == "", result.err
     for part in (
@@ -105,7 +105,7 @@ def test_a_dry_run_says_everything_and_writes_nothing(run: Run, path: Path) -> N
         "plugin: off",
         "1 to 3 images, tuned for 2",
         "up to 32 tokens",
-        "graphs: prefill, decode_step",
+        "graphs: prefill, decode_step, image_decoder, prefill_top_k, decode_step_top_k",
         "memory: about",
         "engines/tensorrt-rtx1.",
         "--timing-cache is not used",
@@ -126,7 +126,8 @@ def test_engines_stand_in_the_bundle(run: Run, path: Path) -> None:
         stored = files[f"engines/{folder.name}/{graph['engine']}"]
         assert (stored["sha256"], stored["bytes"]) == (graph["sha256"], graph["bytes"])
         assert files[graph["onnx"]]["sha256"] == graph["onnx_sha256"]
-        assert f"{name}: " in result.err
+        assert f"\n{name}: " in result.err
+    assert "s left\n" in result.err, "each engine is told as it is built"
 
 
 @NEEDS_RTX

@@ -9,6 +9,7 @@ from pathlib import Path
 from ssd_export.cache.policy import Rule
 from ssd_export.export.functions import DOMAIN, OP_TYPE, AttentionNode
 from ssd_export.kernels.image import KernelImage, Variant
+from tests.plugins import python_plugin
 
 ROOT = Path(__file__).parents[2]
 SOURCES = ROOT / "plugins" / "src"
@@ -29,6 +30,12 @@ def declared_fields() -> dict[str, str]:
 def test_fields_are_the_attributes_of_the_node() -> None:
     attributes = NODE.attributes() | IMAGE.attributes(b"image")
     assert declared_fields() == {name: ONNX_TYPES[type(value)] for name, value in attributes.items()}
+
+
+def test_the_python_stand_in_declares_the_same_fields() -> None:
+    stand_in = dict.fromkeys(python_plugin.INTEGERS, "kIntegers") | dict.fromkeys(python_plugin.REALS, "kReals")
+    stand_in |= dict.fromkeys(python_plugin.IMAGES + python_plugin.TEXTS, "kTexts")
+    assert stand_in == declared_fields()
 
 
 def test_name_and_namespace_are_the_node_s() -> None:

@@ -1,0 +1,31 @@
+"""Builds the plain and the plugin flavour of one bundle and prints the engine.json of each, as JSON lines.
+
+A process of its own, because what is registered with TensorRT stays: python -m tests.build.both_flavours BUNDLE. The
+plugin is the Python class of tests/plugins/python_plugin.py; kernels come from $SSD_EXPORT_KERNELS.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+from ssd_export.build import build_plan
+from ssd_export.build.build_plan import BuildSpec, plan_build
+from ssd_export.build.engine import build_engines
+from ssd_export.build.flavours import load_flavour
+from ssd_export.build.targets import Batch
+from tests.plugins.python_plugin import register
+
+
+def main(bundle: Path) -> None:
+    build_plan.gpu_here = lambda: None  # the same engines on every machine
+    creator = register(load_flavour("tensorrt-rtx").trt)
+    for plugin in ("off", "on"):
+        spec = BuildSpec(bundle, "ada", plugin=plugin, top_k=True, batch=Batch(1, 1, 2))
+        print(json.dumps(build_engines(plan_build(spec, library=lambda: None))), flush=True)
+    del creator
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

@@ -1,0 +1,112 @@
+"""The plugin as a Python class: name, namespace, version, fields, outputs and aliases of the C++ one, for building alone.
+
+It stands in for the library where TensorRT's headers are absent, so that how graphs map to the plugin is tested
+everywhere. It has no kernel: an engine with it is inspected, never run.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ssd_export.export.functions import DOMAIN, OP_TYPE
+
+VERSION = "1"
+CACHES = ("past_key", "past_value", "past_position", "past_score")
+FIRST_CACHE = 5  # after query, key, value, position, prompt_length
+INTEGERS = (
+    "num_sinks", "num_recent", "by_score", "pinned_columns", "evict_every",
+    "kernel_head_dim", "kernel_max_slots", "kernel_num_warps", "kernel_shared_bytes",
+)  # fmt: skip
+REALS = ("score_decay",)
+IMAGES = ("kernel_image",)
+TEXTS = ("kernel_name", "kernel_dtype")
+
+
+def register(trt: Any) -> Any:
+    """Registers the creator with TensorRT; hold on to what is returned while anything is built."""
+    creator = plugin_creator(trt)
+    assert trt.get_plugin_registry().register_creator(creator, DOMAIN)
+    return creator
+
+
+def plugin_creator(trt: Any) -> Any:
+    """The IPluginCreatorV3One of one module: tensorrt or tensorrt_rtx."""
+
+    class Plugin(
+        trt.IPluginV3, trt.IPluginV3OneCore, trt.IPluginV3OneBuildV2, trt.IPluginV3OneRuntime
+    ):
+        def __init__(self, fields: dict[str, Any]) -> None:
+            for base in Plugin.__bases__:
+                base.__init__(self)
+            self.fields = fields
+            self.plugin_name, self.plugin_namespace, self.plugin_version = OP_TYPE, DOMAIN, VERSION
+            self.num_outputs = len(CACHES) + fields["by_score"]  # attention out, then the caches
+
+        def get_capability_interface(self, kind: Any) -> Plugin:
+            return self
+
+        def get_aliased_input(self, output: int) -> int:
+            return FIRST_CACHE + output - 1 if output else -1
+
+        def get_output_data_types(self, inputs: list[Any]) -> list[Any]:
+            return [inputs[0], *inputs[FIRST_CACHE : FIRST_CACHE + self.num_outputs - 1]]
+
+        def get_output_shapes(self, inputs: list[Any], shape_inputs: list[Any], expressions: Any) -> list[Any]:
+            same_as = [0, *range(FIRST_CACHE, FIRST_CACHE + self.num_outputs - 1)]
+            return [trt.DimsExprs(inputs[place]) for place in same_as]
+
+        def supports_format_combination(self, place: int, tensors: list[Any], num_inputs: int) -> bool:
+            return tensors[place].desc.format == trt.TensorFormat.LINEAR
+
+        def get_fields_to_serialize(self) -> Any:
+            return trt.PluginFieldCollection([])
+
+        def configure_plugin(self, inputs: list[Any], outputs: list[Any]) -> None:
+            pass
+
+        def get_valid_tactics(self) -> list[int]:
+            return []
+
+        def set_tactic(self, tactic: int) -> None:
+            pass
+
+        def get_workspace_size(self, inputs: list[Any], outputs: list[Any]) -> int:
+            return 0
+
+        def on_shape_change(self, inputs: list[Any], outputs: list[Any]) -> None:
+            pass
+
+        def attach_to_context(self, context: Any) -> Plugin:
+            return self.clone()
+
+        def clone(self) -> Plugin:
+            return Plugin(self.fields)
+
+        def enqueue(self, *arguments: Any) -> None:
+            raise NotImplementedError("a stand-in that is built and inspected, never run")
+
+    class Creator(trt.IPluginCreatorV3One):
+        def __init__(self) -> None:
+            trt.IPluginCreatorV3One.__init__(self)
+            self.name, self.plugin_namespace, self.plugin_version = OP_TYPE, DOMAIN, VERSION
+            self.field_names = trt.PluginFieldCollection(
+                [trt.PluginField(name, b"", kind) for name, kind in declared_fields(trt).items()]
+            )
+
+        def create_plugin(self, name: str, fields: Any, phase: Any) -> Plugin:
+            given = {field.name: field for field in fields}
+            missing = declared_fields(trt).keys() - given.keys()
+            if missing:
+                raise ValueError(f"{name} lacks the fields {sorted(missing)}")
+            return Plugin({"by_score": int(given["by_score"].data[0])})
+
+    return Creator()
+
+
+def declared_fields(trt: Any) -> dict[str, Any]:
+    """Field name -> its type."""
+    kinds = trt.PluginFieldType
+    return {
+        **dict.fromkeys(INTEGERS, kinds.INT32), **dict.fromkeys(REALS, kinds.FLOAT32),
+        **dict.fromkeys(IMAGES, kinds.INT8), **dict.fromkeys(TEXTS, kinds.CHAR),
+    }  # fmt: skip
