@@ -1,167 +1,143 @@
-"""Times the attention of one decode step of one layer in ONNX Runtime: a compressed cache against a full one.
+"""Times the attention of one decode step of one layer in ONNX Runtime: compressed caches against a full one.
 
-    python -m ssd_export.evaluate.attention_benchmark --head-map janus-pro-1b --images 32
+    python -m ssd_export.evaluate.attention_benchmark [--policies ssd-row,ssd-auto] [--threads 1,2] [--out FILE.json]
 
-Both caches are run in turn in the same process, written in place as in generation, over random keys and values; the
-figure is the median over the steps, and the ratio of the two medians. A step includes the releases that fall due.
+The caches are stepped in turn in the same process; a run is the median over its steps, and a ratio that of two runs one
+after the other. A step includes the releases that fall due. Layers differ where heads do: six of them, evenly spaced,
+stand for all. ssd-auto is given the demo model's costs, dealt out to the heads of the larger shape.
 """
 
 from __future__ import annotations
 
-import platform
+import shlex
 import statistics
-import time
-from dataclasses import dataclass, field
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
 
 import click
-import numpy as np
-import onnx_ir as ir
-import onnxruntime as ort
 
-from ssd_export.cache.head_map import find_head_map
+from ssd_export.cache.allocation import allocate
+from ssd_export.cache.head_map import HeadMap, find_head_map
 from ssd_export.cache.policy import make_policy
-from ssd_export.cache.table import HeadGroup, PolicyTable, releases_between_steps
-from ssd_export.config import ModelConfig, VQConfig
-from ssd_export.export.functions import DOMAIN, OP_TYPE, AttentionNode, attention_function, release_nodes
-from ssd_export.export.operators import DTYPES, IR_VERSION, OPSET, Operators
+from ssd_export.cache.table import PolicyTable
+from ssd_export.config import ModelConfig
+from ssd_export.evaluate.attention_layers import LayersRun
+from ssd_export.evaluate.bench_report import lines_of
+from ssd_export.evaluate.machine import busy_note, num_cores
+from ssd_export.evaluate.measurement import measurement, table as table_of, write_measurement
+from ssd_export.export.exporter import DEMO_CHECKPOINT
+from ssd_export.plan.shapes import PUBLISHED
 
-SHAPES = {  # layers, heads, hidden size
-    "janus-pro-1b": (24, 16, 2048, 5632),
-    "janus-pro-7b": (30, 32, 4096, 11008),
-}
-
-
-def shape_config(name: str) -> ModelConfig:
-    """The published shape of a Janus-Pro, without its weights."""
-    layers, heads, hidden, intermediate = SHAPES[name]
-    return ModelConfig(102400, hidden, layers, heads, heads, 128, intermediate, 10000.0, 1e-6, 16384, 16384, 8,
-                       VQConfig(256, 128, (1, 1, 2, 2, 4), 2), 384)  # fmt: skip
+NUM_LAYERS = 6  # that stand for all of them
 
 
-@dataclass
-class GroupRun:
-    """One head group's caches on the CPU, the session that steps them and the one that releases (or None)."""
-
-    node: AttentionNode
-    step: ort.InferenceSession
-    release: ort.InferenceSession | None
-    values: dict[str, ort.OrtValue]
-    bindings: dict[int, ort.IOBinding] = field(default_factory=dict)
-
-    @property
-    def num_bytes(self) -> int:
-        return sum(value.tensor_size_in_bytes() for name, value in self.values.items() if name.startswith("past_"))
-
-    def run(self, position: int) -> None:
-        self.values["position"].update_inplace(np.full(self.values["position"].shape(), position, np.int32))
-        if self.release is not None and (position - self.node.num_slots) % self.node.evict_every == 0:
-            self._bound(self.release)
-        self._bound(self.step)
-
-    def _bound(self, session: ort.InferenceSession) -> None:
-        if id(session) not in self.bindings:
-            binding = self.bindings[id(session)] = session.io_binding()
-            for value in session.get_inputs():
-                binding.bind_ortvalue_input(value.name, self.values[value.name])
-            for value in session.get_outputs():
-                binding.bind_ortvalue_output(value.name, self.values[value.name.replace("present", "past")])
-        session.run_with_iobinding(self.bindings[id(session)])
+def policy_table(name: str, config: ModelConfig, budget: float) -> PolicyTable:
+    """The table of a policy for a published shape; ssd-auto with costs dealt out from the demo model's heads."""
+    head_map, allocation = find_head_map(config), None
+    if name == "ssd-auto":
+        head_map = stretched(HeadMap.load(DEMO_CHECKPOINT / "head_map.json"), config)
+        allocation = allocate(head_map, budget).heads
+    return make_policy(name, config, budget=1.0 if name == "full" else budget, head_map=head_map, allocation=allocation)
 
 
-def group_run(group: HeadGroup, table: PolicyTable, config: ModelConfig, rows: int, threads: int, seed: int) -> GroupRun:
-    """A head group with every slot taken, position p in slot p, so that each timed step has to release."""
-    node = AttentionNode.of(group, table, config.query_group_size, config.head_dim, "float32")
-    heads, slots, dim, size = group.num_heads, group.num_slots, config.head_dim, config.query_group_size
-    shapes = {
-        "query": (rows, heads * size, dim), "key": (rows, heads, dim), "value": (rows, heads, dim),
-        "position": (rows,), "prompt_length": (rows,), "past_key": (rows, heads, slots, dim),
-        "past_value": (rows, heads, slots, dim), "past_position": (rows, heads, slots), "past_score": (rows, heads, slots),
-        "out": (rows, heads * size, dim),
-    }  # fmt: skip
-    integers = ("position", "prompt_length", "past_position")
-    rng = np.random.default_rng(seed)
-    arrays = {name: rng.standard_normal(shape, np.float32) for name, shape in shapes.items() if name not in integers}
-    arrays["past_score"] = np.abs(arrays["past_score"])
-    arrays["past_position"] = np.broadcast_to(np.arange(slots, dtype=np.int32), shapes["past_position"]).copy()
-    arrays["position"] = np.zeros(rows, np.int32)
-    arrays["prompt_length"] = np.full(rows, table.prompt_slots, np.int32)
-    values = {name: ort.OrtValue.ortvalue_from_numpy(array) for name, array in arrays.items()}
-    inputs = {name: ir.Value(name=name, shape=ir.Shape(shape), type=ir.TensorType(DTYPES["int32" if name in integers else "float32"]))
-              for name, shape in shapes.items() if name != "out"}  # fmt: skip
-    release = None
-    if releases_between_steps(group, table.prompt_slots):
-        release = _session(_release_model(node, inputs), threads)
-    return GroupRun(node, _session(_step_model(node, inputs), threads), release, values)
+def stretched(small: HeadMap, config: ModelConfig) -> HeadMap:
+    """The head map of a larger shape: each layer and head takes the metric and costs of one of the small model's."""
+    layers = [layer * small.num_layers // config.num_layers for layer in range(config.num_layers)]
+    heads = [head % small.num_kv_heads for head in range(config.num_kv_heads)]
+    return replace(
+        small, num_layers=config.num_layers, num_heads=config.num_heads, num_kv_heads=config.num_kv_heads,
+        hidden_size=config.hidden_size, model_fingerprint="", statistics={},
+        metric=tuple(tuple(small.kv_metric()[layer][head] for head in heads) for layer in layers),
+        costs=tuple(tuple(small.costs[layer][head] for head in heads) for layer in layers),
+    )  # fmt: skip
 
 
-def _step_model(node: AttentionNode, inputs: dict[str, ir.Value]) -> ir.Model:
-    ops = Operators()
-    names = [name for name in inputs if node.rule.by_score or name != "past_score"]
-    outputs = ops.many(OP_TYPE, *(inputs[name] for name in names), domain=DOMAIN,
-                       num_outputs=4 + node.rule.by_score, **node.attributes())  # fmt: skip
-    out_names = ["out"] + [f"present_{part}" for part in ("key", "value", "position", "score")[: len(outputs) - 1]]
-    for value, name in zip(outputs, out_names, strict=True):
-        like = inputs["query" if name == "out" else name.replace("present", "past")]
-        value.name, value.shape, value.type = name, like.shape, like.type
-    graph = ir.Graph([inputs[name] for name in names], outputs, nodes=ops.tape.nodes, opset_imports={"": OPSET, DOMAIN: 1}, name="step")
-    return ir.Model(graph, ir_version=IR_VERSION, functions=[attention_function(node, OP_TYPE)])
+@dataclass(frozen=True)
+class Options:
+    shape: str
+    images: int
+    budget: float
+    steps: int
+    runs: int
 
 
-def _release_model(node: AttentionNode, inputs: dict[str, ir.Value]) -> ir.Model:
-    ops = Operators()
-    fresh = {name: ir.Value(name=name, shape=value.shape, type=value.type) for name, value in inputs.items()}
-    score = fresh["past_score"] if node.rule.by_score else None
-    position, _ = release_nodes(ops, node, fresh["position"], fresh["prompt_length"], fresh["past_position"], score)
-    position.name, position.shape, position.type = "present_position", fresh["past_position"].shape, fresh["past_position"].type
-    used = [fresh["position"], fresh["prompt_length"], fresh["past_position"]] + ([score] if score else [])
-    graph = ir.Graph(used, [position], nodes=ops.tape.nodes, opset_imports={"": OPSET}, name="release")
-    return ir.Model(graph, ir_version=IR_VERSION)
+@dataclass(frozen=True)
+class Comparison:
+    """A policy against the full cache; seconds of both by run, (passed, computed)."""
+
+    threads: int
+    policy: str
+    mean_slots: float
+    full: list[tuple[float, float]]
+    compressed: list[tuple[float, float]]
+    ratio_of_bytes: float
+
+    def ratios(self, clock: int) -> list[float]:
+        """By run, in order of size; clock 0: of the time that passed, 1: of CPU time."""
+        return sorted(slow[clock] / fast[clock] for slow, fast in zip(self.full, self.compressed))
+
+    def cells(self) -> list[str]:
+        passed = [f"{1000 * statistics.median(seconds for seconds, _ in runs):.1f}" for runs in (self.full, self.compressed)]
+        ratios, by_cpu = self.ratios(0), self.ratios(1)
+        return [str(self.threads), self.policy, f"{self.mean_slots:.0f}", *passed, f"{statistics.median(ratios):.2f}",
+                f"{ratios[0]:.2f} to {ratios[-1]:.2f}", f"{statistics.median(by_cpu):.2f}", f"{self.ratio_of_bytes:.2f}"]  # fmt: skip
 
 
-def _session(model: ir.Model, threads: int) -> ort.InferenceSession:
-    options = ort.SessionOptions()
-    options.intra_op_num_threads, options.log_severity_level = threads, 3
-    return ort.InferenceSession(ir.to_proto(model).SerializeToString(), options, providers=["CPUExecutionProvider"])
+def compare(policies: Sequence[str], threads: int, options: Options) -> list[Comparison]:
+    """Each policy against the same full cache, run by run in turn."""
+    config, rows = PUBLISHED[options.shape], 2 * options.images
+    full = LayersRun(policy_table("full", config, 1.0), [0], config, rows, threads)
+    layers = range(config.num_layers // NUM_LAYERS // 2, config.num_layers, config.num_layers // NUM_LAYERS)
+    found = []
+    for name in policies:
+        table = policy_table(name, config, options.budget)
+        compressed = LayersRun(table, layers, config, rows, threads)
+        pairs = [(full.median_seconds(options.steps), compressed.median_seconds(options.steps)) for _ in range(options.runs)]
+        groups = [group for layer in layers for group in table.layers[layer]]
+        slots = sum(group.num_heads * group.num_slots for group in groups) / sum(group.num_heads for group in groups)
+        found.append(Comparison(threads, name, slots, *map(list, zip(*pairs)), full.num_bytes / compressed.num_bytes))
+    return found
 
 
-def time_layer(table: PolicyTable, layer: int, config: ModelConfig, rows: int, steps: int, threads: int) -> tuple[float, int]:
-    """(median seconds of a layer's attention in one step, cache bytes)."""
-    groups = [group_run(group, table, config, rows, threads, seed) for seed, group in enumerate(table.layers[layer])]
-    full = max(group.num_slots for group in table.layers[layer])
-    seconds = []
-    for step in range(steps + 2):
-        began = time.perf_counter()
-        for run in groups:
-            # a full cache has its last slots rewritten: position 0 is the oldest and its slot the arg-min
-            run.run(run.node.num_slots + step if run.node.releases else full - 1)
-        seconds.append(time.perf_counter() - began)
-    return statistics.median(seconds[2:]), sum(run.num_bytes for run in groups)
+def report(comparisons: Sequence[Comparison], options: Options) -> dict[str, Any]:
+    columns = ["threads", "policy", "slots a head", "full cache ms", "compressed ms", "ratio", "least and greatest run",
+               "ratio of CPU time", "ratio of bytes"]  # fmt: skip
+    note = (f"{options.shape}, the average layer, {options.images} images ({2 * options.images} rows), fp32, 64 prompt slots, budget "
+            f"{options.budget:g}; median of {options.runs} runs of {options.steps} steps. The bytes bound the ratio of a step "
+            "that moves at memory speed; CPU time is what remains of it where something else runs on the machine.")  # fmt: skip
+    figures = {f"{one.policy}-{one.threads}": f"{statistics.median(one.ratios(0)):.2f}" for one in comparisons}
+    tables = [table_of("", columns, [one.cells() for one in comparisons], note)]
+    return {"tables": tables, "figures": figures, "comparisons": [asdict(one) for one in comparisons]}
+
+
+def _names(_: click.Context, __: click.Parameter, text: str) -> list[str]:
+    return [part.strip() for part in text.split(",") if part.strip()]
 
 
 @click.command()
-@click.option("--head-map", "shape", type=click.Choice(list(SHAPES)), default="janus-pro-1b", show_default=True)
+@click.option("--shape", type=click.Choice(list(PUBLISHED)), default="janus-pro-1b", show_default=True)
 @click.option("--images", default=32, show_default=True, help="Pictures at once; a step has twice as many rows.")
 @click.option("--budget", default=0.2, show_default=True)
-@click.option("--policy", default="ssd-row", show_default=True)
-@click.option("--layer", default=12, show_default=True)
-@click.option("--steps", default=48, show_default=True, help="Timed steps of each cache.")
-@click.option("--threads", default=1, show_default=True)
-def main(shape: str, images: int, budget: float, policy: str, layer: int, steps: int, threads: int) -> None:
-    """Prints milliseconds a step, cache bytes and the ratio, for one layer."""
-    config = shape_config(shape)
-    tables = {
-        "full": make_policy("full", config, budget=1.0),
-        f"{policy} {budget:g}": make_policy(policy, config, budget=budget, head_map=find_head_map(config)),
-    }
-    print(f"{shape} layer {layer}, {images} images, fp32, {threads} thread(s), onnxruntime {ort.__version__}, "
-          f"{platform.machine()}, median of {steps} steps")  # fmt: skip
-    medians = []
-    for name, table in tables.items():
-        seconds, num_bytes = time_layer(table, layer, config, 2 * images, steps, threads)
-        medians.append(seconds)
-        slots = ", ".join(f"{group.num_heads} x {group.num_slots}" for group in table.layers[layer])
-        print(f"{name:14} {1000 * seconds:8.2f} ms  {num_bytes / 2**20:8.1f} MiB  heads x slots: {slots}")
-    print(f"ratio {medians[0] / medians[1]:.2f}")
+@click.option("--policies", default="ssd-row,ssd-auto,streaming-llm,h2o,ssd", show_default=True, callback=_names)
+@click.option("--threads", default=",".join(dict.fromkeys(map(str, (1, num_cores())))), show_default=True, callback=_names)
+@click.option("--steps", default=24, show_default=True, help="Timed steps of each run.")
+@click.option("--runs", default=7, show_default=True, help="Runs of each pair of caches.")
+@click.option("--out", type=click.Path(path_type=Path), help="Also write the measurement there.")
+def main(
+    shape: str, images: int, budget: float, policies: list[str], threads: list[str], steps: int, runs: int, out: Path | None
+) -> None:
+    """Prints milliseconds a step and the ratio for each policy and number of threads."""
+    options, note = Options(shape, images, budget, steps, runs), busy_note()
+    results = report([one for count in threads for one in compare(policies, int(count), options)], options)
+    command = shlex.join(["python", "-m", "ssd_export.evaluate.attention_benchmark", *sys.argv[1:]])
+    measured = measurement(command, results, note)
+    if out is not None:
+        write_measurement(out, measured)
+    for one in results["tables"]:
+        click.echo("\n".join(lines_of(one)))
 
 
 if __name__ == "__main__":

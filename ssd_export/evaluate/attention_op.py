@@ -14,21 +14,21 @@ from onnxruntime import InferenceSession
 
 from ssd_export.bundle import Bundle
 from ssd_export.cache.attention import decode_attention, release_full_heads
+from ssd_export.cache.quantized_rows import quantize_rows
 from ssd_export.cache.state import EMPTY, GroupState
 from ssd_export.cache.table import HeadGroup, PolicyTable
 from ssd_export.config import NUM_IMAGE_TOKENS, ModelConfig
 from ssd_export.evaluate.contract import heads_of_layer
 from ssd_export.evaluate.rungs import Divergence, Rung
-from ssd_export.evaluate.tolerances import TOLERANCES, error
+from ssd_export.evaluate.tolerances import ONE_CODE, TOLERANCES, error
 from ssd_export.export.functions import DOMAIN
-from ssd_export.export.graphs import cache_parts, head_groups, past_name, present_name
+from ssd_export.export.graphs import cache_parts, head_groups, part_names, past_name, present_name
 from ssd_export.export.operators import DTYPES, IR_VERSION, OPSET
 from ssd_export.runtime.ort_runner import open_session
 from ssd_export.specs import GraphSpec
 
 ROWS = 2
 SCORE_GAP = 0.05  # between tokens of neighbouring positions
-PARTS = ("key", "value", "position", "score")
 
 
 def check_ops(bundle: Bundle, provider: str = "cpu") -> Rung:
@@ -72,23 +72,24 @@ def _check_function(
     """(greatest error, first divergence with the head's place in the group)."""
     tolerance, greatest = TOLERANCES[dtype].op, 0.0
     rng = np.random.default_rng(0)
-    session = _single_node_session(node, function, group, config, dtype, provider)
+    session = _single_node_session(node, function, group, config, dtype, table.kv_dtype, provider)
     lengths = torch.tensor([table.prompt_slots, max(1, table.prompt_slots // 2)], dtype=torch.int32)
     room = 2  # empty slots of row 0; row 1 has one more, so that rows release at different steps
     num_steps = room if not group.can_fill(table.prompt_slots) else room + 2 * group.evict_every + 1
-    state, position = _state(rng, group, config, dtype, lengths, room, num_steps)
+    state, position = _state(rng, group, config, dtype, lengths, room, num_steps, table.kv_dtype)
     for step in range(num_steps):
         release_full_heads(state, group, lengths, position, table.score_decay) if group.evict_every > 1 else None
         query, key, value = (_random(rng, (ROWS, heads, config.head_dim), dtype) for heads in (
             group.num_heads * config.query_group_size, group.num_heads, group.num_heads))  # fmt: skip
-        past = [getattr(state, part).clone() for part in PARTS if getattr(state, part) is not None]
+        parts = part_names(group.rule, table.kv_dtype)
+        past = [getattr(state, part).clone() for part in parts]
         found = session.run(None, {f"in{i}": np.ascontiguousarray(t.numpy()) for i, t in enumerate(
             [query, key, value, position, lengths, *past])})  # fmt: skip
         out = decode_attention(query, key, value, state, group, lengths, position, table.score_decay)
-        wanted = [out.unflatten(1, (group.num_heads, -1))] + [getattr(state, part) for part in PARTS[: len(past)]]
+        wanted = [out.unflatten(1, (group.num_heads, -1))] + [getattr(state, part) for part in parts]
         found[0] = found[0].reshape(wanted[0].shape)
-        for what, ours, reference in zip(("attention out", *PARTS), found, wanted):
-            allowed = 0.0 if what == "position" else tolerance
+        for what, ours, reference in zip(("attention out", *parts), found, wanted):
+            allowed = 0.0 if what == "position" else max(tolerance, ONE_CODE) if ours.dtype == np.int8 else tolerance
             for head in range(group.num_heads):
                 size = error(ours[:, head], reference[:, head].numpy())
                 greatest = max(greatest, size if what != "position" else 0.0)
@@ -98,18 +99,20 @@ def _check_function(
     return greatest, None
 
 
-def _single_node_session(node: ir.Node, function: ir.Function, group: HeadGroup, config: ModelConfig, dtype: str, provider: str) -> InferenceSession:
+def _single_node_session(
+    node: ir.Node, function: ir.Function, group: HeadGroup, config: ModelConfig, dtype: str, kv_dtype: str, provider: str
+) -> InferenceSession:
     """An ONNX Runtime session of one node with the bundle's function as its body; inputs in0, in1, ..."""
     heads, dim = group.num_heads, config.head_dim
     shapes = [(ROWS, heads * config.query_group_size, dim), (ROWS, heads, dim), (ROWS, heads, dim), (ROWS,), (ROWS,)]
     dtypes = [dtype] * 3 + ["int32"] * 2
-    for _, spec in cache_parts(group, config, dtype, group.num_slots):
+    for _, spec in cache_parts(group, config, dtype, group.num_slots, kv_dtype):
         shapes.append((ROWS, *spec.shape[1:]))
         dtypes.append(spec.dtype)
     inputs = [ir.Value(name=f"in{i}", shape=ir.Shape(shape), type=ir.TensorType(DTYPES[kind]))
               for i, (shape, kind) in enumerate(zip(shapes, dtypes, strict=True))]  # fmt: skip
     single = ir.Node(DOMAIN, node.op_type, inputs, list(node.attributes.values()), num_outputs=len(node.outputs))
-    for i, (output, kind) in enumerate(zip(single.outputs, [dtype, dtype, dtype, "int32", "float32"])):
+    for i, (output, kind) in enumerate(zip(single.outputs, [dtype, *dtypes[5:]], strict=True)):
         output.name, output.type = f"out{i}", ir.TensorType(DTYPES[kind])
     graph = ir.Graph(inputs, single.outputs, nodes=[single], opset_imports={"": OPSET, DOMAIN: 1}, name="op")
     model = ir.Model(graph, ir_version=IR_VERSION, functions=[function])
@@ -123,13 +126,16 @@ def _random(rng: np.random.Generator, shape: tuple[int, ...], dtype: str) -> tor
 
 
 def _state(
-    rng: np.random.Generator, group: HeadGroup, config: ModelConfig, dtype: str, lengths: torch.Tensor, room: int, num_steps: int
+    rng: np.random.Generator, group: HeadGroup, config: ModelConfig, dtype: str, lengths: torch.Tensor, room: int,
+    num_steps: int, kv_dtype: str = "model",
 ) -> tuple[GroupState, torch.Tensor]:
     """A cache late in a picture, and the position of the next token: the prompt and the newest image tokens in
     shuffled slots; row b has room + b empty slots. In row 0 the newest tokens score least and in row 1 the oldest, so
     that the edges of what R3 protects decide what is released."""
-    state = GroupState.empty(ROWS, group, config.head_dim, getattr(torch, dtype))
+    state = GroupState.empty(ROWS, group, config.head_dim, getattr(torch, dtype), kv_dtype=kv_dtype)
     state.key, state.value = (_random(rng, tuple(state.key.shape), dtype) for _ in range(2))
+    if kv_dtype == "int8":
+        (state.key, state.key_scale), (state.value, state.value_scale) = map(quantize_rows, (state.key, state.value))
     position = lengths + (NUM_IMAGE_TOKENS - num_steps)
     for row in range(ROWS):
         length, newest = int(lengths[row]), int(position[row])

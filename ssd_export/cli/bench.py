@@ -1,0 +1,118 @@
+"""ssd-export bench: speed and memory, beside two baselines in the same run."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from ssd_export.errors import UserError
+
+if TYPE_CHECKING:
+    from ssd_export.evaluate.bench import BenchSpec
+
+
+@click.command()
+@click.option(
+    "--bundle",
+    "bundles",
+    multiple=True,
+    type=click.Path(path_type=Path),
+    metavar="DIR",
+    help="A bundle to measure; give it again for another one of the same checkpoint.  "
+    "[default: the one exported last from this folder]",
+)
+@click.option("--runner", default="ort", show_default=True, metavar="ort|torch|trt", help="Who computes.")
+@click.option("--provider", default="cpu", show_default=True, metavar="cpu|cuda", help="Where it computes.")
+@click.option("--batch", default="1", show_default=True, metavar="COUNT,...", help="Images drawn at once.")
+@click.option(
+    "--baselines",
+    default="transformers,full",
+    show_default=True,
+    metavar="NAME,...",
+    help="What to compare with in the same run: transformers with its own cache, the full cache in the same runner, or none.",
+)
+@click.option(
+    "--steps", type=int, default=96, show_default=True, metavar="COUNT", help="Decode steps to time, at most 575."
+)
+@click.option(
+    "--threads", type=int, metavar="COUNT", help="CPU threads of everything measured.  [default: all, 1 for small models]"
+)
+@click.option(
+    "--model", metavar="demo|DIR|HUB_ID", help="The bundles' checkpoint, for the baselines.  [default: demo, for its bundles]"
+)
+@click.option("--profile", is_flag=True, help="Also say in which operators onnxruntime spends a step.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object, as documents are written from.")
+def command(
+    bundles: tuple[Path, ...],
+    runner: str,
+    provider: str,
+    batch: str,
+    baselines: str,
+    steps: int,
+    threads: int | None,
+    model: str | None,
+    profile: bool,
+    as_json: bool,
+) -> None:
+    """Measure speed and memory of bundles.
+
+    Time to the first token, milliseconds per token, image tokens per second, images per minute, peak memory,
+    cache bytes and load time, with the share of what this machine's memory and arithmetic allow (measured in
+    the same run). The baselines run in the same run, each measurement in a process of its own. The report goes
+    into the bundle as reports/bench.json.
+    """
+    from ssd_export.bundle import open_bundle, resolve_bundle
+    from ssd_export.cli.progress import ProgressReport
+    from ssd_export.evaluate.bench import BenchSpec, check_spec, run_bench
+    from ssd_export.evaluate.bench_report import bench_tables, lines_of
+    from ssd_export.evaluate.machine import busy_note
+    from ssd_export.evaluate.measurement import measurement
+
+    batches = _counts(batch)
+    wanted = tuple(name.strip() for name in baselines.split(",") if name.strip() not in ("", "none"))
+    paths = bundles or (resolve_bundle(None),)
+    spec = check_spec(BenchSpec(paths, runner, provider, batches, wanted, steps, threads, model, profile))
+    note = busy_note()
+    with ProgressReport() as progress:
+        results = run_bench(spec, progress)
+    measured = measurement(command_line(spec), results, note)
+    text = json.dumps(measured, indent=1)
+    for path in paths:
+        try:
+            open_bundle(path).add_files({"reports/bench.json": (text + "\n").encode()})
+        except UserError as error:  # a bundle on read-only media can be measured too
+            click.echo(f"the report is not in the bundle: {error}", err=True)
+    if as_json:
+        click.echo(text)
+        return
+    if note:
+        click.echo(note)
+    for table in bench_tables(results):
+        click.echo("\n".join(lines_of(table)))
+
+
+def _counts(text: str) -> tuple[int, ...]:
+    try:
+        return tuple(int(part) for part in text.split(",") if part.strip())
+    except ValueError:
+        raise UserError(f"--batch {text!r} is not a list of numbers; use 1,8,32") from None
+
+
+def command_line(spec: BenchSpec) -> str:
+    """The command that measures this spec, with everything that is not a default."""
+    default = type(spec)(())
+    words = ["python", "cli.py", "bench"]
+    for path in spec.bundles:
+        words += ["--bundle", str(path)]
+    values = {"runner": spec.runner, "provider": spec.provider, "batch": ",".join(map(str, spec.batches)),
+              "baselines": ",".join(spec.baselines) or "none", "steps": spec.steps, "threads": spec.threads, "model": spec.model}  # fmt: skip
+    usual = {"runner": default.runner, "provider": default.provider, "batch": "1", "baselines": ",".join(default.baselines),
+             "steps": default.steps, "threads": None, "model": None}  # fmt: skip
+    for name, value in values.items():
+        if value != usual[name]:
+            words += [f"--{name}", str(value)]
+    return shlex.join(words + ["--profile"] * spec.profile)
