@@ -18,7 +18,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -29,10 +29,12 @@ from ssd_export.errors import UserError
 SCHEMA_VERSION = 1
 TOOL_VERSION = "0.1.0"
 CONFIG, MANIFEST = "ssd_config.json", "manifest.json"
+JOURNAL = "journal.jsonl"  # of an unfinished export (export/journal.py)
 ADDED_LATER = ("engines/", "reports/")
 LATEST = Path("bundles") / ".latest"
 ALWAYS_HASHED_BYTES = 64 << 20  # a smaller file is hashed each time, a larger one when its time stamps change
 EXPORT_AGAIN = "export it again with --force, or copy it again from where it came"
+DISK_IS_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 Files = dict[str, dict[str, Any]]
 
 
@@ -56,20 +58,22 @@ class Bundle:
             raise UserError(f"bundle {self.path} has no {name}; {EXPORT_AGAIN}")
         return self.path / name
 
-    def add_files(self, files: Mapping[str, bytes | Path]) -> Bundle:
+    def add_files(self, files: Mapping[str, bytes | Path], instead_of: Collection[str] = ()) -> Bundle:
         """The bundle with these files of engines/ or reports/ added, or replaced; on failure it is as it was.
 
-        Args: files: content by name; a Path is moved (write it inside the bundle: the same disk).
+        Args: files: content by name; a Path is moved (write it inside the bundle: the same disk). instead_of: names
+            of files added earlier that go, where they are not among the new ones.
         Raises: UserError when the disk is full or not writable, ValueError for a name elsewhere.
 
         A file is never in its place while the manifest says something else of it, so whatever interrupts
         this leaves a bundle that opens: the manifest forgets the old, the files move, it names the new.
         """
-        for name in files:
+        for name in {*files, *instead_of}:
             if not (name.startswith(ADDED_LATER) and _is_inside(name)):
                 raise ValueError(
                     f"{name}: only files under {' and '.join(ADDED_LATER)} are added to a bundle"
                 )
+        gone = {*instead_of} - {*files}
         with _disk_errors(self.path), tempfile.TemporaryDirectory(prefix=".adding-", dir=self.path) as folder:
             staged = {name: Path(folder) / str(index) for index, name in enumerate(files)}
             for name, content in files.items():
@@ -79,13 +83,17 @@ class Bundle:
                     shutil.move(content, staged[name])
             new = {name: _describe(path) for name, path in staged.items()}
             kept = {
-                name: entry for name, entry in _read_manifest(self.path)["files"].items() if name not in new
+                name: entry
+                for name, entry in _read_manifest(self.path)["files"].items()
+                if name not in new and name not in gone
             }
             _write_manifest(self.path, kept)
             for name, path in staged.items():
                 (self.path / name).parent.mkdir(parents=True, exist_ok=True)
                 os.replace(path, self.path / name)
             manifest = _write_manifest(self.path, {**kept, **new})
+            for name in gone:
+                (self.path / name).unlink(missing_ok=True)
         return Bundle(self.path, self.config, manifest, _bundle_hash(manifest["files"]))
 
 
@@ -95,31 +103,49 @@ def write_config(folder: Path, values: Mapping[str, Any]) -> None:
     (folder / CONFIG).write_text(json.dumps(stamped, indent=1) + "\n", encoding="utf-8")
 
 
+def weight_format(config: Mapping[str, Any]) -> str:
+    """none, int8, int4 or fp8: how the layers' matrices are stored; bundles of before quantisation do not say."""
+    return config.get("precision", {}).get("weights", "none")
+
+
 @contextmanager
-def write_bundle(target: Path, force: bool) -> Iterator[Path]:
+def write_bundle(target: Path, force: bool, unfinished: Path | None = None) -> Iterator[Path]:
     """A temporary folder beside the target; when the block ends it gets its manifest and becomes the target.
 
     Whatever ends the block otherwise (an error, Ctrl-C) leaves nothing, and an old bundle untouched. With
     force an old bundle is replaced, once the new one is complete.
+    Args: unfinished: the folder to write in, new or left by an earlier call. It then stays where Ctrl-C, a
+    signal or a full disk ends the block, so that a later call can go on; its file JOURNAL never becomes part
+    of the bundle.
     Raises: UserError, before the block runs, for a target in the way or not writable; then for a full disk.
     """
     target = _checked_target(target, force)
     new_parents = [parent for parent in target.parents if not parent.exists()]
-    complete = False
+    complete = keep = False
     folder: Path | None = None
     try:
-        folder = _make_folder_beside(target)
+        folder = _make_folder(_beside(target, "partial") if unfinished is None else unfinished, target)
         with _disk_errors(target):
-            yield folder
+            try:
+                yield folder
+            except (KeyboardInterrupt, SystemExit, OSError) as error:
+                stopped = not isinstance(error, OSError) or error.errno in DISK_IS_FULL
+                keep = unfinished is not None and stopped
+                raise
             _finish(folder, target, force)
             complete = True
     finally:
-        if not complete:
+        if not (complete or keep):
             if folder:
                 shutil.rmtree(folder, ignore_errors=True)
             with suppress(OSError):
                 for parent in new_parents:
                     parent.rmdir()
+
+
+def check_target(target: Path, force: bool) -> None:
+    """Raises: UserError where write_bundle would refuse the target."""
+    _checked_target(target, force)
 
 
 def open_bundle(path: str | Path) -> Bundle:
@@ -198,10 +224,9 @@ def _checked_target(target: Path, force: bool) -> Path:
     return target
 
 
-def _make_folder_beside(target: Path) -> Path:
-    folder = _beside(target, "partial")
+def _make_folder(folder: Path, target: Path) -> Path:
     try:
-        folder.mkdir(parents=True)
+        folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(
             f"cannot write {target} ({_reason(error)}); choose another folder with --out"
@@ -214,8 +239,9 @@ def _finish(folder: Path, target: Path, force: bool) -> None:
     config = _read_json(folder, CONFIG, f"the writer of a bundle left no {CONFIG}")
     _check_schema(folder, config)
     names = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
-    files = {name: _describe(folder / name) for name in names}
+    files = {name: _describe(folder / name) for name in names if name != JOURNAL}
     _write_manifest(folder, files)
+    (folder / JOURNAL).unlink(missing_ok=True)
     if target.exists():
         _checked_target(target, force)  # it may have come into being meanwhile
         old = _beside(target, "old")
@@ -246,7 +272,7 @@ def _disk_errors(target: Path) -> Iterator[None]:
         raise
     except Exception as error:
         number = getattr(error, "errno", None)
-        if number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) or "No space left on device" in str(error):
+        if number in DISK_IS_FULL or "No space left on device" in str(error):
             raise UserError(
                 f"no space left to write {target}; free some, or choose another disk with --out"
             ) from error

@@ -353,6 +353,16 @@ def test_added_files_are_vouched_for_and_leave_the_hash(tmp_path: Path) -> None:
         open_bundle(bundle.path)
 
 
+def test_files_go_that_others_take_the_place_of(tmp_path: Path) -> None:
+    bundle = open_bundle(write(tmp_path / "b")).add_files({"engines/a": b"1", "engines/b": b"1", "reports/c": b"1"})
+    after = bundle.add_files({"engines/a": b"2"}, instead_of=["engines/a", "engines/b"])
+    assert open_bundle(bundle.path) == after and after.hash == bundle.hash
+    assert after.file("engines/a").read_bytes() == b"2" and "reports/c" in after.files
+    assert "engines/b" not in after.files and not (bundle.path / "engines/b").exists()
+    with pytest.raises(ValueError, match="only files under"):
+        bundle.add_files({}, instead_of=[CONFIG])
+
+
 @pytest.mark.parametrize(
     "name", ["onnx/decode_step.onnx", CONFIG, "reports/../weights.bin", "engines", "reports/"]
 )

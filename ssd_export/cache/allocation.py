@@ -38,11 +38,20 @@ def allocate(head_map: HeadMap, budget: float, groups: int = MAX_GROUPS) -> Allo
 
     Raises: UserError for a map without costs, groups outside 1..3 and a budget below the smallest option.
     """
+    if not 1 <= groups <= MAX_GROUPS:
+        raise UserError(f"groups={groups} is outside 1..{MAX_GROUPS}; use {MAX_GROUPS}")
+    return _allocate(head_map, budget, groups)
+
+
+def allocate_each_head(head_map: HeadMap, budget: float) -> Allocation:
+    """As allocate, with as many options in a layer as it has heads: what the limit on groups costs. No bundle holds it."""
+    return _allocate(head_map, budget, len(head_map.cost_options))
+
+
+def _allocate(head_map: HeadMap, budget: float, groups: int) -> Allocation:
     if not head_map.cost_options:
         raise UserError("ssd-auto needs a head map with costs and this one has none; run `ssd-export calibrate`, or use "
                         "--policy ssd-row")  # fmt: skip
-    if not 1 <= groups <= MAX_GROUPS:
-        raise UserError(f"groups={groups} is outside 1..{MAX_GROUPS}; use {MAX_GROUPS}")
     costs = np.asarray(head_map.costs, np.float64)  # [layers, heads, options]
     slots = np.array([option.image_slots for option in head_map.cost_options])
     total = floor(Fraction(str(budget)) * NUM_IMAGE_TOKENS * costs.shape[0] * costs.shape[1])

@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
-from ssd_export.cache.table import HeadOption, Rule
+from ssd_export.cache.table import HeadGroup, HeadOption, Rule, check_group
 from ssd_export.config import ModelConfig
 from ssd_export.errors import UserError
 
@@ -72,6 +72,11 @@ class HeadMap:
         count = round(share * len(values))
         return replace(self, threshold=0.0 if count == len(values) else values[count])
 
+    def first_layers(self, num_layers: int) -> HeadMap:
+        """The map of a model that is cut off after some layers."""
+        return replace(self, num_layers=num_layers, metric=self.metric[:num_layers], costs=self.costs[:num_layers],
+                       model_fingerprint="", statistics={})
+
     def swapped(self) -> HeadMap:
         """Control: semantic heads become spatial and spatial ones semantic."""
         metric = tuple(tuple(1 - value for value in layer) for layer in self.metric)
@@ -117,6 +122,13 @@ class HeadMap:
         for index, layer in enumerate(self.costs):
             what = f"costs of layer {index}"
             _check_rows(layer, self.num_kv_heads, len(self.cost_options), what, "options", source)
+        if any(cost < 0 for layer in self.costs for head in layer for cost in head):
+            raise UserError(f"{source}: a cost is below 0; {AGAIN}")
+        for rule, image_slots, evict_every in self.cost_options:
+            try:
+                check_group(HeadGroup(rule, image_slots + 1, evict_every, 1), prompt_slots=1)
+            except UserError as error:
+                raise UserError(f"{source}: its option of {image_slots} image slots breaks the cache's rules; {AGAIN}") from error
         return self
 
     def to_dict(self) -> dict[str, Any]:

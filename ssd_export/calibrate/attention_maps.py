@@ -13,6 +13,7 @@ from ssd_export.calibrate.kept import DenseAttention
 from ssd_export.config import GRID, NUM_IMAGE_TOKENS
 from ssd_export.model.decoder import ImageTokenModel
 
+LEAST_CONTRAST = 0.25
 BANDS = ((5, 11), (11, 17), (17, 23))  # grid rows, one chosen token in each
 
 
@@ -24,11 +25,13 @@ def most_typical_heads(head_map: HeadMap) -> tuple[tuple[int, int], tuple[int, i
 
 
 def chosen_tokens(picture: np.ndarray) -> list[int]:
-    """One image token of the upper, middle and lower part: where the picture (uint8 [size, size, 3]) has most contrast."""
+    """The image token of most contrast in the upper, middle and lower part of a picture (uint8 [size, size, 3]); a part
+    with little contrast beside the others has none."""
     size = picture.shape[0] // GRID
     patches = picture.astype(np.float32).reshape(GRID, size, GRID, size, 3).std(axis=(1, 3)).sum(axis=-1)
     inner = np.pad(patches[:, 2:-2], ((0, 0), (2, 2)), constant_values=-1)
-    return [GRID * first + int(inner[first:last].argmax()) for first, last in BANDS]
+    enough = LEAST_CONTRAST * inner[BANDS[0][0] : BANDS[-1][1]].max()
+    return [GRID * first + int(inner[first:last].argmax()) for first, last in BANDS if inner[first:last].max() >= enough]
 
 
 @torch.inference_mode()

@@ -130,7 +130,8 @@ def calibrate(
         if state.num_done == 0:
             state.first_picture = tokens[0]
         for i in range(len(batch)):
-            rows = [prompts.ids[row, : prompts.prompt_length[row]] for row in (i, i + len(batch))]
+            used = (i,) if spec.sampling.cfg_scale == 1 else (i, i + len(batch))  # without guidance one row is read
+            rows = [prompts.ids[row, : prompts.prompt_length[row]] for row in used]
             half = (batch[i] % len(spec.prompts)) % 2
             add_picture(state.sums, model, rows, tokens[i], spec, half, lambda: meter.advance(1))
         state.num_done = batch.stop
@@ -166,7 +167,7 @@ def add_picture(
 ) -> None:  # fmt: skip
     """Adds one picture's numbers, layer by layer: one layer's attention is in memory at a time.
 
-    Args: ids: its conditional and unconditional row; tokens int [576]; half: 0 or 1, which metric it counts for.
+    Args: ids: its conditional and, where there is guidance, its unconditional row; tokens int [576]; half: 0 or 1, which metric it counts for.
     """
     hidden = sequence_of(model, ids, tokens)
     start = len(ids[0])

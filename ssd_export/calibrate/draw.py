@@ -17,14 +17,24 @@ from ssd_export.model.prompt import EncodedPrompts
 from ssd_export.runtime.runner import Sampling
 from ssd_export.runtime.torch_runner import draw_tokens
 
+SMALL = 500_000_000  # parameters; 2 GB in float32
 
-def load_model(checkpoint: Checkpoint) -> ImageTokenModel:
-    """The model with the checkpoint's weights in one dtype (theirs), one copy in memory."""
+
+def load_model(
+    checkpoint: Checkpoint, device: str = "cpu", dtype: torch.dtype | None = None, text_embedding: bool = True
+) -> ImageTokenModel:
+    """The model with the checkpoint's weights in one dtype, one copy in memory.
+
+    Without dtype a small model is float32, which a CPU computes several times faster than fp16; a large one keeps its own.
+    Without text_embedding the table of text tokens, which only prompts need, stays in the file.
+    """
     with torch.device("meta"):
-        model = ImageTokenModel(checkpoint.config, text_embedding=True)
+        model = ImageTokenModel(checkpoint.config, text_embedding)
     names = list(model.state_dict())
-    dtype = checkpoint.tensor(next(name for name in names if name.endswith("q_proj.weight"))).dtype
-    model.load_state_dict({name: checkpoint.tensor(name).to(dtype) for name in names}, assign=True)
+    small = sum(parameter.numel() for parameter in model.parameters()) <= SMALL
+    own = checkpoint.tensor(next(name for name in names if name.endswith("q_proj.weight"))).dtype
+    dtype = dtype or (torch.float32 if small else own)
+    model.load_state_dict({name: checkpoint.tensor(name).to(device, dtype) for name in names}, assign=True)
     return model.eval().requires_grad_(False)
 
 

@@ -29,7 +29,7 @@ def plot_paths(path: Path) -> list[Path]:
 
 
 def heat_map(head_map: HeadMap, path: Path) -> None:
-    """Layers x heads, the metric as colour, semantic heads marked, and their share by layer."""
+    """Layers x heads, the metric as colour (and in figures where they fit), semantic heads marked, their share by layer."""
     metric = np.asarray(head_map.metric)  # [layers, heads]
     size = head_map.num_heads // head_map.num_kv_heads
     semantic = np.repeat(np.asarray(head_map.semantic()), size, axis=1)
@@ -41,20 +41,41 @@ def heat_map(head_map: HeadMap, path: Path) -> None:
             gridspec_kw={"width_ratios": [max(3, num_heads / 5), 1]},
         )  # fmt: skip
         image = heads.imshow(metric, cmap=COLOURS, vmin=0, vmax=1, aspect="auto", interpolation="nearest")
-        rows, columns = np.nonzero(semantic)
-        dark = metric[rows, columns] > 0.55
-        heads.scatter(columns, rows, s=24, c=np.where(dark, "black", "white"), linewidths=0)
+        _mark_semantic(heads, metric, semantic)
         heads.set(xlabel="query head", ylabel="layer")
         heads.set_xticks(_ticks(num_heads)), heads.set_yticks(_ticks(num_layers))
         figure.suptitle(
-            f"{100 * head_map.semantic_share:.0f} % of the heads are semantic (dot): more than {head_map.threshold:.2g} of\n"
-            f"their attention is outside the neighbourhood {head_map.neighbourhood}".removesuffix(" unknown"), x=0.01, ha="left", fontsize=13,
+            f"{round(head_map.semantic_share * semantic.size)} of {semantic.size} heads are semantic ({_MARKED[_has_room(metric)]}):\n"
+            f"more than {100 * head_map.threshold:.0f} % of their attention is outside their neighbourhood",
+            x=0.01, ha="left", fontsize=13,
         )  # fmt: skip
         bar = figure.colorbar(image, ax=(heads, share), pad=0.02)
-        bar.set_label("share outside")
+        bar.set_label(f"share outside {head_map.neighbourhood}".removesuffix(" unknown"))
+        bar.ax.axhline(head_map.threshold, color="white", linewidth=3), bar.ax.axhline(head_map.threshold, color=SEMANTIC, linewidth=1.5)
         share.barh(np.arange(num_layers), 100 * semantic.mean(axis=1), color=SEMANTIC, height=0.8)
         share.set(xlim=(0, 100), xlabel="% semantic")
         _write(figure, path)
+
+
+_MARKED = {True: "bold, outlined", False: "dot"}
+
+
+def _has_room(metric: np.ndarray) -> bool:
+    return metric.shape[1] <= 8 and metric.shape[0] <= 12
+
+
+def _mark_semantic(axis: plt.Axes, metric: np.ndarray, semantic: np.ndarray) -> None:
+    """A figure in every cell where there is room for it, semantic ones bold and outlined; else a dot in semantic ones."""
+    ink = np.where(metric > 0.55, "black", "white")
+    if not _has_room(metric):
+        rows, columns = np.nonzero(semantic)
+        axis.scatter(columns, rows, s=24, c=ink[rows, columns], linewidths=0)
+        return
+    for (row, column), value in np.ndenumerate(metric):
+        weight = "bold" if semantic[row, column] else "normal"
+        axis.text(column, row, f"{value:.2f}", ha="center", va="center", color=ink[row, column], weight=weight)
+        if semantic[row, column]:
+            axis.add_patch(Rectangle((column - 0.46, row - 0.44), 0.92, 0.88, fill=False, edgecolor=SEMANTIC, linewidth=2.5))
 
 
 def attention_plot(
@@ -70,8 +91,8 @@ def attention_plot(
         for row, (layer, head) in enumerate(heads):
             colour, kind = ((SPATIAL, "most spatial"), (SEMANTIC, "most semantic"))[row]
             axes[row, 0].imshow(picture, extent=(0, GRID, GRID, 0))
-            axes[row, 0].set_title(f"{kind}: layer {layer}, head {head}\nmetric {head_map.metric[layer][head]:.2f}",
-                                   color=colour, loc="left")  # fmt: skip
+            axes[row, 0].set_title(f"{kind}: layer {layer}, head {head}\n{100 * head_map.metric[layer][head]:.0f} % outside "
+                                   "its neighbourhood", color=colour, loc="left")  # fmt: skip
             for axis, query, attention in zip(axes[row, 1:], queries, maps[row], strict=True):
                 _overlay(axis, picture, attention.reshape(GRID, GRID), query, colour)
             for axis in axes[row]:
@@ -92,7 +113,7 @@ def _overlay(axis: plt.Axes, picture: np.ndarray, attention: np.ndarray, query: 
         axis.axhline(line, color="white", linewidth=0.3), axis.axvline(line, color="white", linewidth=0.3)
     axis.add_patch(Rectangle((query % GRID, query // GRID), 1, 1, fill=False, edgecolor="black", linewidth=2))
     axis.set(xlim=(0, GRID), ylim=(GRID, 0))
-    axis.set_title(f"row {query // GRID}, column {query % GRID}; peak {attention.max():.2f}", loc="left")
+    axis.set_title(f"token in row {query // GRID}, column {query % GRID}\ngives one token up to {100 * attention.max():.0f} %", loc="left")
 
 
 def column_plot(head_map: HeadMap, path: Path) -> None:

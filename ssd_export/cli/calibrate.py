@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from ssd_export.cli import options
 from ssd_export.errors import UserError
 
 if TYPE_CHECKING:
@@ -41,13 +42,7 @@ class CalibrateSpec:
 
 
 @click.command()
-@click.option(
-    "--model",
-    default="demo",
-    show_default=True,
-    metavar="demo|DIR|HUB_ID",
-    help="The checkpoint: the built-in demo, a folder (either layout), or a model hub's owner/name.",
-)
+@options.model
 @click.option(
     "--prompts",
     type=click.Path(path_type=Path),
@@ -81,15 +76,8 @@ class CalibrateSpec:
     metavar="SHARE",
     help="Instead of --tau: this share of the heads is semantic.  [default: not used]",
 )
-@click.option("--seed", type=int, default=0, show_default=True, metavar="INTEGER", help="Randomness of the pictures.")
-@click.option(
-    "--prompt-slots",
-    type=int,
-    default=64,
-    show_default=True,
-    metavar="TOKENS",
-    help="Cache slots for the prompt, as export will be told: slots that a short prompt leaves free hold image tokens.",
-)
+@options.seed("Randomness of the pictures.")
+@options.prompt_slots
 @click.option(
     "--out",
     type=click.Path(path_type=Path),
@@ -146,10 +134,8 @@ def _check_numbers(spec: CalibrateSpec) -> None:
         raise UserError(f"--tau {spec.tau:g} is outside [0, 1]; use 0.2")
     if spec.semantic_share is not None and not 0 <= spec.semantic_share <= 1:
         raise UserError(f"--semantic-share {spec.semantic_share:g} is outside [0, 1]; use 0.5 for half of the heads")
-    if not 0 <= spec.seed < 1 << 64:
-        raise UserError(f"--seed {spec.seed} is outside 0 .. 2**64 - 1; use a number such as 0")
-    if spec.prompt_slots < 1:
-        raise UserError(f"--prompt-slots {spec.prompt_slots} holds no prompt; use 64, or what your longest prompt needs")
+    options.check_seed(spec.seed)
+    options.check_prompt_slots(spec.prompt_slots)
 
 
 def _check_places(spec: CalibrateSpec) -> None:

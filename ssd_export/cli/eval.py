@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from ssd_export.cli import options
 from ssd_export.errors import UserError
 
 if TYPE_CHECKING:
@@ -25,9 +26,11 @@ class EvalSpec:
     model: str
     policy: str | None
     budget: float
-    head_map: Path | None
+    head_map: str | None
     runner: str
     provider: str
+    weights: str = "none"
+    kv_dtype: str = "model"
 
 
 @click.command()
@@ -36,19 +39,16 @@ class EvalSpec:
     type=click.Path(path_type=Path),
     metavar="DIR",
     help="The bundle to score.  [default: the one exported last from this folder, unless --model, --policy, "
-    "--budget or --head-map says what to export for the occasion]",
+    "--budget, --head-map, --weights or --kv-dtype says what to export for the occasion]",
 )
 @click.option("--model", metavar="demo|DIR|HUB_ID", help="The checkpoint to export.  [default: demo]")
 @click.option("--policy", metavar="NAME", help="Its cache policy, as for export.  [default: the model's best]")
 @click.option(
     "--budget", type=float, metavar="SHARE", help="Its share of the 576 image-token slots.  [default: 0.2]"
 )
-@click.option(
-    "--head-map",
-    type=click.Path(path_type=Path),
-    metavar="FILE",
-    help="Its head map.  [default: the model's own]",
-)
+@options.head_map
+@click.option("--weights", metavar="none|int8|int4", help="How its matrices are stored.  [default: none]")
+@click.option("--kv-dtype", metavar="model|int8", help="How its keys and values are stored.  [default: model]")
 @click.option(
     "--num-prompts",
     type=int,
@@ -57,31 +57,12 @@ class EvalSpec:
     metavar="COUNT",
     help="Captions, drawn evenly over the four categories from those unseen in training.",
 )
-@click.option(
-    "--seed",
-    type=int,
-    default=0,
-    show_default=True,
-    metavar="INTEGER",
-    help="Decides captions and pictures.",
-)
-@click.option(
-    "--runner",
-    default="ort",
-    show_default=True,
-    metavar="ort|torch|trt",
-    help="Who computes: ONNX Runtime, torch or TensorRT.",
-)
-@click.option("--provider", default="cpu", show_default=True, metavar="cpu|cuda", help="Where it computes.")
-@click.option(
-    "--batch", type=int, default=16, show_default=True, metavar="COUNT", help="Pictures drawn at once."
-)
-@click.option(
-    "--cfg-scale", type=float, metavar="FACTOR", help="Strength of guidance; 1 is none.  [default: the bundle's]"
-)
-@click.option(
-    "--temperature", type=float, metavar="FACTOR", help="0 is greedy.  [default: the bundle's]"
-)
+@options.seed("Decides captions and pictures.")
+@options.runner
+@options.provider
+@options.batch
+@options.cfg_scale
+@options.temperature
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object with every verdict.")
 @click.option(
     "--sheet",
@@ -94,7 +75,9 @@ def command(
     model: str | None,
     policy: str | None,
     budget: float | None,
-    head_map: Path | None,
+    head_map: str | None,
+    weights: str | None,
+    kv_dtype: str | None,
     num_prompts: int,
     seed: int,
     runner: str,
@@ -111,11 +94,21 @@ def command(
     the demo model's training; the score comes with a 95 % interval. A policy given instead of a bundle is
     exported to a temporary folder first.
     """
-    asked = {"--model": model, "--policy": policy, "--budget": budget, "--head-map": head_map}
+    asked = {
+        "--model": model,
+        "--policy": policy,
+        "--budget": budget,
+        "--head-map": head_map,
+        "--weights": weights,
+        "--kv-dtype": kv_dtype,
+    }
     given = [name for name, value in asked.items() if value is not None]
     if bundle is not None and given:
         raise UserError(f"--bundle and {given[0]} exclude each other: a bundle has its model and policy; drop one")
     _check_numbers(num_prompts, seed, batch, budget)
+    if weights not in (None, "none", "int8", "int4"):
+        raise UserError(f"unknown --weights {weights!r}; choose one of none, int8, int4")
+    options.check_kv_dtype(kv_dtype or "model")
     if sheet is not None:
         from ssd_export.runtime.pictures import check_pictures
 
@@ -127,7 +120,17 @@ def command(
 
     from ssd_export.evaluate.scene_score import DrawOptions
 
-    spec = EvalSpec(bundle, model or "demo", policy, 0.2 if budget is None else budget, head_map, runner, provider)
+    spec = EvalSpec(
+        bundle,
+        model or "demo",
+        policy,
+        0.2 if budget is None else budget,
+        head_map,
+        runner,
+        provider,
+        weights or "none",
+        kv_dtype or "model",
+    )
     score, facts = _score(spec, num_prompts, DrawOptions(seed, batch, cfg_scale, temperature))
     if sheet is not None:
         _write_sheet(sheet, score)
@@ -140,12 +143,11 @@ def command(
 def _check_numbers(num_prompts: int, seed: int, batch: int, budget: float | None) -> None:
     if num_prompts < 1:
         raise UserError(f"--num-prompts {num_prompts} scores nothing; use 300")
-    if not 0 <= seed < 1 << 64:
-        raise UserError(f"--seed {seed} is outside 0 .. 2**64 - 1; use a number such as 0")
+    options.check_seed(seed)
     if batch < 1:
         raise UserError(f"--batch {batch} draws nothing; use 16")
-    if budget is not None and not 0 < budget <= 1:
-        raise UserError(f"--budget {budget:g} is outside (0, 1]; use 0.2 to keep a fifth of the image tokens")
+    if budget is not None:
+        options.check_budget(budget)
 
 
 @contextmanager
@@ -155,22 +157,21 @@ def _bundle(spec: EvalSpec, progress: Progress) -> Iterator[Path]:
         return
     from ssd_export.evaluate.exported import PolicyChoice, temporary_bundle
 
-    head_map = None if spec.head_map is None else str(spec.head_map)
-    choice = PolicyChoice(spec.model, spec.policy, spec.budget, head_map)
+    choice = PolicyChoice(spec.model, spec.policy, spec.budget, spec.head_map, weights=spec.weights, kv_dtype=spec.kv_dtype)
     with temporary_bundle(choice, progress) as path:
         yield path
 
 
-def _score(spec: EvalSpec, num_prompts: int, options: DrawOptions) -> tuple[SceneScore, dict[str, Any]]:
+def _score(spec: EvalSpec, num_prompts: int, drawing: DrawOptions) -> tuple[SceneScore, dict[str, Any]]:
     """The score, and what it is the score of."""
     from ssd_export.cli.progress import ProgressReport
     from ssd_export.evaluate.scene_score import draw_scenes, score_scenes
     from ssd_export.runtime.generate import ImageGenerator
 
-    scenes = draw_scenes(num_prompts, options.seed)
+    scenes = draw_scenes(num_prompts, drawing.seed)
     with ProgressReport() as progress, _bundle(spec, progress) as path:
         with ImageGenerator.from_bundle(path, runner=spec.runner, provider=spec.provider) as generator:
-            score = score_scenes(generator, scenes, options, progress)
+            score = score_scenes(generator, scenes, drawing, progress)
             defaults = generator.bundle.config["generation"]
             facts = {
                 "model": generator.bundle.config["model_name"],
@@ -179,13 +180,15 @@ def _score(spec: EvalSpec, num_prompts: int, options: DrawOptions) -> tuple[Scen
                 "image_slots_mean": generator.table.image_slots_mean,
                 "bundle_hash": generator.bundle.hash,
                 "dtype": generator.bundle.config["dtype"],
+                "precision": generator.bundle.config.get("precision", {"weights": "none"}),
+                "kv_dtype": generator.table.kv_dtype,
                 "runner": spec.runner,
                 "provider": spec.provider,
                 "num_prompts": num_prompts,
-                "seed": options.seed,
-                "batch": options.batch,
-                "cfg_scale": defaults["cfg_scale"] if options.cfg_scale is None else options.cfg_scale,
-                "temperature": defaults["temperature"] if options.temperature is None else options.temperature,
+                "seed": drawing.seed,
+                "batch": drawing.batch,
+                "cfg_scale": defaults["cfg_scale"] if drawing.cfg_scale is None else drawing.cfg_scale,
+                "temperature": defaults["temperature"] if drawing.temperature is None else drawing.temperature,
             }
     return score, facts
 
@@ -207,7 +210,8 @@ def _print_score(facts: dict[str, Any], score: SceneScore) -> None:
             f"{share.hits} of {share.total}"
         )
     click.echo(
-        f"{facts['model']}, policy {facts['policy']}, budget {facts['budget']:g}: "
+        f"{facts['model']}, policy {facts['policy']}, budget {facts['budget']:g}, weights {facts['precision']['weights']}, "
+        f"kv-dtype {facts['kv_dtype']}: "
         f"{score.seconds / len(score.images):.2f} s a picture in batches of {facts['batch']}, "
         f"{score.ms_per_token:.3f} ms a token, cache {score.cache.bytes_per_image:,} bytes an image"
     )

@@ -7,19 +7,15 @@ from pathlib import Path
 
 import click
 
+from ssd_export.cli import options
 from ssd_export.errors import UserError
 
 DTYPES = ("fp32", "fp16", "bf16")
+WEIGHTS = ("none", "int8", "int4", "fp8")
 
 
 @click.command()
-@click.option(
-    "--model",
-    default="demo",
-    show_default=True,
-    metavar="demo|DIR|HUB_ID",
-    help="The checkpoint: the built-in demo, a folder (either layout), or a model hub's owner/name.",
-)
+@options.model
 @click.option(
     "--policy",
     metavar="NAME",
@@ -52,12 +48,7 @@ DTYPES = ("fp32", "fp16", "bf16")
     metavar="TOKENS",
     help="Newest tokens that a head ranking by score always keeps.  [default: the policy's, mostly half]",
 )
-@click.option(
-    "--head-map",
-    type=click.Path(path_type=Path),
-    metavar="FILE|NAME|random:SEED|swapped",
-    help="Head kinds and costs from `ssd-export calibrate`, a built-in map, or a control.  [default: the model's own map]",
-)
+@options.head_map
 @click.option(
     "--groups",
     type=click.IntRange(1, 3),
@@ -66,14 +57,7 @@ DTYPES = ("fp32", "fp16", "bf16")
     metavar="1|2|3",
     help="How many rules and sizes ssd-auto may use in a layer.",
 )
-@click.option(
-    "--prompt-slots",
-    type=int,
-    default=64,
-    show_default=True,
-    metavar="TOKENS",
-    help="Cache slots for the prompt: the longest prompt, control tokens included.",
-)
+@options.prompt_slots
 @click.option(
     "--dtype",
     default="fp32",
@@ -82,12 +66,46 @@ DTYPES = ("fp32", "fp16", "bf16")
     help="Precision of weights and cache.",
 )
 @click.option(
+    "--weights",
+    default="none",
+    show_default=True,
+    metavar="|".join(WEIGHTS),
+    help="Store the layers' matrices in fewer bits: int8 by output channel, int4 in blocks of 128 inputs, fp8 by "
+    "output channel for a --target that has it. Everything else keeps --dtype.",
+)
+@click.option(
+    "--kv-dtype",
+    default="model",
+    show_default=True,
+    metavar="model|int8",
+    help="Keys and values of the cache: as --dtype, or int8 with a scale for every token and head.",
+)
+@click.option(
+    "--target",
+    metavar="NAME",
+    help="What will run the bundle, as for build-engine; what it cannot run is refused.  [default: anything]",
+)
+@click.option(
     "--out",
     type=click.Path(path_type=Path),
     metavar="DIR",
-    help="The bundle's folder.  [default: bundles/<model>-<policy>-b<budget>-<dtype>]",
+    help="The bundle's folder.  [default: bundles/<model>-<policy>-b<budget>-<dtype>[-<weights>][-kv-<kv-dtype>]]",
 )
 @click.option("--force", is_flag=True, help="Replace a bundle that is there, once the new one is complete.")
+@click.option(
+    "--resume",
+    is_flag=True,
+    help="Go on where Ctrl-C, a signal, a crash or a full disk stopped the same export; begin where there is nothing.",
+)
+@click.option(
+    "--num-layers", type=int, metavar="COUNT", help="Only the first layers: a quick trial of a big model.  [default: all]"
+)
+@click.option(
+    "--revision",
+    metavar="BRANCH|TAG|COMMIT",
+    help="Which version of a hub's model; the bundle records its commit.  [default: the newest]",
+)
+@click.option("--force-memory", is_flag=True, help="Try even where the estimate says that memory will not do.")
 def command(
     model: str,
     policy: str | None,
@@ -95,26 +113,32 @@ def command(
     window: int | None,
     evict_every: int | None,
     num_recent: int | None,
-    head_map: Path | None,
+    head_map: str | None,
     groups: int,
     prompt_slots: int,
     dtype: str,
+    weights: str,
+    kv_dtype: str,
+    target: str | None,
     out: Path | None,
     force: bool,
+    resume: bool,
+    num_layers: int | None,
+    revision: str | None,
+    force_memory: bool,
 ) -> None:
     """Export a checkpoint to a bundle.
 
     A bundle is a folder of ONNX graphs with a compressed KV cache of fixed size, one copy of the weights, the
     tokenizer and a manifest; `ssd-export generate` draws from it.
     """
-    if not 0 < budget <= 1:
-        raise UserError(f"--budget {budget:g} is outside (0, 1]; use 0.2 to keep a fifth of the image tokens")
-    if prompt_slots < 1:
-        raise UserError(
-            f"--prompt-slots {prompt_slots} holds no prompt; use 64, or what your longest prompt needs"
-        )
+    options.check_budget(budget)
+    options.check_prompt_slots(prompt_slots)
     if dtype not in DTYPES:
         raise UserError(f"unknown --dtype {dtype!r}; choose one of {', '.join(DTYPES)}")
+
+    check_weights(weights, target)
+    options.check_kv_dtype(kv_dtype)
 
     from ssd_export.bundle import remember_latest
     from ssd_export.cli.progress import ProgressReport
@@ -128,15 +152,22 @@ def command(
         evict_every=evict_every,
         num_recent=num_recent,
         num_sinks=None,
-        head_map=None if head_map is None else str(head_map),
+        head_map=head_map,
         groups=groups,
         prompt_slots=prompt_slots,
         dtype=dtype,
         out=out,
         force=force,
+        weights=weights,
+        target=target,
+        kv_dtype=kv_dtype,
+        resume=resume,
+        num_layers=num_layers,
+        revision=revision,
+        force_memory=force_memory,
     )
-    with ProgressReport() as progress:
-        path = export_bundle(spec, progress=progress)
+    with ProgressReport(in_bytes=("weights",)) as progress:
+        path = export_bundle(spec, progress=progress, kept=_say_kept)
     try:
         remember_latest(path)
     except OSError as error:
@@ -144,7 +175,35 @@ def command(
             f"not remembered as the latest bundle ({error.strerror}): name it with --bundle {path}", err=True
         )
     _print_allocation(path)
+    _print_precision(path)
     click.echo(path)
+
+
+def _say_kept(folder: Path) -> None:
+    click.echo(f"{folder} keeps what is finished: the same command with --resume goes on; delete it otherwise", err=True)
+
+
+def check_weights(weights: str, target: str | None) -> None:
+    """Raises: UserError for an unknown format or target, or a target that lacks the format."""
+    if weights not in WEIGHTS:
+        raise UserError(f"unknown --weights {weights!r}; choose one of {', '.join(WEIGHTS)}")
+
+    from ssd_export.build.targets import fp8_targets, target_names
+
+    if target is not None and target not in target_names():
+        raise UserError(f"unknown --target {target!r}; choose one of {', '.join(target_names())}")
+    if weights == "fp8" and target not in fp8_targets():
+        why = f"{target} is not one" if target else "most machines have none"
+        raise UserError(f"--weights fp8 needs a target with fp8 ({why}); use --target {', '.join(fp8_targets())}, or "
+                        "--weights int8 or int4, which run everywhere")  # fmt: skip
+
+
+def _print_precision(path: Path) -> None:
+    """Where int4 could not use its usual blocks, on stderr."""
+    from ssd_export.export.quantize import block_lines
+
+    for line in block_lines(json.loads((path / "ssd_config.json").read_text(encoding="utf-8")).get("precision", {})):
+        click.echo(line, err=True)
 
 
 def _print_allocation(path: Path) -> None:

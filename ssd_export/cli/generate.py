@@ -13,6 +13,7 @@ import click
 from ssd_export.errors import UserError
 
 if TYPE_CHECKING:
+    from ssd_export.bundle import Bundle
     from ssd_export.runtime.generate import CacheReport, ImageGenerator, RowEvent
 
 
@@ -30,6 +31,8 @@ class GenerateSpec:
     out: Path
     save_tokens: Path | None
     preview: Path | None
+    batch: int
+    decoder_batch: int
 
     @property
     def total_images(self) -> int:
@@ -51,7 +54,13 @@ class GenerateSpec:
     metavar="ort|torch|trt",
     help="Who computes: ONNX Runtime, torch or TensorRT.",
 )
-@click.option("--provider", default="cpu", show_default=True, metavar="cpu|cuda", help="Where it computes.")
+@click.option(
+    "--provider",
+    default="cpu",
+    show_default=True,
+    metavar="cpu|cuda",
+    help="Where ort and torch compute; trt is always on the GPU.",
+)
 @click.option(
     "--seed",
     type=int,
@@ -106,6 +115,18 @@ class GenerateSpec:
     metavar="DIR",
     help="Write the unfinished pictures after each grid row: row-00.png, ...  [default: not written]",
 )
+@click.option(
+    "--batch", type=click.IntRange(min=1), default=16, show_default=True, metavar="COUNT", help="Pictures drawn at once."
+)
+@click.option(
+    "--decoder-batch",
+    type=click.IntRange(min=1),
+    default=1,
+    show_default=True,
+    metavar="COUNT",
+    help="Pictures decoded to pixels at once: more takes memory and saves little time.",
+)
+@click.option("--force-memory", is_flag=True, help="Try even where the estimate says that memory will not do.")
 def command(
     bundle: Path | None,
     runner: str,
@@ -120,13 +141,16 @@ def command(
     out: Path,
     save_tokens: Path | None,
     preview: Path | None,
+    batch: int,
+    decoder_batch: int,
+    force_memory: bool,
 ) -> None:
     """Draw a picture for each PROMPT.
 
     From a bundle that `ssd-export export` wrote. The PNG carries what it was made from as text chunks.
     """
     spec = GenerateSpec(
-        prompts, seed, num_images, cfg_scale, temperature, top_k, greedy, out, save_tokens, preview
+        prompts, seed, num_images, cfg_scale, temperature, top_k, greedy, out, save_tokens, preview, batch, decoder_batch
     )
     _check_numbers(spec)
     _check_places(spec)
@@ -134,7 +158,12 @@ def command(
     from ssd_export.bundle import resolve_bundle
     from ssd_export.runtime.generate import ImageGenerator
 
-    with ImageGenerator.from_bundle(resolve_bundle(bundle), runner=runner, provider=provider) as generator:
+    def check(opened: Bundle) -> None:
+        if runner == "ort" and provider == "cpu" and not force_memory:
+            check_memory(opened, min(batch, spec.total_images), decoder_batch)
+
+    path = resolve_bundle(bundle)
+    with ImageGenerator.from_bundle(path, runner=runner, provider=provider, check=check) as generator:
         began = time.perf_counter()
         event = _draw(generator, spec)
         seconds = time.perf_counter() - began
@@ -162,6 +191,21 @@ def _check_numbers(spec: GenerateSpec) -> None:
         raise UserError(f"--top-k {spec.top_k} is below 0; use 0 to sample among all tokens")
 
 
+def check_memory(bundle: Bundle, num_images: int, decoder_batch: int) -> None:
+    """Raises: UserError where drawing that many pictures at once on this CPU takes more memory than is free."""
+    from ssd_export.cache.table import PolicyTable
+    from ssd_export.config import ModelConfig
+    from ssd_export.plan.memory import check_fits, drawing_bytes
+    from ssd_export.plan.sizes import ITEM_SIZE, WeightSizes
+
+    config, dtype = ModelConfig.from_dict(bundle.config["model"]), bundle.config["dtype"]
+    table = PolicyTable.from_dict(bundle.config["policy"])
+    cache = table.cache_bytes(config, ITEM_SIZE[dtype], 2 * num_images)
+    needed = drawing_bytes(config, WeightSizes.of_bundle(bundle), dtype, cache, decoder_batch)
+    ways_out = [f"draw fewer at once with --batch {max(1, num_images // 2)}"] * (num_images > 1)
+    check_fits("drawing", needed, (*ways_out, "export with --weights int4", "export with a smaller --budget"))
+
+
 def _check_places(spec: GenerateSpec) -> None:
     """Everything that will be written can be: found out before the work."""
     from ssd_export.runtime.pictures import check_file, check_pictures, make_folder
@@ -177,10 +221,10 @@ def _draw(generator: ImageGenerator, spec: GenerateSpec) -> RowEvent:
     """The last event; previews are written on the way."""
     from ssd_export.cli.progress import ProgressReport
     from ssd_export.config import GRID
-    from ssd_export.runtime.generate import MAX_BATCH
     from ssd_export.runtime.pictures import contact_sheet, write_png
 
-    total = GRID * math.ceil(spec.total_images / MAX_BATCH)
+    max_batch = min(spec.batch, generator.runner.max_images)
+    total = GRID * math.ceil(spec.total_images / max_batch)
     events = generator.stream(
         spec.prompts,
         seed=spec.seed,
@@ -189,7 +233,8 @@ def _draw(generator: ImageGenerator, spec: GenerateSpec) -> RowEvent:
         temperature=0.0 if spec.greedy else spec.temperature,
         top_k=0 if spec.greedy else spec.top_k,
         preview=spec.preview is not None,
-        max_batch=MAX_BATCH,
+        max_batch=max_batch,
+        decoder_batch=spec.decoder_batch,
     )
     with ProgressReport() as progress:
         for count, event in enumerate(events):

@@ -51,7 +51,10 @@ def bundle_facts(bundle: Bundle) -> dict[str, Any]:
         "schema_version": config["schema_version"],
         "tool_version": config["tool_version"],
         "dtype": config["dtype"],
+        "precision": config.get("precision", {"weights": "none"}),
         "model": config["model"],
+        "layers_of_the_model": config.get("layers_of_the_model", config["model"]["num_layers"]),
+        "model_revision": config.get("model_revision"),
         "policy": {
             "name": table.name,
             "budget": table.budget,
@@ -59,6 +62,7 @@ def bundle_facts(bundle: Bundle) -> dict[str, Any]:
             "image_slots_mean": table.image_slots_mean,
             "prompt_slots": table.prompt_slots,
             "score_decay": table.score_decay,
+            "kv_dtype": table.kv_dtype,
             "notes": list(table.notes),
             "layers": _layers(table),
         },
@@ -146,11 +150,14 @@ def _summary(facts: dict[str, Any]) -> list[tuple[str, str]]:
     return [
         (
             "model",
-            f"{model['num_layers']} layers, {model['num_heads']} heads, {model['num_kv_heads']} KV heads of "
+            f"{_layer_count(facts)} layers, {model['num_heads']} heads, {model['num_kv_heads']} KV heads of "
             f"{model['head_dim']}, hidden size {model['hidden_size']}, {model['image_size']} x "
             f"{model['image_size']} pixels",
         ),
+        *((("revision", facts["model_revision"]),) if facts["model_revision"] else ()),
         ("precision", facts["dtype"]),
+        *(("", line) for line in _weight_lines(facts["precision"])),
+        *([("", "keys and values of the cache in int8, a scale for every token and head")] if policy["kv_dtype"] == "int8" else []),
         ("policy", f"{policy['name']}, budget {policy['budget']:g}"),
         *(("", note) for note in policy["notes"]),
         (
@@ -172,6 +179,26 @@ def _summary(facts: dict[str, Any]) -> list[tuple[str, str]]:
         ("hash", facts["hash"]),
         ("written by", f"ssd-export {facts['tool_version']}, schema version {facts['schema_version']}"),
     ]
+
+
+def _weight_lines(precision: dict[str, Any]) -> list[str]:
+    """What the layers' matrices are stored in, where that is not the model's dtype."""
+    if precision["weights"] == "none":
+        return []
+    how = f"blocks of {precision['block']} inputs" if "block" in precision else "a scale for every output channel"
+    size = _size(precision["quantized_bytes"])
+    lines = [f"the layers' matrices in {precision['weights']}, {how}: {size} with their scales"]
+    others = sorted(set(precision.get("other_blocks", {}).values()), reverse=True)
+    for block in others:
+        count = sum(own == block for own in precision["other_blocks"].values())
+        lines.append(f"{count} of them in blocks of {block}, which divides their inputs")
+    kept = len(precision.get("kept", ()))
+    return lines + ([f"{kept} matrices as they are: no block divides their inputs"] if kept else [])
+
+
+def _layer_count(facts: dict[str, Any]) -> str:
+    have, whole = facts["model"]["num_layers"], facts["layers_of_the_model"]
+    return str(have) if have == whole else f"the first {have} of {whole}"
 
 
 def _alike(layers: list[Any]) -> list[tuple[str, Any]]:

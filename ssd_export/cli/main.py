@@ -20,6 +20,7 @@ from ssd_export.bundle import TOOL_VERSION
 from ssd_export.errors import UserError
 
 VERBS = (
+    "plan",
     "export",
     "calibrate",
     "build-engine",
@@ -27,6 +28,7 @@ VERBS = (
     "inspect",
     "eval",
     "sweep",
+    "bench",
     "verify",
     "train-demo",
 )  # in the order of --help; verb build-engine is `command` in build_engine.py

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from types import TracebackType
 from typing import TYPE_CHECKING, TextIO
 
@@ -19,15 +19,25 @@ SECONDS_BETWEEN_LINES = 5.0
 
 
 class ProgressReport:
-    """A context manager whose value is the progress function; the bar ends, whatever ends the work."""
+    """A context manager whose value is the progress function; the bar ends, whatever ends the work.
 
-    def __init__(self, stream: TextIO | None = None, clock: Callable[[], float] = time.monotonic) -> None:
+    in_bytes: the stages whose done and total are bytes.
+    """
+
+    def __init__(
+        self,
+        stream: TextIO | None = None,
+        clock: Callable[[], float] = time.monotonic,
+        in_bytes: Collection[str] = (),
+    ) -> None:
         self._stream = sys.stderr if stream is None else stream
+        self._in_bytes = in_bytes
         self._clock = clock
         self._bar: Progress | None = None
         self._task: TaskID | None = None
         self._stage: str | None = None
         self._started = self._printed = 0.0
+        self._already = 0  # done before the stage began: a resumed export
 
     def __enter__(self) -> ProgressReport:
         from rich.console import Console
@@ -49,10 +59,12 @@ class ProgressReport:
         new = stage != self._stage
         if new:
             self._stage, self._started, self._printed = stage, self._clock(), self._clock()
+            self._already = done if stage in self._in_bytes else 0
         if self._bar:
             if new:
-                self._task = self._bar.add_task(stage, total=total)
-            self._bar.update(self._task, completed=done, total=total)
+                self._task = self._bar.add_task(stage, total=total, amount="")
+            amount = self._amount(stage, done, total)
+            self._bar.update(self._task, completed=done, total=total, amount=amount)
         else:
             self._plain_line(stage, done, total)
 
@@ -64,10 +76,16 @@ class ProgressReport:
         elif now - self._printed < SECONDS_BETWEEN_LINES:
             return
         else:
-            left = f", {_duration(seconds / done * (total - done))} left" if done else ""
-            line = f"{stage}: {100 * done // total} %{left}"
+            new = done - self._already
+            left = f", {_duration(seconds / new * (total - done))} left" if new else ""
+            amount = f" ({self._amount(stage, done, total)})" if stage in self._in_bytes else ""
+            line = f"{stage}: {100 * done // total} %{amount}{left}"
         self._printed = now
         print(line, file=self._stream, flush=True)
+
+    def _amount(self, stage: str, done: int, total: int) -> str:
+        """Of a stage that is counted in bytes: 1.25 of 13.3 GB."""
+        return f"{done / 1e9:.2f} of {total / 1e9:.2f} GB" if stage in self._in_bytes else ""
 
 
 def _bar(console: object) -> Progress:
@@ -77,6 +95,7 @@ def _bar(console: object) -> Progress:
         TextColumn("{task.description}"),
         BarColumn(),
         TaskProgressColumn(),
+        TextColumn("{task.fields[amount]}"),
         TimeRemainingColumn(elapsed_when_finished=True),
     )
     return Progress(*columns, console=console)

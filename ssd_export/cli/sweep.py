@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import shlex
+import sys
 from pathlib import Path
 
 import click
 
+from ssd_export.cli import options
 from ssd_export.errors import UserError
 
 POLICIES = "ssd-auto,ssd-row,ssd,streaming-llm,h2o,tova,linear,margin"
@@ -14,21 +17,21 @@ BUDGETS = "0.1,0.15,0.2,0.3,0.5"
 
 
 @click.command()
-@click.option(
-    "--model", default="demo", show_default=True, metavar="demo|DIR|HUB_ID", help="The checkpoint, as for export."
-)
+@options.model
 @click.option(
     "--policies",
     default=POLICIES,
     show_default=True,
     metavar="NAME,...",
-    help="Policies to compare; the full cache is always among them.",
+    help="Policies to compare; the full cache is always among them. NAME@KEY=VALUE changes a number of one: "
+    "h2o@evict-every=24, ssd-auto@groups=1, streaming-llm@num-sinks=4, ssd-row@head-map=swapped.",
 )
 @click.option(
     "--budgets", default=BUDGETS, show_default=True, metavar="SHARE,...", help="Budgets of each policy."
 )
 @click.option(
-    "--num-prompts", type=int, default=300, show_default=True, metavar="COUNT", help="Captions for each seed."
+    "--num-prompts", type=int, default=300, show_default=True, metavar="COUNT",
+    help="Captions for each seed; 0: the teacher-forced loss alone, without drawing.",
 )
 @click.option(
     "--seeds", type=int, default=2, show_default=True, metavar="COUNT", help="Seeds 0, 1, ... up to this many."
@@ -41,29 +44,12 @@ BUDGETS = "0.1,0.15,0.2,0.3,0.5"
     metavar="COUNT",
     help="True scenes (or drawn pictures) of the teacher-forced comparison.",
 )
-@click.option(
-    "--runner",
-    default="ort",
-    show_default=True,
-    metavar="ort|torch|trt",
-    help="Who draws: ONNX Runtime, torch or TensorRT.",
-)
-@click.option("--provider", default="cpu", show_default=True, metavar="cpu|cuda", help="Where it draws.")
-@click.option(
-    "--batch", type=int, default=16, show_default=True, metavar="COUNT", help="Pictures drawn at once."
-)
-@click.option(
-    "--cfg-scale", type=float, metavar="FACTOR", help="Strength of guidance; 1 is none.  [default: the model's]"
-)
-@click.option(
-    "--temperature", type=float, metavar="FACTOR", help="0 is greedy.  [default: the model's]"
-)
-@click.option(
-    "--head-map",
-    type=click.Path(path_type=Path),
-    metavar="FILE",
-    help="Head kinds from `ssd-export calibrate`.  [default: the model's own map]",
-)
+@options.runner
+@options.provider
+@options.batch
+@options.cfg_scale
+@options.temperature
+@options.head_map
 @click.option(
     "--out",
     type=click.Path(path_type=Path),
@@ -73,10 +59,11 @@ BUDGETS = "0.1,0.15,0.2,0.3,0.5"
     help="Cells, table, plot and contact sheet. What is finished there is not run again.",
 )
 @click.option(
-    "--docs",
+    "--measurement",
     type=click.Path(path_type=Path),
-    metavar="FILE.md",
-    help="Also write table, plot and sheet into this document, between its sweep comments.  [default: no]",
+    metavar="FILE.json",
+    help="Also write the results, with machine and versions, where documents are made from; plot and sheet beside it.  "
+    "[default: no]",
 )
 def command(
     model: str,
@@ -90,9 +77,9 @@ def command(
     batch: int,
     cfg_scale: float | None,
     temperature: float | None,
-    head_map: Path | None,
+    head_map: str | None,
     out: Path,
-    docs: Path | None,
+    measurement: Path | None,
 ) -> None:
     """Compare cache policies by quality, memory and speed.
 
@@ -101,14 +88,15 @@ def command(
     other model is compared with its own full cache. Interrupt it at any time: run it again and it goes on.
     """
     numbers = _numbers(budgets)
-    if docs is not None:
+    if measurement is not None:
         from ssd_export.runtime.pictures import check_file
 
-        check_file(docs)
+        check_file(measurement)
 
     from ssd_export.cli.progress import ProgressReport
-    from ssd_export.evaluate.sweep import SweepSpec, check_spec, run_sweep
+    from ssd_export.evaluate.sweep import run_sweep
     from ssd_export.evaluate.sweep_report import write_report
+    from ssd_export.evaluate.sweep_spec import SweepSpec, check_spec
 
     spec = check_spec(
         SweepSpec(
@@ -123,17 +111,18 @@ def command(
             provider=provider,
             cfg_scale=cfg_scale,
             temperature=temperature,
-            head_map=None if head_map is None else str(head_map),
+            head_map=head_map,
             out=out,
         )
     )
     with ProgressReport() as progress:
         result = run_sweep(spec, progress)
     facts, table, *pictures = paths = write_report(spec, result)
-    if docs is not None:
-        from ssd_export.evaluate.pages import write_sweep_part
+    if measurement is not None:
+        from ssd_export.evaluate.measurement import publish
 
-        write_sweep_part(docs, json.loads(facts.read_text(encoding="utf-8")), pictures)
+        command_line = shlex.join(["python", "cli.py", *sys.argv[1:]])
+        publish(measurement, command_line, json.loads(facts.read_text(encoding="utf-8")), pictures)
     click.echo(table.read_text(encoding="utf-8"))
     click.echo(", ".join(str(path) for path in paths))
 

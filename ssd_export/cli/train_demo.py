@@ -12,7 +12,7 @@ from ssd_export.errors import UserError
 @click.command()
 @click.option("--out", type=click.Path(path_type=Path), default=Path("demo-training"), show_default=True, metavar="DIR",
               help="Where states, log and the checkpoint go; an interrupted run there is resumed.")  # fmt: skip
-@click.option("--steps", type=int, default=4400, show_default=True, metavar="COUNT", help="Steps of the transformer.")
+@click.option("--steps", type=int, default=5600, show_default=True, metavar="COUNT", help="Steps of the transformer.")
 @click.option("--decoder-steps", type=int, default=1500, show_default=True, metavar="COUNT", help="Steps of the image decoder.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Of weights and pictures.")
 @click.option("--device", default="cpu", show_default=True, metavar="cpu|cuda", help="Where the transformer is trained.")

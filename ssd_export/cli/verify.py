@@ -21,7 +21,7 @@ from ssd_export.errors import UserError
 @click.option(
     "--against",
     metavar="torch|ort|trt|checkpoint",
-    help="The reference: torch or ONNX Runtime on the bundle's own weights, or the checkpoint in torch.  "
+    help="The reference: torch, ONNX Runtime or TensorRT on the bundle's own weights, or the checkpoint in torch.  "
     "[default: checkpoint where it is at hand, else torch]",
 )
 @click.option(

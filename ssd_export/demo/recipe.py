@@ -13,7 +13,7 @@ from ssd_export.demo.train import Recipe, Training, log_line
 from ssd_export.demo.train_decoder import DecoderRecipe, DecoderTraining
 from ssd_export.errors import UserError
 
-GENERATION = {"cfg_scale": 1.0, "temperature": 1.0}
+GENERATION = {"cfg_scale": 1.0, "temperature": 0.8}
 STEPS_BETWEEN_LINES = 20
 Progress = Callable[[str, int, int], None]
 

@@ -10,10 +10,11 @@ import onnx_ir as ir
 import torch
 from safetensors import safe_open
 
-from ssd_export.bundle import Bundle
+from ssd_export.bundle import Bundle, weight_format
+from ssd_export.cache.allocation import allocate
 from ssd_export.cache.head_map import HeadMap
-from ssd_export.cache.policy import HEAD_TYPE_POLICIES
-from ssd_export.cache.table import HeadGroup, PolicyTable
+from ssd_export.cache.policy import HEAD_TYPE_POLICIES, MAX_GROUPS
+from ssd_export.cache.table import HeadGroup, HeadOption, PolicyTable
 from ssd_export.config import ModelConfig
 from ssd_export.errors import UserError
 from ssd_export.evaluate.rungs import Divergence, Rung
@@ -69,7 +70,11 @@ def _misplaced_head(bundle: Bundle, config: ModelConfig, table: PolicyTable) -> 
         head_map = HeadMap.load(bundle.file("head_map.json")).for_model(config, bundle.config["model_fingerprint"])
     except UserError as error:
         return Divergence(f"head_map.json: {error}")
-    if table.name not in HEAD_TYPE_POLICIES or table.budget == 1:
+    if table.budget == 1:
+        return None
+    if table.name == "ssd-auto":
+        return _misallocated_head(head_map, table)
+    if table.name not in HEAD_TYPE_POLICIES:
         return None
     kinds: dict[bool, HeadGroup] = {}
     for layer, semantic in enumerate(head_map.semantic()):
@@ -78,6 +83,28 @@ def _misplaced_head(bundle: Bundle, config: ModelConfig, table: PolicyTable) -> 
             if (kind.rule, kind.num_slots) != (group.rule, group.num_slots) or _is_semantic(group) != semantic[head]:
                 what = f"a {'semantic' if semantic[head] else 'spatial'} head by head_map.json has {group.num_slots} slots and {group.rule}"
                 return Divergence(what, layer=layer, group=index, head=head)
+    return None
+
+
+def _misallocated_head(head_map: HeadMap, table: PolicyTable) -> Divergence | None:
+    """The first head with an option that is not on the head map's menu, or heads that cost more than allocated ones.
+
+    Costs are compared, not heads: between options of equal cost another machine may choose otherwise.
+    """
+    if not head_map.cost_options:
+        return Divergence("head_map.json has no costs, and ssd-auto stands on them")
+    cost = 0.0
+    for layer in range(len(table.layers)):
+        for index, group, head in heads_of_layer(table, layer):
+            option = HeadOption(group.rule, group.num_slots - table.prompt_slots, group.evict_every)
+            if option not in head_map.cost_options:
+                what = f"head_map.json has no option of {option.image_slots} image slots, {option.rule}"
+                return Divergence(f"{what}, evict_every {option.evict_every}", layer=layer, group=index, head=head)
+            cost += head_map.costs[layer][head][head_map.cost_options.index(option)]
+    used = max(map(len, table.layers))
+    allocated = max(allocate(head_map, table.budget, groups).cost for groups in range(used, MAX_GROUPS + 1))
+    if cost > allocated * 1.001:
+        return Divergence(f"the heads' options cost {cost:.4g} by head_map.json, allocated ones {allocated:.4g}")
     return None
 
 
@@ -94,9 +121,10 @@ def heads_of_layer(table: PolicyTable, layer: int) -> list[tuple[int, HeadGroup,
 def check_weights(
     bundle: Bundle, checkpoint: Checkpoint, progress: Callable[[str, int, int], None] = lambda stage, done, total: None
 ) -> Rung:
-    """Rung `weights`: every tensor of the bundle equals the checkpoint's, bit for bit, after permutation and rounding."""
+    """Rung `weights`: every tensor of the bundle equals the checkpoint's, bit for bit, after permutation, rounding and
+    quantisation."""
     table = PolicyTable.from_dict(bundle.config["policy"])
-    weights = plan_weights(checkpoint, table, getattr(torch, bundle.config["dtype"]))
+    weights = plan_weights(checkpoint, table, getattr(torch, bundle.config["dtype"]), weight_format(bundle.config))
     with safe_open(bundle.file("onnx/weights.safetensors"), framework="pt") as file:
         names = set(file.keys())
         for done, weight in enumerate(weights, start=1):

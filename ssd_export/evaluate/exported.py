@@ -13,7 +13,7 @@ from ssd_export.export.exporter import ExportSpec, Progress, export_bundle
 
 @dataclass(frozen=True)
 class PolicyChoice:
-    """A model under a policy; policy None: the model's default. model as `export --model` takes it."""
+    """A model under a policy, as `export` takes them. None: the model's default policy, the policy's own number."""
 
     model: str = "demo"
     policy: str | None = None
@@ -21,12 +21,20 @@ class PolicyChoice:
     head_map: str | None = None
     dtype: str = "fp32"
     prompt_slots: int = 64
+    window: int | None = None
+    evict_every: int | None = None
+    num_recent: int | None = None
+    num_sinks: int | None = None
+    groups: int = 3
+    weights: str = "none"
+    kv_dtype: str = "model"
 
     def export_spec(self, out: Path | None = None) -> ExportSpec:
         return ExportSpec(
-            model=self.model, policy=self.policy, budget=self.budget, window=None, evict_every=None, num_recent=None,
-            num_sinks=None, head_map=self.head_map, groups=3, prompt_slots=self.prompt_slots, dtype=self.dtype,
-            out=out, force=False,
+            model=self.model, policy=self.policy, budget=self.budget, window=self.window, evict_every=self.evict_every,
+            num_recent=self.num_recent, num_sinks=self.num_sinks, head_map=self.head_map, groups=self.groups,
+            prompt_slots=self.prompt_slots, dtype=self.dtype, out=out, force=False,
+            weights=self.weights, kv_dtype=self.kv_dtype,
         )  # fmt: skip
 
 

@@ -19,8 +19,8 @@ from ssd_export.evaluate.compression import check_compression, check_dropped
 from ssd_export.evaluate.contract import heads_of_layer
 from ssd_export.evaluate.probes import Probe
 from ssd_export.evaluate.rungs import Divergence, Rung
-from ssd_export.evaluate.tolerances import TOLERANCES, error
-from ssd_export.export.graphs import head_groups
+from ssd_export.evaluate.tolerances import ONE_CODE, error, tolerance_of
+from ssd_export.export.graphs import head_groups, part_names
 from ssd_export.model.prompt import PromptEncoder
 from ssd_export.runtime.generate import TextEmbeddings
 from ssd_export.runtime.runner import PromptBatch, Sampling, release_steps
@@ -41,7 +41,7 @@ class Ladder:
         self.table = PolicyTable.from_dict(bundle.config["policy"])
         self.config = ModelConfig.from_dict(bundle.config["model"])
         self._dtype = bundle.config["dtype"]
-        self.tolerance = TOLERANCES[self._dtype]
+        self.tolerance = tolerance_of(self._dtype, self.table.kv_dtype)
         self.subject, self.reference, self._progress = subject, reference, progress
         self.batch = prompt_batch(bundle, self.table, seed)
         self._releases = release_steps(self.table, self.batch.lengths.tolist())
@@ -132,8 +132,8 @@ class Ladder:
         """(greatest error, first divergence) over layers, groups, parts and heads, in this order."""
         greatest = 0.0
         for layer, index, group in self._groups:
-            for part in ("position", "key", "value", *["score"] * group.rule.by_score):
-                allowed = 0.0 if part == "position" else self.tolerance.cache
+            for part in sorted(part_names(group.rule, self.table.kv_dtype), key="position".__ne__):
+                allowed = self._allowed(part)
                 ours, reference = (probe.part(layer, index, part) for probe in (self.subject, self.reference))
                 for head in range(group.num_heads):
                     size = error(ours[:, head], reference[:, head])
@@ -208,9 +208,14 @@ class Ladder:
                 break
         return None
 
+    def _allowed(self, part: str) -> float:
+        if part in ("key", "value") and self.table.kv_dtype == "int8":
+            return ONE_CODE
+        return 0.0 if part == "position" else self.tolerance.cache
+
     def _copy_caches(self) -> None:
         for layer, index, group in self._groups:
-            for part in ("key", "value", "position", *["score"] * group.rule.by_score):
+            for part in part_names(group.rule, self.table.kv_dtype):
                 self.subject.put(layer, index, part, self.reference.part(layer, index, part))
 
     def _is_tie(self, ours: np.ndarray, reference: np.ndarray, position: np.ndarray, score: np.ndarray) -> bool:

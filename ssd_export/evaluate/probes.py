@@ -8,14 +8,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ssd_export.bundle import Bundle
+from ssd_export.bundle import Bundle, weight_format
 from ssd_export.cache.layout import inverse_order, query_head_order
 from ssd_export.cache.table import PolicyTable
+from ssd_export.calibrate.draw import load_model
 from ssd_export.config import ModelConfig
 from ssd_export.errors import UserError
-from ssd_export.evaluate.teacher_forced import load_model
-from ssd_export.model.checkpoint import Checkpoint
+from ssd_export.model.checkpoint import Checkpoint, permute_heads
+from ssd_export.model.decoder import ImageTokenModel
 from ssd_export.model.image_decoder import ImageDecoder
+from ssd_export.model.quantization import choose_scheme, dequantize, quantize, to_stored
 from ssd_export.runtime.ort_runner import OrtRunner
 from ssd_export.runtime.runner import Runner
 from ssd_export.runtime.torch_runner import TorchRunner
@@ -71,7 +73,8 @@ class CheckpointProbe(TorchProbe):
         self._device, self._config = provider, ModelConfig.from_dict(bundle.config["model"])
         self._table = PolicyTable.from_dict(bundle.config["policy"])
         self._dtype = getattr(torch, bundle.config["dtype"])
-        self._model = load_model(checkpoint, provider, self._dtype)
+        self._model = load_model(checkpoint, provider, self._dtype, text_embedding=False)
+        quantize_layers(self._model, weight_format(bundle.config), self._table)
         self._image_decoder = ImageDecoder(checkpoint.config).to(provider, self._dtype)
         names = self._image_decoder.state_dict()
         self._image_decoder.load_state_dict({name: checkpoint.tensor(name) for name in names})
@@ -95,14 +98,30 @@ class CheckpointProbe(TorchProbe):
         return list(query_head_order(self._table.head_order[layer], self._config.query_group_size))
 
 
+@torch.inference_mode()
+def quantize_layers(model: ImageTokenModel, weights: str, table: PolicyTable) -> None:
+    """Rounds the layers' matrices to what codes and scales of a bundle's format hold; int4 blocks run over permuted heads."""
+    back = tuple(inverse_order(order) for order in table.head_order)
+    for name, parameter in model.named_parameters():
+        scheme = choose_scheme(weights, parameter.shape[-1], parameter.shape[:1]) if name.endswith("_proj.weight") else None
+        if scheme is None:
+            continue
+        permuted = permute_heads(name, parameter.cpu(), table.head_order, model.config)
+        stored = to_stored(*quantize(permuted, scheme, parameter.dtype), scheme)
+        parameter.copy_(permute_heads(name, dequantize(*stored).T, back, model.config))
+
+
 def open_probe(name: str, bundle: Bundle, provider: str, checkpoint: Checkpoint | None) -> Probe:
     """The probe of that name. Raises: UserError for one that is not there."""
     if name == "ort":
-        return OrtProbe(bundle, provider)
+        return OrtProbe(bundle, provider, exact=True)
     if name == "torch":
         return TorchProbe(bundle, provider)
     if name == "checkpoint" and checkpoint is not None:
         return CheckpointProbe(bundle, checkpoint, provider)
     if name == "trt":
-        raise UserError("verify cannot look into the trt runner in this version; use ort, torch or checkpoint")
+        from ssd_export.evaluate.trt_probe import TrtProbe
+        from ssd_export.runtime.trt_runner import open_device
+
+        return TrtProbe(bundle, *open_device(bundle))
     raise UserError(f"unknown runner {name!r}; use one of {', '.join(PROBES)}")

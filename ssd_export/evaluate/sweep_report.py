@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -14,21 +15,25 @@ from ssd_export.demo.scenes import CATEGORIES
 from ssd_export.evaluate.intervals import Mean, Share
 from ssd_export.evaluate.scene_score import draw_scenes, judge_picture
 from ssd_export.evaluate.sheets import Entry, comparison_sheet
-from ssd_export.evaluate.sweep import FULL, SHOWN, SweepResult, SweepSpec, cell_name, pictures_of
+from ssd_export.evaluate.sweep import SweepResult
+from ssd_export.evaluate.sweep_cells import pictures_of
+from ssd_export.evaluate.sweep_spec import FULL, SHOWN, SweepSpec, cell_name
 from ssd_export.runtime.pictures import write_file, write_png
 
 NOT_MEASURED = "-"
 
 
 def write_report(spec: SweepSpec, result: SweepResult) -> list[Path]:
-    """Writes sweep.json, sweep.md, pareto.png and sheet.png into the sweep's folder; their paths."""
+    """Writes sweep.json, sweep.md, pareto.png and, where pictures were drawn, sheet.png into the sweep's folder; their paths."""
     rows = [summary(cell, result.cells[0]) for cell in result.cells]
     whole = {"settings": result.settings, "skipped": result.skipped, "rows": rows}
-    paths = [spec.out / name for name in ("sweep.json", "sweep.md", "pareto.png", "sheet.png")]
+    paths = [spec.out / name for name in ("sweep.json", "sweep.md", "pareto.png")]
     write_file(paths[0], lambda file: file.write(json.dumps(whole, indent=1).encode()))
     write_file(paths[1], lambda file: file.write(markdown(whole).encode()))
     write_file(paths[2], lambda file: plot(rows, file))
-    write_png(paths[3], sheet(spec, rows), {})
+    if spec.num_prompts:
+        paths.append(spec.out / "sheet.png")
+        write_png(paths[3], sheet(spec, rows), {})
     return paths
 
 
@@ -40,6 +45,7 @@ def summary(cell: dict[str, Any], full: dict[str, Any]) -> dict[str, Any]:
     if "ok" in cell:
         row["score"] = Share(sum(cell["ok"]), len(cell["ok"])).to_dict()
         row["score_above_full"] = Mean.of_differences(cell["ok"], full["ok"]).to_dict()
+    if "losses" in cell:
         row["loss"] = Mean.of(cell["losses"]).to_dict()
         row["loss_above_full"] = Mean.of_differences(cell["losses"], full["losses"]).to_dict()
     for name in ("token_agreement", "kl", "psnr"):
@@ -68,7 +74,8 @@ def markdown(whole: dict[str, Any]) -> str:
 _SCORED_NOTE = (
     "Score: share of captions unseen in training whose picture the checker accepts, 95 % Wilson interval; "
     "difference to the full cache with its 95 % interval, caption by caption. Loss: teacher-forced, nats per image token of "
-    "{num_scenes} true scenes, above the full cache, ± one standard error of the differences."
+    "{num_scenes} true scenes of captions unseen in training, above the full cache, ± one standard error of the differences; KL: "
+    "from the full cache on the same scenes, in nats per image token, ± one standard error."
 )
 _AGREEMENT_NOTE = (
     "Compared with the full cache on the same prompts and random numbers, ± one standard error; KL is teacher-forced, in nats "
@@ -85,14 +92,18 @@ def _percent(share: dict[str, Any]) -> str:
 
 
 def _score(row: dict[str, Any]) -> str:
+    if "score" not in row:
+        return NOT_MEASURED
     score = row["score"]
     return f"{_percent(score)} ({100 * score['low']:.1f} to {100 * score['high']:.1f})"
 
 
 def _score_difference(row: dict[str, Any]) -> str:
+    if row["policy"] == FULL or "score" not in row:
+        return NOT_MEASURED
     difference = row["score_above_full"]
     half = 1.96 * _error(difference)
-    return NOT_MEASURED if row["policy"] == FULL else f"{100 * difference['mean']:+.1f} ± {100 * half:.1f}"
+    return f"{100 * difference['mean']:+.1f} ± {100 * half:.1f}"
 
 
 def _loss(row: dict[str, Any]) -> str:
@@ -112,19 +123,23 @@ def _mean(name: str, digits: int) -> Callable[[dict[str, Any]], str]:
 
 
 def _category(name: str) -> Callable[[dict[str, Any]], str]:
-    return lambda row: _percent(row["categories"][name])
+    return lambda row: _percent(row["categories"][name]) if "categories" in row else NOT_MEASURED
+
+
+def _drawn(row: dict[str, Any], name: str, form: str) -> str:
+    return format(row[name], form) if name in row else NOT_MEASURED
 
 
 _Column = Callable[[dict[str, Any]], str]
 _WHAT: dict[str, _Column] = {"policy": lambda row: row["policy"], "budget": lambda row: f"{row['budget']:g}"}
 _COST: dict[str, _Column] = {
     "image slots": lambda row: f"{row['image_slots_mean']:.1f}",
-    "cache bytes an image": lambda row: f"{row['cache_bytes_per_image']:,}",
-    "ms a token": lambda row: f"{row['ms_per_token']:.3f}",
+    "cache bytes an image": lambda row: _drawn(row, "cache_bytes_per_image", ","),
+    "ms a token": lambda row: _drawn(row, "ms_per_token", ".3f"),
 }
 _SCORED = {
     **_WHAT, "score %": _score, **{name: _category(name) for name in CATEGORIES}, "score against full": _score_difference,
-    "loss above full": _loss, **_COST,
+    "loss above full": _loss, "KL": _mean("kl", 5), **_COST,
 }  # fmt: skip
 _AGREEMENT = {
     **_WHAT, "equal tokens": _mean("token_agreement", 3), "KL": _mean("kl", 5), "PSNR dB": _mean("psnr", 1), **_COST,
@@ -135,21 +150,23 @@ def plot(rows: list[dict[str, Any]], file: BinaryIO) -> None:
     """Pareto plot: quality over the image slots of the average head, one line for each policy, with error bars."""
     from matplotlib.figure import Figure
 
-    panels = _scored_panels() if "score" in rows[0] else _agreement_panels()
-    figure = Figure(figsize=(11, 4.6), layout="constrained")
+    panels = [panel for panel in _PANELS if any(panel.measured in row for row in rows)] or [_KL]
+    figure = Figure(figsize=(5.5 * len(panels), 4.6), layout="constrained")
     policies = list(dict.fromkeys(row["policy"] for row in rows if row["policy"] != FULL))
-    for axes, (title, point, log) in zip(figure.subplots(1, 2), panels):
+    for axes, panel in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels):
         for policy in policies:
-            points = sorted((row["image_slots_mean"], *point(row)) for row in rows if row["policy"] == policy)
-            x, y, below, above = zip(*points, strict=True)
-            axes.errorbar(x, y, (below, above), label=policy, marker="o", capsize=3, linewidth=1.5, markersize=4)
-        if "score" in rows[0] and not log:
-            axes.axhline(point(rows[0])[0], color="black", linestyle="--", linewidth=1, label="full cache")
-        axes.set(title=title, xlabel="image slots of the average head (of 576)", yscale="symlog" if log else "linear")
-        if log:
+            points = sorted((row["image_slots_mean"], *panel.point(row)) for row in rows
+                            if row["policy"] == policy and panel.measured in row)  # fmt: skip
+            if points:
+                x, y, below, above = zip(*points, strict=True)
+                axes.errorbar(x, y, (below, above), label=policy, marker="o", capsize=3, linewidth=1.5, markersize=4)
+        if panel.measured == "score":
+            axes.axhline(panel.point(rows[0])[0], color="black", linestyle="--", linewidth=1, label="full cache")
+        axes.set(title=panel.title, xlabel="image slots of the average head (of 576)")
+        if panel.logarithmic:
             axes.set_yscale("symlog", linthresh=1e-3)
         axes.grid(alpha=0.3)
-    if policies or "score" in rows[0]:
+    if figure.axes[0].get_legend_handles_labels()[0]:
         figure.axes[0].legend(fontsize=8)
     figure.savefig(file, format="png", dpi=120)
 
@@ -157,17 +174,9 @@ def plot(rows: list[dict[str, Any]], file: BinaryIO) -> None:
 _Point = Callable[[dict[str, Any]], tuple[float, float, float]]
 
 
-def _scored_panels() -> list[tuple[str, _Point, bool]]:
-    """(title, value with its error down and up, logarithmic)."""
-    def score(row: dict[str, Any]) -> tuple[float, float, float]:
-        s = row["score"]
-        return 100 * s["share"], 100 * (s["share"] - s["low"]), 100 * (s["high"] - s["share"])
-
-    return [("scene score, % (95 % interval)", score, False), ("teacher-forced loss above the full cache", _of("loss_above_full"), True)]
-
-
-def _agreement_panels() -> list[tuple[str, _Point, bool]]:
-    return [("PSNR to the full cache's picture, dB", _of("psnr"), False), ("teacher-forced KL to the full cache", _of("kl"), True)]
+def _score_point(row: dict[str, Any]) -> tuple[float, float, float]:
+    score = row["score"]
+    return 100 * score["share"], 100 * (score["share"] - score["low"]), 100 * (score["high"] - score["share"])
 
 
 def _of(name: str) -> _Point:
@@ -178,11 +187,30 @@ def _of(name: str) -> _Point:
     return point
 
 
+@dataclass(frozen=True)
+class _Panel:
+    """point: a row's value with its error down and up; measured: the part of a row that it needs."""
+
+    title: str
+    measured: str
+    point: _Point
+    logarithmic: bool
+
+
+_KL = _Panel("teacher-forced KL to the full cache", "kl", _of("kl"), True)
+_PANELS = (
+    _Panel("scene score, % (95 % interval)", "score", _score_point, False),
+    _Panel("teacher-forced loss above the full cache", "loss_above_full", _of("loss_above_full"), True),
+    _Panel("PSNR to the full cache's picture, dB", "psnr", _of("psnr"), False),
+    _KL,
+)
+
+
 def sheet(spec: SweepSpec, rows: list[dict[str, Any]]) -> Image.Image:
     """The first pictures of seed 0 of every cell, the same prompts above each other; wrong ones framed in red."""
     captions = [scene.caption for scene in draw_scenes(min(SHOWN, spec.num_prompts), 0)]
     lines = []
-    for row in rows:
+    for row in (row for row in rows if "ms_per_token" in row):
         with Image.open(spec.out / "cells" / f"{cell_name(row['policy'], row['budget'])}.png") as strip:
             images = list(pictures_of(strip.convert("RGB")))
         label = f"{row['policy']} {row['budget']:g}" + (f" {_percent(row['score'])} %" if "score" in row else "")

@@ -8,7 +8,7 @@ magnitude (at least 1).
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -30,6 +30,19 @@ TOLERANCES = {
     "float16": Tolerance(2e-2, 2e-2, 2e-2, 2e-2, 35.0, 0.98),
     "bfloat16": Tolerance(1e-1, 1e-1, 1e-1, 1e-1, 30.0, 0.95),
 }
+
+
+ONE_CODE = 1.01 / 127  # of keys and values in int8: rounding may fall on either side
+INT8_CACHE = 2e-2  # what such codes may do to scores and logits
+
+
+def tolerance_of(dtype: str, kv_dtype: str) -> Tolerance:
+    """TOLERANCES[dtype], wider where keys and values are int8."""
+    found = TOLERANCES[dtype]
+    if kv_dtype == "model":
+        return found
+    cache, logits, tie = (max(value, INT8_CACHE) for value in (found.cache, found.logits, found.tie))
+    return replace(found, cache=cache, logits=logits, tie=tie)
 
 
 def error(values: np.ndarray, reference: np.ndarray) -> float:

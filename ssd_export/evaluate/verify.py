@@ -21,13 +21,14 @@ from pathlib import Path
 from typing import Any
 
 from ssd_export.bundle import TOOL_VERSION, Bundle, open_bundle
+from ssd_export.cache.table import PolicyTable
 from ssd_export.errors import UserError
 from ssd_export.evaluate.attention_op import check_ops
 from ssd_export.evaluate.contract import check_contract, check_weights
 from ssd_export.evaluate.ladder import Ladder, Progress
 from ssd_export.evaluate.probes import open_probe
 from ssd_export.evaluate.rungs import Rung
-from ssd_export.evaluate.tolerances import TOLERANCES
+from ssd_export.evaluate.tolerances import Tolerance, tolerance_of
 from ssd_export.export.exporter import model_folder
 from ssd_export.model.checkpoint import Checkpoint, open_checkpoint
 
@@ -65,10 +66,14 @@ def verify(spec: VerifySpec, progress: Progress = lambda stage, done, total: Non
     return {
         "ok": all(rung.ok for rung in rungs), "bundle_hash": bundle.hash, "runner": subject, "against": against,
         "level": spec.level, "provider": spec.provider, "seed": spec.seed, "dtype": bundle.config["dtype"],
-        "policy": bundle.config["policy"]["name"], "tolerances": asdict(TOLERANCES[bundle.config["dtype"]]),
+        "policy": bundle.config["policy"]["name"], "tolerances": asdict(_tolerance(bundle)),
         "tool_version": TOOL_VERSION, "machine": f"{platform.system()} {platform.machine()}",
         "rungs": [rung.to_dict() for rung in rungs], "not_run": not_run,
     }  # fmt: skip
+
+
+def _tolerance(bundle: Bundle) -> Tolerance:
+    return tolerance_of(bundle.config["dtype"], PolicyTable.from_dict(bundle.config["policy"]).kv_dtype)
 
 
 def add_report(bundle_path: Path, report: dict[str, Any]) -> Bundle:

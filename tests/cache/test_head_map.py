@@ -13,7 +13,7 @@ from ssd_export.cache.policy import HeadOption, Rule
 from ssd_export.errors import UserError
 from tests.cache.test_policy import GQA, GQA_MAP, JANUS_1B, JANUS_7B
 
-OPTIONS = (HeadOption(Rule(-1, 0, False), 32, 1), HeadOption(Rule(-1, 40, True, 5), 80, 24))
+OPTIONS = (HeadOption(Rule(-1, 0, False), 32, 1), HeadOption(Rule(-1, 40, True, 5), 112, 24))
 COSTS = tuple(tuple((0.5, 1e-7) for _ in range(2)) for _ in range(3))
 RICH = replace(GQA_MAP, cost_options=OPTIONS, costs=COSTS, model_fingerprint="ab" * 32, neighbourhood="2d:1",
                prompts_hash="cd" * 32, tool_version="0.1", provenance="calibrated",
@@ -66,6 +66,10 @@ def test_threshold_by_share() -> None:
         GQA_MAP.with_semantic_share(1.5)
 
 
+def _option(image_slots: int, evict_every: int = 1) -> dict:
+    return {"num_sinks": -1, "num_recent": 0, "by_score": False, "image_slots": image_slots, "evict_every": evict_every}
+
+
 @pytest.mark.parametrize("damage, message", [
     ({"version": 2}, "version 2, this tool reads 1"),
     ({"metric": [[0.1] * 6] * 2}, r"metric has 2 rows of \[6\] heads, 3 rows of 6 wanted"),
@@ -83,7 +87,10 @@ def test_threshold_by_share() -> None:
     ({"costs": []}, "costs of 0 layers, 3 wanted"),
     ({"costs": [[[0.1]] * 2] * 3}, "costs of layer 0"),
     ({"costs": [[[0.1, float("inf")]] * 2] * 3}, "NaN or infinite"),
+    ({"costs": [[[0.1, -0.1]] * 2] * 3}, "a cost is below 0"),
     ({"cost_options": [{"image_slots": 3}]}, "not a whole head map"),
+    ({"cost_options": [_option(0), _option(16)]}, "option of 0 image slots breaks"),
+    ({"cost_options": [_option(40), _option(50, evict_every=51)]}, "option of 50 image slots breaks"),
 ])
 def test_damaged_maps_are_refused(tmp_path: Path, damage: dict, message: str) -> None:
     path = tmp_path / "map.json"

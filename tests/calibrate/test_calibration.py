@@ -11,6 +11,7 @@ import pytest
 from ssd_export.bundle import TOOL_VERSION
 from ssd_export.cache.head_map import HeadMap
 from ssd_export.calibrate import calibration
+from ssd_export.calibrate.attention_maps import chosen_tokens
 from ssd_export.calibrate.calibration import Calibration, CalibrationSpec, CalibrationState, calibrate
 from ssd_export.calibrate.draw import draw_pictures, load_model
 from ssd_export.calibrate.menu import scored, window
@@ -131,3 +132,23 @@ def test_rank_correlation() -> None:
 def test_the_map_survives_its_file(finished: Calibration, tmp_path: Path) -> None:
     finished.head_map.save(tmp_path / "map.json")
     assert HeadMap.load(tmp_path / "map.json") == finished.head_map
+
+
+def test_without_guidance_the_unconditional_row_counts_for_nothing(
+    checkpoint: Checkpoint, finished: Calibration, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lengths: list[int] = []
+    add = calibration.add_picture
+    monkeypatch.setattr(calibration, "add_picture", lambda sums, model, ids, *rest: (lengths.append(len(ids)), add(sums, model, ids, *rest)))
+    for cfg_scale in (1.0, 2.0):
+        run(checkpoint, tmp_path / "state", replace(SPEC, num_images=1, sampling=Sampling(cfg_scale, 1.0)))
+    assert lengths == [1, 2]
+
+
+def test_the_plots_show_tokens_with_contrast_around_them() -> None:
+    picture = np.full((96, 96, 3), 200, np.uint8)
+    picture[30:34, 42:46] = 0  # grid row 7 or 8, column 10 or 11: in the upper part alone
+    (token,) = chosen_tokens(picture)
+    assert token // 24 in (7, 8) and token % 24 in (10, 11)
+    picture[82:86, 22:26] = 90
+    assert [query // 24 // 6 for query in chosen_tokens(picture)] == [1, 3]

@@ -7,7 +7,6 @@ import io
 import json
 import os
 import resource
-import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -45,23 +44,6 @@ CONFIG = ModelConfig(
 )
 HEAVY = ("torch", "onnx", "onnxruntime", "numpy", "rich", "PIL")
 Run = Callable[..., SimpleNamespace]
-
-
-@pytest.fixture
-def run(capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Run]:
-    """Runs the command in an empty folder; its exit code, stdout and stderr."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / ".cache"))
-    old = signal.getsignal(signal.SIGTERM)
-
-    def call(*args: object) -> SimpleNamespace:
-        with pytest.raises(SystemExit) as exit:
-            main([str(arg) for arg in args])
-        captured = capsys.readouterr()
-        return SimpleNamespace(code=exit.value.code, out=captured.out, err=captured.err)
-
-    yield call
-    signal.signal(signal.SIGTERM, old)
 
 
 def small_bundle(path: Path, policy: str = "h2o", budget: float = 0.2) -> Path:
@@ -110,7 +92,7 @@ def test_help_names_every_verb_and_default(run: Run) -> None:
     for verb in ("export", "generate"):
         options = run(verb, "--help").out.split("Options:")[1]
         for option in options.split("\n  --")[1:]:
-            assert "[default:" in option or option.startswith(("force", "greedy")), option
+            assert "[default:" in option or option.startswith(("force", "greedy", "resume")), option
 
 
 def test_a_verb_is_imported_only_when_asked() -> None:
@@ -217,7 +199,7 @@ def fake_export(monkeypatch: pytest.MonkeyPatch, export_bundle: Callable[..., Pa
 def test_failures_of_the_work(
     run: Run, monkeypatch: pytest.MonkeyPatch, error: BaseException, code: int, line: str
 ) -> None:
-    def fail(spec: object, progress: object) -> Path:
+    def fail(spec: object, progress: object, kept: object) -> Path:
         raise error
 
     fake_export(monkeypatch, fail)
@@ -226,7 +208,7 @@ def test_failures_of_the_work(
 
 
 def test_a_bug_keeps_its_traceback(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(spec: object, progress: object) -> Path:
+    def fail(spec: object, progress: object, kept: object) -> Path:
         raise ZeroDivisionError
 
     fake_export(monkeypatch, fail)
@@ -242,7 +224,7 @@ def test_export_hands_on_what_was_asked_and_remembers_the_bundle(
 ) -> None:
     specs: list[SimpleNamespace] = []
 
-    def export(spec: SimpleNamespace, progress: Callable[[str, int, int], None]) -> Path:
+    def export(spec: SimpleNamespace, progress: Callable[[str, int, int], None], kept: object) -> Path:
         specs.append(spec)
         progress("weights", 1, 2)
         progress("weights", 2, 2)
@@ -288,6 +270,13 @@ def test_export_hands_on_what_was_asked_and_remembers_the_bundle(
         dtype="fp16",
         out=Path("x"),
         force=True,
+        weights="none",
+        target=None,
+        kv_dtype="model",
+        resume=False,
+        num_layers=None,
+        revision=None,
+        force_memory=False,
     )
     assert json.loads(run("inspect", "--json").out)["path"].endswith("/x")
     assert run("export").out == "bundles/demo\n"
@@ -305,6 +294,13 @@ def test_export_hands_on_what_was_asked_and_remembers_the_bundle(
         dtype="fp32",
         out=None,
         force=False,
+        weights="none",
+        target=None,
+        kv_dtype="model",
+        resume=False,
+        num_layers=None,
+        revision=None,
+        force_memory=False,
     )
     assert json.loads(run("inspect", "--json").out)["path"] == "bundles/demo"
 
@@ -320,10 +316,11 @@ class FakeGenerator:
     def __init__(self, path: Path) -> None:
         self.bundle = open_bundle(path)
         self.table = SimpleNamespace(name="h2o", budget=0.2)
+        self.runner = SimpleNamespace(max_images=1000)
         self.cache = SimpleNamespace(bytes_per_image=1234567, image_share=0.2061, tokens_dropped=8000)
 
     @classmethod
-    def from_bundle(cls, path: Path, runner: str, provider: str) -> FakeGenerator:
+    def from_bundle(cls, path: Path, runner: str, provider: str, check: Callable[..., None]) -> FakeGenerator:
         cls.asked = {"runner": runner, "provider": provider}
         return cls(path)
 
@@ -378,6 +375,7 @@ def test_generate_draws_one_picture(run: Run, tmp_path: Path, generator: type[Fa
         top_k=0,
         preview=False,
         max_batch=16,
+        decoder_batch=1,
     )
     with Image.open("out.png") as image:
         assert image.text == {

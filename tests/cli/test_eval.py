@@ -3,37 +3,18 @@
 from __future__ import annotations
 
 import json
-import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 from PIL import Image
 
-from ssd_export.cli.main import main
 from ssd_export.evaluate.exported import PolicyChoice
 from ssd_export.export.exporter import export_bundle
 from tests.janus_checkpoints import TinyJanus, write_transformers_checkpoint
 
 Run = Callable[..., SimpleNamespace]
-
-
-@pytest.fixture
-def run(capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Run]:
-    """Runs the command in an empty folder; its exit code, stdout and stderr."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / ".cache"))
-    old = signal.getsignal(signal.SIGTERM)
-
-    def call(*args: object) -> SimpleNamespace:
-        with pytest.raises(SystemExit) as exit:
-            main([str(arg) for arg in args])
-        captured = capsys.readouterr()
-        return SimpleNamespace(code=exit.value.code, out=captured.out, err=captured.err)
-
-    yield call
-    signal.signal(signal.SIGTERM, old)
 
 
 @pytest.fixture(scope="module")
@@ -111,7 +92,8 @@ BAD_VALUES = [
     ("verify", "--seed", "-1", "use a number such as 0"),
     ("sweep", "--budgets", "much", "use 0.1,0.2,0.5"),
     ("sweep", "--policies", "h3o", "choose from full"),
-    ("sweep", "--num-prompts", "0", "use 1 or more"),
+    ("sweep", "--num-prompts", "-1", "use 300, or 0 for the teacher-forced loss alone"),
+    ("sweep", "--policies", "h2o@much", "write h2o@evict-every=24"),
 ]
 
 

@@ -10,11 +10,17 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from ssd_export.cache.head_map import HeadMap
+from ssd_export.calibrate.menu import MENU
 from ssd_export.errors import UserError
 from ssd_export.evaluate import sweep
-from ssd_export.evaluate.pages import write_sweep_part
-from ssd_export.evaluate.sweep import SweepSpec, check_spec, pictures_of, run_sweep, side_by_side
+from ssd_export.evaluate.measurement import publish, read_measurement
+from ssd_export.evaluate.sweep import run_sweep
+from ssd_export.evaluate.sweep_cells import pictures_of, side_by_side
 from ssd_export.evaluate.sweep_report import markdown, summary, write_report
+from ssd_export.evaluate.sweep_spec import SweepSpec, check_spec
+from ssd_export.evaluate.write_benchmarks import Measurements
+from ssd_export.model.checkpoint import open_checkpoint
 from tests.janus_checkpoints import TinyJanus, write_transformers_checkpoint
 
 
@@ -51,13 +57,10 @@ def test_a_sweep_of_a_scored_model(checkpoint: Path, tmp_path: Path, monkeypatch
         with Image.open(path) as image:
             assert image.width > 400
 
-    document = tmp_path / "benchmarks.md"
-    document.write_text("# Benchmarks\n\n<!-- sweep: old -->\nold\n<!-- /sweep -->\n\nThe end.\n")
-    for _ in range(2):  # writing twice changes nothing
-        write_sweep_part(document, json.loads(paths[0].read_text()), paths[2:])
-        text = document.read_text()
-        assert text.startswith("# Benchmarks\n\n<!-- sweep: written by") and text.endswith("<!-- /sweep -->\n\nThe end.\n")
-        assert "old" not in text and table[3] in text and (tmp_path / "benchmarks-pareto.png").is_file()
+    publish(tmp_path / "sweep.json", "python cli.py sweep", json.loads(paths[0].read_text()), paths[2:])
+    measured = read_measurement(tmp_path / "sweep.json")
+    assert measured is not None and table[3] in Measurements(tmp_path).text("sweep")
+    assert (tmp_path / "sweep-pareto.png").read_bytes() == paths[2].read_bytes()
 
     monkeypatch.setattr(sweep.CellRunner, "run", lambda *args: pytest.fail("a finished cell was run again"))
     assert run_sweep(spec).cells == result.cells
@@ -75,6 +78,30 @@ def test_a_sweep_of_any_other_model_compares_with_its_full_cache(tmp_path: Path)
     assert len(h2o["token_agreement"]) == len(h2o["psnr"]) == len(h2o["kl"]) == 2 and min(h2o["kl"]) > 0
     paths = write_report(spec, result)
     assert "| h2o | 0.1 | 0." in paths[1].read_text() and "Not measured: ssd-row-b0.1" in paths[1].read_text()
+
+
+def test_variants_and_the_loss_alone(checkpoint: Path, tmp_path: Path) -> None:
+    """No captions: nothing is exported or drawn, so the control without a limit on groups has a row too."""
+    config = open_checkpoint(checkpoint).config
+    costs = np.random.default_rng(0).random((config.num_layers, config.num_kv_heads, len(MENU))) * (1 - np.arange(len(MENU)) / len(MENU))
+    head_map = replace(HeadMap.load(checkpoint / "head_map.json"), cost_options=MENU, costs=costs.tolist())
+    head_map.save(tmp_path / "map.json")
+    names = ("ssd-auto", "ssd-auto@groups=1", "ssd-auto@groups=unlimited", "h2o@evict-every=24", "streaming-llm@num-sinks=4",
+             "ssd-row@head-map=random:3")  # fmt: skip
+    spec = spec_of(checkpoint, tmp_path / "s", policies=names, num_prompts=0, head_map=str(tmp_path / "map.json"))
+    result = run_sweep(spec)
+    assert [cell["policy"] for cell in result.cells] == ["full", *names] and not result.skipped
+    assert all(len(cell["losses"]) == 2 and "ok" not in cell for cell in result.cells)
+    assert len({tuple(cell["losses"]) for cell in result.cells}) == 7
+    paths = write_report(spec, result)
+    assert [path.name for path in paths] == ["sweep.json", "sweep.md", "pareto.png"]
+    assert "| ssd-auto@groups=unlimited | 0.1 | - | - |" in paths[1].read_text()
+    with pytest.raises(UserError, match="another head_map_hash"):
+        head_map.random(0).save(tmp_path / "map.json")
+        run_sweep(spec)
+    write_transformers_checkpoint(tmp_path / "m", TinyJanus(num_layers=1))
+    with pytest.raises(UserError, match="is compared by what it draws; use 300"):
+        run_sweep(spec_of(tmp_path / "m", tmp_path / "t", num_prompts=0))
 
 
 def test_an_interrupted_cell_is_absent(checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -118,7 +145,12 @@ def test_pictures_come_out_of_a_strip_as_they_went_in() -> None:
         (dict(budgets=(0.0,)), "use 0.1,0.2"),
         (dict(budgets=()), "use 0.1,0.2"),
         (dict(seeds=0), "--seeds 0"),
-        (dict(num_prompts=-1), "use 1 or more"),
+        (dict(num_prompts=-1), "use 300, or 0"),
+        (dict(policies=("h2o@evict-every",)), "is not KEY=VALUE"),
+        (dict(policies=("h2o@speed=3",)), "with a key of window, evict-every"),
+        (dict(policies=("h2o@num-recent=many",)), "wants a whole number, not 'many'"),
+        (dict(policies=("ssd-auto@groups=4",)), "outside 1..3; use groups=3 or unlimited"),
+        (dict(policies=("h2o@groups=unlimited",)), "only ssd-auto, with nothing else"),
     ],
 )
 def test_bad_input(tmp_path: Path, changes: dict[str, object], fix: str) -> None:

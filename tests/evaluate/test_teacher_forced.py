@@ -14,7 +14,7 @@ from ssd_export.demo.codes import encode_scene
 from ssd_export.evaluate import teacher_forced
 from ssd_export.evaluate.agreement import kl_to_full_cache, psnr, ssim, token_agreement
 from ssd_export.evaluate.scene_score import draw_scenes
-from ssd_export.evaluate.teacher_forced import Sequences, TeacherForced, scene_losses
+from ssd_export.evaluate.teacher_forced import SceneLosses, Sequences, TeacherForced
 from ssd_export.bundle import open_bundle
 from ssd_export.model.checkpoint import open_checkpoint
 from ssd_export.runtime.generate import ImageGenerator
@@ -55,22 +55,35 @@ def test_the_replay_draws_what_the_exported_graphs_draw(
 
 
 def test_a_cache_that_is_never_full_equals_causal_attention(
-    model: TeacherForced, sequences: Sequences, exported: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+    model: TeacherForced, sequences: Sequences, exported: Callable[..., Path]
 ) -> None:
-    full = table_of(exported("full", 1.0))
     dense = model.hidden(sequences, None)
-    torch.testing.assert_close(model.hidden(sequences, full), dense)
-    monkeypatch.setattr(teacher_forced, "NUM_IMAGE_TOKENS", 10_000)  # so that the full cache is replayed too
-    torch.testing.assert_close(model.hidden(sequences, full), dense, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(model.hidden(sequences, table_of(exported("full", 1.0))), dense, rtol=1e-4, atol=1e-4)
+
+
+def test_a_batch_is_split_by_prompt_length(model: TeacherForced, monkeypatch: pytest.MonkeyPatch) -> None:
+    scenes = [scene for scene in draw_scenes(4, 3) for _ in range(3)]
+    tokens = np.stack([encode_scene(scene) for scene in scenes])
+    sequences = model.sequences([scene.caption for scene in scenes], tokens, 64)
+    monkeypatch.setattr(teacher_forced, "ROWS", 2)
+    parts = list(sequences.parts())
+    assert sorted(row for _, rows in parts for row in rows.tolist()) == list(range(12))
+    assert len({length for length, _ in parts}) > 1 and max(len(rows) for _, rows in parts) == 2
+    assert all((sequences.lengths[rows] == length).all() for length, rows in parts)
 
 
 def test_losses_are_those_of_the_logits_and_rows_do_not_mix(model: TeacherForced, exported: Callable[..., Path]) -> None:
     scenes = draw_scenes(9, 7)  # more rows than one part of logits
-    table = table_of(exported("ssd-row", 0.1))
-    losses = scene_losses(model, scenes, table)
-    assert losses.shape == (9,) and losses.dtype == np.float64
-    np.testing.assert_allclose(scene_losses(model, scenes[4:5], table)[0], losses[4], rtol=1e-5)
-    assert not np.allclose(scene_losses(model, scenes, None), losses, atol=1e-3)
+    table, full = table_of(exported("ssd-row", 0.1)), table_of(exported("full", 1.0))
+    losses, kl = SceneLosses(model, scenes).of(table)
+    assert losses.shape == kl.shape == (9,) and losses.dtype == kl.dtype == np.float64 and (kl > 1e-6).all()
+    one = SceneLosses(model, scenes[4:5])
+    np.testing.assert_allclose(np.stack(one.of(table)), [losses[4:5], kl[4:5]], rtol=1e-4)
+    loss, nothing = one.of(full)
+    assert abs(nothing[0]) < 1e-8 and not np.allclose(loss, losses[4], atol=1e-3)
+    tokens = encode_scene(scenes[4])
+    logits = model.model.image_logits(model.hidden(model.sequences([scenes[4].caption], tokens[None], 64), full))[0]
+    assert loss[0] == pytest.approx(-logits.log_softmax(dim=-1)[range(576), tokens].mean().item(), rel=1e-4)
 
 
 def test_kl_is_zero_for_the_full_cache_and_positive_otherwise(model: TeacherForced, exported: Callable[..., Path]) -> None:

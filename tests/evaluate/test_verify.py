@@ -254,7 +254,7 @@ def test_a_picture_that_is_too_dark(exported: Exported, monkeypatch: pytest.Monk
     [
         (dict(against="numpy"), "choose one of torch"),
         (dict(level="all"), "choose one of ops"),
-        (dict(against="trt"), "use ort, torch or checkpoint"),
+        (dict(against="trt"), "--runner ort"),  # no GPU, or no engines: the trt runner's own words
         (dict(against="checkpoint"), "give --model"),
     ],
 )

@@ -1,0 +1,67 @@
+"""The tables say what the cells hold: paired differences, slots, and what could not be."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from ssd_export.evaluate.heads_report import AUTO, BUDGETS, CONTROLS, POLICIES, RIVALS, ROW, report
+from ssd_export.evaluate.sweep import SweepResult
+from ssd_export.evaluate.variants import Variant
+from tests.cache.test_policy import GQA_MAP
+
+
+def result(**drawn: list[int]) -> SweepResult:
+    """Losses of 8 scenes that differ much among themselves and little between policies."""
+    rng = np.random.default_rng(0)
+    base = rng.uniform(0, 1, 8)
+    nothing = {"losses": base.tolist(), "kl": [0.0] * 8}
+    cells = [{"policy": "full", "budget": 1.0, "image_slots_mean": 576.0, **nothing, **drawn}]
+    for place, policy in enumerate(POLICIES):
+        for budget in BUDGETS:
+            kl = 0.01 * place + 0.001 / budget + rng.normal(0, 1e-4, 8)
+            numbers = {"losses": (base + kl).tolist(), "kl": kl.tolist()}
+            cells.append({"policy": policy, "budget": budget, "image_slots_mean": 576 * budget, **numbers, **drawn})
+    return SweepResult({"model": "demo"}, cells, {"margin-b0.05": "a larger budget"})
+
+
+def table(tables: list[dict], title: str) -> dict[str, list[str]]:
+    found = next(one for one in tables if title in one["title"])
+    return {row[0]: row[1:] for row in found["rows"]}
+
+
+def test_every_policy_can_be_asked_for() -> None:
+    assert len({Variant.parse(name).name for name in POLICIES}) == len(POLICIES)
+
+
+def test_differences_are_taken_scene_by_scene() -> None:
+    tables = report(result(), GQA_MAP)["tables"]
+    losses = table(tables, "What a policy loses")
+    assert list(losses) == list(POLICIES)
+    slots, loss, kl = losses[AUTO][:3]
+    assert slots == "57.6" and loss == f"+{kl}"  # what all scenes have in common is in neither
+    assert float(kl.split(" ± ")[0]) == pytest.approx(10, abs=0.2) and float(kl.split(" ± ")[1]) < 0.1
+    for title in ("Loss under ssd-auto", "KL under ssd-auto"):
+        paired = table(tables, title)
+        for rival in RIVALS:
+            difference, errors = paired[rival][0].split(" (")
+            assert -10 * POLICIES.index(rival) == pytest.approx(float(difference.split(" ")[0]), abs=0.3)
+            assert float(errors[:-1]) < -50
+        assert float(paired[ROW][2].split(" ")[0]) == pytest.approx(-35, abs=0.3)  # 0.1 less 0.2
+    assert list(table(tables, "measured head types")) == list(CONTROLS)
+    assert table(tables, "Not measured") == {"margin-b0.05": ["a larger budget"]}
+
+
+def test_scores_stand_beside_losses_where_pictures_were_drawn() -> None:
+    whole = report(result(ok=[1, 0, 1, 1]), GQA_MAP)
+    assert whole["tables"][0]["columns"][-4:] == ["slots at 0.2", "loss at 0.2", "KL at 0.2", "score at 0.2"]
+    assert table(whole["tables"], "What a policy loses")[AUTO][-1] == "75.0 % (+0.0 ± 0.0)"
+    assert whole["figures"]["semantic_heads"].endswith(" of 6") and whole["figures"]["stability"] == "not known"
+    assert len(whole["cells"]) == 1 + 2 * len(POLICIES) and len(whole["cells"][0]["losses"]) == 8
+
+
+def test_a_policy_without_a_table_is_not_run() -> None:
+    whole = result()
+    missing = SweepResult(whole.settings, [cell for cell in whole.cells if cell["policy"] != "tova"], {})
+    assert table(report(missing, GQA_MAP)["tables"], "What a policy loses")["tova"] == [None] * 6
+    assert table(report(missing, GQA_MAP)["tables"], "KL under ssd-auto")["tova"] == [None] * 3
