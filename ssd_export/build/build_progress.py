@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import cache
 from threading import Event
 from typing import Any
 
@@ -63,7 +63,7 @@ def progress_monitor(trt: Any, phases: Phases) -> Any:
     return _monitor_class(trt)(phases)
 
 
-@lru_cache(maxsize=None)
+@cache
 def _monitor_class(trt: Any) -> Any:
     class Monitor(trt.IProgressMonitor):
         def __init__(self, phases: Phases) -> None:

@@ -7,9 +7,9 @@ TensorRT times its tactics on the device and allocates inputs there, which on a 
 
 from __future__ import annotations
 
-from ssd_export.bundle import Bundle
 from ssd_export.build.flavours import Flavour
 from ssd_export.build.targets import Target
+from ssd_export.bundle import Bundle
 from ssd_export.plan.memory import check_fits
 from ssd_export.plan.sizes import CODES, StoredWeight, stored_weights, weights_file
 from ssd_export.plan.stages import build_bytes

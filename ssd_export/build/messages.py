@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
-from functools import lru_cache
+from functools import cache
 from typing import Any
 
 from ssd_export.errors import UserError
@@ -57,7 +57,7 @@ class Messages:
         return any("plugin library" in text and "to plan" in text for text in self.facts)
 
 
-@lru_cache(maxsize=None)
+@cache
 def logger(trt: Any) -> tuple[Any, Messages]:
     """The logger of this process and what it hears. One for all builds: TensorRT-RTX keeps the first it is given."""
     messages, severity = Messages(), trt.ILogger.Severity

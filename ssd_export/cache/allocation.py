@@ -1,8 +1,8 @@
 """From the costs of a head map to one option for each KV head: the least summed cost at a mean number of slots.
 
-For each layer at most `groups` options of the menu, for each head one of them. With a price on slots (a Lagrange
-multiplier) layers are independent, and every subset of the menu is tried; the price is bisected until the slots
-fit; what is left is spent greedily. Deterministic: numpy and integers alone.
+For each layer at most `groups` options of the menu, for each head one of them; `is_eligible` says why no windows. With
+a price on slots (a Lagrange multiplier) layers are independent, and every subset of the menu is tried; the price is
+bisected until the slots fit; what is left is spent greedily. Deterministic: numpy and integers alone.
 """
 
 from __future__ import annotations
@@ -44,16 +44,31 @@ def allocate(head_map: HeadMap, budget: float, groups: int = MAX_GROUPS) -> Allo
 
 
 def allocate_each_head(head_map: HeadMap, budget: float) -> Allocation:
-    """As allocate, with as many options in a layer as it has heads: what the limit on groups costs. No bundle holds it."""
-    return _allocate(head_map, budget, len(head_map.cost_options))
+    """As allocate, with any number of options in a layer: what the limit on groups costs. No bundle holds it."""
+    return _allocate(head_map, budget, sum(map(is_eligible, head_map.cost_options)))
+
+
+def is_eligible(option: HeadOption) -> bool:
+    """Whether ssd-auto may choose the option: it ranks by score, or it keeps everything.
+
+    A window costs a head little on average and much in the few pictures in which what it looks for lies further back;
+    the mean over a few calibration pictures does not see them. With windows in the choice the demo model lost 30 times
+    more (docs/heads.md). They stay in the menu: `predicted_error` compares other policies by them.
+    """
+    return option.rule.by_score or option.image_slots >= NUM_IMAGE_TOKENS
 
 
 def _allocate(head_map: HeadMap, budget: float, groups: int) -> Allocation:
     if not head_map.cost_options:
         raise UserError("ssd-auto needs a head map with costs and this one has none; run `ssd-export calibrate`, or use "
                         "--policy ssd-row")  # fmt: skip
-    costs = np.asarray(head_map.costs, np.float64)  # [layers, heads, options]
-    slots = np.array([option.image_slots for option in head_map.cost_options])
+    eligible = [index for index, option in enumerate(head_map.cost_options) if is_eligible(option)]
+    if not eligible:
+        raise UserError("the head map's menu has windows only, and ssd-auto chooses among ranked sets; calibrate again with "
+                        "`ssd-export calibrate`")  # fmt: skip
+    options = [head_map.cost_options[index] for index in eligible]
+    costs = np.asarray(head_map.costs, np.float64)[..., eligible]  # [layers, heads, options]
+    slots = np.array([option.image_slots for option in options])
     total = floor(Fraction(str(budget)) * NUM_IMAGE_TOKENS * costs.shape[0] * costs.shape[1])
     if slots.min() * costs.shape[0] * costs.shape[1] > total:
         enough = -(-int(slots.min()) * 10_000 // NUM_IMAGE_TOKENS) / 10_000
@@ -61,7 +76,7 @@ def _allocate(head_map: HeadMap, budget: float, groups: int) -> Allocation:
                         f"budget >= {enough}")  # fmt: skip
     search = _Search(costs, slots, groups)
     choice = search.spend_rest(search.bisect(total), total)
-    heads = tuple(tuple(head_map.cost_options[option] for option in layer) for layer in choice)
+    heads = tuple(tuple(options[option] for option in layer) for layer in choice)
     return Allocation(heads, search.cost(choice), search.slots_of(choice))
 
 

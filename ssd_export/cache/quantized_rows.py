@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ssd_export.cache.table import GREATEST_CODE, LEAST_SCALE
 
+
 def quantize_rows(rows: Tensor) -> tuple[Tensor, Tensor]:
     """Codes int8 [..., D] and scales float32 [...] of rows [..., D]."""
     wide = rows.float()

@@ -16,16 +16,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import torch
 
 from ssd_export.cache.head_map import HeadMap
 from ssd_export.cache.table import HeadOption
-from ssd_export.calibrate.draw import draw_pictures, load_model, sequence_of
-from ssd_export.calibrate.kept import DenseAttention
+from ssd_export.calibrate.draw import draw_pictures, sequence_of
 from ssd_export.calibrate.measure import HeadSums, attention_shares, option_errors
 from ssd_export.calibrate.menu import MENU
 from ssd_export.calibrate.neighbourhood import Neighbourhood
 from ssd_export.calibrate.ranks import rank_correlation
+from ssd_export.calibrate.sensitivity import hidden_states, likelihood_gradient, pass_back
 from ssd_export.config import GRID
 from ssd_export.errors import UserError
 from ssd_export.model.checkpoint import Checkpoint
@@ -34,6 +33,7 @@ from ssd_export.model.prompt import PromptEncoder
 from ssd_export.runtime.runner import Sampling
 from ssd_export.runtime.uniforms import uniforms
 
+COST = "fisher"  # what the sums hold: sums of another kind are not gone on with
 BATCH = 4  # pictures drawn together; the numbers depend on it by rounding only
 Progress = Callable[[str, int, int], None]
 
@@ -57,7 +57,7 @@ class CalibrationSpec:
     def identity(self, fingerprint: str) -> str:
         """Equal for runs that give the same numbers: only such a run may be resumed."""
         values = [fingerprint, self.prompts_hash, self.num_images, str(self.neighbourhood), self.seed, repr(self.sampling),
-                  self.prompt_slots, BATCH, repr(self.options)]  # fmt: skip
+                  self.prompt_slots, BATCH, repr(self.options), COST]  # fmt: skip
         return hashlib.sha256(json.dumps(values).encode()).hexdigest()
 
 
@@ -160,34 +160,25 @@ def _save(state: CalibrationState, path: Path) -> None:
         raise UserError(f"cannot write {path} ({error.strerror}); choose another --out") from error
 
 
-@torch.inference_mode()
 def add_picture(
     sums: HeadSums, model: ImageTokenModel, ids: Sequence[np.ndarray], tokens: np.ndarray, spec: CalibrationSpec, half: int,
     layer_done: Callable[[], None] = lambda: None,
 ) -> None:  # fmt: skip
-    """Adds one picture's numbers, layer by layer: one layer's attention is in memory at a time.
+    """Adds one picture's numbers, from the last layer to the first: one layer's attention is in memory at a time.
 
-    Args: ids: its conditional and, where there is guidance, its unconditional row; tokens int [576]; half: 0 or 1, which metric it counts for.
+    Args: ids: its conditional and, where there is guidance, its unconditional row; tokens int [576]; half: 0 or 1,
+    which metric it counts for.
     """
-    hidden = sequence_of(model, ids, tokens)
     start = len(ids[0])
-    positions = torch.arange(hidden.shape[1]).expand(hidden.shape[:2])
-    cos, sin = model.language_model.rope(positions, hidden.dtype)
-    for layer in model.language_model.layers:
-
-        def attend(index: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
-            dense = DenseAttention.compute(query, key, value, start)
-            metric, on_prompt, columns = attention_shares(dense, spec.neighbourhood)
-            sums.metric[half, index] += metric.numpy()
-            sums.prompt_share[index] += on_prompt.numpy()
-            sums.column_share[index] += columns.numpy()
-            weight = model.language_model.layers[index].self_attn.o_proj.weight
-            errors = option_errors(dense, weight, residual, spec.options, spec.prompt_slots)
-            sums.squared_errors[index] += errors.numpy()
-            return dense.out.flatten(1, 2).to(query.dtype)
-
-        residual = hidden
-        hidden = layer(hidden, cos, sin, attend)
+    states = hidden_states(model, sequence_of(model, ids, tokens))
+    gradient = likelihood_gradient(model, states.pop(), start, tokens, spec.sampling)
+    for index in reversed(range(model.config.num_layers)):
+        view, gradient = pass_back(model, index, states.pop(), gradient, start)
+        metric, on_prompt, columns = attention_shares(view.dense, spec.neighbourhood)
+        sums.metric[half, index] += metric.numpy()
+        sums.prompt_share[index] += on_prompt.numpy()
+        sums.column_share[index] += columns.numpy()
+        sums.squared_errors[index] += option_errors(view, spec.options, spec.prompt_slots).numpy()
         layer_done()
     sums.num_pictures[half] += 1
 

@@ -109,6 +109,7 @@ def draw_pictures(
     return torch.stack(tokens, dim=1).numpy()
 
 
+@torch.no_grad()
 def sequence_of(model: ImageTokenModel, ids: Sequence[np.ndarray], tokens: np.ndarray) -> Tensor:
     """Hidden states [B, L + 575, hidden] that teacher forcing starts from; ids: rows of one length L, without padding.
 

@@ -12,6 +12,7 @@ from torch import Tensor
 from ssd_export.cache.table import HeadOption
 from ssd_export.calibrate.kept import DenseAttention, attend_with_option
 from ssd_export.calibrate.neighbourhood import Neighbourhood
+from ssd_export.calibrate.sensitivity import LayerView
 from ssd_export.config import GRID, ModelConfig
 
 
@@ -46,10 +47,9 @@ class HeadSums:
         return float(self.num_pictures.sum())
 
     def costs(self) -> np.ndarray:
-        """[layers, KV heads, options]: root mean square over steps and pictures of the relative squared error.
+        """[layers, KV heads, options]: root of the mean over pictures.
 
-        Rarely read tokens decide whether a picture survives, and a plain mean hides them. Roots of mean squares are
-        norms: their sum over heads bounds that of all errors together.
+        Roots add where errors do: the sum over heads bounds the root of what all of them cause together.
         """
         return np.sqrt(self.squared_errors / self.total)
 
@@ -74,25 +74,15 @@ def attention_shares(dense: DenseAttention, neighbourhood: Neighbourhood) -> tup
     return (outside / total).mean(dim=0), on_prompt.mean(dim=0), (columns / total[..., None]).mean(dim=0)
 
 
-def option_errors(
-    dense: DenseAttention, output_weight: Tensor, residual: Tensor, options: Sequence[HeadOption], prompt_slots: int
-) -> Tensor:
-    """float64 [H, options]: mean over image queries of the square of e = ||W_o lost||^2 / ||residual||^2.
+def option_errors(view: LayerView, options: Sequence[HeadOption], prompt_slots: int) -> Tensor:
+    """float64 [H, options]: lost^T fisher lost, mean over image queries, summed over the rows.
 
-    lost = what the head reads with the full cache less what it reads with the option; W_o its part of the output
-    projection.
-
-    Args: output_weight [hidden, heads * D]; residual [B, T, hidden], the hidden states that attention adds to.
+    lost = what the head reads with the full cache less what it reads with the option.
     """
-    start = dense.prompt_length
-    num_kv_heads, size, head_dim = dense.out.shape[1], dense.out.shape[2], dense.out.shape[-1]
-    weight = output_weight.float().unflatten(1, (num_kv_heads, size * head_dim)).transpose(0, 1)  # [H, hidden, GD]
-    gram = weight.mT @ weight
-    scale = residual[:, start:].double().pow(2).sum(dim=-1)[:, None]  # [B, 1, I]
-    means = []
+    dense = view.dense
+    errors = []
     for option in options:
-        error = dense.out[:, :, :, start:] - attend_with_option(dense, option, prompt_slots)
-        error = error.transpose(2, 3).flatten(3)  # [B, H, I, GD]
-        squared = (error @ gram * error).sum(dim=-1).double()
-        means.append((squared / scale).square().mean(dim=(0, 2)))
-    return torch.stack(means, dim=-1)
+        lost = dense.out[:, :, :, dense.prompt_length :] - attend_with_option(dense, option, prompt_slots)
+        lost = lost.transpose(2, 3).flatten(3)  # [B, H, I, GD]
+        errors.append((lost @ view.fisher * lost).sum(dim=-1).double().mean(dim=2).sum(dim=0))
+    return torch.stack(errors, dim=-1)

@@ -11,7 +11,7 @@ the 8 colours.
 
 from __future__ import annotations
 
-from functools import lru_cache
+from functools import cache, lru_cache
 
 import numpy as np
 
@@ -44,7 +44,7 @@ def num_codes() -> int:
     return NUM_GROUND_CODES + (len(patterns()) - 1) * len(COLOURS)
 
 
-@lru_cache(maxsize=None)
+@cache
 def _stamp_patterns(kind: str, radius: int) -> np.ndarray:
     """Pattern index of each patch of a shape, int64 [radius / 2, radius / 2]."""
     index = {pattern.tobytes(): number for number, pattern in enumerate(patterns())}

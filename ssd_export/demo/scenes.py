@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache
 
 import numpy as np
 
@@ -80,7 +80,7 @@ def _inside(kind: str, r: float, dx: np.ndarray, dy: np.ndarray) -> np.ndarray:
     raise ValueError(f"unknown shape {kind!r}")
 
 
-@lru_cache(maxsize=None)
+@cache
 def stamp(kind: str, radius: int) -> np.ndarray:
     """Coverage of a shape on its own square of pixels, float32 [2 radius, 2 radius] (read only)."""
     centre = SIZE // 2

@@ -27,7 +27,8 @@ from ssd_export.config import ModelConfig
 from ssd_export.evaluate.attention_layers import LayersRun
 from ssd_export.evaluate.bench_report import lines_of
 from ssd_export.evaluate.machine import busy_note, num_cores
-from ssd_export.evaluate.measurement import measurement, table as table_of, write_measurement
+from ssd_export.evaluate.measurement import measurement, write_measurement
+from ssd_export.evaluate.measurement import table as table_of
 from ssd_export.export.exporter import DEMO_CHECKPOINT
 from ssd_export.plan.shapes import PUBLISHED
 

@@ -6,7 +6,6 @@ import json
 import statistics
 from collections.abc import Callable, Iterator, Sequence
 from math import ceil
-from pathlib import Path
 from typing import Any
 
 import numpy as np

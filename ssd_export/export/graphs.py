@@ -26,6 +26,7 @@ from ssd_export.cache.table import HeadGroup, PolicyTable, Rule, releases_betwee
 from ssd_export.config import NUM_IMAGE_TOKENS, ModelConfig
 from ssd_export.specs import Dimension, GraphSpec, TensorSpec
 
+
 def past_name(layer: int, group: int, part: str) -> str:
     return f"past_key_values.{layer}.{group}.{part}"
 

@@ -21,8 +21,8 @@ from ssd_export.export.graphs import head_groups, past_name, present_name
 from ssd_export.export.operators import DTYPES, IR_VERSION, Operators
 from ssd_export.export.quantize import dequantize_node, onnx_type, opset_of, scale_name
 from ssd_export.export.sampler import draw_tokens
-from ssd_export.model.decoder import Rope
 from ssd_export.export.weights import WEIGHTS_FILE, Weight
+from ssd_export.model.decoder import Rope
 from ssd_export.specs import GraphSpec, TensorSpec
 
 MASKED = -3.0e38

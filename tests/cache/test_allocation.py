@@ -19,9 +19,12 @@ from tests.cache.test_policy import GQA
 SIZES = (16, 32, 64, 128, 256)
 MENU = (
     *(HeadOption(Rule(-1, 0, False), size, 1) for size in SIZES),
-    *(HeadOption(Rule(-1, size // 2, True), size, 24) for size in SIZES[2:]),
+    *(HeadOption(Rule(-1, size // 2, True), size, min(24, size // 4)) for size in SIZES),
     HeadOption(Rule(-1, 0, False), NUM_IMAGE_TOKENS, 1),
 )
+
+
+ELIGIBLE = range(len(SIZES), len(MENU))  # no windows
 
 
 def head_map(num_layers: int, num_heads: int, seed: int = 0) -> HeadMap:
@@ -43,7 +46,7 @@ def head_map(num_layers: int, num_heads: int, seed: int = 0) -> HeadMap:
 def best_by_trying_everything(costs: HeadMap, total: int, groups: int) -> float:
     table = np.asarray(costs.costs).reshape(-1, len(MENU))
     best = np.inf
-    for choice in product(range(len(MENU)), repeat=len(table)):
+    for choice in product(ELIGIBLE, repeat=len(table)):
         layers = [choice[i : i + costs.num_kv_heads] for i in range(0, len(choice), costs.num_kv_heads)]
         if sum(MENU[c].image_slots for c in choice) <= total and all(len(set(layer)) <= groups for layer in layers):
             best = min(best, sum(row[c] for row, c in zip(table, choice)))
@@ -65,7 +68,8 @@ def test_not_far_from_the_best_of_all_choices(groups: int, budget: float) -> Non
 def test_next_to_the_lower_bound_with_many_heads(budget: float) -> None:
     """For any price p, the sum over heads of min(cost + p x slots) less p x all slots is no more than the best cost."""
     costs = head_map(12, 3, seed=7)
-    table, slots = np.asarray(costs.costs).reshape(-1, len(MENU)), np.array([option.image_slots for option in MENU])
+    table = np.asarray(costs.costs).reshape(-1, len(MENU))[:, ELIGIBLE]
+    slots = np.array([MENU[index].image_slots for index in ELIGIBLE])
     total = int(budget * NUM_IMAGE_TOKENS * 36)
     bound = max((table + p * slots).min(axis=1).sum() - p * total for p in np.geomspace(1e-9, 1e-1, 400))
     assert bound <= allocate(costs, budget, groups=3).cost <= 1.05 * bound
@@ -101,13 +105,20 @@ def test_the_same_every_time_and_whatever_the_scale() -> None:
 
 
 def test_heads_get_what_they_need() -> None:
-    """A head that reads far gets slots, one that reads nothing gets few, and a liking for scores is met."""
-    flat, steep = [1e-9] * len(MENU), [0.5, 0.4, 0.3, 0.2, 0.1, 0.3, 0.2, 0.1, 0.0]
-    likes_scores = [0.5, 0.4, 0.3, 0.2, 0.1, 1e-5, 1e-6, 1e-7, 0.0]
-    costs = replace(head_map(1, 3), costs=((tuple(flat), tuple(steep), tuple(likes_scores)),))
-    layer = allocate(costs, 0.2).heads[0]
-    assert layer[0].image_slots == 16 and layer[1].image_slots == 256
-    assert layer[2].rule.by_score and layer[2].image_slots == 64
+    """A head that reads far gets slots, one that reads nothing gets few."""
+    flat, steep = [1e-9] * len(MENU), [0.5, 0.4, 0.3, 0.2, 0.1] * 2 + [0.0]
+    soon_content = [0.5] * 5 + [0.5, 0.4, 1e-5, 1e-6, 1e-7, 0.0]
+    layer = allocate(replace(head_map(1, 3), costs=((tuple(flat), tuple(steep), tuple(soon_content)),)), 0.2).heads[0]
+    assert [option.image_slots for option in layer] == [16, 256, 64]
+
+
+def test_no_head_gets_a_window_however_cheap_it_looks() -> None:
+    costs = head_map(2, 3)
+    free = tuple(tuple((0.0,) * len(SIZES) + head[len(SIZES) :] for head in layer) for layer in costs.costs)
+    found = allocate(replace(costs, costs=free), 0.1)  # too little for a head that keeps everything
+    assert all(option.rule.by_score for layer in found.heads for option in layer)
+    with pytest.raises(UserError, match="windows only"):
+        allocate(replace(costs, cost_options=MENU[:3], costs=tuple(tuple(h[:3] for h in layer) for layer in costs.costs)), 0.2)
 
 
 def test_table_and_prediction() -> None:

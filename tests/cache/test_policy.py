@@ -14,9 +14,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ssd_export.cache.head_map import HeadMap, find_head_map
-from ssd_export.cache.policy import (HEAD_TYPE_POLICIES, MARGIN_COLUMNS, POLICIES, HeadGroup, HeadOption,
-                                     PolicyTable, Rule, check_group, make_policy, needs_head_map,
-                                     policy_from_head_options)
+from ssd_export.cache.policy import (
+    HEAD_TYPE_POLICIES,
+    MARGIN_COLUMNS,
+    POLICIES,
+    HeadGroup,
+    HeadOption,
+    PolicyTable,
+    Rule,
+    check_group,
+    make_policy,
+    needs_head_map,
+    policy_from_head_options,
+)
 from ssd_export.config import ModelConfig, VQConfig
 from ssd_export.errors import UserError
 

@@ -22,7 +22,13 @@ from ssd_export.model.checkpoint import Checkpoint, open_checkpoint
 from ssd_export.model.prompt import PromptEncoder
 from ssd_export.runtime.runner import Sampling
 from ssd_export.runtime.uniforms import uniforms
-from tests.janus_checkpoints import TinyJanus, build_model, oracle_tokens, train_tokenizer, write_transformers_checkpoint
+from tests.janus_checkpoints import (
+    TinyJanus,
+    build_model,
+    oracle_tokens,
+    train_tokenizer,
+    write_transformers_checkpoint,
+)
 
 TINY = TinyJanus(num_layers=2, num_heads=4, num_kv_heads=2, codebook_size=64)
 SPEC = CalibrationSpec(

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass
-from itertools import product
 
 import numpy as np
 import pytest
@@ -11,7 +11,7 @@ import torch
 
 from ssd_export.cache.table import HeadOption, Rule
 from ssd_export.calibrate.calibration import CalibrationSpec, add_picture
-from ssd_export.calibrate.draw import load_model
+from ssd_export.calibrate.draw import load_model, sequence_of
 from ssd_export.calibrate.measure import HeadSums
 from ssd_export.calibrate.menu import scored, window
 from ssd_export.calibrate.neighbourhood import Neighbourhood
@@ -95,24 +95,38 @@ def test_metric_equals_brute_force(reference: Reference, neighbourhood: str) -> 
 
 
 def test_window_cost_equals_brute_force(reference: Reference) -> None:
-    sums, config = measured(reference, "2d:1"), reference.model.config
-    start = len(reference.ids[0])
+    """One graph over the whole model, masks written out, float64."""
+    sums, model = measured(reference, "2d:1"), reference.model
+    config, start = model.config, len(reference.ids[0])
     slots, size, dim = PROMPT_SLOTS + 25 - start, config.query_group_size, config.head_dim
-    for index, layer in enumerate(reference.model.language_model.layers):
-        hidden = reference.hidden[index]
-        value = layer.self_attn.v_proj(layer.input_layernorm(torch.from_numpy(hidden)))
-        value = value.unflatten(-1, (-1, dim)).transpose(1, 2).double().numpy()
-        weight = layer.self_attn.o_proj.weight.double().numpy()
-        total = np.zeros(config.num_kv_heads)
-        for row, query, head in product(range(2), range(start, start + 575), range(config.num_kv_heads)):
-            error = np.zeros(config.hidden_size)
-            for member in range(head * size, (head + 1) * size):
-                probs = reference.attentions[index][row, member, query].astype(np.float64)
-                kept = probs.copy()
-                kept[start : max(start, query - slots + 1)] = 0
-                error += weight[:, member * dim : (member + 1) * dim] @ ((probs - kept / kept.sum()) @ value[row, head])
-            total[head] += ((error**2).sum() / (hidden[row, query].astype(np.float64) ** 2).sum()) ** 2
-        np.testing.assert_allclose(sums.costs()[index, :, 0], np.sqrt(total / (2 * 575)), rtol=2e-3)
+    model = copy.deepcopy(model).double()
+    reads, kept = [], []
+
+    def attend(layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+        key, value = key.repeat_interleave(size, 1), value.repeat_interleave(size, 1)
+        place = torch.arange(query.shape[2])
+        later = place[None, :] > place[:, None]
+        logits = (query @ key.mT * dim**-0.5).masked_fill(later, -torch.inf)
+        gone = (place[None, :] >= start) & (place[None, :] <= place[:, None] - slots)
+        kept.append((logits.masked_fill(gone, -torch.inf).softmax(-1) @ value).detach())
+        reads.append((logits.softmax(-1) @ value).requires_grad_())
+        return reads[-1]
+
+    hidden = sequence_of(model, reference.ids, reference.tokens)
+    hidden = model(hidden, torch.arange(hidden.shape[1]).expand(2, -1), attend)
+    conditional, unconditional = model.image_logits(hidden[:, start - 1 :])
+    guided = unconditional + 5.0 * (conditional - unconditional)
+    likelihood = guided.log_softmax(-1)[range(576), reference.tokens.astype(int)].sum()
+    for layer, gradient in enumerate(torch.autograd.grad(likelihood, reads)):
+        for head in range(config.num_kv_heads):
+            cost = 0.0
+            for row in range(2):
+                g, lost = (
+                    torch.cat([part[row, member, start:] for member in range(head * size, (head + 1) * size)], dim=1)
+                    for part in (gradient, reads[layer] - kept[layer])
+                )
+                cost += (lost @ (g.mT @ g / 575) * lost).sum(dim=1).mean().item()
+            assert sums.costs()[layer, head, 0] == pytest.approx(cost**0.5, rel=2e-3)
     assert (sums.costs()[..., 3] == 0).all() and (sums.costs()[..., :3] > 0).all()
 
 

@@ -105,7 +105,7 @@ def test_without_costs_export_falls_back_and_says_what_is_missing(
     "args, fix",
     [
         (["--policy", "ssd-auto", "--evict-every", "6"], "ssd-auto chooses what --evict-every sets"),
-        (["--budget", "0.01"], "use budget >= 0.0278"),
+        (["--budget", "0.01"], "use budget >= 0.0556"),
     ],
 )
 def test_what_ssd_auto_refuses(

@@ -12,8 +12,18 @@ from PIL import Image, ImageFilter
 from ssd_export.demo.captions import Expectation, parse_caption
 from ssd_export.demo.checker import check, find_objects, judge, label_components
 from ssd_export.demo.scenes import (
-    COLOURS, GROUNDS, KINDS, NUMBERS, RADII, RELATION_LEAD, RELATIONS,
-    Scene, Shape, plural, random_scene, render,
+    COLOURS,
+    GROUNDS,
+    KINDS,
+    NUMBERS,
+    RADII,
+    RELATION_LEAD,
+    RELATIONS,
+    Scene,
+    Shape,
+    plural,
+    random_scene,
+    render,
 )  # fmt: skip
 
 OPPOSITE = {"left of": "right of", "right of": "left of", "above": "below", "below": "above"}

@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from ssd_export.cache.head_map import HeadMap
 from ssd_export.evaluate.attention_benchmark import Comparison, Options, compare, policy_table, report, stretched
 from ssd_export.evaluate.attention_layers import LayersRun, group_run
 from ssd_export.export.exporter import DEMO_CHECKPOINT
-from ssd_export.cache.head_map import HeadMap
 from ssd_export.plan.shapes import PUBLISHED
 
 CONFIG = PUBLISHED["janus-pro-1b"]

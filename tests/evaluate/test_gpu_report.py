@@ -18,6 +18,7 @@ from click.testing import CliRunner
 
 from ssd_export.build import build_plan, engine
 from ssd_export.cache.attention import decode_attention
+from ssd_export.cache.state import GroupState
 from ssd_export.evaluate import exported, gpu_report, gpu_speed
 from ssd_export.evaluate.kernel_check import CASES, check_kernel
 from ssd_export.runtime import trt_runner
@@ -136,9 +137,7 @@ def test_the_kernel_check_sees_a_wrong_kernel(fault: str, monkeypatch: pytest.Mo
 
     def kernel(query, key, value, state, group, lengths, position, decay):  # noqa: ANN001, ANN202
         wide = [part.float() for part in (query, key, value)]
-        held = SimpleNamespace(
-            key=state.key.float(), value=state.value.float(), position=state.position, score=state.score
-        )
+        held = GroupState(state.key.float(), state.value.float(), state.position, state.score)
         out = decode_attention(*wide, held, group, lengths, position, decay)
         state.key.copy_(held.key)
         state.value.copy_(held.value)

@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 import torch
 
+from ssd_export.bundle import open_bundle
 from ssd_export.cache.table import PolicyTable
 from ssd_export.demo.codes import encode_scene
 from ssd_export.evaluate import teacher_forced
 from ssd_export.evaluate.agreement import kl_to_full_cache, psnr, ssim, token_agreement
 from ssd_export.evaluate.scene_score import draw_scenes
 from ssd_export.evaluate.teacher_forced import SceneLosses, Sequences, TeacherForced
-from ssd_export.bundle import open_bundle
 from ssd_export.model.checkpoint import open_checkpoint
 from ssd_export.runtime.generate import ImageGenerator
 from ssd_export.runtime.runner import Sampling

@@ -18,11 +18,11 @@ from ssd_export.cache.head_map import HeadMap
 from ssd_export.cache.table import HeadGroup, PolicyTable
 from ssd_export.errors import UserError
 from ssd_export.evaluate import ladder
+from ssd_export.evaluate.exported import PolicyChoice
 from ssd_export.evaluate.probes import OrtProbe
 from ssd_export.evaluate.verify import REPORT, VerifySpec, add_report, verify
 from ssd_export.export import exporter
 from ssd_export.export.exporter import export_bundle
-from ssd_export.evaluate.exported import PolicyChoice
 
 Exported = Callable[..., Path]
 Vouch = Callable[[Path], None]

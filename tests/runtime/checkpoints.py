@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
+from functools import cache, lru_cache
 from pathlib import Path
 from tempfile import mkdtemp
 
@@ -19,7 +19,7 @@ def scratch() -> Path:
     return Path(mkdtemp(prefix="ssd-export-tests-"))
 
 
-@lru_cache(maxsize=None)
+@cache
 def checkpoint(tiny: TinyJanus, layout: str = "transformers", sharded: bool = False) -> Path:
     write = {"transformers": write_transformers_checkpoint, "original": write_original_checkpoint}[layout]
     return write(Path(mkdtemp(prefix="checkpoint-", dir=scratch())), tiny, sharded)
@@ -31,13 +31,13 @@ def export_spec(model: Path, policy: str = "full", budget: float = 0.2, **change
     return ExportSpec(**{**values, **changes})
 
 
-@lru_cache(maxsize=None)
+@cache
 def bundle(model: Path, policy: str = "full", budget: float = 0.2, **changes: object) -> Path:
     out = Path(mkdtemp(prefix="bundle-", dir=scratch()))
     return export_bundle(export_spec(model, policy, budget, out=out, **changes))
 
 
-@lru_cache(maxsize=None)
+@cache
 def head_map_file(model: Path) -> Path:
     """A head map with both kinds in every layer, written beside nothing: given by --head-map."""
     config = open_checkpoint(model).config

@@ -1,0 +1,99 @@
+"""How much the likelihood of the drawn tokens depends on what each head reads: one backward pass, layer by layer.
+
+A layer is recomputed when its turn comes, so that one layer's graph is in memory at a time, beside the hidden states
+between layers. float32 throughout: where the weights are not, one layer's copy is at a time.
+"""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ssd_export.calibrate.kept import DenseAttention
+from ssd_export.model.decoder import ImageTokenModel
+from ssd_export.runtime.runner import Sampling
+
+
+@dataclass(frozen=True)
+class LayerView:
+    """A layer as it was passed: its attention, and fisher float32 [B, H, G*D, G*D], the mean over image queries of
+    g g^T, g being the gradient of the log-likelihood by what the query read.
+
+    With an error e at every query, e^T fisher e is about twice the KL per token that the error causes, later layers and
+    later tokens included: a drawn token is a sample of the model, so the mean of g g^T is Fisher's information.
+    """
+
+    dense: DenseAttention
+    fisher: Tensor
+
+
+@torch.no_grad()
+def hidden_states(model: ImageTokenModel, hidden: Tensor) -> list[Tensor]:
+    """float32 [B, T, hidden] before every layer, and after the last."""
+    states = [hidden.float()]
+    cos, sin = _rope(model, states[0])
+    for layer in model.language_model.layers:
+        states.append(_wide(layer)(states[-1], cos, sin, _causal))
+    return states
+
+
+def likelihood_gradient(
+    model: ImageTokenModel, hidden: Tensor, prompt_length: int, tokens: np.ndarray, sampling: Sampling
+) -> Tensor:
+    """Gradient [B, T, hidden] of the log-likelihood of the tokens [576] by the hidden states after the last layer.
+
+    Args: hidden: of the conditional row, and where there is guidance of the unconditional one.
+    """
+    head, norm = _wide(model.generation_head), _wide(model.language_model.norm)
+    with torch.enable_grad():
+        leaf = hidden.clone().requires_grad_()
+        logits = head(norm(leaf[:, prompt_length - 1 :]))
+        guided = logits[0] if len(logits) == 1 else logits[1] + sampling.cfg_scale * (logits[0] - logits[1])
+        scaled = guided / (sampling.temperature or 1.0)
+        likelihood = -F.cross_entropy(scaled, torch.from_numpy(tokens.astype(np.int64)), reduction="sum")
+        (gradient,) = torch.autograd.grad(likelihood, leaf)
+    return gradient
+
+
+def pass_back(
+    model: ImageTokenModel, index: int, hidden: Tensor, gradient: Tensor, prompt_length: int
+) -> tuple[LayerView, Tensor]:
+    """The layer, and the gradient [B, T, hidden] before it from the one after it."""
+    seen: list[Tensor] = []
+
+    def attend(layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        out = _causal(layer, query, key, value)
+        seen.extend((query, key, value, out))
+        return out
+
+    with torch.enable_grad():
+        leaf = hidden.clone().requires_grad_()
+        passed = _wide(model.language_model.layers[index])(leaf, *_rope(model, hidden), attend)
+        by_read, before = torch.autograd.grad(passed, (seen[3], leaf), gradient)
+    query, key, value, _ = (tensor.detach() for tensor in seen)
+    dense = DenseAttention.compute(query, key, value, prompt_length)
+    read = by_read[:, :, prompt_length:].unflatten(1, dense.out.shape[1:3])  # [B, H, G, I, D]
+    read = read.transpose(2, 3).flatten(3)
+    return LayerView(dense, read.mT @ read / read.shape[2]), before
+
+
+def _causal(layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    size = query.shape[1] // key.shape[1]
+    key, value = (part.repeat_interleave(size, dim=1) for part in (key, value))
+    return F.scaled_dot_product_attention(query, key, value, is_causal=True)
+
+
+def _rope(model: ImageTokenModel, hidden: Tensor) -> tuple[Tensor, Tensor]:
+    positions = torch.arange(hidden.shape[1]).expand(hidden.shape[:2])
+    return model.language_model.rope(positions, hidden.dtype)
+
+
+def _wide(module: nn.Module) -> nn.Module:
+    if next(module.parameters()).dtype == torch.float32:
+        return module
+    return copy.deepcopy(module).float()
