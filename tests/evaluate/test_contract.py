@@ -17,7 +17,7 @@ from ssd_export.evaluate.contract import check_contract
 from ssd_export.evaluate.exported import PolicyChoice
 from ssd_export.export.exporter import export_bundle
 
-MENU = (window(16), window(64), window(128), scored(64), scored(128), window(576))
+MENU = (scored(48), window(64), window(128), scored(64), scored(128), window(576))
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +47,7 @@ def test_what_export_allocated_is_what_the_map_says(bundle: Path) -> None:
     "change, what",
     [
         (lambda m: replace(m, costs=tuple(layer[::-1] for layer in m.costs[::-1])), "the heads' options cost"),
-        (lambda m: replace(m, cost_options=(window(17), *m.cost_options[1:])), "no option of 16 image slots"),
+        (lambda m: replace(m, cost_options=(scored(49), *m.cost_options[1:])), "no option of 48 image slots"),
         (lambda m: replace(m, cost_options=(), costs=()), "has no costs"),
     ],
     ids=["costs of other heads", "another menu", "no costs"],
