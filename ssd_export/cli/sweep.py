@@ -121,10 +121,18 @@ def command(
     if measurement is not None:
         from ssd_export.evaluate.measurement import publish
 
-        command_line = shlex.join(["python", "cli.py", *sys.argv[1:]])
-        publish(measurement, command_line, json.loads(facts.read_text(encoding="utf-8")), pictures)
+        publish(measurement, _command_line(sys.argv[1:]), json.loads(facts.read_text(encoding="utf-8")), pictures)
     click.echo(table.read_text(encoding="utf-8"))
     click.echo(", ".join(str(path) for path in paths))
+
+
+def _command_line(arguments: list[str]) -> str:
+    """The command as somebody else would type it: without --out, a place on one machine."""
+    kept = [argument for argument in arguments if not argument.startswith("--out=")]
+    if "--out" in kept:
+        place = kept.index("--out")
+        del kept[place : place + 2]
+    return shlex.join(["python", "cli.py", *kept])
 
 
 def _numbers(text: str) -> tuple[float, ...]:
