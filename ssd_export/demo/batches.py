@@ -4,7 +4,7 @@ A scene's tokens repeat themselves: what colour a shape has is told by the neigh
 that only copies is nearly always right and learns the caption slowly. Three remedies: `choose_places` leaves most of
 the plain ground out of the sequence, so that three times as many captions are seen in the same time; `spoil_paint`
 gives some *input* tokens another colour or ground (the target stays true, so the caption is the only reliable source);
-`starts` marks the tokens that begin something, which the loss weighs more. The first two are gone by the end of the
+`codes.caption_tokens` marks the tokens that only the caption tells, which the loss weighs more. The first two are gone by the end of the
 training.
 """
 
@@ -32,7 +32,8 @@ class Batch:
 
     places: int64 [B, K], the image tokens that are in the sequence, ascending; inputs: int64 [B, K], those tokens as the
     model sees them, spoilt or not; targets: int64 [B, K + 1], the first token of the picture and what follows each place;
-    weights: float32 [B, K + 1], how many tokens of the picture each target stands for; starts: bool [B, K + 1].
+    weights: float32 [B, K + 1], how many tokens of the picture each target stands for; telling: bool [B, K + 1], the
+    targets that only the caption tells.
     """
 
     ids: Tensor
@@ -41,7 +42,7 @@ class Batch:
     inputs: Tensor
     targets: Tensor
     weights: Tensor
-    starts: Tensor
+    telling: Tensor
 
 
 @dataclass(frozen=True)
@@ -82,25 +83,28 @@ def draw_batch(rng: np.random.Generator, prompt_ids: PromptIds, mix: Mix) -> Bat
     tokens = np.stack([codes.encode_scene(scene) for scene in scenes])
     places, weights = choose_places(rng, tokens, mix.num_places)
     inputs = np.take_along_axis(spoil_paint(rng, tokens, mix.spoil), places, axis=1)
-    told = np.concatenate([np.zeros_like(places[:, :1]), places + 1], axis=1)
-    targets, begins = (np.take_along_axis(each, told, axis=1) for each in (tokens, starts(tokens)))
-    return Batch(*(torch.from_numpy(array) for array in (ids, lengths, places, inputs, targets, weights, begins)))
+    follow = np.concatenate([np.zeros_like(places[:, :1]), places + 1], axis=1)
+    telling = np.stack([codes.caption_tokens(scene) for scene in scenes])
+    targets, telling = (np.take_along_axis(each, follow, axis=1) for each in (tokens, telling))
+    return Batch(*(torch.from_numpy(array) for array in (ids, lengths, places, inputs, targets, weights, telling)))
 
 
 def choose_places(rng: np.random.Generator, tokens: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
     """Places that stay in the sequence, int64 [B, count] ascending, and the targets' weights, float32 [B, count + 1].
 
-    Shapes, what stands before them and the first column always stay; of the rest a random part, which then stands for
-    all of it. Positions remain the true ones, so a sequence with gaps is what an evicting cache shows the model.
+    Shapes, what stands before them and the first column stay, or where they are more than `count` a random part of them;
+    then a random part of the rest. What stays stands for what was left out of its kind. Positions remain the true ones, so a sequence with gaps is what an evicting cache shows the model.
     """
     last = tokens.shape[1] - 1
     shape = tokens >= codes.NUM_GROUND_CODES
     kept = shape[:, :last] | shape[:, 1:]
     kept[:, :: codes.GRID] = True
-    order = np.argsort(np.where(kept, -1.0, rng.random(kept.shape)), axis=1)[:, :count]
+    order = np.argsort(rng.random(kept.shape) - kept, axis=1)[:, :count]
     order.sort(axis=1)
     num_kept = kept.sum(axis=1, keepdims=True)
-    stands_for = np.where(np.take_along_axis(kept, order, axis=1), 1.0, (last - num_kept) / np.maximum(count - num_kept, 1))
+    num_chosen = np.minimum(num_kept, count)
+    each_kept, each_other = num_kept / num_chosen, (last - num_kept) / np.maximum(count - num_chosen, 1)
+    stands_for = np.where(np.take_along_axis(kept, order, axis=1), each_kept, each_other)
     return order, np.concatenate([np.ones_like(stands_for[:, :1]), stands_for], axis=1).astype(np.float32)
 
 
@@ -114,12 +118,3 @@ def spoil_paint(rng: np.random.Generator, tokens: np.ndarray, spoil: float) -> n
     other = np.where(tokens < codes.NUM_GROUND_CODES, ground, codes.code_of(pattern[tokens], colour))
     return np.where(chosen, other, tokens)
 
-
-def starts(tokens: np.ndarray) -> np.ndarray:
-    """Where something begins: the first token, and shape tokens with plain ground on the left and above. bool [B, I]."""
-    grid = (tokens >= codes.NUM_GROUND_CODES).reshape(len(tokens), -1, codes.GRID)
-    begins = grid.copy()
-    begins[:, :, 1:] &= ~grid[:, :, :-1]
-    begins[:, 1:] &= ~grid[:, :-1]
-    begins[:, 0, 0] = True
-    return begins.reshape(tokens.shape)

@@ -63,12 +63,42 @@ def encode_scene(scene: Scene) -> np.ndarray:
     return grid.reshape(-1)
 
 
+def caption_tokens(scene: Scene) -> np.ndarray:
+    """Tokens that only the caption tells, not the tokens before them. bool [576].
+
+    The picture's first token (the ground), each shape's first token (colour and kind), and the token at which a shape
+    parts from another kind that has looked the same so far, as a ring does from a circle at its hole.
+    """
+    grid = np.zeros((GRID, GRID), bool)
+    grid[0, 0] = True
+    for shape in scene.shapes:
+        _box(grid, shape)[_telling(shape.kind, shape.radius)] = True
+    return grid.reshape(-1)
+
+
+@cache
+def _telling(kind: str, radius: int) -> np.ndarray:
+    """First token of a shape, and where it parts from other kinds of its size, bool [radius / 2, radius / 2]."""
+    own = _stamp_patterns(kind, radius)
+    telling = np.zeros(own.size, bool)
+    telling[np.flatnonzero(own)[0]] = True
+    for other in KINDS:
+        if other != kind:
+            differs = np.flatnonzero(own != _stamp_patterns(other, radius))
+            telling[differs[0]] |= own.flat[differs[0]] > 0
+    return telling.reshape(own.shape)
+
+
 def _stamp_codes(grid: np.ndarray, shape: Shape) -> None:
     pattern = _stamp_patterns(shape.kind, shape.radius)
-    left, top = (shape.x - shape.radius) // PATCH, (shape.y - shape.radius) // PATCH
-    part = grid[top : top + pattern.shape[0], left : left + pattern.shape[1]]
     covered = pattern > 0
-    part[covered] = code_of(pattern[covered], _COLOUR_INDEX[shape.colour])
+    _box(grid, shape)[covered] = code_of(pattern[covered], _COLOUR_INDEX[shape.colour])
+
+
+def _box(grid: np.ndarray, shape: Shape) -> np.ndarray:
+    """The part of a grid [24, 24] that a shape can cover, [radius / 2, radius / 2], not a copy."""
+    left, top, side = (shape.x - shape.radius) // PATCH, (shape.y - shape.radius) // PATCH, 2 * shape.radius // PATCH
+    return grid[top : top + side, left : left + side]
 
 
 def code_of(pattern: np.ndarray, colour: int | np.ndarray) -> np.ndarray:

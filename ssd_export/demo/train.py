@@ -2,7 +2,7 @@
 
 Model and data are Janus' own kind: prompt, then 576 image tokens, next-token loss. What is not: matrices are
 trained with Muon (orthogonalised momentum, https://kellerjordan.github.io/posts/muon), everything else with Adam;
-the loss of tokens that begin a shape weighs more; the output and input tables are sums of a row per pattern, a row
+the loss of tokens that only the caption tells weighs more; the output and input tables are sums of a row per pattern, a row
 per paint and a row per code while training, and plain tables in the checkpoint (`folded_state`).
 """
 
@@ -38,15 +38,15 @@ class Recipe:
     num_heads: int = 4
     intermediate_size: int = 352
     batch_size: int = 8
-    sparse_batch_size: int = 26
-    sparse_places: int = 192
-    sparse_share: float = 0.93
+    sparse_batch_size: int = 32
+    sparse_places: int = 144
+    sparse_share: float = 0.95
     seed: int = 0
     muon_rate: float = 0.015
     adam_rate: float = 2e-3
     warmup_steps: int = 60
     decay_share: float = 0.6
-    start_weight: float = 4.0
+    caption_weight: float = 4.0
     average_decay: float = 0.998
 
 
@@ -142,8 +142,8 @@ def initialise(model: nn.Module, num_layers: int) -> None:
             nn.init.zeros_(parameter)
 
 
-def loss_of(logits: Tensor, batch: Batch, start_weight: float) -> tuple[Tensor, dict[str, float]]:
-    """Mean cross entropy per token plus start_weight times the part of the begin tokens that says *what* begins.
+def loss_of(logits: Tensor, batch: Batch, caption_weight: float) -> tuple[Tensor, dict[str, float]]:
+    """Mean cross entropy per token plus caption_weight times the part of the telling tokens that says *what* they show.
 
     p(token) = p(ground or shape) p(token | ground or shape): where a shape begins is chance, what begins is told
     by the caption, so only the second factor gets the extra weight.
@@ -155,10 +155,10 @@ def loss_of(logits: Tensor, batch: Batch, start_weight: float) -> tuple[Tensor, 
     own = normaliser.gather(1, is_shape[:, None])[:, 0]
     what = own - flat.gather(1, target[:, None])[:, 0]
     whether = normaliser.logsumexp(1) - own
-    begins = what[batch.starts.flatten()]
+    telling = what[batch.telling.flatten()]
     num_tokens = weight.sum()
-    loss = (weight @ (what + whether) + start_weight * begins.sum()) / num_tokens
-    figures = {"token": weight @ (what + whether) / num_tokens, "what": begins.mean(), "whether": weight @ whether / num_tokens}
+    loss = (weight @ (what + whether) + caption_weight * telling.sum()) / num_tokens
+    figures = {"token": weight @ (what + whether) / num_tokens, "what": telling.mean(), "whether": weight @ whether / num_tokens}
     return loss, {name: value.detach().item() for name, value in figures.items()}
 
 
@@ -247,7 +247,7 @@ class Training:
         rng = np.random.default_rng([self.recipe.seed, self.step])
         batch = draw_batch(rng, self.prompt_ids, self.mix())
         batch = Batch(*(getattr(batch, name).to(self.device) for name in Batch.__dataclass_fields__))
-        loss, figures = loss_of(self.trainee(batch), batch, self.recipe.start_weight)
+        loss, figures = loss_of(self.trainee(batch), batch, self.recipe.caption_weight)
         loss.backward()
         factor = self.rate_factor()
         self.adam.param_groups[0]["lr"] = factor * self.recipe.adam_rate
@@ -294,10 +294,13 @@ class Training:
 
 
 def shares(done: float) -> tuple[float, float, float, float]:
-    """Share of single, counting, two objects, relation after a part `done` of the training: single objects first."""
-    single = max(0.2, 0.7 - 4 * done)
-    rest = (1 - single) / 3
-    return (1 - 3 * rest, rest, rest, rest)
+    """Share of single, counting, two objects, relation after a part `done` of the training.
+
+    Single objects first; later most of all counting, whose pictures have most places to learn.
+    """
+    single = max(0.14, 0.7 - 4 * done)
+    rest = 1 - single
+    return (single, 0.44 * rest, 0.28 * rest, 0.28 * rest)
 
 
 def log_line(folder: Path, stage: str, figures: dict[str, float]) -> None:

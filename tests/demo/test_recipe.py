@@ -10,9 +10,9 @@ import torch
 from transformers import JanusForConditionalGeneration
 
 from ssd_export.demo import codes
-from ssd_export.demo.batches import Mix, PromptIds, draw_batch
+from ssd_export.demo.batches import Mix, PromptIds, choose_places, draw_batch
 from ssd_export.demo.recipe import train_demo
-from ssd_export.demo.scenes import KINDS, RADII, random_scene
+from ssd_export.demo.scenes import KINDS, RADII, Scene, Shape, random_scene
 from ssd_export.demo.tokenizer import train_tokenizer
 from ssd_export.demo.train import Recipe, Trainee, Training, causal_attention, demo_config, join_rows
 from ssd_export.demo.train_decoder import DecoderRecipe
@@ -86,7 +86,23 @@ def test_a_sequence_with_gaps_stands_for_the_whole_picture() -> None:
     torch.testing.assert_close(sparse.targets[:, 1:], whole.targets[:, 1:].gather(1, sparse.places))
     shapes = [(batch.targets >= codes.NUM_GROUND_CODES).sum(1) for batch in (whole, sparse)]
     torch.testing.assert_close(*shapes, msg="a patch of a shape is missing")
-    assert sparse.starts.sum() == whole.starts.sum()
+    assert sparse.telling.sum() == whole.telling.sum()
+
+
+def test_too_many_shapes_for_the_sequence_are_left_out_by_chance() -> None:
+    rng = np.random.default_rng(4)
+    tokens = np.full((200, 576), codes.NUM_GROUND_CODES)
+    places, weights = choose_places(rng, tokens, 144)
+    np.testing.assert_allclose(weights[:, 1:], 575 / 144, rtol=1e-6)
+    assert np.bincount(places.flatten(), minlength=575).min() > 20, "some place is hardly ever chosen"
+
+
+def test_only_the_caption_tells_where_a_ring_parts_from_a_circle() -> None:
+    for kind, telling in (("circle", [0, 7]), ("ring", [0, 7]), ("square", [0]), ("bar", [6])):
+        scene = Scene("white", (Shape(kind, "red", 48, 48, 12),), "single", "")
+        corner = 9 * codes.GRID + 9
+        places = [corner + place // 6 * codes.GRID + place % 6 for place in telling]
+        assert np.flatnonzero(codes.caption_tokens(scene)).tolist() == [0, *places], kind
 
 
 def test_gaps_keep_the_true_positions() -> None:
