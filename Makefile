@@ -33,9 +33,10 @@ else
 	@echo "no TensorRT-RTX engine: its wheel is for Linux on x86-64, and this is $(PLATFORM)"
 endif
 
-# One thread: on a busy machine the spinning workers of a second one make torch many times slower.
+# A process for each core, at most four for the memory they take. One thread in each: on a busy machine the spinning
+# workers of a second one make torch many times slower.
 test: $(VENV)/installed-test
-	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(RUN) -m pytest $(TESTS)
+	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(RUN) -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile $(TESTS)
 
 $(VENV)/installed: pyproject.toml constraints.txt | $(VENV)/bin/python
 	$(INSTALL) -e .

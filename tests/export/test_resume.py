@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-import random
-import signal
 import subprocess
 import sys
-import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -23,26 +20,6 @@ from ssd_export.export.journal import Journal, unfinished_folder
 from tests.runtime.checkpoints import export_spec
 
 ROOT = Path(__file__).parents[2]
-# An export in a process of its own that can be killed in the middle of the weights: each tensor takes a while.
-SLOW_EXPORT = """
-import sys, time
-from pathlib import Path
-from ssd_export.export import journal, weights
-from ssd_export.export.exporter import ExportSpec, export_bundle
-write = journal.WeightsStream.write
-def slow_write(stream, data):
-    half = len(data) // 2
-    write(stream, data[:half])
-    time.sleep(float(sys.argv[4]) / 2)
-    write(stream, data[half:])
-    time.sleep(float(sys.argv[4]) / 2)
-journal.WeightsStream.write = slow_write
-def spec(model, out, resume):
-    return ExportSpec(model, "h2o", 0.2, None, None, None, None, None, 3, 32, "fp16", Path(out), True,
-                      weights="int4", resume=resume)
-print("begun", flush=True)
-export_bundle(spec(sys.argv[1], sys.argv[2], sys.argv[3] == "resume"))
-"""
 
 
 @pytest.fixture(scope="module")
@@ -77,29 +54,18 @@ def interrupted(model: Path, out: Path, after: int, error: BaseException, **chan
             export_bundle(spec(model, out, **changes))
 
 
-@pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="needs SIGKILL (POSIX)")
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork and SIGKILL (POSIX)")
 def test_killed_at_ten_moments_it_never_loads_wrong_and_resumes_to_the_same_bytes(
     model: Path, undisturbed: str, tmp_path: Path
 ) -> None:
-    moments, finished_once = random.Random(0), 0
-    out, mode = tmp_path / "b", "begin"
-    for _ in range(10):
-        command = [sys.executable, "-c", SLOW_EXPORT, str(model), str(out), mode, "0.02"]
-        process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, env=os.environ | {"PYTHONPATH": str(ROOT)})
-        assert process.stdout and process.stdout.readline() == b"begun\n"
-        time.sleep(moments.uniform(0.05, 1.2))
-        process.kill()
-        process.wait()
-        for place in (out, unfinished_folder(out)):
-            try:
-                assert open_bundle(place).hash == undisturbed
-                finished_once += 1
-            except UserError:
-                pass
-        mode = "resume"
-    assert open_bundle(export_bundle(spec(model, out, resume=True))).hash == undisturbed
-    assert os.listdir(tmp_path) == ["b"]
-    assert finished_once < 10, "the export was too fast to be killed in the middle"
+    out = tmp_path / "b"
+    command = [sys.executable, "-m", "tests.export.killed_exports", str(model), str(out)]
+    run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert run.returncode == 0, run.stderr
+    *killed, last = map(json.loads, run.stdout.splitlines())
+    assert len(killed) >= 10 and all(export["killed"] for export in killed)
+    assert {found for export in killed for found in export["hashes"]} <= {undisturbed}
+    assert last["hashes"] == [undisturbed] and os.listdir(tmp_path) == ["b"]
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt(), SystemExit(143), OSError(28, "No space left on device")])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import atexit
+import shutil
 from functools import cache, lru_cache
 from pathlib import Path
 from tempfile import mkdtemp
@@ -16,7 +18,10 @@ PROMPTS = ("a red circle", "two green triangles beside the yellow star on white"
 
 @lru_cache(maxsize=1)
 def scratch() -> Path:
-    return Path(mkdtemp(prefix="ssd-export-tests-"))
+    """A folder that goes when this process ends: each process of a parallel run has its own."""
+    folder = Path(mkdtemp(prefix="ssd-export-tests-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return folder
 
 
 @cache

@@ -39,7 +39,7 @@ def test_philox_gives_the_published_answers(counter: str, key: str, output: str)
     assert [int(word[0]) for word in philox4x32(arrays, (first, second))] == words(output)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(st.integers(0, (1 << 64) - 1), st.integers(0, 575), st.integers(0, 4))
 def test_uniforms_equal_the_scalar_form(seed: int, step: int, image: int) -> None:
     assert uniforms(seed, 5)[step, image] == scalar_uniform(seed, step, image)
