@@ -70,6 +70,16 @@ def releases_between_steps(group: HeadGroup, prompt_slots: int) -> bool:
     return group.evict_every > 1 and group.can_fill(prompt_slots)
 
 
+def release_kind(group: HeadGroup) -> tuple[int, int]:
+    """(num_slots, evict_every): groups that agree in both release before the same steps."""
+    return group.num_slots, group.evict_every
+
+
+def release_graph(kind: tuple[int, int]) -> str:
+    """The name of the graph that releases in the groups of one kind."""
+    return "evict_{}_slots_{}_at_once".format(*kind)
+
+
 @dataclass(frozen=True)
 class PolicyTable:
     """Rules and slots of every head of a model, by layer and head group.
@@ -99,6 +109,12 @@ class PolicyTable:
     @property
     def budget_in_force(self) -> float:
         return self.image_slots_mean / NUM_IMAGE_TOKENS
+
+    @property
+    def release_kinds(self) -> list[tuple[int, int]]:
+        """The kinds of the groups that release between steps, each once."""
+        groups = [group for layer in self.layers for group in layer]
+        return sorted({release_kind(group) for group in groups if releases_between_steps(group, self.prompt_slots)})
 
     def cache_bytes(self, config: ModelConfig, dtype_bytes: int, rows: int) -> int:
         """Bytes of keys, values (and their scales), positions and, where a group ranks by it, score; prompt slots
@@ -131,8 +147,7 @@ class PolicyTable:
         if not 0 <= self.score_decay <= 1:
             raise UserError(f"score_decay={self.score_decay} is outside [0, 1]; use 1 for the running sum, 0 "
                             "for what came since the last release")
-        if self.kv_dtype not in KV_DTYPES:
-            raise UserError(f"unknown --kv-dtype {self.kv_dtype!r}; choose one of {', '.join(KV_DTYPES)}")
+        check_kv_dtype(self.kv_dtype)
         if self.prompt_slots < 1:
             raise UserError(f"prompt_slots={self.prompt_slots} holds no prompt; use 64")
         if not self.layers or len(self.layers) != len(self.head_order):
@@ -186,3 +201,12 @@ def check_group(group: HeadGroup, prompt_slots: int, where: str = "head group") 
             f"columns protect {protected} of {group.num_slots} slots, and evict_every={group.evict_every} "
             f"must fit beside them; use image slots >= {least - prompt_slots} (now {image_slots}; a larger "
             "budget gives more), a smaller num_recent or a smaller evict_every")
+
+
+def check_kv_dtype(kv_dtype: str) -> None:
+    """Raises: UserError for a format that caches are not stored in."""
+    if kv_dtype == "fp8":
+        raise UserError("--kv-dtype fp8 is not offered: no ONNX operator that runtimes have writes a row into a float8 "
+                        "cache; use --kv-dtype int8, as many bytes and a quarter of the error")  # fmt: skip
+    if kv_dtype not in KV_DTYPES:
+        raise UserError(f"unknown --kv-dtype {kv_dtype!r}; choose one of {', '.join(KV_DTYPES)}")

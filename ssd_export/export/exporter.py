@@ -6,6 +6,7 @@ import json
 import shutil
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from ssd_export.cache.policy import make_policy, needs_head_map
 from ssd_export.cache.table import PolicyTable
 from ssd_export.config import NUM_IMAGE_TOKENS, ModelConfig
 from ssd_export.errors import UserError
-from ssd_export.export.graphs import evict_spec
+from ssd_export.export.graphs import evict_specs
 from ssd_export.export.image_decoder_writer import write_image_decoder
 from ssd_export.export.journal import Journal, unfinished_folder
 from ssd_export.export.onnx_writer import GraphWriter, write_decode_step, write_evict, write_prefill
@@ -274,15 +275,14 @@ def write_graphs(
     folder: Path, config: ModelConfig, table: PolicyTable, dtype: str, weights: list[Weight],
     places: dict[str, tuple[int, int]], progress: Progress = lambda stage, done, total: None,
 ) -> list[GraphSpec]:  # fmt: skip
-    """Writes every graph of the contract beside the weights file; the evict graph only where some group needs it."""
+    """Writes every graph of the contract beside the weights file; evict graphs only where some group needs them."""
     by_name = {weight.name: weight for weight in weights}
     writers: list[Callable[[GraphWriter], tuple[GraphSpec, ir.Model]]] = [
         write_prefill, lambda writer: write_prefill(writer, top_k=True),
         write_decode_step, lambda writer: write_decode_step(writer, top_k=True),
         write_image_decoder,
     ]  # fmt: skip
-    if evict_spec(config, table, dtype).inputs:
-        writers.append(write_evict)
+    writers += [partial(write_evict, spec=spec) for spec in evict_specs(config, table, dtype)]
     specs = []
     for done, write in enumerate(writers, start=1):
         spec, model = write(GraphWriter(config, table, dtype, by_name, places))

@@ -18,6 +18,7 @@ a time has an empty slot whenever the step runs, because the evict graph ran bef
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial, reduce
 
 import onnx_ir as ir
 
@@ -82,21 +83,26 @@ def _body(
 ) -> list[ir.Value]:  # fmt: skip
     past_position, past_score = past["position"], past.get("score")
     place = _head_places(ops, node, prompt_length)  # [B, H, 2]
+    new_position = ops.op("Expand", ops.reshape(position, [-1, 1]), ops.constant([1, node.num_heads]))  # [B, H]
     position, prompt_length = (ops.reshape(row, [-1, 1, 1]) for row in (position, prompt_length))
     slot, has_room = _slot(ops, node, position, prompt_length, past_position, past_score)  # [B, H, 1] each
-    here = ops.op("Equal", ops.constant(range(node.num_slots)), slot)  # [B, H, S]
     row = ops.op("Concat", place, slot, axis=-1)
-    new = {"key": key, "value": value}
+    new = {"key": key, "value": value, "position": new_position}
     if node.kv_dtype == "int8":
         for part in ("key", "value"):
             new[part], new[f"{part}_scale"] = quantize_rows(ops, new[part], node.dtype)
     present = {part: ops.op("ScatterND", past[part], row, rows) for part, rows in new.items()}
-    present["position"] = ops.op("Where", here, position, past_position)
-    probs = _softmax_over_slots(ops, node, query, present)  # float32 [B, H, G, S]
+    probs = _softmax_over_slots(ops, node, query, present)  # float32 [B, H, S], or [B, H, G, S] where G > 1
     out = ops.reshape(_weighted_values(ops, node, probs, present), [0, -1, node.head_dim])
     if past_score is not None:
-        present["score"] = _present_score(ops, node, past_score, has_room, here, probs)
+        started = ops.op("Mul", ops.cast(new_position, "float32"), ops.constant(0.0, "float32"))
+        present["score"] = _present_score(ops, node, past_score, has_room, (row, started), probs)
     return [out, *(present[part] for part in past)]
+
+
+def _for_each_query(ops: Operators, node: AttentionNode, of_slots: ir.Value) -> ir.Value:
+    """[B, H, S] as it stands beside the probabilities."""
+    return of_slots if node.query_group_size == 1 else ops.reshape(of_slots, [0, 0, 1, node.num_slots])
 
 
 def quantize_rows(ops: Operators, rows: ir.Value, dtype: str) -> tuple[ir.Value, ir.Value]:
@@ -112,9 +118,11 @@ def _weighted_values(ops: Operators, node: AttentionNode, probs: ir.Value, prese
     """[B, H, G, D]."""
     value, is_int8 = present["value"], node.kv_dtype == "int8"
     if is_int8:
-        probs = ops.op("Mul", probs, ops.reshape(present["value_scale"], [0, 0, 1, node.num_slots]))
+        probs = ops.op("Mul", probs, _for_each_query(ops, node, present["value_scale"]))
         value = ops.cast(value, node.dtype)
     weights = probs if node.dtype == "float32" else ops.cast(probs, node.dtype)
+    if node.query_group_size == 1:
+        weights = ops.reshape(weights, [0, 0, 1, node.num_slots])
     out = ops.op("MatMul", weights, value)
     return ops.op("Mul", out, ops.constant(1 / GREATEST_CODE, node.dtype)) if is_int8 else out
 
@@ -135,29 +143,28 @@ def _softmax_over_slots(ops: Operators, node: AttentionNode, query: ir.Value, pr
     scaled = ops.op("Mul", query, ops.constant(factor, node.dtype))
     if group == 1:
         columns = ops.reshape(scaled, [0, 0, head_dim, 1])
-        logits = ops.reshape(ops.op("MatMul", key, columns), [0, 0, 1, node.num_slots])
+        logits = ops.reshape(ops.op("MatMul", key, columns), [0, 0, node.num_slots])
     else:
         columns = ops.op("Transpose", ops.reshape(scaled, [0, node.num_heads, group, head_dim]), perm=[0, 1, 3, 2])
         logits = ops.op("Transpose", ops.op("MatMul", key, columns), perm=[0, 1, 3, 2])
     if node.dtype != "float32":
         logits = ops.cast(logits, "float32")
     if is_int8:
-        logits = ops.op("Mul", logits, ops.reshape(present["key_scale"], [0, 0, 1, node.num_slots]))
-    empty = ops.op("Less", ops.reshape(present["position"], [0, 0, 1, node.num_slots]), ops.constant(0, "int32"))
+        logits = ops.op("Mul", logits, _for_each_query(ops, node, present["key_scale"]))
+    empty = ops.op("Less", _for_each_query(ops, node, present["position"]), ops.constant(0, "int32"))
     return ops.op("Softmax", ops.op("Where", empty, ops.constant(-PROTECTED, "float32"), logits), axis=-1)
 
 
 def _present_score(
-    ops: Operators, node: AttentionNode, past_score: ir.Value, has_room: ir.Value | None, here: ir.Value, probs: ir.Value
-) -> ir.Value:
-    if node.query_group_size == 1:
-        received = ops.reshape(probs, [0, 0, node.num_slots])
-    else:
-        received = ops.op("ReduceSum", probs, ops.constant([2]), keepdims=0)
+    ops: Operators, node: AttentionNode, past_score: ir.Value, has_room: ir.Value | None, start: tuple[ir.Value, ir.Value],
+    probs: ir.Value,
+) -> ir.Value:  # fmt: skip
+    """start: where the new token is, as ScatterND counts, and the score it begins with."""
+    received = probs if node.query_group_size == 1 else ops.op("ReduceSum", probs, ops.constant([2]), keepdims=0)
     if has_room is not None and node.score_decay != 1:
         kept = ops.op("Where", has_room, ops.constant(1.0, "float32"), ops.constant(node.score_decay, "float32"))
         past_score = ops.op("Mul", past_score, kept)
-    return ops.op("Add", ops.op("Where", here, ops.constant(0.0, "float32"), past_score), received)
+    return ops.op("Add", ops.op("ScatterND", past_score, *start), received)
 
 
 def _slot(
@@ -197,9 +204,10 @@ def _protect(
         protected.append(ops.op("Greater", past_position, oldest))
     if rule.pinned_columns:
         protected.append(_in_pinned_column(ops, rule, prompt_length, past_position))
-    for condition in protected:
-        rank = ops.op("Where", condition, ops.constant(PROTECTED, "float32"), rank)
-    return rank
+    if not protected:
+        return rank
+    # one Where for all: it is three passes in ONNX Runtime, Or is one
+    return ops.op("Where", reduce(partial(ops.op, "Or"), protected), ops.constant(PROTECTED, "float32"), rank)
 
 
 def _in_pinned_column(ops: Operators, rule: Rule, prompt_length: ir.Value, past_position: ir.Value) -> ir.Value:

@@ -15,6 +15,8 @@ decode_step (step s = 1..575 draws token s from token s - 1):
 prefill: prompt embeddings -> token 0, and present.* with T slots, which the runtime copies into the caches (R8).
 evict: past_key_values.*.{position|score} of the groups that release between steps -> present.* (R5, R7). The
     scores, which only a score_decay below 1 changes, are not aliased: nothing orders their write after the ranking.
+evict_*: the same for the groups that release before the same steps, where others release before other ones. Either
+    evict alone or those that are due: evict ranks every group whenever one is full.
 image_decoder: codes [images, 576] -> pixels [images, height, width, 3] in 0..255, not rounded.
 """
 
@@ -22,7 +24,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from ssd_export.cache.table import HeadGroup, PolicyTable, Rule, releases_between_steps
+from ssd_export.cache.table import HeadGroup, PolicyTable, Rule, release_graph, release_kind, releases_between_steps
 from ssd_export.config import NUM_IMAGE_TOKENS, ModelConfig
 from ssd_export.specs import Dimension, GraphSpec, TensorSpec
 
@@ -108,13 +110,21 @@ def prefill_spec(config: ModelConfig, table: PolicyTable, dtype: str, top_k: boo
     return GraphSpec("prefill_top_k" if top_k else "prefill", tuple(inputs), tuple(outputs))
 
 
-def evict_spec(config: ModelConfig, table: PolicyTable, dtype: str) -> GraphSpec:
-    """Without inputs for caches where no group releases between steps; then there is no such graph."""
+def evict_specs(config: ModelConfig, table: PolicyTable, dtype: str) -> list[GraphSpec]:
+    """evict and, where there are several kinds of groups (cache/table.py), one graph for each; none where none releases
+    between steps."""
+    kinds: list[tuple[int, int] | None] = [None] * bool(table.release_kinds)
+    kinds += table.release_kinds if len(table.release_kinds) > 1 else []
+    return [evict_spec(config, table, dtype, kind) for kind in kinds]
+
+
+def evict_spec(config: ModelConfig, table: PolicyTable, dtype: str, kind: tuple[int, int] | None = None) -> GraphSpec:
+    """The graph that releases in the groups of a kind, or in all that release between steps."""
     inputs: list[TensorSpec] = []
     outputs: list[TensorSpec] = []
     aliases: dict[str, str] = {}
     for layer, index, group in head_groups(table):
-        if not releases_between_steps(group, table.prompt_slots):
+        if not releases_between_steps(group, table.prompt_slots) or kind not in (None, release_kind(group)):
             continue
         for part, spec in cache_parts(group, config, dtype, group.num_slots, table.kv_dtype):
             if part not in ("position", "score"):
@@ -129,7 +139,7 @@ def evict_spec(config: ModelConfig, table: PolicyTable, dtype: str) -> GraphSpec
     if inputs:
         lengths = [TensorSpec("step", "int64", (1,)), TensorSpec("prompt_length", "int32", ("rows",))]
         inputs = lengths + inputs
-    return GraphSpec("evict", tuple(inputs), tuple(outputs), aliases)
+    return GraphSpec("evict" if kind is None else release_graph(kind), tuple(inputs), tuple(outputs), aliases)
 
 
 def image_decoder_spec(config: ModelConfig) -> GraphSpec:

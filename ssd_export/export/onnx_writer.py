@@ -10,10 +10,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+import numpy as np
 import onnx_ir as ir
 
 from ssd_export.cache.layout import query_slices
-from ssd_export.cache.table import HeadGroup, PolicyTable, releases_between_steps
+from ssd_export.cache.table import HeadGroup, PolicyTable
 from ssd_export.config import ModelConfig
 from ssd_export.export import graphs
 from ssd_export.export.functions import DOMAIN, OP_TYPE, AttentionNode, attention_function, quantize_rows, release_nodes
@@ -165,16 +166,15 @@ def write_prefill(writer: GraphWriter, top_k: bool = False) -> tuple[GraphSpec, 
     return spec, writer.model(spec, inputs, outputs)
 
 
-def write_evict(writer: GraphWriter) -> tuple[GraphSpec, ir.Model]:
-    """Releases evict_every slots in every head that has no empty slot, for the groups that do so between steps."""
+def write_evict(writer: GraphWriter, spec: GraphSpec) -> tuple[GraphSpec, ir.Model]:
+    """Releases evict_every slots in every head that has no empty slot, for the groups in the spec."""
     ops = writer.ops
-    spec = graphs.evict_spec(writer.config, writer.table, writer.dtype)
     inputs = graph_inputs(spec)
     past = ops.cast(ops.op("Sub", inputs["step"], ops.constant([1])), "int32")
     position = ops.op("Add", inputs["prompt_length"], past)
     outputs: dict[str, ir.Value] = {}
     for layer, index, group in head_groups(writer.table):
-        if not releases_between_steps(group, writer.table.prompt_slots):
+        if past_name(layer, index, "position") not in inputs:
             continue
         node = AttentionNode.of(group, writer.table, writer.config.query_group_size, writer.config.head_dim, writer.dtype)
         score = inputs.get(past_name(layer, index, "score"))
@@ -216,13 +216,20 @@ def rms_norm(writer: GraphWriter, x: ir.Value, weight: str) -> ir.Value:
 
 
 def rope_tables(writer: GraphWriter, position: ir.Value) -> tuple[ir.Value, ir.Value]:
-    """cos [..., 1, 1, D/2] and sin [..., 1, 2, D/2] of positions [..., 1, 1, 1]; sin carries the signs of the rotation."""
-    ops = writer.ops
+    """cos and sin [..., heads, 2, D/2] of positions [..., 1, 1, 1], for query, key and value heads as a row of q, k, v
+    has them: 1 and 0 for values, which are not turned; sin carries the signs of the rotation.
+
+    Written out for every head, once a step: a product of equal shapes is one loop, where ONNX Runtime goes over a
+    broadcast in pieces of D/2 numbers (2 to 4 times longer, twice a layer).
+    """
+    config, ops = writer.config, writer.ops
     # torch's own float32 numbers: at position 600 one unit in the last place of a frequency moves tokens
-    frequencies = ops.constant(Rope(writer.config.head_dim, writer.config.rope_theta).inverse_frequencies.numpy(), "float32")
+    frequencies = ops.constant(Rope(config.head_dim, config.rope_theta).inverse_frequencies.numpy(), "float32")
     angles = ops.op("Mul", ops.cast(position, "float32"), frequencies)
-    cos, sin = ops.op("Cos", angles), ops.op("Sin", angles)
-    sin = ops.op("Mul", sin, ops.constant([[-1.0], [1.0]], "float32"))
+    turned = np.repeat([1.0, 0.0], [config.num_heads + config.num_kv_heads, config.num_kv_heads])[:, None, None]
+    cos = ops.op("Mul", ops.op("Cos", angles), ops.constant(turned * [[1.0], [1.0]], "float32"))
+    cos = ops.op("Add", cos, ops.constant(1 - turned, "float32"))
+    sin = ops.op("Mul", ops.op("Sin", angles), ops.constant(turned * [[-1.0], [1.0]], "float32"))
     return (cos, sin) if writer.dtype == "float32" else (ops.cast(cos, writer.dtype), ops.cast(sin, writer.dtype))
 
 
@@ -231,19 +238,15 @@ def heads_of(
 ) -> tuple[list[ir.Value], list[ir.Value], list[ir.Value]]:
     """Queries, keys (both turned by RoPE) and values of each head group: [*leading, heads, D], leading as in normed."""
     config, ops = writer.config, writer.ops
-    groups = writer.table.layers[layer]
-    turned_heads = config.num_heads + config.num_kv_heads
-    sizes = [turned_heads * config.head_dim, config.num_kv_heads * config.head_dim]
-    turned, values = ops.split(writer.linear(normed, f"layers.{layer}.qkv"), sizes, axis=-1)
-    pairs = ops.reshape(turned, [*leading, turned_heads, 2, config.head_dim // 2])
+    groups, num_heads = writer.table.layers[layer], config.num_heads + 2 * config.num_kv_heads
+    pairs = ops.reshape(writer.linear(normed, f"layers.{layer}.qkv"), [*leading, num_heads, 2, config.head_dim // 2])
     swapped = ops.op("Gather", pairs, ops.constant([1, 0]), axis=-2)
     pairs = ops.op("Add", ops.op("Mul", pairs, cos), ops.op("Mul", swapped, sin))
-    heads = ops.reshape(pairs, [*leading, turned_heads, config.head_dim])
+    heads = ops.reshape(pairs, [*leading, num_heads, config.head_dim])
     num_kv = [group.num_heads for group in groups]
     num_query = [part.stop - part.start for part in query_slices(groups, config.query_group_size)]
-    parts = ops.split(heads, num_query + num_kv, axis=-2)
-    values = ops.split(ops.reshape(values, [*leading, config.num_kv_heads, config.head_dim]), num_kv, axis=-2)
-    return parts[: len(groups)], parts[len(groups) :], values
+    parts = ops.split(heads, num_query + num_kv + num_kv, axis=-2)
+    return tuple(parts[start : start + len(groups)] for start in range(0, len(parts), len(groups)))
 
 
 def causal_attention(

@@ -12,7 +12,7 @@ from typing import Protocol
 
 import numpy as np
 
-from ssd_export.cache.table import PolicyTable, releases_between_steps
+from ssd_export.cache.table import PolicyTable
 from ssd_export.config import NUM_IMAGE_TOKENS
 
 
@@ -87,17 +87,19 @@ class Runner(Protocol):
 
 
 def release_steps(table: PolicyTable, lengths: Sequence[int]) -> frozenset[int]:
-    """Steps before which some head that releases several slots at a time has no empty slot (R7).
+    """Steps before which some head that releases several slots at a time has no empty slot (R7)."""
+    return frozenset().union(*(full_before(kind, lengths) for kind in table.release_kinds))
+
+
+def full_before(kind: tuple[int, int], lengths: Sequence[int]) -> frozenset[int]:
+    """The steps before which heads of that kind are full, in a row with a prompt of one of these lengths.
 
     A head with num_slots slots and a prompt of length L is full before step num_slots - L + 1, and then after every
     evict_every writes.
     """
-    steps: set[int] = set()
-    groups = {group for layer in table.layers for group in layer}
-    for group in (group for group in groups if releases_between_steps(group, table.prompt_slots)):
-        for length in set(lengths):
-            steps.update(range(group.num_slots - length + 1, NUM_IMAGE_TOKENS, group.evict_every))
-    return frozenset(steps)
+    num_slots, evict_every = kind
+    firsts = {num_slots - length + 1 for length in lengths}
+    return frozenset(step for first in firsts for step in range(first, NUM_IMAGE_TOKENS, evict_every))
 
 
 def tokens_dropped(table: PolicyTable, length: int) -> int:
