@@ -15,7 +15,7 @@ from math import floor
 import numpy as np
 
 from ssd_export.cache.head_map import HeadMap
-from ssd_export.cache.policy import MAX_GROUPS
+from ssd_export.cache.policy import DEFAULT_GROUPS, MAX_GROUPS
 from ssd_export.cache.table import HeadOption, PolicyTable, Rule
 from ssd_export.config import NUM_IMAGE_TOKENS
 from ssd_export.errors import UserError
@@ -33,13 +33,13 @@ class Allocation:
     image_slots: int
 
 
-def allocate(head_map: HeadMap, budget: float, groups: int = MAX_GROUPS) -> Allocation:
+def allocate(head_map: HeadMap, budget: float, groups: int = DEFAULT_GROUPS) -> Allocation:
     """The options of least summed cost whose image slots are on average at most budget x 576.
 
     Raises: UserError for a map without costs, groups outside 1..3 and a budget below the smallest option.
     """
     if not 1 <= groups <= MAX_GROUPS:
-        raise UserError(f"groups={groups} is outside 1..{MAX_GROUPS}; use {MAX_GROUPS}")
+        raise UserError(f"groups={groups} is outside 1..{MAX_GROUPS}; use {DEFAULT_GROUPS}")
     return _allocate(head_map, budget, groups)
 
 

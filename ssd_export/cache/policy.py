@@ -44,11 +44,12 @@ from ssd_export.config import GRID, NUM_IMAGE_TOKENS, ModelConfig
 from ssd_export.errors import UserError
 
 __all__ = ["HeadGroup", "HeadOption", "PolicyTable", "Rule", "POLICIES", "HEAD_TYPE_POLICIES", "MAX_GROUPS",
-           "check_group", "make_policy", "needs_head_map", "policy_from_head_options"]
+           "DEFAULT_GROUPS", "check_group", "make_policy", "needs_head_map", "policy_from_head_options"]
 
 HEAD_TYPE_POLICIES = ("ssd", "ssd-row", "margin")
 POLICIES = ("full", "streaming-llm", "h2o", "tova", "linear", *HEAD_TYPE_POLICIES, "ssd-auto")
 MAX_GROUPS = 3
+DEFAULT_GROUPS = 2  # a third saves little (docs/heads.md) and has operators of its own in every step
 WINDOW = 64
 MARGIN_COLUMNS = 1 << 0 | 1 << 22 | 1 << 23
 Allocation = Sequence[Sequence[HeadOption | tuple[Rule, int, int]]]

@@ -91,7 +91,8 @@ def draw_pictures(
 ) -> np.ndarray:  # fmt: skip
     """Image tokens int32 [N, 576].
 
-    Args: prompts of 2 N rows; uniforms float32 [576, N] in [0, 1); row_drawn is called after every grid row.
+    Args: prompts of 2 N rows; uniforms float32 [576, N] in [0, 1), fewer where only the first tokens are wanted;
+    row_drawn is called after every grid row.
     """
     lengths, ids = torch.from_numpy(prompts.prompt_length).long(), torch.from_numpy(prompts.ids).long()
     hidden = model.embed_text_tokens(ids)
@@ -100,7 +101,7 @@ def draw_pictures(
     hidden = model(hidden, cache.positions(ids.shape[1]), cache.attend)
     last = hidden[torch.arange(len(ids)), lengths - 1]
     tokens = [draw_tokens(model.image_logits(last).float(), drawn[0], sampling)]
-    for step in range(1, NUM_IMAGE_TOKENS):
+    for step in range(1, len(drawn)):
         hidden = model.embed_image_tokens(tokens[-1].long()).repeat(2, 1)[:, None]
         hidden = model(hidden, cache.positions(1), cache.attend)
         tokens.append(draw_tokens(model.image_logits(hidden[:, 0]).float(), drawn[step], sampling))

@@ -1,7 +1,7 @@
 """Teacher-forced attention with the cache that a head option leaves, without drawing token by token.
 
 Between two releases a head only gains tokens, so all queries of such a block are computed at once: what a block
-of evict_every queries attends to is known when it begins (R5 to R7). A sliding window needs no blocks at all.
+of evict_every queries attends to is known when it begins (R5 to R7). Sinks and a sliding window need no blocks at all.
 """
 
 from __future__ import annotations
@@ -58,19 +58,20 @@ def attend_with_option(
     if capacity >= dense.num_image_tokens:
         return dense.out[:, heads, :, dense.prompt_length :]
     rule = option.rule
-    if not rule.by_score and not rule.pinned_columns and rule.num_sinks < 0:
-        return _window(dense, capacity, option.evict_every, heads)
+    if not rule.by_score and not rule.pinned_columns:
+        num_sinks = dense.prompt_length if rule.num_sinks < 0 else rule.num_sinks
+        return _window(dense, capacity, num_sinks, option.evict_every, heads)
     return _blocks(dense, option, capacity, score_decay, heads)
 
 
-def _window(dense: DenseAttention, capacity: int, evict_every: int, heads: slice) -> Tensor:
-    """The prompt and the newest image tokens: after r releases image tokens 0 .. r * evict_every - 1 are gone."""
+def _window(dense: DenseAttention, capacity: int, num_sinks: int, evict_every: int, heads: slice) -> Tensor:
+    """The sinks and the newest tokens: after r releases the r * evict_every oldest tokens after the sinks are gone."""
     start = dense.prompt_length
-    step = torch.arange(dense.num_image_tokens, device=dense.logits.device)
+    token = torch.arange(dense.logits.shape[-1], device=dense.logits.device)
+    step = token[start:] - start
     releases = torch.where(step < capacity, 0, (step - capacity) // evict_every + 1)
-    gone = step[None, :] < (releases * evict_every)[:, None]  # [query, image key]
-    logits = dense.logits[:, heads, :, start:].clone()
-    logits[..., start:].masked_fill_(gone, -torch.inf)
+    gone = (token >= num_sinks) & (token < (num_sinks + releases * evict_every)[:, None])  # [query, key]
+    logits = dense.logits[:, heads, :, start:].masked_fill(gone, -torch.inf)
     return logits.softmax(dim=-1) @ dense.value[:, heads, None]
 
 

@@ -1,10 +1,11 @@
 """Does it pay to know the heads? What every policy loses against the full cache, teacher-forced, scene by scene.
 
-    python -m ssd_export.evaluate.heads_report [--scenes 64] [--num-prompts 0] [--out docs/measurements/heads.json]
+    python -m ssd_export.evaluate.heads_report [--scenes 64] [--random 5] [--num-prompts 0]
 
 A sweep (sweep.py) over true scenes whose captions training and calibration never saw. Every policy has as many slots on
-average; what it loses is compared with what ssd-auto loses on the same scenes. With --num-prompts the scene score is
-measured too. Interrupted, it goes on from its folder of cells.
+average; what it loses is compared with what ssd-auto loses on the same scenes. ssd-row is compared with head types dealt out
+at random, each dealing by itself and scene by scene the mean of all, and with types swapped. With --num-prompts the
+scene score is measured too. Interrupted, it goes on from its folder of cells.
 """
 
 from __future__ import annotations
@@ -14,50 +15,85 @@ import shlex
 import sys
 import time
 from pathlib import Path
+from statistics import fmean, stdev
 from typing import Any
 
+from ssd_export.cache.allocation import predicted_error
 from ssd_export.cache.head_map import HeadMap, find_head_map
+from ssd_export.cache.policy import make_policy
+from ssd_export.config import ModelConfig
 from ssd_export.errors import UserError
 from ssd_export.evaluate.intervals import Mean
 from ssd_export.evaluate.measurement import measurement, table, write_measurement
-from ssd_export.evaluate.sweep import SweepResult, run_sweep
+from ssd_export.evaluate.sweep import SweepResult, run_sweep, settle
 from ssd_export.evaluate.sweep_spec import FULL, SweepSpec
 from ssd_export.export.exporter import model_folder
 from ssd_export.model.checkpoint import open_checkpoint
 
 BUDGETS = (0.1, 0.2)
+NUM_PREDICTED = 200  # dealings whose error is predicted, which takes a second
 AUTO, ROW = "ssd-auto", "ssd-row"
-GROUPS = tuple(f"{AUTO}@groups={groups}" for groups in (1, 2, "unlimited"))
-RANDOM = tuple(f"{ROW}@head-map=random:{seed}" for seed in range(3))
-CONTROLS = (*RANDOM, f"{ROW}@head-map=swapped")
-RIVALS = (ROW, "h2o@evict-every=24", "streaming-llm", "streaming-llm@num-sinks=4", "tova", "linear", "margin")
-POLICIES = (AUTO, *GROUPS, *RIVALS, *CONTROLS)
+GROUPS = tuple(f"{AUTO}@groups={groups}" for groups in (1, 3, "unlimited"))
+SWAPPED = f"{ROW}@head-map=swapped"
+RIVALS = (ROW, "h2o@evict-every=24", "streaming-llm", "streaming-llm@num-sinks=4", "linear", "margin")
 Cells = dict[tuple[str, float], dict[str, Any]]
 
 
-def report(result: SweepResult, head_map: HeadMap) -> dict[str, Any]:
-    """Tables and figures for docs/heads.md; head_map: the one that ssd-auto and ssd-row stand on."""
+def dealings(num_random: int) -> tuple[str, ...]:
+    """ssd-row with head types dealt out at random."""
+    return tuple(f"{ROW}@head-map=random:{seed}" for seed in range(num_random))
+
+
+def mean_of(num_random: int) -> str:
+    """The name under which the dealings stand together."""
+    return f"{ROW}@head-map=random, mean of {num_random}"
+
+
+def policies(num_random: int) -> tuple[str, ...]:
+    """What is measured."""
+    return (AUTO, *GROUPS, *RIVALS, SWAPPED, *dealings(num_random))
+
+
+def report(result: SweepResult, head_map: HeadMap, config: ModelConfig, num_random: int) -> dict[str, Any]:
+    """Tables and figures for docs/heads.md; head_map: the one that ssd-auto and ssd-row stand on, with costs."""
     cells = {(cell["policy"], cell["budget"]): cell for cell in result.cells}
+    cells |= _means(cells, num_random)
+    controls = (mean_of(num_random), SWAPPED, *dealings(num_random))
     full = Mean.of(cells[FULL, 1.0]["losses"])
     unit = f"Thousandths of a nat per image token, mean over {full.num_values} true scenes ± one standard error"
     paired = ["other policy", "0.1 less 0.1", "0.2 less 0.2", "0.1 less 0.2"]
     others = (*GROUPS, *RIVALS)
     tables = [
-        table("What a policy loses", ["policy", *_columns(cells)], [[policy, *_row(cells, policy)] for policy in POLICIES],
+        table("What a policy loses", ["policy", *_columns(cells)],
+              [[policy, *_row(cells, policy)] for policy in (AUTO, *GROUPS, *RIVALS, *controls)],
               f"{unit}. Loss: teacher-forced, above the full cache's {1000 * full.value:.3f}; KL: from the full cache."),
         table("Loss under ssd-auto less loss under another policy", paired, _paired_rows(cells, "losses", AUTO, others),
               f"{unit} of the differences, in brackets their ratio; below 0 ssd-auto is better."),
         table("KL under ssd-auto less KL under another policy", paired, _paired_rows(cells, "kl", AUTO, others),
               f"{unit} of the differences, in brackets their ratio; below 0 ssd-auto is better."),
         table("ssd-row with the measured head types less ssd-row with others",
-              ["head types", *(f"{what}, {budget}" for what in ("loss", "KL") for budget in BUDGETS)], _control_rows(cells),
+              ["head types", *(f"{what}, {budget}" for what in ("loss", "KL") for budget in BUDGETS)], _control_rows(cells, controls),
               f"{unit} of the differences, in brackets their ratio; below 0 the measured types are better."),
+        table("Error that the head map predicts for ssd-row",
+              ["budget", "measured types", "swapped", f"mean of {NUM_PREDICTED} dealings ± their standard deviation",
+               "dealings predicted better"],
+              [_predicted_row(head_map, config, budget) for budget in BUDGETS], "From the costs of the calibration pictures."),
     ]  # fmt: skip
     if result.skipped:
         reasons = [[name, reason] for name, reason in result.skipped.items()]
         tables.append(table("Not measured", ["policy and budget", "why"], reasons))
     kept = [_kept(cell) for cell in result.cells]
     return {"tables": tables, "figures": _figures(head_map), "settings": result.settings, "cells": kept}
+
+
+def _predicted_row(head_map: HeadMap, config: ModelConfig, budget: float) -> list[str]:
+    def error(types: HeadMap) -> float:
+        return predicted_error(make_policy(ROW, config, budget=budget, head_map=types), head_map)
+
+    own, dealt = error(head_map), [error(head_map.random(seed)) for seed in range(NUM_PREDICTED)]
+    better = sum(value < own for value in dealt)
+    return [f"{budget}", f"{own:.4f}", f"{error(head_map.swapped()):.4f}", f"{fmean(dealt):.4f} ± {stdev(dealt):.4f}",
+            f"{better} of {NUM_PREDICTED}"]  # fmt: skip
 
 
 def _figures(head_map: HeadMap) -> dict[str, str]:
@@ -120,8 +156,22 @@ def _paired_rows(cells: Cells, what: str, own: str, others: tuple[str, ...]) -> 
     ]  # fmt: skip
 
 
-def _control_rows(cells: Cells) -> list[list[str | None]]:
-    loss, kl = (_paired_rows(cells, what, ROW, CONTROLS) for what in ("losses", "kl"))
+def _means(cells: Cells, num_random: int) -> Cells:
+    """What the dealings lose on average, scene by scene, where all of them were measured."""
+    means: Cells = {}
+    for budget in BUDGETS:
+        dealt = [cells[policy, budget] for policy in dealings(num_random) if (policy, budget) in cells]
+        if dealt and len(dealt) == num_random:
+            mean: dict[str, Any] = {"image_slots_mean": fmean(cell["image_slots_mean"] for cell in dealt)}
+            for name in ("losses", "kl", "ok"):
+                if name in dealt[0]:
+                    mean[name] = [fmean(values) for values in zip(*(cell[name] for cell in dealt), strict=True)]
+            means[mean_of(num_random), budget] = mean
+    return means
+
+
+def _control_rows(cells: Cells, controls: tuple[str, ...]) -> list[list[str | None]]:
+    loss, kl = (_paired_rows(cells, what, ROW, controls) for what in ("losses", "kl"))
     return [[*by_loss[:3], *by_kl[1:3]] for by_loss, by_kl in zip(loss, kl, strict=True)]
 
 
@@ -150,8 +200,8 @@ class TimeLeft:
         now = time.monotonic()
         if now - self._said > 10 or done == total:
             self._said = now
-            left = (now - self._began) * (total / done - 1)
-            print(f"{stage}: {100 * done // total} %, {left:.0f} s left", file=sys.stderr)
+            left = f", {(now - self._began) * (total / done - 1):.0f} s left" if done else ""
+            print(f"{stage}: {100 * done // total} %{left}", file=sys.stderr)
 
 
 def main() -> None:
@@ -159,14 +209,18 @@ def main() -> None:
     parser.add_argument("--model", default="demo", help="demo, or a folder with a checkpoint that draws its scenes")
     parser.add_argument("--head-map", help="default: the model's own")
     parser.add_argument("--scenes", type=int, default=64)
+    parser.add_argument("--random", type=int, default=5, help="random dealings of the head types that ssd-row is compared with")
     parser.add_argument("--num-prompts", type=int, default=0, help="captions of the scene score; 0: no score (default)")
     parser.add_argument("--out", type=Path, default=Path("docs/measurements/heads.json"))
     parser.add_argument("--cells", type=Path, default=Path("build/heads"), help="where finished cells are kept")
+    parser.add_argument("--jobs", type=int, help="processes side by side; default: one for each core, as far as memory goes")
     parser.add_argument("--note", default="", help="what to know about the circumstances")
     asked = parser.parse_args()
+    if asked.random < 1:
+        parser.error(f"--random {asked.random} compares with nothing; use 5")
     spec = SweepSpec(
-        asked.model, POLICIES, BUDGETS, num_prompts=asked.num_prompts, seeds=1, num_scenes=asked.scenes, batch=16, runner="ort",
-        provider="cpu", cfg_scale=None, temperature=None, head_map=asked.head_map, out=asked.cells,
+        asked.model, policies(asked.random), BUDGETS, num_prompts=asked.num_prompts, seeds=1, num_scenes=asked.scenes,
+        batch=None, runner="ort", provider="cpu", cfg_scale=None, temperature=None, head_map=asked.head_map, out=asked.cells, jobs=asked.jobs,
     )  # fmt: skip
     command = shlex.join(["python", "-m", "ssd_export.evaluate.heads_report", *sys.argv[1:]])
     try:
@@ -174,7 +228,12 @@ def main() -> None:
         head_map = find_head_map(checkpoint.config, asked.head_map, checkpoint.fingerprint(), checkpoint.path)
         if head_map is None or not head_map.cost_options:
             raise UserError("there is nothing to compare without a head map with costs; run `ssd-export calibrate`")
-        write_measurement(asked.out, measurement(command, report(run_sweep(spec, TimeLeft()), head_map), asked.note))
+        result = run_sweep(settle(spec), TimeLeft())
+        if result.failed:
+            name, reason = next(iter(result.failed.items()))
+            raise UserError(f"{len(result.failed)} parts failed, {name} first: {reason}; run it again, what is finished stays")
+        whole = report(result, head_map, checkpoint.config, asked.random)
+        write_measurement(asked.out, measurement(command, whole, asked.note))
     except UserError as error:
         raise SystemExit(f"error: {error}") from error
     print(asked.out)

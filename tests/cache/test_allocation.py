@@ -108,7 +108,8 @@ def test_heads_get_what_they_need() -> None:
     """A head that reads far gets slots, one that reads nothing gets few."""
     flat, steep = [1e-9] * len(MENU), [0.5, 0.4, 0.3, 0.2, 0.1] * 2 + [0.0]
     soon_content = [0.5] * 5 + [0.5, 0.4, 1e-5, 1e-6, 1e-7, 0.0]
-    layer = allocate(replace(head_map(1, 3), costs=((tuple(flat), tuple(steep), tuple(soon_content)),)), 0.2).heads[0]
+    costs = replace(head_map(1, 3), costs=((tuple(flat), tuple(steep), tuple(soon_content)),))
+    layer = allocate(costs, 0.2, groups=3).heads[0]
     assert [option.image_slots for option in layer] == [16, 256, 64]
 
 

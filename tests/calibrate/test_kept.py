@@ -20,6 +20,7 @@ OPTIONS = (
     mostly_recent(32),
     HeadOption(Rule(-1, 0, False), 40, 6),
     HeadOption(Rule(4, 0, False), 30, 1),
+    HeadOption(Rule(20, 5, False), 40, 7),
     HeadOption(Rule(-1, 10, True), 30, 1),
     HeadOption(Rule(0, 10, True), 40, 7),
     HeadOption(Rule(-1, 3, True, 1 | 1 << 23), 80, 12),

@@ -2,13 +2,32 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
-from ssd_export.evaluate.heads_report import AUTO, BUDGETS, CONTROLS, POLICIES, RIVALS, ROW, report
+from ssd_export.evaluate.heads_report import (
+    AUTO,
+    BUDGETS,
+    GROUPS,
+    RIVALS,
+    ROW,
+    SWAPPED,
+    dealings,
+    mean_of,
+    policies,
+    report,
+)
 from ssd_export.evaluate.sweep import SweepResult
 from ssd_export.evaluate.variants import Variant
-from tests.cache.test_policy import GQA_MAP
+from tests.cache.test_allocation import head_map
+from tests.cache.test_policy import GQA, GQA_METRIC
+
+NUM_RANDOM = 3
+COSTS = replace(head_map(3, 2), num_heads=6, hidden_size=GQA.hidden_size, metric=GQA_METRIC)
+POLICIES = policies(NUM_RANDOM)
+CONTROLS = (mean_of(NUM_RANDOM), SWAPPED, *dealings(NUM_RANDOM))
 
 
 def result(**drawn: list[int]) -> SweepResult:
@@ -35,9 +54,9 @@ def test_every_policy_can_be_asked_for() -> None:
 
 
 def test_differences_are_taken_scene_by_scene() -> None:
-    tables = report(result(), GQA_MAP)["tables"]
+    tables = report(result(), COSTS, GQA, NUM_RANDOM)["tables"]
     losses = table(tables, "What a policy loses")
-    assert list(losses) == list(POLICIES)
+    assert list(losses) == [AUTO, *GROUPS, *RIVALS, *CONTROLS]
     slots, loss, kl = losses[AUTO][:3]
     assert slots == "57.6" and loss == f"+{kl}"  # what all scenes have in common is in neither
     assert float(kl.split(" ± ")[0]) == pytest.approx(10, abs=0.2) and float(kl.split(" ± ")[1]) < 0.1
@@ -53,15 +72,39 @@ def test_differences_are_taken_scene_by_scene() -> None:
 
 
 def test_scores_stand_beside_losses_where_pictures_were_drawn() -> None:
-    whole = report(result(ok=[1, 0, 1, 1]), GQA_MAP)
+    whole = report(result(ok=[1, 0, 1, 1]), COSTS, GQA, NUM_RANDOM)
     assert whole["tables"][0]["columns"][-4:] == ["slots at 0.2", "loss at 0.2", "KL at 0.2", "score at 0.2"]
     assert table(whole["tables"], "What a policy loses")[AUTO][-1] == "75.0 % (+0.0 ± 0.0)"
     assert whole["figures"]["semantic_heads"].endswith(" of 6") and whole["figures"]["stability"] == "not known"
     assert len(whole["cells"]) == 1 + 2 * len(POLICIES) and len(whole["cells"][0]["losses"]) == 8
 
 
+def test_the_dealings_are_averaged_scene_by_scene() -> None:
+    whole = report(result(), COSTS, GQA, NUM_RANDOM)["tables"]
+    controls = table(whole, "measured head types")
+    assert list(controls) == list(CONTROLS)
+    each = [float(controls[name][2].split(" ")[0]) for name in dealings(NUM_RANDOM)]
+    mean, errors = controls[mean_of(NUM_RANDOM)][2].split(" (")
+    assert float(mean.split(" ")[0]) == pytest.approx(sum(each) / 3, abs=0.002) and float(errors[:-1]) < -500
+    fewer = SweepResult({}, [cell for cell in result().cells if cell["policy"] != dealings(1)[0]], {})
+    rows = table(report(fewer, COSTS, GQA, NUM_RANDOM)["tables"], "measured head types")
+    assert rows[mean_of(NUM_RANDOM)] == [None] * 4
+
+
+def test_head_types_are_compared_by_what_the_map_predicts_too() -> None:
+    """Every option costs every head the same, but windows serve the semantic ones badly."""
+    costs = np.ones(np.shape(COSTS.costs))
+    windows = np.array([not option.rule.by_score for option in COSTS.cost_options])
+    costs[np.asarray(COSTS.semantic())[..., None] & windows] = 10
+    dear = replace(COSTS, costs=tuple(tuple(map(tuple, layer)) for layer in costs.tolist()))
+    rows = table(report(result(), dear, GQA, NUM_RANDOM)["tables"], "predicts")
+    for budget in BUDGETS:
+        own, swapped, dealt, better = rows[f"{budget}"]
+        assert float(own) < float(dealt.split(" ± ")[0]) < float(swapped) and better == "0 of 200"
+
+
 def test_a_policy_without_a_table_is_not_run() -> None:
     whole = result()
-    missing = SweepResult(whole.settings, [cell for cell in whole.cells if cell["policy"] != "tova"], {})
-    assert table(report(missing, GQA_MAP)["tables"], "What a policy loses")["tova"] == [None] * 6
-    assert table(report(missing, GQA_MAP)["tables"], "KL under ssd-auto")["tova"] == [None] * 3
+    missing = SweepResult(whole.settings, [cell for cell in whole.cells if cell["policy"] != "linear"], {})
+    assert table(report(missing, COSTS, GQA, NUM_RANDOM)["tables"], "What a policy loses")["linear"] == [None] * 6
+    assert table(report(missing, COSTS, GQA, NUM_RANDOM)["tables"], "KL under ssd-auto")["linear"] == [None] * 3

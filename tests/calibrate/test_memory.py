@@ -1,0 +1,60 @@
+"""Measuring a picture holds one layer's work at a time: more layers add the hidden states between them, no more."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from torch.profiler import ProfilerActivity, profile
+
+from ssd_export.calibrate.calibration import CalibrationSpec, add_picture
+from ssd_export.calibrate.draw import load_model
+from ssd_export.calibrate.measure import HeadSums
+from ssd_export.calibrate.menu import scored, window
+from ssd_export.calibrate.neighbourhood import Neighbourhood
+from ssd_export.evaluate.calibration_memory import of_all_layers, report
+from ssd_export.model.checkpoint import open_checkpoint
+from ssd_export.runtime.runner import Sampling
+from tests.janus_checkpoints import TinyJanus, write_transformers_checkpoint
+
+PROMPT, BYTES_FLOAT = 9, 4
+TOKENS = PROMPT + 575
+ROWS = 2
+SPEC = CalibrationSpec(("x",), 1, Neighbourhood(1, 48), 0, Sampling(5.0, 1.0), 16, (window(32), scored(64)))
+
+
+def peak_of_tensors(num_layers: int, tmp_path_factory: pytest.TempPathFactory) -> tuple[int, int]:
+    """(bytes of tensors at the peak of add_picture, hidden size)."""
+    tiny = TinyJanus(num_layers=num_layers, num_heads=4, num_kv_heads=2)
+    checkpoint = open_checkpoint(write_transformers_checkpoint(tmp_path_factory.mktemp("layers"), tiny))
+    model, rng = load_model(checkpoint), np.random.default_rng(0)
+    ids = [rng.integers(0, checkpoint.config.vocab_size, PROMPT)] * ROWS
+    tokens = rng.integers(0, checkpoint.config.codebook_size, 576)
+    sums = HeadSums.zero(checkpoint.config, len(SPEC.options))
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
+        add_picture(sums, model, ids, tokens, SPEC, half=0)
+    events = [event for event in profiled.profiler.kineto_results.events() if event.name() == "[memory]"]
+    held = np.cumsum([event.nbytes() for event in sorted(events, key=lambda event: event.start_ns())])
+    return int(held.max()), checkpoint.config.hidden_size
+
+
+def test_layers_add_their_hidden_states_alone(tmp_path_factory: pytest.TempPathFactory) -> None:
+    few, hidden_size = peak_of_tensors(2, tmp_path_factory)
+    many, _ = peak_of_tensors(8, tmp_path_factory)
+    state = ROWS * TOKENS * hidden_size * BYTES_FLOAT
+    attention = ROWS * 4 * TOKENS * TOKENS * BYTES_FLOAT
+    assert attention > 12 * state  # so that keeping it in one layer more would be seen
+    assert few > 2 * attention  # one layer's logits and probabilities are there
+    assert 5.5 * state < many - few < 7 * state
+
+
+def test_the_whole_model_is_computed_from_two_numbers_of_layers() -> None:
+    def run(num_layers: int) -> dict:
+        peaks = {"load": 1e9 + num_layers * 1e8, "draw": 1.5e9 + num_layers * 2e8, "measure": 1.2e9 + num_layers * 1.5e8}
+        return {"num_layers": num_layers, "seconds": 3.0, "peaks": peaks}
+
+    whole = of_all_layers([run(4), run(2)], 24)
+    assert whole == pytest.approx({"load": 3.4e9, "draw": 6.3e9, "measure": 4.8e9})
+    results = report({"janus-pro-1b": [run(2), run(4)]})
+    assert results["figures"] == {"janus-pro-1b-gb": "6.30"}
+    assert [row[1] for row in results["tables"][0]["rows"]] == [2, 4, "all 24, computed"]
