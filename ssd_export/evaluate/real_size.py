@@ -1,167 +1,151 @@
-"""Measures export and drawing at real size, each step in a process of its own: seconds and the peak of resident memory.
+"""Measures export and drawing at real size and writes docs/measurements/real_size.json.
 
-    python -m ssd_export.evaluate.synthetic_checkpoint --shape janus-pro-1b CHECKPOINT
-    python -m ssd_export.evaluate.real_size export --label "1B fp16" CHECKPOINT BUNDLE --dtype fp16
-    python -m ssd_export.evaluate.real_size draw --label "1B fp16" --tokens 24 BUNDLE
+    python -m ssd_export.evaluate.real_size FOLDER [--only LABEL ...]
 
-Every call adds its figures to docs/measurements/real_size.json (--json) and makes the tables there anew. `draw` opens
-the bundle, checks every file, and draws the first --tokens of one picture with ONNX Runtime on the CPU; with all 576, or
-with --decode, the picture is decoded too.
+Random checkpoints of the published shapes and their bundles are written to FOLDER, one bundle at a time; with 7B that
+takes 28 GB of disk and 15 GB of memory. With --only the other rows stay as they were measured. Every export and every
+drawing is a process of its own (measured_run.py) with one thread: two wait for each other where anything else runs.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import subprocess
-import sys
-import tempfile
-import time
+import os
+import shutil
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ssd_export.config import NUM_IMAGE_TOKENS
+from ssd_export.evaluate.measured_run import measure_drawing, measure_export
 from ssd_export.evaluate.measurement import measurement, read_measurement, table, write_measurement
+from ssd_export.evaluate.synthetic_checkpoint import write_checkpoint
 
 JSON = Path("docs/measurements/real_size.json")
-COMMAND = "python -m ssd_export.evaluate.real_size (its docstring has the steps)"
-PROMPT = "a red circle above a blue square on white"
-# The command line, and then its peak of resident memory in the file that the first argument names.
-COMMAND_LINE = """
-import sys
-from pathlib import Path
-from ssd_export.cli.main import main
-from ssd_export.evaluate.real_size import peak_bytes
-report = Path(sys.argv.pop(1))
-try:
-    main()
-finally:
-    report.write_text(str(peak_bytes()))
-"""
+COMMAND = "python -m ssd_export.evaluate.real_size FOLDER"
 GB = 1e9
 
 
-def run_measured(arguments: Sequence[str]) -> dict[str, float]:
-    """Runs the command line in a process of its own: {"seconds", "peak_bytes"}. Raises: SystemExit where it fails."""
-    with tempfile.TemporaryDirectory() as folder:
-        report, began = Path(folder) / "peak", time.perf_counter()
-        done = subprocess.run([sys.executable, "-c", COMMAND_LINE, str(report), *arguments])
-        if done.returncode:
-            raise SystemExit(f"ssd-export {' '.join(arguments)} failed with exit code {done.returncode}")
-        return {"seconds": time.perf_counter() - began, "peak_bytes": int(report.read_text())}
+@dataclass(frozen=True)
+class Case:
+    """One export, and what is drawn from its bundle: {label: arguments of measured_run}."""
+
+    label: str
+    shape: str
+    layout: str
+    options: str
+    drawings: dict[str, str]
 
 
-def peak_bytes() -> int:
-    """Of this process since it began: what getrusage says counts the process that started it too (Linux)."""
-    try:
-        lines = Path("/proc/self/status").read_text().splitlines()
-        return 1024 * next(int(line.split()[1]) for line in lines if line.startswith("VmHWM:"))
-    except OSError:
-        import resource
-
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-
-
-def measure_export(checkpoint: Path, bundle: Path, options: Sequence[str]) -> dict[str, Any]:
-    """An export by the command line, and the size of what it wrote."""
-    figures: dict[str, Any] = run_measured(["export", "--model", str(checkpoint), "--out", str(bundle), *options])
-    figures["bundle_bytes"] = sum(path.stat().st_size for path in bundle.rglob("*") if path.is_file())
-    figures["options"] = " ".join(options)
-    return figures
-
-
-def measure_drawing(bundle: Path, num_tokens: int, num_threads: int, decode: bool) -> dict[str, Any]:
-    """Opens the bundle and draws in this process, whose memory is measured: run it in one of its own."""
-    from ssd_export.runtime.generate import ImageGenerator
-    from ssd_export.runtime.runner import Sampling, release_steps
-    from ssd_export.runtime.uniforms import uniforms
-
-    began = time.perf_counter()
-    with ImageGenerator.from_bundle(bundle, num_threads=num_threads) as generator:
-        batch = generator._batch([PROMPT], uniforms(0, 1), Sampling(5.0, 1.0))
-        generator.runner.prefill(batch)
-        figures = {"seconds_to_first_token": time.perf_counter() - began, "peak_bytes_first_token": peak_bytes()}
-        figures["cache_bytes"] = generator.runner.cache_bytes()
-        releases, seconds = release_steps(generator.table, batch.lengths.tolist()), []
-        for step in range(1, num_tokens):
-            started = time.perf_counter()
-            if step in releases:
-                generator.runner.evict(step)
-            generator.runner.decode_step(step)
-            seconds.append(time.perf_counter() - started)
-        if seconds:
-            figures["ms_per_token"] = 1000 * sorted(seconds)[len(seconds) // 2]
-            figures["peak_bytes_tokens"] = peak_bytes()
-        if decode:
-            started = time.perf_counter()
-            generator.runner.decode_image(generator.runner.tokens())
-            figures["seconds_image_decoder"] = time.perf_counter() - started
-        figures["peak_bytes"] = peak_bytes()
-    return figures | {"tokens": num_tokens, "num_threads": num_threads}
+CASES = (
+    Case("1B fp32", "janus-pro-1b", "transformers", "--dtype fp32", {"1B fp32": "--tokens 24"}),
+    Case("1B fp16", "janus-pro-1b", "transformers", "--dtype fp16", {
+        "1B fp16": "--tokens 24 --widen at-once", "1B fp16, widened on use": "--tokens 12 --widen on-use",
+    }),
+    Case("1B int8", "janus-pro-1b", "transformers", "--dtype fp32 --weights int8", {"1B int8": "--tokens 24"}),
+    Case("1B int4", "janus-pro-1b", "transformers", "--dtype fp32 --weights int4", {
+        "1B int4, a whole picture": "--tokens 576", "1B int4, four pictures decoded at once": "--tokens 2 --decoder-batch 4",
+    }),
+    Case("1B original fp32", "janus-pro-1b", "original", "--dtype fp32", {}),
+    Case("1B original fp16", "janus-pro-1b", "original", "--dtype fp16", {}),
+    Case("1B original int8", "janus-pro-1b", "original", "--dtype fp32 --weights int8", {}),
+    Case("1B original int4", "janus-pro-1b", "original", "--dtype fp32 --weights int4", {}),
+    Case("7B fp16", "janus-pro-7b", "transformers", "--dtype fp16", {"7B fp16": "--tokens 3"}),
+    Case("7B int4", "janus-pro-7b", "transformers", "--dtype fp16 --weights int4", {"7B int4": "--tokens 8"}),
+)  # fmt: skip
 
 
-def tables(results: dict[str, Any]) -> list[dict[str, Any]]:
-    """The tables of all that was measured so far."""
-    exports = [
-        [label, f"`{row['options']}`", f"{row['seconds']:.0f}", _gb(row["peak_bytes"]), _gb(row["bundle_bytes"])]
-        for label, row in results.get("exports", {}).items()
-    ]
-    drawings = [
-        [label, f"{row['seconds_to_first_token']:.0f}", _gb(row["peak_bytes_first_token"]),
-         f"{row['ms_per_token']:.0f}" if "ms_per_token" in row else None, row["tokens"],
-         f"{row['seconds_image_decoder']:.1f}" if "seconds_image_decoder" in row else None, _gb(row["peak_bytes"]),
-         f"{row['cache_bytes'] / 1e6:.1f}"]
-        for label, row in results.get("drawings", {}).items()
-    ]  # fmt: skip
-    return [
-        table("Export", ["checkpoint", "options", "seconds", "peak GB", "bundle GB"], exports, "one run each"),
-        table(
-            "One picture with ONNX Runtime on the CPU",
-            ["bundle", "seconds to first token", "peak GB then", "ms per token (median)", "tokens drawn",
-             "image decoder, seconds", "peak GB", "cache MB"],
-            drawings, "one run each; the time to the first token holds the check of every file",
-        ),
-    ]  # fmt: skip
+def measure(case: Case, folder: Path, path: Path) -> None:
+    """Writes the checkpoint where it is missing, exports, draws, and adds each figure to the file as it is measured."""
+    checkpoint = folder / f"{case.shape}-{case.layout}"
+    if not (checkpoint / "tokenizer.json").exists():  # the last file that is written
+        write_checkpoint(checkpoint, case.shape, case.layout, "fp16", seed=0)
+    bundle = folder / "bundle"
+    shutil.rmtree(bundle, ignore_errors=True)
+    load = _load()
+    figures = measure_export(checkpoint, bundle, case.options.split())
+    record(path, "exports", case.label, {"options": case.options, "layout": case.layout, "load": load, **figures})
+    for label, arguments in case.drawings.items():
+        load = _load()
+        record(path, "drawings", label, {"of": case.label, "load": load, **measure_drawing(bundle, arguments.split())})
+    shutil.rmtree(bundle)
 
 
-def record(path: Path, kind: str, label: str, figures: dict[str, Any], note: str) -> None:
-    """Adds figures to the measurement in a file."""
+def record(path: Path, kind: str, label: str, figures: dict[str, Any]) -> None:
+    """Adds a row to the measurement in a file and makes its tables anew, rows in the order of CASES."""
     measured = read_measurement(path)
     results = measured["results"] if measured else {}
-    results.setdefault(kind, {})[label] = figures
-    results["tables"] = tables(results)
+    rows = {**results.get(kind, {}), label: figures}
+    order = {"exports": [case.label for case in CASES], "drawings": [name for case in CASES for name in case.drawings]}[kind]
+    results = {**results, kind: {name: rows[name] for name in order if name in rows}}
+    exports, drawings = results.get("exports", {}), results.get("drawings", {})
+    results |= {"tables": tables(exports, drawings), "figures": figures_of(exports, drawings)}
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_measurement(path, measurement(COMMAND, results, note))
+    write_measurement(path, measurement(COMMAND, results))
+    print(json.dumps({label: figures}), flush=True)
 
 
-def _gb(num_bytes: float) -> str:
-    return f"{num_bytes / GB:.2f}"
+def tables(exports: dict[str, Any], drawings: dict[str, Any]) -> list[dict[str, Any]]:
+    """Of all that was measured; a case that was not measured says so."""
+    export_rows = [
+        [case.label, case.layout, f"`{case.options}`", *_cells(exports.get(case.label), (
+            ("seconds", 1, "{:.0f}"), ("peak_bytes", GB, "{:.2f}"), ("bundle_bytes", GB, "{:.2f}"), ("load", 1, "{:.1f}"),
+        ))] for case in CASES
+    ]  # fmt: skip
+    drawing_rows = [
+        [label, *_cells(drawings.get(label), (
+            ("seconds_to_check", 1, "{:.0f}"), ("seconds_to_first_token", 1, "{:.0f}"),
+            ("seconds_to_second_token", 1, "{:.1f}"), ("ms_per_token", 1, "{:.0f}"), ("tokens", 1, "{}"),
+            ("seconds_image_decoder", 1, "{:.1f}"), ("peak_bytes_first_token", GB, "{:.2f}"),
+            ("peak_bytes", GB, "{:.2f}"), ("cache_bytes", 1e6, "{:.1f}"), ("load", 1, "{:.1f}"),
+        ))] for case in CASES for label in case.drawings
+    ]  # fmt: skip
+    load = "load: processes that wanted a core in the minute before; where it is above 0.7, other work made the row slower"
+    return [
+        table("Export", ["checkpoint", "layout", "options", "seconds", "peak GB", "bundle GB", "load"], export_rows,
+              f"one run each, one thread; {load}."),
+        table("One picture with ONNX Runtime on the CPU",
+              ["bundle", "opening, s", "first token, s", "second token, s", "ms a token", "tokens drawn",
+               "image decoder, s", "peak GB at the first token", "peak GB", "cache MB", "load"],
+              drawing_rows, "one run each, one thread. Opening: files that the export has just hashed are not hashed again. First and second "
+              f"token open a graph each; ms a token is the median of those after them. Peak: resident, the mapped weights file included where it was touched; {load}."),
+    ]  # fmt: skip
+
+
+def figures_of(exports: dict[str, Any], drawings: dict[str, Any]) -> dict[str, str]:
+    """Named numbers for running text: export_7b_int4_peak, draw_7b_int4_peak."""
+
+    def name(label: str) -> str:
+        return label.lower().replace(", ", " ").replace(" ", "_")
+
+    peaks = {f"export_{name(label)}_peak": row for label, row in exports.items()}
+    peaks |= {f"draw_{name(label)}_peak": row for label, row in drawings.items()}
+    found = {key: f"{row['peak_bytes'] / GB:.2f} GB" for key, row in peaks.items()}
+    return found | {f"draw_{name(label)}_ms": f"{row['ms_per_token']:.0f}" for label, row in drawings.items()}
+
+
+def _cells(row: dict[str, Any] | None, columns: Sequence[tuple[str, float, str]]) -> list[str | None]:
+    """Each value of a row over its unit; None where it was not measured."""
+    return [None if row is None or row.get(name) is None else form.format(row[name] / unit if unit != 1 else row[name])
+            for name, unit, form in columns]  # fmt: skip
+
+
+def _load() -> float | None:
+    return os.getloadavg()[0] if hasattr(os, "getloadavg") else None
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path)
     parser.add_argument("--json", type=Path, default=JSON)
-    parser.add_argument("--note", default="")
-    verbs = parser.add_subparsers(dest="verb", required=True)
-    export = verbs.add_parser("export")
-    export.add_argument("checkpoint", type=Path)
-    export.add_argument("bundle", type=Path)
-    export.add_argument("options", nargs=argparse.REMAINDER, help="of ssd-export export")
-    draw = verbs.add_parser("draw")
-    draw.add_argument("bundle", type=Path)
-    draw.add_argument("--tokens", type=int, default=NUM_IMAGE_TOKENS)
-    draw.add_argument("--threads", type=int, default=2)
-    draw.add_argument("--decode", action="store_true", help="decode the picture however few tokens are drawn")
-    for verb in (export, draw):
-        verb.add_argument("--label", required=True)
+    parser.add_argument("--only", nargs="+", choices=[case.label for case in CASES], metavar="LABEL",
+                        help=f"of {', '.join(case.label for case in CASES)}")  # fmt: skip
     spec = parser.parse_args()
-    if spec.verb == "export":
-        figures = measure_export(spec.checkpoint, spec.bundle, spec.options)
-    else:
-        figures = measure_drawing(spec.bundle, spec.tokens, spec.threads, spec.decode or spec.tokens == NUM_IMAGE_TOKENS)
-    record(spec.json, f"{spec.verb}s" if spec.verb == "export" else "drawings", spec.label, figures, spec.note)
-    print(json.dumps(figures, indent=1))
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    for case in CASES:
+        if spec.only is None or case.label in spec.only:
+            measure(case, spec.folder, spec.json)
 
 
 if __name__ == "__main__":

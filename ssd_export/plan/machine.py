@@ -27,6 +27,19 @@ def free_bytes(
         return free
 
 
+def total_bytes(meminfo: Path = FREE_BYTES[0], limit: Path = FREE_BYTES[1]) -> int | None:
+    """Memory of the machine, or of the container where that has less; None where the system does not say."""
+    try:
+        lines = dict(line.split(":", 1) for line in meminfo.read_text().splitlines())
+        total = 1024 * int(lines["MemTotal"].split()[0])
+    except (OSError, KeyError, ValueError):
+        return None
+    try:
+        return min(total, int(limit.read_text()))
+    except (OSError, ValueError):  # no such limit, or "max"
+        return total
+
+
 def free_disk_bytes(path: Path) -> int | None:
     """Bytes free where `path` is, or will be; None where the system does not say."""
     path = path.absolute()

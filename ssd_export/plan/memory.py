@@ -18,6 +18,7 @@ DRAWING_BASE_BYTES = 90_000_000  # Python, numpy, ONNX Runtime, tokenizer
 # Copies of the weights that ONNX Runtime's CPU kernels hold: as stored and packed; fp16 is multiplied as fp32.
 COPIES = {"float32": 2.0, "float16": 2.5, "bfloat16": 2.5}
 COPIES_OF_CODES = 1.5
+WIDENED_SHARE = 0.75  # of the machine's memory: more than this, and float16 matrices are widened when they are used
 FEATURE_MAPS = 5  # of the image decoder's largest size that are alive at once, one of them widened by a convolution
 
 
@@ -29,16 +30,38 @@ def export_bytes(working: Iterable[int]) -> int:
     return resident_bytes() + GRAPH_WRITING_BYTES + int(ALLOCATED_SHARE * max(working))
 
 
+def widens_on_use(sizes: WeightSizes, dtype: str, memory: int | None) -> bool:
+    """Whether drawing on the CPU widens float16 matrices one at a time, slower, because all at once are too much.
+
+    The machine's memory decides, not what is free of it: the same machine draws the same pictures.
+    """
+    return dtype == "float16" and memory is not None and _session_bytes(sizes, dtype) > WIDENED_SHARE * memory
+
+
 def drawing_bytes(
-    config: ModelConfig, sizes: WeightSizes, dtype: str, cache_bytes: int, decoder_batch: int = 1
-) -> int:
+    config: ModelConfig, sizes: WeightSizes, dtype: str, cache_bytes: int, decoder_batch: int = 1,
+    memory: int | None = None,
+) -> int:  # fmt: skip
     """Peak of drawing with ONNX Runtime on the CPU: the decode step's session stays while pictures are decoded.
 
-    Args: cache_bytes: of all pictures that are drawn at once.
+    Args: cache_bytes: of all pictures that are drawn at once; memory: of the machine that will draw, None if unknown.
     """
-    session = COPIES[dtype] * sizes.steps + COPIES_OF_CODES * sizes.codes
+    if widens_on_use(sizes, dtype, memory):
+        session = sizes.steps + widest_matrices_bytes(config) + COPIES_OF_CODES * sizes.codes
+    else:
+        session = _session_bytes(sizes, dtype)
     decoder = COPIES[dtype] * sizes.image_decoder + image_decoder_bytes(config, "float32", decoder_batch)
     return int(DRAWING_BASE_BYTES + session + cache_bytes + decoder)
+
+
+def widest_matrices_bytes(config: ModelConfig) -> int:
+    """The two kinds that the allocator holds blocks for, in float32: of the gated MLP and of the generation head."""
+    return 4 * config.hidden_size * (2 * config.intermediate_size + config.codebook_size)
+
+
+def _session_bytes(sizes: WeightSizes, dtype: str) -> float:
+    """Of prefill or of the decode step, every weight as the kernels want it."""
+    return COPIES[dtype] * sizes.steps + COPIES_OF_CODES * sizes.codes
 
 
 def image_decoder_bytes(config: ModelConfig, dtype: str, decoder_batch: int) -> int:

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from ssd_export.cache.table import PolicyTable
 from ssd_export.config import NUM_IMAGE_TOKENS, ModelConfig
 from ssd_export.plan.device import DeviceMemory, device_memory
-from ssd_export.plan.memory import drawing_bytes
+from ssd_export.plan.machine import total_bytes
+from ssd_export.plan.memory import drawing_bytes, widens_on_use
 from ssd_export.plan.sizes import ITEM_SIZE, WeightSizes
 
 GRAPH_BYTES_OF_A_LAYER = 110_000  # of all graphs together
@@ -16,6 +17,7 @@ COPIES_WHILE_BUILDING = 3
 BUILD_BASE_BYTES = {"tensorrt-rtx": 1 << 30, "tensorrt": 2 << 30}  # the second is a guess: no GPU was at hand
 # Bytes a second, on the slow side, for a class of time and not a promise.
 DOWNLOAD_RATE, EXPORT_RATE, BUILD_RATE, HOST_RATE = 10e6, 60e6, 150e6, 8e9
+WIDENING_TAKES = 4  # times as long as with weights widened once
 CLASSES = ((10, "seconds"), (60, "under a minute"), (600, "minutes"), (3600, "tens of minutes"))
 
 
@@ -58,7 +60,7 @@ class Plan:
 
     @property
     def drawing_peak(self) -> int:
-        return drawing_bytes(self.config, self.sizes, self.dtype, self.cache_bytes, self.decoder_batch)
+        return drawing_bytes(self.config, self.sizes, self.dtype, self.cache_bytes, self.decoder_batch, total_bytes())
 
     @property
     def bundle_bytes(self) -> int:
@@ -81,6 +83,8 @@ class Plan:
         if self.flavour is not None:
             stages.append(self._build())
         seconds = NUM_IMAGE_TOKENS * (self.sizes.steps + self.sizes.codes) * max(1, self.num_images / 4) / HOST_RATE
+        if widens_on_use(self.sizes, self.dtype, total_bytes()):
+            seconds *= WIDENING_TAKES
         drawing = Stage("generate on this CPU (ort)", self.drawing_peak, 0, 0, time_class(seconds))
         on_device = Stage("generate on the device (trt)", None, 0, self.device.total, "seconds to minutes")
         return [*stages, drawing] + [on_device] * (self.flavour is not None)

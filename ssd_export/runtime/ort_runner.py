@@ -1,41 +1,29 @@
 """ONNX Runtime as a Runner: the bundle's graphs on the CPU or a CUDA GPU, every cache written in place.
 
-Quantised weights: ONNX Runtime fuses DequantizeLinear and MatMul into MatMulNBits, which reads the codes as they are.
-Its fast kernels on the CPU also round the activations, to int8 in blocks of 128 (accuracy level 4), so the tokens are
-not torch's; with `exact` the weights are multiplied out when the graph is opened instead, as torch does: the same
-tokens, and as much memory as without quantisation. fp8 has no kernel on the CPU and is always multiplied out.
-
 An output bound to the very OrtValue of its input makes ScatterND write one row instead of copying the cache
-(ONNX Runtime skips its copy when both are one buffer); `tests/runtime/test_ort_runner.py` holds on to it.
+(ONNX Runtime skips its copy when both are one buffer); `tests/runtime/test_speed.py` holds on to it.
 """
 
 from __future__ import annotations
 
-import ctypes
-import sys
-from collections.abc import Mapping
+from collections.abc import Sequence
 from pathlib import Path
-from types import MappingProxyType
 
 import numpy as np
 import onnxruntime as ort
 
 from ssd_export.bundle import Bundle, weight_format
-from ssd_export.cache.table import PolicyTable
+from ssd_export.cache.table import PolicyTable, release_graph
 from ssd_export.config import NUM_IMAGE_TOKENS
 from ssd_export.errors import UserError
-from ssd_export.runtime.runner import PromptBatch, Runner
+from ssd_export.plan.machine import total_bytes
+from ssd_export.plan.memory import widens_on_use
+from ssd_export.plan.sizes import WeightSizes
+from ssd_export.runtime.ort_session import PROVIDERS, open_session, session_entries
+from ssd_export.runtime.runner import PromptBatch, Runner, full_before
 from ssd_export.specs import GraphSpec, TensorSpec
 
-PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 ELEMENT_TYPES = {"float32": 1, "int8": 3, "int32": 6, "int64": 7, "float16": 10, "bfloat16": 16}  # onnx.TensorProto
-GPU_HELP = "--provider cuda needs a GPU and the CUDA libraries of this onnxruntime, --provider cpu needs neither"
-# MatMulNBits with int8 activations; int8 weights, one scale a channel, get blocks so that the activations have them
-QUANTIZED = {
-    "session.qdq_matmulnbits_accuracy_level": "4", "session.qdq_matmulnbits_block_size": "128",
-    "session.disable_qdq_constant_folding": "1",
-}  # fmt: skip
-MULTIPLIED_OUT = {"session.disable_quant_qdq": "1"}
 SMALL_HIDDEN_SIZE = 512  # below it a step's operators are too short to be worth a second thread
 
 
@@ -44,9 +32,11 @@ class OrtRunner(Runner):
 
     def __init__(
         self, bundle: Bundle, provider: str = "cpu", num_threads: int | None = None, exact: bool = False,
-        profile: Path | None = None,
+        profile: Path | None = None, widen_on_use: bool | None = None,
     ) -> None:  # fmt: skip
-        """profile: the beginning of the names of profiles, one of each graph, complete after end_profiling."""
+        """profile: the beginning of the names of profiles, one of each graph, complete after end_profiling.
+        widen_on_use: how float16 weights meet the CPU (runtime/widen_on_use.py); None decides by this machine's memory.
+        """
         if provider not in PROVIDERS:
             raise UserError(f"unknown provider {provider!r}; use one of {', '.join(PROVIDERS)}")
         if bundle.config["dtype"] == "bfloat16" and provider == "cpu":
@@ -58,12 +48,14 @@ class OrtRunner(Runner):
         self._num_threads = num_threads or (1 if hidden_size <= SMALL_HIDDEN_SIZE else 0)
         self._holds_one_session = provider == "cpu" and hidden_size > SMALL_HIDDEN_SIZE
         self._session_entries = session_entries(weight_format(bundle.config), exact)
+        self.widens_on_use = provider == "cpu" and (chooses_to_widen_on_use(bundle) if widen_on_use is None else widen_on_use)
         self._profile = profile
         self._sessions: dict[str, ort.InferenceSession] = {}
         self._session("prefill")  # a provider that cannot start says so now, before anything is allocated
         self._values: dict[str, ort.OrtValue] = {}
         self._dimensions: dict[str, int] = {}
         self._bindings: dict[str, ort.IOBinding] = {}
+        self._evictions: dict[int, list[str]] = {}
 
     def prefill(self, batch: PromptBatch) -> None:
         self._allocate(batch)
@@ -85,15 +77,17 @@ class OrtRunner(Runner):
         self._values["tokens"].update_inplace(tokens)
         self._values["logits"].update_inplace(results["logits"])
         self._fill_caches(results, batch.lengths)
+        self._evictions = self._evictions_of(batch.lengths.tolist())
         if self._holds_one_session and self._profile is None:
             del self._sessions[name]  # it holds a copy of the weights of its own, and so will the steps
         self._step_name = "decode_step_top_k" if top_k else "decode_step"
 
     def evict(self, step: int) -> None:
-        self._run("evict", step)
-        for tensor in _not_aliased(self._specs["evict"]):
-            past = self._values[tensor.name.replace("present", "past_key_values")]
-            past.update_inplace(self._values[tensor.name].numpy())
+        for name in self._evictions.get(step, ()):
+            self._run(name, step)
+            for tensor in _not_aliased(self._specs[name]):
+                past = self._values[tensor.name.replace("present", "past_key_values")]
+                past.update_inplace(self._values[tensor.name].numpy())
 
     def decode_step(self, step: int) -> None:
         self._run(self._step_name, step)
@@ -125,9 +119,20 @@ class OrtRunner(Runner):
     def _session(self, name: str) -> ort.InferenceSession:
         if name not in self._sessions:
             self._sessions[name] = open_session(
-                self._bundle.file(f"onnx/{name}.onnx"), self._provider, self._num_threads, self._session_entries, self._profile
-            )
+                self._bundle.file(f"onnx/{name}.onnx"), self._provider, self._num_threads, self._session_entries,
+                self._profile, self.widens_on_use and name != "image_decoder",
+            )  # fmt: skip
         return self._sessions[name]
+
+    def _evictions_of(self, lengths: Sequence[int]) -> dict[int, list[str]]:
+        """The graphs that release before each step: those of the full groups alone, where the bundle has them."""
+        evictions: dict[int, list[str]] = {}
+        for kind in self._table.release_kinds:
+            name = release_graph(kind) if release_graph(kind) in self._specs else "evict"
+            for step in full_before(kind, lengths):
+                names = evictions.setdefault(step, [])
+                names += [name] * (name not in names)
+        return evictions
 
     def _allocate(self, batch: PromptBatch) -> None:
         """Values of every input and output of the steps at this batch size, an aliased output being its input."""
@@ -181,40 +186,7 @@ def _not_aliased(spec: GraphSpec) -> list[TensorSpec]:
     return [tensor for tensor in spec.outputs if tensor.name not in spec.aliases]
 
 
-def session_entries(weights: str, exact: bool) -> dict[str, str]:
-    """The configuration of sessions for a bundle of that weight format."""
-    if weights == "none":
-        return {}
-    return MULTIPLIED_OUT if exact or weights == "fp8" else QUANTIZED
-
-
-def _give_back_freed_memory() -> None:
-    """Opening a session frees about as much memory as it keeps (weights before they were packed); glibc would hold it."""
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
-    if trim is not None:
-        trim(0)
-
-
-def open_session(
-    path: Path, provider: str, num_threads: int, entries: Mapping[str, str] = MappingProxyType({}), profile: Path | None = None
-) -> ort.InferenceSession:
-    """A session that runs on the provider asked for. Raises: UserError where ONNX Runtime would fall back silently."""
-    options = ort.SessionOptions()
-    options.intra_op_num_threads = num_threads
-    options.inter_op_num_threads = 1
-    options.log_severity_level = 3
-    if profile is not None:
-        options.enable_profiling, options.profile_file_prefix = True, f"{profile}-{path.stem}"
-    for name, value in entries.items():
-        options.add_session_config_entry(name, value)
-    wanted = PROVIDERS[provider]
-    if wanted not in ort.get_available_providers():
-        raise UserError(f"this onnxruntime has no {wanted}; pip install onnxruntime-gpu, or use --provider cpu")
-    try:
-        session = ort.InferenceSession(str(path), options, providers=[wanted])
-    except RuntimeError as error:
-        raise UserError(f"onnxruntime could not open {path} ({str(error).splitlines()[0][:200]}); {GPU_HELP}") from error
-    _give_back_freed_memory()
-    if session.get_providers()[0] != wanted:
-        raise UserError(f"onnxruntime could not start {wanted}; {GPU_HELP}")
-    return session
+def chooses_to_widen_on_use(bundle: Bundle) -> bool:
+    """Whether float16 weights, widened once and for all, would be too much for this machine."""
+    dtype = bundle.config["dtype"]
+    return dtype == "float16" and widens_on_use(WeightSizes.of_bundle(bundle), dtype, total_bytes())

@@ -20,7 +20,8 @@ from ssd_export.export.quantize import block_lines, precision_facts
 from ssd_export.export.weights import plan_weights
 from ssd_export.model.quantization import BLOCKS, Scheme, choose_scheme, dequantize, quantize, to_stored
 from ssd_export.runtime.generate import ImageGenerator
-from ssd_export.runtime.ort_runner import OrtRunner, session_entries
+from ssd_export.runtime.ort_runner import OrtRunner
+from ssd_export.runtime.ort_session import session_entries
 from ssd_export.runtime.torch_runner import TorchRunner
 from tests.janus_checkpoints import TinyJanus
 from tests.runtime.checkpoints import PROMPTS, bundle, checkpoint, export_spec, head_map_file, scratch

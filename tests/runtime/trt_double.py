@@ -17,7 +17,7 @@ import onnxruntime as ort
 from ssd_export.build import provenance
 from ssd_export.build.flavours import Flavour
 from ssd_export.bundle import open_bundle, weight_format
-from ssd_export.runtime.ort_runner import open_session, session_entries
+from ssd_export.runtime.ort_session import open_session, session_entries
 from ssd_export.specs import GraphSpec, TensorSpec
 from tests.runtime.cuda_double import STREAM, CudaDouble
 
