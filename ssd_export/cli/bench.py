@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from ssd_export.cli import options
 from ssd_export.errors import UserError
 
 if TYPE_CHECKING:
@@ -25,8 +26,8 @@ if TYPE_CHECKING:
     help="A bundle to measure; give it again for another one of the same checkpoint.  "
     "[default: the one exported last from this folder]",
 )
-@click.option("--runner", default="ort", show_default=True, metavar="ort|torch|trt", help="Who computes.")
-@click.option("--provider", default="cpu", show_default=True, metavar="cpu|cuda", help="Where it computes.")
+@options.runner
+@options.provider
 @click.option("--batch", default="1", show_default=True, metavar="COUNT,...", help="Images drawn at once.")
 @click.option(
     "--baselines",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -82,7 +82,7 @@ def command(
     seed: int,
     runner: str,
     provider: str,
-    batch: int,
+    batch: int | None,
     cfg_scale: float | None,
     temperature: float | None,
     as_json: bool,
@@ -131,7 +131,7 @@ def command(
         weights or "none",
         kv_dtype or "model",
     )
-    score, facts = _score(spec, num_prompts, DrawOptions(seed, batch, cfg_scale, temperature))
+    score, facts = _score(spec, num_prompts, batch, DrawOptions(seed, cfg_scale=cfg_scale, temperature=temperature))
     if sheet is not None:
         _write_sheet(sheet, score)
     if as_json:
@@ -140,11 +140,11 @@ def command(
         _print_score(facts, score)
 
 
-def _check_numbers(num_prompts: int, seed: int, batch: int, budget: float | None) -> None:
+def _check_numbers(num_prompts: int, seed: int, batch: int | None, budget: float | None) -> None:
     if num_prompts < 1:
         raise UserError(f"--num-prompts {num_prompts} scores nothing; use 300")
     options.check_seed(seed)
-    if batch < 1:
+    if batch is not None and batch < 1:
         raise UserError(f"--batch {batch} draws nothing; use 16")
     if budget is not None:
         options.check_budget(budget)
@@ -162,15 +162,17 @@ def _bundle(spec: EvalSpec, progress: Progress) -> Iterator[Path]:
         yield path
 
 
-def _score(spec: EvalSpec, num_prompts: int, drawing: DrawOptions) -> tuple[SceneScore, dict[str, Any]]:
-    """The score, and what it is the score of."""
+def _score(spec: EvalSpec, num_prompts: int, batch: int | None, drawing: DrawOptions) -> tuple[SceneScore, dict[str, Any]]:
+    """The score, and what it is the score of. batch None: as many pictures at once as suits the model."""
     from ssd_export.cli.progress import ProgressReport
     from ssd_export.evaluate.scene_score import draw_scenes, score_scenes
+    from ssd_export.evaluate.sweep_jobs import default_batch
     from ssd_export.runtime.generate import ImageGenerator
 
     scenes = draw_scenes(num_prompts, drawing.seed)
     with ProgressReport() as progress, _bundle(spec, progress) as path:
         with ImageGenerator.from_bundle(path, runner=spec.runner, provider=spec.provider) as generator:
+            drawing = replace(drawing, batch=batch or default_batch(generator.config))
             score = score_scenes(generator, scenes, drawing, progress)
             defaults = generator.bundle.config["generation"]
             facts = {

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import click
 
+from ssd_export.cache.policy import DEFAULT_GROUPS, MAX_GROUPS
 from ssd_export.cli import options
 from ssd_export.errors import UserError
 
@@ -51,8 +52,8 @@ WEIGHTS = ("none", "int8", "int4", "fp8")
 @options.head_map
 @click.option(
     "--groups",
-    type=click.IntRange(1, 3),
-    default=3,
+    type=click.IntRange(1, MAX_GROUPS),
+    default=DEFAULT_GROUPS,
     show_default=True,
     metavar="1|2|3",
     help="How many rules and sizes ssd-auto may use in a layer.",

@@ -195,13 +195,14 @@ def check_memory(bundle: Bundle, num_images: int, decoder_batch: int) -> None:
     """Raises: UserError where drawing that many pictures at once on this CPU takes more memory than is free."""
     from ssd_export.cache.table import PolicyTable
     from ssd_export.config import ModelConfig
+    from ssd_export.plan.machine import total_bytes
     from ssd_export.plan.memory import check_fits, drawing_bytes
     from ssd_export.plan.sizes import ITEM_SIZE, WeightSizes
 
     config, dtype = ModelConfig.from_dict(bundle.config["model"]), bundle.config["dtype"]
     table = PolicyTable.from_dict(bundle.config["policy"])
     cache = table.cache_bytes(config, ITEM_SIZE[dtype], 2 * num_images)
-    needed = drawing_bytes(config, WeightSizes.of_bundle(bundle), dtype, cache, decoder_batch)
+    needed = drawing_bytes(config, WeightSizes.of_bundle(bundle), dtype, cache, decoder_batch, total_bytes())
     ways_out = [f"draw fewer at once with --batch {max(1, num_images // 2)}"] * (num_images > 1)
     check_fits("drawing", needed, (*ways_out, "export with --weights int4", "export with a smaller --budget"))
 

@@ -127,6 +127,7 @@ def find_device(target: str) -> Device:
 
 def plan_of(spec: PlanSpec, device: Device, settings: Settings) -> Plan:
     """The plan of these settings. Raises: UserError for a model or policy that will not do."""
+    from ssd_export.cache.policy import DEFAULT_GROUPS
     from ssd_export.export.exporter import ExportSpec, plan_export
     from ssd_export.plan.memory import export_bytes
     from ssd_export.plan.sizes import WeightSizes
@@ -135,7 +136,7 @@ def plan_of(spec: PlanSpec, device: Device, settings: Settings) -> Plan:
     made = plan_export(
         ExportSpec(
             model=spec.model, policy=spec.policy, budget=settings.budget, window=None, evict_every=None,
-            num_recent=None, num_sinks=None, head_map=None, groups=3, prompt_slots=spec.prompt_slots,
+            num_recent=None, num_sinks=None, head_map=None, groups=DEFAULT_GROUPS, prompt_slots=spec.prompt_slots,
             dtype=spec.dtype, out=None, force=False, weights=settings.weights, kv_dtype=spec.kv_dtype,
             num_layers=spec.num_layers,
         ),

@@ -6,11 +6,16 @@ import json
 import shlex
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from ssd_export.cli import options
 from ssd_export.errors import UserError
+
+if TYPE_CHECKING:
+    from ssd_export.evaluate.sweep import SweepResult
+    from ssd_export.evaluate.sweep_spec import SweepSpec
 
 POLICIES = "ssd-auto,ssd-row,ssd,streaming-llm,h2o,tova,linear,margin"
 BUDGETS = "0.1,0.15,0.2,0.3,0.5"
@@ -47,6 +52,13 @@ BUDGETS = "0.1,0.15,0.2,0.3,0.5"
 @options.runner
 @options.provider
 @options.batch
+@click.option(
+    "--jobs",
+    type=int,
+    metavar="COUNT",
+    help="Processes that draw side by side, one thread each.  [default: one for each core, as far as memory goes; 1 for "
+    "large models, which use every core, and on a GPU]",
+)
 @options.cfg_scale
 @options.temperature
 @options.head_map
@@ -74,18 +86,20 @@ def command(
     num_scenes: int,
     runner: str,
     provider: str,
-    batch: int,
+    batch: int | None,
+    jobs: int | None,
     cfg_scale: float | None,
     temperature: float | None,
     head_map: str | None,
     out: Path,
     measurement: Path | None,
-) -> None:
+) -> int:
     """Compare cache policies by quality, memory and speed.
 
     Every policy at every budget draws the same prompts with the same random numbers. The demo model is scored
     (share of pictures that show what their captions say, and teacher-forced loss above the full cache); any
-    other model is compared with its own full cache. Interrupt it at any time: run it again and it goes on.
+    other model is compared with its own full cache. Interrupt it at any time: the table of what is finished is
+    written, and run again it goes on. The exit code is 1 if something failed.
     """
     numbers = _numbers(budgets)
     if measurement is not None:
@@ -94,11 +108,10 @@ def command(
         check_file(measurement)
 
     from ssd_export.cli.progress import ProgressReport
-    from ssd_export.evaluate.sweep import run_sweep
-    from ssd_export.evaluate.sweep_report import write_report
-    from ssd_export.evaluate.sweep_spec import SweepSpec, check_spec
+    from ssd_export.evaluate.sweep import finished_part, run_sweep, settle
+    from ssd_export.evaluate.sweep_spec import SweepSpec
 
-    spec = check_spec(
+    spec = settle(
         SweepSpec(
             model=model,
             policies=tuple(name.strip() for name in policies.split(",") if name.strip()),
@@ -113,17 +126,34 @@ def command(
             temperature=temperature,
             head_map=head_map,
             out=out,
+            jobs=jobs,
         )
     )
-    with ProgressReport() as progress:
-        result = run_sweep(spec, progress)
-    facts, table, *pictures = paths = write_report(spec, result)
+    try:
+        with ProgressReport() as progress:
+            result = run_sweep(spec, progress)
+    except (KeyboardInterrupt, SystemExit):  # Ctrl-C, or SIGTERM
+        try:
+            click.echo(f"so far: {', '.join(map(str, _report(spec, finished_part(spec))))}", err=True)
+        except UserError as error:  # nothing to make a table of yet
+            click.echo(str(error), err=True)
+        raise
+    facts, table, *pictures = paths = _report(spec, result)
     if measurement is not None:
         from ssd_export.evaluate.measurement import publish
 
         publish(measurement, _command_line(sys.argv[1:]), json.loads(facts.read_text(encoding="utf-8")), pictures)
     click.echo(table.read_text(encoding="utf-8"))
     click.echo(", ".join(str(path) for path in paths))
+    for name, reason in result.failed.items():
+        click.echo(f"failed: {name}: {reason}; run the sweep again to try it once more", err=True)
+    return 1 if result.failed else 0
+
+
+def _report(spec: SweepSpec, result: SweepResult) -> list[Path]:
+    from ssd_export.evaluate.sweep_report import write_report
+
+    return write_report(spec, result)
 
 
 def _command_line(arguments: list[str]) -> str:

@@ -24,7 +24,7 @@ from ssd_export.evaluate.tolerances import ONE_CODE, TOLERANCES, error
 from ssd_export.export.functions import DOMAIN
 from ssd_export.export.graphs import cache_parts, head_groups, part_names, past_name, present_name
 from ssd_export.export.operators import DTYPES, IR_VERSION, OPSET
-from ssd_export.runtime.ort_runner import open_session
+from ssd_export.runtime.ort_session import open_session
 from ssd_export.specs import GraphSpec
 
 ROWS = 2

@@ -18,11 +18,12 @@ from ssd_export.config import NUM_IMAGE_TOKENS
 from ssd_export.errors import UserError
 from ssd_export.evaluate.bench_cell import Cell, on_device
 from ssd_export.evaluate.bench_process import run_cell
+from ssd_export.evaluate.bundle_checkpoint import checked, checkpoint_like
 from ssd_export.evaluate.full_twin import full_twin
 from ssd_export.evaluate.machine import num_cores
 from ssd_export.evaluate.roofline import MachineRates, StepCost, step_cost
-from ssd_export.export.exporter import DTYPES, model_folder
-from ssd_export.model.checkpoint import Checkpoint, open_checkpoint
+from ssd_export.export.exporter import DTYPES
+from ssd_export.model.checkpoint import Checkpoint
 from ssd_export.runtime.generate import RUNNERS
 from ssd_export.runtime.ort_runner import SMALL_HIDDEN_SIZE
 
@@ -101,13 +102,13 @@ def _checkpoint(bundles: list[Bundle], spec: BenchSpec) -> Checkpoint | None:
         raise UserError("the bundles were made from different checkpoints; bench those of one checkpoint at a time")
     if TRANSFORMERS not in spec.baselines and not _without_full(bundles, spec):
         return None
-    name, wanted = bundles[0].config["model_name"], bundles[0].config["model_fingerprint"]
+    name = bundles[0].config["model_name"]
     if spec.model is None and name != "demo":
         raise UserError(f"the baselines need the checkpoint of {name}; give --model DIR, or --baselines none")
-    checkpoint = open_checkpoint(model_folder(spec.model or "demo")[1])
-    if checkpoint.fingerprint() != wanted:
-        raise UserError(f"the bundle was made from another checkpoint (fingerprint {wanted[:12]}) than {checkpoint.path} "
-                        f"({checkpoint.fingerprint()[:12]}); give its --model, or export again")  # fmt: skip
+    checkpoint = checked(checkpoint_like(bundles[0], spec.model or "demo"), bundles[0])
+    if TRANSFORMERS in spec.baselines and checkpoint.config.num_layers < checkpoint.num_layers_of_the_model:
+        raise UserError(f"transformers draws with all {checkpoint.num_layers_of_the_model} layers, the bundle with "
+                        f"{checkpoint.config.num_layers}; use --baselines full")  # fmt: skip
     return checkpoint
 
 

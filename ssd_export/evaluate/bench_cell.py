@@ -129,22 +129,20 @@ class StepTimes:
 def time_steps(bundle: Bundle, runner: Runner, batch: PromptBatch, cell: Cell, progress: StepProgress) -> StepTimes:
     """The time of each decode step; on a device, where steps are queued, of each grid row's steps, shared evenly.
 
-    The work of a step does not depend on how much of the cache is filled, only releases do: they are called where the
-    last steps of a picture have them, so that fewer than 575 steps cost what the end of a picture costs.
+    They are the last steps of a picture, over caches that hold less: the work of a step does not depend on how much of
+    the cache is filled, only releases do.
     """
-    table = PolicyTable.from_dict(bundle.config["policy"])
-    shift = NUM_IMAGE_TOKENS - 1 - cell.steps
-    releases = frozenset(step - shift for step in release_steps(table, batch.lengths.tolist()))
-    times = StepTimes([], [])
-    for first in range(0, cell.steps + 1, GRID):
-        row = range(max(1, first), min(first + GRID, cell.steps + 1))
+    releases = release_steps(PolicyTable.from_dict(bundle.config["policy"]), batch.lengths.tolist())
+    times, before = StepTimes([], []), NUM_IMAGE_TOKENS - 1 - cell.steps
+    for first in range((before + 1) // GRID * GRID, NUM_IMAGE_TOKENS, GRID):
+        row = range(max(before + 1, first), first + GRID)
         parts = [row] if on_device(cell) else [range(step, step + 1) for step in row]
         for part in parts:
             cpu_began = time.process_time()
             spent = _seconds(lambda part=part: (runner.decode_row(part, releases), on_device(cell) and runner.tokens()))
             times.seconds.extend([spent / len(part)] * len(part))
             times.cpu_seconds.extend([(time.process_time() - cpu_began) / len(part)] * len(part))
-        progress(row.stop - 1, cell.steps)
+        progress(row.stop - 1 - before, cell.steps)
     return times
 
 

@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 import multiprocessing
-import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from multiprocessing.connection import Connection
 from typing import Any
 
 from ssd_export.errors import UserError
 from ssd_export.evaluate.bench_cell import Cell, StepProgress, measure
-
-THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
+from ssd_export.evaluate.workers import threads_of_children
 
 
 def run_cell(cell: Cell, progress: StepProgress) -> dict[str, Any]:
@@ -20,7 +16,7 @@ def run_cell(cell: Cell, progress: StepProgress) -> dict[str, Any]:
     context = multiprocessing.get_context("spawn")
     receiver, sender = context.Pipe(duplex=False)
     process = context.Process(target=_child, args=(cell, sender), daemon=True)
-    with _threads(cell.threads):
+    with threads_of_children(cell.threads):
         process.start()
     sender.close()
     try:
@@ -50,15 +46,3 @@ def _child(cell: Cell, sender: Connection) -> None:
         pass  # the parent was interrupted too, and says so
     else:
         sender.send(("done", result))
-
-
-@contextmanager
-def _threads(count: int) -> Iterator[None]:
-    """The environment in which BLAS and OpenMP of a new process take this many threads."""
-    before = {name: os.environ.get(name) for name in THREAD_VARIABLES}
-    os.environ.update(dict.fromkeys(THREAD_VARIABLES, str(count)))
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            os.environ.pop(name) if value is None else os.environ.update({name: value})

@@ -25,7 +25,7 @@ def summarise(files: dict[str, Path], steps: int) -> list[dict[str, Any]]:
             continue
         for event in json.loads(path.read_text(encoding="utf-8")):
             if event.get("cat") == "Node" and event["name"].endswith("_kernel_time"):
-                kind = "evict graph" if graph == "evict" else operator_kind(event)
+                kind = "evict graph" if graph.startswith("evict") else operator_kind(event)
                 micros[kind] += event["dur"]
                 calls[kind] += 1
             elif event["name"] == "model_run":

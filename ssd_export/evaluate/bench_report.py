@@ -6,9 +6,8 @@ from collections.abc import Callable
 from typing import Any
 
 from ssd_export.evaluate.bench import FULL, TRANSFORMERS
-from ssd_export.evaluate.measurement import table
+from ssd_export.evaluate.measurement import NOT_RUN, table
 
-NOT_RUN = "not run"
 Row = dict[str, Any]
 PROFILED = 8  # operator kinds that are named; the others are one row
 

@@ -18,7 +18,7 @@ from ssd_export.cache.table import HeadGroup, HeadOption, PolicyTable
 from ssd_export.config import ModelConfig
 from ssd_export.errors import UserError
 from ssd_export.evaluate.rungs import Divergence, Rung
-from ssd_export.export.graphs import decode_step_spec, evict_spec, image_decoder_spec, prefill_spec
+from ssd_export.export.graphs import decode_step_spec, evict_specs, image_decoder_spec, prefill_spec
 from ssd_export.export.weights import plan_weights
 from ssd_export.model.checkpoint import Checkpoint
 from ssd_export.specs import GraphSpec, TensorSpec
@@ -42,8 +42,7 @@ def check_contract(bundle: Bundle) -> Rung:
 
 def _promised(config: ModelConfig, table: PolicyTable, dtype: str) -> list[GraphSpec]:
     graphs = [make(config, table, dtype, top_k) for make in (prefill_spec, decode_step_spec) for top_k in (False, True)]
-    evict = evict_spec(config, table, dtype)
-    return [*graphs, image_decoder_spec(config), *([evict] if evict.inputs else [])]
+    return [*graphs, image_decoder_spec(config), *evict_specs(config, table, dtype)]
 
 
 def _difference(graph: ir.Graph, spec: GraphSpec) -> str:

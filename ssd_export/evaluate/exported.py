@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from ssd_export.cache.policy import DEFAULT_GROUPS
 from ssd_export.export.exporter import ExportSpec, Progress, export_bundle
 
 
@@ -25,7 +26,7 @@ class PolicyChoice:
     evict_every: int | None = None
     num_recent: int | None = None
     num_sinks: int | None = None
-    groups: int = 3
+    groups: int = DEFAULT_GROUPS
     weights: str = "none"
     kv_dtype: str = "model"
 

@@ -22,6 +22,7 @@ from ssd_export.errors import UserError
 from ssd_export.evaluate.machine import machine, versions
 from ssd_export.runtime.pictures import write_file
 
+NOT_RUN = "not run"
 FIELDS = ("command", "machine", "versions", "note", "results")
 
 
@@ -30,6 +31,17 @@ def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]], not
     if any(len(row) != len(columns) for row in rows):
         raise ValueError(f"{title}: rows of {sorted({len(row) for row in rows})} cells under {len(columns)} columns")
     return {"title": title, "columns": list(columns), "rows": [list(row) for row in rows], "note": note}
+
+
+def markdown_table(one: dict[str, Any]) -> str:
+    """A table of a measurement in Markdown; None is written as not run."""
+    lines = [_line(one["columns"]), "|" + "---|" * len(one["columns"]), *map(_line, one["rows"])]
+    title = [f"**{one['title']}**", ""] if one["title"] else []
+    return "\n".join([*title, *lines, *(["", one["note"]] if one["note"] else [])])
+
+
+def _line(cells: list[Any]) -> str:
+    return "| " + " | ".join(NOT_RUN if cell is None else str(cell).replace("|", "\\|") for cell in cells) + " |"
 
 
 def measurement(command: str, results: dict[str, Any], note: str = "") -> dict[str, Any]:

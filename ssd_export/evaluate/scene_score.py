@@ -126,12 +126,14 @@ def share_by_category(scenes: Sequence[Scene], verdicts: Sequence[Verdict]) -> d
 
 @dataclass(frozen=True)
 class Drawn:
-    """images, tokens int32 [N, 576] of N prompts. seconds: all of it; ms_per_token: decode steps only."""
+    """images, tokens int32 [N, 576] of N prompts. seconds: all of it; ms_per_token: decode steps only, by the clock and
+    by what this process computed on all its threads."""
 
     images: list[Image.Image]
     tokens: np.ndarray
     seconds: float
     ms_per_token: float
+    cpu_ms_per_token: float
 
 
 def draw(
@@ -146,14 +148,20 @@ def draw(
     events = generator.stream(
         prompts, seed=options.seed, cfg_scale=options.cfg_scale, temperature=options.temperature, max_batch=options.batch
     )
-    began = last = time.perf_counter()
-    stepping, num_tokens = 0.0, 0
+    began = last = _clocks()
+    stepping, num_tokens = np.zeros(2), 0
     for count, event in enumerate(events, start=1):
-        now = time.perf_counter()
+        now = _clocks()
         if 0 < event.row < GRID - 1:
             start = (count - 1) // GRID * options.batch
             stepping += now - last
             num_tokens += GRID * (min(start + options.batch, len(prompts)) - start)
         last = now
         progress(f"drawing {len(prompts)} pictures", count, total)
-    return Drawn(event.images or [], event.tokens, time.perf_counter() - began, 1000 * stepping / num_tokens)
+    passed, computed = (1000 * stepping / num_tokens).tolist()
+    return Drawn(event.images or [], event.tokens, float((_clocks() - began)[0]), passed, computed)
+
+
+def _clocks() -> np.ndarray:
+    """Seconds by the clock, and of this process on all its threads."""
+    return np.array([time.perf_counter(), time.process_time()])

@@ -1,32 +1,31 @@
-"""One cell of a sweep: a policy at a budget draws, is judged, and is asked for its teacher-forced loss."""
+"""The parts of a sweep's cells: a policy at a budget draws the pictures of a seed, or is asked for its teacher-forced loss."""
 
 from __future__ import annotations
 
 import json
-import statistics
 from collections.abc import Callable, Iterator, Sequence
-from math import ceil
+from functools import cache, cached_property
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
 from ssd_export.cache.table import PolicyTable
-from ssd_export.config import GRID, ModelConfig
+from ssd_export.config import ModelConfig
 from ssd_export.demo import codes
 from ssd_export.demo.scenes import SIZE
 from ssd_export.evaluate.agreement import kl_to_full_cache, psnr, token_agreement
-from ssd_export.evaluate.exported import PolicyChoice, temporary_bundle
-from ssd_export.evaluate.scene_score import DrawOptions, draw, draw_scenes, judge_picture, share_by_category
-from ssd_export.evaluate.sweep_spec import FULL, SCENE_SEED, SHOWN, SweepSpec, cell_file
+from ssd_export.evaluate.exported import temporary_bundle
+from ssd_export.evaluate.scene_score import Drawn, DrawOptions, draw, draw_scenes, judge_picture
+from ssd_export.evaluate.sweep_spec import FULL, SCENE_SEED, SHOWN, Part, SweepSpec
 from ssd_export.evaluate.teacher_forced import SceneLosses, TeacherForced
 from ssd_export.evaluate.variants import Variant
-from ssd_export.export.exporter import generation_defaults
-from ssd_export.model.checkpoint import Checkpoint
+from ssd_export.export.exporter import generation_defaults, model_folder
+from ssd_export.model.checkpoint import Checkpoint, open_checkpoint
 from ssd_export.runtime.generate import ImageGenerator
 from ssd_export.runtime.pictures import write_file, write_png
 
-Progress = Callable[[str, int, int], None]
+Tell = Callable[[int, int], None]
 
 
 def draws_scenes(config: ModelConfig) -> bool:
@@ -34,113 +33,93 @@ def draws_scenes(config: ModelConfig) -> bool:
     return config.codebook_size == codes.num_codes() and config.image_size == SIZE
 
 
-class Units:
-    """Progress of the whole sweep as one stage, so that the time left is that of all cells to come."""
-
-    def __init__(self, progress: Progress, num_cells: int, spec: SweepSpec) -> None:
-        self._progress, self._num_cells = progress, max(1, num_cells)
-        self._per_cell = max(1, spec.seeds * GRID * ceil(spec.num_prompts / spec.batch))
-        self._cells, self._within = 0, 0
-
-    def add_row(self, *_: object) -> None:
-        """A grid row of a batch is drawn."""
-        self._within = min(self._within + 1, self._per_cell - 1)  # the last one is the teacher-forced part
-        self._say()
-
-    def cell_done(self) -> None:
-        self._cells, self._within = self._cells + 1, 0
-        self._say()
-
-    def _say(self) -> None:
-        stage = f"{self._num_cells} cells"
-        self._progress(stage, self._cells * self._per_cell + self._within, self._num_cells * self._per_cell)
-
-
 class CellRunner:
-    """Runs cells; what they share (torch weights, scenes, the full cache's tokens) is loaded once."""
+    """Runs parts; what they share (torch weights, true scenes under the full cache, policy tables) is made once."""
 
-    def __init__(self, spec: SweepSpec, checkpoint: Checkpoint) -> None:
-        self.spec, self.checkpoint = spec, checkpoint
-        self.scored = draws_scenes(checkpoint.config)
-        self._model: TeacherForced | None = None
-        self._scene_losses: SceneLosses | None = None
+    def __init__(self, spec: SweepSpec) -> None:
+        self.spec = spec
+        self._table = cache(self._new_table)
 
-    def run(self, variant: Variant, choice: PolicyChoice, table: PolicyTable, units: Units) -> None:
-        """Draws, measures and writes one cell; its JSON last, so that a cell is finished or absent."""
-        budget = choice.budget
-        cell = {"policy": variant.name, "budget": budget, "image_slots_mean": table.image_slots_mean,
-                "notes": list(table.notes), "prompt_slots": table.prompt_slots}  # fmt: skip
-        place = {suffix: cell_file(self.spec.out, variant.name, budget, suffix) for suffix in (".npz", ".png", ".json")}
-        seeds = []
-        if self.spec.num_prompts and variant.has_bundle:
-            with temporary_bundle(choice) as path, ImageGenerator.from_bundle(path, self.spec.runner, self.spec.provider) as generator:
-                seeds = [self._draw_seed(generator, seed, variant.name, units) for seed in range(self.spec.seeds)]
-                cell |= _cache_facts(generator) | self._pooled(seeds)
-        cell |= self._teacher_forced(variant.name, table)
-        if seeds:
-            write_file(place[".npz"], lambda file: np.savez_compressed(file, *[seed["tokens"] for seed in seeds]))
-            write_png(place[".png"], side_by_side(seeds[0]["images"][:SHOWN]), {})
-        write_file(place[".json"], lambda file: file.write(json.dumps(cell, indent=1).encode()))
+    def __call__(self, part: Part, tell: Tell) -> None:
+        """Measures and writes a part; its JSON last, so that it is finished or absent.
 
-    def _draw_seed(self, generator: ImageGenerator, seed: int, policy: str, units: Units) -> dict[str, Any]:
-        options = DrawOptions(seed, self.spec.batch, self.spec.cfg_scale, self.spec.temperature)
-        scenes = draw_scenes(self.spec.num_prompts, seed)
-        drawn = draw(generator, [scene.caption for scene in scenes], options, units.add_row)
-        facts = {"tokens": drawn.tokens, "images": drawn.images, "scenes": scenes, "seconds": drawn.seconds,
-                 "ms_per_token": drawn.ms_per_token}  # fmt: skip
-        if self.scored:
-            return facts | {"verdicts": [judge_picture(i, s.caption) for i, s in zip(drawn.images, scenes, strict=True)]}
-        if policy == FULL:
-            return facts
-        reference = self._full_tokens()[seed]
-        pairs = zip(drawn.images, reference, strict=True)
-        likeness = [psnr(np.asarray(image), generator.runner.decode_image(tokens[None])[0]) for image, tokens in pairs]
-        return facts | {"psnr": likeness, "token_agreement": token_agreement(drawn.tokens, reference).tolist()}
+        Raises: UserError for a cell that cannot be: no head map, a budget too small.
+        """
+        table = self._table(part.policy, part.budget)
+        facts = {"image_slots_mean": table.image_slots_mean, "notes": list(table.notes), "prompt_slots": table.prompt_slots}
+        facts |= self._teacher_forced(part.policy, table) if part.seed is None else self._drawn(part, part.seed, tell)
+        write_file(part.file(self.spec.out), lambda file: file.write(json.dumps(facts, indent=1).encode()))
 
-    def _full_tokens(self) -> list[np.ndarray]:
-        with np.load(cell_file(self.spec.out, FULL, 1.0, ".npz")) as arrays:
-            return [arrays[name] for name in arrays.files]
+    @cached_property
+    def _checkpoint(self) -> Checkpoint:
+        return open_checkpoint(model_folder(self.spec.model)[1])
 
-    def _pooled(self, seeds: Sequence[dict[str, Any]]) -> dict[str, Any]:
-        """What was drawn and judged, over all seeds."""
-        facts: dict[str, Any] = {
-            "ms_per_token": statistics.median(seed["ms_per_token"] for seed in seeds),
-            "seconds_per_image": sum(seed["seconds"] for seed in seeds) / sum(len(seed["images"]) for seed in seeds),
-        }
-        if self.scored:
-            verdicts = [verdict for seed in seeds for verdict in seed["verdicts"]]
-            scenes = [scene for seed in seeds for scene in seed["scenes"]]
-            shares = share_by_category(scenes, verdicts)
-            facts["categories"] = {name: share.to_dict() for name, share in shares.items()}
-            facts["ok"] = [int(verdict.ok) for verdict in verdicts]
-        for name in ("psnr", "token_agreement"):
-            if name in seeds[0]:
-                facts[name] = [value for seed in seeds for value in seed[name]]
+    @cached_property
+    def _scored(self) -> bool:
+        return draws_scenes(self._checkpoint.config)
+
+    @cached_property
+    def _model(self) -> TeacherForced:
+        return TeacherForced(self._checkpoint)
+
+    @cached_property
+    def _scene_losses(self) -> SceneLosses:
+        return SceneLosses(self._model, draw_scenes(self.spec.num_scenes, SCENE_SEED))
+
+    def _new_table(self, policy: str, budget: float) -> PolicyTable:
+        variant = Variant.parse(policy)
+        choice = variant.choice(self.spec.model, budget, self.spec.head_map)
+        return variant.table(choice, self._checkpoint, self._checkpoint.path)
+
+    def _drawn(self, part: Part, seed: int, tell: Tell) -> dict[str, Any]:
+        spec = self.spec
+        choice = Variant.parse(part.policy).choice(spec.model, part.budget, spec.head_map)
+        options = DrawOptions(seed, spec.batch, spec.cfg_scale, spec.temperature)
+        captions = [scene.caption for scene in draw_scenes(spec.num_prompts, seed)]
+        num_threads = 1 if spec.jobs > 1 else None
+        with temporary_bundle(choice) as path, ImageGenerator.from_bundle(path, spec.runner, spec.provider, num_threads) as generator:
+            drawn = draw(generator, captions, options, lambda _, done, total: tell(done, total))
+            facts = _costs(generator, drawn, spec.jobs) | self._judged(generator, drawn, captions, part)
+        write_file(part.file(spec.out, ".npz"), lambda file: np.savez_compressed(file, drawn.tokens))
+        if seed == 0:
+            write_png(part.file(spec.out, ".png"), side_by_side(drawn.images[:SHOWN]), {})
         return facts
 
+    def _judged(self, generator: ImageGenerator, drawn: Drawn, captions: Sequence[str], part: Part) -> dict[str, Any]:
+        """The score, or what the full cache drew with the same random numbers beside it."""
+        if self._scored:
+            return {"ok": [int(judge_picture(*pair).ok) for pair in zip(drawn.images, captions, strict=True)]}
+        if part.policy == FULL:
+            return {}
+        reference = self._full_tokens(part.seed)
+        pairs = zip(drawn.images, reference, strict=True)
+        likeness = [psnr(np.asarray(image), generator.runner.decode_image(tokens[None])[0]) for image, tokens in pairs]
+        return {"psnr": likeness, "token_agreement": token_agreement(drawn.tokens, reference).tolist()}
+
+    def _full_tokens(self, seed: int | None) -> np.ndarray:
+        with np.load(Part(FULL, 1.0, seed).file(self.spec.out, ".npz")) as arrays:
+            return arrays[arrays.files[0]]
+
     def _teacher_forced(self, policy: str, table: PolicyTable) -> dict[str, Any]:
-        self._model = self._model or TeacherForced(self.checkpoint)
-        if self.scored:
-            self._scene_losses = self._scene_losses or SceneLosses(self._model, draw_scenes(self.spec.num_scenes, SCENE_SEED))
+        if self._scored:
             losses, kl = self._scene_losses.of(table)
             return {"losses": losses.tolist(), "kl": kl.tolist()}
-        if policy == FULL:
-            return {}
         count = min(self.spec.num_scenes, self.spec.num_prompts)
         captions = [scene.caption for scene in draw_scenes(self.spec.num_prompts, 0)[:count]]
-        sequences = self._model.sequences(captions, self._full_tokens()[0][:count], table.prompt_slots, unconditional=True)
-        own = generation_defaults(self.checkpoint.path)["cfg_scale"]
+        sequences = self._model.sequences(captions, self._full_tokens(0)[:count], table.prompt_slots, unconditional=True)
+        own = generation_defaults(self._checkpoint.path)["cfg_scale"]
         cfg_scale = own if self.spec.cfg_scale is None else self.spec.cfg_scale
         return {"kl": kl_to_full_cache(self._model, sequences, table, cfg_scale).tolist()}
 
 
-def _cache_facts(generator: ImageGenerator) -> dict[str, Any]:
-    """What the compression did, as allocated and counted."""
+def _costs(generator: ImageGenerator, drawn: Drawn, jobs: int) -> dict[str, Any]:
+    """What the compression did, as allocated and counted, and the time that drawing took."""
     cache = generator.cache
     assert cache is not None
     return {
         "cache_bytes_per_image": cache.bytes_per_image, "image_share_of_full_cache": cache.image_share,
-        "tokens_dropped_per_image": cache.tokens_dropped,
+        "tokens_dropped_per_image": cache.tokens_dropped, "ms_per_token": drawn.ms_per_token,
+        "cpu_ms_per_token": drawn.cpu_ms_per_token, "seconds_per_image": drawn.seconds / len(drawn.images), "jobs": jobs,
     }  # fmt: skip
 
 

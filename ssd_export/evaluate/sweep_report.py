@@ -1,74 +1,109 @@
-"""A sweep's cells as a JSON file, a Markdown table, a Pareto plot and a contact sheet."""
+"""A sweep's cells as a JSON file, Markdown tables, a Pareto plot and a contact sheet."""
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 from PIL import Image
 
 from ssd_export.demo.scenes import CATEGORIES
-from ssd_export.evaluate.intervals import Mean, Share
+from ssd_export.errors import UserError
+from ssd_export.evaluate.goals import goal_table, paired_cases
+from ssd_export.evaluate.intervals import Z95, Mean, Share
+from ssd_export.evaluate.measurement import markdown_table, table
 from ssd_export.evaluate.scene_score import draw_scenes, judge_picture
 from ssd_export.evaluate.sheets import Entry, comparison_sheet
-from ssd_export.evaluate.sweep import SweepResult
+from ssd_export.evaluate.sweep import SCORE, SweepResult
 from ssd_export.evaluate.sweep_cells import pictures_of
-from ssd_export.evaluate.sweep_spec import FULL, SHOWN, SweepSpec, cell_name
+from ssd_export.evaluate.sweep_plot import plot
+from ssd_export.evaluate.sweep_spec import FULL, GOAL_BUDGETS, SHOWN, Part, SweepSpec
 from ssd_export.runtime.pictures import write_file, write_png
 
 NOT_MEASURED = "-"
+MAX_SHEET_ROWS = 24  # a sheet of more keeps to the budgets of the goals
+KEPT = ("policy", "budget", "seeds", "image_slots_mean", "prompt_slots", "cache_bytes_per_image", "image_share_of_full_cache",
+        "tokens_dropped_per_image", "ms_per_token", "cpu_ms_per_token", "seconds_per_image", "jobs", "notes")  # fmt: skip
+Row = dict[str, Any]
 
 
 def write_report(spec: SweepSpec, result: SweepResult) -> list[Path]:
-    """Writes sweep.json, sweep.md, pareto.png and, where pictures were drawn, sheet.png into the sweep's folder; their paths."""
-    rows = [summary(cell, result.cells[0]) for cell in result.cells]
-    whole = {"settings": result.settings, "skipped": result.skipped, "rows": rows}
+    """Writes sweep.json, sweep.md, pareto.png and, where pictures were drawn, sheet.png into the sweep's folder; their paths.
+
+    Raises: UserError where nothing is there of the full cache, with which everything is compared.
+    """
+    if not result.cells or result.cells[0]["policy"] != FULL:
+        raise UserError(f"{spec.out} holds nothing yet of the full cache, with which everything is compared; run the sweep again")
+    scenes = {seed: draw_scenes(spec.num_prompts, seed) for seed in range(spec.seeds)} if spec.num_prompts else {}
+    categories = {seed: [scene.category for scene in drawn] for seed, drawn in scenes.items()}
+    rows = [summary(cell, result.cells[0], categories) for cell in result.cells]
+    whole = {"settings": result.settings, "skipped": result.skipped, "failed": result.failed, "rows": rows}
     paths = [spec.out / name for name in ("sweep.json", "sweep.md", "pareto.png")]
     write_file(paths[0], lambda file: file.write(json.dumps(whole, indent=1).encode()))
     write_file(paths[1], lambda file: file.write(markdown(whole).encode()))
     write_file(paths[2], lambda file: plot(rows, file))
-    if spec.num_prompts:
+    if any(0 in row.get("seeds", ()) for row in rows):
         paths.append(spec.out / "sheet.png")
         write_png(paths[3], sheet(spec, rows), {})
     return paths
 
 
-def summary(cell: dict[str, Any], full: dict[str, Any]) -> dict[str, Any]:
-    """One row of the table: every quantity with its uncertainty, differences to the full cache case by case."""
-    kept = ("policy", "budget", "image_slots_mean", "prompt_slots", "cache_bytes_per_image", "image_share_of_full_cache",
-            "tokens_dropped_per_image", "ms_per_token", "seconds_per_image", "notes", "categories")  # fmt: skip
-    row = {name: cell[name] for name in kept if name in cell}
+def summary(cell: dict[str, Any], full: dict[str, Any], categories: dict[int, list[str]]) -> Row:
+    """One row of the table: every quantity with its uncertainty, differences to the full cache case by case.
+
+    Args: categories: of the captions of each seed.
+    """
+    row = {name: cell[name] for name in KEPT if name in cell}
     if "ok" in cell:
+        row["ok"] = "".join(map(str, cell["ok"]))  # what everything else about pictures follows from
         row["score"] = Share(sum(cell["ok"]), len(cell["ok"])).to_dict()
-        row["score_above_full"] = Mean.of_differences(cell["ok"], full["ok"]).to_dict()
+        row["categories"] = _by_category(cell, categories)
+        if "ok" in full:
+            row["score_above_full"] = Mean.of_differences(*paired_cases(cell, full)).to_dict()
     if "losses" in cell:
         row["loss"] = Mean.of(cell["losses"]).to_dict()
-        row["loss_above_full"] = Mean.of_differences(cell["losses"], full["losses"]).to_dict()
+        if "losses" in full:
+            row["loss_above_full"] = Mean.of_differences(cell["losses"], full["losses"]).to_dict()
     for name in ("token_agreement", "kl", "psnr"):
         if name in cell:
             row[name] = Mean.of(cell[name]).to_dict()
     return row
 
 
+def _by_category(cell: dict[str, Any], categories: dict[int, list[str]]) -> dict[str, Any]:
+    of_cases = [name for seed in cell["seeds"] for name in categories[seed]]
+    oks = {name: [ok for ok, own in zip(cell["ok"], of_cases, strict=True) if own == name] for name in CATEGORIES}
+    return {name: Share(sum(flags), len(flags)).to_dict() for name, flags in oks.items()}
+
+
 def markdown(whole: dict[str, Any]) -> str:
-    """The table, what it was measured with, and what could not be measured."""
-    settings, rows = whole["settings"], whole["rows"]
-    scored = settings["measure"] == "scene score"
-    columns = _SCORED if scored else _AGREEMENT
-    lines = [
-        "| " + " | ".join(columns) + " |", "|" + "---|" * len(columns),
-        *("| " + " | ".join(cell(row) for cell in columns.values()) + " |" for row in rows), "",
-        f"Model {settings['model']} ({settings['model_fingerprint'][:12]}), {settings['num_prompts']} prompts and "
-        f"{settings['seeds']} seeds for each row, batches of {settings['batch']}, runner {settings['runner']} on "
-        f"{settings['provider']}, {settings['machine']}, ssd-export {settings['tool_version']}. "
-        + (_SCORED_NOTE if scored else _AGREEMENT_NOTE).format(**settings),
-        *(f"\nNot measured: {name}: {reason}" for name, reason in whole["skipped"].items()),
+    """The tables, what they were measured with, and what could not be measured."""
+    settings = whole["settings"]
+    rows = sorted(whole["rows"], key=lambda row: -row["budget"])  # what is to be compared stands together
+    columns = _SCORED if settings["measure"] == SCORE else _AGREEMENT
+    goals = goal_table(rows)
+    lines = [[cell(row) for cell in columns.values()] for row in rows]
+    missing = {**whole["skipped"], **whole.get("failed", {})}
+    parts = [
+        *([markdown_table(goals)] if goals else []),
+        markdown_table(table("", list(columns), lines, _note(settings, rows))),
+        *(f"Not measured: {name}: {reason}" for name, reason in missing.items()),
     ]  # fmt: skip
-    return "\n".join(lines) + "\n"
+    return "\n\n".join(parts) + "\n"
+
+
+def _note(settings: dict[str, Any], rows: Sequence[Row]) -> str:
+    return (
+        f"Model {settings['model']} ({settings['model_fingerprint'][:12]}), {settings['num_prompts']} prompts and "
+        f"{settings['seeds']} seed{'s' * (settings['seeds'] > 1)} for each row, batches of {settings['batch']}, runner "
+        f"{settings['runner']} on {settings['provider']}, {settings['machine']}, ssd-export {settings['tool_version']}. "
+        + (_SCORED_NOTE if settings["measure"] == SCORE else _AGREEMENT_NOTE).format(**settings)
+        + _time_note(rows)
+        + _unfinished_note(settings, rows)
+    )  # fmt: skip
 
 
 _SCORED_NOTE = (
@@ -83,6 +118,18 @@ _AGREEMENT_NOTE = (
 )
 
 
+def _time_note(rows: Sequence[Row]) -> str:
+    """What the milliseconds are worth."""
+    jobs = max((row.get("jobs", 0) for row in rows), default=0)
+    beside = f" while {jobs} cells were drawn side by side, which slows both" if jobs > 1 else ""
+    return f" CPU ms: what the decode steps of a batch computed, per image token{beside}; `bench` measures speed." if jobs else ""
+
+
+def _unfinished_note(settings: dict[str, Any], rows: Sequence[Row]) -> str:
+    missing = [f"{row['policy']} {row['budget']:g}" for row in rows if 0 < len(row.get("seeds", ())) < settings["seeds"]]
+    return f" With fewer seeds: {', '.join(missing)}." if missing else ""
+
+
 def _error(mean: dict[str, Any]) -> float:
     return math.nan if mean["standard_error"] is None else mean["standard_error"]
 
@@ -91,54 +138,55 @@ def _percent(share: dict[str, Any]) -> str:
     return f"{100 * share['share']:.1f}"
 
 
-def _score(row: dict[str, Any]) -> str:
+def _score(row: Row) -> str:
     if "score" not in row:
         return NOT_MEASURED
     score = row["score"]
     return f"{_percent(score)} ({100 * score['low']:.1f} to {100 * score['high']:.1f})"
 
 
-def _score_difference(row: dict[str, Any]) -> str:
-    if row["policy"] == FULL or "score" not in row:
+def _score_difference(row: Row) -> str:
+    if row["policy"] == FULL or "score_above_full" not in row:
         return NOT_MEASURED
     difference = row["score_above_full"]
-    half = 1.96 * _error(difference)
-    return f"{100 * difference['mean']:+.1f} ± {100 * half:.1f}"
+    return f"{100 * difference['mean']:+.1f} ± {100 * Z95 * _error(difference):.1f}"
 
 
-def _loss(row: dict[str, Any]) -> str:
+def _loss(row: Row) -> str:
+    if "loss_above_full" not in row:
+        return NOT_MEASURED
     mean = row["loss_above_full"]
     if row["policy"] == FULL:
         return f"0 (loss {row['loss']['mean']:.4f})"
     return f"{mean['mean']:+.4f} ± {_error(mean):.4f}"
 
 
-def _mean(name: str, digits: int) -> Callable[[dict[str, Any]], str]:
-    def text(row: dict[str, Any]) -> str:
-        if name not in row:
+def _mean(name: str, digits: int) -> Callable[[Row], str]:
+    def text(row: Row) -> str:
+        if name not in row or row["policy"] == FULL:
             return NOT_MEASURED
         return f"{row[name]['mean']:.{digits}f} ± {_error(row[name]):.{digits}f}"
 
     return text
 
 
-def _category(name: str) -> Callable[[dict[str, Any]], str]:
+def _category(name: str) -> Callable[[Row], str]:
     return lambda row: _percent(row["categories"][name]) if "categories" in row else NOT_MEASURED
 
 
-def _drawn(row: dict[str, Any], name: str, form: str) -> str:
+def _drawn(row: Row, name: str, form: str) -> str:
     return format(row[name], form) if name in row else NOT_MEASURED
 
 
-_Column = Callable[[dict[str, Any]], str]
-_WHAT: dict[str, _Column] = {"policy": lambda row: row["policy"], "budget": lambda row: f"{row['budget']:g}"}
+_Column = Callable[[Row], str]
+_WHAT: dict[str, _Column] = {"budget": lambda row: f"{row['budget']:g}", "policy": lambda row: row["policy"]}
 _COST: dict[str, _Column] = {
     "image slots": lambda row: f"{row['image_slots_mean']:.1f}",
     "cache bytes an image": lambda row: _drawn(row, "cache_bytes_per_image", ","),
-    "ms a token": lambda row: _drawn(row, "ms_per_token", ".3f"),
+    "CPU ms": lambda row: _drawn(row, "cpu_ms_per_token", ".2f"),
 }
 _SCORED = {
-    **_WHAT, "score %": _score, **{name: _category(name) for name in CATEGORIES}, "score against full": _score_difference,
+    **_WHAT, "score %": _score, "against full": _score_difference, **{name: _category(name) for name in CATEGORIES},
     "loss above full": _loss, "KL": _mean("kl", 5), **_COST,
 }  # fmt: skip
 _AGREEMENT = {
@@ -146,74 +194,17 @@ _AGREEMENT = {
 }  # fmt: skip
 
 
-def plot(rows: list[dict[str, Any]], file: BinaryIO) -> None:
-    """Pareto plot: quality over the image slots of the average head, one line for each policy, with error bars."""
-    from matplotlib.figure import Figure
-
-    panels = [panel for panel in _PANELS if any(panel.measured in row for row in rows)] or [_KL]
-    figure = Figure(figsize=(5.5 * len(panels), 4.6), layout="constrained")
-    policies = list(dict.fromkeys(row["policy"] for row in rows if row["policy"] != FULL))
-    for axes, panel in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels):
-        for policy in policies:
-            points = sorted((row["image_slots_mean"], *panel.point(row)) for row in rows
-                            if row["policy"] == policy and panel.measured in row)  # fmt: skip
-            if points:
-                x, y, below, above = zip(*points, strict=True)
-                axes.errorbar(x, y, (below, above), label=policy, marker="o", capsize=3, linewidth=1.5, markersize=4)
-        if panel.measured == "score":
-            axes.axhline(panel.point(rows[0])[0], color="black", linestyle="--", linewidth=1, label="full cache")
-        axes.set(title=panel.title, xlabel="image slots of the average head (of 576)")
-        if panel.logarithmic:
-            axes.set_yscale("symlog", linthresh=1e-3)
-        axes.grid(alpha=0.3)
-    if figure.axes[0].get_legend_handles_labels()[0]:
-        figure.axes[0].legend(fontsize=8)
-    figure.savefig(file, format="png", dpi=120)
-
-
-_Point = Callable[[dict[str, Any]], tuple[float, float, float]]
-
-
-def _score_point(row: dict[str, Any]) -> tuple[float, float, float]:
-    score = row["score"]
-    return 100 * score["share"], 100 * (score["share"] - score["low"]), 100 * (score["high"] - score["share"])
-
-
-def _of(name: str) -> _Point:
-    def point(row: dict[str, Any]) -> tuple[float, float, float]:
-        error = _error(row[name])
-        return row[name]["mean"], error, error
-
-    return point
-
-
-@dataclass(frozen=True)
-class _Panel:
-    """point: a row's value with its error down and up; measured: the part of a row that it needs."""
-
-    title: str
-    measured: str
-    point: _Point
-    logarithmic: bool
-
-
-_KL = _Panel("teacher-forced KL to the full cache", "kl", _of("kl"), True)
-_PANELS = (
-    _Panel("scene score, % (95 % interval)", "score", _score_point, False),
-    _Panel("teacher-forced loss above the full cache", "loss_above_full", _of("loss_above_full"), True),
-    _Panel("PSNR to the full cache's picture, dB", "psnr", _of("psnr"), False),
-    _KL,
-)
-
-
-def sheet(spec: SweepSpec, rows: list[dict[str, Any]]) -> Image.Image:
-    """The first pictures of seed 0 of every cell, the same prompts above each other; wrong ones framed in red."""
+def sheet(spec: SweepSpec, rows: Sequence[Row]) -> Image.Image:
+    """The first pictures of seed 0 of the cells, the same prompts above each other; wrong ones framed in red."""
     captions = [scene.caption for scene in draw_scenes(min(SHOWN, spec.num_prompts), 0)]
+    shown = [row for row in rows if 0 in row.get("seeds", ())]
+    if len(shown) > MAX_SHEET_ROWS:
+        shown = [row for row in shown if row["policy"] == FULL or row["budget"] in GOAL_BUDGETS]
     lines = []
-    for row in (row for row in rows if "ms_per_token" in row):
-        with Image.open(spec.out / "cells" / f"{cell_name(row['policy'], row['budget'])}.png") as strip:
+    for row in sorted(shown, key=lambda row: -row["budget"]):
+        with Image.open(Part(row["policy"], row["budget"], 0).file(spec.out, ".png")) as strip:
             images = list(pictures_of(strip.convert("RGB")))
-        label = f"{row['policy']} {row['budget']:g}" + (f" {_percent(row['score'])} %" if "score" in row else "")
+        label = f"{row['budget']:g}  {row['policy']}" + (f"  {_percent(row['score'])} %" if "score" in row else "")
         wrong = [_wrong(image, caption) if "score" in row else "" for image, caption in zip(images, captions)]
         lines.append((label, [Entry(*entry) for entry in zip(images, captions, wrong)]))
     return comparison_sheet(captions, lines)

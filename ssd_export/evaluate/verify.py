@@ -24,13 +24,13 @@ from ssd_export.bundle import TOOL_VERSION, Bundle, open_bundle
 from ssd_export.cache.table import PolicyTable
 from ssd_export.errors import UserError
 from ssd_export.evaluate.attention_op import check_ops
+from ssd_export.evaluate.bundle_checkpoint import checked, checkpoint_like, is_of
 from ssd_export.evaluate.contract import check_contract, check_weights
 from ssd_export.evaluate.ladder import Ladder, Progress
 from ssd_export.evaluate.probes import open_probe
 from ssd_export.evaluate.rungs import Rung
 from ssd_export.evaluate.tolerances import Tolerance, tolerance_of
-from ssd_export.export.exporter import model_folder
-from ssd_export.model.checkpoint import Checkpoint, open_checkpoint
+from ssd_export.model.checkpoint import Checkpoint
 
 LEVELS = ("ops", "layers", "logits", "tokens", "image")
 REFERENCES = ("torch", "ort", "trt", "checkpoint")
@@ -85,18 +85,14 @@ def _checkpoint(bundle: Bundle, spec: VerifySpec) -> Checkpoint | None:
     """The checkpoint the bundle was made from, where it is at hand."""
     if spec.against not in (None, "checkpoint"):
         return None
-    wanted = bundle.config["model_fingerprint"]
     if spec.model is None and bundle.config["model_name"] != "demo":
         if spec.against == "checkpoint":
             raise UserError(f"--against checkpoint needs the checkpoint of {bundle.config['model_name']}; give --model DIR")
         return None
-    checkpoint = open_checkpoint(model_folder(spec.model or "demo")[1])
-    if checkpoint.fingerprint() == wanted:
-        return checkpoint
-    if spec.model is None and spec.against is None:
+    checkpoint = checkpoint_like(bundle, spec.model or "demo")
+    if spec.model is None and spec.against is None and not is_of(checkpoint, bundle):
         return None  # another demo than the one that comes with this version
-    raise UserError(f"the bundle was made from another checkpoint (fingerprint {wanted[:12]}) than {checkpoint.path} "
-                    f"({checkpoint.fingerprint()[:12]}); give its --model, or export again")  # fmt: skip
+    return checked(checkpoint, bundle)
 
 
 def _climb(

@@ -23,11 +23,11 @@ from typing import Any
 
 from ssd_export.errors import UserError
 from ssd_export.evaluate.bench_report import bench_figures, bench_tables
-from ssd_export.evaluate.measurement import read_measurement
+from ssd_export.evaluate.goals import goal_figures
+from ssd_export.evaluate.measurement import NOT_RUN, markdown_table, read_measurement
 from ssd_export.evaluate.sweep_report import markdown
 from ssd_export.runtime.pictures import write_file
 
-NOT_RUN = "not run"
 REPOSITORY = Path(__file__).parent.parent.parent
 MEASUREMENTS, BENCHMARKS = Path("docs/measurements"), Path("docs/benchmarks.md")
 MARKED = ("README.md", "docs/*.md", "plugins/README.md", "ssd_export/demo/checkpoint/README.md")
@@ -103,11 +103,11 @@ def figures(results: dict[str, Any]) -> dict[str, Any]:
 
 
 def sweep_figures(results: dict[str, Any]) -> dict[str, str]:
-    """The scene score of every policy and budget, POLICY-BUDGET-score, and what it was measured on."""
+    """The scene score of every policy and budget, POLICY-BUDGET-score, what it was measured on, and the goals' figures."""
     scores = {
         f"{row['policy']}-{row['budget']:g}-score": f"{100 * row['score']['share']:.1f} %" for row in results["rows"] if "score" in row
     }
-    return {"captions": str(results["settings"]["num_prompts"]), **scores}
+    return {"captions": str(results["settings"]["num_prompts"]), **scores, **goal_figures(results["rows"])}
 
 
 def provenance(measured: dict[str, Any]) -> str:
@@ -125,17 +125,6 @@ def _tables(results: dict[str, Any]) -> Iterator[str]:
     made = bench_tables(results) if "rates" in results else []
     for one in [*made, *results.get("tables", [])]:
         yield markdown_table(one)
-
-
-def markdown_table(one: dict[str, Any]) -> str:
-    """A table of a measurement in Markdown; None is written as not run."""
-    lines = [_line(one["columns"]), "|" + "---|" * len(one["columns"]), *map(_line, one["rows"])]
-    title = [f"**{one['title']}**", ""] if one["title"] else []
-    return "\n".join([*title, *lines, *(["", one["note"]] if one["note"] else [])])
-
-
-def _line(cells: list[Any]) -> str:
-    return "| " + " | ".join(NOT_RUN if cell is None else str(cell).replace("|", "\\|") for cell in cells) + " |"
 
 
 def benchmarks(root: Path, measured: Measurements) -> str:

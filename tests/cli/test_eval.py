@@ -49,7 +49,7 @@ def test_verify_proves_a_bundle_and_leaves_a_report(run: Run, checkpoint: Path, 
     path = bundle_of(checkpoint, tmp_path / "b")
     done = run("verify", "--bundle", "b", "--model", checkpoint, "--level", "layers")
     assert done.code == 0, done.out + done.err
-    assert "ok     compression" in done.out and "verified: ort against checkpoint, float32, policy h2o" in done.out
+    assert "ok     compression" in done.out and "verified: ONNX Runtime against the checkpoint in torch, float32, policy h2o" in done.out
     report = json.loads((path / "reports" / "verify.json").read_text())
     assert report["ok"] and json.loads(run("inspect", "b", "--json").out)["reports"] == ["reports/verify.json"]
     (path / "reports" / "verify.json").write_text("{}")
@@ -70,12 +70,22 @@ def test_verify_fails_with_exit_code_1_and_says_where(
     assert done.code == 1 and json.loads(done.out)["ok"] is False
 
 
-def test_sweep_prints_its_table(run: Run, checkpoint: Path) -> None:
+def test_sweep_prints_its_table_and_what_there_is_of_it(run: Run, checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     args = ("sweep", "--model", checkpoint, "--policies", "h2o", "--budgets", "0.1", "--num-prompts", 1, "--seeds", 1)
     done = run(*args, "--num-scenes", 1)
     assert done.code == 0, done.err
-    assert "| h2o | 0.1 |" in done.out and "2 cells: done in" in done.err
+    assert "| 0.1 | h2o |" in done.out and "2 cells: done in" in done.err
     assert sorted(p.name for p in Path("sweep").iterdir()) == ["cells", "pareto.png", "settings.json", "sheet.png", "sweep.json", "sweep.md"]
+
+    def interrupt(*args: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("ssd_export.evaluate.sweep.run_sweep", interrupt)
+    Path("sweep/sweep.md").unlink()
+    done = run(*args, "--num-scenes", 1)
+    assert done.code == 130 and "so far: sweep/sweep.json, sweep/sweep.md" in done.err and Path("sweep/sweep.md").is_file()
+    done = run(*args, "--num-scenes", 1, "--out", "other")
+    assert done.code == 130 and "holds nothing yet of the full cache" in done.err
 
 
 BAD_VALUES = [

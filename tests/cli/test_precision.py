@@ -20,7 +20,8 @@ def run(*arguments: str) -> Result:
     ("arguments", "message"),
     [
         (["export", "--weights", "int3"], "unknown --weights 'int3'; choose one of none, int8, int4, fp8"),
-        (["export", "--kv-dtype", "fp8"], "unknown --kv-dtype 'fp8'; choose one of model, int8"),
+        (["export", "--kv-dtype", "fp8"], "--kv-dtype fp8 is not offered: no ONNX operator that runtimes have writes a row"),
+        (["eval", "--kv-dtype", "fp8"], "use --kv-dtype int8, as many bytes and a quarter of the error"),
         (["export", "--weights", "fp8"], "needs a target with fp8 (most machines have none); use --target ada, "),
         (["export", "--weights", "fp8", "--target", "rtx"], "(rtx is not one); use --target ada, blackwell, "),
         (["export", "--weights", "fp8", "--target", "cpu"], "or --weights int8 or int4, which run everywhere"),

@@ -17,11 +17,12 @@ from ssd_export.cli.bench import command_line
 from ssd_export.config import ModelConfig
 from ssd_export.errors import UserError
 from ssd_export.evaluate import bench_process
-from ssd_export.evaluate.bench import BenchSpec, _bounds, _ratios, check_spec, kind_of, run_bench
+from ssd_export.evaluate.bench import BenchSpec, _bounds, _checkpoint, _ratios, check_spec, kind_of, run_bench
 from ssd_export.evaluate.bench_cell import Cell, _batches, measure, time_steps
 from ssd_export.evaluate.bench_process import run_cell
 from ssd_export.evaluate.bench_profile import summarise
 from ssd_export.evaluate.bench_report import bench_figures, bench_tables
+from ssd_export.evaluate.bundle_checkpoint import checkpoint_like, is_of
 from ssd_export.evaluate.full_twin import full_twin
 from ssd_export.evaluate.roofline import MachineRates, StepCost, step_cost
 from ssd_export.model.checkpoint import open_checkpoint
@@ -102,9 +103,9 @@ def test_few_steps_release_as_often_as_the_end_of_a_picture(steps: int) -> None:
     opened, runner = open_bundle(compressed()), CountingRunner()
     batch = _batches(opened, 1)()
     times = time_steps(opened, runner, batch, Cell("bundle", opened.path, "ort", "cpu", 1, steps, 1), lambda done, total: None)
-    assert len(times.seconds) == len(times.cpu_seconds) == steps and [step for what, step in runner.calls if what == "step"] == list(range(1, steps + 1))
+    assert len(times.seconds) == len(times.cpu_seconds) == steps and [step for what, step in runner.calls if what == "step"] == list(range(576 - steps, 576))
     real = release_steps(PolicyTable.from_dict(opened.config["policy"]), batch.lengths.tolist())
-    assert [step + 575 - steps for what, step in runner.calls if what == "evict"] == sorted(s for s in real if s > 575 - steps)
+    assert [step for what, step in runner.calls if what == "evict"] == sorted(s for s in real if s > 575 - steps)
     assert steps < 575 or real == {step for what, step in runner.calls if what == "evict"}
 
 
@@ -221,6 +222,18 @@ def test_baselines_need_the_checkpoint_of_the_bundle() -> None:
     other = bundle(checkpoint(TinyJanus(num_layers=1)), "full", 1.0)
     with pytest.raises(UserError, match="different checkpoints"):
         run_bench(BenchSpec((compressed(), other)))
+
+
+def test_a_bundle_of_the_first_layers_finds_its_checkpoint() -> None:
+    whole = open_checkpoint(checkpoint(TINY))
+    smaller = whole.first_layers(1)
+    opened = open_bundle(compressed())
+    config = {**opened.config, "model": {**opened.config["model"], "num_layers": 1}, "model_fingerprint": smaller.fingerprint()}
+    few = replace(opened, config=config)
+    assert is_of(checkpoint_like(few, str(whole.path)), few) and not is_of(whole, few)
+    assert is_of(checkpoint_like(opened, str(whole.path)), opened)
+    with pytest.raises(UserError, match="all 2 layers, the bundle with 1; use --baselines full"):
+        _checkpoint([few], BenchSpec((few.path,), model=str(whole.path)))
 
 
 def test_the_verb_says_what_is_wrong() -> None:

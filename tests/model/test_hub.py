@@ -17,6 +17,7 @@ from ssd_export.model.hub import is_hub_id, wanted_files
 from tests.model.fake_hub import COMMIT, NAME, FakeHub, serve
 
 ROOT = Path(__file__).parents[2]
+PATIENCE = "600"  # seconds for an answer of the hub: the library's 10 can pass on a busy machine
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +38,8 @@ def export(hub: FakeHub | None, home: Path, *args: str) -> subprocess.CompletedP
     command = [sys.executable, str(ROOT / "cli.py"), "export", "--policy", "h2o", "--out", str(home / "b"), *args]
     url = hub.url if hub else "http://127.0.0.1:9"
     env = {"HF_ENDPOINT": url, "HF_HOME": str(home / "hf"), "HF_HUB_DISABLE_XET": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1",
-           "XDG_CACHE_HOME": str(home / "cache"), "OMP_NUM_THREADS": "1"}  # fmt: skip
+           "HF_HUB_ETAG_TIMEOUT": PATIENCE, "HF_HUB_DOWNLOAD_TIMEOUT": PATIENCE, "XDG_CACHE_HOME": str(home / "cache"),
+           "OMP_NUM_THREADS": "1"}  # fmt: skip
     return subprocess.run(command, cwd=home, capture_output=True, text=True, env=os.environ | env)
 
 
