@@ -1,4 +1,4 @@
-"""The verbs eval, sweep and verify: what they print, write and refuse."""
+"""The verbs eval, sweep and verify, what they print, write and refuse; what bench refuses."""
 
 from __future__ import annotations
 
@@ -104,6 +104,8 @@ BAD_VALUES = [
     ("sweep", "--policies", "h3o", "choose from full"),
     ("sweep", "--num-prompts", "-1", "use 300, or 0 for the teacher-forced loss alone"),
     ("sweep", "--policies", "h2o@much", "write h2o@evict-every=24"),
+    ("bench", "--batch", "two", "use 1,8,32"),
+    ("bench", "--bundle", "nowhere", "no bundle at nowhere"),
 ]
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -234,9 +233,3 @@ def test_a_bundle_of_the_first_layers_finds_its_checkpoint() -> None:
     assert is_of(checkpoint_like(opened, str(whole.path)), opened)
     with pytest.raises(UserError, match="all 2 layers, the bundle with 1; use --baselines full"):
         _checkpoint([few], BenchSpec((few.path,), model=str(whole.path)))
-
-
-def test_the_verb_says_what_is_wrong() -> None:
-    for arguments, message in ((["--batch", "two"], "use 1,8,32"), (["--bundle", "nowhere"], "nowhere")):
-        done = subprocess.run([sys.executable, "cli.py", "bench", *arguments], capture_output=True, text=True)
-        assert done.returncode == 1 and done.stderr.startswith("error: ") and message in done.stderr

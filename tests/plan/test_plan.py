@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import cache
+
 import pytest
 
 from ssd_export.cli.plan import Device, PlanSpec, commands, find_device, plan_of
@@ -14,6 +16,7 @@ SPEC = PlanSpec("janus-pro-1b", None, None, None, "model", None, 1, 64, "fp16", 
 ORIN = Device("Orin", 7 << 30, "tensorrt")
 
 
+@cache
 def plan(settings: Settings = Settings("none", 0.2, 1), device: Device = ORIN, **changes: object) -> Plan:
     return plan_of(PlanSpec(**{**SPEC.__dict__, **changes}), device, settings)
 
