@@ -15,9 +15,13 @@ from ssd_export.plan.sizes import WeightSizes
 GRAPH_WRITING_BYTES = 24_000_000  # the graphs, which hold no weights, and the journal
 ALLOCATED_SHARE = 1.1  # of a tensor's working memory: what the allocator and the reading of the file add
 DRAWING_BASE_BYTES = 90_000_000  # Python, numpy, ONNX Runtime, tokenizer
-# Copies of the weights that ONNX Runtime's CPU kernels hold: as stored and packed; fp16 is multiplied as fp32.
-COPIES = {"float32": 2.0, "float16": 2.5, "bfloat16": 2.5}
-COPIES_OF_CODES = 1.5
+# Copies of the weights that ONNX Runtime's CPU kernels hold: packed, and fp16 widened, for it is multiplied as fp32.
+COPIES = {"float32": 1.05, "float16": 2.1, "bfloat16": 2.1}
+# What they were packed from is freed; the C library keeps small blocks of it for later, and returns large ones.
+KEPT_COPIES = {"float32": 0.95, "float16": 0.4, "bfloat16": 0.4}
+KEPT_BYTES = 130_000_000
+COPIES_OF_CODES = 1.5  # while a session is made
+COPIES_OF_CODES_LATER = 1.25
 WIDENED_SHARE = 0.75  # of the machine's memory: more than this, and float16 matrices are widened when they are used
 FEATURE_MAPS = 5  # of the image decoder's largest size that are alive at once, one of them widened by a convolution
 
@@ -47,11 +51,13 @@ def drawing_bytes(
     Args: cache_bytes: of all pictures that are drawn at once; memory: of the machine that will draw, None if unknown.
     """
     if widens_on_use(sizes, dtype, memory):
-        session = sizes.steps + widest_matrices_bytes(config) + COPIES_OF_CODES * sizes.codes
+        making = sizes.steps + widest_matrices_bytes(config) + COPIES_OF_CODES * sizes.codes
     else:
-        session = _session_bytes(sizes, dtype)
+        making = _session_bytes(sizes, dtype)
     decoder = COPIES[dtype] * sizes.image_decoder + image_decoder_bytes(config, "float32", decoder_batch)
-    return int(DRAWING_BASE_BYTES + session + cache_bytes + decoder)
+    decoding = making - (COPIES_OF_CODES - COPIES_OF_CODES_LATER) * sizes.codes + decoder
+    kept = min(KEPT_COPIES[dtype] * (sizes.steps + sizes.image_decoder), KEPT_BYTES)
+    return int(DRAWING_BASE_BYTES + cache_bytes + max(making, decoding) + kept)
 
 
 def widest_matrices_bytes(config: ModelConfig) -> int:

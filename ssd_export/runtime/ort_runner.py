@@ -24,6 +24,7 @@ from ssd_export.runtime.runner import PromptBatch, Runner, full_before
 from ssd_export.specs import GraphSpec, TensorSpec
 
 ELEMENT_TYPES = {"float32": 1, "int8": 3, "int32": 6, "int64": 7, "float16": 10, "bfloat16": 16}  # onnx.TensorProto
+WITH_WEIGHTS = ("prefill", "decode_step")  # graphs that hold those of the language model
 SMALL_HIDDEN_SIZE = 512  # below it a step's operators are too short to be worth a second thread
 
 
@@ -61,6 +62,7 @@ class OrtRunner(Runner):
         self._allocate(batch)
         top_k = batch.sampling.top_k > 0
         name = "prefill_top_k" if top_k else "prefill"
+        self._leave_only(name)
         feeds = {
             "inputs_embeds": batch.embeds, "prompt_length": batch.lengths, "uniforms": batch.uniforms,
             "cfg_scale": np.array([batch.sampling.cfg_scale], np.float32),
@@ -78,9 +80,8 @@ class OrtRunner(Runner):
         self._values["logits"].update_inplace(results["logits"])
         self._fill_caches(results, batch.lengths)
         self._evictions = self._evictions_of(batch.lengths.tolist())
-        if self._holds_one_session and self._profile is None:
-            del self._sessions[name]  # it holds a copy of the weights of its own, and so will the steps
         self._step_name = "decode_step_top_k" if top_k else "decode_step"
+        self._leave_only(self._step_name)
 
     def evict(self, step: int) -> None:
         for name in self._evictions.get(step, ()):
@@ -115,6 +116,14 @@ class OrtRunner(Runner):
 
     def close(self) -> None:
         self._sessions, self._values, self._bindings, self._dimensions = {}, {}, {}, {}
+
+    def _leave_only(self, name: str) -> None:
+        """Closes the sessions whose turn is over where weights are large: each holds a copy of them of its own."""
+        if not self._holds_one_session or self._profile is not None:
+            return
+        for other in [held for held in self._sessions if held.startswith(WITH_WEIGHTS) and held != name]:
+            del self._sessions[other]
+            self._bindings.pop(other, None)
 
     def _session(self, name: str) -> ort.InferenceSession:
         if name not in self._sessions:
