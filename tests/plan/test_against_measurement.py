@@ -89,7 +89,7 @@ def told(label: str) -> Any:
     return pytest.param(label, marks=marks)
 
 
-@pytest.mark.parametrize("label", map(told, EXPORTS))
+@pytest.mark.parametrize("label", [told(label) for label in EXPORTS])
 def test_exports_of_real_size(label: str) -> None:
     check_export(SHAPES[label], EXPORTS[label]["options"], EXPORTS[label])
 
