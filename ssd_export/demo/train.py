@@ -2,7 +2,7 @@
 
 Model and data are Janus' own kind: prompt, then 576 image tokens, next-token loss. What is not: matrices are
 trained with Muon (orthogonalised momentum, https://kellerjordan.github.io/posts/muon), everything else with Adam;
-the loss of tokens that only the caption tells weighs more; the output and input tables are sums of a row per pattern, a row
+the loss of tokens that only the caption tells weighs more; half of the heads are asked to look near (`SpatialHeads`); the output and input tables are sums of a row per pattern, a row
 per paint and a row per code while training, and plain tables in the checkpoint (`folded_state`).
 """
 
@@ -25,7 +25,9 @@ from ssd_export.config import ModelConfig, VQConfig
 from ssd_export.demo import codes
 from ssd_export.demo.batches import Batch, Mix, PromptIds, draw_batch
 from ssd_export.demo.tokenizer import train_tokenizer
-from ssd_export.model.decoder import ImageTokenModel
+from ssd_export.model.decoder import Attend, ImageTokenModel
+
+NEIGHBOURHOOD = 48  # newest image tokens, the asking one included, as `calibrate` measures
 
 
 @dataclass(frozen=True)
@@ -47,6 +49,8 @@ class Recipe:
     warmup_steps: int = 60
     decay_share: float = 0.6
     caption_weight: float = 4.0
+    spatial_share: float = 0.5
+    spatial_weight: float = 0.05
     average_decay: float = 0.998
 
 
@@ -67,6 +71,50 @@ def demo_config(recipe: Recipe, vocab_size: int) -> ModelConfig:
         vq=VQConfig(latent_channels=64, base_channels=32, channel_multipliers=(1, 1, 2), num_res_blocks=1),
         image_size=codes.SIZE,
     )
+
+
+def causal_attention(layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    return F.scaled_dot_product_attention(query, key, value, is_causal=True)
+
+
+class SpatialHeads:
+    """Causal attention that measures on the way how far every head looks, with a penalty on those that look nearest.
+
+    52 % of Janus-Pro-1B's heads put at most a fifth of their attention outside the 48 newest image tokens; left to itself a
+    model of 24 heads has a handful. So the half of its heads that looks nearest is asked to look nearer.
+    metrics: of each layer, [heads], attention mass on image tokens outside the neighbourhood over the mass on all image
+    tokens (the metric of `calibrate`), from NUM_ASKING random image tokens of each picture.
+    """
+
+    NUM_ASKING = 24
+
+    def __init__(self, batch: Batch, rng: np.random.Generator) -> None:
+        num_places = batch.places.shape[1]
+        chosen = torch.from_numpy(rng.integers(0, num_places, (len(batch.places), self.NUM_ASKING))).to(batch.places.device)
+        asking = batch.places.gather(1, chosen)[:, :, None]
+        # a picture's tokens stand in the sequence after its prompt (join_rows)
+        self.asking = chosen + batch.lengths[:, None]
+        total = batch.ids.shape[1] + num_places
+        index = torch.arange(total, device=batch.places.device)[None] - batch.lengths[:, None]
+        is_image = (index >= 0) & (index < num_places)
+        place = batch.places.gather(1, index.clamp(0, num_places - 1))[:, None]
+        self.seen = (is_image[:, None] & (place <= asking))[:, None]
+        self.outside = self.seen & (place <= asking - NEIGHBOURHOOD)[:, None]
+        self.causal = (torch.arange(total, device=place.device) <= self.asking[:, :, None])[:, None]
+        self.metrics: list[Tensor] = []
+
+    def __call__(self, layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        index = self.asking[:, None, :, None].expand(-1, query.shape[1], -1, query.shape[3])
+        logits = query.gather(2, index) @ key.transpose(2, 3) / math.sqrt(query.shape[3])
+        mass = logits.masked_fill(~self.causal, -torch.inf).softmax(-1)
+        outside, seen = ((mass * where).sum((0, 2, 3)) for where in (self.outside, self.seen))
+        self.metrics.append(outside / seen.clamp(min=1e-6))
+        return causal_attention(layer, query, key, value)
+
+    def penalty(self, share: float) -> Tensor:
+        """Mean metric of that share of all heads which has the smallest ones."""
+        metrics = torch.cat(self.metrics)
+        return metrics.sort().values[: round(share * len(metrics))].mean()
 
 
 class FactoredTable(nn.Module):
@@ -98,12 +146,12 @@ class Trainee(nn.Module):
             replaced.requires_grad_(False)
         initialise(self.model, config.num_layers)
 
-    def forward(self, batch: Batch) -> Tensor:
+    def forward(self, batch: Batch, attend: Attend = causal_attention) -> Tensor:
         """Logits for every target, [B, K + 1, V]."""
         prompt = self.model.embed_text_tokens(batch.ids)
         image = self.model.generation_aligner(self.input_table()[batch.inputs])
         hidden, positions = join_rows(prompt, image, batch.lengths, batch.places)
-        hidden = self.model(hidden, positions, causal_attention)
+        hidden = self.model(hidden, positions, attend)
         rows = torch.arange(len(hidden), device=hidden.device)[:, None]
         hidden = hidden[rows, batch.lengths[:, None] - 1 + torch.arange(batch.targets.shape[1], device=hidden.device)]
         hidden = F.gelu(self.model.generation_head.proj_out(hidden))
@@ -127,10 +175,6 @@ def join_rows(prompt: Tensor, image: Tensor, lengths: Tensor, places: Tensor) ->
     both = torch.cat([prompt, image], dim=1)
     positions = torch.cat([place[:, :padded], ends + places], dim=1)
     return both.gather(1, source[..., None].expand_as(both)), positions.gather(1, source)
-
-
-def causal_attention(layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-    return F.scaled_dot_product_attention(query, key, value, is_causal=True)
 
 
 def initialise(model: nn.Module, num_layers: int) -> None:
@@ -247,8 +291,11 @@ class Training:
         rng = np.random.default_rng([self.recipe.seed, self.step])
         batch = draw_batch(rng, self.prompt_ids, self.mix())
         batch = Batch(*(getattr(batch, name).to(self.device) for name in Batch.__dataclass_fields__))
-        loss, figures = loss_of(self.trainee(batch), batch, self.recipe.caption_weight)
-        loss.backward()
+        heads = SpatialHeads(batch, rng)
+        loss, figures = loss_of(self.trainee(batch, heads), batch, self.recipe.caption_weight)
+        penalty = heads.penalty(self.recipe.spatial_share)
+        (loss + self.recipe.spatial_weight * penalty).backward()
+        figures |= {"outside": penalty.item(), "spatial_heads": (torch.cat(heads.metrics) <= 0.2).sum().item()}
         factor = self.rate_factor()
         self.adam.param_groups[0]["lr"] = factor * self.recipe.adam_rate
         norm = nn.utils.clip_grad_norm_(self.adam.param_groups[0]["params"], 1.0)

@@ -14,7 +14,7 @@ from ssd_export.demo.batches import Mix, PromptIds, choose_places, draw_batch
 from ssd_export.demo.recipe import train_demo
 from ssd_export.demo.scenes import KINDS, RADII, Scene, Shape, random_scene
 from ssd_export.demo.tokenizer import train_tokenizer
-from ssd_export.demo.train import Recipe, Trainee, Training, causal_attention, demo_config, join_rows
+from ssd_export.demo.train import NEIGHBOURHOOD, Recipe, SpatialHeads, Trainee, Training, causal_attention, demo_config, join_rows
 from ssd_export.demo.train_decoder import DecoderRecipe
 from ssd_export.model.decoder import ImageTokenModel
 from ssd_export.runtime.generate import ImageGenerator
@@ -119,6 +119,35 @@ def test_gaps_keep_the_true_positions() -> None:
     for row, length, places in zip(positions, batch.lengths.tolist(), batch.places, strict=True):
         torch.testing.assert_close(row[:length], torch.arange(length))
         torch.testing.assert_close(row[length : length + 192], length + places)
+
+
+@pytest.mark.parametrize("num_places", [575, 100])
+def test_spatial_heads_are_measured_as_calibrate_does(num_places: int) -> None:
+    torch.manual_seed(0)
+    tokenizer = train_tokenizer()
+    trainee = Trainee(demo_config(Recipe(1, num_layers=2, hidden_size=32, num_heads=2, intermediate_size=32), tokenizer.get_vocab_size()))
+    batch = draw_batch(np.random.default_rng(3), PromptIds(tokenizer), Mix(3, num_places, (0, 0.5, 0.5, 0), 0.0))
+    heads, seen = SpatialHeads(batch, np.random.default_rng(4)), []
+
+    def attend(layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+        seen.append((query, key))
+        return heads(layer, query, key, value)
+
+    trainee(batch, attend)
+    assert len(batch.lengths.unique()) > 1, "rows of one length test nothing"
+    for metrics, (query, key) in zip(heads.metrics, seen, strict=True):
+        for head in range(2):
+            outside = on_image = 0.0
+            for row, length in enumerate(batch.lengths.tolist()):
+                for asking in heads.asking[row].tolist():
+                    logits = query[row, head, asking] @ key[row, head, : asking + 1].T / 4.0  # sqrt of 16 wide heads
+                    mass = logits.softmax(0)[length:]
+                    places = batch.places[row, : len(mass)]
+                    on_image += mass.sum().item()
+                    outside += mass[places <= places[-1] - NEIGHBOURHOOD].sum().item()
+            assert metrics[head].item() == pytest.approx(outside / on_image, rel=1e-4)
+    both = torch.cat(heads.metrics)
+    assert heads.penalty(0.5).item() == pytest.approx(both.sort().values[:2].mean().item())
 
 
 def test_every_patch_of_every_shape_has_one_code() -> None:
