@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -130,8 +129,10 @@ def _unfinished_note(settings: dict[str, Any], rows: Sequence[Row]) -> str:
     return f" With fewer seeds: {', '.join(missing)}." if missing else ""
 
 
-def _error(mean: dict[str, Any]) -> float:
-    return math.nan if mean["standard_error"] is None else mean["standard_error"]
+def _with_error(mean: dict[str, Any], form: str, unit: float = 1, width: float = 1) -> str:
+    """The mean in units and `width` standard errors; without them where there was one case only."""
+    value = format(unit * mean["mean"], form)
+    return value if mean["standard_error"] is None else f"{value} ± {format(width * mean['standard_error'], form.lstrip('+'))}"
 
 
 def _percent(share: dict[str, Any]) -> str:
@@ -149,7 +150,7 @@ def _score_difference(row: Row) -> str:
     if row["policy"] == FULL or "score_above_full" not in row:
         return NOT_MEASURED
     difference = row["score_above_full"]
-    return f"{100 * difference['mean']:+.1f} ± {100 * Z95 * _error(difference):.1f}"
+    return _with_error(difference, "+.1f", 100, 100 * Z95)
 
 
 def _loss(row: Row) -> str:
@@ -158,14 +159,14 @@ def _loss(row: Row) -> str:
     mean = row["loss_above_full"]
     if row["policy"] == FULL:
         return f"0 (loss {row['loss']['mean']:.4f})"
-    return f"{mean['mean']:+.4f} ± {_error(mean):.4f}"
+    return _with_error(mean, "+.4f")
 
 
 def _mean(name: str, digits: int) -> Callable[[Row], str]:
     def text(row: Row) -> str:
         if name not in row or row["policy"] == FULL:
             return NOT_MEASURED
-        return f"{row[name]['mean']:.{digits}f} ± {_error(row[name]):.{digits}f}"
+        return _with_error(row[name], f".{digits}f")
 
     return text
 
