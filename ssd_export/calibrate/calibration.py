@@ -13,6 +13,7 @@ import os
 import zipfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -126,7 +127,7 @@ def calibrate(
         batch = range(state.num_done, min(state.num_done + BATCH, spec.num_images))
         prompts = encoder.encode([spec.prompts[i % len(spec.prompts)] for i in batch], spec.prompt_slots)
         drawing = randoms[:, batch.start : batch.stop]
-        tokens = draw_pictures(model, prompts, drawing, spec.sampling, lambda: meter.advance(len(batch)))
+        tokens = draw_pictures(model, prompts, drawing, spec.sampling, partial(meter.advance, len(batch)))
         if state.num_done == 0:
             state.first_picture = tokens[0]
         for i in range(len(batch)):

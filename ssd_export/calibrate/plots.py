@@ -8,14 +8,14 @@ from pathlib import Path
 import matplotlib
 
 matplotlib.use("Agg")
-import matplotlib.pyplot as plt  # noqa: E402  (the backend is chosen first)
-import numpy as np  # noqa: E402
-from matplotlib.colors import to_rgb  # noqa: E402
-from matplotlib.figure import Figure  # noqa: E402
-from matplotlib.patches import Rectangle  # noqa: E402
+import matplotlib.pyplot as plt
+import numpy as np
+from matplotlib.colors import to_rgb
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
 
-from ssd_export.cache.head_map import HeadMap  # noqa: E402
-from ssd_export.config import GRID  # noqa: E402
+from ssd_export.cache.head_map import HeadMap
+from ssd_export.config import GRID
 
 # Two of the colours of Okabe and Ito, and cividis: the same to all kinds of colour vision.
 SPATIAL, SEMANTIC = "#0072B2", "#D55E00"

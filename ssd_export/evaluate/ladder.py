@@ -191,7 +191,7 @@ class Ladder:
         for layer, index, group in self._groups:
             if group.rule.by_score:
                 ranked[layer, index] = (self.reference.part(layer, index, "position"), self.reference.part(layer, index, "score"))
-        for layer, index, group in self._groups:
+        for layer, index, _ in self._groups:
             ours, reference = (probe.part(layer, index, "position") for probe in (self.subject, self.reference))
             places = np.argwhere((ours != reference).any(axis=2)).tolist()
             for row, place in places:

@@ -104,10 +104,8 @@ class ImageGenerator:
     def __call__(self, prompts: Sequence[str], **options: Any) -> GenerationResult:
         """All pictures of the prompts; options as for `stream`."""
         began = time.perf_counter()
-        event = None
-        for event in self.stream(prompts, **options):
-            pass
-        assert event is not None and event.images is not None and self.cache is not None
+        *_, event = self.stream(prompts, **options)
+        assert event.images is not None and self.cache is not None
         return GenerationResult(event.images, event.tokens, time.perf_counter() - began, self.cache)
 
     def stream(

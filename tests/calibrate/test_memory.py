@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-import torch
 from torch.profiler import ProfilerActivity, profile
 
 from ssd_export.calibrate.calibration import CalibrationSpec, add_picture

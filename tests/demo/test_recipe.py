@@ -14,7 +14,16 @@ from ssd_export.demo.batches import Mix, PromptIds, choose_places, draw_batch
 from ssd_export.demo.recipe import train_demo
 from ssd_export.demo.scenes import KINDS, RADII, Scene, Shape, random_scene
 from ssd_export.demo.tokenizer import train_tokenizer
-from ssd_export.demo.train import NEIGHBOURHOOD, Recipe, SpatialHeads, Trainee, Training, causal_attention, demo_config, join_rows
+from ssd_export.demo.train import (
+    NEIGHBOURHOOD,
+    Recipe,
+    SpatialHeads,
+    Trainee,
+    Training,
+    causal_attention,
+    demo_config,
+    join_rows,
+)
 from ssd_export.demo.train_decoder import DecoderRecipe
 from ssd_export.model.decoder import ImageTokenModel
 from ssd_export.runtime.generate import ImageGenerator

@@ -135,7 +135,7 @@ def test_a_sanitizer_that_is_not_installed_is_not_run(monkeypatch: pytest.Monkey
 def test_the_kernel_check_sees_a_wrong_kernel(fault: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The reference in the kernel's place, right and wrong."""
 
-    def kernel(query, key, value, state, group, lengths, position, decay):  # noqa: ANN001, ANN202
+    def kernel(query, key, value, state, group, lengths, position, decay):
         wide = [part.float() for part in (query, key, value)]
         held = GroupState(state.key.float(), state.value.float(), state.position, state.score)
         out = decode_attention(*wide, held, group, lengths, position, decay)

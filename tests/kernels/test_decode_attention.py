@@ -16,8 +16,8 @@ from ssd_export.cache.state import GroupState
 from tests.cases import CASES
 
 pytest.importorskip("triton", reason="needs Triton: pip install ssd-export[kernels]")
-from ssd_export.kernels.decode_attention import decode_attention  # noqa: E402
-from tests.kernels.interpret import ALL_CASES, wanted_runs  # noqa: E402
+from ssd_export.kernels.decode_attention import decode_attention
+from tests.kernels.interpret import ALL_CASES, wanted_runs
 
 ROOT = Path(__file__).parents[2]
 # Outputs, by dtype: the kernel is float32 inside, so this is the rounding of an output below 4.

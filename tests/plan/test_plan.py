@@ -14,10 +14,11 @@ from ssd_export.plan.stages import Plan, time_class
 
 SPEC = PlanSpec("janus-pro-1b", None, None, None, "model", None, 1, 64, "fp16", None)
 ORIN = Device("Orin", 7 << 30, "tensorrt")
+UNQUANTISED = Settings("none", 0.2, 1)
 
 
 @cache
-def plan(settings: Settings = Settings("none", 0.2, 1), device: Device = ORIN, **changes: object) -> Plan:
+def plan(settings: Settings = UNQUANTISED, device: Device = ORIN, **changes: object) -> Plan:
     return plan_of(PlanSpec(**{**SPEC.__dict__, **changes}), device, settings)
 
 

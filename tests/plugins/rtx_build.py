@@ -58,9 +58,9 @@ def value(name: str, dtype: ir.DataType, shape: tuple[int | str, ...]) -> ir.Val
     return ir.Value(name=name, type=ir.TensorType(dtype), shape=ir.Shape(shape))
 
 
-def build(library: str, log: Log, groups: list, kernel: dict, changed: dict = {}, shapes: dict = {}) -> dict:
+def build(library: str, log: Log, groups: list, kernel: dict, changed: dict | None = None, shapes: dict | None = None) -> dict:
     log.lines.clear()
-    onnx = model(groups, changed, shapes)
+    onnx = model(groups, changed or {}, shapes or {})
     if kernel:
         attach_kernel(onnx, kernel, DOMAIN, OP_TYPE)
     builder = trt.Builder(log)

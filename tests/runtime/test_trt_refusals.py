@@ -149,7 +149,7 @@ def test_an_engine_with_other_tensors_than_the_contract(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made = doubles(monkeypatch, copied_bundle(tmp_path))
-    made.trt.contents = {data: "image_decoder" for data in made.trt.contents}
+    made.trt.contents = dict.fromkeys(made.trt.contents, "image_decoder")
     with made.generator() as generator:
         assert "has other tensors than the bundle says" in refused(lambda: generator(PROMPTS[:1]))
 

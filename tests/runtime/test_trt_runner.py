@@ -125,7 +125,7 @@ def test_a_grid_row_is_one_launch_and_waits_for_nothing(
 def test_rows_without_releases_share_one_graph(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with doubles(monkeypatch, copied_bundle(tmp_path, "full")).generator() as generator:
         generator(PROMPTS[:1])
-        assert {kind: nodes for kind, nodes in generator.runner.graph_nodes().items()} == {
+        assert dict(generator.runner.graph_nodes()) == {
             (False,) * (GRID - 1): 2 * (GRID - 1), (False,) * GRID: 2 * GRID,
         }  # fmt: skip
 
