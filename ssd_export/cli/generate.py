@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from ssd_export.cli import options
 from ssd_export.errors import UserError
 
 if TYPE_CHECKING:
@@ -47,28 +48,9 @@ class GenerateSpec:
     metavar="DIR",
     help="The bundle to draw from.  [default: the one exported last from this folder]",
 )
-@click.option(
-    "--runner",
-    default="ort",
-    show_default=True,
-    metavar="ort|torch|trt",
-    help="Who computes: ONNX Runtime, torch or TensorRT.",
-)
-@click.option(
-    "--provider",
-    default="cpu",
-    show_default=True,
-    metavar="cpu|cuda",
-    help="Where ort and torch compute; trt is always on the GPU.",
-)
-@click.option(
-    "--seed",
-    type=int,
-    default=0,
-    show_default=True,
-    metavar="INTEGER",
-    help="Randomness of the pictures, 64 bits: the same seed draws the same on every runner.",
-)
+@options.runner
+@options.provider
+@options.seed("Randomness of the pictures, 64 bits: the same seed draws the same on every runner.")
 @click.option(
     "--num-images", type=int, default=1, show_default=True, metavar="COUNT", help="Pictures for each prompt."
 )

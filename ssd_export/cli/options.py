@@ -38,7 +38,9 @@ runner = click.option(
     metavar="ort|torch|trt",
     help="Who computes: ONNX Runtime, torch or TensorRT.",
 )
-provider = click.option("--provider", default="cpu", show_default=True, metavar="cpu|cuda", help="Where it computes.")
+provider = click.option(
+    "--provider", default="cpu", show_default=True, metavar="cpu|cuda", help="Where ort and torch compute; trt is always on the GPU."
+)
 batch = click.option(
     "--batch",
     type=int,
