@@ -345,9 +345,9 @@ def shares(done: float) -> tuple[float, float, float, float]:
 
     Single objects first; later most of all counting, whose pictures have most places to learn.
     """
-    single = max(0.14, 0.7 - 4 * done)
+    single = max(0.1, 0.7 - 4 * done)
     rest = 1 - single
-    return (single, 0.44 * rest, 0.28 * rest, 0.28 * rest)
+    return (single, 0.58 * rest, 0.21 * rest, 0.21 * rest)
 
 
 def log_line(folder: Path, stage: str, figures: dict[str, float]) -> None:
