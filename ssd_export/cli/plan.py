@@ -152,7 +152,9 @@ def plan_of(spec: PlanSpec, device: Device, settings: Settings) -> Plan:
         num_images=settings.num_images,
         decoder_batch=spec.decoder_batch,
         download_bytes=0 if is_here else stored,
-        export_peak=export_bytes(weight.working_bytes for weight in made.weights),
+        export_peak=export_bytes(
+            (weight.working_bytes for weight in made.weights), 0 if is_here else made.checkpoint.config.vocab_size
+        ),
         flavour=device.flavour,
         shared_weights=device.shared_weights,
     )
@@ -182,12 +184,14 @@ def what_does_not_fit(plan: Plan, device: Device) -> list[str]:
 
 
 def facts(plan: Plan, device: Device, settings: Settings, problems: list[str]) -> dict[str, Any]:
-    """Everything that plan shows, as plain data, in bytes."""
+    """Everything that plan shows, as plain data, in bytes. host.process: the part of host.export that is this process."""
+    from ssd_export.plan.machine import resident_bytes
+
     return {
         "settings": asdict(settings),
         "policy": plan.table.name,
         "stages": [asdict(stage) for stage in plan.stages()],
-        "host": {"export": plan.export_peak, "drawing": plan.drawing_peak},
+        "host": {"export": plan.export_peak, "drawing": plan.drawing_peak, "process": resident_bytes()},
         "disk": {"bundle": plan.bundle_bytes, "weights": asdict(plan.sizes)},
         "cache": plan.cache_bytes,
         "device": {**asdict(plan.device), "total": plan.device.total, "memory": device.memory_bytes},

@@ -66,6 +66,14 @@ def measure_export(checkpoint: Path, bundle: Path, options: Sequence[str]) -> di
     return figures
 
 
+def process_bytes(shape: str) -> int:
+    """What a process that plans an export of this shape holds on this machine: libraries, mostly."""
+    line = "from ssd_export.cli.main import main; main()"
+    command = [sys.executable, "-c", line, "plan", "--json", "--model", shape]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True)  # fails where too little is free, and prints all the same
+    return json.loads(done.stdout)["host"]["process"]
+
+
 def measure_drawing(bundle: Path, arguments: Sequence[str]) -> dict[str, Any]:
     """What this module prints for a bundle. Raises: SystemExit where it fails."""
     command = [sys.executable, "-m", "ssd_export.evaluate.measured_run", str(bundle), *arguments]

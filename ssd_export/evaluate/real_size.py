@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ssd_export.evaluate.measured_run import measure_drawing, measure_export
+from ssd_export.evaluate.measured_run import measure_drawing, measure_export, process_bytes
 from ssd_export.evaluate.measurement import measurement, read_measurement, table, write_measurement
 from ssd_export.evaluate.synthetic_checkpoint import write_checkpoint
 
@@ -63,9 +63,9 @@ def measure(case: Case, folder: Path, path: Path) -> None:
         write_checkpoint(checkpoint, case.shape, case.layout, "fp16", seed=0)
     bundle = folder / "bundle"
     shutil.rmtree(bundle, ignore_errors=True)
-    load = _load()
+    load, process = _load(), process_bytes(case.shape)
     figures = measure_export(checkpoint, bundle, case.options.split())
-    record(path, "exports", case.label, {"options": case.options, "layout": case.layout, "load": load, **figures})
+    record(path, "exports", case.label, {"options": case.options, "layout": case.layout, "load": load, "process_bytes": process, **figures})
     for label, arguments in case.drawings.items():
         load = _load()
         record(path, "drawings", label, {"of": case.label, "load": load, **measure_drawing(bundle, arguments.split())})

@@ -99,10 +99,10 @@ class _Pickle:
         return values
 
     def run(self, name: str, start: int, end: int) -> Tensor:
-        part = self._views[name].reshape(-1)[start:end]
-        values = part.clone()
-        if self._views[name].is_contiguous():
-            _forget_pages(part)
+        view = self._views[name]
+        values = view.reshape(-1)[start:end].clone()
+        if view.is_contiguous():
+            _forget_pages(view)  # the system mapped more than was read: up to 64 KB for each of thousands of runs
         return values
 
 

@@ -13,6 +13,7 @@ from ssd_export.plan.machine import free_bytes, gib, resident_bytes
 from ssd_export.plan.sizes import WeightSizes
 
 GRAPH_WRITING_BYTES = 24_000_000  # the graphs, which hold no weights, and the journal
+READING_BYTES_OF_AN_ENTRY = 850  # of tokenizer.json, while it is read
 ALLOCATED_SHARE = 1.1  # of a tensor's working memory: what the allocator and the reading of the file add
 DRAWING_BASE_BYTES = 90_000_000  # Python, numpy, ONNX Runtime, tokenizer
 # Copies of the weights that ONNX Runtime's CPU kernels hold: packed, and fp16 widened, for it is multiplied as fp32.
@@ -26,12 +27,14 @@ WIDENED_SHARE = 0.75  # of the machine's memory: more than this, and float16 mat
 FEATURE_MAPS = 5  # of the image decoder's largest size that are alive at once, one of them widened by a convolution
 
 
-def export_bytes(working: Iterable[int]) -> int:
+def export_bytes(working: Iterable[int], unread_vocabulary: int = 0) -> int:
     """Peak of an export in a process that has loaded what exporting needs, as this one has.
 
-    Args: working: for every tensor of the weights file, the memory that making it takes.
+    Args: working: for every tensor of the weights file, the memory that making it takes; unread_vocabulary: entries of a
+    tokenizer that this process has not read and the export will.
     """
-    return resident_bytes() + GRAPH_WRITING_BYTES + int(ALLOCATED_SHARE * max(working))
+    reading = READING_BYTES_OF_AN_ENTRY * unread_vocabulary
+    return resident_bytes() + reading + GRAPH_WRITING_BYTES + int(ALLOCATED_SHARE * max(working))
 
 
 def widens_on_use(sizes: WeightSizes, dtype: str, memory: int | None) -> bool:
