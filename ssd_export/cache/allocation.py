@@ -1,7 +1,7 @@
 """From the costs of a head map to one option for each KV head: the least summed cost at a mean number of slots.
 
-For each layer at most `groups` options of the menu, for each head one of them, windows for spatial heads alone
-(`eligible`). With a price on slots (a Lagrange multiplier) layers are independent, and every subset of the menu is tried; the price is
+For each layer at most `groups` options of the menu, for each head one of them; `is_eligible` says why no windows. With
+a price on slots (a Lagrange multiplier) layers are independent, and every subset of the menu is tried; the price is
 bisected until the slots fit; what is left is spent greedily. Deterministic: numpy and integers alone.
 """
 
@@ -45,57 +45,46 @@ def allocate(head_map: HeadMap, budget: float, groups: int = DEFAULT_GROUPS) -> 
 
 def allocate_each_head(head_map: HeadMap, budget: float) -> Allocation:
     """As allocate, with any number of options in a layer: what the limit on groups costs. No bundle holds it."""
-    return _allocate(head_map, budget, len(head_map.cost_options))
+    return _allocate(head_map, budget, sum(map(is_eligible, head_map.cost_options)))
 
 
-def eligible(head_map: HeadMap) -> np.ndarray:
-    """Which options ssd-auto may choose for a head, bool [layers, KV heads, options]: windows for spatial heads alone.
+def is_eligible(option: HeadOption) -> bool:
+    """Whether ssd-auto may choose the option: it ranks by score, or it keeps everything.
 
-    A window costs a semantic head little on average and much in the few pictures in which what it looks for lies further
-    back, and a few calibration pictures do not show those: left to the costs alone, the demo model lost three times more
-    (docs/heads.md). That a head is spatial is known from every query of every picture.
+    A window costs a head little on average and much in the few pictures in which what it looks for lies further back;
+    the mean over a few calibration pictures does not see them. With windows in the choice, even if for spatial heads
+    alone, the demo model lost ten times more at a fifth (docs/heads.md). They stay in the menu: `predicted_error` compares other policies by them.
     """
-    no_window = [option.rule.by_score or option.image_slots >= NUM_IMAGE_TOKENS for option in head_map.cost_options]
-    return np.asarray(no_window) | ~np.asarray(head_map.semantic())[..., None]
+    return option.rule.by_score or option.image_slots >= NUM_IMAGE_TOKENS
 
 
 def _allocate(head_map: HeadMap, budget: float, groups: int) -> Allocation:
     if not head_map.cost_options:
         raise UserError("ssd-auto needs a head map with costs and this one has none; run `ssd-export calibrate`, or use "
                         "--policy ssd-row")  # fmt: skip
-    options, may = head_map.cost_options, eligible(head_map)
-    if not may.any(axis=-1).all():
-        raise UserError("the head map's menu has windows only, and ssd-auto gives semantic heads ranked sets; calibrate again "
-                        "with `ssd-export calibrate`")  # fmt: skip
-    costs = np.where(may, np.asarray(head_map.costs, np.float64), np.inf)  # [layers, heads, options]
+    eligible = [index for index, option in enumerate(head_map.cost_options) if is_eligible(option)]
+    if not eligible:
+        raise UserError("the head map's menu has windows only, and ssd-auto chooses among ranked sets; calibrate again with "
+                        "`ssd-export calibrate`")  # fmt: skip
+    options = [head_map.cost_options[index] for index in eligible]
+    costs = np.asarray(head_map.costs, np.float64)[..., eligible]  # [layers, heads, options]
     slots = np.array([option.image_slots for option in options])
-    num_heads = costs.shape[0] * costs.shape[1]
-    total = floor(Fraction(str(budget)) * NUM_IMAGE_TOKENS * num_heads)
-    least = _least_slots(may, slots, groups)
-    if least > total:
-        enough = -(-least * 10_000 // (NUM_IMAGE_TOKENS * num_heads)) / 10_000
-        raise UserError(f"budget={budget} is below the smallest options of the head map, {least / num_heads:.1f} image slots a "
-                        f"head; use budget >= {enough}")  # fmt: skip
+    total = floor(Fraction(str(budget)) * NUM_IMAGE_TOKENS * costs.shape[0] * costs.shape[1])
+    if slots.min() * costs.shape[0] * costs.shape[1] > total:
+        enough = -(-int(slots.min()) * 10_000 // NUM_IMAGE_TOKENS) / 10_000
+        raise UserError(f"budget={budget} is below the smallest option of the head map, {slots.min()} image slots; use "
+                        f"budget >= {enough}")  # fmt: skip
     search = _Search(costs, slots, groups)
     choice = search.spend_rest(search.bisect(total), total)
     heads = tuple(tuple(options[option] for option in layer) for layer in choice)
     return Allocation(heads, search.cost(choice), search.slots_of(choice))
 
 
-def _least_slots(may: np.ndarray, slots: np.ndarray, groups: int) -> int:
-    """The fewest slots that all heads can have, one option a layer where no more are allowed."""
-    own = np.where(may, slots, np.iinfo(slots.dtype).max)  # [layers, heads, options]
-    if groups > 1:  # no head needs another than the smallest of its kind, and there are two kinds
-        return int(own.min(axis=-1).sum())
-    return int(np.where(may.all(axis=1), slots, np.iinfo(slots.dtype).max).min(axis=-1).sum() * may.shape[1])
-
-
 class _Search:
-    """Choices are int [layers, heads]: the option of each head. A cost of inf forbids it."""
+    """Choices are int [layers, heads]: the option of each head."""
 
     def __init__(self, costs: np.ndarray, slots: np.ndarray, groups: int) -> None:
         self.costs, self.slots = costs, slots
-        self.scale = max(costs[np.isfinite(costs)].max(), LEAST_COST)
         size = min(groups, len(slots))
         self.subsets = np.array(list(combinations(range(len(slots)), size)))  # smaller subsets are contained in them
 
@@ -117,16 +106,16 @@ class _Search:
     def bisect(self, total: int) -> np.ndarray:
         """The choice at the least price at which the slots fit."""
         low, high = 1e-12, 1.0
-        while self.slots_of(choice := self.at_price(high * self.scale)) > total:
+        while self.slots_of(choice := self.at_price(high * max(self.costs.max(), LEAST_COST))) > total:
             high *= 10
         for _ in range(PRICES):
             middle = (low * high) ** 0.5
-            attempt = self.at_price(middle * self.scale)
+            attempt = self.at_price(middle * max(self.costs.max(), LEAST_COST))
             if self.slots_of(attempt) > total:
                 low = middle
             else:
                 high, choice = middle, attempt
-        self.price = high * self.scale
+        self.price = high * max(self.costs.max(), LEAST_COST)
         return choice
 
     def spend_rest(self, choice: np.ndarray, total: int) -> np.ndarray:
@@ -152,7 +141,7 @@ class _Search:
         heads = np.arange(len(now))
         saved = self.costs[layer][heads, now].sum() - self.costs[layer][heads, every].sum(axis=1)
         more = self.slots[every].sum(axis=1) - self.slots[now].sum()
-        fits = (more <= rest) & (saved > 1e-12 * self.scale)
+        fits = (more <= rest) & (saved > 1e-12 * max(self.costs[layer].max(), LEAST_COST))
         return [(saved[i] / max(more[i], 1e-3), layer, every[i]) for i in np.flatnonzero(fits)]
 
 

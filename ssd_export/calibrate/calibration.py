@@ -25,7 +25,7 @@ from ssd_export.calibrate.measure import HeadSums, attention_shares, option_erro
 from ssd_export.calibrate.menu import MENU
 from ssd_export.calibrate.neighbourhood import Neighbourhood
 from ssd_export.calibrate.ranks import rank_correlation
-from ssd_export.calibrate.sensitivity import hidden_states, likelihood_gradient, pass_back
+from ssd_export.calibrate.sensitivity import hidden_states, output_gradient, pass_back
 from ssd_export.config import GRID
 from ssd_export.errors import UserError
 from ssd_export.model.checkpoint import Checkpoint
@@ -34,7 +34,7 @@ from ssd_export.model.prompt import PromptEncoder
 from ssd_export.runtime.runner import Sampling
 from ssd_export.runtime.uniforms import uniforms
 
-COST = "fisher"  # what the sums hold: sums of another kind are not gone on with
+COST = "fisher of every step"  # what the sums hold: sums of another kind are not gone on with
 BATCH = 4  # pictures drawn together; the numbers depend on it by rounding only
 Progress = Callable[[str, int, int], None]
 
@@ -134,7 +134,7 @@ def calibrate(
             used = (i,) if spec.sampling.cfg_scale == 1 else (i, i + len(batch))  # without guidance one row is read
             rows = [prompts.ids[row, : prompts.prompt_length[row]] for row in used]
             half = (batch[i] % len(spec.prompts)) % 2
-            add_picture(state.sums, model, rows, tokens[i], spec, half, lambda: meter.advance(1))
+            add_picture(state.sums, model, rows, tokens[i], spec, half, batch[i], lambda: meter.advance(1))
         state.num_done = batch.stop
         _save(state, state_file)
     head_map = _head_map(checkpoint, spec, state.sums, threshold, tool_version)
@@ -163,16 +163,16 @@ def _save(state: CalibrationState, path: Path) -> None:
 
 def add_picture(
     sums: HeadSums, model: ImageTokenModel, ids: Sequence[np.ndarray], tokens: np.ndarray, spec: CalibrationSpec, half: int,
-    layer_done: Callable[[], None] = lambda: None,
+    number: int = 0, layer_done: Callable[[], None] = lambda: None,
 ) -> None:  # fmt: skip
     """Adds one picture's numbers, from the last layer to the first: one layer's attention is in memory at a time.
 
     Args: ids: its conditional and, where there is guidance, its unconditional row; tokens int [576]; half: 0 or 1,
-    which metric it counts for.
+    which metric it counts for; number: decides, with the seed, the signs of the gradient.
     """
     start = len(ids[0])
     states = hidden_states(model, sequence_of(model, ids, tokens))
-    gradient = likelihood_gradient(model, states.pop(), start, tokens, spec.sampling)
+    gradient = output_gradient(model, states.pop(), start, spec.sampling, np.random.default_rng([spec.seed, number]))
     for index in reversed(range(model.config.num_layers)):
         view, gradient = pass_back(model, index, states.pop(), gradient, start)
         metric, on_prompt, columns = attention_shares(view.dense, spec.neighbourhood)

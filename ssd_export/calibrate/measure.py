@@ -75,14 +75,15 @@ def attention_shares(dense: DenseAttention, neighbourhood: Neighbourhood) -> tup
 
 
 def option_errors(view: LayerView, options: Sequence[HeadOption], prompt_slots: int) -> Tensor:
-    """float64 [H, options]: lost^T fisher lost, mean over image queries, summed over the rows.
+    """float64 [H, options]: (lost . gradient)^2, mean over image queries, summed over the rows.
 
-    lost = what the head reads with the full cache less what it reads with the option.
+    lost = what the head reads with the full cache less what it reads with the option. Query by query: a head may matter
+    in the few steps alone in which it reads what the option has lost.
     """
     dense = view.dense
     errors = []
     for option in options:
         lost = dense.out[:, :, :, dense.prompt_length :] - attend_with_option(dense, option, prompt_slots)
         lost = lost.transpose(2, 3).flatten(3)  # [B, H, I, GD]
-        errors.append((lost @ view.fisher * lost).sum(dim=-1).double().mean(dim=2).sum(dim=0))
+        errors.append((lost * view.gradient).sum(dim=-1).double().square().mean(dim=2).sum(dim=0))
     return torch.stack(errors, dim=-1)

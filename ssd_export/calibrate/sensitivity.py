@@ -1,4 +1,4 @@
-"""How much the likelihood of the drawn tokens depends on what each head reads: one backward pass, layer by layer.
+"""How much what the model would draw depends on what each head reads: one backward pass, layer by layer.
 
 A layer is recomputed when its turn comes, so that one layer's graph is in memory at a time, beside the hidden states
 between layers. float32 throughout: where the weights are not, one layer's copy is at a time.
@@ -15,21 +15,26 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ssd_export.calibrate.kept import DenseAttention
+from ssd_export.config import NUM_IMAGE_TOKENS
 from ssd_export.model.decoder import ImageTokenModel
 from ssd_export.runtime.runner import Sampling
+
+# Divides the logits once more: where the model is sure of a token, nothing changes its likelihood a little, and what a
+# head reads there may be all that makes it sure.
+SOFTENING = 3.0
 
 
 @dataclass(frozen=True)
 class LayerView:
-    """A layer as it was passed: its attention, and fisher float32 [B, H, G*D, G*D], the mean over image queries of
-    g g^T, g being the gradient of the log-likelihood by what the query read.
+    """A layer as it was passed: its attention, and gradient float32 [B, H, I, G*D], of `signed_likelihood` by what each
+    image query read.
 
-    With an error e at every query, e^T fisher e is about twice the KL per token that the error causes, later layers and
-    later tokens included: a drawn token is a sample of the model, so the mean of g g^T is Fisher's information.
+    With an error e at one query, the square of the product of both has the mean e^T F e, F being Fisher's information of
+    all tokens in what this query read, later layers and later tokens included: about twice the KL that the error causes.
     """
 
     dense: DenseAttention
-    fisher: Tensor
+    gradient: Tensor
 
 
 @torch.no_grad()
@@ -42,10 +47,25 @@ def hidden_states(model: ImageTokenModel, hidden: Tensor) -> list[Tensor]:
     return states
 
 
-def likelihood_gradient(
-    model: ImageTokenModel, hidden: Tensor, prompt_length: int, tokens: np.ndarray, sampling: Sampling
+def signed_likelihood(logits: Tensor, signs: Tensor) -> Tensor:
+    """Sum over steps and tokens of +-sqrt(p) log p, the roots held fixed; logits, signs [576, V].
+
+    Over random signs, g g^T of its gradient g has the mean sum p (grad log p)(grad log p)^T, Fisher's information, as
+    that of a sampled token's log-likelihood has; but an unlikely token is in every sample of it.
+    """
+    likelihood = (logits / SOFTENING).log_softmax(-1)
+    return (likelihood * (likelihood.detach() / 2).exp() * signs).sum()
+
+
+def random_signs(rng: np.random.Generator, num_tokens: int) -> Tensor:
+    """float32 [576, V] of -1 and 1."""
+    return torch.from_numpy(2 * rng.integers(0, 2, (NUM_IMAGE_TOKENS, num_tokens), np.int8) - 1).float()
+
+
+def output_gradient(
+    model: ImageTokenModel, hidden: Tensor, prompt_length: int, sampling: Sampling, rng: np.random.Generator
 ) -> Tensor:
-    """Gradient [B, T, hidden] of the log-likelihood of the tokens [576] by the hidden states after the last layer.
+    """Gradient [B, T, hidden] of `signed_likelihood` by the hidden states after the last layer.
 
     Args: hidden: of the conditional row, and where there is guidance of the unconditional one.
     """
@@ -55,8 +75,8 @@ def likelihood_gradient(
         logits = head(norm(leaf[:, prompt_length - 1 :]))
         guided = logits[0] if len(logits) == 1 else logits[1] + sampling.cfg_scale * (logits[0] - logits[1])
         scaled = guided / (sampling.temperature or 1.0)
-        likelihood = -F.cross_entropy(scaled, torch.from_numpy(tokens.astype(np.int64)), reduction="sum")
-        (gradient,) = torch.autograd.grad(likelihood, leaf)
+        signs = random_signs(rng, scaled.shape[-1]).to(scaled.device)
+        (gradient,) = torch.autograd.grad(signed_likelihood(scaled, signs), leaf)
     return gradient
 
 
@@ -78,8 +98,7 @@ def pass_back(
     query, key, value, _ = (tensor.detach() for tensor in seen)
     dense = DenseAttention.compute(query, key, value, prompt_length)
     read = by_read[:, :, prompt_length:].unflatten(1, dense.out.shape[1:3])  # [B, H, G, I, D]
-    read = read.transpose(2, 3).flatten(3)
-    return LayerView(dense, read.mT @ read / read.shape[2]), before
+    return LayerView(dense, read.transpose(2, 3).flatten(3)), before
 
 
 def _causal(layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:

@@ -15,6 +15,7 @@ from ssd_export.calibrate.draw import load_model, sequence_of
 from ssd_export.calibrate.measure import HeadSums
 from ssd_export.calibrate.menu import scored, window
 from ssd_export.calibrate.neighbourhood import Neighbourhood
+from ssd_export.calibrate.sensitivity import SOFTENING, random_signs, signed_likelihood
 from ssd_export.errors import UserError
 from ssd_export.model.checkpoint import open_checkpoint
 from ssd_export.model.decoder import ImageTokenModel
@@ -116,8 +117,10 @@ def test_window_cost_equals_brute_force(reference: Reference) -> None:
     hidden = model(hidden, torch.arange(hidden.shape[1]).expand(2, -1), attend)
     conditional, unconditional = model.image_logits(hidden[:, start - 1 :])
     guided = unconditional + 5.0 * (conditional - unconditional)
-    likelihood = guided.log_softmax(-1)[range(576), reference.tokens.astype(int)].sum()
-    for layer, gradient in enumerate(torch.autograd.grad(likelihood, reads)):
+    likelihood = (guided / SOFTENING).log_softmax(-1)
+    signs = random_signs(np.random.default_rng([0, 0]), guided.shape[1]).double()
+    signed = (likelihood * likelihood.exp().sqrt().detach() * signs).sum()
+    for layer, gradient in enumerate(torch.autograd.grad(signed, reads)):
         for head in range(config.num_kv_heads):
             cost = 0.0
             for row in range(2):
@@ -125,9 +128,19 @@ def test_window_cost_equals_brute_force(reference: Reference) -> None:
                     torch.cat([part[row, member, start:] for member in range(head * size, (head + 1) * size)], dim=1)
                     for part in (gradient, reads[layer] - kept[layer])
                 )
-                cost += (lost @ (g.mT @ g / 575) * lost).sum(dim=1).mean().item()
+                cost += (lost * g).sum(dim=1).square().mean().item()
             assert sums.costs()[layer, head, 0] == pytest.approx(cost**0.5, rel=2e-3)
     assert (sums.costs()[..., 3] == 0).all() and (sums.costs()[..., :3] > 0).all()
+
+
+def test_signs_give_fishers_information() -> None:
+    """Over all signs, the mean of g g^T is the sum over tokens of p (grad log p)(grad log p)^T."""
+    logits = torch.tensor([[2.0, -1.0, 0.5]], dtype=torch.float64, requires_grad=True)
+    every = torch.cartesian_prod(*[torch.tensor([-1.0, 1.0], dtype=torch.float64)] * 3)
+    gradients = torch.stack([torch.autograd.grad(signed_likelihood(logits, signs[None]), logits)[0][0] for signs in every])
+    p = (logits[0] / SOFTENING).softmax(-1).detach()
+    fisher = (torch.diag(p) - torch.outer(p, p)) / SOFTENING**2
+    torch.testing.assert_close(gradients.T @ gradients / len(every), fisher)
 
 
 @pytest.mark.parametrize("text", ["48", "3d:1", "1d:0", "1d:576", "2d:23", "2d:-1", "1d:", "", "1d:99999", "2d:1.5"])
