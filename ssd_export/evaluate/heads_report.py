@@ -33,7 +33,7 @@ from ssd_export.model.checkpoint import open_checkpoint
 BUDGETS = (0.1, 0.2)
 NUM_PREDICTED = 200  # dealings whose error is predicted, which takes a second
 AUTO, ROW = "ssd-auto", "ssd-row"
-GROUPS = tuple(f"{AUTO}@groups={groups}" for groups in (1, 2, "unlimited"))
+GROUPS = tuple(f"{AUTO}@groups={groups}" for groups in (1, 3, "unlimited"))
 SWAPPED = f"{ROW}@head-map=swapped"
 RIVALS = (ROW, "h2o@evict-every=24", "streaming-llm", "streaming-llm@num-sinks=4", "linear", "margin")
 Cells = dict[tuple[str, float], dict[str, Any]]
