@@ -110,8 +110,9 @@ def draw(bundle: Path, num_tokens: int, num_threads: int, widen_on_use: bool | N
             seconds.append(time.perf_counter() - started)
         if seconds:
             figures["seconds_to_second_token"] = seconds[0]  # opens the decode step
-            figures["ms_per_token"] = 1000 * statistics.median(seconds[1:] or seconds)
             figures["peak_bytes_tokens"] = peak_bytes()
+        if seconds[1:]:
+            figures["ms_per_token"] = 1000 * statistics.median(seconds[1:])
         started = time.perf_counter()
         runner.decode_image(runner.tokens().repeat(decoder_batch, axis=0))
         figures["seconds_image_decoder"] = time.perf_counter() - started

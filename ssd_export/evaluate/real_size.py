@@ -122,7 +122,7 @@ def figures_of(exports: dict[str, Any], drawings: dict[str, Any]) -> dict[str, s
     peaks = {f"export_{name(label)}_peak": row for label, row in exports.items()}
     peaks |= {f"draw_{name(label)}_peak": row for label, row in drawings.items()}
     found = {key: f"{row['peak_bytes'] / GB:.2f} GB" for key, row in peaks.items()}
-    return found | {f"draw_{name(label)}_ms": f"{row['ms_per_token']:.0f}" for label, row in drawings.items()}
+    return found | {f"draw_{name(label)}_ms": f"{row['ms_per_token']:.0f}" for label, row in drawings.items() if "ms_per_token" in row}
 
 
 def _cells(row: dict[str, Any] | None, columns: Sequence[tuple[str, float, str]]) -> list[str | None]:
