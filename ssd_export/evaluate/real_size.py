@@ -63,7 +63,7 @@ def measure(case: Case, folder: Path, path: Path) -> None:
         write_checkpoint(checkpoint, case.shape, case.layout, "fp16", seed=0)
     bundle = folder / "bundle"
     shutil.rmtree(bundle, ignore_errors=True)
-    load, process = _load(), process_bytes(case.shape)
+    load, process = _load(), process_bytes()
     figures = measure_export(checkpoint, bundle, case.options.split())
     record(path, "exports", case.label, {"options": case.options, "layout": case.layout, "load": load, "process_bytes": process, **figures})
     for label, arguments in case.drawings.items():

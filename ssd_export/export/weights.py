@@ -86,7 +86,7 @@ def plan_weights(
         made = QuantizedMatrix([lambda source=source: read(source) for source in sources], scheme, dtype)
         return [
             Weight(name, stored_shape(scheme, *whole.shape), STORED_DTYPES[scheme.format], made.codes, scheme,
-                   sum(map(quantize_bytes, map(checkpoint.shape, sources)))),
+                   quantize_bytes([checkpoint.shape(source) for source in sources])),
             Weight(scale_name(name), scale_shape(scheme, *whole.shape), dtype, made.scale, scheme),
         ]
 
@@ -116,9 +116,10 @@ def plan_weights(
     return weights
 
 
-def quantize_bytes(shape: Sequence[int]) -> int:
-    """Memory for quantising one matrix: two of it in float32, its codes, and it as it was read."""
-    return torch.Size(shape).numel() * (4 + 4 + 1 + 2)
+def quantize_bytes(shapes: Sequence[Sequence[int]]) -> int:
+    """Memory for quantising matrices one after the other: two of one in float32 and it as it was read, the codes of all."""
+    sizes = [torch.Size(shape).numel() for shape in shapes]
+    return max(sizes) * (4 + 4 + 2) + sum(sizes)
 
 
 def write_weights(
