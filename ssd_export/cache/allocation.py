@@ -53,7 +53,8 @@ def is_eligible(option: HeadOption) -> bool:
 
     A window costs a head little on average and much in the few pictures in which what it looks for lies further back;
     the mean over a few calibration pictures does not see them. With windows in the choice, even if for spatial heads
-    alone, the demo model lost ten times more at a fifth (docs/heads.md). They stay in the menu: `predicted_error` compares other policies by them.
+    alone, the demo model lost ten times more at a fifth (docs/heads.md). They stay in the menu: `predicted_error` compares
+    other policies by them.
     """
     return option.rule.by_score or option.image_slots >= NUM_IMAGE_TOKENS
 

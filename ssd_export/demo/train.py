@@ -2,8 +2,9 @@
 
 Model and data are Janus' own kind: prompt, then 576 image tokens, next-token loss. What is not: matrices are
 trained with Muon (orthogonalised momentum, https://kellerjordan.github.io/posts/muon), everything else with Adam;
-the loss of tokens that only the caption tells weighs more; half of the heads are asked to look near (`SpatialHeads`); the output and input tables are sums of a row per pattern, a row
-per paint and a row per code while training, and plain tables in the checkpoint (`folded_state`).
+the loss of tokens that only the caption tells weighs more; half of the heads are asked to look near (`SpatialHeads`);
+the output and input tables are sums of a row per pattern, a row per paint and a row per code while training, and plain
+tables in the checkpoint (`folded_state`).
 """
 
 from __future__ import annotations

@@ -54,9 +54,14 @@ def versions(packages: tuple[str, ...] = PACKAGES) -> dict[str, str]:
     return found
 
 
+def load_average() -> float | None:
+    """Processes that wanted a core in the minute before; None where the system does not say."""
+    return os.getloadavg()[0] if hasattr(os, "getloadavg") else None
+
+
 def busy_note() -> str:
     """A sentence where other work has kept the machine busy over the last minute, else ""."""
-    load = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
+    load = load_average() or 0.0
     return f"Machine busy with other work: load {load:.1f} when the measurement began." if load >= BUSY_LOAD else ""
 
 

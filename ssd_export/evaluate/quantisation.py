@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from ssd_export.demo.scenes import CATEGORIES
 from ssd_export.evaluate.intervals import Mean
 from ssd_export.evaluate.machine import busy_note
 from ssd_export.evaluate.measurement import measurement, table, write_measurement
@@ -23,7 +24,6 @@ from ssd_export.evaluate.measurement import measurement, table, write_measuremen
 JSON = Path("docs/measurements/quantisation.json")
 PRECISIONS = {"fp32": "", "int8": "--weights int8", "int4": "--weights int4", "kv8": "--kv-dtype int8"}
 BOUNDS = {"int8": 1.0, "int4": 4.0, "kv8": 1.0}  # points of the scene score below fp32
-CATEGORIES = ("single", "counting", "two objects", "relation")
 COLUMNS = ["precision", "score (95 % interval)", "points from fp32 (95 %)", "bound", "pictures judged otherwise", *CATEGORIES,
            "cache bytes an image", "ms a token"]  # fmt: skip
 

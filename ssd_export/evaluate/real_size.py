@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ssd_export.evaluate.machine import load_average
 from ssd_export.evaluate.measured_run import measure_drawing, measure_export, process_bytes
 from ssd_export.evaluate.measurement import measurement, read_measurement, table, write_measurement
 from ssd_export.evaluate.synthetic_checkpoint import write_checkpoint
@@ -63,11 +64,11 @@ def measure(case: Case, folder: Path, path: Path) -> None:
         write_checkpoint(checkpoint, case.shape, case.layout, "fp16", seed=0)
     bundle = folder / "bundle"
     shutil.rmtree(bundle, ignore_errors=True)
-    load, process = _load(), process_bytes()
+    load, process = load_average(), process_bytes()
     figures = measure_export(checkpoint, bundle, case.options.split())
     record(path, "exports", case.label, {"options": case.options, "layout": case.layout, "load": load, "process_bytes": process, **figures})
     for label, arguments in case.drawings.items():
-        load = _load()
+        load = load_average()
         record(path, "drawings", label, {"of": case.label, "load": load, **measure_drawing(bundle, arguments.split())})
     shutil.rmtree(bundle)
 
@@ -129,10 +130,6 @@ def _cells(row: dict[str, Any] | None, columns: Sequence[tuple[str, float, str]]
     """Each value of a row over its unit; None where it was not measured."""
     return [None if row is None or row.get(name) is None else form.format(row[name] / unit if unit != 1 else row[name])
             for name, unit, form in columns]  # fmt: skip
-
-
-def _load() -> float | None:
-    return os.getloadavg()[0] if hasattr(os, "getloadavg") else None
 
 
 def main() -> None:
