@@ -7,24 +7,23 @@ case by case. A policy may be a variant (variants.py), such as h2o@evict-every=2
     OUT/settings.json                what the cells have in common; a sweep of other settings needs another folder
     OUT/cells/POLICY-bB-seedS.json   the pictures of a seed, judged; .npz their tokens, .png the first of seed 0
     OUT/cells/POLICY-bB-loss.json    the teacher-forced loss
+                                     (a part of another policy table, of another head map say, is measured again)
     OUT/sweep.json sweep.md pareto.png sheet.png   written from the cells that are there (sweep_report.py)
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import platform
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 from ssd_export.bundle import TOOL_VERSION
-from ssd_export.cache.head_map import HeadMap, find_head_map
 from ssd_export.errors import UserError
-from ssd_export.evaluate.sweep_cells import CellRunner, draws_scenes
+from ssd_export.evaluate.sweep_cells import CellRunner, draws_scenes, policy_hash, policy_table
 from ssd_export.evaluate.sweep_jobs import default_batch, settle_jobs
 from ssd_export.evaluate.sweep_spec import FULL, Part, SweepSpec, cell_name, check_spec
 from ssd_export.evaluate.workers import Outcome, run_parts
@@ -71,12 +70,12 @@ def run_sweep(spec: SweepSpec, progress: Progress = lambda stage, done, total: N
     scored = draws_scenes(checkpoint.config)
     if not spec.num_prompts and not scored:
         raise UserError(f"--num-prompts 0: {name} is compared by what it draws; use 300")
-    head_map = find_head_map(checkpoint.config, spec.head_map, checkpoint.fingerprint(), folder)
-    settings = _settings(spec, name, checkpoint, head_map)
+    settings = _settings(spec, name, checkpoint)
     make_folder(spec.out / "cells")
     _check_settings(spec, settings)
     parts = spec.parts(scored)
-    todo = [part for part in parts if not part.file(spec.out).is_file()]
+    tables = _Tables(spec, checkpoint)
+    todo = [part for part in parts if not tables.is_finished(part)]
     skipped, failed = {}, {}
     told = _Told(progress, todo, spec)
 
@@ -103,6 +102,27 @@ def finished_part(spec: SweepSpec) -> SweepResult:
         return SweepResult({}, [])
     settings = json.loads(path.read_text()) | {"seeds": spec.seeds}
     return SweepResult(settings, _cells(spec, spec.parts(settings["measure"] == SCORE)))
+
+
+class _Tables:
+    """What a part that is there was measured under must be what it would be measured under now."""
+
+    def __init__(self, spec: SweepSpec, checkpoint: Checkpoint) -> None:
+        self._spec = spec
+        self._hash = cache(lambda policy, budget: policy_hash(policy_table(spec, checkpoint, policy, budget)))
+
+    def is_finished(self, part: Part) -> bool:
+        """Removes a part of another policy table, which no report may count."""
+        path = part.file(self._spec.out)
+        if not path.is_file():
+            return False
+        try:
+            same = json.loads(path.read_text()).get("policy_hash") == self._hash(*part.cell)
+        except UserError:  # the cell cannot be any more, and whoever runs it says why
+            same = False
+        if not same:
+            path.unlink()
+        return same
 
 
 class _Told:
@@ -145,13 +165,12 @@ def put_together(parts: dict[int | None, dict[str, Any]]) -> dict[str, Any]:
     return cell | ({"seeds": seeds} if seeds else {})
 
 
-def _settings(spec: SweepSpec, name: str, checkpoint: Checkpoint, head_map: HeadMap | None) -> dict[str, Any]:
+def _settings(spec: SweepSpec, name: str, checkpoint: Checkpoint) -> dict[str, Any]:
     """What must be equal for cells to be compared."""
     kept = {key: value for key, value in asdict(spec).items() if key not in NOT_SHARED}
     scored = draws_scenes(checkpoint.config)
     return {
         **kept, "model": name, "model_fingerprint": checkpoint.fingerprint(), "tool_version": TOOL_VERSION,
-        "head_map_hash": "" if head_map is None else hashlib.sha256(json.dumps(head_map.to_dict()).encode()).hexdigest(),
         "measure": SCORE if scored else "agreement with the full cache",
         "machine": f"{platform.machine()}, {os.cpu_count()} cores, {platform.system()}",
     }  # fmt: skip

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable, Iterator, Sequence
 from functools import cache, cached_property
@@ -33,12 +34,23 @@ def draws_scenes(config: ModelConfig) -> bool:
     return config.codebook_size == codes.num_codes() and config.image_size == SIZE
 
 
+def policy_table(spec: SweepSpec, checkpoint: Checkpoint, policy: str, budget: float) -> PolicyTable:
+    """Raises: UserError for a cell that cannot be: no head map, a budget too small."""
+    variant = Variant.parse(policy)
+    return variant.table(variant.choice(spec.model, budget, spec.head_map), checkpoint, checkpoint.path)
+
+
+def policy_hash(table: PolicyTable) -> str:
+    """sha256: what was measured under another table, from another head map say, is not a result of this one."""
+    return hashlib.sha256(json.dumps(table.to_dict()).encode()).hexdigest()
+
+
 class CellRunner:
     """Runs parts; what they share (torch weights, true scenes under the full cache, policy tables) is made once."""
 
     def __init__(self, spec: SweepSpec) -> None:
         self.spec = spec
-        self._table = cache(self._new_table)
+        self._table = cache(lambda policy, budget: policy_table(spec, self._checkpoint, policy, budget))
 
     def __call__(self, part: Part, tell: Tell) -> None:
         """Measures and writes a part; its JSON last, so that it is finished or absent.
@@ -46,7 +58,8 @@ class CellRunner:
         Raises: UserError for a cell that cannot be: no head map, a budget too small.
         """
         table = self._table(part.policy, part.budget)
-        facts = {"image_slots_mean": table.image_slots_mean, "notes": list(table.notes), "prompt_slots": table.prompt_slots}
+        facts = {"policy_hash": policy_hash(table), "image_slots_mean": table.image_slots_mean, "notes": list(table.notes),
+                 "prompt_slots": table.prompt_slots}  # fmt: skip
         facts |= self._teacher_forced(part.policy, table) if part.seed is None else self._drawn(part, part.seed, tell)
         write_file(part.file(self.spec.out), lambda file: file.write(json.dumps(facts, indent=1).encode()))
 
@@ -65,11 +78,6 @@ class CellRunner:
     @cached_property
     def _scene_losses(self) -> SceneLosses:
         return SceneLosses(self._model, draw_scenes(self.spec.num_scenes, SCENE_SEED))
-
-    def _new_table(self, policy: str, budget: float) -> PolicyTable:
-        variant = Variant.parse(policy)
-        choice = variant.choice(self.spec.model, budget, self.spec.head_map)
-        return variant.table(choice, self._checkpoint, self._checkpoint.path)
 
     def _drawn(self, part: Part, seed: int, tell: Tell) -> dict[str, Any]:
         spec = self.spec
