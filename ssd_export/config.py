@@ -7,6 +7,8 @@ from typing import Any
 
 GRID = 24
 NUM_IMAGE_TOKENS = GRID * GRID
+NEIGHBOURHOOD = 48  # newest image tokens, the asking one included: what a spatial head looks at
+TAU = 0.2  # a head with more of its attention outside is semantic; the published maps' threshold
 
 
 @dataclass(frozen=True)

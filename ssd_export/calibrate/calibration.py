@@ -20,12 +20,13 @@ import numpy as np
 
 from ssd_export.cache.head_map import HeadMap
 from ssd_export.cache.table import HeadOption
+from ssd_export.calibrate.ablation import Ablation
 from ssd_export.calibrate.draw import draw_pictures, sequence_of
-from ssd_export.calibrate.measure import HeadSums, attention_shares, option_errors
+from ssd_export.calibrate.measure import HeadSums, attention_shares
 from ssd_export.calibrate.menu import MENU
 from ssd_export.calibrate.neighbourhood import Neighbourhood
 from ssd_export.calibrate.ranks import rank_correlation
-from ssd_export.calibrate.sensitivity import hidden_states, output_gradient, pass_back
+from ssd_export.calibrate.sensitivity import Fisher, hidden_states
 from ssd_export.config import GRID
 from ssd_export.errors import UserError
 from ssd_export.model.checkpoint import Checkpoint
@@ -34,14 +35,15 @@ from ssd_export.model.prompt import PromptEncoder
 from ssd_export.runtime.runner import Sampling
 from ssd_export.runtime.uniforms import uniforms
 
-COST = "fisher of every step"  # what the sums hold: sums of another kind are not gone on with
+ABLATION, FISHER = "ablation", "fisher"  # how costs are found
 BATCH = 4  # pictures drawn together; the numbers depend on it by rounding only
 Progress = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True)
 class CalibrationSpec:
-    """What to measure. Picture i draws prompt i modulo their number; prompt_slots is what `export` will use."""
+    """What to measure. Picture i draws prompt i modulo their number; prompt_slots is what `export` will use; costs: ABLATION
+    or FISHER."""
 
     prompts: tuple[str, ...]
     num_images: int
@@ -50,6 +52,7 @@ class CalibrationSpec:
     sampling: Sampling
     prompt_slots: int
     options: tuple[HeadOption, ...] = MENU
+    costs: str = ABLATION
 
     @property
     def prompts_hash(self) -> str:
@@ -58,7 +61,7 @@ class CalibrationSpec:
     def identity(self, fingerprint: str) -> str:
         """Equal for runs that give the same numbers: only such a run may be resumed."""
         values = [fingerprint, self.prompts_hash, self.num_images, str(self.neighbourhood), self.seed, repr(self.sampling),
-                  self.prompt_slots, BATCH, repr(self.options), COST]  # fmt: skip
+                  self.prompt_slots, BATCH, repr(self.options), self.costs]  # fmt: skip
         return hashlib.sha256(json.dumps(values).encode()).hexdigest()
 
 
@@ -122,7 +125,7 @@ def calibrate(
     state = CalibrationState.load(state_file, identity) or empty
     num_resumed = state.num_done
     randoms = uniforms(spec.seed, spec.num_images)
-    meter = _Meter(progress, spec.num_images, config.num_layers, state.num_done)
+    meter = _Meter(progress, spec, config.num_layers, state.num_done)
     while state.num_done < spec.num_images:
         batch = range(state.num_done, min(state.num_done + BATCH, spec.num_images))
         prompts = encoder.encode([spec.prompts[i % len(spec.prompts)] for i in batch], spec.prompt_slots)
@@ -133,8 +136,7 @@ def calibrate(
         for i in range(len(batch)):
             used = (i,) if spec.sampling.cfg_scale == 1 else (i, i + len(batch))  # without guidance one row is read
             rows = [prompts.ids[row, : prompts.prompt_length[row]] for row in used]
-            half = (batch[i] % len(spec.prompts)) % 2
-            add_picture(state.sums, model, rows, tokens[i], spec, half, batch[i], lambda: meter.advance(1))
+            add_picture(state.sums, model, rows, tokens[i], spec, batch[i], meter.layer_done)
         state.num_done = batch.stop
         _save(state, state_file)
     head_map = _head_map(checkpoint, spec, state.sums, threshold, tool_version)
@@ -142,16 +144,20 @@ def calibrate(
 
 
 class _Meter:
-    """Tells how much is done: a picture counts one for each grid row drawn and one for each layer measured."""
+    """Tells how much is done: a picture counts one for each grid row drawn and each layer passed in measuring it."""
 
-    def __init__(self, progress: Progress, num_images: int, num_layers: int, num_done: int) -> None:
-        each = GRID + num_layers
-        self._progress, self._done, self._total = progress, num_done * each, num_images * each
+    def __init__(self, progress: Progress, spec: CalibrationSpec, num_layers: int, num_done: int) -> None:
+        self._passed = [num_layers - layer if spec.costs == ABLATION else 1 for layer in range(num_layers)]
+        each = GRID + sum(self._passed)
+        self._progress, self._done, self._total = progress, num_done * each, spec.num_images * each
         self.advance(0)
 
     def advance(self, count: int) -> None:
         self._done += count
         self._progress("measuring heads", self._done, self._total)
+
+    def layer_done(self, layer: int) -> None:
+        self.advance(self._passed[layer])
 
 
 def _save(state: CalibrationState, path: Path) -> None:
@@ -162,25 +168,30 @@ def _save(state: CalibrationState, path: Path) -> None:
 
 
 def add_picture(
-    sums: HeadSums, model: ImageTokenModel, ids: Sequence[np.ndarray], tokens: np.ndarray, spec: CalibrationSpec, half: int,
-    number: int = 0, layer_done: Callable[[], None] = lambda: None,
+    sums: HeadSums, model: ImageTokenModel, ids: Sequence[np.ndarray], tokens: np.ndarray, spec: CalibrationSpec,
+    number: int = 0, layer_done: Callable[[int], None] = lambda layer: None,
 ) -> None:  # fmt: skip
     """Adds one picture's numbers, from the last layer to the first: one layer's attention is in memory at a time.
 
-    Args: ids: its conditional and, where there is guidance, its unconditional row; tokens int [576]; half: 0 or 1,
-    which metric it counts for; number: decides, with the seed, the signs of the gradient.
+    Args: ids: its conditional and, where there is guidance, its unconditional row; tokens int [576]; number: of the
+    picture, which decides what half its metric counts for and, with the seed, the signs of Fisher's gradient.
     """
-    start = len(ids[0])
+    start, half = len(ids[0]), (number % len(spec.prompts)) % 2
     states = hidden_states(model, sequence_of(model, ids, tokens))
-    gradient = output_gradient(model, states.pop(), start, spec.sampling, np.random.default_rng([spec.seed, number]))
+    costs: Ablation | Fisher
+    if spec.costs == ABLATION:
+        costs = Ablation(model, states.pop(), start, spec.sampling)
+    else:
+        costs = Fisher(model, states.pop(), start, spec.sampling, np.random.default_rng([spec.seed, number]))
     for index in reversed(range(model.config.num_layers)):
-        view, gradient = pass_back(model, index, states.pop(), gradient, start)
-        metric, on_prompt, columns = attention_shares(view.dense, spec.neighbourhood)
+        dense, divergence = costs.layer(index, states.pop(), spec.options, spec.prompt_slots)
+        metric, on_prompt, columns = attention_shares(dense, spec.neighbourhood)
         sums.metric[half, index] += metric.numpy()
         sums.prompt_share[index] += on_prompt.numpy()
         sums.column_share[index] += columns.numpy()
-        sums.squared_errors[index] += option_errors(view, spec.options, spec.prompt_slots).numpy()
-        layer_done()
+        sums.divergence[index] += divergence.numpy()
+        del dense  # else it would still be there while the next layer is measured
+        layer_done(index)
     sums.num_pictures[half] += 1
 
 
@@ -197,7 +208,7 @@ def _head_map(
     config, total = checkpoint.config, sums.total
     metric = np.clip(sums.mean_metric(), 0, 1)
     statistics = {
-        "num_images": spec.num_images, "seed": spec.seed, "prompt_slots": spec.prompt_slots,
+        "num_images": spec.num_images, "seed": spec.seed, "costs": spec.costs, "prompt_slots": spec.prompt_slots,
         "cfg_scale": spec.sampling.cfg_scale, "temperature": spec.sampling.temperature,
         "stability": stability_of(sums),
         "prompt_share": _rounded(sums.prompt_share / total),

@@ -31,11 +31,15 @@ def load_model(
     with torch.device("meta"):
         model = ImageTokenModel(checkpoint.config, text_embedding)
     names = list(model.state_dict())
-    small = sum(parameter.numel() for parameter in model.parameters()) <= SMALL
     own = checkpoint.tensor(next(name for name in names if name.endswith("q_proj.weight"))).dtype
-    dtype = dtype or (torch.float32 if small else own)
+    dtype = dtype or (torch.float32 if is_small(model) else own)
     model.load_state_dict({name: checkpoint.tensor(name).to(device, dtype) for name in names}, assign=True)
     return model.eval().requires_grad_(False)
+
+
+def is_small(model: ImageTokenModel) -> bool:
+    """Whether a CPU passes through it in a fraction of a second."""
+    return sum(parameter.numel() for parameter in model.parameters()) <= SMALL
 
 
 def decode_picture(checkpoint: Checkpoint, tokens: np.ndarray) -> np.ndarray:

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, fields
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from ssd_export.cache.table import HeadOption
-from ssd_export.calibrate.kept import DenseAttention, attend_with_option
+from ssd_export.calibrate.kept import DenseAttention
 from ssd_export.calibrate.neighbourhood import Neighbourhood
-from ssd_export.calibrate.sensitivity import LayerView
 from ssd_export.config import GRID, ModelConfig
 
 
@@ -22,14 +19,14 @@ class HeadSums:
 
     metric: [2, layers, heads], of the prompts with an even and with an odd index; num_pictures: [2];
     prompt_share: [layers, heads], mass on the prompt; column_share: [layers, heads, 24], of the mass on image
-    tokens; squared_errors: [layers, KV heads, options], see option_errors.
+    tokens; divergence: [layers, KV heads, options], as Ablation or Fisher give it.
     """
 
     metric: np.ndarray
     num_pictures: np.ndarray
     prompt_share: np.ndarray
     column_share: np.ndarray
-    squared_errors: np.ndarray
+    divergence: np.ndarray
 
     @classmethod
     def zero(cls, config: ModelConfig, num_options: int) -> HeadSums:
@@ -47,11 +44,11 @@ class HeadSums:
         return float(self.num_pictures.sum())
 
     def costs(self) -> np.ndarray:
-        """[layers, KV heads, options]: root of the mean over pictures.
+        """[layers, KV heads, options]: mean over pictures, in nats per image token; what one head alone causes.
 
-        Roots add where errors do: the sum over heads bounds the root of what all of them cause together.
+        Where errors of different heads have nothing to do with each other, their divergences add up.
         """
-        return np.sqrt(self.squared_errors / self.total)
+        return self.divergence / self.total
 
     def mean_metric(self) -> np.ndarray:
         return self.metric.sum(axis=0) / self.total
@@ -72,18 +69,3 @@ def attention_shares(dense: DenseAttention, neighbourhood: Neighbourhood) -> tup
     columns = torch.nn.functional.pad(mass, (0, -mass.shape[-1] % GRID)).unflatten(-1, (-1, GRID)).sum(dim=-2)
     on_prompt = probs[..., :start].sum(dim=(2, 3), dtype=torch.float64) / dense.num_image_tokens
     return (outside / total).mean(dim=0), on_prompt.mean(dim=0), (columns / total[..., None]).mean(dim=0)
-
-
-def option_errors(view: LayerView, options: Sequence[HeadOption], prompt_slots: int) -> Tensor:
-    """float64 [H, options]: (lost . gradient)^2, mean over image queries, summed over the rows.
-
-    lost = what the head reads with the full cache less what it reads with the option. Query by query: a head may matter
-    in the few steps alone in which it reads what the option has lost.
-    """
-    dense = view.dense
-    errors = []
-    for option in options:
-        lost = dense.out[:, :, :, dense.prompt_length :] - attend_with_option(dense, option, prompt_slots)
-        lost = lost.transpose(2, 3).flatten(3)  # [B, H, I, GD]
-        errors.append((lost * view.gradient).sum(dim=-1).double().square().mean(dim=2).sum(dim=0))
-    return torch.stack(errors, dim=-1)

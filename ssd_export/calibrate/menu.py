@@ -5,8 +5,8 @@ from __future__ import annotations
 from ssd_export.cache.table import HeadOption, Rule
 from ssd_export.config import GRID, NUM_IMAGE_TOKENS
 
-WINDOW_SLOTS = (16, 25, 32, 48, 64, 96, 128, 192, 256, 384)
-HALF_RECENT_SLOTS = (48, 64, 96, 128, 192, 256, 384)
+WINDOW_SLOTS = (16, 32, 64, 128, 256)
+HALF_RECENT_SLOTS = (64, 128, 256)
 MOSTLY_RECENT_SLOTS = (32, 48, 64, 96, 128, 192, 256, 384)
 
 

@@ -7,6 +7,7 @@ between layers. float32 throughout: where the weights are not, one layer's copy 
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,7 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ssd_export.calibrate.kept import DenseAttention
+from ssd_export.cache.table import HeadOption
+from ssd_export.calibrate.kept import DenseAttention, attend_with_option
 from ssd_export.config import NUM_IMAGE_TOKENS
 from ssd_export.model.decoder import ImageTokenModel
 from ssd_export.runtime.runner import Sampling
@@ -41,10 +43,18 @@ class LayerView:
 def hidden_states(model: ImageTokenModel, hidden: Tensor) -> list[Tensor]:
     """float32 [B, T, hidden] before every layer, and after the last."""
     states = [hidden.float()]
-    cos, sin = _rope(model, states[0])
+    cos, sin = rope(model, states[0])
     for layer in model.language_model.layers:
-        states.append(_wide(layer)(states[-1], cos, sin, _causal))
+        states.append(wide(layer)(states[-1], cos, sin, causal))
     return states
+
+
+def sampled_logits(logits: Tensor, sampling: Sampling) -> Tensor:
+    """[N, 576, V], what tokens are sampled from, of N conditional rows and, with guidance, their N unconditional ones after them."""
+    if sampling.cfg_scale != 1:
+        conditional, unconditional = logits.chunk(2)
+        logits = unconditional + sampling.cfg_scale * (conditional - unconditional)
+    return logits / (sampling.temperature or 1.0)
 
 
 def signed_likelihood(logits: Tensor, signs: Tensor) -> Tensor:
@@ -69,12 +79,10 @@ def output_gradient(
 
     Args: hidden: of the conditional row, and where there is guidance of the unconditional one.
     """
-    head, norm = _wide(model.generation_head), _wide(model.language_model.norm)
+    head, norm = wide(model.generation_head), wide(model.language_model.norm)
     with torch.enable_grad():
         leaf = hidden.clone().requires_grad_()
-        logits = head(norm(leaf[:, prompt_length - 1 :]))
-        guided = logits[0] if len(logits) == 1 else logits[1] + sampling.cfg_scale * (logits[0] - logits[1])
-        scaled = guided / (sampling.temperature or 1.0)
+        scaled = sampled_logits(head(norm(leaf[:, prompt_length - 1 :])), sampling)[0]
         signs = random_signs(rng, scaled.shape[-1]).to(scaled.device)
         (gradient,) = torch.autograd.grad(signed_likelihood(scaled, signs), leaf)
     return gradient
@@ -87,13 +95,13 @@ def pass_back(
     seen: list[Tensor] = []
 
     def attend(layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        out = _causal(layer, query, key, value)
+        out = causal(layer, query, key, value)
         seen.extend((query, key, value, out))
         return out
 
     with torch.enable_grad():
         leaf = hidden.clone().requires_grad_()
-        passed = _wide(model.language_model.layers[index])(leaf, *_rope(model, hidden), attend)
+        passed = wide(model.language_model.layers[index])(leaf, *rope(model, hidden), attend)
         by_read, before = torch.autograd.grad(passed, (seen[3], leaf), gradient)
     query, key, value, _ = (tensor.detach() for tensor in seen)
     dense = DenseAttention.compute(query, key, value, prompt_length)
@@ -101,18 +109,53 @@ def pass_back(
     return LayerView(dense, read.transpose(2, 3).flatten(3)), before
 
 
-def _causal(layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+class Fisher:
+    """Costs of one picture by one pass back: about the divergence, as far as errors are small."""
+
+    def __init__(
+        self, model: ImageTokenModel, last: Tensor, prompt_length: int, sampling: Sampling, rng: np.random.Generator
+    ) -> None:
+        """Args: last: float32 [B, T, hidden] after the last layer, of the conditional row and, with guidance, the other."""
+        self._model, self._prompt_length = model, prompt_length
+        self._gradient = output_gradient(model, last, prompt_length, sampling, rng)
+
+    def layer(
+        self, index: int, hidden: Tensor, options: Sequence[HeadOption], prompt_slots: int
+    ) -> tuple[DenseAttention, Tensor]:  # fmt: skip
+        """The layer's attention, and `option_errors`. Layers from the last to the first."""
+        view, self._gradient = pass_back(self._model, index, hidden, self._gradient, self._prompt_length)
+        return view.dense, option_errors(view, options, prompt_slots)
+
+
+def option_errors(view: LayerView, options: Sequence[HeadOption], prompt_slots: int) -> Tensor:
+    """float64 [H, options]: (lost . gradient)^2 / 2, mean over image queries, summed over the rows.
+
+    lost = what the head reads with the full cache less what it reads with the option. Query by query: a head may matter
+    in the few steps alone in which it reads what the option has lost.
+    """
+    dense = view.dense
+    errors = []
+    for option in options:
+        lost = dense.out[:, :, :, dense.prompt_length :] - attend_with_option(dense, option, prompt_slots)
+        lost = lost.transpose(2, 3).flatten(3)  # [B, H, I, GD]
+        errors.append((lost * view.gradient).sum(dim=-1).double().square().mean(dim=2).sum(dim=0) / 2)
+    return torch.stack(errors, dim=-1)
+
+
+def causal(layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    """`attend` of the decoder over everything before."""
     size = query.shape[1] // key.shape[1]
     key, value = (part.repeat_interleave(size, dim=1) for part in (key, value))
     return F.scaled_dot_product_attention(query, key, value, is_causal=True)
 
 
-def _rope(model: ImageTokenModel, hidden: Tensor) -> tuple[Tensor, Tensor]:
-    positions = torch.arange(hidden.shape[1]).expand(hidden.shape[:2])
-    return model.language_model.rope(positions, hidden.dtype)
+def rope(model: ImageTokenModel, hidden: Tensor) -> tuple[Tensor, Tensor]:
+    """(cos, sin), each [1, 1, T, D], of hidden states [B, T, hidden] that begin with the prompt."""
+    return model.language_model.rope(torch.arange(hidden.shape[1])[None], hidden.dtype)
 
 
-def _wide(module: nn.Module) -> nn.Module:
+def wide(module: nn.Module) -> nn.Module:
+    """The module in float32: itself or a copy."""
     if next(module.parameters()).dtype == torch.float32:
         return module
     return copy.deepcopy(module).float()

@@ -20,7 +20,7 @@ def group_lines(table: PolicyTable) -> list[str]:
 
 
 def predicted_lines(head_map: HeadMap, config: ModelConfig, table: PolicyTable) -> list[str]:
-    """The predicted error of a table and of the policies that need no costs, at as many slots."""
+    """The summed cost of a table and of the policies that need no costs, at as many slots."""
     from ssd_export.cache.allocation import predicted_error
     from ssd_export.cache.policy import make_policy
     from ssd_export.errors import UserError
@@ -39,7 +39,7 @@ def predicted_lines(head_map: HeadMap, config: ModelConfig, table: PolicyTable) 
         f"{name} {error:.3g}" + (f" ({error / own:.1f}x)" if own and name != table.name else "")
         for name, error in errors.items()
     )
-    return [f"predicted error at {table.image_slots_mean:.1f} image slots a head: {listed}"]
+    return [f"predicted error at {table.image_slots_mean:.1f} image slots a head, nats per image token: {listed}"]
 
 
 def _group(group: HeadGroup, prompt_slots: int) -> str:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import click
 
 from ssd_export.cli import options
+from ssd_export.config import NEIGHBOURHOOD, TAU
 from ssd_export.errors import UserError
 
 if TYPE_CHECKING:
@@ -20,7 +21,6 @@ if TYPE_CHECKING:
     from ssd_export.model.checkpoint import Checkpoint
     from ssd_export.model.decoder import ImageTokenModel
 
-TAU = 0.2
 DEMO_PROMPTS = 64
 
 
@@ -36,6 +36,7 @@ class CalibrateSpec:
     semantic_share: float | None
     seed: int
     prompt_slots: int
+    costs: str | None
     out: Path
     plot: Path | None
     compare: str | None
@@ -59,7 +60,7 @@ class CalibrateSpec:
 )
 @click.option(
     "--neighbourhood",
-    default="1d:48",
+    default=f"1d:{NEIGHBOURHOOD}",
     show_default=True,
     metavar="1d:TOKENS|2d:RADIUS",
     help="What counts as near: the last TOKENS image tokens, or RADIUS grid rows and columns around.",
@@ -78,6 +79,12 @@ class CalibrateSpec:
 )
 @options.seed("Randomness of the pictures.")
 @options.prompt_slots
+@click.option(
+    "--costs",
+    type=click.Choice(["ablation", "fisher"]),
+    help="How what an option costs a head is found: by trying each, or from one gradient a picture, an estimate which takes "
+    "minutes where trying takes hours.  [default: ablation up to 500 million parameters, fisher above]",
+)
 @click.option(
     "--out",
     type=click.Path(path_type=Path),
@@ -106,6 +113,7 @@ def command(
     semantic_share: float | None,
     seed: int,
     prompt_slots: int,
+    costs: str | None,
     out: Path,
     plot: Path | None,
     compare: str | None,
@@ -120,7 +128,7 @@ def command(
         raise UserError("--tau and --semantic-share decide the same thing; give one of them")
     spec = CalibrateSpec(
         model, prompts, num_images, neighbourhood, TAU if tau is None else tau, semantic_share, seed, prompt_slots,
-        out, plot, compare,
+        costs, out, plot, compare,
     )  # fmt: skip
     _check_numbers(spec)
     _check_places(spec)
@@ -151,8 +159,8 @@ def _check_places(spec: CalibrateSpec) -> None:
 
 def _calibrate(spec: CalibrateSpec) -> None:
     from ssd_export.bundle import TOOL_VERSION
-    from ssd_export.calibrate.calibration import CalibrationSpec, calibrate
-    from ssd_export.calibrate.draw import load_model
+    from ssd_export.calibrate.calibration import ABLATION, FISHER, CalibrationSpec, calibrate
+    from ssd_export.calibrate.draw import is_small, load_model
     from ssd_export.calibrate.neighbourhood import Neighbourhood
     from ssd_export.cli.progress import ProgressReport
     from ssd_export.export.exporter import generation_defaults, model_folder
@@ -165,13 +173,13 @@ def _calibrate(spec: CalibrateSpec) -> None:
     checkpoint = open_checkpoint(folder)
     other = None if spec.compare is None else _other_map(spec.compare, checkpoint.config)
     defaults = generation_defaults(folder)
+    model = load_model(checkpoint)
     what = CalibrationSpec(
         given, spec.num_images, neighbourhood, spec.seed, Sampling(defaults["cfg_scale"], defaults["temperature"]),
-        spec.prompt_slots,
+        spec.prompt_slots, costs=spec.costs or (ABLATION if is_small(model) else FISHER),
     )  # fmt: skip
     began = time.perf_counter()
     state_file = spec.out.with_name(spec.out.name + ".partial")
-    model = load_model(checkpoint)
     with ProgressReport() as progress:
         done = calibrate(checkpoint, model, what, state_file, threshold=spec.tau, tool_version=TOOL_VERSION, progress=progress)
     seconds = time.perf_counter() - began
@@ -225,7 +233,7 @@ def _summary(spec: CalibrateSpec, head_map: HeadMap, done: Calibration, seconds:
     lines = [
         f"{spec.out}: {semantic} of {heads} heads semantic ({head_map.semantic_share:.3f}) at tau {head_map.threshold:.3g}, "
         f"neighbourhood {head_map.neighbourhood}",
-        f"{spec.num_images} pictures{resumed} in {seconds:.1f} s",
+        f"{spec.num_images} pictures{resumed} in {seconds:.1f} s, costs by {head_map.statistics['costs']}",
     ]
     if semantic in (0, heads):
         lines.append(f"all heads are of one kind at tau {head_map.threshold:.3g}: use --semantic-share 0.5 for half and half")

@@ -22,13 +22,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ssd_export.config import ModelConfig, VQConfig
+from ssd_export.config import NEIGHBOURHOOD, TAU, ModelConfig, VQConfig
 from ssd_export.demo import codes
 from ssd_export.demo.batches import Batch, Mix, PromptIds, draw_batch
 from ssd_export.demo.tokenizer import train_tokenizer
 from ssd_export.model.decoder import Attend, ImageTokenModel
-
-NEIGHBOURHOOD = 48  # newest image tokens, the asking one included, as `calibrate` measures
 
 
 @dataclass(frozen=True)
@@ -296,7 +294,7 @@ class Training:
         loss, figures = loss_of(self.trainee(batch, heads), batch, self.recipe.caption_weight)
         penalty = heads.penalty(self.recipe.spatial_share)
         (loss + self.recipe.spatial_weight * penalty).backward()
-        figures |= {"outside": penalty.item(), "spatial_heads": (torch.cat(heads.metrics) <= 0.2).sum().item()}
+        figures |= {"outside": penalty.item(), "spatial_heads": (torch.cat(heads.metrics) <= TAU).sum().item()}
         factor = self.rate_factor()
         self.adam.param_groups[0]["lr"] = factor * self.recipe.adam_rate
         norm = nn.utils.clip_grad_norm_(self.adam.param_groups[0]["params"], 1.0)

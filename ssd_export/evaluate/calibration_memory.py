@@ -5,8 +5,9 @@
 
 Each number of layers is a random fp16 checkpoint and a process of its own, which goes through the stages of the command
 with prompts as long as they may be: load the model; draw the first tokens of as many pictures as are drawn together (the
-cache has all its slots from the beginning); measure one picture, every option of the menu, one backward pass. Peaks are
-resident memory in a stage (Linux). Every call adds its shape to docs/measurements/calibration_memory.json.
+cache has all its slots from the beginning); measure one picture, every option of the menu, one backward pass (`--costs
+fisher`, the default of such models). Peaks are resident memory in a stage (Linux). Every call adds its shape to
+docs/measurements/calibration_memory.json.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ def measure_stages(folder: Path) -> dict[str, Any]:
     """Peak bytes of each stage in this process, and the seconds that measuring a picture takes."""
     import torch
 
-    from ssd_export.calibrate.calibration import BATCH, CalibrationSpec, add_picture
+    from ssd_export.calibrate.calibration import BATCH, FISHER, CalibrationSpec, add_picture
     from ssd_export.calibrate.draw import draw_pictures, load_model
     from ssd_export.calibrate.measure import HeadSums
     from ssd_export.calibrate.neighbourhood import Neighbourhood
@@ -56,10 +57,10 @@ def measure_stages(folder: Path) -> dict[str, Any]:
     prompts = EncodedPrompts(ids, np.full(2 * BATCH, PROMPT_SLOTS, np.int32))
     draw_pictures(model, prompts, uniforms(0, BATCH)[:TOKENS], sampling)
     peaks["draw"] = _peak_of_stage()
-    spec = CalibrationSpec(("random",), 1, Neighbourhood(1, 48), 0, sampling, PROMPT_SLOTS)
+    spec = CalibrationSpec(("random",), 1, Neighbourhood(1, 48), 0, sampling, PROMPT_SLOTS, costs=FISHER)
     tokens = rng.integers(0, config.codebook_size, NUM_IMAGE_TOKENS, np.int32)
     began = time.perf_counter()
-    add_picture(HeadSums.zero(config, len(spec.options)), model, [ids[0], ids[BATCH]], tokens, spec, half=0)
+    add_picture(HeadSums.zero(config, len(spec.options)), model, [ids[0], ids[BATCH]], tokens, spec)
     seconds = time.perf_counter() - began
     peaks["measure"] = _peak_of_stage()
     return {"num_layers": config.num_layers, "seconds": seconds, "peaks": peaks}

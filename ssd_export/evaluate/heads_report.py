@@ -77,7 +77,7 @@ def report(result: SweepResult, head_map: HeadMap, config: ModelConfig, num_rand
         table("Error that the head map predicts for ssd-row",
               ["budget", "measured types", "swapped", f"mean of {NUM_PREDICTED} dealings ± their standard deviation",
                "dealings predicted better"],
-              [_predicted_row(head_map, config, budget) for budget in BUDGETS], "From the costs of the calibration pictures."),
+              [_predicted_row(head_map, config, budget) for budget in BUDGETS], "Thousandths of a nat per image token, from the costs of the calibration pictures."),
     ]  # fmt: skip
     if result.skipped:
         reasons = [[name, reason] for name, reason in result.skipped.items()]
@@ -88,11 +88,11 @@ def report(result: SweepResult, head_map: HeadMap, config: ModelConfig, num_rand
 
 def _predicted_row(head_map: HeadMap, config: ModelConfig, budget: float) -> list[str]:
     def error(types: HeadMap) -> float:
-        return predicted_error(make_policy(ROW, config, budget=budget, head_map=types), head_map)
+        return 1000 * predicted_error(make_policy(ROW, config, budget=budget, head_map=types), head_map)
 
     own, dealt = error(head_map), [error(head_map.random(seed)) for seed in range(NUM_PREDICTED)]
     better = sum(value < own for value in dealt)
-    return [f"{budget}", f"{own:.4f}", f"{error(head_map.swapped()):.4f}", f"{fmean(dealt):.4f} ± {stdev(dealt):.4f}",
+    return [f"{budget}", f"{own:.3f}", f"{error(head_map.swapped()):.3f}", f"{fmean(dealt):.3f} ± {stdev(dealt):.3f}",
             f"{better} of {NUM_PREDICTED}"]  # fmt: skip
 
 

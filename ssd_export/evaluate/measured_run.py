@@ -68,10 +68,17 @@ def measure_export(checkpoint: Path, bundle: Path, options: Sequence[str]) -> di
 
 def process_bytes() -> int:
     """What a process that plans an export holds on this machine, whatever the model: libraries, mostly."""
-    line = "from ssd_export.cli.main import main; main()"
-    command = [sys.executable, "-c", line, "plan", "--json", "--model", "janus-pro-1b"]
-    done = subprocess.run(command, stdout=subprocess.PIPE, text=True)  # fails where too little is free, and prints all the same
-    return json.loads(done.stdout)["host"]["process"]
+    plan = answer_of(["plan", "--json", "--model", "janus-pro-1b"], may_fail=True)  # where too little is free it fails, and answers
+    return plan["host"]["process"]
+
+
+def answer_of(arguments: Sequence[str], may_fail: bool = False) -> dict[str, Any]:
+    """The JSON that the command line prints, run in a process of its own. Raises: SystemExit where it fails and may not."""
+    program = "from ssd_export.cli.main import main; main()"
+    done = subprocess.run([sys.executable, "-c", program, *arguments], stdout=subprocess.PIPE, text=True)
+    if done.returncode and not may_fail:
+        raise SystemExit(f"ssd-export {' '.join(arguments)} failed with exit code {done.returncode}")
+    return json.loads(done.stdout)
 
 
 def measure_drawing(bundle: Path, arguments: Sequence[str]) -> dict[str, Any]:

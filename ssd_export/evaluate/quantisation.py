@@ -9,9 +9,6 @@ The bounds are of the difference itself; the interval says what another set of c
 from __future__ import annotations
 
 import argparse
-import json
-import subprocess
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -19,6 +16,7 @@ from typing import Any
 from ssd_export.demo.scenes import CATEGORIES
 from ssd_export.evaluate.intervals import Mean
 from ssd_export.evaluate.machine import busy_note
+from ssd_export.evaluate.measured_run import answer_of
 from ssd_export.evaluate.measurement import measurement, table, write_measurement
 
 JSON = Path("docs/measurements/quantisation.json")
@@ -30,12 +28,7 @@ COLUMNS = ["precision", "score (95 % interval)", "points from fp32 (95 %)", "bou
 
 def evaluate(model: str, num_prompts: int, options: str) -> dict[str, Any]:
     """What `ssd-export eval --json` prints. Raises: SystemExit where it fails."""
-    arguments = ["eval", "--model", model, "--num-prompts", str(num_prompts), *options.split(), "--json"]
-    program = "from ssd_export.cli.main import main; main()"
-    done = subprocess.run([sys.executable, "-c", program, *arguments], stdout=subprocess.PIPE, text=True)
-    if done.returncode:
-        raise SystemExit(f"ssd-export {' '.join(arguments)} failed with exit code {done.returncode}")
-    return json.loads(done.stdout)
+    return answer_of(["eval", "--model", model, "--num-prompts", str(num_prompts), *options.split(), "--json"])
 
 
 def results_of(runs: dict[str, dict[str, Any]]) -> dict[str, Any]:

@@ -23,6 +23,7 @@ from ssd_export.evaluate.sweep_spec import FULL, GOAL_BUDGETS, SHOWN, Part, Swee
 from ssd_export.runtime.pictures import write_file, write_png
 
 NOT_MEASURED = "-"
+THOUSANDTHS = 1000
 MAX_SHEET_ROWS = 24  # a sheet of more keeps to the budgets of the goals
 KEPT = ("policy", "budget", "seeds", "image_slots_mean", "prompt_slots", "cache_bytes_per_image", "image_share_of_full_cache",
         "tokens_dropped_per_image", "ms_per_token", "cpu_ms_per_token", "seconds_per_image", "jobs", "notes")  # fmt: skip
@@ -107,13 +108,13 @@ def _note(settings: dict[str, Any], rows: Sequence[Row]) -> str:
 
 _SCORED_NOTE = (
     "Score: share of captions unseen in training whose picture the checker accepts, 95 % Wilson interval; "
-    "difference to the full cache with its 95 % interval, caption by caption. Loss: teacher-forced, nats per image token of "
-    "{num_scenes} true scenes of captions unseen in training, above the full cache, ± one standard error of the differences; KL: "
-    "from the full cache on the same scenes, in nats per image token, ± one standard error."
+    "difference to the full cache with its 95 % interval, caption by caption. Loss: teacher-forced, thousandths of a nat per "
+    "image token of {num_scenes} true scenes of captions unseen in training, above the full cache, ± one standard error of the "
+    "differences; KL: from the full cache on the same scenes, in the same unit, ± one standard error."
 )
 _AGREEMENT_NOTE = (
-    "Compared with the full cache on the same prompts and random numbers, ± one standard error; KL is teacher-forced, in nats "
-    "per token of the guided distributions."
+    "Compared with the full cache on the same prompts and random numbers, ± one standard error; KL is teacher-forced, in "
+    "thousandths of a nat per token of the guided distributions."
 )
 
 
@@ -158,15 +159,15 @@ def _loss(row: Row) -> str:
         return NOT_MEASURED
     mean = row["loss_above_full"]
     if row["policy"] == FULL:
-        return f"0 (loss {row['loss']['mean']:.4f})"
-    return _with_error(mean, "+.4f")
+        return f"0 (loss {THOUSANDTHS * row['loss']['mean']:.3f})"
+    return _with_error(mean, "+.3f", THOUSANDTHS, THOUSANDTHS)
 
 
-def _mean(name: str, digits: int) -> Callable[[Row], str]:
+def _mean(name: str, digits: int, unit: float = 1) -> Callable[[Row], str]:
     def text(row: Row) -> str:
         if name not in row or row["policy"] == FULL:
             return NOT_MEASURED
-        return _with_error(row[name], f".{digits}f")
+        return _with_error(row[name], f".{digits}f", unit, unit)
 
     return text
 
@@ -188,10 +189,10 @@ _COST: dict[str, _Column] = {
 }
 _SCORED = {
     **_WHAT, "score %": _score, "against full": _score_difference, **{name: _category(name) for name in CATEGORIES},
-    "loss above full": _loss, "KL": _mean("kl", 5), **_COST,
+    "loss above full": _loss, "KL": _mean("kl", 3, THOUSANDTHS), **_COST,
 }  # fmt: skip
 _AGREEMENT = {
-    **_WHAT, "equal tokens": _mean("token_agreement", 3), "KL": _mean("kl", 5), "PSNR dB": _mean("psnr", 1), **_COST,
+    **_WHAT, "equal tokens": _mean("token_agreement", 3), "KL": _mean("kl", 3, THOUSANDTHS), "PSNR dB": _mean("psnr", 1), **_COST,
 }  # fmt: skip
 
 

@@ -12,7 +12,7 @@ from ssd_export.bundle import TOOL_VERSION
 from ssd_export.cache.head_map import HeadMap
 from ssd_export.calibrate import calibration
 from ssd_export.calibrate.attention_maps import chosen_tokens
-from ssd_export.calibrate.calibration import Calibration, CalibrationSpec, CalibrationState, calibrate
+from ssd_export.calibrate.calibration import FISHER, Calibration, CalibrationSpec, CalibrationState, calibrate
 from ssd_export.calibrate.draw import draw_pictures, load_model
 from ssd_export.calibrate.menu import scored, window
 from ssd_export.calibrate.neighbourhood import Neighbourhood
@@ -103,7 +103,7 @@ def test_only_the_same_run_is_resumed(checkpoint: Checkpoint, finished: Calibrat
     others = [
         replace(SPEC, seed=6), replace(SPEC, num_images=4), replace(SPEC, prompts=SPEC.prompts[:2]),
         replace(SPEC, neighbourhood=Neighbourhood(2, 1)), replace(SPEC, prompt_slots=40),
-        replace(SPEC, options=SPEC.options[1:]), replace(SPEC, sampling=Sampling(3.0, 1.0)),
+        replace(SPEC, options=SPEC.options[1:]), replace(SPEC, costs=FISHER), replace(SPEC, sampling=Sampling(3.0, 1.0)),
     ]  # fmt: skip
     identities = {spec.identity(fingerprint) for spec in (SPEC, *others)}
     assert len(identities) == 1 + len(others) and SPEC.identity("other") not in identities

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from torch.profiler import ProfilerActivity, profile
 
-from ssd_export.calibrate.calibration import CalibrationSpec, add_picture
+from ssd_export.calibrate.calibration import ABLATION, FISHER, CalibrationSpec, add_picture
 from ssd_export.calibrate.draw import load_model
 from ssd_export.calibrate.measure import HeadSums
 from ssd_export.calibrate.menu import scored, window
@@ -22,7 +24,7 @@ ROWS = 2
 SPEC = CalibrationSpec(("x",), 1, Neighbourhood(1, 48), 0, Sampling(5.0, 1.0), 16, (window(32), scored(64)))
 
 
-def peak_of_tensors(num_layers: int, tmp_path_factory: pytest.TempPathFactory) -> tuple[int, int]:
+def peak_of_tensors(num_layers: int, costs: str, tmp_path_factory: pytest.TempPathFactory) -> tuple[int, int]:
     """(bytes of tensors at the peak of add_picture, hidden size)."""
     tiny = TinyJanus(num_layers=num_layers, num_heads=4, num_kv_heads=2)
     checkpoint = open_checkpoint(write_transformers_checkpoint(tmp_path_factory.mktemp("layers"), tiny))
@@ -31,19 +33,22 @@ def peak_of_tensors(num_layers: int, tmp_path_factory: pytest.TempPathFactory) -
     tokens = rng.integers(0, checkpoint.config.codebook_size, 576)
     sums = HeadSums.zero(checkpoint.config, len(SPEC.options))
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
-        add_picture(sums, model, ids, tokens, SPEC, half=0)
+        add_picture(sums, model, ids, tokens, replace(SPEC, costs=costs))
     events = [event for event in profiled.profiler.kineto_results.events() if event.name() == "[memory]"]
     held = np.cumsum([event.nbytes() for event in sorted(events, key=lambda event: event.start_ns())])
     return int(held.max()), checkpoint.config.hidden_size
 
 
-def test_layers_add_their_hidden_states_alone(tmp_path_factory: pytest.TempPathFactory) -> None:
-    few, hidden_size = peak_of_tensors(2, tmp_path_factory)
-    many, _ = peak_of_tensors(8, tmp_path_factory)
+@pytest.mark.parametrize("costs", [ABLATION, FISHER])
+def test_layers_add_their_hidden_states_alone(costs: str, tmp_path_factory: pytest.TempPathFactory) -> None:
+    one, _ = peak_of_tensors(1, costs, tmp_path_factory)
+    few, hidden_size = peak_of_tensors(2, costs, tmp_path_factory)
+    many, _ = peak_of_tensors(8, costs, tmp_path_factory)
     state = ROWS * TOKENS * hidden_size * BYTES_FLOAT
     attention = ROWS * 4 * TOKENS * TOKENS * BYTES_FLOAT
     assert attention > 12 * state  # so that keeping it in one layer more would be seen
     assert few > 2 * attention  # one layer's logits and probabilities are there
+    assert few - one < 2 * state  # and not those of the layer before it
     assert 5.5 * state < many - few < 7 * state
 
 

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from PIL import Image
 
 from ssd_export.cache.head_map import HeadMap
 from ssd_export.cli.main import main
-from ssd_export.errors import UserError
 from tests.janus_checkpoints import TinyJanus, write_transformers_checkpoint
 
 TINY = TinyJanus(num_layers=2, num_heads=2, num_kv_heads=2, codebook_size=64)
@@ -60,13 +61,21 @@ def test_writes_the_map_the_plots_and_a_summary(calibrated: Path) -> None:
     assert head_map.semantic_share == 0.5 and head_map.costs
     out = (calibrated / "out.txt").read_text()
     for part in ("2 of 4 heads semantic (0.500)", "stability: rank correlation", "of 4 heads", "budget 0.1: predicted error",
-                 "streaming-llm", "2 pictures in"):  # fmt: skip
+                 "streaming-llm", "2 pictures in", "costs by ablation"):  # fmt: skip
         assert part in out
     for name in ("head_map.png", "head_map-attention.png", "head_map-columns.png"):
         with Image.open(calibrated / name) as picture:
             assert min(picture.size) > 400
             assert len(picture.convert("RGB").getcolors(1 << 24) or ()) > 50
     assert not (calibrated / "head_map.json.partial").exists()
+
+
+def test_costs_are_estimated_where_that_is_asked_for(calibrated: Path, run: Callable[..., SimpleNamespace]) -> None:
+    done = run("calibrate", "--model", calibrated / "tiny", "--num-images", 1, "--costs", "fisher", "--out", "fisher.json")
+    assert done.code == 0 and "costs by fisher" in done.out
+    tried, estimated = HeadMap.load(calibrated / "head_map.json"), HeadMap.load(Path("fisher.json"))
+    assert (tried.statistics["costs"], estimated.statistics["costs"]) == ("ablation", "fisher")
+    assert estimated.costs and estimated.costs != tried.costs
 
 
 def test_export_allocates_from_the_map_for_any_budget(
@@ -192,9 +201,8 @@ def test_default_prompts_of_the_demo_are_training_captions() -> None:
     from ssd_export.demo.captions import parse_caption
     from ssd_export.demo.scenes import is_held_out
 
-    spec = CalibrateSpec("demo", None, 4, "1d:48", 0.2, None, 0, 64, Path("x"), None, None)
+    spec = CalibrateSpec("demo", None, 4, "1d:48", 0.2, None, 0, 64, None, Path("x"), None, None)
     prompts = _prompts(spec)
     assert len(prompts) == 64 and not any(map(is_held_out, prompts))
     assert {parse_caption(prompt).count for prompt in prompts} >= {1, 2}
-    assert _prompts(CalibrateSpec("other", None, 4, "1d:48", 0.2, None, 0, 64, Path("x"), None, None)) == VARIED
-    assert isinstance(UserError("x"), Exception)
+    assert _prompts(CalibrateSpec("other", None, 4, "1d:48", 0.2, None, 0, 64, None, Path("x"), None, None)) == VARIED

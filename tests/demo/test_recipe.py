@@ -9,13 +9,13 @@ import pytest
 import torch
 from transformers import JanusForConditionalGeneration
 
+from ssd_export.config import NEIGHBOURHOOD
 from ssd_export.demo import codes
 from ssd_export.demo.batches import Mix, PromptIds, choose_places, draw_batch
 from ssd_export.demo.recipe import train_demo
 from ssd_export.demo.scenes import KINDS, RADII, Scene, Shape, random_scene
 from ssd_export.demo.tokenizer import train_tokenizer
 from ssd_export.demo.train import (
-    NEIGHBOURHOOD,
     Recipe,
     SpatialHeads,
     Trainee,

@@ -188,7 +188,7 @@ def test_one_prompt_gives_a_table_without_a_number_for_the_error() -> None:
            "kl": {"mean": 0.5, "standard_error": None}}  # fmt: skip
     settings = dict(measure="agreement", model="m", model_fingerprint="f" * 64, num_prompts=1, seeds=1, batch=1, runner="ort",
                     provider="cpu", machine="m", tool_version="0")  # fmt: skip
-    assert "| 0.50000 |" in markdown({"settings": settings, "rows": [row], "skipped": {}})
+    assert "| 500.000 |" in markdown({"settings": settings, "rows": [row], "skipped": {}})
 
 
 def test_pictures_come_out_of_a_strip_as_they_went_in() -> None:
