@@ -69,6 +69,8 @@ def measure(cell: Cell, progress: StepProgress) -> dict[str, Any]:
         runner.prefill(batch)
         runner.tokens()
         facts["first_token_ms"] = 1000 * (time.perf_counter() - began)
+        # by itself, because a runner opens again for it what it closed for the prompt's sake
+        facts["first_step_seconds"] = _seconds(lambda: (runner.decode_step(1), runner.tokens()))
         facts |= step_figures(time_steps(bundle, runner, batch, cell, progress), cell.batch)
         facts["cache_bytes"] = runner.cache_bytes()
         facts["peak_resident_bytes"] = peak_resident_bytes()
@@ -164,8 +166,9 @@ def picture_figures(decode: Callable[[], object], facts: dict[str, Any], cell: C
         if seconds < SHORT_SECONDS:
             seconds = _seconds(decode)
         measured = {"peak_resident_bytes_with_decoder": peak_resident_bytes()}
-    tokens = (NUM_IMAGE_TOKENS - 1) * cell.batch / facts["image_tokens_per_second"]
-    whole = facts["first_token_ms"] / 1000 + tokens + cell.batch * seconds
+    a_step = cell.batch / facts["image_tokens_per_second"]
+    steps = facts.get("first_step_seconds", a_step) + (NUM_IMAGE_TOKENS - 2) * a_step
+    whole = facts["first_token_ms"] / 1000 + steps + cell.batch * seconds
     return {"picture_decoder_seconds": seconds, "images_per_minute": 60 * cell.batch / whole, **measured}
 
 

@@ -28,7 +28,8 @@ def speed_note(results: dict[str, Any]) -> str:
         f"Runner {settings['runner']} on {settings['provider']}, {settings['threads']} thread(s), median of {settings['steps']} "
         "steps after a warm-up; a step draws one token of every image of the batch, guidance included. transformers is timed "
         "over its first tokens, where its growing cache is smallest. CPU: time of all threads; where one thread passed more "
-        "time than that, something else ran. Ratios and shares are of CPU time for one thread, else of time passed. Images a minute: 575 steps, first token and image decoder."
+        "time than that, something else ran. Ratios and shares are of CPU time for one thread, else of time passed. Images a "
+        "minute: first token, first step (for which a large model's graph is opened again), 574 steps and image decoder."
     )
 
 

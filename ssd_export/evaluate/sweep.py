@@ -22,6 +22,7 @@ from functools import cache, partial
 from typing import Any
 
 from ssd_export.bundle import TOOL_VERSION
+from ssd_export.cache.head_map import find_head_map
 from ssd_export.errors import UserError
 from ssd_export.evaluate.sweep_cells import CellRunner, draws_scenes, policy_hash, policy_table
 from ssd_export.evaluate.sweep_jobs import default_batch, settle_jobs
@@ -70,6 +71,7 @@ def run_sweep(spec: SweepSpec, progress: Progress = lambda stage, done, total: N
     scored = draws_scenes(checkpoint.config)
     if not spec.num_prompts and not scored:
         raise UserError(f"--num-prompts 0: {name} is compared by what it draws; use 300")
+    find_head_map(checkpoint.config, spec.head_map, checkpoint.fingerprint(), folder)  # a wrong one is refused before the work
     settings = _settings(spec, name, checkpoint)
     make_folder(spec.out / "cells")
     _check_settings(spec, settings)

@@ -17,7 +17,7 @@ from ssd_export.config import ModelConfig
 from ssd_export.errors import UserError
 from ssd_export.evaluate import bench_process
 from ssd_export.evaluate.bench import BenchSpec, _bounds, _checkpoint, _ratios, check_spec, kind_of, run_bench
-from ssd_export.evaluate.bench_cell import Cell, _batches, measure, time_steps
+from ssd_export.evaluate.bench_cell import Cell, _batches, measure, picture_figures, time_steps
 from ssd_export.evaluate.bench_process import run_cell
 from ssd_export.evaluate.bench_profile import summarise
 from ssd_export.evaluate.bench_report import bench_figures, bench_tables
@@ -84,6 +84,15 @@ def test_the_twin_draws_what_the_full_cache_draws() -> None:
     with ImageGenerator.from_bundle(bundle(checkpoint(TINY), "full", 1.0)) as generator:
         wanted = generator(prompts, **options)
     assert (found.tokens == wanted.tokens).all() and found.cache == wanted.cache
+
+
+def test_opening_a_graph_again_counts_once_a_picture() -> None:
+    facts = {"first_token_ms": 4000.0, "image_tokens_per_second": 20.0, "first_step_seconds": 2.5}
+    cell = Cell("bundle", None, "ort", "cpu", 2, 8, 1, picture_seconds=8.0)
+    seconds = 4.0 + 2.5 + 574 * 2 / 20 + 2 * 8.0
+    assert picture_figures(lambda: None, facts, cell)["images_per_minute"] == pytest.approx(120 / seconds)
+    del facts["first_step_seconds"]  # transformers: one step is as long as another
+    assert picture_figures(lambda: None, facts, cell)["images_per_minute"] == pytest.approx(120 / (seconds - 2.5 + 0.1))
 
 
 class CountingRunner(Runner):

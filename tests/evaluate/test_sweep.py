@@ -107,6 +107,9 @@ def test_variants_and_the_loss_alone(checkpoint: Path, tmp_path: Path) -> None:
     anew = {path.name.split("-b")[0] for path, then in before.items() if path.stat().st_mtime_ns != then}
     assert anew == {"ssd-auto", "ssd-auto@groups=unlimited"}  # one option for all heads is the same in any order of heads
     assert [cell["policy"] for cell in again.cells] == ["full", *names]
+    (tmp_path / "bad.json").write_text("{}")
+    with pytest.raises(UserError, match="bad.json"):
+        run_sweep(spec_of(checkpoint, tmp_path / "bad", num_prompts=0, head_map=str(tmp_path / "bad.json")))
     write_transformers_checkpoint(tmp_path / "m", TinyJanus(num_layers=1))
     with pytest.raises(UserError, match="is compared by what it draws; use 300"):
         run_sweep(spec_of(tmp_path / "m", tmp_path / "t", num_prompts=0))
