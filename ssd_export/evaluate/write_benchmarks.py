@@ -62,9 +62,8 @@ SECTIONS = (
             "(`python -m ssd_export.evaluate.synthetic_checkpoint`): time, memory and bytes are those of the real model.",
             ("bench-1b-fp32", "bench-1b-int4")),
     Section("Attention of one decode step, full cache against a fifth", "With several threads every operator waits for the "
-            "slowest of them, and the step of a compressed cache has as many operators with less to do in each: where "
-            "anything else runs on the machine, ratios of more than one thread say nothing. A number of threads that is not "
-            "in the table was not run.", ("attention_ratio",)),
+            "slowest of them, and the step of a compressed cache has as many operators with less to do in each. On this machine "
+            "two threads make it slower than one, and slower than the full cache.", ("attention_ratio",)),
     Section("Export and memory at real size", "", ("real_size",)),
     Section("Quantised weights and caches", "", ("quantisation",)),
     Section("Building engines without a GPU", "", ("build",)),
