@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ssd_export.cache.table import HeadOption
-from ssd_export.calibrate.kept import DenseAttention, attend_with_option
+from ssd_export.calibrate.kept import DenseAttention, attend_with_option, keeps_everything
 from ssd_export.calibrate.sensitivity import causal, rope, sampled_logits, wide
 from ssd_export.model.decoder import ImageTokenModel
 from ssd_export.runtime.runner import Sampling
@@ -30,6 +30,7 @@ class Ablation:
         self._cos, self._sin = rope(model, last)
         self._head, self._norm = wide(model.generation_head), wide(model.language_model.norm)
         self._log_p = self._log_probabilities(last)[0]
+        self._p = self._log_p.exp()
 
     @torch.no_grad()
     def layer(
@@ -51,7 +52,7 @@ class Ablation:
         dense = DenseAttention.compute(query, key, value, self._prompt_length)
         costs = torch.zeros(key.shape[1], len(options), dtype=torch.float64)
         for place, option in enumerate(options):
-            if prompt_slots + option.image_slots - self._prompt_length < dense.num_image_tokens:
+            if not keeps_everything(dense, option, prompt_slots):
                 read = attend_with_option(dense, option, prompt_slots)  # [B, H, G, I, D]
                 costs[:, place] = self._divergences(index, hidden, attended, read)
         return dense, costs
@@ -76,7 +77,7 @@ class Ablation:
         for layer in later:
             hidden = wide(layer)(hidden, self._cos, self._sin, causal)
         other = self._log_probabilities(hidden)
-        return (self._log_p.exp() * (self._log_p - other)).sum(dim=-1).double().mean(dim=-1).clamp(min=0).cpu()
+        return (self._p * (self._log_p - other)).sum(dim=-1).double().mean(dim=-1).clamp(min=0).cpu()
 
     def _log_probabilities(self, hidden: Tensor) -> Tensor:
         """[N, 576, V] of what tokens are sampled from."""

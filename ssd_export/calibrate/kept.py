@@ -47,6 +47,16 @@ class DenseAttention:
         return self.logits.shape[-1] - self.prompt_length
 
 
+def keeps_everything(dense: DenseAttention, option: HeadOption, prompt_slots: int) -> bool:
+    """Whether the option's slots, and those that the prompt leaves free, hold all image tokens: nothing is released."""
+    return _capacity(dense, option, prompt_slots) >= dense.num_image_tokens
+
+
+def _capacity(dense: DenseAttention, option: HeadOption, prompt_slots: int) -> int:
+    """Slots for image tokens."""
+    return prompt_slots + option.image_slots - dense.prompt_length
+
+
 def attend_with_option(
     dense: DenseAttention, option: HeadOption, prompt_slots: int, score_decay: float = 1.0, heads: slice = slice(None)
 ) -> Tensor:
@@ -54,10 +64,9 @@ def attend_with_option(
 
     Args: heads: the KV heads that are wanted.
     """
-    capacity = prompt_slots + option.image_slots - dense.prompt_length
-    if capacity >= dense.num_image_tokens:
+    if keeps_everything(dense, option, prompt_slots):
         return dense.out[:, heads, :, dense.prompt_length :]
-    rule = option.rule
+    capacity, rule = _capacity(dense, option, prompt_slots), option.rule
     if not rule.by_score and not rule.pinned_columns:
         num_sinks = dense.prompt_length if rule.num_sinks < 0 else rule.num_sinks
         return _window(dense, capacity, num_sinks, option.evict_every, heads)
