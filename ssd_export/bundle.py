@@ -1,12 +1,13 @@
-"""The bundle: one folder that every runtime reads, whole or absent, every file vouched for by its sha256.
+"""The bundle: one folder that every runtime reads, whole or absent, every file vouched for by its
+sha256.
 
     ssd_config.json   schema_version, tool_version and what the exporter puts there: write_config
-    manifest.json     {"schema_version", "files": {"onnx/decode_step.onnx": {"bytes", "sha256"}, ...}}
-    engines/ reports/ added later by other verbs: Bundle.add_files
+    manifest.json     {"schema_version", "files": {"onnx/decode_step.onnx": {"bytes", "sha256"},
+    ...}} engines/ reports/ added later by other verbs: Bundle.add_files
     everything else   graphs, weights, tokenizer, head map: fixed once it is written
 
-The hash of a bundle is the sha256 of what `sha256sum` prints for the fixed files, sorted by name as bytes
-("<sha256>  <name>\\n"), so that an engine or a report that is added later leaves it as it is.
+The hash of a bundle is the sha256 of what `sha256sum` prints for the fixed files, sorted by name as
+bytes ("<sha256>  <name>\\n"), so that an engine or a report that is added later leaves it as it is.
 A file that the manifest does not name (a README from a hub, say) is never read.
 """
 
@@ -32,7 +33,9 @@ CONFIG, MANIFEST = "ssd_config.json", "manifest.json"
 JOURNAL = "journal.jsonl"  # of an unfinished export (export/journal.py)
 ADDED_LATER = ("engines/", "reports/")
 LATEST = Path("bundles") / ".latest"
-ALWAYS_HASHED_BYTES = 64 << 20  # a smaller file is hashed each time, a larger one when its time stamps change
+ALWAYS_HASHED_BYTES = (
+    64 << 20
+)  # a smaller file is hashed each time, a larger one when its time stamps change
 EXPORT_AGAIN = "export it again with --force, or copy it again from where it came"
 DISK_IS_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 Files = dict[str, dict[str, Any]]
@@ -49,24 +52,33 @@ class Bundle:
 
     @property
     def files(self) -> Files:
-        """{"bytes", "sha256"} of every file, by its name relative to the bundle, with forward slashes."""
+        """{"bytes", "sha256"} of every file, by its name relative to the bundle, with forward
+        slashes.
+        """
         return self.manifest["files"]
 
     def file(self, name: str) -> Path:
-        """The path of a file that the manifest vouches for. Raises: UserError if it names no such file."""
+        """The path of a file that the manifest vouches for. Raises: UserError if it names no such
+        file.
+        """
         if name not in self.files:
             raise UserError(f"bundle {self.path} has no {name}; {EXPORT_AGAIN}")
         return self.path / name
 
-    def add_files(self, files: Mapping[str, bytes | Path], instead_of: Collection[str] = ()) -> Bundle:
-        """The bundle with these files of engines/ or reports/ added, or replaced; on failure it is as it was.
+    def add_files(
+        self, files: Mapping[str, bytes | Path], instead_of: Collection[str] = ()
+    ) -> Bundle:
+        """The bundle with these files of engines/ or reports/ added, or replaced; on failure it is
+        as it was.
 
-        Args: files: content by name; a Path is moved (write it inside the bundle: the same disk). instead_of: names
+        Args: files: content by name; a Path is moved (write it inside the bundle: the same disk).
+        instead_of: names
             of files added earlier that go, where they are not among the new ones.
         Raises: UserError when the disk is full or not writable, ValueError for a name elsewhere.
 
-        A file is never in its place while the manifest says something else of it, so whatever interrupts
-        this leaves a bundle that opens: the manifest forgets the old, the files move, it names the new.
+        A file is never in its place while the manifest says something else of it, so whatever
+        interrupts this leaves a bundle that opens: the manifest forgets the old, the files move, it
+        names the new.
         """
         for name in {*files, *instead_of}:
             if not (name.startswith(ADDED_LATER) and _is_inside(name)):
@@ -74,7 +86,10 @@ class Bundle:
                     f"{name}: only files under {' and '.join(ADDED_LATER)} are added to a bundle"
                 )
         gone = {*instead_of} - {*files}
-        with _disk_errors(self.path), tempfile.TemporaryDirectory(prefix=".adding-", dir=self.path) as folder:
+        with (
+            _disk_errors(self.path),
+            tempfile.TemporaryDirectory(prefix=".adding-", dir=self.path) as folder,
+        ):
             staged = {name: Path(folder) / str(index) for index, name in enumerate(files)}
             for name, content in files.items():
                 if isinstance(content, bytes):
@@ -104,27 +119,33 @@ def write_config(folder: Path, values: Mapping[str, Any]) -> None:
 
 
 def weight_format(config: Mapping[str, Any]) -> str:
-    """none, int8, int4 or fp8: how the layers' matrices are stored; bundles of before quantisation do not say."""
+    """none, int8, int4 or fp8: how the layers' matrices are stored; bundles of before quantisation
+    do not say.
+    """
     return config.get("precision", {}).get("weights", "none")
 
 
 @contextmanager
 def write_bundle(target: Path, force: bool, unfinished: Path | None = None) -> Iterator[Path]:
-    """A temporary folder beside the target; when the block ends it gets its manifest and becomes the target.
+    """A temporary folder beside the target; when the block ends it gets its manifest and becomes
+    the target.
 
-    Whatever ends the block otherwise (an error, Ctrl-C) leaves nothing, and an old bundle untouched. With
-    force an old bundle is replaced, once the new one is complete.
-    Args: unfinished: the folder to write in, new or left by an earlier call. It then stays where Ctrl-C, a
-    signal or a full disk ends the block, so that a later call can go on; its file JOURNAL never becomes part
-    of the bundle.
-    Raises: UserError, before the block runs, for a target in the way or not writable; then for a full disk.
+    Whatever ends the block otherwise (an error, Ctrl-C) leaves nothing, and an old bundle
+    untouched. With force an old bundle is replaced, once the new one is complete.
+    Args: unfinished: the folder to write in, new or left by an earlier call. It then stays where
+    Ctrl-C, a signal or a full disk ends the block, so that a later call can go on; its file JOURNAL
+    never becomes part of the bundle.
+    Raises: UserError, before the block runs, for a target in the way or not writable; then for a
+    full disk.
     """
     target = _checked_target(target, force)
     new_parents = [parent for parent in target.parents if not parent.exists()]
     complete = keep = False
     folder: Path | None = None
     try:
-        folder = _make_folder(_beside(target, "partial") if unfinished is None else unfinished, target)
+        folder = _make_folder(
+            _beside(target, "partial") if unfinished is None else unfinished, target
+        )
         with _disk_errors(target):
             try:
                 yield folder
@@ -151,11 +172,14 @@ def check_target(target: Path, force: bool) -> None:
 def open_bundle(path: str | Path) -> Bundle:
     """The bundle at path, every file checked against the manifest.
 
-    Raises: UserError when there is none, it was written for a later tool, or a file is missing or changed.
+    Raises: UserError when there is none, it was written for a later tool, or a file is missing or
+    changed.
     """
     path = Path(path)
     config = _read_json(
-        path, CONFIG, f"no bundle at {path}: make one with `ssd-export export`, or give --bundle DIR"
+        path,
+        CONFIG,
+        f"no bundle at {path}: make one with `ssd-export export`, or give --bundle DIR",
     )
     _check_schema(path, config)
     manifest = _read_manifest(path)
@@ -169,7 +193,9 @@ def open_bundle(path: str | Path) -> Bundle:
 
 
 def remember_latest(bundle_path: Path) -> None:
-    """Notes the bundle as this folder's latest, in bundles/.latest. Raises: OSError if it cannot."""
+    """Notes the bundle as this folder's latest, in bundles/.latest. Raises: OSError if it
+    cannot.
+    """
     LATEST.parent.mkdir(exist_ok=True)
     bundle_path, home = bundle_path.resolve(), LATEST.parent.resolve()
     inside = bundle_path.is_relative_to(home)
@@ -177,7 +203,9 @@ def remember_latest(bundle_path: Path) -> None:
 
 
 def latest_bundle() -> Path | None:
-    """The bundle that was exported last from this folder, or None; it may have been deleted since."""
+    """The bundle that was exported last from this folder, or None; it may have been deleted
+    since.
+    """
     try:
         name = LATEST.read_text(encoding="utf-8").strip()
     except OSError:
@@ -192,11 +220,13 @@ def resolve_bundle(path: str | Path | None) -> Path:
     latest = latest_bundle()
     if latest is None:
         raise UserError(
-            "no bundle was exported from this folder yet: run `ssd-export export`, or give a bundle's path"
+            "no bundle was exported from this folder yet: run `ssd-export export`, or give a"
+            " bundle's path"
         )
     if not latest.is_dir():
         raise UserError(
-            f"the latest bundle {latest} is gone: run `ssd-export export`, or give another bundle's path"
+            f"the latest bundle {latest} is gone: run `ssd-export export`, or give another bundle's"
+            " path"
         )
     return latest
 
@@ -216,10 +246,13 @@ def _checked_target(target: Path, force: bool) -> Path:
             f"cannot write to {target} ({_reason(error)}); choose another folder with --out"
         ) from error
     if not force:
-        raise UserError(f"{target} exists; replace it with --force, or choose another folder with --out")
+        raise UserError(
+            f"{target} exists; replace it with --force, or choose another folder with --out"
+        )
     if not ((target / CONFIG).is_file() and (target / MANIFEST).is_file()):
         raise UserError(
-            f"{target} exists and is not a bundle, so --force does not replace it; choose another --out"
+            f"{target} exists and is not a bundle, so --force does not replace it; choose another"
+            " --out"
         )
     return target
 
@@ -238,7 +271,9 @@ def _finish(folder: Path, target: Path, force: bool) -> None:
     """Writes the manifest and renames folder to target."""
     config = _read_json(folder, CONFIG, f"the writer of a bundle left no {CONFIG}")
     _check_schema(folder, config)
-    names = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+    names = sorted(
+        path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()
+    )
     files = {name: _describe(folder / name) for name in names if name != JOURNAL}
     _write_manifest(folder, files)
     (folder / JOURNAL).unlink(missing_ok=True)
@@ -300,26 +335,31 @@ def _check_schema(path: Path, config: dict[str, Any]) -> None:
     version = config.get("schema_version")
     if type(version) is not int or version < 1:
         raise UserError(
-            f"{path / CONFIG} has no schema version: this is no bundle of ssd-export; {EXPORT_AGAIN}"
+            f"{path / CONFIG} has no schema version: this is no bundle of ssd-export;"
+            f" {EXPORT_AGAIN}"
         )
     if version > SCHEMA_VERSION:
         raise UserError(
-            f"bundle {path} has schema version {version} and this is ssd-export {TOOL_VERSION}, which reads "
-            f"up to {SCHEMA_VERSION}: use ssd-export {config.get('tool_version', 'of a later version')} "
-            "or newer, or export it again with this one"
+            f"bundle {path} has schema version {version} and this is ssd-export {TOOL_VERSION},"
+            f" which reads up to {SCHEMA_VERSION}: use ssd-export"
+            f" {config.get('tool_version', 'of a later version')} or newer, or export it again with"
+            " this one"
         )
 
 
 def _check_file(
     path: Path, name: str, entry: dict[str, Any], known: dict[str, str], fresh: dict[str, str]
 ) -> None:
-    """Raises: UserError if the file is not what the manifest says. A large file's new hash goes to fresh."""
+    """Raises: UserError if the file is not what the manifest says. A large file's new hash goes to
+    fresh.
+    """
     file = path / name
     try:
         size = file.stat().st_size
         if size != entry["bytes"]:
             raise UserError(
-                f"bundle {path}: {name} has {size} bytes, the manifest says {entry['bytes']}; {EXPORT_AGAIN}"
+                f"bundle {path}: {name} has {size} bytes, the manifest says {entry['bytes']};"
+                f" {EXPORT_AGAIN}"
             )
         stamp = _stamp(file)
         sha256 = known.get(stamp) if size >= ALWAYS_HASHED_BYTES else None
@@ -330,7 +370,9 @@ def _check_file(
     except FileNotFoundError:
         raise UserError(f"bundle {path}: {name} is missing; {EXPORT_AGAIN}") from None
     except OSError as error:
-        raise UserError(f"bundle {path}: {name} cannot be read ({_reason(error)}); {EXPORT_AGAIN}") from error
+        raise UserError(
+            f"bundle {path}: {name} cannot be read ({_reason(error)}); {EXPORT_AGAIN}"
+        ) from error
     if sha256 != entry["sha256"]:
         raise UserError(
             f"bundle {path}: {name} was changed (its sha256 is not the manifest's); {EXPORT_AGAIN}"
@@ -343,7 +385,9 @@ def _read_json(path: Path, name: str, if_missing: str) -> dict[str, Any]:
     except (FileNotFoundError, NotADirectoryError):
         raise UserError(if_missing) from None
     except OSError as error:
-        raise UserError(f"{path / name} cannot be read ({_reason(error)}); check its permissions") from error
+        raise UserError(
+            f"{path / name} cannot be read ({_reason(error)}); check its permissions"
+        ) from error
     except (ValueError, RecursionError):
         values = None
     if not isinstance(values, dict):
@@ -398,7 +442,9 @@ def _is_inside(name: str) -> bool:
     """Whether a manifest's name stays inside the bundle: relative, forward slashes, no `..`."""
     parts = PurePosixPath(name).parts
     plain = name.isprintable() and "\\" not in name and ":" not in name
-    return plain and bool(parts) and name == "/".join(parts) and ".." not in parts and parts[0] != "/"
+    return (
+        plain and bool(parts) and name == "/".join(parts) and ".." not in parts and parts[0] != "/"
+    )
 
 
 def _describe(path: Path) -> dict[str, Any]:
@@ -420,13 +466,19 @@ def _bundle_hash(files: Files) -> str:
 
 
 def _stamp(path: Path) -> str:
-    """What a changed file does not keep: its place, size and times (ctime too: touch cannot set it back)."""
+    """What a changed file does not keep: its place, size and times (ctime too: touch cannot set it
+    back).
+    """
     status = path.stat()
     return f"{path.resolve()}|{status.st_size}|{status.st_mtime_ns}|{status.st_ctime_ns}"
 
 
 def _hash_cache() -> Path:
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ssd-export" / "sha256.json"
+    return (
+        Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+        / "ssd-export"
+        / "sha256.json"
+    )
 
 
 def _known_hashes() -> dict[str, str]:

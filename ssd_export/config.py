@@ -1,4 +1,6 @@
-"""What a Janus-Pro checkpoint is, in numbers: the language model, the image vocabulary, the picture."""
+"""What a Janus-Pro checkpoint is, in numbers: the language model, the image vocabulary, the
+picture.
+"""
 
 from __future__ import annotations
 
@@ -29,7 +31,9 @@ class VQConfig:
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """The numbers that every graph, cache and picture is built from. Immutable; the same on every backend."""
+    """The numbers that every graph, cache and picture is built from. Immutable; the same on every
+    backend.
+    """
 
     vocab_size: int
     hidden_size: int

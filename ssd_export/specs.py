@@ -1,4 +1,6 @@
-"""The form of a graph's contract: exporter, runners, engine builder and C++ read the same names from the bundle."""
+"""The form of a graph's contract: exporter, runners, engine builder and C++ read the same names
+from the bundle.
+"""
 
 from __future__ import annotations
 

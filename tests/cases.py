@@ -1,8 +1,8 @@
 """One table of cache cases, and one of tolerances, for every backend of decode attention.
 
-A backend that runs `inputs(case)` must hold the oracle's positions exactly after every step, and outputs and
-scores within TOLERANCE of its dtype. Inputs are multiples of 1/32 below 4, so float32, float16 and bfloat16
-hold them exactly.
+A backend that runs `inputs(case)` must hold the oracle's positions exactly after every step, and
+outputs and scores within TOLERANCE of its dtype. Inputs are multiples of 1/32 below 4, so float32,
+float16 and bfloat16 hold them exactly.
 """
 
 from __future__ import annotations
@@ -68,18 +68,60 @@ CASES = (
     Case("tova", SCORED, 16, score_decay=0.0, seed=75),
     Case("linear-row-buffer", Rule(-1, 12, True), 5 + 48, 24, score_decay=0.0, steps=110, seed=100),
     Case("decay-0.9", GUARDED, 21, 6, score_decay=0.9, steps=60, seed=18),
-    Case("margin-columns", Rule(-1, 0, False, 1 | 1 << 22 | 1 << 23), 5 + 72 + 6, 6, steps=110, seed=19),
+    Case(
+        "margin-columns",
+        Rule(-1, 0, False, 1 | 1 << 22 | 1 << 23),
+        5 + 72 + 6,
+        6,
+        steps=110,
+        seed=19,
+    ),
     Case("pinned-and-scored", Rule(-1, 3, True, 1 << 5), 5 + 24 + 7, 1, steps=110, seed=20),
     Case("boundary-prompt-and-buffer", SCORED, 5 + 1, 1, seed=21),
     Case("boundary-recent", Rule(-1, 9, True), 5 + 8 + 6, 6, seed=22),
     Case("boundary-everything-leaves", Rule(0, 0, True), 6, 6, seed=23),
     Case("boundary-pinned", Rule(-1, 0, True, 1 << 3), 5 + 24 + 1, 1, steps=130, seed=24),
-    Case("one-head-one-row-size-one", GUARDED, 15, num_heads=1, head_dim=1, prompt_lengths=(5,), seed=25),
-    Case("odd-sizes", Rule(3, 5, True), 29, 7, num_heads=5, head_dim=3, prompt_slots=11,
-         prompt_lengths=(11, 1, 7), seed=26),
-    Case("head-dim-19", GUARDED, 20, 3, num_heads=3, head_dim=19, prompt_lengths=(4, 5, 1, 2), seed=101),
+    Case(
+        "one-head-one-row-size-one",
+        GUARDED,
+        15,
+        num_heads=1,
+        head_dim=1,
+        prompt_lengths=(5,),
+        seed=25,
+    ),
+    Case(
+        "odd-sizes",
+        Rule(3, 5, True),
+        29,
+        7,
+        num_heads=5,
+        head_dim=3,
+        prompt_slots=11,
+        prompt_lengths=(11, 1, 7),
+        seed=26,
+    ),
+    Case(
+        "head-dim-19",
+        GUARDED,
+        20,
+        3,
+        num_heads=3,
+        head_dim=19,
+        prompt_lengths=(4, 5, 1, 2),
+        seed=101,
+    ),
     Case("head-dim-64", GUARDED, 33, 6, num_heads=1, head_dim=64, prompt_lengths=(5, 5), seed=28),
-    Case("short-prompts", GUARDED, 41, 6, prompt_slots=20, prompt_lengths=(1, 20, 2, 19), steps=60, seed=29),
+    Case(
+        "short-prompts",
+        GUARDED,
+        41,
+        6,
+        prompt_slots=20,
+        prompt_lengths=(1, 20, 2, 19),
+        steps=60,
+        seed=29,
+    ),
     Case("99-slots", Rule(-1, 20, True), 99, 6, num_heads=1, steps=111, seed=30),
 )
 
@@ -119,11 +161,12 @@ def inputs(case: Case) -> Inputs:
 
 @dataclass(frozen=True)
 class Expected:
-    """What the oracle holds and gives: after prefill (index 0 of position and score) and after every step.
+    """What the oracle holds and gives: after prefill (index 0 of position and score) and after
+    every step.
 
-    position int32 and score float64 [1 + steps, B, H, S], out float64 [steps, B, H*G, D]; prompt_out is a
-    list [B][H*G] of arrays [length, D]; smallest_gap between a retention kept and one released; num_releases
-    of all heads.
+    position int32 and score float64 [1 + steps, B, H, S], out float64 [steps, B, H*G, D];
+    prompt_out is a list [B][H*G] of arrays [length, D]; smallest_gap between a retention kept and
+    one released; num_releases of all heads.
     """
 
     position: np.ndarray
@@ -145,31 +188,51 @@ def expected(case: Case) -> Expected:
     heads = []
     for row, length in enumerate(case.prompt_lengths):
         for head in range(case.num_heads):
-            oracle = OracleHead(case.rule, case.num_slots, case.evict_every, case.score_decay, length)
+            oracle = OracleHead(
+                case.rule, case.num_slots, case.evict_every, case.score_decay, length
+            )
             members = slice(head * size, (head + 1) * size)
-            prompt = oracle.prefill(data.prompt_query[row, members].tolist(),
-                                    data.prompt_key[row, head].tolist(),
-                                    data.prompt_value[row, head].tolist())
+            prompt = oracle.prefill(
+                data.prompt_query[row, members].tolist(),
+                data.prompt_key[row, head].tolist(),
+                data.prompt_value[row, head].tolist(),
+            )
             prompt_out[row] += [np.array(member) for member in prompt]
             for held in oracle.slots[:length]:
                 held.key, held.value = as_stored(case, held.key), as_stored(case, held.value)
             position[0, row, head], score[0, row, head] = oracle.positions, oracle.scores
             for step in range(case.steps):
-                out[step, row, members] = oracle.step(data.query[step, row, members].tolist(),
-                                                      as_stored(case, data.key[step, row, head].tolist()),
-                                                      as_stored(case, data.value[step, row, head].tolist()), length + step)
-                position[step + 1, row, head], score[step + 1, row, head] = oracle.positions, oracle.scores
+                out[step, row, members] = oracle.step(
+                    data.query[step, row, members].tolist(),
+                    as_stored(case, data.key[step, row, head].tolist()),
+                    as_stored(case, data.value[step, row, head].tolist()),
+                    length + step,
+                )
+                position[step + 1, row, head], score[step + 1, row, head] = (
+                    oracle.positions,
+                    oracle.scores,
+                )
             heads.append(oracle)
-    return Expected(position, score, out, prompt_out, min(head.smallest_gap for head in heads),
-                    sum(head.num_releases for head in heads))
+    return Expected(
+        position,
+        score,
+        out,
+        prompt_out,
+        min(head.smallest_gap for head in heads),
+        sum(head.num_releases for head in heads),
+    )
 
 
 def as_stored(case: Case, row: list[float]) -> list[float]:
-    """A key or value as a cache of the case's kv_dtype gives it back; float32 where rounding decides."""
+    """A key or value as a cache of the case's kv_dtype gives it back; float32 where rounding
+    decides.
+    """
     if case.kv_dtype == "model":
         return row
     greatest = np.abs(np.float32(row)).max()
-    codes = np.rint(np.float32(row) * (np.float32(127) / greatest)) if greatest else np.zeros(len(row))
+    codes = (
+        np.rint(np.float32(row) * (np.float32(127) / greatest)) if greatest else np.zeros(len(row))
+    )
     return (codes.astype(np.float64) * float(greatest) / 127).tolist()
 
 
@@ -180,18 +243,26 @@ class Backend(Protocol):
         """Position and score [B, H, S]."""
 
     def step(self, index: int) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
-        """Out [B, H*G, D], position and score [B, H, S]; score is not read where the rule ignores it."""
+        """Out [B, H*G, D], position and score [B, H, S]; score is not read where the rule ignores
+        it.
+        """
 
 
 def assert_matches_oracle(case: Case, backend: Backend, dtype: str = "float32") -> None:
-    """Returns if the backend holds the oracle's tokens slot for slot and its numbers within tolerance."""
+    """Returns if the backend holds the oracle's tokens slot for slot and its numbers within
+    tolerance.
+    """
     wanted, tolerance = expected(case), TOLERANCE[dtype]
 
     def compare(moment: int, position: np.ndarray, score: np.ndarray | None) -> None:
-        np.testing.assert_array_equal(position, wanted.position[moment], f"{case.name}, step {moment}")
+        np.testing.assert_array_equal(
+            position, wanted.position[moment], f"{case.name}, step {moment}"
+        )
         if case.rule.by_score:
             held = position >= 0
-            np.testing.assert_allclose(score[held], wanted.score[moment][held], tolerance, tolerance)
+            np.testing.assert_allclose(
+                score[held], wanted.score[moment][held], tolerance, tolerance
+            )
 
     compare(0, *backend.prefill())
     for index in range(case.steps):

@@ -1,7 +1,7 @@
 """Small random Janus-Pro checkpoints in both layouts, and transformers' own generate as the oracle.
 
-The full 24 x 24 grid with pictures of 48 x 48 pixels, under half a million parameters, a second an image.
-The weights are large: with the default initialisation every picture is one token 576 times.
+The full 24 x 24 grid with pictures of 48 x 48 pixels, under half a million parameters, a second an
+image. The weights are large: with the default initialisation every picture is one token 576 times.
 """
 
 from __future__ import annotations
@@ -27,7 +27,8 @@ from transformers import (
 BOS, EOS, PAD = "<｜begin▁of▁sentence｜>", "<｜end▁of▁sentence｜>", "<｜▁pad▁｜>"
 BEGIN_OF_IMAGE, END_OF_IMAGE, IMAGE = "<begin_of_image>", "<end_of_image>", "<image_placeholder>"
 WORDS = (
-    "a red circle above a blue square on white, two green triangles beside the yellow star; User Assistant"
+    "a red circle above a blue square on white, two green triangles beside the yellow star; User"
+    " Assistant"
 )
 
 
@@ -50,7 +51,9 @@ class TinyJanus:
 
 
 def train_tokenizer(role_tokens_added: bool = True) -> Tokenizer:
-    """A byte-level BPE with Janus' control tokens and, as the real one, an added token that is a letter."""
+    """A byte-level BPE with Janus' control tokens and, as the real one, an added token that is a
+    letter.
+    """
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -72,9 +75,17 @@ def train_tokenizer(role_tokens_added: bool = True) -> Tokenizer:
 def hf_tokenizer(tokenizer: Tokenizer) -> PreTrainedTokenizerFast:
     """transformers' view of the tokenizer, padding on the left as its Janus processor does."""
     return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, bos_token=BOS, eos_token=EOS, pad_token=PAD, padding_side="left",
-        extra_special_tokens={"image_token": IMAGE, "boi_token": BEGIN_OF_IMAGE, "eoi_token": END_OF_IMAGE},
-    )  # fmt: skip
+        tokenizer_object=tokenizer,
+        bos_token=BOS,
+        eos_token=EOS,
+        pad_token=PAD,
+        padding_side="left",
+        extra_special_tokens={
+            "image_token": IMAGE,
+            "boi_token": BEGIN_OF_IMAGE,
+            "eoi_token": END_OF_IMAGE,
+        },
+    )
 
 
 def build_model(tiny: TinyJanus) -> JanusForConditionalGeneration:
@@ -82,30 +93,47 @@ def build_model(tiny: TinyJanus) -> JanusForConditionalGeneration:
     tokenizer = train_tokenizer(tiny.role_tokens_added)
     config = JanusConfig(
         text_config=LlamaConfig(
-            vocab_size=tokenizer.get_vocab_size(), hidden_size=tiny.hidden_size,
-            num_hidden_layers=tiny.num_layers, num_attention_heads=tiny.num_heads,
-            num_key_value_heads=tiny.num_kv_heads, head_dim=tiny.head_dim,
-            intermediate_size=tiny.intermediate_size, max_position_embeddings=1024,
+            vocab_size=tokenizer.get_vocab_size(),
+            hidden_size=tiny.hidden_size,
+            num_hidden_layers=tiny.num_layers,
+            num_attention_heads=tiny.num_heads,
+            num_key_value_heads=tiny.num_kv_heads,
+            head_dim=tiny.head_dim,
+            intermediate_size=tiny.intermediate_size,
+            max_position_embeddings=1024,
             rms_norm_eps=tiny.rms_norm_eps,
             rope_parameters={"rope_type": "default", "rope_theta": tiny.rope_theta},
-            bos_token_id=tokenizer.token_to_id(BOS), eos_token_id=tokenizer.token_to_id(EOS),
+            bos_token_id=tokenizer.token_to_id(BOS),
+            eos_token_id=tokenizer.token_to_id(EOS),
             pad_token_id=tokenizer.token_to_id(PAD),
         ),
         vision_config=JanusVisionConfig(
-            image_size=48, patch_size=2, num_image_tokens=576, hidden_size=32, num_hidden_layers=1,
-            num_attention_heads=2, projection_dim=tiny.hidden_size,
+            image_size=48,
+            patch_size=2,
+            num_image_tokens=576,
+            hidden_size=32,
+            num_hidden_layers=1,
+            num_attention_heads=2,
+            projection_dim=tiny.hidden_size,
         ),
         vq_config=JanusVQVAEConfig(
-            num_embeddings=tiny.codebook_size, base_channels=32, latent_channels=32, num_res_blocks=1,
-            channel_multiplier=list(tiny.channel_multipliers), projection_dim=tiny.hidden_size,
+            num_embeddings=tiny.codebook_size,
+            base_channels=32,
+            latent_channels=32,
+            num_res_blocks=1,
+            channel_multiplier=list(tiny.channel_multipliers),
+            projection_dim=tiny.hidden_size,
             image_token_embed_dim=tiny.hidden_size,
         ),
         image_token_id=tokenizer.token_to_id(IMAGE),
-    )  # fmt: skip
+    )
     model = JanusForConditionalGeneration(config).eval()
     _randomise(model, tiny.seed)
     generation = model.generation_config
-    generation.bos_token_id, generation.eos_token_id = tokenizer.token_to_id(BOS), tokenizer.token_to_id(EOS)
+    generation.bos_token_id, generation.eos_token_id = (
+        tokenizer.token_to_id(BOS),
+        tokenizer.token_to_id(EOS),
+    )
     generation.pad_token_id = tokenizer.token_to_id(PAD)
     generation.generation_kwargs = {"boi_token_id": tokenizer.token_to_id(BEGIN_OF_IMAGE)}
     generation._from_model_config = False  # or generation_kwargs is dropped when it is saved
@@ -113,7 +141,9 @@ def build_model(tiny: TinyJanus) -> JanusForConditionalGeneration:
 
 
 def write_transformers_checkpoint(directory: Path, tiny: TinyJanus, sharded: bool = False) -> Path:
-    """Writes the checkpoint as deepseek-community/Janus-Pro-* is laid out; returns the directory."""
+    """Writes the checkpoint as deepseek-community/Janus-Pro-* is laid out; returns the
+    directory.
+    """
     build_model(tiny).save_pretrained(directory, max_shard_size="300KB" if sharded else "1GB")
     train_tokenizer(tiny.role_tokens_added).save(str(directory / "tokenizer.json"))
     return directory
@@ -182,7 +212,9 @@ def original_config(tiny: TinyJanus) -> dict:
 
 
 def original_weights(model: JanusForConditionalGeneration) -> dict[str, Tensor]:
-    """The state dict under the names of deepseek-ai/Janus-Pro-*, with some of what drawing does not need."""
+    """The state dict under the names of deepseek-ai/Janus-Pro-*, with some of what drawing does not
+    need.
+    """
     renames = [
         (r"^model\.language_model\.", "language_model.model."),
         (r"^lm_head\.", "language_model.lm_head."),
@@ -210,23 +242,34 @@ def original_weights(model: JanusForConditionalGeneration) -> dict[str, Tensor]:
 
 
 def oracle_tokens(
-    model: JanusForConditionalGeneration, tokenizer: Tokenizer, prompts: Sequence[str], cfg_scale: float
+    model: JanusForConditionalGeneration,
+    tokenizer: Tokenizer,
+    prompts: Sequence[str],
+    cfg_scale: float,
 ) -> tuple[Tensor, float]:
     """transformers' own greedy pictures.
 
-    Returns: tokens int64 [N, 576]; the smallest gap between the best and the second logit of all steps, after
-    guidance. Equal tokens can be asked for only where that gap is well above rounding (1e-4).
+    Returns: tokens int64 [N, 576]; the smallest gap between the best and the second logit of all
+    steps, after guidance. Equal tokens can be asked for only where that gap is well above rounding
+    (1e-4).
     """
-    texts = [f"{BOS}<|User|>: {prompt.strip()}\n\n<|Assistant|>:{BEGIN_OF_IMAGE}" for prompt in prompts]
-    inputs = hf_tokenizer(tokenizer)(texts, padding=True, return_tensors="pt", add_special_tokens=False)
+    texts = [
+        f"{BOS}<|User|>: {prompt.strip()}\n\n<|Assistant|>:{BEGIN_OF_IMAGE}" for prompt in prompts
+    ]
+    inputs = hf_tokenizer(tokenizer)(
+        texts, padding=True, return_tensors="pt", add_special_tokens=False
+    )
     logits: list[Tensor] = []
     hook = model.model.generation_head.register_forward_hook(
         lambda module, args, output: logits.append(output)
     )
     tokens = model.generate(
-        input_ids=inputs.input_ids, attention_mask=inputs.attention_mask, generation_mode="image",
-        do_sample=False, guidance_scale=cfg_scale,
-    )  # fmt: skip
+        input_ids=inputs.input_ids,
+        attention_mask=inputs.attention_mask,
+        generation_mode="image",
+        do_sample=False,
+        guidance_scale=cfg_scale,
+    )
     hook.remove()
     conditional, unconditional = torch.stack(logits).chunk(2, dim=1)
     best = (unconditional + cfg_scale * (conditional - unconditional)).topk(2).values
@@ -242,7 +285,9 @@ def _randomise(model: JanusForConditionalGeneration, seed: int) -> None:
         elif "embed" in name or parameter.dim() == 1:
             parameter.data = noise * (0.1 if parameter.dim() == 1 else 1.0)
         else:
-            parameter.data = noise * GAINS.get(name.split(".")[-2], 1.0) / parameter[0].numel() ** 0.5
+            parameter.data = (
+                noise * GAINS.get(name.split(".")[-2], 1.0) / parameter[0].numel() ** 0.5
+            )
 
 
 GAINS = {"q_proj": 2.0, "k_proj": 2.0, "vision_head": 4.0, "fc1": 2.0}

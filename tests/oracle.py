@@ -1,6 +1,8 @@
-"""The rules R1 to R9 once more, in plain Python lists and floats: slow, one head of one row at a time.
+"""The rules R1 to R9 once more, in plain Python lists and floats: slow, one head of one row at a
+time.
 
-Written from the rules' text, not from the reference; every backend must agree with it slot for slot.
+Written from the rules' text, not from the reference; every backend must agree with it slot for
+slot.
 """
 
 from __future__ import annotations
@@ -26,12 +28,15 @@ class Held:
 class OracleHead:
     """One KV head of one row, with the query heads that share it."""
 
-    def __init__(self, rule: Rule, num_slots: int, evict_every: int, score_decay: float,
-                 prompt_length: int) -> None:
+    def __init__(
+        self, rule: Rule, num_slots: int, evict_every: int, score_decay: float, prompt_length: int
+    ) -> None:
         self.rule, self.num_slots, self.evict_every = rule, num_slots, evict_every
         self.score_decay, self.prompt_length = score_decay, prompt_length
         self.slots: list[Held | None] = [None] * num_slots
-        self.smallest_gap = math.inf  # between a token kept and one released: how near a tie a case comes
+        self.smallest_gap = (
+            math.inf
+        )  # between a token kept and one released: how near a tie a case comes
         self.num_releases = 0
 
     @property
@@ -42,16 +47,23 @@ class OracleHead:
     def scores(self) -> list[float]:
         return [0.0 if held is None else held.score for held in self.slots]
 
-    def prefill(self, queries: list[list[Vector]], keys: list[Vector],
-                values: list[Vector]) -> list[list[Vector]]:
-        """R8. queries [G][T][D], keys and values [T][D], padding ignored. Returns [G][prompt_length][D]."""
+    def prefill(
+        self, queries: list[list[Vector]], keys: list[Vector], values: list[Vector]
+    ) -> list[list[Vector]]:
+        """R8. queries [G][T][D], keys and values [T][D], padding ignored. Returns
+        [G][prompt_length][D].
+        """
         length = self.prompt_length
         for token in range(length):
             self.slots[token] = Held(keys[token], values[token], token, 0.0)
-        return [[self._attend(query_head[token], self.slots[:token + 1]) for token in range(length)]
-                for query_head in queries]
+        return [
+            [self._attend(query_head[token], self.slots[: token + 1]) for token in range(length)]
+            for query_head in queries
+        ]
 
-    def step(self, queries: list[Vector], key: Vector, value: Vector, position: int) -> list[Vector]:
+    def step(
+        self, queries: list[Vector], key: Vector, value: Vector, position: int
+    ) -> list[Vector]:
         """R7. queries [G][D], key and value [D]. Returns [G][D]."""
         if None not in self.slots:
             self._release(self.evict_every, newest=position)
@@ -60,7 +72,10 @@ class OracleHead:
 
     def _release(self, count: int, newest: int) -> None:
         self.num_releases += 1
-        order = sorted(range(self.num_slots), key=lambda slot: (self._retention(self.slots[slot], newest), slot))
+        order = sorted(
+            range(self.num_slots),
+            key=lambda slot: (self._retention(self.slots[slot], newest), slot),
+        )
         released, kept = order[:count], order[count:]
         if kept:
             least_kept, best_released = self.slots[kept[0]], self.slots[released[-1]]
@@ -84,7 +99,9 @@ class OracleHead:
 
     def _attend(self, query: Vector, slots: list[Held | None]) -> Vector:
         tokens = [held for held in slots if held is not None]
-        logits = [sum(q * k for q, k in zip(query, held.key)) / math.sqrt(len(query)) for held in tokens]
+        logits = [
+            sum(q * k for q, k in zip(query, held.key)) / math.sqrt(len(query)) for held in tokens
+        ]
         largest = max(logits)
         weights = [math.exp(logit - largest) for logit in logits]
         total = sum(weights)

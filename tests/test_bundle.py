@@ -46,7 +46,9 @@ def write(target: Path, force: bool = False, text: str = "graph", **config: obje
 
 def tree(folder: Path) -> dict[str, bytes]:
     return {
-        path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()
+        path.relative_to(folder).as_posix(): path.read_bytes()
+        for path in folder.rglob("*")
+        if path.is_file()
     }
 
 
@@ -113,7 +115,9 @@ def test_force_replaces_a_bundle_only_when_the_new_one_is_complete(tmp_path: Pat
             raise KeyboardInterrupt
     assert tree(tmp_path) == before
     assert (
-        open_bundle(write(tmp_path / "b", force=True, text="new")).file("onnx/decode_step.onnx").read_text()
+        open_bundle(write(tmp_path / "b", force=True, text="new"))
+        .file("onnx/decode_step.onnx")
+        .read_text()
         == "new"
     )
     assert os.listdir(tmp_path) == ["b"]
@@ -227,7 +231,9 @@ def test_a_signal_in_the_middle_leaves_nothing(tmp_path: Path, number: int) -> N
             print("nothing stopped it", flush=True)
     """
     process = subprocess.Popen(
-        [sys.executable, "-c", code, str(tmp_path / "b")], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+        [sys.executable, "-c", code, str(tmp_path / "b")],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
     )
     assert process.stdout and process.stdout.readline() == b"writing\n"
     process.send_signal(number)
@@ -273,13 +279,16 @@ def test_a_future_schema_names_the_tool_version(tmp_path: Path) -> None:
     values = json.loads((path / CONFIG).read_text())
     (path / CONFIG).write_text(json.dumps({**values, "schema_version": 7, "tool_version": "3.2.0"}))
     with pytest.raises(
-        UserError, match=r"schema version 7 and this is ssd-export 0\.1\.0, .* use ssd-export 3\.2\.0"
+        UserError,
+        match=r"schema version 7 and this is ssd-export 0\.1\.0, .* use ssd-export 3\.2\.0",
     ) as error:
         open_bundle(path)
     one_line(error)
 
 
-@pytest.mark.parametrize("content", ["[]", "{}", "{", "\xff", "[" * 100_000, '{"schema_version": "1"}'])
+@pytest.mark.parametrize(
+    "content", ["[]", "{}", "{", "\xff", "[" * 100_000, '{"schema_version": "1"}']
+)
 def test_a_foreign_folder_is_no_bundle(tmp_path: Path, content: str) -> None:
     (tmp_path / CONFIG).write_bytes(content.encode("latin-1"))
     with pytest.raises(UserError, match="damaged|no schema version") as error:
@@ -313,7 +322,9 @@ def test_large_files_are_hashed_once_until_they_change(
 ) -> None:
     hashed: list[str] = []
     sha256 = bundle_module._sha256
-    monkeypatch.setattr(bundle_module, "_sha256", lambda path: (hashed.append(path.name), sha256(path))[1])
+    monkeypatch.setattr(
+        bundle_module, "_sha256", lambda path: (hashed.append(path.name), sha256(path))[1]
+    )
     monkeypatch.setattr(bundle_module, "ALWAYS_HASHED_BYTES", 200)
     path = write(tmp_path / "b")  # weights.bin has 256 bytes, the others fewer
     hashed.clear()
@@ -321,9 +332,13 @@ def test_large_files_are_hashed_once_until_they_change(
     assert "weights.bin" not in hashed and CONFIG in hashed
     times = (path / "weights.bin").stat()
     (path / "weights.bin").write_bytes(bytes(256))
-    while (path / "weights.bin").stat().st_ctime_ns == times.st_ctime_ns:  # until the disk's clock has moved on
+    while (
+        path / "weights.bin"
+    ).stat().st_ctime_ns == times.st_ctime_ns:  # until the disk's clock has moved on
         (path / "weights.bin").touch()
-    os.utime(path / "weights.bin", ns=(times.st_atime_ns, times.st_mtime_ns))  # hides the change from mtime
+    os.utime(
+        path / "weights.bin", ns=(times.st_atime_ns, times.st_mtime_ns)
+    )  # hides the change from mtime
     with pytest.raises(UserError, match="weights.bin was changed"):
         open_bundle(path)
     for broken in ("{", "[]"):
@@ -342,20 +357,26 @@ def test_added_files_are_vouched_for_and_leave_the_hash(tmp_path: Path) -> None:
     bundle = open_bundle(write(tmp_path / "b"))
     engine = bundle.path / "engine.tmp"
     engine.write_bytes(b"engine")
-    added = bundle.add_files({"engines/rtx-sm90/decode_step.engine": engine, "reports/verify.json": b"{}"})
+    added = bundle.add_files(
+        {"engines/rtx-sm90/decode_step.engine": engine, "reports/verify.json": b"{}"}
+    )
     added = added.add_files({"reports/verify.json": b'{"level": "ops"}'})
     again = open_bundle(bundle.path)
     assert again == added and again.hash == bundle.hash
     assert again.file("engines/rtx-sm90/decode_step.engine").read_bytes() == b"engine"
     assert again.file("reports/verify.json").read_bytes() == b'{"level": "ops"}'
-    assert not engine.exists() and not [path for path in bundle.path.iterdir() if path.name.startswith(".")]
+    assert not engine.exists() and not [
+        path for path in bundle.path.iterdir() if path.name.startswith(".")
+    ]
     (bundle.path / "engines/rtx-sm90/decode_step.engine").write_bytes(b"Engine")
     with pytest.raises(UserError, match="decode_step.engine was changed"):
         open_bundle(bundle.path)
 
 
 def test_files_go_that_others_take_the_place_of(tmp_path: Path) -> None:
-    bundle = open_bundle(write(tmp_path / "b")).add_files({"engines/a": b"1", "engines/b": b"1", "reports/c": b"1"})
+    bundle = open_bundle(write(tmp_path / "b")).add_files(
+        {"engines/a": b"1", "engines/b": b"1", "reports/c": b"1"}
+    )
     after = bundle.add_files({"engines/a": b"2"}, instead_of=["engines/a", "engines/b"])
     assert open_bundle(bundle.path) == after and after.hash == bundle.hash
     assert after.file("engines/a").read_bytes() == b"2" and "reports/c" in after.files

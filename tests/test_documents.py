@@ -9,7 +9,13 @@ from typing import Any
 import pytest
 
 from ssd_export.errors import UserError
-from ssd_export.evaluate.measurement import measurement, publish, read_measurement, table, write_measurement
+from ssd_export.evaluate.measurement import (
+    measurement,
+    publish,
+    read_measurement,
+    table,
+    write_measurement,
+)
 from ssd_export.evaluate.write_benchmarks import (
     BENCHMARKS,
     MARKED,
@@ -40,11 +46,17 @@ def test_every_measurement_is_shown_somewhere() -> None:
 def repository(tmp_path: Path) -> Path:
     """A small repository with one measurement, and a README that shows parts of it."""
     (tmp_path / "docs" / "measurements").mkdir(parents=True)
-    results = {"tables": [table("Sizes", ["what", "MiB"], [["cache", 12], ["weights", None]], "one run")], "figures": {"cache": "12 MiB"}}
-    write_measurement(tmp_path / "docs/measurements/build.json", measurement("python measure.py", results, "machine busy"))
+    results = {
+        "tables": [table("Sizes", ["what", "MiB"], [["cache", 12], ["weights", None]], "one run")],
+        "figures": {"cache": "12 MiB"},
+    }
+    write_measurement(
+        tmp_path / "docs/measurements/build.json",
+        measurement("python measure.py", results, "machine busy"),
+    )
     (tmp_path / "README.md").write_text(
-        "It takes <!-- measured:build.cache -->99<!-- /measured --> or <!-- measured:gpu.ms -->1<!-- /measured --> ms.\n\n"
-        "<!-- measured:build -->\n<!-- /measured -->\n"
+        "It takes <!-- measured:build.cache -->99<!-- /measured --> or <!-- measured:gpu.ms"
+        " -->1<!-- /measured --> ms.\n\n<!-- measured:build -->\n<!-- /measured -->\n"
     )
     return tmp_path
 
@@ -55,7 +67,11 @@ def test_what_is_measured_and_what_is_not(repository: Path) -> None:
     assert "It takes <!-- measured:build.cache -->12 MiB<!-- /measured -->" in readme
     assert "<!-- measured:gpu.ms -->not run<!-- /measured --> ms" in readme
     for text in (readme, benchmarks):
-        assert "`python measure.py`" in text and "| cache | 12 |" in text and "| weights | not run |" in text
+        assert (
+            "`python measure.py`" in text
+            and "| cache | 12 |" in text
+            and "| weights | not run |" in text
+        )
         assert "ssd-export 0" in text and "machine busy" in text
     assert "gpu: **not run**." in benchmarks
 
@@ -72,7 +88,11 @@ def test_a_number_edited_by_hand_is_found(repository: Path) -> None:
 
 
 def test_a_damaged_measurement_is_refused(tmp_path: Path) -> None:
-    for text, message in (("{", "is not JSON"), ('{"command": "x"}', "lacks machine, versions"), ("[]", "lacks command")):
+    for text, message in (
+        ("{", "is not JSON"),
+        ('{"command": "x"}', "lacks machine, versions"),
+        ("[]", "lacks command"),
+    ):
         (tmp_path / "x.json").write_text(text)
         with pytest.raises(UserError, match=message):
             read_measurement(tmp_path / "x.json")
@@ -93,4 +113,8 @@ def test_pictures_are_published_beside_their_measurement(tmp_path: Path) -> None
     publish(tmp_path / "sweep.json", "sweep", {"rows": []}, [tmp_path / "pareto.png"])
     assert (tmp_path / "sweep-pareto.png").read_bytes() == b"png"
     written: dict[str, Any] = json.loads((tmp_path / "sweep.json").read_text())
-    assert written["results"] == {"rows": []} and written["machine"]["cores"] >= 1 and "python" in written["versions"]
+    assert (
+        written["results"] == {"rows": []}
+        and written["machine"]["cores"] >= 1
+        and "python" in written["versions"]
+    )

@@ -68,7 +68,9 @@ def imports(source: str, on_load: bool = False) -> frozenset[str]:
     names: set[str] = set()
 
     def visit(node: ast.AST) -> None:
-        if on_load and (isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)) or is_for_types_only(node)):
+        if on_load and (
+            isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)) or is_for_types_only(node)
+        ):
             return
         if isinstance(node, ast.Import):
             names.update(alias.name for alias in node.names)
@@ -103,7 +105,9 @@ def own_source(name: str) -> str | None:
 
 @cache
 def loaded_by(source: str) -> frozenset[str]:
-    """Top-level names of the packages outside ours that loading the source loads, through our own modules."""
+    """Top-level names of the packages outside ours that loading the source loads, through our own
+    modules.
+    """
     seen, todo, outside = {source}, [source], set()
     while todo:
         for name in imports(todo.pop(), on_load=True):
@@ -128,7 +132,11 @@ def test_imports_point_one_way(source: str) -> None:
 
 
 def test_the_arrows_form_no_circle() -> None:
-    left = {part: targets - {part} for part, targets in ARROWS.items() if part not in ("cli", "evaluate")}
+    left = {
+        part: targets - {part}
+        for part, targets in ARROWS.items()
+        if part not in ("cli", "evaluate")
+    }
     while left:
         free = [part for part, targets in left.items() if not targets & left.keys()]
         assert free, f"a circle among {sorted(left)}"
@@ -138,11 +146,14 @@ def test_the_arrows_form_no_circle() -> None:
 def test_nothing_imports_cli() -> None:
     for source in SOURCES:
         if part_of(source) != "cli":
-            assert not [name for name in imports(source) if name.startswith("ssd_export.cli")], source
+            assert not [name for name in imports(source) if name.startswith("ssd_export.cli")], (
+                source
+            )
 
 
 @pytest.mark.parametrize(
-    "source", [source for source in SOURCES if source.startswith(TORCH_FREE) and source not in NEEDS_TORCH]
+    "source",
+    [source for source in SOURCES if source.startswith(TORCH_FREE) and source not in NEEDS_TORCH],
 )
 def test_the_runtime_loads_neither_torch_nor_transformers(source: str) -> None:
     assert not loaded_by(source) & {"torch", "transformers"}
@@ -151,7 +162,9 @@ def test_the_runtime_loads_neither_torch_nor_transformers(source: str) -> None:
 
 def test_transformers_is_for_tests_and_one_baseline_only() -> None:
     users = [
-        source for source in SOURCES if "transformers" in {name.split(".")[0] for name in imports(source)}
+        source
+        for source in SOURCES
+        if "transformers" in {name.split(".")[0] for name in imports(source)}
     ]
     assert users == ["evaluate/transformers_baseline.py"]
 

@@ -1,4 +1,6 @@
-"""What build-engine will do, settled and checked before any work: bundle, target, flavour, plugin, graphs, memory."""
+"""What build-engine will do, settled and checked before any work: bundle, target, flavour, plugin,
+graphs, memory.
+"""
 
 from __future__ import annotations
 
@@ -33,7 +35,9 @@ DECODE_STEPS = ("decode_step", "decode_step_top_k")  # the graphs that attend ov
 
 @dataclass(frozen=True)
 class BuildSpec:
-    """What is asked for, as build-engine's options say it; None leaves a number to the target's recipe."""
+    """What is asked for, as build-engine's options say it; None leaves a number to the target's
+    recipe.
+    """
 
     bundle: Path
     target: str = AUTO
@@ -48,8 +52,10 @@ class BuildSpec:
 
 @dataclass(frozen=True)
 class PluginPlan:
-    """The plugin's part of a build. models: the plugin flavour of each graph that attends over caches; empty where the
-    plugin is not used, because why_not. library: None where this process has registered the plugin without one."""
+    """The plugin's part of a build. models: the plugin flavour of each graph that attends over
+    caches; empty where the plugin is not used, because why_not. library: None where this process
+    has registered the plugin without one.
+    """
 
     models: dict[str, bytes]
     library: Path | None
@@ -62,7 +68,9 @@ class PluginPlan:
 
 @dataclass(frozen=True)
 class BuildPlan:
-    """What will be built, settled and checked. flavour: None where this machine can only prepare (engine.prepare)."""
+    """What will be built, settled and checked. flavour: None where this machine can only prepare
+    (engine.prepare).
+    """
 
     bundle: Bundle
     target: Target
@@ -86,7 +94,9 @@ class BuildPlan:
 
     @property
     def graphs(self) -> list[GraphSpec]:
-        """The graphs to build, evict only where the plugin's kernel does not release by itself (R7)."""
+        """The graphs to build, evict only where the plugin's kernel does not release by itself
+        (R7).
+        """
         contracts = self.bundle.config["graphs"]
         names = GRAPHS + TOP_K_GRAPHS * self.top_k
         return [
@@ -99,7 +109,8 @@ class BuildPlan:
 def plan_build(spec: BuildSpec, library: Callable[[], Path | None] = find_library) -> BuildPlan:
     """Everything that can be known before the work.
 
-    Args: library: finds the plugin's library; returns None where the caller has registered the plugin by itself.
+    Args: library: finds the plugin's library; returns None where the caller has registered the
+    plugin by itself.
     Raises: UserError for a bundle, target, flavour, plugin or batch that will not do.
     """
     bundle, gpu = open_bundle(spec.bundle), gpu_here()
@@ -108,8 +119,8 @@ def plan_build(spec: BuildSpec, library: Callable[[], Path | None] = find_librar
     capabilities = _that_multiply_its_weights(bundle, target, capabilities)
     if flavour is None and spec.plugin == "off":
         raise UserError(
-            f"TensorRT builds for {target.title} on that machine itself: copy the bundle there and run ssd-export "
-            f"build-engine --bundle DIR --target {target.name} --plugin off"
+            f"TensorRT builds for {target.title} on that machine itself: copy the bundle there and"
+            f" run ssd-export build-engine --bundle DIR --target {target.name} --plugin off"
         )
     plugin = PluginPlan({}, None, "")
     if flavour is not None:
@@ -133,7 +144,9 @@ def plan_build(spec: BuildSpec, library: Callable[[], Path | None] = find_librar
 
 
 def _choose(asked: str, target: Target, gpu: int | None) -> tuple[Flavour | None, tuple[int, ...]]:
-    """The flavour to build with and the GPUs to build for; no flavour where only another machine can build."""
+    """The flavour to build with and the GPUs to build for; no flavour where only another machine
+    can build.
+    """
     on_this_gpu = gpu in target.compute_capabilities
     if asked == AUTO and not on_this_gpu:
         if "tensorrt-rtx" not in target.flavours:
@@ -152,34 +165,46 @@ def _choose(asked: str, target: Target, gpu: int | None) -> tuple[Flavour | None
     )
     if not capabilities:
         raise UserError(
-            f"{name} {flavour.version} does not build for {target.title}; use --flavour tensorrt on that machine"
+            f"{name} {flavour.version} does not build for {target.title}; use --flavour tensorrt on"
+            " that machine"
         )
     return flavour, capabilities
 
 
-def _that_multiply_its_weights(bundle: Bundle, target: Target, capabilities: tuple[int, ...]) -> tuple[int, ...]:
-    """The GPUs among these that know the format of the bundle's weights; one that does not fails the whole build."""
+def _that_multiply_its_weights(
+    bundle: Bundle, target: Target, capabilities: tuple[int, ...]
+) -> tuple[int, ...]:
+    """The GPUs among these that know the format of the bundle's weights; one that does not fails
+    the whole build.
+    """
     if weight_format(bundle.config) != "fp8":
         return capabilities
     able = tuple(capability for capability in capabilities if capability >= FIRST_WITH_FP8)
     if not able:
         raise UserError(
-            f"{target.title} has no fp8, in which the bundle's weights are; export with --weights int8 or int4, or use "
-            f"--target {' or '.join(fp8_targets())}"
+            f"{target.title} has no fp8, in which the bundle's weights are; export with --weights"
+            f" int8 or int4, or use --target {' or '.join(fp8_targets())}"
         )
     return able
 
 
 def _plan_plugin(
-    spec: BuildSpec, bundle: Bundle, capabilities: tuple[int, ...], library: Callable[[], Path | None]
+    spec: BuildSpec,
+    bundle: Bundle,
+    capabilities: tuple[int, ...],
+    library: Callable[[], Path | None],
 ) -> PluginPlan:
-    """The plugin's library and graphs; for `auto` without it where something is missing, and what that is."""
+    """The plugin's library and graphs; for `auto` without it where something is missing, and what
+    that is.
+    """
     if spec.plugin == "off":
         return PluginPlan({}, None, "--plugin off")
     names = DECODE_STEPS[: 1 + spec.top_k]
     try:
         found = library()
-        return PluginPlan({name: plugin_graph(bundle, name, capabilities) for name in names}, found, "")
+        return PluginPlan(
+            {name: plugin_graph(bundle, name, capabilities) for name in names}, found, ""
+        )
     except UserError as error:
         if spec.plugin == "on":
             raise

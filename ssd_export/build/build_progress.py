@@ -1,4 +1,6 @@
-"""TensorRT's progress as calls `progress(stage, done, total)`, and the one way to stop a build that is under way."""
+"""TensorRT's progress as calls `progress(stage, done, total)`, and the one way to stop a build that
+is under way.
+"""
 
 from __future__ import annotations
 
@@ -15,9 +17,11 @@ SECONDS_BEFORE_SHOWN = 1.0
 
 @dataclass
 class Phases:
-    """Tells of the phases that take a while and have steps of their own; those around them and short ones are left out.
+    """Tells of the phases that take a while and have steps of their own; those around them and
+    short ones are left out.
 
-    label: what stands before the phase, say the graph. cancelled: set from any thread, it stops the build.
+    label: what stands before the phase, say the graph. cancelled: set from any thread, it stops the
+    build.
     """
 
     label: str

@@ -1,4 +1,6 @@
-"""The builder config of one graph: profile, workspace, GPUs, aliased plugin caches, and the timing cache."""
+"""The builder config of one graph: profile, workspace, GPUs, aliased plugin caches, and the timing
+cache.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +17,9 @@ TIMING_CACHE = "timing.cache"
 
 
 def builder_config(plan: BuildPlan, builder: Any, spec: GraphSpec) -> Any:
-    """Float32 means float32 (no TF32); layers keep their names, which the builder's listing shows."""
+    """Float32 means float32 (no TF32); layers keep their names, which the builder's listing
+    shows.
+    """
     trt = plan.flavour.trt
     config = builder.create_builder_config()
     config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
@@ -34,7 +38,8 @@ def builder_config(plan: BuildPlan, builder: Any, spec: GraphSpec) -> Any:
 
 
 def use_timing_cache(plan: BuildPlan, config: Any, scratch: Path) -> Callable[[], None]:
-    """Gives the builder what earlier builds measured; the function returned keeps what this one adds.
+    """Gives the builder what earlier builds measured; the function returned keeps what this one
+    adds.
 
     TensorRT-RTX measures nothing while it builds and has no such cache.
     """
@@ -53,7 +58,8 @@ def use_timing_cache(plan: BuildPlan, config: Any, scratch: Path) -> Callable[[]
             kept.write_bytes(memoryview(config.get_timing_cache().serialize()))
         except OSError as error:
             raise UserError(
-                f"cannot write the timing cache {kept} ({error.strerror}); choose another --timing-cache"
+                f"cannot write the timing cache {kept} ({error.strerror}); choose another"
+                " --timing-cache"
             ) from error
 
     return keep

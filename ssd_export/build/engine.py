@@ -1,13 +1,14 @@
 """build-engine's work: the engines of a plan, added to the bundle at once or not at all.
 
-One copy of the weights on the device: their matrices are inputs of prefill and decode_step, so that both engines are
-given the same buffers (each copied once to an address that is a multiple of 256, which TensorRT asks of inputs).
-Measured with TensorRT-RTX 1.7.1 in fp16: the layers are the same, 145 of the demo model's decode step and 1261 of one in
-the shape of Janus-Pro-1B, where the engine is 42 MB instead of 2.6 GB and the builder's peak 0.8 instead of 8.3 GB
-(docs/measurements/build.json). The other way, both graphs in one network with common initializers, keeps 4.6 MB where one
-copy is 3.0 MB, and would run both at every call. Quantised matrices stay in both engines (memory.shared_weights says
-why). Whether a product with a constant matrix is faster on a GPU was not measured: none was at hand;
-`shared_weights = false` in a recipe puts them back.
+One copy of the weights on the device: their matrices are inputs of prefill and decode_step, so that
+both engines are given the same buffers (each copied once to an address that is a multiple of 256,
+which TensorRT asks of inputs). Measured with TensorRT-RTX 1.7.1 in fp16: the layers are the same,
+145 of the demo model's decode step and 1261 of one in the shape of Janus-Pro-1B, where the engine
+is 42 MB instead of 2.6 GB and the builder's peak 0.8 instead of 8.3 GB
+(docs/measurements/build.json). The other way, both graphs in one network with common initializers,
+keeps 4.6 MB where one copy is 3.0 MB, and would run both at every call. Quantised matrices stay in
+both engines (memory.shared_weights says why). Whether a product with a constant matrix is faster on
+a GPU was not measured: none was at hand; `shared_weights = false` in a recipe puts them back.
 """
 
 from __future__ import annotations
@@ -44,11 +45,14 @@ def build_engines(
 ) -> dict[str, Any]:
     """Builds the engines of a plan into its bundle, all or none, and returns their engine.json.
 
-    Args: finished: told each engine as it is built, and the share of the work that is done by then; TensorRT-RTX
-        compiles in one long step that reports nothing. stopping: told once that an interrupt has arrived.
-    Ctrl-C (KeyboardInterrupt) stops the builder after the step it is in and leaves the bundle as it was.
-    Raises: UserError for too little memory, a graph that TensorRT does not take, or a warning that means that the
-    engine would not be what was exported.
+    Args: finished: told each engine as it is built, and the share of the work that is done by then;
+    TensorRT-RTX
+        compiles in one long step that reports nothing. stopping: told once that an interrupt has
+        arrived.
+    Ctrl-C (KeyboardInterrupt) stops the builder after the step it is in and leaves the bundle as it
+    was.
+    Raises: UserError for too little memory, a graph that TensorRT does not take, or a warning that
+    means that the engine would not be what was exported.
     """
     if not plan.force_memory:
         config = plan.bundle.config
@@ -61,15 +65,21 @@ def build_engines(
     ):
         if plan.plugin.library:
             load_library(plan.flavour, plan.plugin.library)
-        sizes = {spec.name: plan.bundle.files[f"onnx/{spec.name}.onnx"]["bytes"] for spec in plan.graphs}
+        sizes = {
+            spec.name: plan.bundle.files[f"onnx/{spec.name}.onnx"]["bytes"] for spec in plan.graphs
+        }
         for spec in plan.graphs:
             built[spec.name] = run_interruptible(
-                lambda spec=spec: build_graph(plan, spec, Path(scratch), progress, cancelled), cancelled, stopping
+                lambda spec=spec: build_graph(plan, spec, Path(scratch), progress, cancelled),
+                cancelled,
+                stopping,
             )
             share = sum(sizes[name] for name in built) / sum(sizes.values())
             finished(spec.name, built[spec.name].description, share)
         values = engine_json(plan, built)
-        plan.bundle.add_files(_files(plan, built, values, Path(scratch)), instead_of=_earlier_files(plan))
+        plan.bundle.add_files(
+            _files(plan, built, values, Path(scratch)), instead_of=_earlier_files(plan)
+        )
     return values
 
 
@@ -80,8 +90,8 @@ def _disk_errors(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise UserError(
-            f"cannot write the engines into {path} ({error.strerror or error}); free space there or make it writable, or "
-            "copy the bundle elsewhere"
+            f"cannot write the engines into {path} ({error.strerror or error}); free space there or"
+            " make it writable, or copy the bundle elsewhere"
         ) from error
 
 
@@ -104,11 +114,14 @@ def _files(
 def _earlier_files(plan: BuildPlan) -> list[str]:
     """What an earlier build left in the same folder: other graphs perhaps, or the other flavour."""
     cache = f"{plan.folder}/{TIMING_CACHE}"
-    return [name for name in plan.bundle.files if name.startswith(f"{plan.folder}/") and name != cache]
+    return [
+        name for name in plan.bundle.files if name.startswith(f"{plan.folder}/") and name != cache
+    ]
 
 
 def prepare(plan: BuildPlan) -> list[str]:
-    """Adds to the bundle what a board lacks to build with the plugin: the decode step with the kernel inside.
+    """Adds to the bundle what a board lacks to build with the plugin: the decode step with the
+    kernel inside.
 
     Returns the files' names. Raises: UserError where there are no kernels for the target.
     """

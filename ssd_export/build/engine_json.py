@@ -27,7 +27,10 @@ def engine_json(plan: BuildPlan, built: Mapping[str, GraphEngine]) -> dict[str, 
         "os": provenance.this_os(),
         "arch": provenance.this_arch(),
         "bundle_hash": plan.bundle.hash,
-        "profile": {"images": list(plan.profile.images), "prompt_tokens": list(plan.profile.prompt_tokens)},
+        "profile": {
+            "images": list(plan.profile.images),
+            "prompt_tokens": list(plan.profile.prompt_tokens),
+        },
         "workspace_mib": plan.workspace_mib,
         "flags": {
             "strongly_typed": True,
@@ -49,6 +52,8 @@ def _plugin(plan: BuildPlan, built: Mapping[str, GraphEngine]) -> dict[str, Any]
     return {
         "library": library and library.name,
         "sha256": library and file_sha256(library),
-        "in_engine": all(built[name].library_is_in_engine for name in DECODE_STEPS if name in built),
+        "in_engine": all(
+            built[name].library_is_in_engine for name in DECODE_STEPS if name in built
+        ),
         "num_nodes": num_attention_nodes(plan.bundle),
     }

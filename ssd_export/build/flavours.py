@@ -1,6 +1,8 @@
-"""The two builds of TensorRT, which have the same Python names: the module is picked here and nowhere else.
+"""The two builds of TensorRT, which have the same Python names: the module is picked here and
+nowhere else.
 
-Importing it for TensorRT-RTX also sees to the library name that its parser would abort for (stub_library.py).
+Importing it for TensorRT-RTX also sees to the library name that its parser would abort for
+(stub_library.py).
 """
 
 from __future__ import annotations
@@ -40,7 +42,9 @@ def is_installed(name: str) -> bool:
 
 
 def load_flavour(name: str) -> Flavour:
-    """The flavour, ready to parse and build. Raises: UserError where it is not installed or does not load."""
+    """The flavour, ready to parse and build. Raises: UserError where it is not installed or does
+    not load.
+    """
     if not is_installed(name):
         raise UserError(missing([name]))
     try:

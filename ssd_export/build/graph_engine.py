@@ -1,4 +1,6 @@
-"""One graph of a plan becomes one engine: parsed, its shared weights lifted out, built, and checked layer by layer."""
+"""One graph of a plan becomes one engine: parsed, its shared weights lifted out, built, and checked
+layer by layer.
+"""
 
 from __future__ import annotations
 
@@ -36,7 +38,9 @@ class GraphEngine:
 
 @dataclass(frozen=True)
 class ReadGraph:
-    """A graph as TensorRT's network. parser: the network uses what it owns. weights: those that became inputs."""
+    """A graph as TensorRT's network. parser: the network uses what it owns. weights: those that
+    became inputs.
+    """
 
     spec: GraphSpec
     builder: Any
@@ -52,14 +56,16 @@ def build_graph(
 ) -> GraphEngine:
     """Builds the engine of a graph and writes it to the scratch folder.
 
-    Raises: UserError for a graph that TensorRT does not take or would take otherwise than it was exported,
-    KeyboardInterrupt once `cancelled` is set.
+    Raises: UserError for a graph that TensorRT does not take or would take otherwise than it was
+    exported, KeyboardInterrupt once `cancelled` is set.
     """
     started = time.monotonic()
     graph = read_graph(plan, spec)
     engine = serialized_engine(plan, graph, scratch, progress, cancelled)
     made = write_engine(plan, graph, engine, scratch)
-    return replace(made, description=made.description | {"seconds": round(time.monotonic() - started, 1)})
+    return replace(
+        made, description=made.description | {"seconds": round(time.monotonic() - started, 1)}
+    )
 
 
 def read_graph(plan: BuildPlan, spec: GraphSpec) -> ReadGraph:
@@ -79,7 +85,9 @@ def read_graph(plan: BuildPlan, spec: GraphSpec) -> ReadGraph:
     num_plugin_layers = num_attention_nodes(plan.bundle) if model else 0
     _check_plugin_layers(spec, _network_layers(trt, network), num_plugin_layers)
     judge(spec.name, messages.warnings)
-    return ReadGraph(spec, builder, network, parser, lifted, _own_copy(shared, lifted), num_plugin_layers)
+    return ReadGraph(
+        spec, builder, network, parser, lifted, _own_copy(shared, lifted), num_plugin_layers
+    )
 
 
 def serialized_engine(
@@ -101,7 +109,9 @@ def serialized_engine(
 
 
 def write_engine(plan: BuildPlan, graph: ReadGraph, engine: Any, scratch: Path) -> GraphEngine:
-    """The engine in a file, its layers as the builder listed them; seconds are the caller's to add."""
+    """The engine in a file, its layers as the builder listed them; seconds are the caller's to
+    add.
+    """
     _, messages = logger(plan.flavour.trt)
     layers = Counter(messages.layers)
     if layers:  # some versions do not list them
@@ -109,11 +119,15 @@ def write_engine(plan: BuildPlan, graph: ReadGraph, engine: Any, scratch: Path) 
     path = scratch / f"{graph.spec.name}.engine"
     path.write_bytes(memoryview(engine))
     warnings = judge(graph.spec.name, messages.warnings) + graph.warnings
-    description = _describe(plan, graph, path, layers) | {"activation_bytes": messages.activation_bytes}
+    description = _describe(plan, graph, path, layers) | {
+        "activation_bytes": messages.activation_bytes
+    }
     return GraphEngine(description, path, warnings, messages.library_is_in_engine)
 
 
-def _describe(plan: BuildPlan, graph: ReadGraph, path: Path, layers: Counter[str]) -> dict[str, Any]:
+def _describe(
+    plan: BuildPlan, graph: ReadGraph, path: Path, layers: Counter[str]
+) -> dict[str, Any]:
     spec = graph.spec
     onnx_name = f"onnx/{spec.name}.onnx"
     in_place = spec.aliases.items() if spec.name in plan.plugin.models else ()
@@ -125,15 +139,22 @@ def _describe(plan: BuildPlan, graph: ReadGraph, path: Path, layers: Counter[str
         "onnx_sha256": plan.bundle.files[onnx_name]["sha256"],
         "layers": dict(sorted(layers.items())),
         "aliases": {out: past for out, past in in_place if out.startswith("present.")},
-        "weights": {name: [w.dtype, list(w.shape), w.offset, w.num_bytes] for name, w in graph.weights.items()},
+        "weights": {
+            name: [w.dtype, list(w.shape), w.offset, w.num_bytes]
+            for name, w in graph.weights.items()
+        },
     }
 
 
 def _own_copy(shared: Mapping[str, StoredWeight], lifted: Mapping[str, StoredWeight]) -> list[str]:
-    """A warning where the parser gave layers' matrices other names, so that they stayed in the engine."""
+    """A warning where the parser gave layers' matrices other names, so that they stayed in the
+    engine.
+    """
     left = [name for name in shared if name.startswith("layers.") and name not in lifted]
     return (
-        [f"{len(left)} weights stay in this engine: the device holds a second copy of them"] if left else []
+        [f"{len(left)} weights stay in this engine: the device holds a second copy of them"]
+        if left
+        else []
     )
 
 
@@ -143,13 +164,18 @@ def _network_layers(trt: Any, network: Any) -> Counter[str]:
 
 
 def _check_plugin_layers(spec: GraphSpec, layers: Counter[str], wanted: int) -> None:
-    """One layer of the plugin for each attention node in the plugin flavour, none in the plain one."""
+    """One layer of the plugin for each attention node in the plugin flavour, none in the plain
+    one.
+    """
     if layers[PLUGIN_LAYER] != wanted:
         raise UserError(
-            f"{spec.name} has {layers[PLUGIN_LAYER]} plugin layers where {wanted} were expected; use --plugin off"
+            f"{spec.name} has {layers[PLUGIN_LAYER]} plugin layers where {wanted} were expected;"
+            " use --plugin off"
             if wanted
-            else f"{spec.name} is built of plain operators and has {layers[PLUGIN_LAYER]} plugin layers; export the "
-            "bundle again"
+            else (
+                f"{spec.name} is built of plain operators and has {layers[PLUGIN_LAYER]} plugin"
+                " layers; export the bundle again"
+            )
         )
 
 
@@ -158,5 +184,6 @@ def _failure(spec: GraphSpec, errors: list[str], cancelled: Event) -> BaseExcept
         return KeyboardInterrupt()
     reason = one_line(errors[0]) if errors else "it gave no reason"
     return UserError(
-        f"TensorRT could not build {spec.name} ({reason}); try --plugin off, a smaller --batch or a larger --workspace"
+        f"TensorRT could not build {spec.name} ({reason}); try --plugin off, a smaller --batch or a"
+        " larger --workspace"
     )

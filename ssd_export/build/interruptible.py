@@ -1,4 +1,6 @@
-"""Runs native work in a thread of its own, so that Ctrl-C reaches Python at once and stops it cleanly."""
+"""Runs native work in a thread of its own, so that Ctrl-C reaches Python at once and stops it
+cleanly.
+"""
 
 from __future__ import annotations
 
@@ -13,11 +15,13 @@ SECONDS_BETWEEN_LOOKS = 0.1
 def run_interruptible(
     work: Callable[[], T], cancelled: Event, stopping: Callable[[], None] = lambda: None
 ) -> T:
-    """The result of work(), or its error. Interrupted, sets `cancelled`, waits until work has ended, and raises.
+    """The result of work(), or its error. Interrupted, sets `cancelled`, waits until work has
+    ended, and raises.
 
     stopping: called before the wait.
 
-    Further interrupts do not end the wait: a process that ends while native code calls back into Python aborts.
+    Further interrupts do not end the wait: a process that ends while native code calls back into
+    Python aborts.
     Raises: KeyboardInterrupt, or SystemExit for a SIGTERM that was turned into one.
     """
     result: list[T] = []

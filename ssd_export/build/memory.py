@@ -1,8 +1,10 @@
-"""The memory that a build will need, estimated and compared with what is free before any work starts.
+"""The memory that a build will need, estimated and compared with what is free before any work
+starts.
 
-Measured with TensorRT-RTX on the decode step of Janus-Pro-1B's shape in fp16 (2.5 GB of weights): 6.1 GB at the peak
-with the weights inside (7.5 GiB on another export), 0.6 GB with its matrices as inputs, which the builder never reads.
-TensorRT times its tactics on the device and allocates inputs there, which on a Jetson is the same memory: not measured.
+Measured with TensorRT-RTX on the decode step of Janus-Pro-1B's shape in fp16 (2.5 GB of weights):
+6.1 GB at the peak with the weights inside (7.5 GiB on another export), 0.6 GB with its matrices as
+inputs, which the builder never reads. TensorRT times its tactics on the device and allocates inputs
+there, which on a Jetson is the same memory: not measured.
 """
 
 from __future__ import annotations
@@ -14,23 +16,39 @@ from ssd_export.plan.memory import check_fits
 from ssd_export.plan.sizes import CODES, StoredWeight, stored_weights, weights_file
 from ssd_export.plan.stages import build_bytes
 
-__all__ = ["StoredWeight", "check_memory", "is_shared", "needed_bytes", "shared_weights", "stored_weights", "weights_file"]
+__all__ = [
+    "StoredWeight",
+    "check_memory",
+    "is_shared",
+    "needed_bytes",
+    "shared_weights",
+    "stored_weights",
+    "weights_file",
+]
 
 
 def is_shared(weight: StoredWeight) -> bool:
-    """Whether a tensor can be an input of prefill and decode_step: the matrices, which are nearly all the bytes."""
+    """Whether a tensor can be an input of prefill and decode_step: the matrices, which are nearly
+    all the bytes.
+    """
     return len(weight.shape) == 2 and weight.dtype not in CODES
 
 
 def shared_weights(bundle: Bundle) -> dict[str, StoredWeight]:
-    """The weights that become inputs of prefill and decode_step: matrices, but quantised ones with their scales.
+    """The weights that become inputs of prefill and decode_step: matrices, but quantised ones with
+    their scales.
 
-    Codes and scales stay constants: TensorRT-RTX 1.7.1 makes one layer of a dequantised constant and its product, but
-    writes the whole matrix in fp16 before every product where either is an input.
+    Codes and scales stay constants: TensorRT-RTX 1.7.1 makes one layer of a dequantised constant
+    and its product, but writes the whole matrix in fp16 before every product where either is an
+    input.
     """
     weights = stored_weights(bundle)
     quantised = {f"{name}.scale" for name, weight in weights.items() if weight.dtype in CODES}
-    return {name: weight for name, weight in weights.items() if is_shared(weight) and name not in quantised}
+    return {
+        name: weight
+        for name, weight in weights.items()
+        if is_shared(weight) and name not in quantised
+    }
 
 
 def needed_bytes(bundle: Bundle, target: Target, flavour: Flavour) -> int:
@@ -51,7 +69,10 @@ def check_memory(needed: int, free: int | None, dtype: str, weights: str) -> Non
     """
     if free is None:
         return
-    ways = ["build on a larger machine with the same GPU (--target rtx: any machine) and copy the bundle back"]
+    ways = [
+        "build on a larger machine with the same GPU (--target rtx: any machine) and copy the"
+        " bundle back"
+    ]
     if dtype == "float32":
         ways.insert(0, "export with --dtype fp16 (half the weights)")
     elif weights == "none":

@@ -1,9 +1,9 @@
 """What TensorRT says while it parses and builds: kept, and judged.
 
-A warning that means "the engine does something else than the graph" fails the build. The parser drops an input that
-it does not know of with no more than "Unused Input", and a builder may take another precision than was asked for.
-Warnings that are known to mean nothing are dropped: inlined functions repeat node names, and int64 inputs are meant.
-Everything else is handed on to the user.
+A warning that means "the engine does something else than the graph" fails the build. The parser
+drops an input that it does not know of with no more than "Unused Input", and a builder may take
+another precision than was asked for. Warnings that are known to mean nothing are dropped: inlined
+functions repeat node names, and int64 inputs are meant. Everything else is handed on to the user.
 """
 
 from __future__ import annotations
@@ -16,12 +16,14 @@ from typing import Any
 from ssd_export.errors import UserError
 
 FATAL = re.compile(
-    r"unused input|fall(ing|s)? ?back|fallback|cast(ing)? down|(lower|reduced|higher) precision|precision constraint"
+    r"unused input|fall(ing|s)? ?back|fallback|cast(ing)? down|(lower|reduced|higher)"
+    r" precision|precision constraint"
     r"|layernorm nodes in FP16|overflow",
     re.IGNORECASE,
 )
 HARMLESS = re.compile(
-    r"already exists, the output tensors of this new instance|Make sure (input|output) \S+ has Int64 binding"
+    r"already exists, the output tensors of this new instance|Make sure (input|output) \S+ has"
+    r" Int64 binding"
     r"|ONNX model has been generated with INT64 weights"
 )
 LAYER = re.compile(r"LayerType: (\w+)|^Layer\((\w+)\)", re.MULTILINE)
@@ -40,7 +42,9 @@ class Messages:
 
     @property
     def layers(self) -> list[str]:
-        """The kind of every layer of the engine, as the builder lists them; empty where it does not."""
+        """The kind of every layer of the engine, as the builder lists them; empty where it does
+        not.
+        """
         listing = "\n".join(
             text for text in self.facts if text.startswith(("Layers:", "Engine Layer Information"))
         )
@@ -59,7 +63,9 @@ class Messages:
 
 @cache
 def logger(trt: Any) -> tuple[Any, Messages]:
-    """The logger of this process and what it hears. One for all builds: TensorRT-RTX keeps the first it is given."""
+    """The logger of this process and what it hears. One for all builds: TensorRT-RTX keeps the
+    first it is given.
+    """
     messages, severity = Messages(), trt.ILogger.Severity
 
     class Logger(trt.ILogger):
@@ -81,13 +87,15 @@ def logger(trt: Any) -> tuple[Any, Messages]:
 
 
 def judge(graph: str, warnings: Iterable[str]) -> list[str]:
-    """The warnings that the user should see. Raises: UserError for one after which the engine cannot be trusted."""
+    """The warnings that the user should see. Raises: UserError for one after which the engine
+    cannot be trusted.
+    """
     kept = []
     for warning in dict.fromkeys(text for text in warnings if not HARMLESS.search(text)):
         if FATAL.search(warning):
             raise UserError(
-                f"{graph} would not be built as it was exported ({one_line(warning)}); use another version "
-                "of TensorRT or another --target"
+                f"{graph} would not be built as it was exported ({one_line(warning)}); use another"
+                " version of TensorRT or another --target"
             )
         kept.append(one_line(warning))
     return kept

@@ -1,15 +1,18 @@
 """engine.json: what engines were built from and for, and whether they may be loaded here.
 
-An engine is code for one version of TensorRT and one kind of GPU; TensorRT itself says no more than "plan file is not
-compatible". A loader calls `check_provenance` before it deserialises, and only files that the manifest vouches for.
+An engine is code for one version of TensorRT and one kind of GPU; TensorRT itself says no more than
+"plan file is not compatible". A loader calls `check_provenance` before it deserialises, and only
+files that the manifest vouches for.
 
-    schema, tool_version, target, flavour, version, compute_capabilities (times ten), os, arch, bundle_hash
-    profile         {"images": [min, opt, max], "prompt_tokens": [...]}; rows are twice the images
-    workspace_mib, flags
+    schema, tool_version, target, flavour, version, compute_capabilities (times ten), os, arch,
+    bundle_hash profile         {"images": [min, opt, max], "prompt_tokens": [...]}; rows are twice
+    the images workspace_mib, flags
     plugin          null, or {"library", "sha256", "in_engine", "num_nodes"}
     weights_file    whose tensors the graphs below take as inputs
-    graphs          by name: engine, bytes, sha256, onnx, onnx_sha256, seconds, layers {kind: count}, activation_bytes,
-                    aliases {output: input whose buffer it is}, weights {input: [dtype, shape, offset, bytes]}
+    graphs          by name: engine, bytes, sha256, onnx, onnx_sha256, seconds, layers {kind:
+    count}, activation_bytes,
+                    aliases {output: input whose buffer it is}, weights {input: [dtype, shape,
+                    offset, bytes]}
     warnings        what TensorRT said and the user saw
 """
 
@@ -31,7 +34,9 @@ FILE = "engine.json"
 
 @dataclass(frozen=True)
 class Here:
-    """Where an engine is about to be loaded. compute_capability: times ten; bundle_path: for the message."""
+    """Where an engine is about to be loaded. compute_capability: times ten; bundle_path: for the
+    message.
+    """
 
     flavour: str
     version: str
@@ -52,12 +57,18 @@ def this_arch() -> str:
 
 def folder_name(flavour: str, version: str, capabilities: tuple[int, ...]) -> str:
     """engines/<flavour><version>-sm<cc>-<os>-<arch>; several GPUs joined by +."""
-    return f"engines/{flavour}{version}-sm{'+'.join(map(str, capabilities))}-{this_os()}-{this_arch()}"
+    return (
+        f"engines/{flavour}{version}-sm{'+'.join(map(str, capabilities))}-{this_os()}-{this_arch()}"
+    )
 
 
 def read_engines(bundle: Bundle) -> dict[str, dict[str, Any]]:
-    """Every engine.json of a bundle, by the name of its folder. Raises: UserError for one that cannot be read."""
-    names = [name for name in bundle.files if name.startswith("engines/") and name.endswith(f"/{FILE}")]
+    """Every engine.json of a bundle, by the name of its folder. Raises: UserError for one that
+    cannot be read.
+    """
+    names = [
+        name for name in bundle.files if name.startswith("engines/") and name.endswith(f"/{FILE}")
+    ]
     return {name.removesuffix(f"/{FILE}"): read_engine_json(bundle, name) for name in names}
 
 
@@ -74,13 +85,14 @@ def read_engine_json(bundle: Bundle, name: str) -> dict[str, Any]:
 def check_provenance(engine_json: Mapping[str, Any], here: Here) -> None:
     """Returns if engines of this engine.json can be loaded here.
 
-    Raises: UserError, one line with the command that builds a fitting one, for another schema, flavour, version,
-    GPU, system or bundle.
+    Raises: UserError, one line with the command that builds a fitting one, for another schema,
+    flavour, version, GPU, system or bundle.
     """
     again = rebuild(here.bundle_path)
     if engine_json["schema"] != SCHEMA:
         raise UserError(
-            f"engine.json has schema {engine_json['schema']} and this version reads {SCHEMA}; {again}"
+            f"engine.json has schema {engine_json['schema']} and this version reads {SCHEMA};"
+            f" {again}"
         )
     built = f"{engine_json['flavour']} {engine_json['version']}"
     if built != f"{here.flavour} {here.version}":
@@ -88,21 +100,28 @@ def check_provenance(engine_json: Mapping[str, Any], here: Here) -> None:
             f"the engine was built with {built} and {here.flavour} {here.version} is here; {again}"
         )
     if here.compute_capability not in engine_json["compute_capabilities"]:
-        wanted = ", ".join(f"{capability / 10:.1f}" for capability in engine_json["compute_capabilities"])
+        wanted = ", ".join(
+            f"{capability / 10:.1f}" for capability in engine_json["compute_capabilities"]
+        )
         raise UserError(
             f"the engine is for GPUs of compute capability {wanted} and this one has "
             f"{here.compute_capability / 10:.1f}; {again}"
         )
     if (engine_json["os"], engine_json["arch"]) != (here.os, here.arch):
         raise UserError(
-            f"the engine is for {engine_json['os']} {engine_json['arch']} and this is {here.os} {here.arch}; {again}"
+            f"the engine is for {engine_json['os']} {engine_json['arch']} and this is {here.os}"
+            f" {here.arch}; {again}"
         )
     if engine_json["bundle_hash"] != here.bundle_hash:
-        raise UserError(f"the engine was built from another bundle than {here.bundle_path}; {again}")
+        raise UserError(
+            f"the engine was built from another bundle than {here.bundle_path}; {again}"
+        )
 
 
 def check_batch(engine_json: Mapping[str, Any], num_images: int, bundle_path: str) -> None:
-    """Raises: UserError, with the command that builds a fitting one, for a batch outside the engine's profile."""
+    """Raises: UserError, with the command that builds a fitting one, for a batch outside the
+    engine's profile.
+    """
     least, usual, most = engine_json["profile"]["images"]
     if not least <= num_images <= most:
         wider = f"{min(least, num_images)}:{usual}:{max(most, num_images)}"

@@ -1,9 +1,11 @@
-"""Gives TensorRT-RTX's ONNX parser the library name that its wheel lacks, within the running process.
+"""Gives TensorRT-RTX's ONNX parser the library name that its wheel lacks, within the running
+process.
 
-The parser opens `libtensorrt_rtx.so` by name; the wheel ships `libtensorrt_rtx.so.1` alone, and without the short
-name the process aborts. The loader takes a library that is already loaded if its SONAME is the name asked for. So an
-empty library of that SONAME, which needs the real one, is made in memory (a few hundred bytes, no compiler, no file)
-and loaded: symbols looked up in it are found in what it needs. No LD_LIBRARY_PATH, no second start of the program.
+The parser opens `libtensorrt_rtx.so` by name; the wheel ships `libtensorrt_rtx.so.1` alone, and
+without the short name the process aborts. The loader takes a library that is already loaded if its
+SONAME is the name asked for. So an empty library of that SONAME, which needs the real one, is made
+in memory (a few hundred bytes, no compiler, no file) and loaded: symbols looked up in it are found
+in what it needs. No LD_LIBRARY_PATH, no second start of the program.
 
 Source: ELF-64 specification, System V gABI chapters 4 and 5.
 """
@@ -24,7 +26,9 @@ MACHINES = {"x86_64": 62, "aarch64": 183}
 
 
 def stub_library(soname: str, needed: str, machine: int) -> bytes:
-    """A 64-bit little-endian ELF library without code: its name, what it needs, an empty symbol table."""
+    """A 64-bit little-endian ELF library without code: its name, what it needs, an empty symbol
+    table.
+    """
     strings = b"\0" + soname.encode() + b"\0" + needed.encode() + b"\0"
     symbols = HEADER_BYTES + NUM_SEGMENTS * SEGMENT_BYTES
     names = symbols + SYMBOL_BYTES
@@ -56,14 +60,20 @@ def stub_library(soname: str, needed: str, machine: int) -> bytes:
         0,
         0,
     )
-    segments = [(LOAD, 0, end, 0x10000), (DYNAMIC, dynamic, end - dynamic, 8), (GNU_STACK, 0, 0, 16)]
+    segments = [
+        (LOAD, 0, end, 0x10000),
+        (DYNAMIC, dynamic, end - dynamic, 8),
+        (GNU_STACK, 0, 0, 16),
+    ]
     for (
         kind,
         offset,
         size,
         alignment,
     ) in segments:  # without the last, the loader would ask for an executable stack
-        header += struct.pack("<IIQQQQQQ", kind, READ_WRITE, offset, offset, offset, size, size, alignment)
+        header += struct.pack(
+            "<IIQQQQQQ", kind, READ_WRITE, offset, offset, offset, size, size, alignment
+        )
     body = (header + bytes(SYMBOL_BYTES) + strings).ljust(dynamic, b"\0")
     return body + b"".join(struct.pack("<qQ", *entry) for entry in entries)
 
@@ -71,7 +81,8 @@ def stub_library(soname: str, needed: str, machine: int) -> bytes:
 def load_stub(soname: str, needed: str) -> None:
     """Makes `dlopen(soname)` find the library `needed`, which is loaded, until the process ends.
 
-    Raises: OSError where the loader refuses; nothing happens on other systems than Linux, which have other names.
+    Raises: OSError where the loader refuses; nothing happens on other systems than Linux, which
+    have other names.
     """
     if sys.platform != "linux" or os.uname().machine not in MACHINES:
         return

@@ -1,9 +1,10 @@
 """What an engine is built for: recipes in engines/targets/*.toml, and the GPU of this machine.
 
-A recipe: title, flavours (in order of preference), compute_capabilities (times ten), batch ("MIN:OPT:MAX" images),
-workspace_mib, shared_weights (weights are inputs of prefill and decode_step, so that both use one copy), memory_gib of
-the smallest machine, shares_memory (the system lives in it too).
-`recipes` beside this file links to engines/targets, and is a folder of its own in an installed package.
+A recipe: title, flavours (in order of preference), compute_capabilities (times ten), batch
+("MIN:OPT:MAX" images), workspace_mib, shared_weights (weights are inputs of prefill and
+decode_step, so that both use one copy), memory_gib of the smallest machine, shares_memory (the
+system lives in it too). `recipes` beside this file links to engines/targets, and is a folder of its
+own in an installed package.
 """
 
 from __future__ import annotations
@@ -44,7 +45,8 @@ class Batch:
         numbers = [int(number) for number in match.groups()] if match else []
         if not numbers or not 1 <= numbers[0] <= numbers[1] <= numbers[2]:
             raise UserError(
-                f"--batch {text} is not MIN:OPT:MAX images in order, at least 1; for example --batch 1:4:8"
+                f"--batch {text} is not MIN:OPT:MAX images in order, at least 1; for example"
+                " --batch 1:4:8"
             )
         return cls(*numbers)
 
@@ -72,28 +74,39 @@ def target_names() -> list[str]:
 def fp8_targets() -> list[str]:
     """Targets all of whose GPUs multiply in fp8."""
     capabilities = {name: _values(name)["compute_capabilities"] for name in target_names()}
-    return [name for name, values in capabilities.items() if values and min(values) >= FIRST_WITH_FP8]
+    return [
+        name for name, values in capabilities.items() if values and min(values) >= FIRST_WITH_FP8
+    ]
 
 
 def memory_of(name: str) -> tuple[int, bool]:
-    """(bytes of memory, whether the system shares it) of the smallest machine of a target; 0 where it says nothing.
+    """(bytes of memory, whether the system shares it) of the smallest machine of a target; 0 where
+    it says nothing.
 
     Raises: UserError for an unknown name.
     """
     if name not in target_names():
-        raise UserError(f"unknown --target {name!r}; choose a size such as 8GB, or one of {', '.join(target_names())}")
+        raise UserError(
+            f"unknown --target {name!r}; choose a size such as 8GB, or one of"
+            f" {', '.join(target_names())}"
+        )
     values = _values(name)
     return int(values.get("memory_gib", 0) * (1 << 30)), bool(values.get("shares_memory", False))
 
 
 def read_target(name: str) -> Target:
-    """The recipe of that name. Raises: UserError for an unknown name, or one that needs no engine."""
+    """The recipe of that name. Raises: UserError for an unknown name, or one that needs no
+    engine.
+    """
     if name not in target_names():
-        raise UserError(f"unknown --target {name!r}; choose auto or one of {', '.join(target_names())}")
+        raise UserError(
+            f"unknown --target {name!r}; choose auto or one of {', '.join(target_names())}"
+        )
     values = _values(name)
     if not values["flavours"]:
         raise UserError(
-            f"{values['title']} needs no engine: ssd-export generate --runner ort runs the bundle as it is"
+            f"{values['title']} needs no engine: ssd-export generate --runner ort runs the bundle"
+            " as it is"
         )
     return Target(
         name=name,
@@ -111,7 +124,8 @@ def _values(name: str) -> dict[str, Any]:
 
 
 def choose_target(name: str, capability: int | None) -> Target:
-    """The recipe asked for; for `auto` that of the GPU here, narrowed to it, and rtx where there is no GPU.
+    """The recipe asked for; for `auto` that of the GPU here, narrowed to it, and rtx where there is
+    no GPU.
 
     Raises: UserError for an unknown name, or a GPU that no recipe names.
     """
@@ -124,7 +138,8 @@ def choose_target(name: str, capability: int | None) -> Target:
         if capability in target.compute_capabilities:
             return narrowed(target, capability)
     raise UserError(
-        f"no target for this GPU (compute capability {capability / 10:.1f}); use --runner ort, which needs no engine"
+        f"no target for this GPU (compute capability {capability / 10:.1f}); use --runner ort,"
+        " which needs no engine"
     )
 
 
@@ -149,7 +164,8 @@ def choose_flavour(asked: str, target: Target) -> str:
     if asked != AUTO:
         if asked not in target.flavours:
             raise UserError(
-                f"--flavour {asked} does not build for {target.name}; use --flavour {target.flavours[0]}"
+                f"--flavour {asked} does not build for {target.name}; use --flavour"
+                f" {target.flavours[0]}"
             )
         return asked
     for name in target.flavours:
@@ -159,7 +175,9 @@ def choose_flavour(asked: str, target: Target) -> str:
 
 
 def gpu_here() -> int | None:
-    """Compute capability, times ten, of the first GPU of this machine; None without a GPU or its driver."""
+    """Compute capability, times ten, of the first GPU of this machine; None without a GPU or its
+    driver.
+    """
     name = "nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1"
     try:
         cuda = ctypes.CDLL(name)

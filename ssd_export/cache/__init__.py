@@ -1,1 +1,3 @@
-"""Cache policies as data (policy, table, layout, head_map: no torch) and their torch reference (the rest)."""
+"""Cache policies as data (policy, table, layout, head_map: no torch) and their torch reference (the
+rest).
+"""

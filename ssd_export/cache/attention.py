@@ -1,4 +1,5 @@
-"""Attention over a cache of slots, in torch: the reference for every backend (R2, R7, R8; told in policy.py).
+"""Attention over a cache of slots, in torch: the reference for every backend (R2, R7, R8; told in
+policy.py).
 
 Query heads of one KV head are neighbours: query head h * G + g reads KV head h, as in transformers.
 """
@@ -14,13 +15,15 @@ from ssd_export.cache.state import EMPTY, GroupState
 from ssd_export.cache.table import GREATEST_CODE, HeadGroup
 
 
-def prefill_attention(query: Tensor, key: Tensor, value: Tensor,
-                      prompt_length: Tensor) -> tuple[Tensor, Tensor]:
+def prefill_attention(
+    query: Tensor, key: Tensor, value: Tensor, prompt_length: Tensor
+) -> tuple[Tensor, Tensor]:
     """Dense causal attention over prompts padded on the right (R8), and the scores it gives (R2).
 
-    Args: query [B, Hq, T, D]; key, value [B, Hkv, T, D], after RoPE, finite at padding too; prompt_length
-    int [B], 1..T.
-    Returns: out [B, Hq, T, D], finite and meaningless at padding; scores float32 [B, Hkv, T], 0 at padding.
+    Args: query [B, Hq, T, D]; key, value [B, Hkv, T, D], after RoPE, finite at padding too;
+    prompt_length int [B], 1..T.
+    Returns: out [B, Hq, T, D], finite and meaningless at padding; scores float32 [B, Hkv, T], 0 at
+    padding.
     """
     rows, num_kv_heads, length, head_dim = key.shape
     grouped = query.reshape(rows, num_kv_heads, -1, length, head_dim)
@@ -34,8 +37,9 @@ def prefill_attention(query: Tensor, key: Tensor, value: Tensor,
     return out.reshape(query.shape), scores
 
 
-def fill_from_prompt(state: GroupState, key: Tensor, value: Tensor, scores: Tensor,
-                     prompt_length: Tensor) -> None:
+def fill_from_prompt(
+    state: GroupState, key: Tensor, value: Tensor, scores: Tensor, prompt_length: Tensor
+) -> None:
     """Writes prompt token t to slot t of an empty state (R8); padding stays an empty slot.
 
     Args: key, value [B, H, T, D]; scores float32 [B, H, T]; prompt_length int [B].
@@ -43,11 +47,16 @@ def fill_from_prompt(state: GroupState, key: Tensor, value: Tensor, scores: Tens
     """
     length = key.shape[2]
     if length >= state.position.shape[2]:
-        raise ValueError(f"a prompt of {length} slots needs more than {state.position.shape[2]} cache slots")
+        raise ValueError(
+            f"a prompt of {length} slots needs more than {state.position.shape[2]} cache slots"
+        )
     token = torch.arange(length, dtype=torch.int32, device=key.device)
     held = (token[None, :] < prompt_length[:, None])[:, None]  # [B, 1, T]
     state.reset()
-    for rows, cached, scales in ((key, state.key, state.key_scale), (value, state.value, state.value_scale)):
+    for rows, cached, scales in (
+        (key, state.key, state.key_scale),
+        (value, state.value, state.value_scale),
+    ):
         if scales is not None:
             rows, scale = quantize_rows(rows)
             scales[:, :, :length] = scale.masked_fill(~held, 0)
@@ -57,12 +66,21 @@ def fill_from_prompt(state: GroupState, key: Tensor, value: Tensor, scores: Tens
         state.score[:, :, :length] = scores.masked_fill(~held, 0)
 
 
-def decode_attention(query: Tensor, key: Tensor, value: Tensor, state: GroupState, group: HeadGroup,
-                     prompt_length: Tensor, position: Tensor, score_decay: float) -> Tensor:
-    """One decode step of a head group (R7): the new token's attention over its cache. Changes state.
+def decode_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    state: GroupState,
+    group: HeadGroup,
+    prompt_length: Tensor,
+    position: Tensor,
+    score_decay: float,
+) -> Tensor:
+    """One decode step of a head group (R7): the new token's attention over its cache. Changes
+    state.
 
-    Args: query [B, H*G, D]; key, value [B, H, D], after RoPE; prompt_length, position int [B], position being
-    the new token's.
+    Args: query [B, H*G, D]; key, value [B, H, D], after RoPE; prompt_length, position int [B],
+    position being the new token's.
     Returns: out [B, H*G, D].
     """
     release_full_heads(state, group, prompt_length, position, score_decay)
@@ -85,9 +103,12 @@ def decode_attention(query: Tensor, key: Tensor, value: Tensor, state: GroupStat
     return (weights @ state.value.to(value.dtype) * (1 / GREATEST_CODE)).reshape(query.shape)
 
 
-def release_full_heads(state: GroupState, group: HeadGroup, prompt_length: Tensor, position: Tensor,
-                       score_decay: float) -> None:
-    """Makes evict_every slots empty in each head of each row that has none (the first part of R7)."""
+def release_full_heads(
+    state: GroupState, group: HeadGroup, prompt_length: Tensor, position: Tensor, score_decay: float
+) -> None:
+    """Makes evict_every slots empty in each head of each row that has none (the first part of
+    R7).
+    """
     full = (state.position >= 0).all(dim=-1, keepdim=True)  # [B, H, 1]
     if not full.any():
         return
@@ -98,10 +119,15 @@ def release_full_heads(state: GroupState, group: HeadGroup, prompt_length: Tenso
         state.score.copy_(torch.where(full, state.score * score_decay, state.score))
 
 
-def write_new_token(state: GroupState, slot: Tensor, key: Tensor, value: Tensor, position: Tensor) -> None:
+def write_new_token(
+    state: GroupState, slot: Tensor, key: Tensor, value: Tensor, position: Tensor
+) -> None:
     """Writes key and value [B, H, D] and position [B] into slot [B, H, 1] of each head, score 0."""
     row_index = slot[..., None].expand(*slot.shape, key.shape[-1])
-    for row, cached, scales in ((key, state.key, state.key_scale), (value, state.value, state.value_scale)):
+    for row, cached, scales in (
+        (key, state.key, state.key_scale),
+        (value, state.value, state.value_scale),
+    ):
         if scales is not None:
             row, scale = quantize_rows(row)
             scales.scatter_(2, slot, scale[:, :, None])

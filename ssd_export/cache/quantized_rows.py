@@ -1,8 +1,10 @@
-"""Keys and values in int8, each row (one token of one head) with its own scale, in torch: the reference for the graphs.
+"""Keys and values in int8, each row (one token of one head) with its own scale, in torch: the
+reference for the graphs.
 
-A row is code / 127 x scale, where scale is the row's greatest magnitude in float32. Attention multiplies the codes and
-scales what comes out: logits = (codes @ query / 127) x key scale, out = (probs x value scale) @ codes / 127. So no
-float copy of a cache is scaled, and in float16 no sum of codes overflows.
+A row is code / 127 x scale, where scale is the row's greatest magnitude in float32. Attention
+multiplies the codes and scales what comes out: logits = (codes @ query / 127) x key scale, out =
+(probs x value scale) @ codes / 127. So no float copy of a cache is scaled, and in float16 no sum of
+codes overflows.
 """
 
 from __future__ import annotations

@@ -1,4 +1,5 @@
-"""R3 to R6 as pure tensor functions, vectorised over rows and heads: the reference for every backend.
+"""R3 to R6 as pure tensor functions, vectorised over rows and heads: the reference for every
+backend.
 
 The rules are told in policy.py.
 """
@@ -13,11 +14,14 @@ from ssd_export.cache.table import Rule
 from ssd_export.config import GRID
 
 
-def retention(position: Tensor, score: Tensor | None, rule: Rule, prompt_length: Tensor,
-              newest: Tensor) -> Tensor:
-    """How much each slot deserves to stay (R3): +inf protected, also where empty. float32 [B, H, S].
+def retention(
+    position: Tensor, score: Tensor | None, rule: Rule, prompt_length: Tensor, newest: Tensor
+) -> Tensor:
+    """How much each slot deserves to stay (R3): +inf protected, also where empty. float32 [B, H,
+    S].
 
-    Args: position int [B, H, S]; score float32 [B, H, S] if by_score; prompt_length, newest int [B].
+    Args: position int [B, H, S]; score float32 [B, H, S] if by_score; prompt_length, newest int
+    [B].
     """
     prompt_length, newest = prompt_length[:, None, None], newest[:, None, None]
     num_sinks = prompt_length if rule.num_sinks < 0 else rule.num_sinks

@@ -1,4 +1,5 @@
-"""The policy table: which slots a cache has and by which rule each head keeps them (R1-R9, see policy.py).
+"""The policy table: which slots a cache has and by which rule each head keeps them (R1-R9, see
+policy.py).
 
 Plain data without torch or numpy: a board reads it from ssd_config.json.
 """
@@ -38,13 +39,17 @@ class Rule:
         return self.pinned_columns.bit_count()
 
     def num_protected(self, prompt_slots: int) -> int:
-        """The most tokens that this rule can protect at a release: R9's left side without evict_every."""
+        """The most tokens that this rule can protect at a release: R9's left side without
+        evict_every.
+        """
         sinks = prompt_slots if self.num_sinks < 0 else self.num_sinks
         return sinks + max(self.num_recent - 1, 0) + GRID * self.num_pinned_columns
 
 
 class HeadOption(NamedTuple):
-    """One way to serve a KV head: its rule, its image slots (buffer included), how many a release frees."""
+    """One way to serve a KV head: its rule, its image slots (buffer included), how many a release
+    frees.
+    """
 
     rule: Rule
     image_slots: int
@@ -53,7 +58,9 @@ class HeadOption(NamedTuple):
 
 @dataclass(frozen=True)
 class HeadGroup:
-    """Neighbouring KV heads of a layer with one rule and one tensor; num_slots includes the prompt slots."""
+    """Neighbouring KV heads of a layer with one rule and one tensor; num_slots includes the prompt
+    slots.
+    """
 
     rule: Rule
     num_slots: int
@@ -61,12 +68,16 @@ class HeadGroup:
     num_heads: int
 
     def can_fill(self, prompt_slots: int) -> bool:
-        """Whether a picture can take every slot, so that releases happen at all (R9's second case is when not)."""
+        """Whether a picture can take every slot, so that releases happen at all (R9's second case
+        is when not).
+        """
         return self.num_slots < prompt_slots + NUM_IMAGE_TOKENS
 
 
 def releases_between_steps(group: HeadGroup, prompt_slots: int) -> bool:
-    """Whether a group releases several slots at a time, and so before a step; one slot is released within it (R7)."""
+    """Whether a group releases several slots at a time, and so before a step; one slot is released
+    within it (R7).
+    """
     return group.evict_every > 1 and group.can_fill(prompt_slots)
 
 
@@ -85,8 +96,10 @@ class PolicyTable:
     """Rules and slots of every head of a model, by layer and head group.
 
     layers: 1 to 3 groups a layer, none of them empty.
-    head_order: for each layer, the original KV head at each place after the heads were permuted by group.
-    notes: what make_policy chose differently from its usual defaults, one sentence each, for the user.
+    head_order: for each layer, the original KV head at each place after the heads were permuted by
+    group.
+    notes: what make_policy chose differently from its usual defaults, one sentence each, for the
+    user.
     kv_dtype: model, or int8: keys and values as cache/quantized_rows.py stores them.
     """
 
@@ -114,49 +127,83 @@ class PolicyTable:
     def release_kinds(self) -> list[tuple[int, int]]:
         """The kinds of the groups that release between steps, each once."""
         groups = [group for layer in self.layers for group in layer]
-        return sorted({release_kind(group) for group in groups if releases_between_steps(group, self.prompt_slots)})
+        return sorted(
+            {
+                release_kind(group)
+                for group in groups
+                if releases_between_steps(group, self.prompt_slots)
+            }
+        )
 
     def cache_bytes(self, config: ModelConfig, dtype_bytes: int, rows: int) -> int:
-        """Bytes of keys, values (and their scales), positions and, where a group ranks by it, score; prompt slots
-        included."""
-        return sum(rows * group.num_heads * group.num_slots * self._slot_bytes(group.rule, config, dtype_bytes)
-                   for layer in self.layers for group in layer)
+        """Bytes of keys, values (and their scales), positions and, where a group ranks by it,
+        score; prompt slots included."""
+        return sum(
+            rows
+            * group.num_heads
+            * group.num_slots
+            * self._slot_bytes(group.rule, config, dtype_bytes)
+            for layer in self.layers
+            for group in layer
+        )
 
     def image_cache_bytes(self, config: ModelConfig, dtype_bytes: int, rows: int) -> int:
         """cache_bytes of the image slots alone: what a budget is about."""
-        return sum(rows * group.num_heads * (group.num_slots - self.prompt_slots)
-                   * self._slot_bytes(group.rule, config, dtype_bytes) for layer in self.layers for group in layer)
+        return sum(
+            rows
+            * group.num_heads
+            * (group.num_slots - self.prompt_slots)
+            * self._slot_bytes(group.rule, config, dtype_bytes)
+            for layer in self.layers
+            for group in layer
+        )
 
     def full_cache_bytes(self, config: ModelConfig, dtype_bytes: int, rows: int) -> int:
-        """Keys and values alone of a cache of prompt slots + 576 tokens: what the saving is measured by."""
-        return (self.prompt_slots + NUM_IMAGE_TOKENS) * self._full_token_bytes(config, dtype_bytes, rows)
+        """Keys and values alone of a cache of prompt slots + 576 tokens: what the saving is
+        measured by.
+        """
+        return (self.prompt_slots + NUM_IMAGE_TOKENS) * self._full_token_bytes(
+            config, dtype_bytes, rows
+        )
 
     def full_image_cache_bytes(self, config: ModelConfig, dtype_bytes: int, rows: int) -> int:
         """full_cache_bytes of the 576 image tokens alone."""
         return NUM_IMAGE_TOKENS * self._full_token_bytes(config, dtype_bytes, rows)
 
     def _slot_bytes(self, rule: Rule, config: ModelConfig, dtype_bytes: int) -> int:
-        row = config.head_dim * dtype_bytes if self.kv_dtype == "model" else config.head_dim + BYTES_ROW_SCALE
+        row = (
+            config.head_dim * dtype_bytes
+            if self.kv_dtype == "model"
+            else config.head_dim + BYTES_ROW_SCALE
+        )
         return 2 * row + BYTES_POSITION + BYTES_SCORE * rule.by_score
 
     def _full_token_bytes(self, config: ModelConfig, dtype_bytes: int, rows: int) -> int:
         return rows * config.num_layers * config.num_kv_heads * 2 * config.head_dim * dtype_bytes
 
     def validate(self) -> PolicyTable:
-        """This table, if every head obeys R9 and the numbers fit together. Raises: UserError with the fix."""
+        """This table, if every head obeys R9 and the numbers fit together. Raises: UserError with
+        the fix.
+        """
         if not 0 <= self.score_decay <= 1:
-            raise UserError(f"score_decay={self.score_decay} is outside [0, 1]; use 1 for the running sum, 0 "
-                            "for what came since the last release")
+            raise UserError(
+                f"score_decay={self.score_decay} is outside [0, 1]; use 1 for the running sum, 0 "
+                "for what came since the last release"
+            )
         check_kv_dtype(self.kv_dtype)
         if self.prompt_slots < 1:
             raise UserError(f"prompt_slots={self.prompt_slots} holds no prompt; use 64")
         if not self.layers or len(self.layers) != len(self.head_order):
-            raise UserError(f"the policy table has {len(self.layers)} layers and {len(self.head_order)} head "
-                            "orders; export again")
+            raise UserError(
+                f"the policy table has {len(self.layers)} layers and {len(self.head_order)} head "
+                "orders; export again"
+            )
         for index, (groups, order) in enumerate(zip(self.layers, self.head_order)):
             if sorted(order) != list(range(sum(group.num_heads for group in groups))):
-                raise UserError(f"layer {index}: the head order is not a permutation of the heads of its "
-                                "groups; export again")
+                raise UserError(
+                    f"layer {index}: the head order is not a permutation of the heads of its "
+                    "groups; export again"
+                )
             for group in groups:
                 check_group(group, self.prompt_slots, f"layer {index}")
         return self
@@ -168,45 +215,63 @@ class PolicyTable:
     def from_dict(cls, values: dict[str, Any]) -> PolicyTable:
         """The table that to_dict wrote, validated. Raises: UserError if it is damaged."""
         try:
-            layers = tuple(tuple(HeadGroup(**{**group, "rule": Rule(**group["rule"])}) for group in layer)
-                           for layer in values["layers"])
+            layers = tuple(
+                tuple(HeadGroup(**{**group, "rule": Rule(**group["rule"])}) for group in layer)
+                for layer in values["layers"]
+            )
             order = tuple(tuple(layer) for layer in values["head_order"])
             notes = tuple(values.get("notes", ()))
-            return cls(**{**values, "layers": layers, "head_order": order, "notes": notes}).validate()
+            return cls(
+                **{**values, "layers": layers, "head_order": order, "notes": notes}
+            ).validate()
         except (KeyError, TypeError, AttributeError) as error:
-            raise UserError(f"the policy table is damaged ({error}); export the bundle again") from error
+            raise UserError(
+                f"the policy table is damaged ({error}); export the bundle again"
+            ) from error
 
 
 def check_group(group: HeadGroup, prompt_slots: int, where: str = "head group") -> None:
-    """Returns if the group obeys R9 and holds the prompt. Raises: UserError with the least slots that do."""
+    """Returns if the group obeys R9 and holds the prompt. Raises: UserError with the least slots
+    that do.
+    """
     rule = group.rule
     if rule.num_sinks < -1 or rule.num_recent < 0 or not 0 <= rule.pinned_columns < 1 << GRID:
-        raise UserError(f"{where}: {rule} is out of range; use num_sinks >= -1, num_recent >= 0 and a "
-                        f"pinned_columns mask of {GRID} bits")
+        raise UserError(
+            f"{where}: {rule} is out of range; use num_sinks >= -1, num_recent >= 0 and a "
+            f"pinned_columns mask of {GRID} bits"
+        )
     if group.num_heads < 1 or group.evict_every < 1:
-        raise UserError(f"{where}: num_heads={group.num_heads} and evict_every={group.evict_every} must be "
-                        "at least 1; leave empty groups out")
+        raise UserError(
+            f"{where}: num_heads={group.num_heads} and evict_every={group.evict_every} must be "
+            "at least 1; leave empty groups out"
+        )
     if not group.can_fill(prompt_slots):
         return
     image_slots = group.num_slots - prompt_slots
     if image_slots < 1:
-        raise UserError(f"{where}: {group.num_slots} slots leave none for image tokens beside {prompt_slots} "
-                        "prompt slots; use a larger budget")
+        raise UserError(
+            f"{where}: {group.num_slots} slots leave none for image tokens beside {prompt_slots} "
+            "prompt slots; use a larger budget"
+        )
     protected = rule.num_protected(prompt_slots)
     least = protected + group.evict_every
     if group.num_slots < least:
         sinks = "the prompt" if rule.num_sinks < 0 else f"{rule.num_sinks} sinks"
         raise UserError(
-            f"{where}: {sinks} + {max(rule.num_recent - 1, 0)} recent + {rule.num_pinned_columns} pinned "
-            f"columns protect {protected} of {group.num_slots} slots, and evict_every={group.evict_every} "
-            f"must fit beside them; use image slots >= {least - prompt_slots} (now {image_slots}; a larger "
-            "budget gives more), a smaller num_recent or a smaller evict_every")
+            f"{where}: {sinks} + {max(rule.num_recent - 1, 0)} recent + {rule.num_pinned_columns}"
+            f" pinned columns protect {protected} of {group.num_slots} slots, and"
+            f" evict_every={group.evict_every} must fit beside them; use image slots >="
+            f" {least - prompt_slots} (now {image_slots}; a larger budget gives more), a smaller"
+            " num_recent or a smaller evict_every"
+        )
 
 
 def check_kv_dtype(kv_dtype: str) -> None:
     """Raises: UserError for a format that caches are not stored in."""
     if kv_dtype == "fp8":
-        raise UserError("--kv-dtype fp8 is not offered: no ONNX operator that runtimes have writes a row into a float8 "
-                        "cache; use --kv-dtype int8, as many bytes and a quarter of the error")  # fmt: skip
+        raise UserError(
+            "--kv-dtype fp8 is not offered: no ONNX operator that runtimes have writes a row into a"
+            " float8 cache; use --kv-dtype int8, as many bytes and a quarter of the error"
+        )
     if kv_dtype not in KV_DTYPES:
         raise UserError(f"unknown --kv-dtype {kv_dtype!r}; choose one of {', '.join(KV_DTYPES)}")

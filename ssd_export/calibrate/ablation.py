@@ -1,8 +1,9 @@
-"""What the model would draw if one head alone were served from fewer slots: every option of every head is tried.
+"""What the model would draw if one head alone were served from fewer slots: every option of every
+head is tried.
 
-The read of one KV head is replaced in one layer and passed on through the layers above it. Exact, where Fisher's
-information (sensitivity.py) is an estimate for small errors; the price is (KV heads x options) passes through the layers
-above, for each layer, instead of one pass back.
+The read of one KV head is replaced in one layer and passed on through the layers above it. Exact,
+where Fisher's information (sensitivity.py) is an estimate for small errors; the price is (KV heads
+x options) passes through the layers above, for each layer, instead of one pass back.
 """
 
 from __future__ import annotations
@@ -22,10 +23,16 @@ ROWS = 8  # rows that go through the layers together
 
 
 class Ablation:
-    """Costs of one picture by trying: the KL divergence that serving one head from an option causes."""
+    """Costs of one picture by trying: the KL divergence that serving one head from an option
+    causes.
+    """
 
-    def __init__(self, model: ImageTokenModel, last: Tensor, prompt_length: int, sampling: Sampling) -> None:
-        """Args: last: float32 [B, T, hidden] after the last layer, of the conditional row and, with guidance, the other."""
+    def __init__(
+        self, model: ImageTokenModel, last: Tensor, prompt_length: int, sampling: Sampling
+    ) -> None:
+        """Args: last: float32 [B, T, hidden] after the last layer, of the conditional row and, with
+        guidance, the other.
+        """
         self._model, self._prompt_length, self._sampling = model, prompt_length, sampling
         self._cos, self._sin = rope(model, last)
         self._head, self._norm = wide(model.generation_head), wide(model.language_model.norm)
@@ -35,8 +42,9 @@ class Ablation:
     @torch.no_grad()
     def layer(
         self, index: int, hidden: Tensor, options: Sequence[HeadOption], prompt_slots: int
-    ) -> tuple[DenseAttention, Tensor]:  # fmt: skip
-        """The layer's attention, and float64 [H, options]: KL per image token from the full cache, in nats.
+    ) -> tuple[DenseAttention, Tensor]:
+        """The layer's attention, and float64 [H, options]: KL per image token from the full cache,
+        in nats.
 
         Args: hidden: float32 [B, T, hidden] before the layer.
         """
@@ -58,13 +66,17 @@ class Ablation:
         return dense, costs
 
     def _divergences(self, index: int, hidden: Tensor, attended: Tensor, read: Tensor) -> Tensor:
-        """[H]: each KV head's read [B, H, G, I, D] by itself in the place of what it `attended` [B, Hq, T, D]."""
+        """[H]: each KV head's read [B, H, G, I, D] by itself in the place of what it `attended` [B,
+        Hq, T, D].
+        """
         rows, num_heads, size = read.shape[:3]
         parts = []
         for heads in torch.arange(num_heads).split(max(1, ROWS // rows)):
             variants = attended[:, None].repeat(1, len(heads), 1, 1, 1)
             for place, head in enumerate(heads.tolist()):
-                variants[:, place, head * size : (head + 1) * size, self._prompt_length :] = read[:, head]
+                variants[:, place, head * size : (head + 1) * size, self._prompt_length :] = read[
+                    :, head
+                ]
             parts.append(self._divergence(index, hidden, variants))
         return torch.cat(parts)
 
@@ -77,7 +89,9 @@ class Ablation:
         for layer in later:
             hidden = wide(layer)(hidden, self._cos, self._sin, causal)
         other = self._log_probabilities(hidden)
-        return (self._p * (self._log_p - other)).sum(dim=-1).double().mean(dim=-1).clamp(min=0).cpu()
+        return (
+            (self._p * (self._log_p - other)).sum(dim=-1).double().mean(dim=-1).clamp(min=0).cpu()
+        )
 
     def _log_probabilities(self, hidden: Tensor) -> Tensor:
         """[N, 576, V] of what tokens are sampled from."""

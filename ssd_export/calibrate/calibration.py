@@ -1,8 +1,9 @@
-"""One streaming pass over pictures that the model draws: a head map with metric, statistics and menu costs.
+"""One streaming pass over pictures that the model draws: a head map with metric, statistics and
+menu costs.
 
-Draws a few pictures at a time with the full cache, then sends each through the layers once more, teacher-forced,
-and adds up what `measure.py` sees. After every batch the sums are written beside the head map, so that an
-interrupted run goes on where it stopped, to the same numbers.
+Draws a few pictures at a time with the full cache, then sends each through the layers once more,
+teacher-forced, and adds up what `measure.py` sees. After every batch the sums are written beside
+the head map, so that an interrupted run goes on where it stopped, to the same numbers.
 """
 
 from __future__ import annotations
@@ -42,8 +43,8 @@ Progress = Callable[[str, int, int], None]
 
 @dataclass(frozen=True)
 class CalibrationSpec:
-    """What to measure. Picture i draws prompt i modulo their number; prompt_slots is what `export` will use; costs: ABLATION
-    or FISHER."""
+    """What to measure. Picture i draws prompt i modulo their number; prompt_slots is what `export`
+    will use; costs: ABLATION or FISHER."""
 
     prompts: tuple[str, ...]
     num_images: int
@@ -60,14 +61,26 @@ class CalibrationSpec:
 
     def identity(self, fingerprint: str) -> str:
         """Equal for runs that give the same numbers: only such a run may be resumed."""
-        values = [fingerprint, self.prompts_hash, self.num_images, str(self.neighbourhood), self.seed, repr(self.sampling),
-                  self.prompt_slots, BATCH, repr(self.options), self.costs]  # fmt: skip
+        values = [
+            fingerprint,
+            self.prompts_hash,
+            self.num_images,
+            str(self.neighbourhood),
+            self.seed,
+            repr(self.sampling),
+            self.prompt_slots,
+            BATCH,
+            repr(self.options),
+            self.costs,
+        ]
         return hashlib.sha256(json.dumps(values).encode()).hexdigest()
 
 
 @dataclass
 class CalibrationState:
-    """How far a run is: sums over the pictures so far, and the first picture's tokens (for the plots)."""
+    """How far a run is: sums over the pictures so far, and the first picture's tokens (for the
+    plots).
+    """
 
     identity: str
     num_done: int
@@ -78,8 +91,13 @@ class CalibrationState:
         """Whole or not at all: written beside, then renamed."""
         beside = path.with_name(path.name + ".new")
         with beside.open("wb") as file:
-            np.savez(file, identity=self.identity, num_done=self.num_done, first_picture=self.first_picture,
-                     **self.sums.arrays())  # fmt: skip
+            np.savez(
+                file,
+                identity=self.identity,
+                num_done=self.num_done,
+                first_picture=self.first_picture,
+                **self.sums.arrays(),
+            )
         os.replace(beside, path)
 
     @classmethod
@@ -98,8 +116,8 @@ class CalibrationState:
 
 @dataclass(frozen=True)
 class Calibration:
-    """The finished run. first_picture: int32 [576]; stability: rank correlation of the metric between pictures of
-    the prompts with even and with odd index, None with a single prompt.
+    """The finished run. first_picture: int32 [576]; stability: rank correlation of the metric
+    between pictures of the prompts with even and with odd index, None with a single prompt.
     """
 
     head_map: HeadMap
@@ -109,9 +127,15 @@ class Calibration:
 
 
 def calibrate(
-    checkpoint: Checkpoint, model: ImageTokenModel, spec: CalibrationSpec, state_file: Path, *, threshold: float,
-    tool_version: str, progress: Progress = lambda stage, done, total: None,
-) -> Calibration:  # fmt: skip
+    checkpoint: Checkpoint,
+    model: ImageTokenModel,
+    spec: CalibrationSpec,
+    state_file: Path,
+    *,
+    threshold: float,
+    tool_version: str,
+    progress: Progress = lambda stage, done, total: None,
+) -> Calibration:
     """Measures every head of a checkpoint; the same for the same spec, interrupted or not.
 
     Raises: UserError for prompts that do not fit, or a state file that cannot be written.
@@ -121,20 +145,28 @@ def calibrate(
     encoder = PromptEncoder.from_file(checkpoint.tokenizer_path)
     encoder.encode(spec.prompts, spec.prompt_slots)
     identity = spec.identity(fingerprint)
-    empty = CalibrationState(identity, 0, np.zeros(0, np.int32), HeadSums.zero(config, len(spec.options)))
+    empty = CalibrationState(
+        identity, 0, np.zeros(0, np.int32), HeadSums.zero(config, len(spec.options))
+    )
     state = CalibrationState.load(state_file, identity) or empty
     num_resumed = state.num_done
     randoms = uniforms(spec.seed, spec.num_images)
     meter = _Meter(progress, spec, config.num_layers, state.num_done)
     while state.num_done < spec.num_images:
         batch = range(state.num_done, min(state.num_done + BATCH, spec.num_images))
-        prompts = encoder.encode([spec.prompts[i % len(spec.prompts)] for i in batch], spec.prompt_slots)
+        prompts = encoder.encode(
+            [spec.prompts[i % len(spec.prompts)] for i in batch], spec.prompt_slots
+        )
         drawing = randoms[:, batch.start : batch.stop]
-        tokens = draw_pictures(model, prompts, drawing, spec.sampling, partial(meter.advance, len(batch)))
+        tokens = draw_pictures(
+            model, prompts, drawing, spec.sampling, partial(meter.advance, len(batch))
+        )
         if state.num_done == 0:
             state.first_picture = tokens[0]
         for i in range(len(batch)):
-            used = (i,) if spec.sampling.cfg_scale == 1 else (i, i + len(batch))  # without guidance one row is read
+            used = (
+                (i,) if spec.sampling.cfg_scale == 1 else (i, i + len(batch))
+            )  # without guidance one row is read
             rows = [prompts.ids[row, : prompts.prompt_length[row]] for row in used]
             add_picture(state.sums, model, rows, tokens[i], spec, batch[i], meter.layer_done)
         state.num_done = batch.stop
@@ -144,10 +176,16 @@ def calibrate(
 
 
 class _Meter:
-    """Tells how much is done: a picture counts one for each grid row drawn and each layer passed in measuring it."""
+    """Tells how much is done: a picture counts one for each grid row drawn and each layer passed in
+    measuring it.
+    """
 
-    def __init__(self, progress: Progress, spec: CalibrationSpec, num_layers: int, num_done: int) -> None:
-        self._passed = [num_layers - layer if spec.costs == ABLATION else 1 for layer in range(num_layers)]
+    def __init__(
+        self, progress: Progress, spec: CalibrationSpec, num_layers: int, num_done: int
+    ) -> None:
+        self._passed = [
+            num_layers - layer if spec.costs == ABLATION else 1 for layer in range(num_layers)
+        ]
         each = GRID + sum(self._passed)
         self._progress, self._done, self._total = progress, num_done * each, spec.num_images * each
         self.advance(0)
@@ -168,13 +206,20 @@ def _save(state: CalibrationState, path: Path) -> None:
 
 
 def add_picture(
-    sums: HeadSums, model: ImageTokenModel, ids: Sequence[np.ndarray], tokens: np.ndarray, spec: CalibrationSpec,
-    number: int = 0, layer_done: Callable[[int], None] = lambda layer: None,
-) -> None:  # fmt: skip
-    """Adds one picture's numbers, from the last layer to the first: one layer's attention is in memory at a time.
+    sums: HeadSums,
+    model: ImageTokenModel,
+    ids: Sequence[np.ndarray],
+    tokens: np.ndarray,
+    spec: CalibrationSpec,
+    number: int = 0,
+    layer_done: Callable[[int], None] = lambda layer: None,
+) -> None:
+    """Adds one picture's numbers, from the last layer to the first: one layer's attention is in
+    memory at a time.
 
-    Args: ids: its conditional and, where there is guidance, its unconditional row; tokens int [576]; number: of the
-    picture, which decides what half its metric counts for and, with the seed, the signs of Fisher's gradient.
+    Args: ids: its conditional and, where there is guidance, its unconditional row; tokens int
+    [576]; number: of the picture, which decides what half its metric counts for and, with the seed,
+    the signs of Fisher's gradient.
     """
     start, half = len(ids[0]), (number % len(spec.prompts)) % 2
     states = hidden_states(model, sequence_of(model, ids, tokens))
@@ -182,7 +227,9 @@ def add_picture(
     if spec.costs == ABLATION:
         costs = Ablation(model, states.pop(), start, spec.sampling)
     else:
-        costs = Fisher(model, states.pop(), start, spec.sampling, np.random.default_rng([spec.seed, number]))
+        costs = Fisher(
+            model, states.pop(), start, spec.sampling, np.random.default_rng([spec.seed, number])
+        )
     for index in reversed(range(model.config.num_layers)):
         dense, divergence = costs.layer(index, states.pop(), spec.options, spec.prompt_slots)
         metric, on_prompt, columns = attention_shares(dense, spec.neighbourhood)
@@ -203,27 +250,47 @@ def stability_of(sums: HeadSums) -> float | None:
 
 
 def _head_map(
-    checkpoint: Checkpoint, spec: CalibrationSpec, sums: HeadSums, threshold: float, tool_version: str
+    checkpoint: Checkpoint,
+    spec: CalibrationSpec,
+    sums: HeadSums,
+    threshold: float,
+    tool_version: str,
 ) -> HeadMap:
     config, total = checkpoint.config, sums.total
     metric = np.clip(sums.mean_metric(), 0, 1)
     statistics = {
-        "num_images": spec.num_images, "seed": spec.seed, "costs": spec.costs, "prompt_slots": spec.prompt_slots,
-        "cfg_scale": spec.sampling.cfg_scale, "temperature": spec.sampling.temperature,
+        "num_images": spec.num_images,
+        "seed": spec.seed,
+        "costs": spec.costs,
+        "prompt_slots": spec.prompt_slots,
+        "cfg_scale": spec.sampling.cfg_scale,
+        "temperature": spec.sampling.temperature,
         "stability": stability_of(sums),
         "prompt_share": _rounded(sums.prompt_share / total),
         "column_share": _rounded(sums.column_share / total),
-    }  # fmt: skip
+    }
     return HeadMap(
-        config.num_layers, config.num_heads, config.num_kv_heads, config.hidden_size, metric=_tuples(metric),
-        threshold=threshold, neighbourhood=str(spec.neighbourhood), provenance="measured by ssd-export calibrate",
-        prompts_hash=spec.prompts_hash, model_fingerprint=checkpoint.fingerprint(), tool_version=tool_version,
-        cost_options=spec.options, costs=_tuples(sums.costs()), statistics=statistics,
-    ).validate()  # fmt: skip
+        config.num_layers,
+        config.num_heads,
+        config.num_kv_heads,
+        config.hidden_size,
+        metric=_tuples(metric),
+        threshold=threshold,
+        neighbourhood=str(spec.neighbourhood),
+        provenance="measured by ssd-export calibrate",
+        prompts_hash=spec.prompts_hash,
+        model_fingerprint=checkpoint.fingerprint(),
+        tool_version=tool_version,
+        cost_options=spec.options,
+        costs=_tuples(sums.costs()),
+        statistics=statistics,
+    ).validate()
 
 
 def _tuples(values: np.ndarray) -> tuple:
-    """Nested tuples of floats with 7 digits: more would be noise, and is what a file would be full of."""
+    """Nested tuples of floats with 7 digits: more would be noise, and is what a file would be full
+    of.
+    """
     if values.ndim == 1:
         return tuple(float(f"{value:.7g}") for value in values)
     return tuple(map(_tuples, values))

@@ -1,4 +1,6 @@
-"""Pictures with the full cache, straight from a checkpoint: what the model is measured on is what it draws."""
+"""Pictures with the full cache, straight from a checkpoint: what the model is measured on is what
+it draws.
+"""
 
 from __future__ import annotations
 
@@ -21,19 +23,25 @@ SMALL = 500_000_000  # parameters; 2 GB in float32
 
 
 def load_model(
-    checkpoint: Checkpoint, device: str = "cpu", dtype: torch.dtype | None = None, text_embedding: bool = True
+    checkpoint: Checkpoint,
+    device: str = "cpu",
+    dtype: torch.dtype | None = None,
+    text_embedding: bool = True,
 ) -> ImageTokenModel:
     """The model with the checkpoint's weights in one dtype, one copy in memory.
 
-    Without dtype a small model is float32, which a CPU computes several times faster than fp16; a large one keeps its own.
-    Without text_embedding the table of text tokens, which only prompts need, stays in the file.
+    Without dtype a small model is float32, which a CPU computes several times faster than fp16; a
+    large one keeps its own. Without text_embedding the table of text tokens, which only prompts
+    need, stays in the file.
     """
     with torch.device("meta"):
         model = ImageTokenModel(checkpoint.config, text_embedding)
     names = list(model.state_dict())
     own = checkpoint.tensor(next(name for name in names if name.endswith("q_proj.weight"))).dtype
     dtype = dtype or (torch.float32 if is_small(model) else own)
-    model.load_state_dict({name: checkpoint.tensor(name).to(device, dtype) for name in names}, assign=True)
+    model.load_state_dict(
+        {name: checkpoint.tensor(name).to(device, dtype) for name in names}, assign=True
+    )
     return model.eval().requires_grad_(False)
 
 
@@ -46,7 +54,9 @@ def decode_picture(checkpoint: Checkpoint, tokens: np.ndarray) -> np.ndarray:
     """Pixels uint8 [height, width, 3] of image tokens [576]."""
     with torch.device("meta"):
         decoder = ImageDecoder(checkpoint.config)
-    decoder.load_state_dict({name: checkpoint.tensor(name).float() for name in decoder.state_dict()}, assign=True)
+    decoder.load_state_dict(
+        {name: checkpoint.tensor(name).float() for name in decoder.state_dict()}, assign=True
+    )
     with torch.inference_mode():
         pixels = decoder.eval()(torch.from_numpy(tokens.astype(np.int64))[None])[0]
     return ((pixels + 1) / 2 * 255).clamp(0, 255).permute(1, 2, 0).to(torch.uint8).numpy()
@@ -58,11 +68,17 @@ class FullCache:
     Prompt tokens stand in places 0 .. T - 1, padding included, image token i in place T + i.
     """
 
-    def __init__(self, config: ModelConfig, prompt_length: Tensor, num_prompt_places: int, dtype: torch.dtype) -> None:
+    def __init__(
+        self, config: ModelConfig, prompt_length: Tensor, num_prompt_places: int, dtype: torch.dtype
+    ) -> None:
         shape = (
-            config.num_layers, 2, len(prompt_length), config.num_kv_heads,
-            num_prompt_places + NUM_IMAGE_TOKENS, config.head_dim,
-        )  # fmt: skip
+            config.num_layers,
+            2,
+            len(prompt_length),
+            config.num_kv_heads,
+            num_prompt_places + NUM_IMAGE_TOKENS,
+            config.head_dim,
+        )
         self._kv = torch.zeros(shape, dtype=dtype)
         self._prompt_length, self._num_prompt_places = prompt_length, num_prompt_places
         self._grouped = config.query_group_size > 1
@@ -75,7 +91,9 @@ class FullCache:
         place = torch.arange(self._end, self._end + count)
         self._end += count
         is_prompt = place < self._num_prompt_places
-        return torch.where(is_prompt, place, self._prompt_length[:, None] + place - self._num_prompt_places)
+        return torch.where(
+            is_prompt, place, self._prompt_length[:, None] + place - self._num_prompt_places
+        )
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         count = query.shape[2]
@@ -83,22 +101,32 @@ class FullCache:
         self._kv[layer, 1, :, :, self._end - count : self._end] = value
         keys, values = self._kv[layer, :, :, :, : self._end]
         if count > 1:  # the prompt: causal; what padding reads is never used
-            return F.scaled_dot_product_attention(query, keys, values, is_causal=True, enable_gqa=self._grouped)
+            return F.scaled_dot_product_attention(
+                query, keys, values, is_causal=True, enable_gqa=self._grouped
+            )
         mask = self._held[:, None, None, : self._end]
-        return F.scaled_dot_product_attention(query, keys, values, attn_mask=mask, enable_gqa=self._grouped)
+        return F.scaled_dot_product_attention(
+            query, keys, values, attn_mask=mask, enable_gqa=self._grouped
+        )
 
 
 @torch.inference_mode()
 def draw_pictures(
-    model: ImageTokenModel, prompts: EncodedPrompts, uniforms: np.ndarray, sampling: Sampling,
+    model: ImageTokenModel,
+    prompts: EncodedPrompts,
+    uniforms: np.ndarray,
+    sampling: Sampling,
     row_drawn: Callable[[], None] = lambda: None,
-) -> np.ndarray:  # fmt: skip
+) -> np.ndarray:
     """Image tokens int32 [N, 576].
 
-    Args: prompts of 2 N rows; uniforms float32 [576, N] in [0, 1), fewer where only the first tokens are wanted;
-    row_drawn is called after every grid row.
+    Args: prompts of 2 N rows; uniforms float32 [576, N] in [0, 1), fewer where only the first
+    tokens are wanted; row_drawn is called after every grid row.
     """
-    lengths, ids = torch.from_numpy(prompts.prompt_length).long(), torch.from_numpy(prompts.ids).long()
+    lengths, ids = (
+        torch.from_numpy(prompts.prompt_length).long(),
+        torch.from_numpy(prompts.ids).long(),
+    )
     hidden = model.embed_text_tokens(ids)
     cache = FullCache(model.config, lengths, ids.shape[1], hidden.dtype)
     drawn = torch.from_numpy(np.ascontiguousarray(uniforms))
@@ -116,7 +144,8 @@ def draw_pictures(
 
 @torch.no_grad()
 def sequence_of(model: ImageTokenModel, ids: Sequence[np.ndarray], tokens: np.ndarray) -> Tensor:
-    """Hidden states [B, L + 575, hidden] that teacher forcing starts from; ids: rows of one length L, without padding.
+    """Hidden states [B, L + 575, hidden] that teacher forcing starts from; ids: rows of one length
+    L, without padding.
 
     The last token is drawn and never read.
     """

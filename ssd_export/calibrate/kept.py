@@ -1,7 +1,9 @@
-"""Teacher-forced attention with the cache that a head option leaves, without drawing token by token.
+"""Teacher-forced attention with the cache that a head option leaves, without drawing token by
+token.
 
-Between two releases a head only gains tokens, so all queries of such a block are computed at once: what a block
-of evict_every queries attends to is known when it begins (R5 to R7). Sinks and a sliding window need no blocks at all.
+Between two releases a head only gains tokens, so all queries of such a block are computed at once:
+what a block of evict_every queries attends to is known when it begins (R5 to R7). Sinks and a
+sliding window need no blocks at all.
 """
 
 from __future__ import annotations
@@ -18,10 +20,11 @@ from ssd_export.cache.table import HeadOption
 
 @dataclass(frozen=True)
 class DenseAttention:
-    """Causal attention of a sequence: a prompt, then image tokens; all rows have a prompt of one length.
+    """Causal attention of a sequence: a prompt, then image tokens; all rows have a prompt of one
+    length.
 
-    logits: float32 [B, H, G, T, T], scaled, -inf for later keys; probs: their softmax; value: float32
-    [B, H, T, D]; out: float32 [B, H, G, T, D].
+    logits: float32 [B, H, G, T, T], scaled, -inf for later keys; probs: their softmax; value:
+    float32 [B, H, T, D]; out: float32 [B, H, G, T, D].
     """
 
     logits: Tensor
@@ -31,7 +34,9 @@ class DenseAttention:
     prompt_length: int
 
     @classmethod
-    def compute(cls, query: Tensor, key: Tensor, value: Tensor, prompt_length: int) -> DenseAttention:
+    def compute(
+        cls, query: Tensor, key: Tensor, value: Tensor, prompt_length: int
+    ) -> DenseAttention:
         """Args: query [B, H*G, T, D]; key, value [B, H, T, D], after RoPE."""
         rows, num_kv_heads, length, head_dim = key.shape
         grouped = query.float().reshape(rows, num_kv_heads, -1, length, head_dim)
@@ -48,7 +53,9 @@ class DenseAttention:
 
 
 def keeps_everything(dense: DenseAttention, option: HeadOption, prompt_slots: int) -> bool:
-    """Whether the option's slots, and those that the prompt leaves free, hold all image tokens: nothing is released."""
+    """Whether the option's slots, and those that the prompt leaves free, hold all image tokens:
+    nothing is released.
+    """
     return _capacity(dense, option, prompt_slots) >= dense.num_image_tokens
 
 
@@ -58,9 +65,14 @@ def _capacity(dense: DenseAttention, option: HeadOption, prompt_slots: int) -> i
 
 
 def attend_with_option(
-    dense: DenseAttention, option: HeadOption, prompt_slots: int, score_decay: float = 1.0, heads: slice = slice(None)
+    dense: DenseAttention,
+    option: HeadOption,
+    prompt_slots: int,
+    score_decay: float = 1.0,
+    heads: slice = slice(None),
 ) -> Tensor:
-    """What the image tokens' queries read with the option's cache: float32 [B, H, G, I, D]; changes nothing.
+    """What the image tokens' queries read with the option's cache: float32 [B, H, G, I, D]; changes
+    nothing.
 
     Args: heads: the KV heads that are wanted.
     """
@@ -73,42 +85,64 @@ def attend_with_option(
     return _blocks(dense, option, capacity, score_decay, heads)
 
 
-def _window(dense: DenseAttention, capacity: int, num_sinks: int, evict_every: int, heads: slice) -> Tensor:
-    """The sinks and the newest tokens: after r releases the r * evict_every oldest tokens after the sinks are gone."""
+def _window(
+    dense: DenseAttention, capacity: int, num_sinks: int, evict_every: int, heads: slice
+) -> Tensor:
+    """The sinks and the newest tokens: after r releases the r * evict_every oldest tokens after the
+    sinks are gone.
+    """
     start = dense.prompt_length
     token = torch.arange(dense.logits.shape[-1], device=dense.logits.device)
     step = token[start:] - start
     releases = torch.where(step < capacity, 0, (step - capacity) // evict_every + 1)
-    gone = (token >= num_sinks) & (token < (num_sinks + releases * evict_every)[:, None])  # [query, key]
+    gone = (token >= num_sinks) & (
+        token < (num_sinks + releases * evict_every)[:, None]
+    )  # [query, key]
     logits = dense.logits[:, heads, :, start:].masked_fill(gone, -torch.inf)
     return logits.softmax(dim=-1) @ dense.value[:, heads, None]
 
 
-def _blocks(dense: DenseAttention, option: HeadOption, capacity: int, score_decay: float, heads: slice) -> Tensor:
+def _blocks(
+    dense: DenseAttention, option: HeadOption, capacity: int, score_decay: float, heads: slice
+) -> Tensor:
     start, total = dense.prompt_length, dense.num_image_tokens
     logits, value = dense.logits[:, heads], dense.value[:, heads]
     rows, num_heads = logits.shape[:2]
     filled = start + capacity
     out = dense.out[:, heads, :, start:].clone()
-    position = torch.arange(filled, dtype=torch.int32, device=logits.device).expand(rows, num_heads, -1)
-    score = dense.probs[:, heads, :, :filled, :filled].sum(dim=(2, 3))  # what prompt and first tokens gave (R2)
+    position = torch.arange(filled, dtype=torch.int32, device=logits.device).expand(
+        rows, num_heads, -1
+    )
+    score = dense.probs[:, heads, :, :filled, :filled].sum(
+        dim=(2, 3)
+    )  # what prompt and first tokens gave (R2)
     prompt_length = torch.full((rows,), start, device=logits.device)
     for step in range(capacity, total, option.evict_every):
         retained = retention(position, score, option.rule, prompt_length, prompt_length + step)
         position = release(position, retained, option.evict_every)
         score = score * score_decay
-        queries = torch.arange(start + step, start + min(step + option.evict_every, total), device=logits.device)
+        queries = torch.arange(
+            start + step, start + min(step + option.evict_every, total), device=logits.device
+        )
         position, score = _write(position, score, queries, option.evict_every)
         probs = _attend(logits[:, :, :, queries], position, queries)
         rows_of_value = position.clamp(min=0).long()[..., None].expand(-1, -1, -1, value.shape[-1])
-        out[:, :, :, step : step + len(queries)] = probs @ value.gather(2, rows_of_value)[:, :, None]
+        out[:, :, :, step : step + len(queries)] = (
+            probs @ value.gather(2, rows_of_value)[:, :, None]
+        )
         score = score + probs.sum(dim=(2, 3))
     return out
 
 
-def _write(position: Tensor, score: Tensor, tokens: Tensor, num_empty: int) -> tuple[Tensor, Tensor]:
-    """The tokens of a block in the empty slots, lowest first (R6), with score 0; slots to spare stay empty."""
-    empty = (position < 0).nonzero()[:, 2].reshape(*position.shape[:2], num_empty)[..., : len(tokens)]
+def _write(
+    position: Tensor, score: Tensor, tokens: Tensor, num_empty: int
+) -> tuple[Tensor, Tensor]:
+    """The tokens of a block in the empty slots, lowest first (R6), with score 0; slots to spare
+    stay empty.
+    """
+    empty = (
+        (position < 0).nonzero()[:, 2].reshape(*position.shape[:2], num_empty)[..., : len(tokens)]
+    )
     written = tokens.to(torch.int32).expand_as(empty)
     return position.scatter(-1, empty, written), score.scatter(-1, empty, 0.0)
 

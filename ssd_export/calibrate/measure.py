@@ -17,9 +17,10 @@ from ssd_export.config import GRID, ModelConfig
 class HeadSums:
     """Sums over pictures (each the mean over its rows), float64.
 
-    metric: [2, layers, heads], of the prompts with an even and with an odd index; num_pictures: [2];
-    prompt_share: [layers, heads], mass on the prompt; column_share: [layers, heads, 24], of the mass on image
-    tokens; divergence: [layers, KV heads, options], as Ablation or Fisher give it.
+    metric: [2, layers, heads], of the prompts with an even and with an odd index; num_pictures:
+    [2];
+    prompt_share: [layers, heads], mass on the prompt; column_share: [layers, heads, 24], of the
+    mass on image tokens; divergence: [layers, KV heads, options], as Ablation or Fisher give it.
     """
 
     metric: np.ndarray
@@ -32,9 +33,12 @@ class HeadSums:
     def zero(cls, config: ModelConfig, num_options: int) -> HeadSums:
         heads = (config.num_layers, config.num_heads)
         return cls(
-            np.zeros((2, *heads)), np.zeros(2), np.zeros(heads), np.zeros((*heads, GRID)),
+            np.zeros((2, *heads)),
+            np.zeros(2),
+            np.zeros(heads),
+            np.zeros((*heads, GRID)),
             np.zeros((config.num_layers, config.num_kv_heads, num_options)),
-        )  # fmt: skip
+        )
 
     def arrays(self) -> dict[str, np.ndarray]:
         return {item.name: getattr(self, item.name) for item in fields(self)}
@@ -44,9 +48,11 @@ class HeadSums:
         return float(self.num_pictures.sum())
 
     def costs(self) -> np.ndarray:
-        """[layers, KV heads, options]: mean over pictures, in nats per image token; what one head alone causes.
+        """[layers, KV heads, options]: mean over pictures, in nats per image token; what one head
+        alone causes.
 
-        Where errors of different heads have nothing to do with each other, their divergences add up.
+        Where errors of different heads have nothing to do with each other, their divergences add
+        up.
         """
         return self.divergence / self.total
 
@@ -54,10 +60,14 @@ class HeadSums:
         return self.metric.sum(axis=0) / self.total
 
 
-def attention_shares(dense: DenseAttention, neighbourhood: Neighbourhood) -> tuple[Tensor, Tensor, Tensor]:
-    """Means over the rows of a picture: metric [heads], share on the prompt [heads], by grid column [heads, 24].
+def attention_shares(
+    dense: DenseAttention, neighbourhood: Neighbourhood
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Means over the rows of a picture: metric [heads], share on the prompt [heads], by grid column
+    [heads, 24].
 
-    metric = mass of all image queries on image tokens outside the neighbourhood / on all image tokens.
+    metric = mass of all image queries on image tokens outside the neighbourhood / on all image
+    tokens.
     """
     start = dense.prompt_length
     probs = dense.probs[:, :, :, start:].flatten(1, 2)  # [B, heads, I, T]
@@ -66,6 +76,14 @@ def attention_shares(dense: DenseAttention, neighbourhood: Neighbourhood) -> tup
     mass = image.sum(dim=2, dtype=torch.float64)  # [B, heads, image key]
     total = mass.sum(dim=-1)
     outside = image.masked_fill(near, 0).sum(dim=(2, 3), dtype=torch.float64)
-    columns = torch.nn.functional.pad(mass, (0, -mass.shape[-1] % GRID)).unflatten(-1, (-1, GRID)).sum(dim=-2)
+    columns = (
+        torch.nn.functional.pad(mass, (0, -mass.shape[-1] % GRID))
+        .unflatten(-1, (-1, GRID))
+        .sum(dim=-2)
+    )
     on_prompt = probs[..., :start].sum(dim=(2, 3), dtype=torch.float64) / dense.num_image_tokens
-    return (outside / total).mean(dim=0), on_prompt.mean(dim=0), (columns / total[..., None]).mean(dim=0)
+    return (
+        (outside / total).mean(dim=0),
+        on_prompt.mean(dim=0),
+        (columns / total[..., None]).mean(dim=0),
+    )

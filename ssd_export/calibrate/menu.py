@@ -11,7 +11,9 @@ MOSTLY_RECENT_SLOTS = (32, 48, 64, 96, 128, 192, 256, 384)
 
 
 def window(slots: int) -> HeadOption:
-    """The prompt and the newest image tokens: a ring, which wastes nothing by releasing at every step."""
+    """The prompt and the newest image tokens: a ring, which wastes nothing by releasing at every
+    step.
+    """
     return HeadOption(Rule(-1, 0, False), slots, 1)
 
 
@@ -21,9 +23,13 @@ def scored(slots: int) -> HeadOption:
 
 
 def mostly_recent(slots: int) -> HeadOption:
-    """The newest three quarters and what ranks highest; released once a grid row where R9 allows it, or more often."""
+    """The newest three quarters and what ranks highest; released once a grid row where R9 allows
+    it, or more often.
+    """
     num_recent = 3 * slots // 4
-    evict_every = next(count for count in (GRID, GRID // 2, GRID // 4) if num_recent - 1 + count <= slots)
+    evict_every = next(
+        count for count in (GRID, GRID // 2, GRID // 4) if num_recent - 1 + count <= slots
+    )
     return HeadOption(Rule(-1, num_recent, True), slots, evict_every)
 
 

@@ -1,4 +1,6 @@
-"""The neighbourhood that a spatial head looks at: the last tokens in drawing order, or a patch of the grid."""
+"""The neighbourhood that a spatial head looks at: the last tokens in drawing order, or a patch of
+the grid.
+"""
 
 from __future__ import annotations
 
@@ -16,8 +18,8 @@ SPELLING = re.compile(r"([12])d:(\d{1,4})")
 
 @dataclass(frozen=True)
 class Neighbourhood:
-    """1d:N is the N newest image tokens, the query's own included (so 1d:25 reaches the token one grid row above);
-    2d:R is every drawn token at most R grid rows and R columns away.
+    """1d:N is the N newest image tokens, the query's own included (so 1d:25 reaches the token one
+    grid row above); 2d:R is every drawn token at most R grid rows and R columns away.
     """
 
     dimensions: int
@@ -28,18 +30,24 @@ class Neighbourhood:
         """Raises: UserError for another spelling, or a size that holds nothing or everything."""
         match = SPELLING.fullmatch(text)
         if not match:
-            raise UserError(f"--neighbourhood {text!r} is unknown; use 1d:48 (the last 48 tokens) or 2d:1 (3 x 3)")
+            raise UserError(
+                f"--neighbourhood {text!r} is unknown; use 1d:48 (the last 48 tokens) or 2d:1 (3"
+                " x 3)"
+            )
         dimensions, size = int(match[1]), int(match[2])
         least, largest = (1, NUM_IMAGE_TOKENS - 1) if dimensions == 1 else (0, GRID - 2)
         if not least <= size <= largest:
-            raise UserError(f"--neighbourhood {text}: the size is outside {least}..{largest}; use 1d:48 or 2d:1")
+            raise UserError(
+                f"--neighbourhood {text}: the size is outside {least}..{largest}; use 1d:48 or 2d:1"
+            )
         return cls(dimensions, size)
 
     def __str__(self) -> str:
         return f"{self.dimensions}d:{self.size}"
 
     def mask(self, num_tokens: int) -> Tensor:
-        """bool [num_tokens, num_tokens]: whether image token k is in the neighbourhood of image token q, [q, k].
+        """bool [num_tokens, num_tokens]: whether image token k is in the neighbourhood of image
+        token q, [q, k].
 
         Later tokens (k > q) are not masked out: causal attention gives them nothing.
         """

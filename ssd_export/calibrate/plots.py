@@ -1,4 +1,6 @@
-"""Pictures of a head map: all heads, where two of them look, and which grid columns are looked at."""
+"""Pictures of a head map: all heads, where two of them look, and which grid columns are looked
+at.
+"""
 
 from __future__ import annotations
 
@@ -20,16 +22,28 @@ from ssd_export.config import GRID
 # Two of the colours of Okabe and Ito, and cividis: the same to all kinds of colour vision.
 SPATIAL, SEMANTIC = "#0072B2", "#D55E00"
 COLOURS = "cividis"
-STYLE = {"font.size": 12, "axes.titlesize": 13, "axes.spines.top": False, "axes.spines.right": False}
+STYLE = {
+    "font.size": 12,
+    "axes.titlesize": 13,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+}
 
 
 def plot_paths(path: Path) -> list[Path]:
-    """The files that belong to --plot FILE: the heat map itself, attention and columns beside it."""
-    return [path, *(path.with_name(f"{path.stem}-{what}{path.suffix}") for what in ("attention", "columns"))]
+    """The files that belong to --plot FILE: the heat map itself, attention and columns beside
+    it.
+    """
+    return [
+        path,
+        *(path.with_name(f"{path.stem}-{what}{path.suffix}") for what in ("attention", "columns")),
+    ]
 
 
 def heat_map(head_map: HeadMap, path: Path) -> None:
-    """Layers x heads, the metric as colour (and in figures where they fit), semantic heads marked, their share by layer."""
+    """Layers x heads, the metric as colour (and in figures where they fit), semantic heads marked,
+    their share by layer.
+    """
     metric = np.asarray(head_map.metric)  # [layers, heads]
     size = head_map.num_heads // head_map.num_kv_heads
     semantic = np.repeat(np.asarray(head_map.semantic()), size, axis=1)
@@ -37,21 +51,33 @@ def heat_map(head_map: HeadMap, path: Path) -> None:
     with plt.rc_context(STYLE):
         width, height = max(6.5, 0.3 * num_heads + 3.5), max(3.6, 0.3 * num_layers + 1.6)
         figure, (heads, share) = plt.subplots(
-            1, 2, figsize=(width, height), sharey=True, layout="constrained",
+            1,
+            2,
+            figsize=(width, height),
+            sharey=True,
+            layout="constrained",
             gridspec_kw={"width_ratios": [max(3, num_heads / 5), 1]},
-        )  # fmt: skip
-        image = heads.imshow(metric, cmap=COLOURS, vmin=0, vmax=1, aspect="auto", interpolation="nearest")
+        )
+        image = heads.imshow(
+            metric, cmap=COLOURS, vmin=0, vmax=1, aspect="auto", interpolation="nearest"
+        )
         _mark_semantic(heads, metric, semantic)
         heads.set(xlabel="query head", ylabel="layer")
         heads.set_xticks(_ticks(num_heads)), heads.set_yticks(_ticks(num_layers))
         figure.suptitle(
-            f"{round(head_map.semantic_share * semantic.size)} of {semantic.size} heads are semantic ({_MARKED[_has_room(metric)]}):\n"
-            f"more than {100 * head_map.threshold:.0f} % of their attention is outside their neighbourhood",
-            x=0.01, ha="left", fontsize=13,
-        )  # fmt: skip
+            f"{round(head_map.semantic_share * semantic.size)} of {semantic.size} heads are"
+            f" semantic ({_MARKED[_has_room(metric)]}):\nmore than {100 * head_map.threshold:.0f} %"
+            " of their attention is outside their neighbourhood",
+            x=0.01,
+            ha="left",
+            fontsize=13,
+        )
         bar = figure.colorbar(image, ax=(heads, share), pad=0.02)
         bar.set_label(f"share outside {head_map.neighbourhood}".removesuffix(" unknown"))
-        bar.ax.axhline(head_map.threshold, color="white", linewidth=3), bar.ax.axhline(head_map.threshold, color=SEMANTIC, linewidth=1.5)
+        (
+            bar.ax.axhline(head_map.threshold, color="white", linewidth=3),
+            bar.ax.axhline(head_map.threshold, color=SEMANTIC, linewidth=1.5),
+        )
         share.barh(np.arange(num_layers), 100 * semantic.mean(axis=1), color=SEMANTIC, height=0.8)
         share.set(xlim=(0, 100), xlabel="% semantic")
         _write(figure, path)
@@ -65,7 +91,9 @@ def _has_room(metric: np.ndarray) -> bool:
 
 
 def _mark_semantic(axis: plt.Axes, metric: np.ndarray, semantic: np.ndarray) -> None:
-    """A figure in every cell where there is room for it, semantic ones bold and outlined; else a dot in semantic ones."""
+    """A figure in every cell where there is room for it, semantic ones bold and outlined; else a
+    dot in semantic ones.
+    """
     ink = np.where(metric > 0.55, "black", "white")
     if not _has_room(metric):
         rows, columns = np.nonzero(semantic)
@@ -73,68 +101,135 @@ def _mark_semantic(axis: plt.Axes, metric: np.ndarray, semantic: np.ndarray) -> 
         return
     for (row, column), value in np.ndenumerate(metric):
         weight = "bold" if semantic[row, column] else "normal"
-        axis.text(column, row, f"{value:.2f}", ha="center", va="center", color=ink[row, column], weight=weight)
+        axis.text(
+            column,
+            row,
+            f"{value:.2f}",
+            ha="center",
+            va="center",
+            color=ink[row, column],
+            weight=weight,
+        )
         if semantic[row, column]:
-            axis.add_patch(Rectangle((column - 0.46, row - 0.44), 0.92, 0.88, fill=False, edgecolor=SEMANTIC, linewidth=2.5))
+            axis.add_patch(
+                Rectangle(
+                    (column - 0.46, row - 0.44),
+                    0.92,
+                    0.88,
+                    fill=False,
+                    edgecolor=SEMANTIC,
+                    linewidth=2.5,
+                )
+            )
 
 
 def attention_plot(
-    head_map: HeadMap, picture: np.ndarray, maps: np.ndarray, heads: Sequence[tuple[int, int]], queries: Sequence[int],
-    prompt: str, path: Path,
-) -> None:  # fmt: skip
+    head_map: HeadMap,
+    picture: np.ndarray,
+    maps: np.ndarray,
+    heads: Sequence[tuple[int, int]],
+    queries: Sequence[int],
+    prompt: str,
+    path: Path,
+) -> None:
     """Where chosen tokens of two heads look, over the grid and over the picture.
 
-    Args: picture uint8 [size, size, 3]; maps float32 [2, queries, 576], heads[0] spatial and heads[1] semantic.
+    Args: picture uint8 [size, size, 3]; maps float32 [2, queries, 576], heads[0] spatial and
+    heads[1] semantic.
     """
     with plt.rc_context(STYLE):
-        figure, axes = plt.subplots(2, 1 + len(queries), figsize=(3.1 * (1 + len(queries)), 7), layout="constrained")
+        figure, axes = plt.subplots(
+            2, 1 + len(queries), figsize=(3.1 * (1 + len(queries)), 7), layout="constrained"
+        )
         for row, (layer, head) in enumerate(heads):
             colour, kind = ((SPATIAL, "most spatial"), (SEMANTIC, "most semantic"))[row]
             axes[row, 0].imshow(picture, extent=(0, GRID, GRID, 0))
-            axes[row, 0].set_title(f"{kind}: layer {layer}, head {head}\n{100 * head_map.metric[layer][head]:.0f} % outside "
-                                   "its neighbourhood", color=colour, loc="left")  # fmt: skip
+            axes[row, 0].set_title(
+                f"{kind}: layer {layer}, head {head}\n{100 * head_map.metric[layer][head]:.0f} %"
+                " outside its neighbourhood",
+                color=colour,
+                loc="left",
+            )
             for axis, query, attention in zip(axes[row, 1:], queries, maps[row], strict=True):
                 _overlay(axis, picture, attention.reshape(GRID, GRID), query, colour)
             for axis in axes[row]:
                 axis.set(xticks=[], yticks=[])
                 axis.spines[:].set_visible(False)
-        figure.suptitle(f"“{prompt}” as drawn, and what the outlined token attends to", fontsize=13, x=0.01, ha="left")
+        figure.suptitle(
+            f"“{prompt}” as drawn, and what the outlined token attends to",
+            fontsize=13,
+            x=0.01,
+            ha="left",
+        )
         _write(figure, path)
 
 
-def _overlay(axis: plt.Axes, picture: np.ndarray, attention: np.ndarray, query: int, colour: str) -> None:
+def _overlay(
+    axis: plt.Axes, picture: np.ndarray, attention: np.ndarray, query: int, colour: str
+) -> None:
     grey = picture.mean(axis=-1) / 255 * 0.45 + 0.55
     axis.imshow(grey, cmap="gray", vmin=0, vmax=1, extent=(0, GRID, GRID, 0))
-    strength = np.sqrt(attention / attention.max())  # the root: 1 % of the peak is a tenth of its ink
+    strength = np.sqrt(
+        attention / attention.max()
+    )  # the root: 1 % of the peak is a tenth of its ink
     layer = np.empty((GRID, GRID, 4))
     layer[..., :3], layer[..., 3] = to_rgb(colour), strength
     axis.imshow(layer, extent=(0, GRID, GRID, 0), interpolation="nearest")
     for line in range(GRID + 1):
-        axis.axhline(line, color="white", linewidth=0.3), axis.axvline(line, color="white", linewidth=0.3)
-    axis.add_patch(Rectangle((query % GRID, query // GRID), 1, 1, fill=False, edgecolor="black", linewidth=2))
+        (
+            axis.axhline(line, color="white", linewidth=0.3),
+            axis.axvline(line, color="white", linewidth=0.3),
+        )
+    axis.add_patch(
+        Rectangle((query % GRID, query // GRID), 1, 1, fill=False, edgecolor="black", linewidth=2)
+    )
     axis.set(xlim=(0, GRID), ylim=(GRID, 0))
-    axis.set_title(f"token in row {query // GRID}, column {query % GRID}\ngives one token up to {100 * attention.max():.0f} %", loc="left")
+    axis.set_title(
+        f"token in row {query // GRID}, column {query % GRID}\ngives one token up to"
+        f" {100 * attention.max():.0f} %",
+        loc="left",
+    )
 
 
 def column_plot(head_map: HeadMap, path: Path) -> None:
-    """Share of the attention on image tokens that each grid column gets, for spatial and for semantic heads."""
+    """Share of the attention on image tokens that each grid column gets, for spatial and for
+    semantic heads.
+    """
     shares = np.asarray(head_map.statistics["column_share"])  # [layers, heads, 24]
     size = head_map.num_heads // head_map.num_kv_heads
     semantic = np.repeat(np.asarray(head_map.semantic()), size, axis=1)
     column = np.arange(GRID)
     with plt.rc_context(STYLE):
         figure, axis = plt.subplots(figsize=(9, 4), layout="constrained")
-        for shift, kind, colour, hatch in ((-0.21, False, SPATIAL, None), (0.21, True, SEMANTIC, "//")):
+        for shift, kind, colour, hatch in (
+            (-0.21, False, SPATIAL, None),
+            (0.21, True, SEMANTIC, "//"),
+        ):
             chosen = shares[semantic == kind]
             if len(chosen):
                 name = f"{'semantic' if kind else 'spatial'} heads ({len(chosen)})"
-                axis.bar(column + shift, 100 * chosen.mean(axis=0), 0.42, color=colour, hatch=hatch, edgecolor="white",
-                         linewidth=0, label=name)  # fmt: skip
+                axis.bar(
+                    column + shift,
+                    100 * chosen.mean(axis=0),
+                    0.42,
+                    color=colour,
+                    hatch=hatch,
+                    edgecolor="white",
+                    linewidth=0,
+                    label=name,
+                )
         axis.hlines(100 / GRID, -0.6, GRID - 0.4, color="black", linewidth=1, linestyle="--")
         axis.text(GRID - 0.3, 100 / GRID, "even", va="center")
-        axis.set(xlabel="grid column", ylabel="% of the attention on image tokens", xticks=column, xlim=(-0.7, GRID + 0.9))
+        axis.set(
+            xlabel="grid column",
+            ylabel="% of the attention on image tokens",
+            xticks=column,
+            xlim=(-0.7, GRID + 0.9),
+        )
         axis.set_title("Attention by grid column", loc="left")
-        axis.legend(frameon=False, loc="lower right", bbox_to_anchor=(1, 1), borderaxespad=0.1, ncols=2)
+        axis.legend(
+            frameon=False, loc="lower right", bbox_to_anchor=(1, 1), borderaxespad=0.1, ncols=2
+        )
         _write(figure, path)
 
 

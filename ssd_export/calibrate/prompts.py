@@ -1,4 +1,6 @@
-"""What to draw for a calibration: a file of prompts, or a list that covers subjects, counts, places and styles."""
+"""What to draw for a calibration: a file of prompts, or a list that covers subjects, counts, places
+and styles.
+"""
 
 from __future__ import annotations
 
@@ -42,9 +44,14 @@ def read_prompts(path: Path) -> tuple[str, ...]:
     try:
         text = path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
-        raise UserError(f"{path} is not UTF-8 (byte {error.start}); save it as UTF-8 text, one prompt a line") from error
+        raise UserError(
+            f"{path} is not UTF-8 (byte {error.start}); save it as UTF-8 text, one prompt a line"
+        ) from error
     except OSError as error:
-        raise UserError(f"cannot read the prompts {path} ({error.strerror}); give --prompts an existing text file") from error
+        raise UserError(
+            f"cannot read the prompts {path} ({error.strerror}); give --prompts an existing text"
+            " file"
+        ) from error
     prompts = tuple(line.strip() for line in text.splitlines() if line.strip())
     if not prompts:
         raise UserError(f"{path} holds no prompt; write one a line")

@@ -6,7 +6,9 @@ import numpy as np
 
 
 def rank_correlation(first: np.ndarray, second: np.ndarray) -> float:
-    """-1 .. 1; equal values share the mean of their ranks. NaN if all values of one side are equal."""
+    """-1 .. 1; equal values share the mean of their ranks. NaN if all values of one side are
+    equal.
+    """
     a, b = _ranks(first.ravel()), _ranks(second.ravel())
     a, b = a - a.mean(), b - b.mean()
     scale = np.sqrt((a @ a) * (b @ b))

@@ -1,7 +1,9 @@
-"""How much what the model would draw depends on what each head reads: one backward pass, layer by layer.
+"""How much what the model would draw depends on what each head reads: one backward pass, layer by
+layer.
 
-A layer is recomputed when its turn comes, so that one layer's graph is in memory at a time, beside the hidden states
-between layers. float32 throughout: where the weights are not, one layer's copy is at a time.
+A layer is recomputed when its turn comes, so that one layer's graph is in memory at a time, beside
+the hidden states between layers. float32 throughout: where the weights are not, one layer's copy is
+at a time.
 """
 
 from __future__ import annotations
@@ -21,18 +23,19 @@ from ssd_export.config import NUM_IMAGE_TOKENS
 from ssd_export.model.decoder import ImageTokenModel
 from ssd_export.runtime.runner import Sampling
 
-# Divides the logits once more: where the model is sure of a token, nothing changes its likelihood a little, and what a
-# head reads there may be all that makes it sure.
+# Divides the logits once more: where the model is sure of a token, nothing changes its likelihood a
+# little, and what a head reads there may be all that makes it sure.
 SOFTENING = 3.0
 
 
 @dataclass(frozen=True)
 class LayerView:
-    """A layer as it was passed: its attention, and gradient float32 [B, H, I, G*D], of `signed_likelihood` by what each
-    image query read.
+    """A layer as it was passed: its attention, and gradient float32 [B, H, I, G*D], of
+    `signed_likelihood` by what each image query read.
 
-    With an error e at one query, the square of the product of both has the mean e^T F e, F being Fisher's information of
-    all tokens in what this query read, later layers and later tokens included: about twice the KL that the error causes.
+    With an error e at one query, the square of the product of both has the mean e^T F e, F being
+    Fisher's information of all tokens in what this query read, later layers and later tokens
+    included: about twice the KL that the error causes.
     """
 
     dense: DenseAttention
@@ -50,7 +53,9 @@ def hidden_states(model: ImageTokenModel, hidden: Tensor) -> list[Tensor]:
 
 
 def sampled_logits(logits: Tensor, sampling: Sampling) -> Tensor:
-    """[N, 576, V], what tokens are sampled from, of N conditional rows and, with guidance, their N unconditional ones after them."""
+    """[N, 576, V], what tokens are sampled from, of N conditional rows and, with guidance, their N
+    unconditional ones after them.
+    """
     if sampling.cfg_scale != 1:
         conditional, unconditional = logits.chunk(2)
         logits = unconditional + sampling.cfg_scale * (conditional - unconditional)
@@ -60,8 +65,9 @@ def sampled_logits(logits: Tensor, sampling: Sampling) -> Tensor:
 def signed_likelihood(logits: Tensor, signs: Tensor) -> Tensor:
     """Sum over steps and tokens of +-sqrt(p) log p, the roots held fixed; logits, signs [576, V].
 
-    Over random signs, g g^T of its gradient g has the mean sum p (grad log p)(grad log p)^T, Fisher's information, as
-    that of a sampled token's log-likelihood has; but an unlikely token is in every sample of it.
+    Over random signs, g g^T of its gradient g has the mean sum p (grad log p)(grad log p)^T,
+    Fisher's information, as that of a sampled token's log-likelihood has; but an unlikely token is
+    in every sample of it.
     """
     likelihood = (logits / SOFTENING).log_softmax(-1)
     return (likelihood * (likelihood.detach() / 2).exp() * signs).sum()
@@ -69,11 +75,17 @@ def signed_likelihood(logits: Tensor, signs: Tensor) -> Tensor:
 
 def random_signs(rng: np.random.Generator, num_tokens: int) -> Tensor:
     """float32 [576, V] of -1 and 1."""
-    return torch.from_numpy(2 * rng.integers(0, 2, (NUM_IMAGE_TOKENS, num_tokens), np.int8) - 1).float()
+    return torch.from_numpy(
+        2 * rng.integers(0, 2, (NUM_IMAGE_TOKENS, num_tokens), np.int8) - 1
+    ).float()
 
 
 def output_gradient(
-    model: ImageTokenModel, hidden: Tensor, prompt_length: int, sampling: Sampling, rng: np.random.Generator
+    model: ImageTokenModel,
+    hidden: Tensor,
+    prompt_length: int,
+    sampling: Sampling,
+    rng: np.random.Generator,
 ) -> Tensor:
     """Gradient [B, T, hidden] of `signed_likelihood` by the hidden states after the last layer.
 
@@ -113,32 +125,45 @@ class Fisher:
     """Costs of one picture by one pass back: about the divergence, as far as errors are small."""
 
     def __init__(
-        self, model: ImageTokenModel, last: Tensor, prompt_length: int, sampling: Sampling, rng: np.random.Generator
+        self,
+        model: ImageTokenModel,
+        last: Tensor,
+        prompt_length: int,
+        sampling: Sampling,
+        rng: np.random.Generator,
     ) -> None:
-        """Args: last: float32 [B, T, hidden] after the last layer, of the conditional row and, with guidance, the other."""
+        """Args: last: float32 [B, T, hidden] after the last layer, of the conditional row and, with
+        guidance, the other.
+        """
         self._model, self._prompt_length = model, prompt_length
         self._gradient = output_gradient(model, last, prompt_length, sampling, rng)
 
     def layer(
         self, index: int, hidden: Tensor, options: Sequence[HeadOption], prompt_slots: int
-    ) -> tuple[DenseAttention, Tensor]:  # fmt: skip
+    ) -> tuple[DenseAttention, Tensor]:
         """The layer's attention, and `option_errors`. Layers from the last to the first."""
-        view, self._gradient = pass_back(self._model, index, hidden, self._gradient, self._prompt_length)
+        view, self._gradient = pass_back(
+            self._model, index, hidden, self._gradient, self._prompt_length
+        )
         return view.dense, option_errors(view, options, prompt_slots)
 
 
 def option_errors(view: LayerView, options: Sequence[HeadOption], prompt_slots: int) -> Tensor:
     """float64 [H, options]: (lost . gradient)^2 / 2, mean over image queries, summed over the rows.
 
-    lost = what the head reads with the full cache less what it reads with the option. Query by query: a head may matter
-    in the few steps alone in which it reads what the option has lost.
+    lost = what the head reads with the full cache less what it reads with the option. Query by
+    query: a head may matter in the few steps alone in which it reads what the option has lost.
     """
     dense = view.dense
     errors = []
     for option in options:
-        lost = dense.out[:, :, :, dense.prompt_length :] - attend_with_option(dense, option, prompt_slots)
+        lost = dense.out[:, :, :, dense.prompt_length :] - attend_with_option(
+            dense, option, prompt_slots
+        )
         lost = lost.transpose(2, 3).flatten(3)  # [B, H, I, GD]
-        errors.append((lost * view.gradient).sum(dim=-1).double().square().mean(dim=2).sum(dim=0) / 2)
+        errors.append(
+            (lost * view.gradient).sum(dim=-1).double().square().mean(dim=2).sum(dim=0) / 2
+        )
     return torch.stack(errors, dim=-1)
 
 

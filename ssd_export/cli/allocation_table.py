@@ -1,4 +1,6 @@
-"""What ssd-auto chose and what it is expected to lose, as lines of text for `export` and `calibrate`."""
+"""What ssd-auto chose and what it is expected to lose, as lines of text for `export` and
+`calibrate`.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +16,8 @@ def group_lines(table: PolicyTable) -> list[str]:
     """One line a layer: heads x image slots and rule of each group."""
     wide = len(str(len(table.layers) - 1))
     return [
-        f"layer {index:>{wide}}  " + "   ".join(_group(group, table.prompt_slots) for group in groups)
+        f"layer {index:>{wide}}  "
+        + "   ".join(_group(group, table.prompt_slots) for group in groups)
         for index, groups in enumerate(table.layers)
     ]
 
@@ -39,7 +42,10 @@ def predicted_lines(head_map: HeadMap, config: ModelConfig, table: PolicyTable) 
         f"{name} {error:.3g}" + (f" ({error / own:.1f}x)" if own and name != table.name else "")
         for name, error in errors.items()
     )
-    return [f"predicted error at {table.image_slots_mean:.1f} image slots a head, nats per image token: {listed}"]
+    return [
+        f"predicted error at {table.image_slots_mean:.1f} image slots a head, nats per image token:"
+        f" {listed}"
+    ]
 
 
 def _group(group: HeadGroup, prompt_slots: int) -> str:

@@ -23,30 +23,51 @@ if TYPE_CHECKING:
     multiple=True,
     type=click.Path(path_type=Path),
     metavar="DIR",
-    help="A bundle to measure; give it again for another one of the same checkpoint.  "
-    "[default: the one exported last from this folder]",
+    help=(
+        "A bundle to measure; give it again for another one of the same checkpoint.  "
+        "[default: the one exported last from this folder]"
+    ),
 )
 @options.runner
 @options.provider
-@click.option("--batch", default="1", show_default=True, metavar="COUNT,...", help="Images drawn at once.")
+@click.option(
+    "--batch", default="1", show_default=True, metavar="COUNT,...", help="Images drawn at once."
+)
 @click.option(
     "--baselines",
     default="transformers,full",
     show_default=True,
     metavar="NAME,...",
-    help="What to compare with in the same run: transformers with its own cache, the full cache in the same runner, or none.",
+    help=(
+        "What to compare with in the same run: transformers with its own cache, the full cache in"
+        " the same runner, or none."
+    ),
 )
 @click.option(
-    "--steps", type=int, default=96, show_default=True, metavar="COUNT", help="Decode steps to time, at most 575."
+    "--steps",
+    type=int,
+    default=96,
+    show_default=True,
+    metavar="COUNT",
+    help="Decode steps to time, at most 575.",
 )
 @click.option(
-    "--threads", type=int, metavar="COUNT", help="CPU threads of everything measured.  [default: all, 1 for small models]"
+    "--threads",
+    type=int,
+    metavar="COUNT",
+    help="CPU threads of everything measured.  [default: all, 1 for small models]",
 )
 @click.option(
-    "--model", metavar="demo|DIR|HUB_ID", help="The bundles' checkpoint, for the baselines.  [default: demo, for its bundles]"
+    "--model",
+    metavar="demo|DIR|HUB_ID",
+    help="The bundles' checkpoint, for the baselines.  [default: demo, for its bundles]",
 )
-@click.option("--profile", is_flag=True, help="Also say in which operators onnxruntime spends a step.")
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object, as documents are written from.")
+@click.option(
+    "--profile", is_flag=True, help="Also say in which operators onnxruntime spends a step."
+)
+@click.option(
+    "--json", "as_json", is_flag=True, help="Print one JSON object, as documents are written from."
+)
 def command(
     bundles: tuple[Path, ...],
     runner: str,
@@ -61,10 +82,10 @@ def command(
 ) -> None:
     """Measure speed and memory of bundles.
 
-    Time to the first token, milliseconds per token, image tokens per second, images per minute, peak memory,
-    cache bytes and load time, with the share of what this machine's memory and arithmetic allow (measured in
-    the same run). The baselines run in the same run, each measurement in a process of its own. The report goes
-    into the bundle as reports/bench.json.
+    Time to the first token, milliseconds per token, image tokens per second, images per minute,
+    peak memory, cache bytes and load time, with the share of what this machine's memory and
+    arithmetic allow (measured in the same run). The baselines run in the same run, each measurement
+    in a process of its own. The report goes into the bundle as reports/bench.json.
     """
     from ssd_export.bundle import open_bundle, resolve_bundle
     from ssd_export.cli.progress import ProgressReport
@@ -74,9 +95,13 @@ def command(
     from ssd_export.evaluate.measurement import measurement
 
     batches = _counts(batch)
-    wanted = tuple(name.strip() for name in baselines.split(",") if name.strip() not in ("", "none"))
+    wanted = tuple(
+        name.strip() for name in baselines.split(",") if name.strip() not in ("", "none")
+    )
     paths = bundles or (resolve_bundle(None),)
-    spec = check_spec(BenchSpec(paths, runner, provider, batches, wanted, steps, threads, model, profile))
+    spec = check_spec(
+        BenchSpec(paths, runner, provider, batches, wanted, steps, threads, model, profile)
+    )
     note = busy_note()
     with ProgressReport() as progress:
         results = run_bench(spec, progress)
@@ -109,10 +134,24 @@ def command_line(spec: BenchSpec) -> str:
     words = ["python", "cli.py", "bench"]
     for path in spec.bundles:
         words += ["--bundle", str(path)]
-    values = {"runner": spec.runner, "provider": spec.provider, "batch": ",".join(map(str, spec.batches)),
-              "baselines": ",".join(spec.baselines) or "none", "steps": spec.steps, "threads": spec.threads, "model": spec.model}  # fmt: skip
-    usual = {"runner": default.runner, "provider": default.provider, "batch": "1", "baselines": ",".join(default.baselines),
-             "steps": default.steps, "threads": None, "model": None}  # fmt: skip
+    values = {
+        "runner": spec.runner,
+        "provider": spec.provider,
+        "batch": ",".join(map(str, spec.batches)),
+        "baselines": ",".join(spec.baselines) or "none",
+        "steps": spec.steps,
+        "threads": spec.threads,
+        "model": spec.model,
+    }
+    usual = {
+        "runner": default.runner,
+        "provider": default.provider,
+        "batch": "1",
+        "baselines": ",".join(default.baselines),
+        "steps": default.steps,
+        "threads": None,
+        "model": None,
+    }
     for name, value in values.items():
         if value != usual[name]:
             words += [f"--{name}", str(value)]

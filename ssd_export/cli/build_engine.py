@@ -29,8 +29,10 @@ PLUGIN = ("auto", "on", "off")
     default="auto",
     show_default=True,
     metavar="auto|rtx|jetson-orin|jetson-thor|ampere|ada|hopper|blackwell",
-    help="The GPUs to build for; auto: this machine's GPU, else rtx. A target that only its own machine can build "
-    "for is prepared: the bundle gets what the board lacks.",
+    help=(
+        "The GPUs to build for; auto: this machine's GPU, else rtx. A target that only its own"
+        " machine can build for is prepared: the bundle gets what the board lacks."
+    ),
 )
 @click.option(
     "--flavour",
@@ -44,15 +46,22 @@ PLUGIN = ("auto", "on", "off")
     default="auto",
     show_default=True,
     metavar="|".join(PLUGIN),
-    help="Attention by the plugin's kernel, caches written in place (auto: where library and kernel are at hand), or "
-    "by ordinary operators.",
+    help=(
+        "Attention by the plugin's kernel, caches written in place (auto: where library and kernel"
+        " are at hand), or by ordinary operators."
+    ),
 )
 @click.option(
     "--top-k",
     is_flag=True,
-    help="Also build the two graphs that generate --top-k draws with; without it the engines draw from all codes.",
+    help=(
+        "Also build the two graphs that generate --top-k draws with; without it the engines draw"
+        " from all codes."
+    ),
 )
-@click.option("--batch", metavar="MIN:OPT:MAX", help="Images drawn at once.  [default: the target's]")
+@click.option(
+    "--batch", metavar="MIN:OPT:MAX", help="Images drawn at once.  [default: the target's]"
+)
 @click.option(
     "--workspace",
     type=click.IntRange(1, 1 << 20),
@@ -65,8 +74,12 @@ PLUGIN = ("auto", "on", "off")
     metavar="FILE",
     help="Measurements of earlier builds, read and added to.  [default: one beside the engines]",
 )
-@click.option("--force-memory", is_flag=True, help="Try even where the estimate says that memory will not do.")
-@click.option("--dry-run", is_flag=True, help="Say what would be built and what it needs; build nothing.")
+@click.option(
+    "--force-memory", is_flag=True, help="Try even where the estimate says that memory will not do."
+)
+@click.option(
+    "--dry-run", is_flag=True, help="Say what would be built and what it needs; build nothing."
+)
 def command(
     bundle: Path | None,
     target: str,
@@ -81,9 +94,9 @@ def command(
 ) -> None:
     """Build TensorRT engines of a bundle, into the bundle.
 
-    Prefill and decode step share one copy of the weights on the device (quantised matrices excepted: each engine has
-    its own). engine.json beside the engines says what they were built from and for; a loader checks it before it
-    loads them.
+    Prefill and decode step share one copy of the weights on the device (quantised matrices
+    excepted: each engine has its own). engine.json beside the engines says what they were built
+    from and for; a loader checks it before it loads them.
     """
     for option, value, choices in (("--flavour", flavour, FLAVOURS), ("--plugin", plugin, PLUGIN)):
         if value not in choices:
@@ -140,18 +153,28 @@ def plan_lines(plan: BuildPlan) -> list[str]:
     lines = [f"target: {plan.target.name} ({plan.target.title}), compute capability {gpus}"]
     if plan.flavour is None:
         return lines + [
-            "TensorRT builds for this target on its own machine. Here the plugin's decode step is prepared, kernel "
-            f"inside; then copy the bundle there and run: ssd-export build-engine --bundle DIR --target {plan.target.name}"
+            "TensorRT builds for this target on its own machine. Here the plugin's decode step is"
+            " prepared, kernel inside; then copy the bundle there and run: ssd-export build-engine"
+            f" --bundle DIR --target {plan.target.name}"
         ]
     free = "unknown" if plan.free_bytes is None else gib(plan.free_bytes)
     images = plan.profile.images
     lines += [
         f"flavour: {plan.flavour.name} {plan.flavour.version}",
-        f"plugin: {plan.plugin.library}" if plan.plugin.is_used else f"plugin: off ({plan.plugin.why_not})",
-        f"batch: {images[0]} to {images[2]} images, tuned for {images[1]}; prompts of up to "
-        f"{plan.profile.prompt_tokens[2]} tokens",
+        (
+            f"plugin: {plan.plugin.library}"
+            if plan.plugin.is_used
+            else f"plugin: off ({plan.plugin.why_not})"
+        ),
+        (
+            f"batch: {images[0]} to {images[2]} images, tuned for {images[1]}; prompts of up to "
+            f"{plan.profile.prompt_tokens[2]} tokens"
+        ),
         f"graphs: {', '.join(spec.name for spec in plan.graphs)}",
-        f"memory: about {gib(plan.needed_bytes)} needed, {free} free; workspace {plan.workspace_mib} MiB",
+        (
+            f"memory: about {gib(plan.needed_bytes)} needed, {free} free; workspace"
+            f" {plan.workspace_mib} MiB"
+        ),
         f"into: {plan.bundle.path / plan.folder}",
     ]
     if plan.timing_cache and plan.flavour.builds_anywhere:
@@ -162,5 +185,9 @@ def plan_lines(plan: BuildPlan) -> list[str]:
 def result_line(name: str, graph: dict[str, Any]) -> str:
     """Size, layers and time of an engine."""
     num_layers, num_plugin = sum(graph["layers"].values()), graph["layers"].get("PluginV3", 0)
-    layers = f", {num_layers} layers" + (f" ({num_plugin} of the plugin)" if num_plugin else "") if num_layers else ""
+    layers = (
+        f", {num_layers} layers" + (f" ({num_plugin} of the plugin)" if num_plugin else "")
+        if num_layers
+        else ""
+    )
     return f"{name}: {graph['bytes'] / 1e6:.1f} MB{layers}, {graph['seconds']:.1f} s"

@@ -48,7 +48,10 @@ class CalibrateSpec:
     "--prompts",
     type=click.Path(path_type=Path),
     metavar="FILE",
-    help="What to draw: UTF-8 text, one prompt a line.  [default: a varied list; for the demo, its own scenes]",
+    help=(
+        "What to draw: UTF-8 text, one prompt a line.  [default: a varied list; for the demo, its"
+        " own scenes]"
+    ),
 )
 @click.option(
     "--num-images",
@@ -63,13 +66,18 @@ class CalibrateSpec:
     default=f"1d:{NEIGHBOURHOOD}",
     show_default=True,
     metavar="1d:TOKENS|2d:RADIUS",
-    help="What counts as near: the last TOKENS image tokens, or RADIUS grid rows and columns around.",
+    help=(
+        "What counts as near: the last TOKENS image tokens, or RADIUS grid rows and columns around."
+    ),
 )
 @click.option(
     "--tau",
     type=float,
     metavar="SHARE",
-    help="A head is semantic if more than this share of its attention is outside the neighbourhood.  [default: 0.2]",
+    help=(
+        "A head is semantic if more than this share of its attention is outside the neighbourhood. "
+        " [default: 0.2]"
+    ),
 )
 @click.option(
     "--semantic-share",
@@ -82,8 +90,11 @@ class CalibrateSpec:
 @click.option(
     "--costs",
     type=click.Choice(["ablation", "fisher"]),
-    help="How what an option costs a head is found: by trying each, or from one gradient a picture, an estimate which takes "
-    "minutes where trying takes hours.  [default: ablation up to 500 million parameters, fisher above]",
+    help=(
+        "How what an option costs a head is found: by trying each, or from one gradient a picture,"
+        " an estimate which takes minutes where trying takes hours.  [default: ablation up to 500"
+        " million parameters, fisher above]"
+    ),
 )
 @click.option(
     "--out",
@@ -97,12 +108,18 @@ class CalibrateSpec:
     "--plot",
     type=click.Path(path_type=Path),
     metavar="FILE.png",
-    help="Draw the map here, attention of two heads and grid columns beside it.  [default: not drawn]",
+    help=(
+        "Draw the map here, attention of two heads and grid columns beside it.  [default: not"
+        " drawn]"
+    ),
 )
 @click.option(
     "--compare",
     metavar="janus-pro-1b|FILE",
-    help="Say how well the metric agrees with another head map of this model.  [default: no comparison]",
+    help=(
+        "Say how well the metric agrees with another head map of this model.  [default: no"
+        " comparison]"
+    ),
 )
 def command(
     model: str,
@@ -120,16 +137,27 @@ def command(
 ) -> None:
     """Measure the attention heads of a checkpoint.
 
-    Draws pictures with the full cache and writes a head map: how far each head looks beyond its neighbourhood, and
-    what every way of serving it from fewer slots would cost, from which `export --policy ssd-auto` allocates any
-    budget. An interrupted run goes on where it stopped when it is started again.
+    Draws pictures with the full cache and writes a head map: how far each head looks beyond its
+    neighbourhood, and what every way of serving it from fewer slots would cost, from which `export
+    --policy ssd-auto` allocates any budget. An interrupted run goes on where it stopped when it is
+    started again.
     """
     if tau is not None and semantic_share is not None:
         raise UserError("--tau and --semantic-share decide the same thing; give one of them")
     spec = CalibrateSpec(
-        model, prompts, num_images, neighbourhood, TAU if tau is None else tau, semantic_share, seed, prompt_slots,
-        costs, out, plot, compare,
-    )  # fmt: skip
+        model,
+        prompts,
+        num_images,
+        neighbourhood,
+        TAU if tau is None else tau,
+        semantic_share,
+        seed,
+        prompt_slots,
+        costs,
+        out,
+        plot,
+        compare,
+    )
     _check_numbers(spec)
     _check_places(spec)
     _calibrate(spec)
@@ -141,7 +169,10 @@ def _check_numbers(spec: CalibrateSpec) -> None:
     if not (math.isfinite(spec.tau) and 0 <= spec.tau <= 1):
         raise UserError(f"--tau {spec.tau:g} is outside [0, 1]; use 0.2")
     if spec.semantic_share is not None and not 0 <= spec.semantic_share <= 1:
-        raise UserError(f"--semantic-share {spec.semantic_share:g} is outside [0, 1]; use 0.5 for half of the heads")
+        raise UserError(
+            f"--semantic-share {spec.semantic_share:g} is outside [0, 1]; use 0.5 for half of the"
+            " heads"
+        )
     options.check_seed(spec.seed)
     options.check_prompt_slots(spec.prompt_slots)
 
@@ -153,7 +184,9 @@ def _check_places(spec: CalibrateSpec) -> None:
     check_file(spec.out)
     if spec.plot is not None:
         if spec.plot.suffix.lower() != ".png":
-            raise UserError(f"--plot {spec.plot} does not end in .png; use {spec.plot.with_suffix('.png')}")
+            raise UserError(
+                f"--plot {spec.plot} does not end in .png; use {spec.plot.with_suffix('.png')}"
+            )
         check_file(spec.plot)
 
 
@@ -175,13 +208,26 @@ def _calibrate(spec: CalibrateSpec) -> None:
     defaults = generation_defaults(folder)
     model = load_model(checkpoint)
     what = CalibrationSpec(
-        given, spec.num_images, neighbourhood, spec.seed, Sampling(defaults["cfg_scale"], defaults["temperature"]),
-        spec.prompt_slots, costs=spec.costs or (ABLATION if is_small(model) else FISHER),
-    )  # fmt: skip
+        given,
+        spec.num_images,
+        neighbourhood,
+        spec.seed,
+        Sampling(defaults["cfg_scale"], defaults["temperature"]),
+        spec.prompt_slots,
+        costs=spec.costs or (ABLATION if is_small(model) else FISHER),
+    )
     began = time.perf_counter()
     state_file = spec.out.with_name(spec.out.name + ".partial")
     with ProgressReport() as progress:
-        done = calibrate(checkpoint, model, what, state_file, threshold=spec.tau, tool_version=TOOL_VERSION, progress=progress)
+        done = calibrate(
+            checkpoint,
+            model,
+            what,
+            state_file,
+            threshold=spec.tau,
+            tool_version=TOOL_VERSION,
+            progress=progress,
+        )
     seconds = time.perf_counter() - began
     head_map = done.head_map
     if spec.semantic_share is not None:
@@ -210,7 +256,9 @@ def _prompts(spec: CalibrateSpec) -> tuple[str, ...]:
     from ssd_export.demo.scenes import CATEGORIES, is_held_out, random_scene
 
     rng = np.random.default_rng(spec.seed)
-    scenes = (random_scene(rng, CATEGORIES[index % 4]).caption for index in range(100 * DEMO_PROMPTS))
+    scenes = (
+        random_scene(rng, CATEGORIES[index % 4]).caption for index in range(100 * DEMO_PROMPTS)
+    )
     return tuple([caption for caption in scenes if not is_held_out(caption)][:DEMO_PROMPTS])
 
 
@@ -221,26 +269,41 @@ def _other_map(name: str, config: ModelConfig) -> HeadMap:
     other = HeadMap.load(built_in if built_in.is_file() else name)
     shape, own = (other.num_layers, other.num_heads), (config.num_layers, config.num_heads)
     if shape != own:
-        raise UserError(f"--compare {name} has {shape[0]} layers of {shape[1]} heads, the model {own[0]} of {own[1]}; compare "
-                        "with a map of the same model")  # fmt: skip
+        raise UserError(
+            f"--compare {name} has {shape[0]} layers of {shape[1]} heads, the model {own[0]} of"
+            f" {own[1]}; compare with a map of the same model"
+        )
     return other
 
 
-def _summary(spec: CalibrateSpec, head_map: HeadMap, done: Calibration, seconds: float) -> list[str]:
+def _summary(
+    spec: CalibrateSpec, head_map: HeadMap, done: Calibration, seconds: float
+) -> list[str]:
     heads = head_map.num_layers * head_map.num_kv_heads
     semantic = round(head_map.semantic_share * heads)
     resumed = f" ({done.num_resumed} of them by an earlier run)" if done.num_resumed else ""
     lines = [
-        f"{spec.out}: {semantic} of {heads} heads semantic ({head_map.semantic_share:.3f}) at tau {head_map.threshold:.3g}, "
-        f"neighbourhood {head_map.neighbourhood}",
-        f"{spec.num_images} pictures{resumed} in {seconds:.1f} s, costs by {head_map.statistics['costs']}",
+        (
+            f"{spec.out}: {semantic} of {heads} heads semantic ({head_map.semantic_share:.3f}) at"
+            f" tau {head_map.threshold:.3g}, neighbourhood {head_map.neighbourhood}"
+        ),
+        (
+            f"{spec.num_images} pictures{resumed} in {seconds:.1f} s, costs by"
+            f" {head_map.statistics['costs']}"
+        ),
     ]
     if semantic in (0, heads):
-        lines.append(f"all heads are of one kind at tau {head_map.threshold:.3g}: use --semantic-share 0.5 for half and half")
+        lines.append(
+            f"all heads are of one kind at tau {head_map.threshold:.3g}: use --semantic-share 0.5"
+            " for half and half"
+        )
     if done.stability is None:
         lines.append("stability: needs two prompts or more, and as many pictures")
     else:
-        lines.append(f"stability: rank correlation {done.stability:.3f} of the metric between two disjoint sets of prompts")
+        lines.append(
+            f"stability: rank correlation {done.stability:.3f} of the metric between two disjoint"
+            " sets of prompts"
+        )
     return lines
 
 
@@ -249,10 +312,16 @@ def _comparison(head_map: HeadMap, other: HeadMap, name: str) -> str:
 
     from ssd_export.calibrate.ranks import rank_correlation
 
-    agree = np.asarray(head_map.metric) > head_map.threshold, np.asarray(other.metric) > other.threshold
+    agree = (
+        np.asarray(head_map.metric) > head_map.threshold,
+        np.asarray(other.metric) > other.threshold,
+    )
     same, total = int((agree[0] == agree[1]).sum()), agree[0].size
     correlation = rank_correlation(np.asarray(head_map.metric), np.asarray(other.metric))
-    return f"against {name}: rank correlation {correlation:.3f}, the same type for {same} of {total} heads"
+    return (
+        f"against {name}: rank correlation {correlation:.3f}, the same type for {same} of {total}"
+        " heads"
+    )
 
 
 def _predictions(head_map: HeadMap, config: ModelConfig, prompt_slots: int) -> list[str]:
@@ -263,21 +332,36 @@ def _predictions(head_map: HeadMap, config: ModelConfig, prompt_slots: int) -> l
     lines = []
     for budget in (0.1, 0.2):
         chosen = allocate(head_map, budget).heads
-        table = make_policy("ssd-auto", config, budget=budget, prompt_slots=prompt_slots, allocation=chosen)
+        table = make_policy(
+            "ssd-auto", config, budget=budget, prompt_slots=prompt_slots, allocation=chosen
+        )
         lines += [f"budget {budget}: {line}" for line in predicted_lines(head_map, config, table)]
     return lines
 
 
 def _plot(
-    path: Path, checkpoint: Checkpoint, model: ImageTokenModel, head_map: HeadMap, what: CalibrationSpec, done: Calibration
+    path: Path,
+    checkpoint: Checkpoint,
+    model: ImageTokenModel,
+    head_map: HeadMap,
+    what: CalibrationSpec,
+    done: Calibration,
 ) -> None:
-    from ssd_export.calibrate.attention_maps import chosen_tokens, head_attention, most_typical_heads
+    from ssd_export.calibrate.attention_maps import (
+        chosen_tokens,
+        head_attention,
+        most_typical_heads,
+    )
     from ssd_export.calibrate.draw import decode_picture
     from ssd_export.calibrate.plots import attention_plot, column_plot, heat_map, plot_paths
     from ssd_export.model.prompt import PromptEncoder
 
     picture = decode_picture(checkpoint, done.first_picture)
-    ids = PromptEncoder.from_file(checkpoint.tokenizer_path).encode(what.prompts[:1], what.prompt_slots).ids[0]
+    ids = (
+        PromptEncoder.from_file(checkpoint.tokenizer_path)
+        .encode(what.prompts[:1], what.prompt_slots)
+        .ids[0]
+    )
     heads, queries = most_typical_heads(head_map), chosen_tokens(picture)
     maps = head_attention(model, ids, done.first_picture, heads, queries)
     heat, attention, columns = plot_paths(path)

@@ -20,7 +20,9 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class EvalSpec:
-    """What is scored: a bundle, or (bundle None) a model under a policy, exported for the occasion."""
+    """What is scored: a bundle, or (bundle None) a model under a policy, exported for the
+    occasion.
+    """
 
     bundle: Path | None
     model: str
@@ -38,17 +40,31 @@ class EvalSpec:
     "--bundle",
     type=click.Path(path_type=Path),
     metavar="DIR",
-    help="The bundle to score.  [default: the one exported last from this folder, unless --model, --policy, "
-    "--budget, --head-map, --weights or --kv-dtype says what to export for the occasion]",
+    help=(
+        "The bundle to score.  [default: the one exported last from this folder, unless --model,"
+        " --policy, --budget, --head-map, --weights or --kv-dtype says what to export for the"
+        " occasion]"
+    ),
 )
-@click.option("--model", metavar="demo|DIR|HUB_ID", help="The checkpoint to export.  [default: demo]")
-@click.option("--policy", metavar="NAME", help="Its cache policy, as for export.  [default: the model's best]")
 @click.option(
-    "--budget", type=float, metavar="SHARE", help="Its share of the 576 image-token slots.  [default: 0.2]"
+    "--model", metavar="demo|DIR|HUB_ID", help="The checkpoint to export.  [default: demo]"
+)
+@click.option(
+    "--policy", metavar="NAME", help="Its cache policy, as for export.  [default: the model's best]"
+)
+@click.option(
+    "--budget",
+    type=float,
+    metavar="SHARE",
+    help="Its share of the 576 image-token slots.  [default: 0.2]",
 )
 @options.head_map
-@click.option("--weights", metavar="none|int8|int4", help="How its matrices are stored.  [default: none]")
-@click.option("--kv-dtype", metavar="model|int8", help="How its keys and values are stored.  [default: model]")
+@click.option(
+    "--weights", metavar="none|int8|int4", help="How its matrices are stored.  [default: none]"
+)
+@click.option(
+    "--kv-dtype", metavar="model|int8", help="How its keys and values are stored.  [default: model]"
+)
 @click.option(
     "--num-prompts",
     type=int,
@@ -68,7 +84,9 @@ class EvalSpec:
     "--sheet",
     type=click.Path(path_type=Path),
     metavar="FILE.png",
-    help="Write all pictures with their captions, wrong ones framed in red.  [default: not written]",
+    help=(
+        "Write all pictures with their captions, wrong ones framed in red.  [default: not written]"
+    ),
 )
 def command(
     bundle: Path | None,
@@ -90,9 +108,9 @@ def command(
 ) -> None:
     """Score how often pictures show what their captions say.
 
-    A rule-based checker judges every picture: ground, number, colour, shape, relation. Captions are unseen in
-    the demo model's training; the score comes with a 95 % interval. A policy given instead of a bundle is
-    exported to a temporary folder first.
+    A rule-based checker judges every picture: ground, number, colour, shape, relation. Captions are
+    unseen in the demo model's training; the score comes with a 95 % interval. A policy given
+    instead of a bundle is exported to a temporary folder first.
     """
     asked = {
         "--model": model,
@@ -104,7 +122,10 @@ def command(
     }
     given = [name for name, value in asked.items() if value is not None]
     if bundle is not None and given:
-        raise UserError(f"--bundle and {given[0]} exclude each other: a bundle has its model and policy; drop one")
+        raise UserError(
+            f"--bundle and {given[0]} exclude each other: a bundle has its model and policy;"
+            " drop one"
+        )
     _check_numbers(num_prompts, seed, batch, budget)
     if weights not in (None, "none", "int8", "int4"):
         raise UserError(f"unknown --weights {weights!r}; choose one of none, int8, int4")
@@ -131,7 +152,9 @@ def command(
         weights or "none",
         kv_dtype or "model",
     )
-    score, facts = _score(spec, num_prompts, batch, DrawOptions(seed, cfg_scale=cfg_scale, temperature=temperature))
+    score, facts = _score(
+        spec, num_prompts, batch, DrawOptions(seed, cfg_scale=cfg_scale, temperature=temperature)
+    )
     if sheet is not None:
         _write_sheet(sheet, score)
     if as_json:
@@ -157,13 +180,24 @@ def _bundle(spec: EvalSpec, progress: Progress) -> Iterator[Path]:
         return
     from ssd_export.evaluate.exported import PolicyChoice, temporary_bundle
 
-    choice = PolicyChoice(spec.model, spec.policy, spec.budget, spec.head_map, weights=spec.weights, kv_dtype=spec.kv_dtype)
+    choice = PolicyChoice(
+        spec.model,
+        spec.policy,
+        spec.budget,
+        spec.head_map,
+        weights=spec.weights,
+        kv_dtype=spec.kv_dtype,
+    )
     with temporary_bundle(choice, progress) as path:
         yield path
 
 
-def _score(spec: EvalSpec, num_prompts: int, batch: int | None, drawing: DrawOptions) -> tuple[SceneScore, dict[str, Any]]:
-    """The score, and what it is the score of. batch None: as many pictures at once as suits the model."""
+def _score(
+    spec: EvalSpec, num_prompts: int, batch: int | None, drawing: DrawOptions
+) -> tuple[SceneScore, dict[str, Any]]:
+    """The score, and what it is the score of. batch None: as many pictures at once as suits the
+    model.
+    """
     from ssd_export.cli.progress import ProgressReport
     from ssd_export.evaluate.scene_score import draw_scenes, score_scenes
     from ssd_export.evaluate.sweep_jobs import default_batch
@@ -171,7 +205,9 @@ def _score(spec: EvalSpec, num_prompts: int, batch: int | None, drawing: DrawOpt
 
     scenes = draw_scenes(num_prompts, drawing.seed)
     with ProgressReport() as progress, _bundle(spec, progress) as path:
-        with ImageGenerator.from_bundle(path, runner=spec.runner, provider=spec.provider) as generator:
+        with ImageGenerator.from_bundle(
+            path, runner=spec.runner, provider=spec.provider
+        ) as generator:
             drawing = replace(drawing, batch=batch or default_batch(generator.config))
             score = score_scenes(generator, scenes, drawing, progress)
             defaults = generator.bundle.config["generation"]
@@ -189,8 +225,12 @@ def _score(spec: EvalSpec, num_prompts: int, batch: int | None, drawing: DrawOpt
                 "num_prompts": num_prompts,
                 "seed": drawing.seed,
                 "batch": drawing.batch,
-                "cfg_scale": defaults["cfg_scale"] if drawing.cfg_scale is None else drawing.cfg_scale,
-                "temperature": defaults["temperature"] if drawing.temperature is None else drawing.temperature,
+                "cfg_scale": (
+                    defaults["cfg_scale"] if drawing.cfg_scale is None else drawing.cfg_scale
+                ),
+                "temperature": (
+                    defaults["temperature"] if drawing.temperature is None else drawing.temperature
+                ),
             }
     return score, facts
 
@@ -200,7 +240,9 @@ def _write_sheet(path: Path, score: SceneScore) -> None:
     from ssd_export.runtime.pictures import write_png
 
     judged = zip(score.images, score.scenes, score.verdicts, strict=True)
-    entries = [Entry(image, scene.caption, "; ".join(verdict.reasons)) for image, scene, verdict in judged]
+    entries = [
+        Entry(image, scene.caption, "; ".join(verdict.reasons)) for image, scene, verdict in judged
+    ]
     write_png(path, captioned_sheet(entries), {})
 
 
@@ -212,8 +254,9 @@ def _print_score(facts: dict[str, Any], score: SceneScore) -> None:
             f"{share.hits} of {share.total}"
         )
     click.echo(
-        f"{facts['model']}, policy {facts['policy']}, budget {facts['budget']:g}, weights {facts['precision']['weights']}, "
-        f"kv-dtype {facts['kv_dtype']}: "
-        f"{score.seconds / len(score.images):.2f} s a picture in batches of {facts['batch']}, "
-        f"{score.ms_per_token:.3f} ms a token, cache {score.cache.bytes_per_image:,} bytes an image"
+        f"{facts['model']}, policy {facts['policy']}, budget {facts['budget']:g}, weights"
+        f" {facts['precision']['weights']}, kv-dtype {facts['kv_dtype']}:"
+        f" {score.seconds / len(score.images):.2f} s a picture in batches of {facts['batch']},"
+        f" {score.ms_per_token:.3f} ms a token, cache {score.cache.bytes_per_image:,} bytes an"
+        " image"
     )

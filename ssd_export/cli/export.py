@@ -20,8 +20,10 @@ WEIGHTS = ("none", "int8", "int4", "fp8")
 @click.option(
     "--policy",
     metavar="NAME",
-    help="Which tokens each head keeps: full, streaming-llm, h2o, tova, ssd, ssd-row, ssd-auto, linear or "
-    "margin.  [default: ssd-auto where the model's head map has costs, else ssd-row]",
+    help=(
+        "Which tokens each head keeps: full, streaming-llm, h2o, tova, ssd, ssd-row, ssd-auto,"
+        " linear or margin.  [default: ssd-auto where the model's head map has costs, else ssd-row]"
+    ),
 )
 @click.option(
     "--budget",
@@ -41,13 +43,19 @@ WEIGHTS = ("none", "int8", "int4", "fp8")
     "--evict-every",
     type=int,
     metavar="TOKENS",
-    help="Tokens between two releases of a head that ranks by score.  [default: the policy's, mostly 24]",
+    help=(
+        "Tokens between two releases of a head that ranks by score.  [default: the policy's,"
+        " mostly 24]"
+    ),
 )
 @click.option(
     "--num-recent",
     type=int,
     metavar="TOKENS",
-    help="Newest tokens that a head ranking by score always keeps.  [default: the policy's, mostly half]",
+    help=(
+        "Newest tokens that a head ranking by score always keeps.  [default: the policy's, mostly"
+        " half]"
+    ),
 )
 @options.head_map
 @click.option(
@@ -71,8 +79,10 @@ WEIGHTS = ("none", "int8", "int4", "fp8")
     default="none",
     show_default=True,
     metavar="|".join(WEIGHTS),
-    help="Store the layers' matrices in fewer bits: int8 by output channel, int4 in blocks of 128 inputs, fp8 by "
-    "output channel for a --target that has it. Everything else keeps --dtype.",
+    help=(
+        "Store the layers' matrices in fewer bits: int8 by output channel, int4 in blocks of 128"
+        " inputs, fp8 by output channel for a --target that has it. Everything else keeps --dtype."
+    ),
 )
 @click.option(
     "--kv-dtype",
@@ -84,29 +94,45 @@ WEIGHTS = ("none", "int8", "int4", "fp8")
 @click.option(
     "--target",
     metavar="NAME",
-    help="What will run the bundle, as for build-engine; what it cannot run is refused.  [default: anything]",
+    help=(
+        "What will run the bundle, as for build-engine; what it cannot run is refused.  [default:"
+        " anything]"
+    ),
 )
 @click.option(
     "--out",
     type=click.Path(path_type=Path),
     metavar="DIR",
-    help="The bundle's folder.  [default: bundles/<model>-<policy>-b<budget>-<dtype>[-<weights>][-kv-<kv-dtype>]]",
+    help=(
+        "The bundle's folder.  [default:"
+        " bundles/<model>-<policy>-b<budget>-<dtype>[-<weights>][-kv-<kv-dtype>]]"
+    ),
 )
-@click.option("--force", is_flag=True, help="Replace a bundle that is there, once the new one is complete.")
+@click.option(
+    "--force", is_flag=True, help="Replace a bundle that is there, once the new one is complete."
+)
 @click.option(
     "--resume",
     is_flag=True,
-    help="Go on where Ctrl-C, a signal, a crash or a full disk stopped the same export; begin where there is nothing.",
+    help=(
+        "Go on where Ctrl-C, a signal, a crash or a full disk stopped the same export; begin where"
+        " there is nothing."
+    ),
 )
 @click.option(
-    "--num-layers", type=int, metavar="COUNT", help="Only the first layers: a quick trial of a big model.  [default: all]"
+    "--num-layers",
+    type=int,
+    metavar="COUNT",
+    help="Only the first layers: a quick trial of a big model.  [default: all]",
 )
 @click.option(
     "--revision",
     metavar="BRANCH|TAG|COMMIT",
     help="Which version of a hub's model; the bundle records its commit.  [default: the newest]",
 )
-@click.option("--force-memory", is_flag=True, help="Try even where the estimate says that memory will not do.")
+@click.option(
+    "--force-memory", is_flag=True, help="Try even where the estimate says that memory will not do."
+)
 def command(
     model: str,
     policy: str | None,
@@ -130,8 +156,8 @@ def command(
 ) -> None:
     """Export a checkpoint to a bundle.
 
-    A bundle is a folder of ONNX graphs with a compressed KV cache of fixed size, one copy of the weights, the
-    tokenizer and a manifest; `ssd-export generate` draws from it.
+    A bundle is a folder of ONNX graphs with a compressed KV cache of fixed size, one copy of the
+    weights, the tokenizer and a manifest; `ssd-export generate` draws from it.
     """
     options.check_budget(budget)
     options.check_prompt_slots(prompt_slots)
@@ -173,7 +199,8 @@ def command(
         remember_latest(path)
     except OSError as error:
         click.echo(
-            f"not remembered as the latest bundle ({error.strerror}): name it with --bundle {path}", err=True
+            f"not remembered as the latest bundle ({error.strerror}): name it with --bundle {path}",
+            err=True,
         )
     _print_allocation(path)
     _print_precision(path)
@@ -181,7 +208,11 @@ def command(
 
 
 def _say_kept(folder: Path) -> None:
-    click.echo(f"{folder} keeps what is finished: the same command with --resume goes on; delete it otherwise", err=True)
+    click.echo(
+        f"{folder} keeps what is finished: the same command with --resume goes on; delete it"
+        " otherwise",
+        err=True,
+    )
 
 
 def check_weights(weights: str, target: str | None) -> None:
@@ -195,20 +226,26 @@ def check_weights(weights: str, target: str | None) -> None:
         raise UserError(f"unknown --target {target!r}; choose one of {', '.join(target_names())}")
     if weights == "fp8" and target not in fp8_targets():
         why = f"{target} is not one" if target else "most machines have none"
-        raise UserError(f"--weights fp8 needs a target with fp8 ({why}); use --target {', '.join(fp8_targets())}, or "
-                        "--weights int8 or int4, which run everywhere")  # fmt: skip
+        raise UserError(
+            f"--weights fp8 needs a target with fp8 ({why}); use --target"
+            f" {', '.join(fp8_targets())}, or --weights int8 or int4, which run everywhere"
+        )
 
 
 def _print_precision(path: Path) -> None:
     """Where int4 could not use its usual blocks, on stderr."""
     from ssd_export.export.quantize import block_lines
 
-    for line in block_lines(json.loads((path / "ssd_config.json").read_text(encoding="utf-8")).get("precision", {})):
+    for line in block_lines(
+        json.loads((path / "ssd_config.json").read_text(encoding="utf-8")).get("precision", {})
+    ):
         click.echo(line, err=True)
 
 
 def _print_allocation(path: Path) -> None:
-    """What ssd-auto chose for each layer and what it is expected to lose, on stderr: stdout is the bundle's folder."""
+    """What ssd-auto chose for each layer and what it is expected to lose, on stderr: stdout is the
+    bundle's folder.
+    """
     from ssd_export.cache.head_map import HeadMap
     from ssd_export.cache.table import PolicyTable
     from ssd_export.cli.allocation_table import group_lines, predicted_lines

@@ -52,7 +52,12 @@ class GenerateSpec:
 @options.provider
 @options.seed("Randomness of the pictures, 64 bits: the same seed draws the same on every runner.")
 @click.option(
-    "--num-images", type=int, default=1, show_default=True, metavar="COUNT", help="Pictures for each prompt."
+    "--num-images",
+    type=int,
+    default=1,
+    show_default=True,
+    metavar="COUNT",
+    help="Pictures for each prompt.",
 )
 @click.option(
     "--cfg-scale",
@@ -75,7 +80,9 @@ class GenerateSpec:
     help="Sample among the likeliest tokens only; 0 among all.",
 )
 @click.option(
-    "--greedy", is_flag=True, help="Take the likeliest token; --temperature and --top-k then do nothing."
+    "--greedy",
+    is_flag=True,
+    help="Take the likeliest token; --temperature and --top-k then do nothing.",
 )
 @click.option(
     "--out",
@@ -95,10 +102,17 @@ class GenerateSpec:
     "--preview",
     type=click.Path(path_type=Path),
     metavar="DIR",
-    help="Write the unfinished pictures after each grid row: row-00.png, ...  [default: not written]",
+    help=(
+        "Write the unfinished pictures after each grid row: row-00.png, ...  [default: not written]"
+    ),
 )
 @click.option(
-    "--batch", type=click.IntRange(min=1), default=16, show_default=True, metavar="COUNT", help="Pictures drawn at once."
+    "--batch",
+    type=click.IntRange(min=1),
+    default=16,
+    show_default=True,
+    metavar="COUNT",
+    help="Pictures drawn at once.",
 )
 @click.option(
     "--decoder-batch",
@@ -108,7 +122,9 @@ class GenerateSpec:
     metavar="COUNT",
     help="Pictures decoded to pixels at once: more takes memory and saves little time.",
 )
-@click.option("--force-memory", is_flag=True, help="Try even where the estimate says that memory will not do.")
+@click.option(
+    "--force-memory", is_flag=True, help="Try even where the estimate says that memory will not do."
+)
 def command(
     bundle: Path | None,
     runner: str,
@@ -129,10 +145,22 @@ def command(
 ) -> None:
     """Draw a picture for each PROMPT.
 
-    From a bundle that `ssd-export export` wrote. The PNG carries what it was made from as text chunks.
+    From a bundle that `ssd-export export` wrote. The PNG carries what it was made from as text
+    chunks.
     """
     spec = GenerateSpec(
-        prompts, seed, num_images, cfg_scale, temperature, top_k, greedy, out, save_tokens, preview, batch, decoder_batch
+        prompts,
+        seed,
+        num_images,
+        cfg_scale,
+        temperature,
+        top_k,
+        greedy,
+        out,
+        save_tokens,
+        preview,
+        batch,
+        decoder_batch,
     )
     _check_numbers(spec)
     _check_places(spec)
@@ -145,14 +173,16 @@ def command(
             check_memory(opened, min(batch, spec.total_images), decoder_batch)
 
     path = resolve_bundle(bundle)
-    with ImageGenerator.from_bundle(path, runner=runner, provider=provider, check=check) as generator:
+    with ImageGenerator.from_bundle(
+        path, runner=runner, provider=provider, check=check
+    ) as generator:
         began = time.perf_counter()
         event = _draw(generator, spec)
         seconds = time.perf_counter() - began
         paths = _write(generator, spec, event)
         click.echo(
-            f"{paths[0]}: {_pictures(spec.total_images)} in {seconds:.2f} s, policy {generator.table.name}, "
-            f"budget {generator.table.budget:g}"
+            f"{paths[0]}: {_pictures(spec.total_images)} in {seconds:.2f} s, policy"
+            f" {generator.table.name}, budget {generator.table.budget:g}"
         )
         if generator.cache is not None:
             click.echo(_cache_line(generator.cache))
@@ -164,17 +194,24 @@ def _check_numbers(spec: GenerateSpec) -> None:
     if spec.num_images < 1:
         raise UserError(f"--num-images {spec.num_images} draws nothing; use 1 or more")
     if spec.cfg_scale is not None and not (math.isfinite(spec.cfg_scale) and spec.cfg_scale >= 0):
-        raise UserError(f"--cfg-scale {spec.cfg_scale:g} is no strength; use 5, or 1 for no guidance")
-    if spec.temperature is not None and not (math.isfinite(spec.temperature) and spec.temperature > 0):
         raise UserError(
-            f"--temperature {spec.temperature:g} is not above 0; use 1.0, or --greedy for the likeliest token"
+            f"--cfg-scale {spec.cfg_scale:g} is no strength; use 5, or 1 for no guidance"
+        )
+    if spec.temperature is not None and not (
+        math.isfinite(spec.temperature) and spec.temperature > 0
+    ):
+        raise UserError(
+            f"--temperature {spec.temperature:g} is not above 0; use 1.0, or --greedy for the"
+            " likeliest token"
         )
     if spec.top_k < 0:
         raise UserError(f"--top-k {spec.top_k} is below 0; use 0 to sample among all tokens")
 
 
 def check_memory(bundle: Bundle, num_images: int, decoder_batch: int) -> None:
-    """Raises: UserError where drawing that many pictures at once on this CPU takes more memory than is free."""
+    """Raises: UserError where drawing that many pictures at once on this CPU takes more memory than
+    is free.
+    """
     from ssd_export.cache.table import PolicyTable
     from ssd_export.config import ModelConfig
     from ssd_export.plan.machine import total_bytes
@@ -184,9 +221,15 @@ def check_memory(bundle: Bundle, num_images: int, decoder_batch: int) -> None:
     config, dtype = ModelConfig.from_dict(bundle.config["model"]), bundle.config["dtype"]
     table = PolicyTable.from_dict(bundle.config["policy"])
     cache = table.cache_bytes(config, ITEM_SIZE[dtype], 2 * num_images)
-    needed = drawing_bytes(config, WeightSizes.of_bundle(bundle), dtype, cache, decoder_batch, total_bytes())
+    needed = drawing_bytes(
+        config, WeightSizes.of_bundle(bundle), dtype, cache, decoder_batch, total_bytes()
+    )
     ways_out = [f"draw fewer at once with --batch {max(1, num_images // 2)}"] * (num_images > 1)
-    check_fits("drawing", needed, (*ways_out, "export with --weights int4", "export with a smaller --budget"))
+    check_fits(
+        "drawing",
+        needed,
+        (*ways_out, "export with --weights int4", "export with a smaller --budget"),
+    )
 
 
 def _check_places(spec: GenerateSpec) -> None:
@@ -249,10 +292,14 @@ def _write(generator: ImageGenerator, spec: GenerateSpec, event: RowEvent) -> li
         "num_images": str(spec.num_images),
     }
     every = [prompt for prompt in spec.prompts for _ in range(spec.num_images)]
-    texts = [{"prompt": prompt, "image": str(index), **shared} for index, prompt in enumerate(every)]
+    texts = [
+        {"prompt": prompt, "image": str(index), **shared} for index, prompt in enumerate(every)
+    ]
     if spec.save_tokens is not None:
         write_file(spec.save_tokens, lambda file: np.save(file, event.tokens))
-    return write_pictures(spec.out, event.images or [], texts, {"prompt": "\n".join(spec.prompts), **shared})
+    return write_pictures(
+        spec.out, event.images or [], texts, {"prompt": "\n".join(spec.prompts), **shared}
+    )
 
 
 def _cache_line(cache: CacheReport) -> str:

@@ -23,9 +23,9 @@ ROWS = 2  # one picture: a conditional and an unconditional row
 def command(bundle: Path | None, as_json: bool) -> None:
     """Show what is in a bundle.
 
-    Model, policy, slots by layer and head group, cache bytes of an image against a full cache, graphs,
-    precision and engines of BUNDLE (default: the one exported last from this folder). Every file is checked
-    on the way.
+    Model, policy, slots by layer and head group, cache bytes of an image against a full cache,
+    graphs, precision and engines of BUNDLE (default: the one exported last from this folder). Every
+    file is checked on the way.
     """
     from ssd_export.bundle import open_bundle, resolve_bundle
 
@@ -105,9 +105,11 @@ def _rule(group: HeadGroup, table: PolicyTable) -> str:
         "highest scores" if rule.by_score else "newest tokens",
         "the prompt" if rule.num_sinks < 0 else f"{rule.num_sinks} sinks" if rule.num_sinks else "",
         f"{rule.num_recent} recent" if rule.num_recent else "",
-        "grid columns " + ", ".join(str(c) for c in range(GRID) if rule.pinned_columns >> c & 1)
-        if rule.pinned_columns
-        else "",
+        (
+            "grid columns " + ", ".join(str(c) for c in range(GRID) if rule.pinned_columns >> c & 1)
+            if rule.pinned_columns
+            else ""
+        ),
     ]
     return " + ".join(part for part in parts if part)
 
@@ -150,34 +152,50 @@ def _summary(facts: dict[str, Any]) -> list[tuple[str, str]]:
     return [
         (
             "model",
-            f"{_layer_count(facts)} layers, {model['num_heads']} heads, {model['num_kv_heads']} KV heads of "
-            f"{model['head_dim']}, hidden size {model['hidden_size']}, {model['image_size']} x "
-            f"{model['image_size']} pixels",
+            (
+                f"{_layer_count(facts)} layers, {model['num_heads']} heads, {model['num_kv_heads']}"
+                f" KV heads of {model['head_dim']}, hidden size {model['hidden_size']},"
+                f" {model['image_size']} x {model['image_size']} pixels"
+            ),
         ),
         *((("revision", facts["model_revision"]),) if facts["model_revision"] else ()),
         ("precision", facts["dtype"]),
         *(("", line) for line in _weight_lines(facts["precision"])),
-        *([("", "keys and values of the cache in int8, a scale for every token and head")] if policy["kv_dtype"] == "int8" else []),
+        *(
+            [("", "keys and values of the cache in int8, a scale for every token and head")]
+            if policy["kv_dtype"] == "int8"
+            else []
+        ),
         ("policy", f"{policy['name']}, budget {policy['budget']:g}"),
         *(("", note) for note in policy["notes"]),
         (
             "slots of a head",
-            f"{policy['image_slots_mean']:.1f} of 576 for image tokens on average (budget in force "
-            f"{policy['budget_in_force']:.4f}) and {policy['prompt_slots']} for the prompt",
+            (
+                f"{policy['image_slots_mean']:.1f} of 576 for image tokens on average (budget in"
+                f" force {policy['budget_in_force']:.4f}) and {policy['prompt_slots']} for the"
+                " prompt"
+            ),
         ),
         (
             "cache of an image",
-            f"{_size(size['cache'])}; full cache {_size(size['full_cache'])} "
-            f"({_share(size['cache'], size['full_cache'])})",
+            (
+                f"{_size(size['cache'])}; full cache {_size(size['full_cache'])} "
+                f"({_share(size['cache'], size['full_cache'])})"
+            ),
         ),
         (
             "  its image slots",
-            f"{_size(size['image_slots'])}; full cache {_size(size['full_image_slots'])} "
-            f"({_share(size['image_slots'], size['full_image_slots'])})",
+            (
+                f"{_size(size['image_slots'])}; full cache {_size(size['full_image_slots'])} "
+                f"({_share(size['image_slots'], size['full_image_slots'])})"
+            ),
         ),
         ("engines", ", ".join(sorted({name.split("/")[1] for name in facts["engines"]})) or "none"),
         ("hash", facts["hash"]),
-        ("written by", f"ssd-export {facts['tool_version']}, schema version {facts['schema_version']}"),
+        (
+            "written by",
+            f"ssd-export {facts['tool_version']}, schema version {facts['schema_version']}",
+        ),
     ]
 
 
@@ -185,7 +203,11 @@ def _weight_lines(precision: dict[str, Any]) -> list[str]:
     """What the layers' matrices are stored in, where that is not the model's dtype."""
     if precision["weights"] == "none":
         return []
-    how = f"blocks of {precision['block']} inputs" if "block" in precision else "a scale for every output channel"
+    how = (
+        f"blocks of {precision['block']} inputs"
+        if "block" in precision
+        else "a scale for every output channel"
+    )
     size = _size(precision["quantized_bytes"])
     lines = [f"the layers' matrices in {precision['weights']}, {how}: {size} with their scales"]
     others = sorted(set(precision.get("other_blocks", {}).values()), reverse=True)
@@ -209,7 +231,9 @@ def _alike(layers: list[Any]) -> list[tuple[str, Any]]:
             runs[-1] = (runs[-1][0], index, groups)
         else:
             runs.append((index, index, groups))
-    return [(f"{first}-{last}" if first < last else str(first), groups) for first, last, groups in runs]
+    return [
+        (f"{first}-{last}" if first < last else str(first), groups) for first, last, groups in runs
+    ]
 
 
 def _size(num_bytes: int) -> str:

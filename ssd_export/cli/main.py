@@ -1,8 +1,8 @@
 """The ssd-export command: finds the verb, turns failures into one line and an exit code.
 
-0 done; 1 an error that the user can mend (`error: ...` on stderr), or a bug (traceback); 2 wrong usage;
-130 interrupted, 143 terminated: what a shell calls 128 + signal. A verb's module imports torch, onnx and the
-like inside its function, so that --help is instant.
+0 done; 1 an error that the user can mend (`error: ...` on stderr), or a bug (traceback); 2 wrong
+usage; 130 interrupted, 143 terminated: what a shell calls 128 + signal. A verb's module imports
+torch, onnx and the like inside its function, so that --help is instant.
 """
 
 from __future__ import annotations
@@ -47,11 +47,14 @@ class VerbGroup(click.Group):
 
 
 @click.group(
-    cls=VerbGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110}
+    cls=VerbGroup,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
 )
 @click.version_option(TOOL_VERSION, prog_name="ssd-export")
 def ssd_export() -> None:
-    """Janus-Pro image generation with a compressed KV cache: export a checkpoint, draw, look inside."""
+    """Janus-Pro image generation with a compressed KV cache: export a checkpoint, draw, look
+    inside.
+    """
 
 
 def main(args: Sequence[str] | None = None) -> None:

@@ -14,13 +14,18 @@ model = click.option(
     default="demo",
     show_default=True,
     metavar="demo|DIR|HUB_ID",
-    help="The checkpoint: the built-in demo, a folder (either layout), or a model hub's owner/name.",
+    help=(
+        "The checkpoint: the built-in demo, a folder (either layout), or a model hub's owner/name."
+    ),
 )
 head_map = click.option(
     "--head-map",
     metavar="FILE|NAME|random:SEED|swapped",
-    help="Head kinds and costs from `ssd-export calibrate`, a built-in map (janus-pro-1b, janus-pro-7b), or a control "
-    "of the model's own map: its head types dealt out at random, or swapped.  [default: the model's own map]",
+    help=(
+        "Head kinds and costs from `ssd-export calibrate`, a built-in map (janus-pro-1b,"
+        " janus-pro-7b), or a control of the model's own map: its head types dealt out at random,"
+        " or swapped.  [default: the model's own map]"
+    ),
 )
 prompt_slots = click.option(
     "--prompt-slots",
@@ -28,8 +33,10 @@ prompt_slots = click.option(
     default=64,
     show_default=True,
     metavar="TOKENS",
-    help="Cache slots for the prompt: the longest prompt, control tokens included. What a short prompt leaves free "
-    "holds image tokens, so calibrate and export want the same number.",
+    help=(
+        "Cache slots for the prompt: the longest prompt, control tokens included. What a short"
+        " prompt leaves free holds image tokens, so calibrate and export want the same number."
+    ),
 )
 runner = click.option(
     "--runner",
@@ -39,16 +46,26 @@ runner = click.option(
     help="Who computes: ONNX Runtime, torch or TensorRT.",
 )
 provider = click.option(
-    "--provider", default="cpu", show_default=True, metavar="cpu|cuda", help="Where ort and torch compute; trt is always on the GPU."
+    "--provider",
+    default="cpu",
+    show_default=True,
+    metavar="cpu|cuda",
+    help="Where ort and torch compute; trt is always on the GPU.",
 )
 batch = click.option(
     "--batch",
     type=int,
     metavar="COUNT",
-    help="Pictures drawn at once; which ones are drawn does not depend on it.  [default: 64, for large models 16]",
+    help=(
+        "Pictures drawn at once; which ones are drawn does not depend on it.  [default: 64, for"
+        " large models 16]"
+    ),
 )
 cfg_scale = click.option(
-    "--cfg-scale", type=float, metavar="FACTOR", help="Strength of guidance; 1 is none.  [default: the model's]"
+    "--cfg-scale",
+    type=float,
+    metavar="FACTOR",
+    help="Strength of guidance; 1 is none.  [default: the model's]",
 )
 temperature = click.option(
     "--temperature", type=float, metavar="FACTOR", help="0 is greedy.  [default: the model's]"
@@ -56,7 +73,9 @@ temperature = click.option(
 
 
 def seed(help: str) -> Callable[[Any], Any]:
-    return click.option("--seed", type=int, default=0, show_default=True, metavar="INTEGER", help=help)
+    return click.option(
+        "--seed", type=int, default=0, show_default=True, metavar="INTEGER", help=help
+    )
 
 
 def check_kv_dtype(value: str) -> None:
@@ -72,9 +91,13 @@ def check_seed(value: int) -> None:
 
 def check_budget(value: float) -> None:
     if not 0 < value <= 1:
-        raise UserError(f"--budget {value:g} is outside (0, 1]; use 0.2 to keep a fifth of the image tokens")
+        raise UserError(
+            f"--budget {value:g} is outside (0, 1]; use 0.2 to keep a fifth of the image tokens"
+        )
 
 
 def check_prompt_slots(value: int) -> None:
     if value < 1:
-        raise UserError(f"--prompt-slots {value} holds no prompt; use 64, or what your longest prompt needs")
+        raise UserError(
+            f"--prompt-slots {value} holds no prompt; use 64, or what your longest prompt needs"
+        )

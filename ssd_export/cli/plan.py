@@ -50,28 +50,53 @@ class PlanSpec:
 
 @click.command()
 @options.model
-@click.option("--policy", metavar="NAME", help="As for export.  [default: the one export would take]")
+@click.option(
+    "--policy", metavar="NAME", help="As for export.  [default: the one export would take]"
+)
 @click.option("--budget", type=float, metavar="SHARE", help="As for export.  [default: 0.2]")
 @click.option("--weights", metavar="|".join(WEIGHTS), help="As for export.  [default: none]")
-@click.option("--kv-dtype", default="model", show_default=True, metavar="model|int8", help="As for export.")
-@click.option("--batch", type=click.IntRange(min=1), metavar="COUNT", help="Pictures drawn at once.  [default: 1]")
 @click.option(
-    "--decoder-batch", type=click.IntRange(min=1), default=1, show_default=True, metavar="COUNT",
+    "--kv-dtype", default="model", show_default=True, metavar="model|int8", help="As for export."
+)
+@click.option(
+    "--batch",
+    type=click.IntRange(min=1),
+    metavar="COUNT",
+    help="Pictures drawn at once.  [default: 1]",
+)
+@click.option(
+    "--decoder-batch",
+    type=click.IntRange(min=1),
+    default=1,
+    show_default=True,
+    metavar="COUNT",
     help="Pictures decoded to pixels at once.",
-)  # fmt: skip
+)
 @options.prompt_slots
-@click.option("--dtype", default="fp16", show_default=True, metavar="|".join(DTYPES), help="As for export.")
+@click.option(
+    "--dtype", default="fp16", show_default=True, metavar="|".join(DTYPES), help="As for export."
+)
 @click.option("--num-layers", type=int, metavar="COUNT", help="As for export.  [default: all]")
 @click.option(
-    "--target", metavar="NAME|8GB", help="Where pictures will be drawn: a target of build-engine, or a size of GPU memory; "
-    "cpu: this machine, with ONNX Runtime.  [default: cpu]",
-)  # fmt: skip
-@click.option("--fit", "fits", is_flag=True, help="Choose batch, budget and weights, where not given, for --target.")
+    "--target",
+    metavar="NAME|8GB",
+    help=(
+        "Where pictures will be drawn: a target of build-engine, or a size of GPU memory; "
+        "cpu: this machine, with ONNX Runtime.  [default: cpu]"
+    ),
+)
+@click.option(
+    "--fit",
+    "fits",
+    is_flag=True,
+    help="Choose batch, budget and weights, where not given, for --target.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of tables.")
 def command(target: str | None, fits: bool, as_json: bool, **asked: Any) -> None:
     """Say what every stage will take of memory, disk and time, and what does not fit.
 
-    Nothing is downloaded, read or written. export, build-engine and generate refuse by the same numbers.
+    Nothing is downloaded, read or written. export, build-engine and generate refuse by the same
+    numbers.
     """
     spec = PlanSpec(**asked)
     if spec.budget is not None:
@@ -85,17 +110,26 @@ def command(target: str | None, fits: bool, as_json: bool, **asked: Any) -> None
     from ssd_export.plan.fit import WEIGHTS as PRECISIONS
 
     device = find_device(target or "cpu")
-    check_weights(spec.weights or "none", None if device.flavour is None or SIZE.fullmatch(target or "") else target)
+    check_weights(
+        spec.weights or "none",
+        None if device.flavour is None or SIZE.fullmatch(target or "") else target,
+    )
     settings = Settings(spec.weights or "none", spec.budget or 0.2, spec.batch or 1)
     plan = plan_of(spec, device, settings)
     if fits:
         if device.memory_bytes is None:
-            raise UserError("--fit needs the memory to fit into; give --target 8GB, or a target such as jetson-orin-nano")
+            raise UserError(
+                "--fit needs the memory to fit into; give --target 8GB, or a target such as"
+                " jetson-orin-nano"
+            )
         settings, plan = fit(
-            lambda chosen: plan_of(spec, device, chosen), lambda made: needed_there(made, device), device.memory_bytes,
-            [spec.weights] if spec.weights else PRECISIONS, [spec.budget] if spec.budget else BUDGETS,
+            lambda chosen: plan_of(spec, device, chosen),
+            lambda made: needed_there(made, device),
+            device.memory_bytes,
+            [spec.weights] if spec.weights else PRECISIONS,
+            [spec.budget] if spec.budget else BUDGETS,
             [spec.batch] if spec.batch else BATCHES,
-        )  # fmt: skip
+        )
     problems = what_does_not_fit(plan, device)
     if as_json:
         click.echo(json.dumps(facts(plan, device, settings, problems), indent=1))
@@ -122,7 +156,12 @@ def find_device(target: str) -> Device:
     if target == "cpu":
         return Device("this machine", free_bytes(), None)
     recipe = read_target(target)
-    return Device(recipe.title, usable_bytes(memory, shared) or None, recipe.flavours[0], recipe.shared_weights)
+    return Device(
+        recipe.title,
+        usable_bytes(memory, shared) or None,
+        recipe.flavours[0],
+        recipe.shared_weights,
+    )
 
 
 def plan_of(spec: PlanSpec, device: Device, settings: Settings) -> Plan:
@@ -135,25 +174,40 @@ def plan_of(spec: PlanSpec, device: Device, settings: Settings) -> Plan:
 
     made = plan_export(
         ExportSpec(
-            model=spec.model, policy=spec.policy, budget=settings.budget, window=None, evict_every=None,
-            num_recent=None, num_sinks=None, head_map=None, groups=DEFAULT_GROUPS, prompt_slots=spec.prompt_slots,
-            dtype=spec.dtype, out=None, force=False, weights=settings.weights, kv_dtype=spec.kv_dtype,
+            model=spec.model,
+            policy=spec.policy,
+            budget=settings.budget,
+            window=None,
+            evict_every=None,
+            num_recent=None,
+            num_sinks=None,
+            head_map=None,
+            groups=DEFAULT_GROUPS,
+            prompt_slots=spec.prompt_slots,
+            dtype=spec.dtype,
+            out=None,
+            force=False,
+            weights=settings.weights,
+            kv_dtype=spec.kv_dtype,
             num_layers=spec.num_layers,
         ),
         download=False,
-    )  # fmt: skip
+    )
     is_here = made.checkpoint.path != Path()
     stored = sum(map(made.checkpoint.stored_bytes, made.checkpoint.names()))
     return Plan(
         config=made.checkpoint.config,
         table=made.table,
-        sizes=WeightSizes.of((w.name, str(w.dtype).removeprefix("torch."), w.num_bytes) for w in made.weights),
+        sizes=WeightSizes.of(
+            (w.name, str(w.dtype).removeprefix("torch."), w.num_bytes) for w in made.weights
+        ),
         dtype={"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}[spec.dtype],
         num_images=settings.num_images,
         decoder_batch=spec.decoder_batch,
         download_bytes=0 if is_here else stored,
         export_peak=export_bytes(
-            (weight.working_bytes for weight in made.weights), 0 if is_here else made.checkpoint.config.vocab_size
+            (weight.working_bytes for weight in made.weights),
+            0 if is_here else made.checkpoint.config.vocab_size,
         ),
         flavour=device.flavour,
         shared_weights=device.shared_weights,
@@ -173,45 +227,77 @@ def what_does_not_fit(plan: Plan, device: Device) -> list[str]:
     for stage in plan.stages():
         on_board = device.flavour is not None and stage.name.startswith("generate on this CPU")
         if memory is not None and stage.host_bytes and stage.host_bytes > memory and not on_board:
-            problems.append(f"{stage.name} needs {gib(stage.host_bytes)} of memory and {gib(memory)} are free")
+            problems.append(
+                f"{stage.name} needs {gib(stage.host_bytes)} of memory and {gib(memory)} are free"
+            )
     written = sum(stage.disk_bytes for stage in plan.stages())
     if disk is not None and written > disk:
         problems.append(f"all stages write {gib(written)} and {gib(disk)} of disk are free")
     needed = needed_there(plan, device)
-    if device.flavour is not None and device.memory_bytes is not None and needed > device.memory_bytes:
-        problems.append(f"drawing needs {gib(needed)} of the {gib(device.memory_bytes)} of {device.name}")
-    return [*problems, "use --fit, or --weights int4, a smaller --budget, a smaller --batch"] if problems else []
+    if (
+        device.flavour is not None
+        and device.memory_bytes is not None
+        and needed > device.memory_bytes
+    ):
+        problems.append(
+            f"drawing needs {gib(needed)} of the {gib(device.memory_bytes)} of {device.name}"
+        )
+    return (
+        [*problems, "use --fit, or --weights int4, a smaller --budget, a smaller --batch"]
+        if problems
+        else []
+    )
 
 
 def facts(plan: Plan, device: Device, settings: Settings, problems: list[str]) -> dict[str, Any]:
-    """Everything that plan shows, as plain data, in bytes. host.process: the part of host.export that is this process."""
+    """Everything that plan shows, as plain data, in bytes. host.process: the part of host.export
+    that is this process.
+    """
     from ssd_export.plan.machine import resident_bytes
 
     return {
         "settings": asdict(settings),
         "policy": plan.table.name,
         "stages": [asdict(stage) for stage in plan.stages()],
-        "host": {"export": plan.export_peak, "drawing": plan.drawing_peak, "process": resident_bytes()},
+        "host": {
+            "export": plan.export_peak,
+            "drawing": plan.drawing_peak,
+            "process": resident_bytes(),
+        },
         "disk": {"bundle": plan.bundle_bytes, "weights": asdict(plan.sizes)},
         "cache": plan.cache_bytes,
-        "device": {**asdict(plan.device), "total": plan.device.total, "memory": device.memory_bytes},
+        "device": {
+            **asdict(plan.device),
+            "total": plan.device.total,
+            "memory": device.memory_bytes,
+        },
         "does_not_fit": problems,
     }
 
 
 def commands(spec: PlanSpec, device: Device, settings: Settings, target: str | None) -> list[str]:
     """The command lines that do what was planned."""
-    parts = [f"ssd-export export --model {spec.model} --budget {settings.budget:g} --dtype {spec.dtype}"]
+    parts = [
+        f"ssd-export export --model {spec.model} --budget {settings.budget:g} --dtype {spec.dtype}"
+    ]
     if settings.weights != "none":
         parts.append(f"--weights {settings.weights}")
-    parts += [f"--policy {spec.policy}"] * (spec.policy is not None) + ["--kv-dtype int8"] * (spec.kv_dtype == "int8")
+    parts += [f"--policy {spec.policy}"] * (spec.policy is not None) + ["--kv-dtype int8"] * (
+        spec.kv_dtype == "int8"
+    )
     parts += [f"--prompt-slots {spec.prompt_slots}"] * (spec.prompt_slots != 64)
     lines = [" ".join(parts)]
     if device.flavour is not None:
         name = "rtx" if SIZE.fullmatch(target or "") else target
-        lines.append(f"ssd-export build-engine --target {name} --batch 1:{settings.num_images}:{settings.num_images}")
+        lines.append(
+            f"ssd-export build-engine --target {name} --batch"
+            f" 1:{settings.num_images}:{settings.num_images}"
+        )
     runner = "" if device.flavour is None else "--runner trt "
-    lines.append(f'ssd-export generate {runner}--batch {settings.num_images} "a red circle above a blue square"')
+    lines.append(
+        f'ssd-export generate {runner}--batch {settings.num_images} "a red circle above a blue'
+        ' square"'
+    )
     return lines
 
 
@@ -231,7 +317,11 @@ def _print_tables(plan: Plan, device: Device) -> None:
     stages = table("stage", "host memory", "disk", "device memory", "time")
     for stage in plan.stages():
         sizes = (stage.host_bytes, stage.disk_bytes, stage.device_bytes)
-        stages.add_row(stage.name, *("unknown" if size is None else gib(size) if size else "-" for size in sizes), stage.time)
+        stages.add_row(
+            stage.name,
+            *("unknown" if size is None else gib(size) if size else "-" for size in sizes),
+            stage.time,
+        )
     parts = table(f"device memory, {plan.num_images} at once", "size")
     for name, size in plan.device.parts():
         parts.add_row(name, gib(size))

@@ -1,7 +1,7 @@
 """Progress of long work on stderr: a bar with the time left on a terminal, plain lines elsewhere.
 
-The packages below know nothing of this: they call a function `progress(stage: str, done: int, total: int)`,
-with done = total at the end of a stage, and stages one after the other.
+The packages below know nothing of this: they call a function `progress(stage: str, done: int,
+total: int)`, with done = total at the end of a stage, and stages one after the other.
 """
 
 from __future__ import annotations
@@ -49,7 +49,10 @@ class ProgressReport:
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
     ) -> None:
         if self._bar:
             self._bar.stop()
@@ -89,7 +92,13 @@ class ProgressReport:
 
 
 def _bar(console: object) -> Progress:
-    from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+    from rich.progress import (
+        BarColumn,
+        Progress,
+        TaskProgressColumn,
+        TextColumn,
+        TimeRemainingColumn,
+    )
 
     columns = (
         TextColumn("{task.description}"),

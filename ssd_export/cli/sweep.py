@@ -28,18 +28,34 @@ BUDGETS = "0.1,0.15,0.2,0.3,0.5"
     default=POLICIES,
     show_default=True,
     metavar="NAME,...",
-    help="Policies to compare; the full cache is always among them. NAME@KEY=VALUE changes a number of one: "
-    "h2o@evict-every=24, ssd-auto@groups=1, streaming-llm@num-sinks=4, ssd-row@head-map=swapped.",
+    help=(
+        "Policies to compare; the full cache is always among them. NAME@KEY=VALUE changes a number"
+        " of one: h2o@evict-every=24, ssd-auto@groups=1, streaming-llm@num-sinks=4,"
+        " ssd-row@head-map=swapped."
+    ),
 )
 @click.option(
-    "--budgets", default=BUDGETS, show_default=True, metavar="SHARE,...", help="Budgets of each policy."
+    "--budgets",
+    default=BUDGETS,
+    show_default=True,
+    metavar="SHARE,...",
+    help="Budgets of each policy.",
 )
 @click.option(
-    "--num-prompts", type=int, default=300, show_default=True, metavar="COUNT",
+    "--num-prompts",
+    type=int,
+    default=300,
+    show_default=True,
+    metavar="COUNT",
     help="Captions for each seed; 0: the teacher-forced loss alone, without drawing.",
 )
 @click.option(
-    "--seeds", type=int, default=2, show_default=True, metavar="COUNT", help="Seeds 0, 1, ... up to this many."
+    "--seeds",
+    type=int,
+    default=2,
+    show_default=True,
+    metavar="COUNT",
+    help="Seeds 0, 1, ... up to this many.",
 )
 @click.option(
     "--num-scenes",
@@ -56,8 +72,10 @@ BUDGETS = "0.1,0.15,0.2,0.3,0.5"
     "--jobs",
     type=int,
     metavar="COUNT",
-    help="Processes that draw side by side, one thread each.  [default: one for each core, as far as memory goes; 1 for "
-    "large models, which use every core, and on a GPU]",
+    help=(
+        "Processes that draw side by side, one thread each.  [default: one for each core, as far as"
+        " memory goes; 1 for large models, which use every core, and on a GPU]"
+    ),
 )
 @options.cfg_scale
 @options.temperature
@@ -74,8 +92,10 @@ BUDGETS = "0.1,0.15,0.2,0.3,0.5"
     "--measurement",
     type=click.Path(path_type=Path),
     metavar="FILE.json",
-    help="Also write the results, with machine and versions, where documents are made from; plot and sheet beside it.  "
-    "[default: no]",
+    help=(
+        "Also write the results, with machine and versions, where documents are made from; plot and"
+        " sheet beside it.  [default: no]"
+    ),
 )
 def command(
     model: str,
@@ -96,10 +116,11 @@ def command(
 ) -> int:
     """Compare cache policies by quality, memory and speed.
 
-    Every policy at every budget draws the same prompts with the same random numbers. The demo model is scored
-    (share of pictures that show what their captions say, and teacher-forced loss above the full cache); any
-    other model is compared with its own full cache. Interrupt it at any time: the table of what is finished is
-    written, and run again it goes on. The exit code is 1 if something failed.
+    Every policy at every budget draws the same prompts with the same random numbers. The demo model
+    is scored (share of pictures that show what their captions say, and teacher-forced loss above
+    the full cache); any other model is compared with its own full cache. Interrupt it at any time:
+    the table of what is finished is written, and run again it goes on. The exit code is 1 if
+    something failed.
     """
     numbers = _numbers(budgets)
     if measurement is not None:
@@ -134,7 +155,9 @@ def command(
             result = run_sweep(spec, progress)
     except (KeyboardInterrupt, SystemExit):  # Ctrl-C, or SIGTERM
         try:
-            click.echo(f"so far: {', '.join(map(str, _report(spec, finished_part(spec))))}", err=True)
+            click.echo(
+                f"so far: {', '.join(map(str, _report(spec, finished_part(spec))))}", err=True
+            )
         except UserError as error:  # nothing to make a table of yet
             click.echo(str(error), err=True)
         raise
@@ -142,7 +165,12 @@ def command(
     if measurement is not None:
         from ssd_export.evaluate.measurement import publish
 
-        publish(measurement, _command_line(sys.argv[1:]), json.loads(facts.read_text(encoding="utf-8")), pictures)
+        publish(
+            measurement,
+            _command_line(sys.argv[1:]),
+            json.loads(facts.read_text(encoding="utf-8")),
+            pictures,
+        )
     click.echo(table.read_text(encoding="utf-8"))
     click.echo(", ".join(str(path) for path in paths))
     for name, reason in result.failed.items():

@@ -10,14 +10,42 @@ from ssd_export.errors import UserError
 
 
 @click.command()
-@click.option("--out", type=click.Path(path_type=Path), default=Path("demo-training"), show_default=True, metavar="DIR",
-              help="Where states, log and the checkpoint go; an interrupted run there is resumed.")  # fmt: skip
-@click.option("--steps", type=int, default=5600, show_default=True, metavar="COUNT", help="Steps of the transformer.")
-@click.option("--decoder-steps", type=int, default=1500, show_default=True, metavar="COUNT", help="Steps of the image decoder.")
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    default=Path("demo-training"),
+    show_default=True,
+    metavar="DIR",
+    help="Where states, log and the checkpoint go; an interrupted run there is resumed.",
+)
+@click.option(
+    "--steps",
+    type=int,
+    default=5600,
+    show_default=True,
+    metavar="COUNT",
+    help="Steps of the transformer.",
+)
+@click.option(
+    "--decoder-steps",
+    type=int,
+    default=1500,
+    show_default=True,
+    metavar="COUNT",
+    help="Steps of the image decoder.",
+)
 @click.option("--seed", type=int, default=0, show_default=True, help="Of weights and pictures.")
-@click.option("--device", default="cpu", show_default=True, metavar="cpu|cuda", help="Where the transformer is trained.")
+@click.option(
+    "--device",
+    default="cpu",
+    show_default=True,
+    metavar="cpu|cuda",
+    help="Where the transformer is trained.",
+)
 def command(out: Path, steps: int, decoder_steps: int, seed: int, device: str) -> None:
-    """Train the demo model: captioned scenes, image decoder, transformer. Hours on two cores, minutes on a GPU."""
+    """Train the demo model: captioned scenes, image decoder, transformer. Hours on two cores,
+    minutes on a GPU.
+    """
     if min(steps, decoder_steps) < 1:
         raise UserError(f"--steps {steps} and --decoder-steps {decoder_steps} must be at least 1")
     from ssd_export.cli.progress import ProgressReport
@@ -26,5 +54,10 @@ def command(out: Path, steps: int, decoder_steps: int, seed: int, device: str) -
     from ssd_export.demo.train_decoder import DecoderRecipe
 
     with ProgressReport() as progress:
-        outcome = train_demo(Recipe(steps, seed=seed), DecoderRecipe(decoder_steps, seed=seed), out, progress, device)
-    click.echo(f"{out / 'checkpoint'}: loss {outcome.token_loss:.4f} per token, decoder off by {outcome.decoder_levels:.2f} levels")
+        outcome = train_demo(
+            Recipe(steps, seed=seed), DecoderRecipe(decoder_steps, seed=seed), out, progress, device
+        )
+    click.echo(
+        f"{out / 'checkpoint'}: loss {outcome.token_loss:.4f} per token, decoder off by"
+        f" {outcome.decoder_levels:.2f} levels"
+    )

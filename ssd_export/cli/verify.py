@@ -22,8 +22,10 @@ from ssd_export.errors import UserError
 @click.option(
     "--against",
     metavar="torch|ort|trt|checkpoint",
-    help="The reference: torch, ONNX Runtime or TensorRT on the bundle's own weights, or the checkpoint in torch.  "
-    "[default: checkpoint where it is at hand, else torch]",
+    help=(
+        "The reference: torch, ONNX Runtime or TensorRT on the bundle's own weights, or the"
+        " checkpoint in torch.  [default: checkpoint where it is at hand, else torch]"
+    ),
 )
 @click.option(
     "--level",
@@ -51,10 +53,10 @@ def command(
 ) -> int:
     """Prove that a bundle does what it claims.
 
-    Climbs from the files' promises over single operators, layers, logits of 576 steps and tokens to the picture,
-    proves on the allocated tensors that the cache is compressed, and stops at the first difference, which it
-    names with step, layer and head. The exit code is 1 if there is one. The report goes into the bundle as
-    reports/verify.json.
+    Climbs from the files' promises over single operators, layers, logits of 576 steps and tokens to
+    the picture, proves on the allocated tensors that the cache is compressed, and stops at the
+    first difference, which it names with step, layer and head. The exit code is 1 if there is one.
+    The report goes into the bundle as reports/verify.json.
     """
     options.check_seed(seed)
 

@@ -1,4 +1,6 @@
-"""A report of verify in lines that can be read: what each rung compared, how far apart it was, and what was allowed."""
+"""A report of verify in lines that can be read: what each rung compared, how far apart it was, and
+what was allowed.
+"""
 
 from __future__ import annotations
 
@@ -11,22 +13,36 @@ Figures = dict[str, Any]
 def lines_of(report: dict[str, Any]) -> Iterator[str]:
     """One line for each rung, the first difference under the one that failed, the verdict last."""
     for rung in report["rungs"]:
-        yield f"{'ok    ' if rung['ok'] else 'FAILED'} {rung['name']:11} {_sentence(rung, report)}".rstrip()
+        yield (
+            f"{'ok    ' if rung['ok'] else 'FAILED'} {rung['name']:11} {_sentence(rung, report)}".rstrip()
+        )
         if not rung["ok"]:
             yield f"       {rung['first_divergence']['text']}"
     if report["not_run"]:
         yield f"not run: {', '.join(report['not_run'])}"
     verdict = "verified" if report["ok"] else "NOT verified"
-    names = {"ort": "ONNX Runtime", "torch": "torch", "trt": "TensorRT", "checkpoint": "the checkpoint in torch"}
+    names = {
+        "ort": "ONNX Runtime",
+        "torch": "torch",
+        "trt": "TensorRT",
+        "checkpoint": "the checkpoint in torch",
+    }
     runner, against = (names.get(report[key], report[key]) for key in ("runner", "against"))
-    yield f"{verdict}: {runner} against {against}, {report['dtype']}, policy {report['policy']}, seed {report['seed']}"
+    yield (
+        f"{verdict}: {runner} against {against}, {report['dtype']}, policy {report['policy']}, seed"
+        f" {report['seed']}"
+    )
 
 
 def _sentence(rung: dict[str, Any], report: dict[str, Any]) -> str:
     """What a rung that passed has proved; of one that failed the figures that it got to."""
     if rung["ok"] and "skipped" not in rung["figures"]:
         return _SENTENCES[rung["name"]](rung["figures"], report["tolerances"])
-    figures = {name: value for name, value in rung["figures"].items() if not isinstance(value, (list, dict))}
+    figures = {
+        name: value
+        for name, value in rung["figures"].items()
+        if not isinstance(value, (list, dict))
+    }
     return ", ".join(f"{name.replace('_', ' ')} {_short(value)}" for name, value in figures.items())
 
 
@@ -39,15 +55,19 @@ def _compression(figures: Figures, tolerances: Figures) -> str:
     slots = sorted({group["slots"] for group in figures["groups"]})
     span = str(slots[0]) if len(slots) == 1 else f"{slots[0]} to {slots[-1]}"
     return (
-        f"allocated {figures['bytes_allocated']:,} bytes, as promised; a full cache has {figures['bytes_full_cache']:,}. "
-        f"{figures['image_slots_mean']:.1f} image slots a head on average, {figures['image_share_of_full_cache']:.3f} of a full "
-        f"cache's image bytes; {span} slots with the prompt's"
+        f"allocated {figures['bytes_allocated']:,} bytes, as promised; a full cache has"
+        f" {figures['bytes_full_cache']:,}. {figures['image_slots_mean']:.1f} image slots a head on"
+        f" average, {figures['image_share_of_full_cache']:.3f} of a full cache's image bytes;"
+        f" {span} slots with the prompt's"
     )
 
 
 def _ops(figures: Figures, tolerances: Figures) -> str:
     evict = " and the evict graph follow" if figures["evict_graph"] else " follow"
-    return f"{figures['functions']} attention functions{evict} the cache's rules; {_error(figures, tolerances['op'])}"
+    return (
+        f"{figures['functions']} attention functions{evict} the cache's rules;"
+        f" {_error(figures, tolerances['op'])}"
+    )
 
 
 def _weights(figures: Figures, tolerances: Figures) -> str:
@@ -55,16 +75,27 @@ def _weights(figures: Figures, tolerances: Figures) -> str:
 
 
 def _layers(figures: Figures, tolerances: Figures) -> str:
-    return f"keys, values, positions and scores over {figures['steps']} steps; {_error(figures, tolerances['cache'])}"
+    return (
+        f"keys, values, positions and scores over {figures['steps']} steps;"
+        f" {_error(figures, tolerances['cache'])}"
+    )
 
 
 def _logits(figures: Figures, tolerances: Figures) -> str:
-    ties, draws, dropped = figures["steps_with_ties"], figures["border_draws"], figures["tokens_dropped_by_row"]
-    rounding = f" but for rounding ({ties} steps with equal scores, {draws} draws at a border)" if ties or draws else ""
+    ties, draws, dropped = (
+        figures["steps_with_ties"],
+        figures["border_draws"],
+        figures["tokens_dropped_by_row"],
+    )
+    rounding = (
+        f" but for rounding ({ties} steps with equal scores, {draws} draws at a border)"
+        if ties or draws
+        else ""
+    )
     span = str(dropped[0]) if len(set(dropped)) == 1 else f"{min(dropped)} to {max(dropped)}"
     return (
-        f"{figures['steps']} steps, the same slots and tokens{rounding}; {_error(figures, tolerances['logits'])}; "
-        f"{span} tokens dropped a row, as the policy says"
+        f"{figures['steps']} steps, the same slots and tokens{rounding};"
+        f" {_error(figures, tolerances['logits'])}; {span} tokens dropped a row, as the policy says"
     )
 
 
@@ -75,8 +106,10 @@ def _tokens(figures: Figures, tolerances: Figures) -> str:
 
 
 def _image(figures: Figures, tolerances: Figures) -> str:
-    return (f"PSNR {figures['psnr']:.1f} dB (at least {tolerances['min_psnr']:g}), "
-            f"SSIM {figures['ssim']:.4f} (at least {tolerances['min_ssim']:g})")  # fmt: skip
+    return (
+        f"PSNR {figures['psnr']:.1f} dB (at least {tolerances['min_psnr']:g}), "
+        f"SSIM {figures['ssim']:.4f} (at least {tolerances['min_ssim']:g})"
+    )
 
 
 def _error(figures: Figures, allowed: float) -> str:
@@ -88,6 +121,12 @@ def _short(value: Any) -> str:
 
 
 _SENTENCES: dict[str, Callable[[Figures, Figures], str]] = {
-    "contract": _contract, "compression": _compression, "ops": _ops, "weights": _weights, "layers": _layers,
-    "logits": _logits, "tokens": _tokens, "image": _image,
-}  # fmt: skip
+    "contract": _contract,
+    "compression": _compression,
+    "ops": _ops,
+    "weights": _weights,
+    "layers": _layers,
+    "logits": _logits,
+    "tokens": _tokens,
+    "image": _image,
+}

@@ -1,11 +1,13 @@
-"""Training batches for the demo model: captions as prompt ids, scenes as image tokens, with gaps and spoilt on purpose.
+"""Training batches for the demo model: captions as prompt ids, scenes as image tokens, with gaps
+and spoilt on purpose.
 
-A scene's tokens repeat themselves: what colour a shape has is told by the neighbour already drawn, so a model
-that only copies is nearly always right and learns the caption slowly. Three remedies: `choose_places` leaves most of
-the plain ground out of the sequence, so that three times as many captions are seen in the same time; `spoil_paint`
-gives some *input* tokens another colour or ground (the target stays true, so the caption is the only reliable source);
-`codes.caption_tokens` marks the tokens that only the caption tells, which the loss weighs more. The first two are gone by the end of the
-training.
+A scene's tokens repeat themselves: what colour a shape has is told by the neighbour already drawn,
+so a model that only copies is nearly always right and learns the caption slowly. Three remedies:
+`choose_places` leaves most of the plain ground out of the sequence, so that three times as many
+captions are seen in the same time; `spoil_paint` gives some *input* tokens another colour or ground
+(the target stays true, so the caption is the only reliable source); `codes.caption_tokens` marks
+the tokens that only the caption tells, which the loss weighs more. The first two are gone by the
+end of the training.
 """
 
 from __future__ import annotations
@@ -30,10 +32,11 @@ PROMPT_SLOTS = 64  # as export reserves by default: a longer caption could not b
 class Batch:
     """ids: int64 [B, L] right-padded prompts; lengths: int64 [B].
 
-    places: int64 [B, K], the image tokens that are in the sequence, ascending; inputs: int64 [B, K], those tokens as the
-    model sees them, spoilt or not; targets: int64 [B, K + 1], the first token of the picture and what follows each place;
-    weights: float32 [B, K + 1], how many tokens of the picture each target stands for; telling: bool [B, K + 1], the
-    targets that only the caption tells.
+    places: int64 [B, K], the image tokens that are in the sequence, ascending; inputs: int64 [B,
+    K], those tokens as the model sees them, spoilt or not; targets: int64 [B, K + 1], the first
+    token of the picture and what follows each place;
+    weights: float32 [B, K + 1], how many tokens of the picture each target stands for; telling:
+    bool [B, K + 1], the targets that only the caption tells.
     """
 
     ids: Tensor
@@ -47,7 +50,9 @@ class Batch:
 
 @dataclass(frozen=True)
 class Mix:
-    """What a batch is drawn from: pictures, kept places a picture, share of each category, how much input is spoilt (0..1)."""
+    """What a batch is drawn from: pictures, kept places a picture, share of each category, how much
+    input is spoilt (0..1).
+    """
 
     size: int
     num_places: int
@@ -56,7 +61,9 @@ class Mix:
 
 
 class PromptIds:
-    """Prompt ids of a caption, as they are when it is drawn; dropped: the unconditional prompt of the same length."""
+    """Prompt ids of a caption, as they are when it is drawn; dropped: the unconditional prompt of
+    the same length.
+    """
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._encoder = PromptEncoder(json.loads(tokenizer.to_str()))
@@ -86,14 +93,24 @@ def draw_batch(rng: np.random.Generator, prompt_ids: PromptIds, mix: Mix) -> Bat
     follow = np.concatenate([np.zeros_like(places[:, :1]), places + 1], axis=1)
     telling = np.stack([codes.caption_tokens(scene) for scene in scenes])
     targets, telling = (np.take_along_axis(each, follow, axis=1) for each in (tokens, telling))
-    return Batch(*(torch.from_numpy(array) for array in (ids, lengths, places, inputs, targets, weights, telling)))
+    return Batch(
+        *(
+            torch.from_numpy(array)
+            for array in (ids, lengths, places, inputs, targets, weights, telling)
+        )
+    )
 
 
-def choose_places(rng: np.random.Generator, tokens: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
-    """Places that stay in the sequence, int64 [B, count] ascending, and the targets' weights, float32 [B, count + 1].
+def choose_places(
+    rng: np.random.Generator, tokens: np.ndarray, count: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Places that stay in the sequence, int64 [B, count] ascending, and the targets' weights,
+    float32 [B, count + 1].
 
-    Shapes, what stands before them and the first column stay, or where they are more than `count` a random part of them;
-    then a random part of the rest. What stays stands for what was left out of its kind. Positions remain the true ones, so a sequence with gaps is what an evicting cache shows the model.
+    Shapes, what stands before them and the first column stay, or where they are more than `count` a
+    random part of them; then a random part of the rest. What stays stands for what was left out of
+    its kind. Positions remain the true ones, so a sequence with gaps is what an evicting cache
+    shows the model.
     """
     last = tokens.shape[1] - 1
     shape = tokens >= codes.NUM_GROUND_CODES
@@ -103,18 +120,28 @@ def choose_places(rng: np.random.Generator, tokens: np.ndarray, count: int) -> t
     order.sort(axis=1)
     num_kept = kept.sum(axis=1, keepdims=True)
     num_chosen = np.minimum(num_kept, count)
-    each_kept, each_other = num_kept / num_chosen, (last - num_kept) / np.maximum(count - num_chosen, 1)
+    each_kept, each_other = (
+        num_kept / num_chosen,
+        (last - num_kept) / np.maximum(count - num_chosen, 1),
+    )
     stands_for = np.where(np.take_along_axis(kept, order, axis=1), each_kept, each_other)
-    return order, np.concatenate([np.ones_like(stands_for[:, :1]), stands_for], axis=1).astype(np.float32)
+    return order, np.concatenate([np.ones_like(stands_for[:, :1]), stands_for], axis=1).astype(
+        np.float32
+    )
 
 
 def spoil_paint(rng: np.random.Generator, tokens: np.ndarray, spoil: float) -> np.ndarray:
-    """Tokens [B, I] with wrong colours and grounds in a share `spoil` of the rows, at 0 to 60 % of their places."""
+    """Tokens [B, I] with wrong colours and grounds in a share `spoil` of the rows, at 0 to 60 % of
+    their places.
+    """
     share = np.where(rng.random(len(tokens)) < spoil, rng.uniform(0, 0.6, len(tokens)), 0.0)
     chosen = rng.random(tokens.shape) < share[:, None]
     pattern, _ = codes.factors()
     colour = rng.integers(0, len(codes.COLOURS), tokens.shape)
-    ground = tokens // codes.NUM_GROUNDS * codes.NUM_GROUNDS + rng.integers(0, codes.NUM_GROUNDS, tokens.shape)
-    other = np.where(tokens < codes.NUM_GROUND_CODES, ground, codes.code_of(pattern[tokens], colour))
+    ground = tokens // codes.NUM_GROUNDS * codes.NUM_GROUNDS + rng.integers(
+        0, codes.NUM_GROUNDS, tokens.shape
+    )
+    other = np.where(
+        tokens < codes.NUM_GROUND_CODES, ground, codes.code_of(pattern[tokens], colour)
+    )
     return np.where(chosen, other, tokens)
-

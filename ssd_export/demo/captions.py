@@ -1,4 +1,5 @@
-"""What a caption asks for, read from its words alone, so that the checker never trusts the scene generator.
+"""What a caption asks for, read from its words alone, so that the checker never trusts the scene
+generator.
 
 The language, with the words of `scenes`:
 
@@ -23,7 +24,9 @@ _COUNT_OF = {word: count for count, word in NUMBERS.items()}
 
 @dataclass(frozen=True)
 class Expectation:
-    """The ground, the (colour, kind) of every object, and where the first stands seen from the second."""
+    """The ground, the (colour, kind) of every object, and where the first stands seen from the
+    second.
+    """
 
     ground: str
     objects: tuple[tuple[str, str], ...]
@@ -65,7 +68,8 @@ def _object_pattern() -> str:
 
 
 _CAPTION = re.compile(
-    rf"(?:(?P<number>{_any_of(_COUNT_OF)}) (?P<colour>{_any_of(COLOURS)}) (?P<kinds>{_any_of(_KIND_OF)})"
+    rf"(?:(?P<number>{_any_of(_COUNT_OF)}) (?P<colour>{_any_of(COLOURS)})"
+    rf" (?P<kinds>{_any_of(_KIND_OF)})"
     rf"|(?P<first>{_object_pattern()})"
     rf"(?: (?:and|(?P<relation>{_any_of(RELATIONS)})) (?P<second>{_object_pattern()}))?)"
     rf" on (?P<ground>{_any_of(GROUNDS)})"
@@ -79,7 +83,8 @@ def _object(words: str) -> tuple[str, str]:
 
 def _help() -> str:
     return (
-        'write "a red circle on white", "three red circles on white", "a red circle and a blue bar on white" '
+        'write "a red circle on white", "three red circles on white", "a red circle and a blue bar'
+        ' on white" '
         f'or "a red circle above a blue bar on white"; colours: {", ".join(COLOURS)}; '
         f"shapes: {', '.join(KINDS)}; grounds: {', '.join(GROUNDS)}; "
         f"numbers: {', '.join(_COUNT_OF)}; relations: {', '.join(RELATIONS)}"

@@ -1,25 +1,36 @@
 """Whether a picture shows what its caption says: an exact, rule-based score for scenes.
 
-The picture alone decides what is found; the caption is looked at last. Rules, cited by number below:
+The picture alone decides what is found; the caption is looked at last. Rules, cited by number
+below:
 
-C1  Ground. The median of the border is within 24 levels of a ground in each channel; of several the nearest,
+C1  Ground. The median of the border is within 24 levels of a ground in each channel; of several the
+nearest,
     where brightness counts half, because a decoder shifts it more easily than hue.
-C2  Plain. At least 60 % of the picture is ground, and away from the objects at most 1 % of it is stained
-    (further than 32 from the median ground). Specks of fewer than 6 pixels are no objects, only stain.
-C3  Object. A 4-connected set of 6 or more pixels that are covered: further than 48 from the median ground,
-    and than .44 of their furthest neighbour (below one half, so that half-covered edges fall on one side).
-    Every object counts, clean or not: a smudge is one object too many.
-C4  Colour. The median of the half of its pixels that is furthest from the ground is within 60 of the nearest
-    colour, and at least 95 % of its inner pixels are within 40 of a mix of that median and the ground.
-C5  Shape. The kind of the ideal shape, radius 7 to 21, with the best intersection over union, which is at
-    least 0.86 and leads every other kind by 0.02. (True shapes keep 0.90 under a Gaussian blur of 1 pixel; a
-    diamond is 0.85 of a circle.) Two touching shapes are one object and fail here or in C4.
+C2  Plain. At least 60 % of the picture is ground, and away from the objects at most 1 % of it is
+stained
+    (further than 32 from the median ground). Specks of fewer than 6 pixels are no objects, only
+    stain.
+C3  Object. A 4-connected set of 6 or more pixels that are covered: further than 48 from the median
+ground,
+    and than .44 of their furthest neighbour (below one half, so that half-covered edges fall on one
+    side). Every object counts, clean or not: a smudge is one object too many.
+C4  Colour. The median of the half of its pixels that is furthest from the ground is within 60 of
+the nearest
+    colour, and at least 95 % of its inner pixels are within 40 of a mix of that median and the
+    ground.
+C5  Shape. The kind of the ideal shape, radius 7 to 21, with the best intersection over union, which
+is at
+    least 0.86 and leads every other kind by 0.02. (True shapes keep 0.90 under a Gaussian blur of 1
+    pixel; a diamond is 0.85 of a circle.) Two touching shapes are one object and fail here or in
+    C4.
 C6  Inside. No object reaches the outermost pixels.
 C7  Caption. The same ground and the same multiset of (colour, kind).
-C8  Relation. The centres differ by RELATION_LEAD or more in the said direction than on the other axis, less
+C8  Relation. The centres differ by RELATION_LEAD or more in the said direction than on the other
+axis, less
     2 pixels for the measurement.
 
-Distances are Euclidean in RGB levels. Pictures come from a VQ decoder: slight blur, tint and noise pass.
+Distances are Euclidean in RGB levels. Pictures come from a VQ decoder: slight blur, tint and noise
+pass.
 """
 
 from __future__ import annotations
@@ -57,7 +68,9 @@ _FIT = 48  # pixels: the widest shape, 2 x 21, and its search range
 
 @dataclass(frozen=True)
 class FoundObject:
-    """One object; colour or kind is None where unclear; x, y, radius in pixels: of the best ideal shape."""
+    """One object; colour or kind is None where unclear; x, y, radius in pixels: of the best ideal
+    shape.
+    """
 
     colour: str | None
     kind: str | None
@@ -73,7 +86,9 @@ class FoundObject:
 
 @dataclass(frozen=True)
 class Found:
-    """What a picture shows; ground is None, and objects is empty, where there is no plain ground."""
+    """What a picture shows; ground is None, and objects is empty, where there is no plain
+    ground.
+    """
 
     ground: str | None
     objects: tuple[FoundObject, ...]
@@ -81,7 +96,9 @@ class Found:
 
 @dataclass(frozen=True)
 class Verdict:
-    """ok, or the reasons: each starts with ground, edge, count, colour, shape, pairing or relation."""
+    """ok, or the reasons: each starts with ground, edge, count, colour, shape, pairing or
+    relation.
+    """
 
     ok: bool
     reasons: tuple[str, ...]
@@ -102,13 +119,17 @@ def check(image: np.ndarray | Image, caption: str) -> Verdict:
 
 
 def judge(found: Found, caption: str) -> Verdict:
-    """Whether what was found in a picture is what the caption says (C6-C8); raises UserError like `check`."""
+    """Whether what was found in a picture is what the caption says (C6-C8); raises UserError like
+    `check`.
+    """
     reasons = tuple(_reasons(found, parse_caption(caption)))
     return Verdict(not reasons, reasons, found)
 
 
 def find_objects(image: np.ndarray | Image) -> Found:
-    """The ground and the objects of a picture, in the reading order of their first pixels (C1-C6)."""
+    """The ground and the objects of a picture, in the reading order of their first pixels
+    (C1-C6).
+    """
     pixels = _pixels(image)  # [96, 96, 3]
     ground_name, ground = _ground(pixels)
     if ground_name is None:
@@ -124,10 +145,11 @@ def find_objects(image: np.ndarray | Image) -> Found:
 
 
 def label_components(mask: np.ndarray) -> np.ndarray:
-    """The 4-connected components of a bool [h, w] mask: int [h, w], the index of its first pixel, or -1.
+    """The 4-connected components of a bool [h, w] mask: int [h, w], the index of its first pixel,
+    or -1.
 
-    Every pixel takes the least label around it and then the label of that pixel, so a component of n pixels
-    settles in about log(n) rounds.
+    Every pixel takes the least label around it and then the label of that pixel, so a component of
+    n pixels settles in about log(n) rounds.
     """
     outside = mask.size
     labels = np.where(mask, np.arange(mask.size).reshape(mask.shape), outside)
@@ -143,7 +165,9 @@ def _pixels(image: np.ndarray | Image) -> np.ndarray:
     """The picture as float32 [96, 96, 3]."""
     pixels = np.asarray(image if isinstance(image, np.ndarray) else image.convert("RGB"))
     if pixels.shape != (SIZE, SIZE, 3) or pixels.dtype != np.uint8:
-        raise ValueError(f"a scene is uint8 [{SIZE}, {SIZE}, 3], not {pixels.dtype} {list(pixels.shape)}")
+        raise ValueError(
+            f"a scene is uint8 [{SIZE}, {SIZE}, 3], not {pixels.dtype} {list(pixels.shape)}"
+        )
     return pixels.astype(np.float32)
 
 
@@ -189,19 +213,25 @@ def _colour(unlike: np.ndarray, ground: np.ndarray, mask: np.ndarray) -> str | N
 
 def _nearest(colour: np.ndarray, palette: dict[str, tuple[int, int, int]]) -> tuple[str, float]:
     """The palette's nearest name and its distance."""
-    distances = {name: float(np.linalg.norm(colour - np.asarray(rgb))) for name, rgb in palette.items()}
+    distances = {
+        name: float(np.linalg.norm(colour - np.asarray(rgb))) for name, rgb in palette.items()
+    }
     name = min(distances, key=distances.__getitem__)
     return name, distances[name]
 
 
 def _fit(mask: np.ndarray) -> tuple[str | None, int, float, float, float]:
-    """The best ideal shape of a mask: kind (None where unclear), radius, x, y and its overlap (C5)."""
+    """The best ideal shape of a mask: kind (None where unclear), radius, x, y and its overlap
+    (C5).
+    """
     ideals, masks, areas = _ideals()
     rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
     top, left = (int(line[0] + line[-1] + 1) // 2 - _FIT // 2 for line in (rows, columns))
     padded = np.pad(mask, _FIT)
     shifts = [(dy, dx) for dy in (-1, 0, 1) for dx in (-1, 0, 1)]
-    windows = [padded[_FIT + top + dy :, _FIT + left + dx :][:_FIT, :_FIT].ravel() for dy, dx in shifts]
+    windows = [
+        padded[_FIT + top + dy :, _FIT + left + dx :][:_FIT, :_FIT].ravel() for dy, dx in shifts
+    ]
     shared = np.asarray(windows, np.float32) @ masks  # [shifts, ideals]
     overlap = shared / (mask.sum() + areas - shared)
     rival, score = np.sort(overlap.max(axis=0).reshape(len(KINDS), -1).max(axis=1))[-2:].tolist()
@@ -214,20 +244,25 @@ def _fit(mask: np.ndarray) -> tuple[str | None, int, float, float, float]:
 
 @lru_cache(maxsize=1)
 def _ideals() -> tuple[list[tuple[str, int, float, float]], np.ndarray, np.ndarray]:
-    """Every ideal shape in a 48 x 48 window: (kind, radius, x, y), masks float32 [48 * 48, n], areas [n].
+    """Every ideal shape in a 48 x 48 window: (kind, radius, x, y), masks float32 [48 * 48, n],
+    areas [n].
 
-    Equally many of each kind, kind by kind; the middle of their height is the window's centre, at whole or
-    at half pixels.
+    Equally many of each kind, kind by kind; the middle of their height is the window's centre, at
+    whole or at half pixels.
     """
     ideals, masks = [], []
     corner = (SIZE - _FIT) // 2
     for kind in KINDS:
         for radius in FIT_RADII:
-            lift = round(0.2 * radius) / 2 if kind == "triangle" else 0.0  # middle .1 r above centre
+            lift = (
+                round(0.2 * radius) / 2 if kind == "triangle" else 0.0
+            )  # middle .1 r above centre
             for x, y in ((0.0, 0.0), (0.5, 0.0), (0.0, 0.5), (0.5, 0.5)):
                 x, y = _FIT / 2 + x, _FIT / 2 + y + lift
                 coverage = shape_coverage(kind, radius, corner + x, corner + y)
-                masks.append(coverage[corner : corner + _FIT, corner : corner + _FIT].ravel() > COVERED)
+                masks.append(
+                    coverage[corner : corner + _FIT, corner : corner + _FIT].ravel() > COVERED
+                )
                 ideals.append((kind, radius, x, y))
     stack = np.asarray(masks, np.float32).T.copy()
     return ideals, stack, stack.sum(axis=0)
@@ -236,8 +271,12 @@ def _ideals() -> tuple[list[tuple[str, int, float, float]], np.ndarray, np.ndarr
 def _neighbourhood(
     values: np.ndarray, pick: np.ufunc, *, diagonal: bool = False, edge: int | None = None
 ) -> np.ndarray:
-    """The least or greatest (`pick`) of each pixel and its 4, or 8, neighbours; outside lies `edge`."""
-    around = np.pad(values, 1, mode="edge") if edge is None else np.pad(values, 1, constant_values=edge)
+    """The least or greatest (`pick`) of each pixel and its 4, or 8, neighbours; outside lies
+    `edge`.
+    """
+    around = (
+        np.pad(values, 1, mode="edge") if edge is None else np.pad(values, 1, constant_values=edge)
+    )
     across = pick(pick(around[:, :-2], around[:, 1:-1]), around[:, 2:])  # [h + 2, w]
     if diagonal:
         return pick(pick(across[:-2], across[1:-1]), across[2:])
@@ -256,7 +295,9 @@ def _reasons(found: Found, wanted: Expectation) -> list[str]:
         return [*reasons, f"count: {len(found.objects)}, not {wanted.count}"]
     looks = [(thing.colour, thing.kind) for thing in found.objects]
     differences = [
-        _difference("colour", [colour for colour, _ in looks], [colour for colour, _ in wanted.objects]),
+        _difference(
+            "colour", [colour for colour, _ in looks], [colour for colour, _ in wanted.objects]
+        ),
         _difference("shape", [kind for _, kind in looks], [kind for _, kind in wanted.objects]),
     ]
     reasons += [difference for difference in differences if difference]
@@ -274,7 +315,9 @@ def _difference(what: str, found: list[str | None], wanted: list[str]) -> str | 
 
 
 def _related(things: tuple[FoundObject, ...], wanted: Expectation) -> bool:
-    """C8, for any order of the things that has the wanted looks (there are two if the looks are alike)."""
+    """C8, for any order of the things that has the wanted looks (there are two if the looks are
+    alike).
+    """
     return any(
         _lead(first, second, wanted.relation) >= RELATION_LEAD - RELATION_TOLERANCE
         for first, second in permutations(things)
@@ -283,7 +326,9 @@ def _related(things: tuple[FoundObject, ...], wanted: Expectation) -> bool:
 
 
 def _lead(first: FoundObject, second: FoundObject, relation: str) -> float:
-    """Pixels by which the first stands further in the direction of the relation than on the other axis."""
+    """Pixels by which the first stands further in the direction of the relation than on the other
+    axis.
+    """
     dx, dy = first.x - second.x, first.y - second.y
     along = {"left of": -dx, "right of": dx, "above": -dy, "below": dy}[relation]
     return along - (abs(dy) if relation in ("left of", "right of") else abs(dx))

@@ -1,12 +1,14 @@
-"""The image vocabulary of the demo model: one code for every look a 4 x 4 patch of a scene can have.
+"""The image vocabulary of the demo model: one code for every look a 4 x 4 patch of a scene can
+have.
 
-A code names a pattern (which pixels of the patch a shape covers, 196 of them over all shapes and radii) and a
-colour. The ground behind a partly covered patch is not in its code: the image decoder reads it off the
-neighbourhood. Codes 0..3 are the plain grounds, 4..99 the same grounds in the first column, other ones for each of the
-24 grid rows, 100..103 those of the last column. (A convolutional tokenizer gives border patches codes of their own too,
-since its padding shows, and other models end every row with a token for it. Without them nothing in plain ground tells
-the model where it is: from RoPE alone it knew the row to within four after 2,300 steps.) Then 195 patterns for each of
-the 8 colours.
+A code names a pattern (which pixels of the patch a shape covers, 196 of them over all shapes and
+radii) and a colour. The ground behind a partly covered patch is not in its code: the image decoder
+reads it off the neighbourhood. Codes 0..3 are the plain grounds, 4..99 the same grounds in the
+first column, other ones for each of the 24 grid rows, 100..103 those of the last column. (A
+convolutional tokenizer gives border patches codes of their own too, since its padding shows, and
+other models end every row with a token for it. Without them nothing in plain ground tells the model
+where it is: from RoPE alone it knew the row to within four after 2,300 steps.) Then 195 patterns
+for each of the 8 colours.
 """
 
 from __future__ import annotations
@@ -19,7 +21,9 @@ from ssd_export.demo.scenes import COLOURS, GROUNDS, KINDS, PATCH, RADII, SIZE, 
 
 GRID = SIZE // PATCH
 NUM_GROUNDS = len(GROUNDS)
-LAST_COLUMN = 1 + GRID  # kinds of plain ground: 0 inside, 1 + grid row in the first column, LAST_COLUMN
+LAST_COLUMN = (
+    1 + GRID
+)  # kinds of plain ground: 0 inside, 1 + grid row in the first column, LAST_COLUMN
 NUM_GROUND_CODES = (LAST_COLUMN + 1) * NUM_GROUNDS
 _GROUND_CODE = {name: code for code, name in enumerate(GROUNDS)}
 _COLOUR_INDEX = {name: index for index, name in enumerate(COLOURS)}
@@ -28,7 +32,11 @@ _COLOUR_INDEX = {name: index for index, name in enumerate(COLOURS)}
 def patches_of(picture: np.ndarray) -> np.ndarray:
     """Square picture [n, n] -> its patches in raster order, [(n / 4)^2, 16]."""
     side = picture.shape[0] // PATCH
-    return picture.reshape(side, PATCH, side, PATCH).transpose(0, 2, 1, 3).reshape(side * side, PATCH * PATCH)
+    return (
+        picture.reshape(side, PATCH, side, PATCH)
+        .transpose(0, 2, 1, 3)
+        .reshape(side * side, PATCH * PATCH)
+    )
 
 
 @lru_cache(maxsize=1)
@@ -66,8 +74,9 @@ def encode_scene(scene: Scene) -> np.ndarray:
 def caption_tokens(scene: Scene) -> np.ndarray:
     """Tokens that only the caption tells, not the tokens before them. bool [576].
 
-    The picture's first token (the ground), each shape's first token (colour and kind), and the token at which a shape
-    parts from another kind that has looked the same so far, as a ring does from a circle at its hole.
+    The picture's first token (the ground), each shape's first token (colour and kind), and the
+    token at which a shape parts from another kind that has looked the same so far, as a ring does
+    from a circle at its hole.
     """
     grid = np.zeros((GRID, GRID), bool)
     grid[0, 0] = True
@@ -78,7 +87,9 @@ def caption_tokens(scene: Scene) -> np.ndarray:
 
 @cache
 def _telling(kind: str, radius: int) -> np.ndarray:
-    """First token of a shape, and where it parts from other kinds of its size, bool [radius / 2, radius / 2]."""
+    """First token of a shape, and where it parts from other kinds of its size, bool [radius / 2,
+    radius / 2].
+    """
     own = _stamp_patterns(kind, radius)
     telling = np.zeros(own.size, bool)
     telling[np.flatnonzero(own)[0]] = True
@@ -97,7 +108,11 @@ def _stamp_codes(grid: np.ndarray, shape: Shape) -> None:
 
 def _box(grid: np.ndarray, shape: Shape) -> np.ndarray:
     """The part of a grid [24, 24] that a shape can cover, [radius / 2, radius / 2], not a copy."""
-    left, top, side = (shape.x - shape.radius) // PATCH, (shape.y - shape.radius) // PATCH, 2 * shape.radius // PATCH
+    left, top, side = (
+        (shape.x - shape.radius) // PATCH,
+        (shape.y - shape.radius) // PATCH,
+        2 * shape.radius // PATCH,
+    )
     return grid[top : top + side, left : left + side]
 
 
@@ -110,7 +125,8 @@ def code_of(pattern: np.ndarray, colour: int | np.ndarray) -> np.ndarray:
 def factors() -> tuple[np.ndarray, np.ndarray]:
     """Pattern and paint of every code, int64 [V] each.
 
-    Patterns: 0 plain ground, 1..195 shapes, 196..220 plain ground at a border. Paints: 0..3 grounds, 4..11 colours.
+    Patterns: 0 plain ground, 1..195 shapes, 196..220 plain ground at a border. Paints: 0..3
+    grounds, 4..11 colours.
     """
     shaped = np.arange(num_codes() - NUM_GROUND_CODES)
     ground = np.arange(NUM_GROUND_CODES)

@@ -1,4 +1,6 @@
-"""The demo model from nothing: tokenizer, image decoder, transformer, checkpoint. Resumes where it was interrupted."""
+"""The demo model from nothing: tokenizer, image decoder, transformer, checkpoint. Resumes where it
+was interrupted.
+"""
 
 from __future__ import annotations
 
@@ -20,14 +22,23 @@ Progress = Callable[[str, int, int], None]
 
 @dataclass(frozen=True)
 class Outcome:
-    """Mean figures of the last steps: nats per image token, and levels (of 255) between decoded and true pixels."""
+    """Mean figures of the last steps: nats per image token, and levels (of 255) between decoded and
+    true pixels.
+    """
 
     token_loss: float
     decoder_levels: float
 
 
-def train_demo(recipe: Recipe, decoder_recipe: DecoderRecipe, folder: Path, progress: Progress, device: str = "cpu") -> Outcome:
-    """Trains both parts and writes `folder/checkpoint`; states and logs stay in the folder, so it can be resumed.
+def train_demo(
+    recipe: Recipe,
+    decoder_recipe: DecoderRecipe,
+    folder: Path,
+    progress: Progress,
+    device: str = "cpu",
+) -> Outcome:
+    """Trains both parts and writes `folder/checkpoint`; states and logs stay in the folder, so it
+    can be resumed.
 
     Raises: UserError for a device that is not there.
     """
@@ -38,13 +49,23 @@ def train_demo(recipe: Recipe, decoder_recipe: DecoderRecipe, folder: Path, prog
     levels = _run(decoder.run(), "image decoder", decoder_recipe.num_steps, folder, progress)
     token = _run(training.run(), "transformer", recipe.num_steps, folder, progress)
     write_demo_checkpoint(
-        folder / "checkpoint", training.config, training.averaged_state(), decoder.decoder.state_dict(),
-        training.tokenizer, GENERATION,
-    )  # fmt: skip
+        folder / "checkpoint",
+        training.config,
+        training.averaged_state(),
+        decoder.decoder.state_dict(),
+        training.tokenizer,
+        GENERATION,
+    )
     return Outcome(token.get("token", float("nan")), levels.get("levels", float("nan")))
 
 
-def _run(figures_of_steps: Iterator[dict[str, float]], stage: str, num_steps: int, folder: Path, progress: Progress) -> dict[str, float]:
+def _run(
+    figures_of_steps: Iterator[dict[str, float]],
+    stage: str,
+    num_steps: int,
+    folder: Path,
+    progress: Progress,
+) -> dict[str, float]:
     """Runs a training to its end; logs and returns means over STEPS_BETWEEN_LINES steps."""
     sums: dict[str, float] = {}
     means: dict[str, float] = {}

@@ -1,8 +1,9 @@
 """Captioned scenes: plain grounds with one to four flat shapes, the demo model's whole world.
 
-Coordinates are pixels of a 96 x 96 picture; a centre (x, y) is the corner shared by four pixels. Centres lie on
-multiples of 4 and radii on `RADII`, so every shape covers the 24 x 24 grid of 4 x 4 patches in the same way
-wherever it stands: the image tokens see few distinct patches, and a small model learns exact shapes.
+Coordinates are pixels of a 96 x 96 picture; a centre (x, y) is the corner shared by four pixels.
+Centres lie on multiples of 4 and radii on `RADII`, so every shape covers the 24 x 24 grid of 4 x 4
+patches in the same way wherever it stands: the image tokens see few distinct patches, and a small
+model learns exact shapes.
 """
 
 from __future__ import annotations
@@ -19,11 +20,22 @@ PATCH = 4
 MARGIN = 4
 GAP = 4
 
-GROUNDS = {"white": (245, 245, 245), "gray": (190, 190, 190), "pink": (250, 205, 215), "sand": (235, 225, 190)}
+GROUNDS = {
+    "white": (245, 245, 245),
+    "gray": (190, 190, 190),
+    "pink": (250, 205, 215),
+    "sand": (235, 225, 190),
+}
 COLOURS = {
-    "red": (220, 40, 40), "green": (40, 170, 60), "blue": (50, 80, 220), "yellow": (240, 210, 40),
-    "purple": (140, 60, 180), "orange": (245, 140, 30), "cyan": (40, 200, 220), "black": (30, 30, 30),
-}  # fmt: skip
+    "red": (220, 40, 40),
+    "green": (40, 170, 60),
+    "blue": (50, 80, 220),
+    "yellow": (240, 210, 40),
+    "purple": (140, 60, 180),
+    "orange": (245, 140, 30),
+    "cyan": (40, 200, 220),
+    "black": (30, 30, 30),
+}
 KINDS = ("circle", "square", "triangle", "cross", "ring", "bar")
 RADII = (8, 12, 16, 20)
 CATEGORIES = ("single", "counting", "two objects", "relation")
@@ -31,7 +43,12 @@ RELATIONS = ("left of", "right of", "above", "below")
 NUMBERS = {2: "two", 3: "three", 4: "four"}
 RELATION_LEAD = 12
 CentreChooser = Callable[[np.random.Generator, list[int]], "list[tuple[int, int]] | None"]
-_RADII_OF = {"single": (12, 16, 20), "counting": (8, 12), "two objects": (8, 12, 16), "relation": (8, 12, 16)}
+_RADII_OF = {
+    "single": (12, 16, 20),
+    "counting": (8, 12),
+    "two objects": (8, 12, 16),
+    "relation": (8, 12, 16),
+}
 
 
 @dataclass(frozen=True)
@@ -54,7 +71,9 @@ class Scene:
 
 
 def shape_coverage(kind: str, radius: float, x: float, y: float) -> np.ndarray:
-    """Share of each pixel that the shape covers, float32 [96, 96] in 0..1, from 2 x 2 samples a pixel."""
+    """Share of each pixel that the shape covers, float32 [96, 96] in 0..1, from 2 x 2 samples a
+    pixel.
+    """
     sample = (np.arange(2 * SIZE, dtype=np.float32) + 0.5) / 2
     dx, dy = sample[None, :] - x, sample[:, None] - y
     inside = _inside(kind, radius, dx, dy)
@@ -84,7 +103,9 @@ def _inside(kind: str, r: float, dx: np.ndarray, dy: np.ndarray) -> np.ndarray:
 def stamp(kind: str, radius: int) -> np.ndarray:
     """Coverage of a shape on its own square of pixels, float32 [2 radius, 2 radius] (read only)."""
     centre = SIZE // 2
-    part = shape_coverage(kind, radius, centre, centre)[centre - radius : centre + radius, centre - radius : centre + radius]
+    part = shape_coverage(kind, radius, centre, centre)[
+        centre - radius : centre + radius, centre - radius : centre + radius
+    ]
     part.setflags(write=False)
     return part
 
@@ -102,12 +123,15 @@ def render(scene: Scene) -> np.ndarray:
     return np.rint(picture).astype(np.uint8)
 
 
-def random_scene(rng: np.random.Generator, category: str | None = None, composed: bool = True) -> Scene:
+def random_scene(
+    rng: np.random.Generator, category: str | None = None, composed: bool = True
+) -> Scene:
     """A scene of the category (or of a random one): shapes fully inside, at least GAP apart.
 
-    Composed scenes, the demo model's own, stand as a person would lay them out: one shape near the middle, two side
-    by side or one above the other, three in a triangle, four in a square, each moved a little by chance; of two
-    objects without a relation the first named is the left or the upper one. Otherwise shapes stand anywhere.
+    Composed scenes, the demo model's own, stand as a person would lay them out: one shape near the
+    middle, two side by side or one above the other, three in a triangle, four in a square, each
+    moved a little by chance; of two objects without a relation the first named is the left or the
+    upper one. Otherwise shapes stand anywhere.
     """
     category = category or str(rng.choice(CATEGORIES))
     while True:
@@ -117,7 +141,9 @@ def random_scene(rng: np.random.Generator, category: str | None = None, composed
 
 
 def is_held_out(caption: str) -> bool:
-    """Whether a caption is kept from training: one in eight, by its hash, so that the split needs no file."""
+    """Whether a caption is kept from training: one in eight, by its hash, so that the split needs
+    no file.
+    """
     return hashlib.sha256(caption.encode()).digest()[0] % 8 == 0
 
 
@@ -133,7 +159,10 @@ def _draw(rng: np.random.Generator, category: str, centres_of: CentreChooser) ->
         return None
     if category == "relation" and rng.random() < 0.5:
         centres, radii = centres[::-1], radii[::-1]
-    shapes = [Shape(kind, colour, x, y, r) for (colour, kind), (x, y), r in zip(looks, centres, radii, strict=True)]
+    shapes = [
+        Shape(kind, colour, x, y, r)
+        for (colour, kind), (x, y), r in zip(looks, centres, radii, strict=True)
+    ]
     caption = _caption(category, shapes, ground)
     return None if caption is None else Scene(ground, tuple(shapes), category, caption)
 
@@ -170,7 +199,10 @@ def _free_centres(rng: np.random.Generator, radii: list[int]) -> list[tuple[int,
         low, high = (radius + MARGIN) // PATCH, (SIZE - radius - MARGIN) // PATCH
         for _ in range(20):
             x, y = (PATCH * int(n) for n in rng.integers(low, high + 1, size=2))
-            if all(max(abs(x - a), abs(y - b)) >= radius + r + GAP for (a, b), r in zip(centres, radii, strict=False)):
+            if all(
+                max(abs(x - a), abs(y - b)) >= radius + r + GAP
+                for (a, b), r in zip(centres, radii, strict=False)
+            ):
                 centres.append((x, y))
                 break
         else:
@@ -194,7 +226,9 @@ def _caption(category: str, shapes: list[Shape], ground: str) -> str | None:
 
 
 def relation_of(first: Shape, second: Shape) -> str | None:
-    """Where the first shape stands seen from the second, if one axis leads by RELATION_LEAD pixels or more."""
+    """Where the first shape stands seen from the second, if one axis leads by RELATION_LEAD pixels
+    or more.
+    """
     dx, dy = first.x - second.x, first.y - second.y
     if abs(abs(dx) - abs(dy)) < RELATION_LEAD:
         return None

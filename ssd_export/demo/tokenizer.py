@@ -8,9 +8,15 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from ssd_export.demo.scenes import random_scene
 
 SPECIAL_TOKENS = (
-    "<｜begin▁of▁sentence｜>", "<｜end▁of▁sentence｜>", "<｜▁pad▁｜>", "<|User|>", "<|Assistant|>",
-    "<begin_of_image>", "<end_of_image>", "<image_placeholder>",
-)  # fmt: skip
+    "<｜begin▁of▁sentence｜>",
+    "<｜end▁of▁sentence｜>",
+    "<｜▁pad▁｜>",
+    "<|User|>",
+    "<|Assistant|>",
+    "<begin_of_image>",
+    "<end_of_image>",
+    "<image_placeholder>",
+)
 VOCAB_SIZE = 384
 
 

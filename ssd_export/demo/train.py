@@ -1,10 +1,12 @@
-"""Trains the demo model's transformer: resumable, the same for a seed, on two CPU cores or on a GPU.
+"""Trains the demo model's transformer: resumable, the same for a seed, on two CPU cores or on a
+GPU.
 
-Model and data are Janus' own kind: prompt, then 576 image tokens, next-token loss. What is not: matrices are
-trained with Muon (orthogonalised momentum, https://kellerjordan.github.io/posts/muon), everything else with Adam;
-the loss of tokens that only the caption tells weighs more; half of the heads are asked to look near (`SpatialHeads`);
-the output and input tables are sums of a row per pattern, a row per paint and a row per code while training, and plain
-tables in the checkpoint (`folded_state`).
+Model and data are Janus' own kind: prompt, then 576 image tokens, next-token loss. What is not:
+matrices are trained with Muon (orthogonalised momentum, https://kellerjordan.github.io/posts/muon),
+everything else with Adam; the loss of tokens that only the caption tells weighs more; half of the
+heads are asked to look near (`SpatialHeads`); the output and input tables are sums of a row per
+pattern, a row per paint and a row per code while training, and plain tables in the checkpoint
+(`folded_state`).
 """
 
 from __future__ import annotations
@@ -31,7 +33,9 @@ from ssd_export.model.decoder import Attend, ImageTokenModel
 
 @dataclass(frozen=True)
 class Recipe:
-    """Everything that decides the outcome. num_steps may be raised on resuming: the rate is flat until the decay."""
+    """Everything that decides the outcome. num_steps may be raised on resuming: the rate is flat
+    until the decay.
+    """
 
     num_steps: int
     num_layers: int = 6
@@ -67,7 +71,9 @@ def demo_config(recipe: Recipe, vocab_size: int) -> ModelConfig:
         max_positions=1024,
         codebook_size=codes.num_codes(),
         codebook_dim=8,
-        vq=VQConfig(latent_channels=64, base_channels=32, channel_multipliers=(1, 1, 2), num_res_blocks=1),
+        vq=VQConfig(
+            latent_channels=64, base_channels=32, channel_multipliers=(1, 1, 2), num_res_blocks=1
+        ),
         image_size=codes.SIZE,
     )
 
@@ -77,19 +83,24 @@ def causal_attention(layer: int, query: Tensor, key: Tensor, value: Tensor) -> T
 
 
 class SpatialHeads:
-    """Causal attention that measures on the way how far every head looks, with a penalty on those that look nearest.
+    """Causal attention that measures on the way how far every head looks, with a penalty on those
+    that look nearest.
 
-    52 % of Janus-Pro-1B's heads put at most a fifth of their attention outside the 48 newest image tokens; left to itself a
-    model of 24 heads has a handful. So the half of its heads that looks nearest is asked to look nearer.
-    metrics: of each layer, [heads], attention mass on image tokens outside the neighbourhood over the mass on all image
-    tokens (the metric of `calibrate`), from NUM_ASKING random image tokens of each picture.
+    52 % of Janus-Pro-1B's heads put at most a fifth of their attention outside the 48 newest image
+    tokens; left to itself a model of 24 heads has a handful. So the half of its heads that looks
+    nearest is asked to look nearer.
+    metrics: of each layer, [heads], attention mass on image tokens outside the neighbourhood over
+    the mass on all image tokens (the metric of `calibrate`), from NUM_ASKING random image tokens of
+    each picture.
     """
 
     NUM_ASKING = 24
 
     def __init__(self, batch: Batch, rng: np.random.Generator) -> None:
         num_places = batch.places.shape[1]
-        chosen = torch.from_numpy(rng.integers(0, num_places, (len(batch.places), self.NUM_ASKING))).to(batch.places.device)
+        chosen = torch.from_numpy(
+            rng.integers(0, num_places, (len(batch.places), self.NUM_ASKING))
+        ).to(batch.places.device)
         asking = batch.places.gather(1, chosen)[:, :, None]
         # a picture's tokens stand in the sequence after its prompt (join_rows)
         self.asking = chosen + batch.lengths[:, None]
@@ -133,7 +144,9 @@ class FactoredTable(nn.Module):
 
 
 class Trainee(nn.Module):
-    """The model with factored tables in place of generation_embeddings and the last layer of generation_head."""
+    """The model with factored tables in place of generation_embeddings and the last layer of
+    generation_head.
+    """
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -141,7 +154,10 @@ class Trainee(nn.Module):
         self.input_table = FactoredTable(config.codebook_dim, scale=1.0)
         self.output_table = FactoredTable(config.hidden_size, scale=0.02)
         self.output_bias = nn.Parameter(torch.zeros(config.codebook_size))
-        for replaced in (self.model.generation_embeddings.weight, *self.model.generation_head.vision_head.parameters()):
+        for replaced in (
+            self.model.generation_embeddings.weight,
+            *self.model.generation_head.vision_head.parameters(),
+        ):
             replaced.requires_grad_(False)
         initialise(self.model, config.num_layers)
 
@@ -152,7 +168,10 @@ class Trainee(nn.Module):
         hidden, positions = join_rows(prompt, image, batch.lengths, batch.places)
         hidden = self.model(hidden, positions, attend)
         rows = torch.arange(len(hidden), device=hidden.device)[:, None]
-        hidden = hidden[rows, batch.lengths[:, None] - 1 + torch.arange(batch.targets.shape[1], device=hidden.device)]
+        hidden = hidden[
+            rows,
+            batch.lengths[:, None] - 1 + torch.arange(batch.targets.shape[1], device=hidden.device),
+        ]
         hidden = F.gelu(self.model.generation_head.proj_out(hidden))
         return F.linear(hidden, self.output_table(), self.output_bias)
 
@@ -165,8 +184,12 @@ class Trainee(nn.Module):
         return state
 
 
-def join_rows(prompt: Tensor, image: Tensor, lengths: Tensor, places: Tensor) -> tuple[Tensor, Tensor]:
-    """Each row's prompt [B, L, h], padding cut, followed by its image tokens [B, K, h]; and the RoPE position of each."""
+def join_rows(
+    prompt: Tensor, image: Tensor, lengths: Tensor, places: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Each row's prompt [B, L, h], padding cut, followed by its image tokens [B, K, h]; and the
+    RoPE position of each.
+    """
     padded = prompt.shape[1]
     place = torch.arange(padded + image.shape[1], device=prompt.device).expand(len(prompt), -1)
     ends = lengths[:, None]
@@ -180,16 +203,22 @@ def initialise(model: nn.Module, num_layers: int) -> None:
     for name, parameter in model.named_parameters():
         if parameter.ndim == 2:
             residual = name.endswith(("o_proj.weight", "down_proj.weight"))
-            nn.init.normal_(parameter, std=0.02 / math.sqrt(2 * num_layers) if residual else parameter.shape[1] ** -0.5 / 2)
+            nn.init.normal_(
+                parameter,
+                std=0.02 / math.sqrt(2 * num_layers)
+                if residual
+                else parameter.shape[1] ** -0.5 / 2,
+            )
         elif name.endswith("bias"):
             nn.init.zeros_(parameter)
 
 
 def loss_of(logits: Tensor, batch: Batch, caption_weight: float) -> tuple[Tensor, dict[str, float]]:
-    """Mean cross entropy per token plus caption_weight times the part of the telling tokens that says *what* they show.
+    """Mean cross entropy per token plus caption_weight times the part of the telling tokens that
+    says *what* they show.
 
-    p(token) = p(ground or shape) p(token | ground or shape): where a shape begins is chance, what begins is told
-    by the caption, so only the second factor gets the extra weight.
+    p(token) = p(ground or shape) p(token | ground or shape): where a shape begins is chance, what
+    begins is told by the caption, so only the second factor gets the extra weight.
     """
     flat, target, weight = logits.flatten(0, 1), batch.targets.flatten(), batch.weights.flatten()
     ground, shape = flat[:, : codes.NUM_GROUND_CODES], flat[:, codes.NUM_GROUND_CODES :]
@@ -201,12 +230,18 @@ def loss_of(logits: Tensor, batch: Batch, caption_weight: float) -> tuple[Tensor
     telling = what[batch.telling.flatten()]
     num_tokens = weight.sum()
     loss = (weight @ (what + whether) + caption_weight * telling.sum()) / num_tokens
-    figures = {"token": weight @ (what + whether) / num_tokens, "what": telling.mean(), "whether": weight @ whether / num_tokens}
+    figures = {
+        "token": weight @ (what + whether) / num_tokens,
+        "what": telling.mean(),
+        "whether": weight @ whether / num_tokens,
+    }
     return loss, {name: value.detach().item() for name, value in figures.items()}
 
 
 class Muon:
-    """Momentum, orthogonalised by five Newton-Schulz steps, for matrices of equal shape together (float32)."""
+    """Momentum, orthogonalised by five Newton-Schulz steps, for matrices of equal shape together
+    (float32).
+    """
 
     def __init__(self, matrices: list[nn.Parameter], momentum: float = 0.95) -> None:
         self.momentum = momentum
@@ -237,7 +272,9 @@ def orthogonalised(matrices: Tensor, steps: int = 5) -> Tensor:
 
 
 class Training:
-    """State of a run in a folder: `state.pt` to resume from, `log.jsonl`, `transformer.safetensors` at the end."""
+    """State of a run in a folder: `state.pt` to resume from, `log.jsonl`, `transformer.safetensors`
+    at the end.
+    """
 
     def __init__(self, recipe: Recipe, folder: Path, device: str = "cpu") -> None:
         torch.manual_seed(recipe.seed)
@@ -246,11 +283,15 @@ class Training:
         self.prompt_ids = PromptIds(self.tokenizer)
         self.config = demo_config(recipe, self.tokenizer.get_vocab_size())
         self.trainee = Trainee(self.config).to(device)
-        matrices = [p for n, p in self.trainee.named_parameters() if ".layers." in n and p.ndim == 2]
+        matrices = [
+            p for n, p in self.trainee.named_parameters() if ".layers." in n and p.ndim == 2
+        ]
         chosen = {id(m) for m in matrices}
         others = [p for p in self.trainee.parameters() if p.requires_grad and id(p) not in chosen]
         self.muon = Muon(matrices)
-        self.adam = torch.optim.AdamW(others, lr=recipe.adam_rate, betas=(0.9, 0.98), weight_decay=0.01)
+        self.adam = torch.optim.AdamW(
+            others, lr=recipe.adam_rate, betas=(0.9, 0.98), weight_decay=0.01
+        )
         self.average = {n: p.detach().clone() for n, p in self.trainee.state_dict().items()}
         self.step = 0
         self.seconds = 0.0
@@ -289,12 +330,17 @@ class Training:
     def _one_step(self) -> dict[str, float]:
         rng = np.random.default_rng([self.recipe.seed, self.step])
         batch = draw_batch(rng, self.prompt_ids, self.mix())
-        batch = Batch(*(getattr(batch, name).to(self.device) for name in Batch.__dataclass_fields__))
+        batch = Batch(
+            *(getattr(batch, name).to(self.device) for name in Batch.__dataclass_fields__)
+        )
         heads = SpatialHeads(batch, rng)
         loss, figures = loss_of(self.trainee(batch, heads), batch, self.recipe.caption_weight)
         penalty = heads.penalty(self.recipe.spatial_share)
         (loss + self.recipe.spatial_weight * penalty).backward()
-        figures |= {"outside": penalty.item(), "spatial_heads": (torch.cat(heads.metrics) <= TAU).sum().item()}
+        figures |= {
+            "outside": penalty.item(),
+            "spatial_heads": (torch.cat(heads.metrics) <= TAU).sum().item(),
+        }
         factor = self.rate_factor()
         self.adam.param_groups[0]["lr"] = factor * self.recipe.adam_rate
         norm = nn.utils.clip_grad_norm_(self.adam.param_groups[0]["params"], 1.0)
@@ -323,10 +369,14 @@ class Training:
         """Whole or not at all: written beside, then renamed."""
         self.folder.mkdir(parents=True, exist_ok=True)
         state = {
-            "recipe": asdict(self.recipe), "step": self.step, "seconds": self.seconds,
-            "trainee": self.trainee.state_dict(), "average": self.average,
-            "adam": self.adam.state_dict(), "velocity": self.muon.velocity,
-        }  # fmt: skip
+            "recipe": asdict(self.recipe),
+            "step": self.step,
+            "seconds": self.seconds,
+            "trainee": self.trainee.state_dict(),
+            "average": self.average,
+            "adam": self.adam.state_dict(),
+            "velocity": self.muon.velocity,
+        }
         torch.save(state, self.folder / "state.tmp")
         os.replace(self.folder / "state.tmp", self.folder / "state.pt")
 
@@ -353,4 +403,9 @@ def log_line(folder: Path, stage: str, figures: dict[str, float]) -> None:
     """Adds a line to `log.jsonl`."""
     folder.mkdir(parents=True, exist_ok=True)
     with open(folder / "log.jsonl", "a") as log:
-        log.write(json.dumps({"stage": stage, **{name: round(value, 4) for name, value in figures.items()}}) + "\n")
+        log.write(
+            json.dumps(
+                {"stage": stage, **{name: round(value, 4) for name, value in figures.items()}}
+            )
+            + "\n"
+        )

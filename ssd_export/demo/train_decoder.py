@@ -1,4 +1,6 @@
-"""Trains the demo model's image decoder: codes of true scenes -> their pictures. Resumable, the same for a seed."""
+"""Trains the demo model's image decoder: codes of true scenes -> their pictures. Resumable, the
+same for a seed.
+"""
 
 from __future__ import annotations
 
@@ -29,7 +31,9 @@ class DecoderRecipe:
 
 
 def initial_codebook(dim: int) -> Tensor:
-    """Rows [V, dim] that already tell paints and patterns apart: colour in three numbers, pattern in the rest."""
+    """Rows [V, dim] that already tell paints and patterns apart: colour in three numbers, pattern
+    in the rest.
+    """
     pattern, paint = codes.factors()
     colours = np.array([*GROUNDS.values(), *COLOURS.values()], np.float32) / 127.5 - 1
     shapes = codes.patterns() - codes.patterns().mean(axis=0)
@@ -38,7 +42,9 @@ def initial_codebook(dim: int) -> Tensor:
     components /= components.std(axis=0)
     borders = np.repeat(components[:1], codes.LAST_COLUMN, axis=0)  # plain ground too
     components = np.concatenate([components, borders])
-    return torch.from_numpy(np.concatenate([colours[paint], 0.5 * components[pattern]], axis=1).astype(np.float32))
+    return torch.from_numpy(
+        np.concatenate([colours[paint], 0.5 * components[pattern]], axis=1).astype(np.float32)
+    )
 
 
 class DecoderTraining:
@@ -49,8 +55,12 @@ class DecoderTraining:
         self.recipe, self.folder = recipe, folder
         self.decoder = ImageDecoder(config)
         with torch.no_grad():
-            self.decoder.vqmodel.quantize.embedding.weight.copy_(initial_codebook(config.codebook_dim))
-        self.adam = torch.optim.AdamW(self.decoder.parameters(), betas=(0.9, 0.98), weight_decay=0.0)
+            self.decoder.vqmodel.quantize.embedding.weight.copy_(
+                initial_codebook(config.codebook_dim)
+            )
+        self.adam = torch.optim.AdamW(
+            self.decoder.parameters(), betas=(0.9, 0.98), weight_decay=0.0
+        )
         self.step = 0
         self.seconds = 0.0
         if self._path.exists():
@@ -61,7 +71,9 @@ class DecoderTraining:
         return self.folder / "decoder.pt"
 
     def run(self, seconds_between_saves: float = 120) -> Iterator[dict[str, float]]:
-        """Trains to the last step; yields step, loss (mean absolute error in levels of 255) and seconds so far."""
+        """Trains to the last step; yields step, loss (mean absolute error in levels of 255) and
+        seconds so far.
+        """
         saved = time.monotonic()
         while self.step < self.recipe.num_steps:
             began = time.monotonic()
@@ -78,12 +90,18 @@ class DecoderTraining:
         rng = np.random.default_rng([recipe.seed, self.step])
         scenes = [random_scene(rng, composed=False) for _ in range(recipe.batch_size)]
         grids = torch.from_numpy(np.stack([codes.encode_scene(scene) for scene in scenes]))
-        wanted = torch.from_numpy(np.stack([render(scene) for scene in scenes])).permute(0, 3, 1, 2) / 127.5 - 1
+        wanted = (
+            torch.from_numpy(np.stack([render(scene) for scene in scenes])).permute(0, 3, 1, 2)
+            / 127.5
+            - 1
+        )
         error = self.decoder(grids) - wanted
         (error.abs().mean() + error.square().mean()).backward()
         done = self.step / recipe.num_steps
         warm = min(1.0, (self.step + 1) / recipe.warmup_steps)
-        self.adam.param_groups[0]["lr"] = recipe.rate * warm * (0.02 + 0.49 * (1 + math.cos(math.pi * done)))
+        self.adam.param_groups[0]["lr"] = (
+            recipe.rate * warm * (0.02 + 0.49 * (1 + math.cos(math.pi * done)))
+        )
         torch.nn.utils.clip_grad_norm_(self.decoder.parameters(), 1.0)
         self.adam.step()
         self.decoder.zero_grad(set_to_none=True)
@@ -92,8 +110,13 @@ class DecoderTraining:
 
     def save(self) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
-        state = {"recipe": asdict(self.recipe), "step": self.step, "seconds": self.seconds,
-                 "decoder": self.decoder.state_dict(), "adam": self.adam.state_dict()}  # fmt: skip
+        state = {
+            "recipe": asdict(self.recipe),
+            "step": self.step,
+            "seconds": self.seconds,
+            "decoder": self.decoder.state_dict(),
+            "adam": self.adam.state_dict(),
+        }
         torch.save(state, self._path.with_suffix(".tmp"))
         os.replace(self._path.with_suffix(".tmp"), self._path)
 

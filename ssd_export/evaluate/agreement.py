@@ -1,4 +1,6 @@
-"""How near pictures, tokens and distributions are to those of the full cache: for models whose pictures have no score."""
+"""How near pictures, tokens and distributions are to those of the full cache: for models whose
+pictures have no score.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +25,9 @@ def psnr(image: np.ndarray, other: np.ndarray) -> float:
 
 
 def ssim(image: np.ndarray, other: np.ndarray) -> float:
-    """Structural similarity of two uint8 pictures [height, width, 3], mean over channels and places."""
+    """Structural similarity of two uint8 pictures [height, width, 3], mean over channels and
+    places.
+    """
     x, y = image.astype(np.float64), other.astype(np.float64)
     mean_x, mean_y = _blurred(x), _blurred(y)
     var_x, var_y = _blurred(x * x) - mean_x**2, _blurred(y * y) - mean_y**2
@@ -44,26 +48,38 @@ def _blurred(values: np.ndarray) -> np.ndarray:
 
 
 def token_agreement(tokens: np.ndarray, reference: np.ndarray) -> np.ndarray:
-    """Share of equal tokens of each picture, float64 [N]. A drawing that once differs stays different: 1 is rare."""
+    """Share of equal tokens of each picture, float64 [N]. A drawing that once differs stays
+    different: 1 is rare.
+    """
     return (tokens == reference).mean(axis=1)
 
 
 def kl_to_full_cache(
-    model: TeacherForced, sequences: Sequences, table: PolicyTable, cfg_scale: float,
+    model: TeacherForced,
+    sequences: Sequences,
+    table: PolicyTable,
+    cfg_scale: float,
     progress: Progress = lambda stage, done, total: None,
-) -> np.ndarray:  # fmt: skip
-    """KL(full || policy) in nats per token of each picture, float64 [N]: of the guided distributions at temperature 1,
-    for the tokens given.
+) -> np.ndarray:
+    """KL(full || policy) in nats per token of each picture, float64 [N]: of the guided
+    distributions at temperature 1, for the tokens given.
 
     Args: sequences: with unconditional rows.
     """
     full = model.hidden(sequences, None)
     policy = model.hidden(sequences, table, progress)
     num_images = len(full) // 2
-    return np.array([
-        _kl(*(_guided(model, hidden[[i, i + num_images]], cfg_scale) for hidden in (full, policy)))
-        for i in range(num_images)
-    ])  # fmt: skip
+    return np.array(
+        [
+            _kl(
+                *(
+                    _guided(model, hidden[[i, i + num_images]], cfg_scale)
+                    for hidden in (full, policy)
+                )
+            )
+            for i in range(num_images)
+        ]
+    )
 
 
 @torch.inference_mode()

@@ -1,4 +1,6 @@
-"""One measurement of bench: a bundle, its profile, or transformers at one batch, in this process."""
+"""One measurement of bench: a bundle, its profile, or transformers at one batch, in this
+process.
+"""
 
 from __future__ import annotations
 
@@ -25,13 +27,16 @@ from ssd_export.runtime.uniforms import uniforms
 
 PROMPT = "a red circle on white"
 CFG_SCALE = 5.0
-SHORT_SECONDS = 2.0  # a picture that is decoded faster is decoded twice: the first time opens the graph
+SHORT_SECONDS = (
+    2.0  # a picture that is decoded faster is decoded twice: the first time opens the graph
+)
 StepProgress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)
 class Cell:
-    """kind: rates, bundle, profile (of a bundle) or transformers; path: of the bundle or the checkpoint.
+    """kind: rates, bundle, profile (of a bundle) or transformers; path: of the bundle or the
+    checkpoint.
 
     picture_seconds: what the image decoder takes for one picture, where that is known already.
     """
@@ -47,7 +52,9 @@ class Cell:
 
 
 def measure(cell: Cell, progress: StepProgress) -> dict[str, Any]:
-    """The figures of a cell, measured in this process. Raises: UserError for what the runner or checkpoint lacks."""
+    """The figures of a cell, measured in this process. Raises: UserError for what the runner or
+    checkpoint lacks.
+    """
     if cell.kind == "rates":
         return _rates(cell)
     if cell.kind == "transformers":
@@ -94,17 +101,27 @@ def _rates(cell: Cell) -> dict[str, Any]:
     try:
         return measure_cuda("float16").to_dict()
     except (ImportError, RuntimeError, AssertionError) as error:
-        raise UserError(f"the GPU's bandwidth is measured with torch for CUDA ({error}); pip install torch for your CUDA") from error
+        raise UserError(
+            f"the GPU's bandwidth is measured with torch for CUDA ({error}); pip install torch for"
+            " your CUDA"
+        ) from error
 
 
 def _batches(bundle: Bundle, batch: int) -> Callable[[], PromptBatch]:
-    """Makes the batch of one prompt: tokenizing and looking up embeddings are part of the time to the first token."""
-    encoder, embeddings = PromptEncoder.from_file(bundle.file("tokenizer.json")), TextEmbeddings(bundle)
+    """Makes the batch of one prompt: tokenizing and looking up embeddings are part of the time to
+    the first token.
+    """
+    encoder, embeddings = (
+        PromptEncoder.from_file(bundle.file("tokenizer.json")),
+        TextEmbeddings(bundle),
+    )
     table, randoms = PolicyTable.from_dict(bundle.config["policy"]), uniforms(0, batch)
 
     def make() -> PromptBatch:
         encoded = encoder.encode([PROMPT] * batch, table.prompt_slots)
-        return PromptBatch(embeddings(encoded.ids), encoded.prompt_length, randoms, Sampling(CFG_SCALE, 1.0))
+        return PromptBatch(
+            embeddings(encoded.ids), encoded.prompt_length, randoms, Sampling(CFG_SCALE, 1.0)
+        )
 
     return make
 
@@ -119,20 +136,25 @@ def warm_up(runner: Runner, batch: PromptBatch) -> None:
 
 @dataclass(frozen=True)
 class StepTimes:
-    """Of each step: seconds that passed, and seconds that this process computed, on all its threads together.
+    """Of each step: seconds that passed, and seconds that this process computed, on all its threads
+    together.
 
-    The two are equal (times the threads) on a quiet machine; where something else computes, the first is longer.
+    The two are equal (times the threads) on a quiet machine; where something else computes, the
+    first is longer.
     """
 
     seconds: list[float]
     cpu_seconds: list[float]
 
 
-def time_steps(bundle: Bundle, runner: Runner, batch: PromptBatch, cell: Cell, progress: StepProgress) -> StepTimes:
-    """The time of each decode step; on a device, where steps are queued, of each grid row's steps, shared evenly.
+def time_steps(
+    bundle: Bundle, runner: Runner, batch: PromptBatch, cell: Cell, progress: StepProgress
+) -> StepTimes:
+    """The time of each decode step; on a device, where steps are queued, of each grid row's steps,
+    shared evenly.
 
-    They are the last steps of a picture, over caches that hold less: the work of a step does not depend on how much of
-    the cache is filled, only releases do.
+    They are the last steps of a picture, over caches that hold less: the work of a step does not
+    depend on how much of the cache is filled, only releases do.
     """
     releases = release_steps(PolicyTable.from_dict(bundle.config["policy"]), batch.lengths.tolist())
     times, before = StepTimes([], []), NUM_IMAGE_TOKENS - 1 - cell.steps
@@ -141,7 +163,12 @@ def time_steps(bundle: Bundle, runner: Runner, batch: PromptBatch, cell: Cell, p
         parts = [row] if on_device(cell) else [range(step, step + 1) for step in row]
         for part in parts:
             cpu_began = time.process_time()
-            spent = _seconds(lambda part=part: (runner.decode_row(part, releases), on_device(cell) and runner.tokens()))
+            spent = _seconds(
+                lambda part=part: (
+                    runner.decode_row(part, releases),
+                    on_device(cell) and runner.tokens(),
+                )
+            )
             times.seconds.extend([spent / len(part)] * len(part))
             times.cpu_seconds.extend([(time.process_time() - cpu_began) / len(part)] * len(part))
         progress(row.stop - 1 - before, cell.steps)
@@ -158,7 +185,9 @@ def step_figures(times: StepTimes, batch: int) -> dict[str, Any]:
     }
 
 
-def picture_figures(decode: Callable[[], object], facts: dict[str, Any], cell: Cell) -> dict[str, Any]:
+def picture_figures(
+    decode: Callable[[], object], facts: dict[str, Any], cell: Cell
+) -> dict[str, Any]:
     """The image decoder's time for one picture, and what that makes of whole pictures a minute."""
     seconds, measured = cell.picture_seconds, {}
     if seconds is None:
@@ -169,7 +198,11 @@ def picture_figures(decode: Callable[[], object], facts: dict[str, Any], cell: C
     a_step = cell.batch / facts["image_tokens_per_second"]
     steps = facts.get("first_step_seconds", a_step) + (NUM_IMAGE_TOKENS - 2) * a_step
     whole = facts["first_token_ms"] / 1000 + steps + cell.batch * seconds
-    return {"picture_decoder_seconds": seconds, "images_per_minute": 60 * cell.batch / whole, **measured}
+    return {
+        "picture_decoder_seconds": seconds,
+        "images_per_minute": 60 * cell.batch / whole,
+        **measured,
+    }
 
 
 def _seconds(work: Callable[[], object]) -> float:

@@ -1,4 +1,6 @@
-"""A measurement of bench in a process of its own, so that its peak memory and its threads are its own."""
+"""A measurement of bench in a process of its own, so that its peak memory and its threads are its
+own.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +14,9 @@ from ssd_export.evaluate.workers import threads_of_children
 
 
 def run_cell(cell: Cell, progress: StepProgress) -> dict[str, Any]:
-    """What measure(cell) returns in a fresh process. Raises: UserError as there, or where the process was killed."""
+    """What measure(cell) returns in a fresh process. Raises: UserError as there, or where the
+    process was killed.
+    """
     context = multiprocessing.get_context("spawn")
     receiver, sender = context.Pipe(duplex=False)
     process = context.Process(target=_child, args=(cell, sender), daemon=True)
@@ -30,8 +34,10 @@ def run_cell(cell: Cell, progress: StepProgress) -> dict[str, Any]:
                 return rest[0]
     except EOFError:
         process.join()
-        raise UserError(f"measuring {cell.kind} at batch {cell.batch} was ended from outside (exit code {process.exitcode}), "
-                        "most likely for want of memory; use a smaller --batch") from None  # fmt: skip
+        raise UserError(
+            f"measuring {cell.kind} at batch {cell.batch} was ended from outside (exit code"
+            f" {process.exitcode}), most likely for want of memory; use a smaller --batch"
+        ) from None
     finally:
         process.terminate()
         process.join()

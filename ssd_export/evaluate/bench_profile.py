@@ -13,9 +13,11 @@ OUTSIDE = "outside operators"
 
 
 def summarise(files: dict[str, Path], steps: int) -> list[dict[str, Any]]:
-    """[{"operator", "ms", "share", "calls"}] of one average step, the greatest first; releases count with it.
+    """[{"operator", "ms", "share", "calls"}] of one average step, the greatest first; releases
+    count with it.
 
-    Args: files: profile of each graph by name; those of decode_step and evict are summed over `steps` steps.
+    Args: files: profile of each graph by name; those of decode_step and evict are summed over
+    `steps` steps.
     """
     micros: Counter[str] = Counter()
     calls: Counter[str] = Counter()
@@ -32,13 +34,20 @@ def summarise(files: dict[str, Path], steps: int) -> list[dict[str, Any]]:
                 whole += event["dur"]
     micros[OUTSIDE] = whole - sum(micros.values())
     return [
-        {"operator": kind, "ms": total / 1000 / steps, "share": total / whole, "calls": calls[kind] / steps}
+        {
+            "operator": kind,
+            "ms": total / 1000 / steps,
+            "share": total / whole,
+            "calls": calls[kind] / steps,
+        }
         for kind, total in micros.most_common()
     ]
 
 
 def operator_kind(event: dict[str, Any]) -> str:
-    """The operator's name, and of a matrix product whether it is the attention's or one with weights."""
+    """The operator's name, and of a matrix product whether it is the attention's or one with
+    weights.
+    """
     operator = event["args"]["op_name"]
     if "MatMul" not in operator and "Gemm" not in operator:
         return operator

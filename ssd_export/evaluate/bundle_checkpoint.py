@@ -9,9 +9,18 @@ from ssd_export.model.checkpoint import Checkpoint, open_checkpoint
 
 
 def checkpoint_like(bundle: Bundle, model: str) -> Checkpoint:
-    """The checkpoint of that name; its first layers alone where the bundle has fewer. Raises: UserError."""
-    checkpoint, num_layers = open_checkpoint(model_folder(model)[1]), bundle.config["model"]["num_layers"]
-    return checkpoint.first_layers(num_layers) if num_layers < checkpoint.config.num_layers else checkpoint
+    """The checkpoint of that name; its first layers alone where the bundle has fewer. Raises:
+    UserError.
+    """
+    checkpoint, num_layers = (
+        open_checkpoint(model_folder(model)[1]),
+        bundle.config["model"]["num_layers"],
+    )
+    return (
+        checkpoint.first_layers(num_layers)
+        if num_layers < checkpoint.config.num_layers
+        else checkpoint
+    )
 
 
 def is_of(checkpoint: Checkpoint, bundle: Bundle) -> bool:
@@ -23,5 +32,7 @@ def checked(checkpoint: Checkpoint, bundle: Bundle) -> Checkpoint:
     if is_of(checkpoint, bundle):
         return checkpoint
     wanted = bundle.config["model_fingerprint"]
-    raise UserError(f"the bundle was made from another checkpoint (fingerprint {wanted[:12]}) than {checkpoint.path} "
-                    f"({checkpoint.fingerprint()[:12]}); give its --model, or export again")  # fmt: skip
+    raise UserError(
+        f"the bundle was made from another checkpoint (fingerprint {wanted[:12]}) than"
+        f" {checkpoint.path} ({checkpoint.fingerprint()[:12]}); give its --model, or export again"
+    )

@@ -1,12 +1,14 @@
-"""What `calibrate` takes of memory: peaks on the first layers of a published shape, and from two of them on all layers.
+"""What `calibrate` takes of memory: peaks on the first layers of a published shape, and from two of
+them on all layers.
 
     python -m ssd_export.evaluate.calibration_memory --shape janus-pro-1b --layers 1,3
     python -m ssd_export.evaluate.calibration_memory --shape janus-pro-7b --layers 1,2
 
-Each number of layers is a random fp16 checkpoint and a process of its own, which goes through the stages of the command
-with prompts as long as they may be: load the model; draw the first tokens of as many pictures as are drawn together (the
-cache has all its slots from the beginning); measure one picture, every option of the menu, one backward pass (`--costs
-fisher`, the default of such models). Peaks are resident memory in a stage (Linux). Every call adds its shape to
+Each number of layers is a random fp16 checkpoint and a process of its own, which goes through the
+stages of the command with prompts as long as they may be: load the model; draw the first tokens of
+as many pictures as are drawn together (the cache has all its slots from the beginning); measure one
+picture, every option of the menu, one backward pass (`--costs fisher`, the default of such models).
+Peaks are resident memory in a stage (Linux). Every call adds its shape to
 docs/measurements/calibration_memory.json.
 """
 
@@ -51,13 +53,17 @@ def measure_stages(folder: Path) -> dict[str, Any]:
 
     checkpoint, rng = open_checkpoint(folder), np.random.default_rng(0)
     config, sampling, peaks = checkpoint.config, Sampling(5.0, 1.0), {}
-    model = load_model(checkpoint, dtype=torch.float16)  # as all layers are: a few alone would be widened to float32
+    model = load_model(
+        checkpoint, dtype=torch.float16
+    )  # as all layers are: a few alone would be widened to float32
     peaks["load"] = _peak_of_stage()
     ids = rng.integers(0, config.vocab_size, (2 * BATCH, PROMPT_SLOTS), np.int32)
     prompts = EncodedPrompts(ids, np.full(2 * BATCH, PROMPT_SLOTS, np.int32))
     draw_pictures(model, prompts, uniforms(0, BATCH)[:TOKENS], sampling)
     peaks["draw"] = _peak_of_stage()
-    spec = CalibrationSpec(("random",), 1, Neighbourhood(1, 48), 0, sampling, PROMPT_SLOTS, costs=FISHER)
+    spec = CalibrationSpec(
+        ("random",), 1, Neighbourhood(1, 48), 0, sampling, PROMPT_SLOTS, costs=FISHER
+    )
     tokens = rng.integers(0, config.codebook_size, NUM_IMAGE_TOKENS, np.int32)
     began = time.perf_counter()
     add_picture(HeadSums.zero(config, len(spec.options)), model, [ids[0], ids[BATCH]], tokens, spec)
@@ -78,18 +84,33 @@ def measure_layers(shape: str, num_layers: int, where: Path | None) -> dict[str,
     from ssd_export.evaluate.synthetic_checkpoint import write_checkpoint
 
     with tempfile.TemporaryDirectory(dir=where) as folder:
-        checkpoint = write_checkpoint(Path(folder) / "checkpoint", shape, "transformers", "fp16", num_layers=num_layers)
-        worker = [sys.executable, "-m", "ssd_export.evaluate.calibration_memory", "--worker", str(checkpoint)]
+        checkpoint = write_checkpoint(
+            Path(folder) / "checkpoint", shape, "transformers", "fp16", num_layers=num_layers
+        )
+        worker = [
+            sys.executable,
+            "-m",
+            "ssd_export.evaluate.calibration_memory",
+            "--worker",
+            str(checkpoint),
+        ]
         done = subprocess.run(worker, stdout=subprocess.PIPE, text=True)
         if done.returncode:
-            raise SystemExit(f"{shape}, {num_layers} layers: the process ended with {done.returncode}")
+            raise SystemExit(
+                f"{shape}, {num_layers} layers: the process ended with {done.returncode}"
+            )
         return json.loads(done.stdout)
 
 
 def of_all_layers(rows: list[dict[str, Any]], num_layers: int) -> dict[str, float]:
-    """Peak bytes of each stage: a layer takes what it takes between the least and the greatest number measured."""
+    """Peak bytes of each stage: a layer takes what it takes between the least and the greatest
+    number measured.
+    """
     few, many = min(rows, key=_layers), max(rows, key=_layers)
-    each = {name: (many["peaks"][name] - few["peaks"][name]) / (_layers(many) - _layers(few)) for name in STAGES}
+    each = {
+        name: (many["peaks"][name] - few["peaks"][name]) / (_layers(many) - _layers(few))
+        for name in STAGES
+    }
     return {name: few["peaks"][name] + each[name] * (num_layers - _layers(few)) for name in STAGES}
 
 
@@ -102,12 +123,28 @@ def report(measured: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
     rows, figures = [], {}
     for shape, runs in sorted(measured.items()):
         for run in sorted(runs, key=_layers):
-            rows.append([shape, _layers(run), *(_gb(run["peaks"][name]) for name in STAGES), f"{run['seconds']:.0f}"])
+            rows.append(
+                [
+                    shape,
+                    _layers(run),
+                    *(_gb(run["peaks"][name]) for name in STAGES),
+                    f"{run['seconds']:.0f}",
+                ]
+            )
         num_layers = PUBLISHED[shape].num_layers
         whole = of_all_layers(runs, num_layers)
-        rows.append([shape, f"all {num_layers}, computed", *(_gb(whole[name]) for name in STAGES), None])
+        rows.append(
+            [shape, f"all {num_layers}, computed", *(_gb(whole[name]) for name in STAGES), None]
+        )
         figures[f"{shape}-gb"] = _gb(max(whole.values()))
-    columns = ["shape", "layers", "load, GB", "draw, GB", "measure, GB", "seconds a picture measured"]
+    columns = [
+        "shape",
+        "layers",
+        "load, GB",
+        "draw, GB",
+        "measure, GB",
+        "seconds a picture measured",
+    ]
     return {"tables": [table("", columns, rows)], "figures": figures, "measured": measured}
 
 
@@ -116,10 +153,14 @@ def _gb(num_bytes: float) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--shape", choices=sorted(PUBLISHED), default="janus-pro-1b")
     parser.add_argument("--layers", default="1,3", help="two numbers or more, with commas between")
-    parser.add_argument("--folder", type=Path, help="where checkpoints are written for as long as they are needed")
+    parser.add_argument(
+        "--folder", type=Path, help="where checkpoints are written for as long as they are needed"
+    )
     parser.add_argument("--json", type=Path, default=JSON)
     parser.add_argument("--note", default="")
     parser.add_argument("--worker", type=Path, help=argparse.SUPPRESS)

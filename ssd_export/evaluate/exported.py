@@ -14,7 +14,9 @@ from ssd_export.export.exporter import ExportSpec, Progress, export_bundle
 
 @dataclass(frozen=True)
 class PolicyChoice:
-    """A model under a policy, as `export` takes them. None: the model's default policy, the policy's own number."""
+    """A model under a policy, as `export` takes them. None: the model's default policy, the
+    policy's own number.
+    """
 
     model: str = "demo"
     policy: str | None = None
@@ -32,15 +34,30 @@ class PolicyChoice:
 
     def export_spec(self, out: Path | None = None) -> ExportSpec:
         return ExportSpec(
-            model=self.model, policy=self.policy, budget=self.budget, window=self.window, evict_every=self.evict_every,
-            num_recent=self.num_recent, num_sinks=self.num_sinks, head_map=self.head_map, groups=self.groups,
-            prompt_slots=self.prompt_slots, dtype=self.dtype, out=out, force=False,
-            weights=self.weights, kv_dtype=self.kv_dtype,
-        )  # fmt: skip
+            model=self.model,
+            policy=self.policy,
+            budget=self.budget,
+            window=self.window,
+            evict_every=self.evict_every,
+            num_recent=self.num_recent,
+            num_sinks=self.num_sinks,
+            head_map=self.head_map,
+            groups=self.groups,
+            prompt_slots=self.prompt_slots,
+            dtype=self.dtype,
+            out=out,
+            force=False,
+            weights=self.weights,
+            kv_dtype=self.kv_dtype,
+        )
 
 
 @contextmanager
-def temporary_bundle(choice: PolicyChoice, progress: Progress = lambda stage, done, total: None) -> Iterator[Path]:
-    """The folder of a bundle of this choice, gone when the block ends. Raises: UserError as export_bundle."""
+def temporary_bundle(
+    choice: PolicyChoice, progress: Progress = lambda stage, done, total: None
+) -> Iterator[Path]:
+    """The folder of a bundle of this choice, gone when the block ends. Raises: UserError as
+    export_bundle.
+    """
     with tempfile.TemporaryDirectory(prefix="ssd-export-") as folder:
         yield export_bundle(choice.export_spec(Path(folder) / "bundle"), progress)

@@ -1,6 +1,8 @@
-"""A bundle's twin with the full cache: other graphs over the same weights file, so that it costs neither disk nor time.
+"""A bundle's twin with the full cache: other graphs over the same weights file, so that it costs
+neither disk nor time.
 
-The heads stay in the order of the bundle's groups; for a cache that keeps everything that makes no difference.
+The heads stay in the order of the bundle's groups; for a cache that keeps everything that makes no
+difference.
 """
 
 from __future__ import annotations
@@ -40,11 +42,20 @@ def full_twin(bundle: Bundle, checkpoint: Checkpoint) -> Iterator[Bundle]:
 
 def _write(bundle: Bundle, checkpoint: Checkpoint, folder: Path) -> None:
     table = full_table(PolicyTable.from_dict(bundle.config["policy"]))
-    dtype = next(dtype for dtype in DTYPES.values() if str(dtype) == f"torch.{bundle.config['dtype']}")
+    dtype = next(
+        dtype for dtype in DTYPES.values() if str(dtype) == f"torch.{bundle.config['dtype']}"
+    )
     weights = plan_weights(checkpoint, table, dtype, weight_format(bundle.config))
     (folder / "onnx").mkdir()
     _link(bundle.file(WEIGHTS), folder / WEIGHTS)
-    specs = write_graphs(folder / "onnx", checkpoint.config, table, bundle.config["dtype"], weights, tensor_places(folder / WEIGHTS))
+    specs = write_graphs(
+        folder / "onnx",
+        checkpoint.config,
+        table,
+        bundle.config["dtype"],
+        weights,
+        tensor_places(folder / WEIGHTS),
+    )
     for name in ("tokenizer.json", "config.json"):
         shutil.copyfile(bundle.file(name), folder / name)
     graphs = {spec.name: spec.to_dict() for spec in specs}
@@ -54,8 +65,13 @@ def _write(bundle: Bundle, checkpoint: Checkpoint, folder: Path) -> None:
 def full_table(table: PolicyTable) -> PolicyTable:
     """The table that keeps everything, with the heads in the same order."""
     slots = table.prompt_slots + NUM_IMAGE_TOKENS
-    layers = tuple((HeadGroup(Rule(-1, 0, False), slots, 1, sum(group.num_heads for group in groups)),) for groups in table.layers)
-    return replace(table, name="full", budget=1.0, score_decay=1.0, layers=layers, notes=()).validate()
+    layers = tuple(
+        (HeadGroup(Rule(-1, 0, False), slots, 1, sum(group.num_heads for group in groups)),)
+        for groups in table.layers
+    )
+    return replace(
+        table, name="full", budget=1.0, score_decay=1.0, layers=layers, notes=()
+    ).validate()
 
 
 def tensor_places(path: Path) -> dict[str, tuple[int, int]]:
@@ -63,8 +79,14 @@ def tensor_places(path: Path) -> dict[str, tuple[int, int]]:
     with open(path, "rb") as file:
         length = int.from_bytes(file.read(8), "little")
         header = json.loads(file.read(length))
-    return {name: (8 + length + entry["data_offsets"][0], entry["data_offsets"][1] - entry["data_offsets"][0])
-            for name, entry in header.items() if name != "__metadata__"}  # fmt: skip
+    return {
+        name: (
+            8 + length + entry["data_offsets"][0],
+            entry["data_offsets"][1] - entry["data_offsets"][0],
+        )
+        for name, entry in header.items()
+        if name != "__metadata__"
+    }
 
 
 def _link(source: Path, target: Path) -> None:

@@ -2,11 +2,12 @@
 
     python -m ssd_export.evaluate.gpu_report --out docs/measurements/gpu.json
 
-    kernel     the Triton kernel against the torch reference, and under compute-sanitizer where that is installed
-    tokens     engines with the plugin and of plain operators against ONNX Runtime: caches, logits, 576 tokens, pixels
-    speed      full cache and budget 0.2, same runtime, batch 1 to 128, beside the bound of the GPU's measured rates
-A part that cannot be run here says why and leaves the others alone; a check that fails makes the exit code 1. Without a
-GPU nothing is run or written.
+    kernel     the Triton kernel against the torch reference, and under compute-sanitizer where that
+    is installed tokens     engines with the plugin and of plain operators against ONNX Runtime:
+    caches, logits, 576 tokens, pixels speed      full cache and budget 0.2, same runtime, batch 1
+    to 128, beside the bound of the GPU's measured rates
+A part that cannot be run here says why and leaves the others alone; a check that fails makes the
+exit code 1. Without a GPU nothing is run or written.
 """
 
 from __future__ import annotations
@@ -51,7 +52,11 @@ TOKENS_BATCH = Batch(1, 2, 4)
     help="Of the random checkpoint that speed is measured with.",
 )
 @click.option(
-    "--batches", default="1,8,32,128", show_default=True, metavar="N,N,...", help="Pictures drawn at once."
+    "--batches",
+    default="1,8,32,128",
+    show_default=True,
+    metavar="N,N,...",
+    help="Pictures drawn at once.",
 )
 def main(out: Path | None, shape: str, batches: str) -> None:
     try:
@@ -84,14 +89,18 @@ def report(shape: str, batches: tuple[int, ...]) -> dict[str, Any]:
     results["ok"] = all(part.get("ok", True) for part in results.values() if isinstance(part, dict))
     results["tables"] = [checks_table(results), speed_table(shape, speeds, rates)]
     results["figures"] = {
-        f"tokens_per_second_{speed.policy.replace(' ', '_')}_{speed.batch}": f"{speed.tokens_per_second:,.0f}"
+        f"tokens_per_second_{speed.policy.replace(' ', '_')}_{speed.batch}": (
+            f"{speed.tokens_per_second:,.0f}"
+        )
         for speed in speeds
     }
     return measurement(COMMAND, results)
 
 
 def attempt(name: str, part: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-    """The part's result, {"not_run": why} for what this machine lacks, or a failure where it broke."""
+    """The part's result, {"not_run": why} for what this machine lacks, or a failure where it
+    broke.
+    """
     say(name)
     try:
         return part()
@@ -131,7 +140,9 @@ def check_kernel_here() -> dict[str, Any]:
 
 
 def sanitize(tool: str) -> dict[str, Any]:
-    """The quick kernel check under a tool of compute-sanitizer. Raises: UserError where it is not installed."""
+    """The quick kernel check under a tool of compute-sanitizer. Raises: UserError where it is not
+    installed.
+    """
     found = shutil.which("compute-sanitizer") or next(
         (str(place) for place in SANITIZER_PLACES if place.exists()), None
     )
@@ -146,7 +157,9 @@ def sanitize(tool: str) -> dict[str, Any]:
 
 
 def check_tokens(plugin: str) -> dict[str, Any]:
-    """The demo bundle's engines, built here, on verify's ladder against ONNX Runtime; a picture's CUDA graphs."""
+    """The demo bundle's engines, built here, on verify's ladder against ONNX Runtime; a picture's
+    CUDA graphs.
+    """
     from ssd_export.build.build_plan import BuildSpec, plan_build
     from ssd_export.build.engine import build_engines
     from ssd_export.evaluate.exported import PolicyChoice, temporary_bundle
@@ -163,7 +176,9 @@ def check_tokens(plugin: str) -> dict[str, Any]:
         with ImageGenerator.from_bundle(path) as generator:
             same = float((generator(prompts, seed=1).tokens == tokens).mean())
     failed = [
-        f"{rung['name']}: {rung['first_divergence']['text']}" for rung in ladder["rungs"] if not rung["ok"]
+        f"{rung['name']}: {rung['first_divergence']['text']}"
+        for rung in ladder["rungs"]
+        if not rung["ok"]
     ]
     return {
         "ok": ladder["ok"],
@@ -181,18 +196,23 @@ def rates_here() -> dict[str, Any]:
     try:
         return measure_cuda("float16").to_dict()
     except (ImportError, RuntimeError, AssertionError) as error:
-        raise UserError(f"bandwidth and matrix rate are measured with torch for CUDA ({error})") from error
+        raise UserError(
+            f"bandwidth and matrix rate are measured with torch for CUDA ({error})"
+        ) from error
 
 
 def checks_table(results: dict[str, Any]) -> dict[str, Any]:
     """One row for each check: what was compared, and how it ended."""
     names = {
         "kernel": "Triton kernel = torch reference, float32, float16, bfloat16",
-        "memcheck": "kernel under compute-sanitizer memcheck", "racecheck": "kernel under compute-sanitizer racecheck",
+        "memcheck": "kernel under compute-sanitizer memcheck",
+        "racecheck": "kernel under compute-sanitizer racecheck",
         "tokens_plugin_on": "plugin engine = ONNX Runtime over 576 steps",
         "tokens_plugin_off": "engine of plain operators = ONNX Runtime over 576 steps",
-    }  # fmt: skip
-    rows = [[text, _verdict(results[name]), _figures(results[name])] for name, text in names.items()]
+    }
+    rows = [
+        [text, _verdict(results[name]), _figures(results[name])] for name, text in names.items()
+    ]
     return table("Checks on the GPU", ["check", "result", "figures"], rows)
 
 
@@ -209,9 +229,15 @@ def _figures(result: dict[str, Any]) -> str:
         return result["failures"][0]
     if "out_error" in result:
         errors = ", ".join(f"{dtype} {error:.1e}" for dtype, error in result["out_error"].items())
-        return f"{result['steps']} steps, {result['released']} slots released, greatest errors {errors}"
+        return (
+            f"{result['steps']} steps, {result['released']} slots released, greatest errors"
+            f" {errors}"
+        )
     if "same_tokens" in result:
-        return f"{result['same_tokens']:.2%} of the tokens from one seed are equal; CUDA graphs: {result['graphs']}"
+        return (
+            f"{result['same_tokens']:.2%} of the tokens from one seed are equal; CUDA graphs:"
+            f" {result['graphs']}"
+        )
     return result.get("summary", "")
 
 

@@ -1,6 +1,8 @@
-"""Speed of the trt runner on a GPU: a random checkpoint of a published shape, full cache and budget 0.2.
+"""Speed of the trt runner on a GPU: a random checkpoint of a published shape, full cache and budget
+0.2.
 
-Of each batch one picture is drawn to capture the CUDA graphs and one is timed, the device waited for at its end.
+Of each batch one picture is drawn to capture the CUDA graphs and one is timed, the device waited
+for at its end.
 """
 
 from __future__ import annotations
@@ -34,7 +36,9 @@ NUM_STEPS = NUM_IMAGE_TOKENS - 1
 
 @dataclass(frozen=True)
 class Speed:
-    """One batch of one bundle. seconds: of 575 decode steps; *_bytes: device memory; cost: what a step must move."""
+    """One batch of one bundle. seconds: of 575 decode steps; *_bytes: device memory; cost: what a
+    step must move.
+    """
 
     policy: str
     plugin: bool
@@ -55,8 +59,12 @@ class Speed:
         return self.batch * NUM_STEPS / self.seconds
 
 
-def measure_speed(shape: str, batches: Sequence[int], say: Callable[[str], None]) -> Iterator[Speed]:
-    """Exports, builds with the plugin where it is at hand, and measures. Raises: UserError for what is missing."""
+def measure_speed(
+    shape: str, batches: Sequence[int], say: Callable[[str], None]
+) -> Iterator[Speed]:
+    """Exports, builds with the plugin where it is at hand, and measures. Raises: UserError for what
+    is missing.
+    """
     from ssd_export.evaluate.exported import PolicyChoice, temporary_bundle
     from ssd_export.evaluate.synthetic_checkpoint import write_checkpoint
 
@@ -70,8 +78,12 @@ def measure_speed(shape: str, batches: Sequence[int], say: Callable[[str], None]
                 yield from speeds_of(open_bundle(path), batches, say)
 
 
-def speeds_of(bundle: Bundle, batches: Sequence[int], say: Callable[[str], None]) -> Iterator[Speed]:
-    """Of a bundle with engines; batches for which the device has too little memory are said and left out."""
+def speeds_of(
+    bundle: Bundle, batches: Sequence[int], say: Callable[[str], None]
+) -> Iterator[Speed]:
+    """Of a bundle with engines; batches for which the device has too little memory are said and
+    left out.
+    """
     files, device = open_device(bundle)
     runner = TrtRunner(bundle, files, device)
     try:
@@ -101,8 +113,17 @@ def speed_of(runner: TrtRunner, bundle: Bundle, num_images: int, plugin: bool) -
     runner.decode_image(tokens)
     picture = _timed(runner, lambda: runner.decode_image(tokens))
     graphs, cost = row_graph_text(runner.graph_nodes()), vars(step_cost(bundle, num_images))
-    return Speed(f"{policy.name} {policy.budget:g}", plugin, num_images, seconds, 1000 * prefill, 1000 * picture,
-                 runner.memory_report(), graphs, cost)  # fmt: skip
+    return Speed(
+        f"{policy.name} {policy.budget:g}",
+        plugin,
+        num_images,
+        seconds,
+        1000 * prefill,
+        1000 * picture,
+        runner.memory_report(),
+        graphs,
+        cost,
+    )
 
 
 def prompt_batch(bundle: Bundle, num_images: int) -> PromptBatch:
@@ -112,7 +133,10 @@ def prompt_batch(bundle: Bundle, num_images: int) -> PromptBatch:
     )
     sampling = Sampling(5.0, 1.0)
     return PromptBatch(
-        TextEmbeddings(bundle)(encoded.ids), encoded.prompt_length, uniforms(0, num_images), sampling
+        TextEmbeddings(bundle)(encoded.ids),
+        encoded.prompt_length,
+        uniforms(0, num_images),
+        sampling,
     )
 
 
@@ -125,28 +149,57 @@ def row_graph_text(nodes: dict[tuple[bool, ...], int]) -> str:
     )
 
 
-def speed_table(shape: str, speeds: Sequence[Speed], rates: dict[str, Any] | None) -> dict[str, Any]:
-    """Every measured batch beside the stricter bound of the measured rates (roofline.py), not run without them."""
-    columns = ["policy, budget", "plugin", "pictures", "ms a token", "tokens/s", "bound ms", "share of bound",
-               "prefill ms", "one picture's pixels ms", "caches MiB", "device MiB", "CUDA graphs"]  # fmt: skip
+def speed_table(
+    shape: str, speeds: Sequence[Speed], rates: dict[str, Any] | None
+) -> dict[str, Any]:
+    """Every measured batch beside the stricter bound of the measured rates (roofline.py), not run
+    without them.
+    """
+    columns = [
+        "policy, budget",
+        "plugin",
+        "pictures",
+        "ms a token",
+        "tokens/s",
+        "bound ms",
+        "share of bound",
+        "prefill ms",
+        "one picture's pixels ms",
+        "caches MiB",
+        "device MiB",
+        "CUDA graphs",
+    ]
     rows = []
     for speed in speeds:
         bound = None if rates is None else _bound_ms(StepCost(**speed.cost), MachineRates(**rates))
         used = sum(speed.memory[part] for part in ("engines", "weights", "buffers"))
-        rows.append([
-            speed.policy, "yes" if speed.plugin else "no", str(speed.batch), f"{speed.ms_per_token:.3f}",
-            f"{speed.tokens_per_second:,.0f}", bound and f"{bound:.3f}",
-            bound and f"{bound / speed.ms_per_token:.0%}", f"{speed.prefill_ms:.1f}", f"{speed.picture_ms:.1f}",
-            f"{speed.memory['caches'] / 2**20:,.0f}", f"{used / 2**20:,.0f}", speed.graphs,
-        ])  # fmt: skip
+        rows.append(
+            [
+                speed.policy,
+                "yes" if speed.plugin else "no",
+                str(speed.batch),
+                f"{speed.ms_per_token:.3f}",
+                f"{speed.tokens_per_second:,.0f}",
+                bound and f"{bound:.3f}",
+                bound and f"{bound / speed.ms_per_token:.0%}",
+                f"{speed.prefill_ms:.1f}",
+                f"{speed.picture_ms:.1f}",
+                f"{speed.memory['caches'] / 2**20:,.0f}",
+                f"{used / 2**20:,.0f}",
+                speed.graphs,
+            ]
+        )
     note = (
-        f"trt runner, random weights in the shape of {shape}, fp16; one picture timed after one that captures"
+        f"trt runner, random weights in the shape of {shape}, fp16; one picture timed after one"
+        " that captures"
     )
     return table("Speed on the GPU", columns, rows, note)
 
 
 def _bound_ms(cost: StepCost, rates: MachineRates) -> float:
-    return 1000 * cost.bound_seconds(max(rates.read_bandwidth, rates.copy_bandwidth), rates.matrix_rate)
+    return 1000 * cost.bound_seconds(
+        max(rates.read_bandwidth, rates.copy_bandwidth), rates.matrix_rate
+    )
 
 
 def _draw(runner: TrtRunner, releases: frozenset[int]) -> None:

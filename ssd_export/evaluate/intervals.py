@@ -12,7 +12,9 @@ Z95 = 1.959964
 
 @dataclass(frozen=True)
 class Share:
-    """hits of total, with the Wilson score interval (Wilson 1927), which is sound near 0 and 1 and for small totals."""
+    """hits of total, with the Wilson score interval (Wilson 1927), which is sound near 0 and 1 and
+    for small totals.
+    """
 
     hits: int
     total: int
@@ -34,7 +36,13 @@ class Share:
 
     def to_dict(self) -> dict[str, Any]:
         low, high = self.interval
-        return {"hits": self.hits, "total": self.total, "share": self.value, "low": low, "high": high}
+        return {
+            "hits": self.hits,
+            "total": self.total,
+            "share": self.value,
+            "low": low,
+            "high": high,
+        }
 
 
 @dataclass(frozen=True)
@@ -56,7 +64,9 @@ class Mean:
 
     @classmethod
     def of_differences(cls, values: Sequence[float], baseline: Sequence[float]) -> Mean:
-        """Of values minus baseline, case by case: what the cases have in common does not widen the interval."""
+        """Of values minus baseline, case by case: what the cases have in common does not widen the
+        interval.
+        """
         return cls.of([value - base for value, base in zip(values, baseline, strict=True)])
 
     @property
@@ -66,5 +76,7 @@ class Mean:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data; null where a number is not known, since JSON has no NaN."""
-        value, error = (None if math.isnan(number) else number for number in (self.value, self.standard_error))
+        value, error = (
+            None if math.isnan(number) else number for number in (self.value, self.standard_error)
+        )
         return {"mean": value, "standard_error": error, "num_values": self.num_values}

@@ -1,9 +1,11 @@
-"""The Triton kernel against the torch reference, step by step over releases (R3 to R7), on the device that runs it.
+"""The Triton kernel against the torch reference, step by step over releases (R3 to R7), on the
+device that runs it.
 
     python -m ssd_export.evaluate.kernel_check [--quick]
 
-needs a GPU and torch for CUDA. `--quick`, one case of each kind, is what gpu_report runs under compute-sanitizer.
-Before every compared step the kernel is given the reference's state, so a difference shows where it arises.
+needs a GPU and torch for CUDA. `--quick`, one case of each kind, is what gpu_report runs under
+compute-sanitizer. Before every compared step the kernel is given the reference's state, so a
+difference shows where it arises.
 """
 
 from __future__ import annotations
@@ -85,31 +87,46 @@ def check_kernel(device: str, cases: tuple[KernelCase, ...] = CASES) -> dict[str
 
 
 def _check_case(case: KernelCase, dtype: str, device: str, result: dict[str, Any]) -> None:
-    """The reference in float32 draws ahead until a head is full; from there on both take every step."""
+    """The reference in float32 draws ahead until a head is full; from there on both take every
+    step.
+    """
     from ssd_export.kernels.decode_attention import decode_attention
 
     lengths = torch.tensor(LENGTHS, dtype=torch.int32, device=device)
     numbers = torch.Generator().manual_seed(len(case.name))
     state = GroupState.empty(len(LENGTHS), case.group, case.head_dim, torch.float32, device)
-    key, value, scores = (_random(numbers, (len(LENGTHS), case.group.num_heads, max(LENGTHS), *size), device)
-                          for size in ((case.head_dim,), (case.head_dim,), ()))  # fmt: skip
+    key, value, scores = (
+        _random(numbers, (len(LENGTHS), case.group.num_heads, max(LENGTHS), *size), device)
+        for size in ((case.head_dim,), (case.head_dim,), ())
+    )
     reference.fill_from_prompt(state, key, value, scores.abs(), lengths)
     ahead = min(case.group.num_slots - max(LENGTHS), 100)
     for step in range(ahead + COMPARED):
-        token = [_random(numbers, (len(LENGTHS), heads, case.head_dim), device)
-                 for heads in (case.group.num_heads * case.query_group_size, *[case.group.num_heads] * 2)]  # fmt: skip
+        token = [
+            _random(numbers, (len(LENGTHS), heads, case.head_dim), device)
+            for heads in (case.group.num_heads * case.query_group_size, *[case.group.num_heads] * 2)
+        ]
         before, given = _copy(state, torch.float32), _copy(state, getattr(torch, dtype))
         wanted = reference.decode_attention(
             *token, state, case.group, lengths, lengths + step, case.score_decay
         )
         if step >= ahead:
             typed = [part.to(given.key.dtype) for part in token]
-            out = decode_attention(*typed, given, case.group, lengths, lengths + step, case.score_decay)
+            out = decode_attention(
+                *typed, given, case.group, lengths, lengths + step, case.score_decay
+            )
             _compare(case, dtype, step, before, (wanted, state), (out, given), result)
 
 
-def _compare(case: KernelCase, dtype: str, step: int, before: GroupState, wanted: tuple[Tensor, GroupState],
-             found: tuple[Tensor, GroupState], result: dict[str, Any]) -> None:  # fmt: skip
+def _compare(
+    case: KernelCase,
+    dtype: str,
+    step: int,
+    before: GroupState,
+    wanted: tuple[Tensor, GroupState],
+    found: tuple[Tensor, GroupState],
+    result: dict[str, Any],
+) -> None:
     result["steps"] += 1
     state, ours = wanted[1], found[1]
     result["released"] += int(((before.position >= 0) & (state.position != before.position)).sum())
@@ -117,7 +134,9 @@ def _compare(case: KernelCase, dtype: str, step: int, before: GroupState, wanted
         if _is_tie(before, state, ours):
             result["ties"] += 1
         else:
-            result["failures"].append(f"{case.name}, {dtype}, step {step}: another slot or token is held")
+            result["failures"].append(
+                f"{case.name}, {dtype}, step {step}: another slot or token is held"
+            )
         return
     errors = {"out_error": (found[0].float() - wanted[0]).abs().max().item(), "score_error": 0.0}
     if state.score is not None:
@@ -129,8 +148,12 @@ def _compare(case: KernelCase, dtype: str, step: int, before: GroupState, wanted
             result["failures"].append(
                 f"{case.name}, {dtype}, step {step}: {what} {errors[what]:.3g} above {limit:g}"
             )
-    if not (torch.equal(ours.key.float(), state.key) and torch.equal(ours.value.float(), state.value)):
-        result["failures"].append(f"{case.name}, {dtype}, step {step}: another key or value is held")
+    if not (
+        torch.equal(ours.key.float(), state.key) and torch.equal(ours.value.float(), state.value)
+    ):
+        result["failures"].append(
+            f"{case.name}, {dtype}, step {step}: another key or value is held"
+        )
 
 
 def _is_tie(before: GroupState, state: GroupState, ours: GroupState) -> bool:
@@ -153,14 +176,21 @@ def _random(numbers: torch.Generator, shape: tuple[int, ...], device: str) -> Te
 def _copy(state: GroupState, dtype: torch.dtype) -> GroupState:
     score = None if state.score is None else state.score.clone()
     return GroupState(
-        state.key.to(dtype, copy=True), state.value.to(dtype, copy=True), state.position.clone(), score
+        state.key.to(dtype, copy=True),
+        state.value.to(dtype, copy=True),
+        state.position.clone(),
+        score,
     )
 
 
 def main() -> None:
     if not torch.cuda.is_available():
-        raise SystemExit("kernel_check needs a GPU and torch for CUDA: pip install torch for your CUDA")
-    cases = tuple(case for case in CASES if case.name in QUICK) if "--quick" in sys.argv[1:] else CASES
+        raise SystemExit(
+            "kernel_check needs a GPU and torch for CUDA: pip install torch for your CUDA"
+        )
+    cases = (
+        tuple(case for case in CASES if case.name in QUICK) if "--quick" in sys.argv[1:] else CASES
+    )
     result = check_kernel("cuda", cases)
     print(json.dumps(result))
     raise SystemExit(0 if result["ok"] else 1)

@@ -13,14 +13,23 @@ from typing import Any
 from ssd_export.bundle import TOOL_VERSION
 
 PACKAGES = (
-    "numpy", "onnxruntime", "onnxruntime-gpu", "tensorrt", "tensorrt-rtx-cu13", "torch", "transformers", "triton",
-)  # fmt: skip
+    "numpy",
+    "onnxruntime",
+    "onnxruntime-gpu",
+    "tensorrt",
+    "tensorrt-rtx-cu13",
+    "torch",
+    "transformers",
+    "triton",
+)
 BUSY_LOAD = 0.7  # processes that want a core, averaged over a minute
 VECTOR_UNITS = ("avx512f", "avx2", "asimd")  # the widest one is named
 
 
 def machine() -> dict[str, Any]:
-    """{"system", "cpu", "cores", "memory_gib", "device"}; device is None without a GPU that nvidia-smi names."""
+    """{"system", "cpu", "cores", "memory_gib", "device"}; device is None without a GPU that
+    nvidia-smi names.
+    """
     return {
         "system": f"{platform.system()} {platform.machine()}",
         "cpu": _processor(),
@@ -44,7 +53,9 @@ def memory_bytes() -> int:
 
 
 def versions(packages: tuple[str, ...] = PACKAGES) -> dict[str, str]:
-    """Versions of this tool, Python and the packages among the given that are installed; nothing is imported."""
+    """Versions of this tool, Python and the packages among the given that are installed; nothing is
+    imported.
+    """
     found = {"ssd-export": TOOL_VERSION, "python": platform.python_version()}
     for name in packages:
         try:
@@ -62,7 +73,11 @@ def load_average() -> float | None:
 def busy_note() -> str:
     """A sentence where other work has kept the machine busy over the last minute, else ""."""
     load = load_average() or 0.0
-    return f"Machine busy with other work: load {load:.1f} when the measurement began." if load >= BUSY_LOAD else ""
+    return (
+        f"Machine busy with other work: load {load:.1f} when the measurement began."
+        if load >= BUSY_LOAD
+        else ""
+    )
 
 
 def device_name() -> str | None:
@@ -83,7 +98,9 @@ def _nvidia_smi(query: str) -> str | None:
         return None
     asked = [program, f"--query-gpu={query}", "--format=csv,noheader"]
     try:
-        answer = subprocess.run(asked, capture_output=True, text=True, timeout=20, check=True).stdout
+        answer = subprocess.run(
+            asked, capture_output=True, text=True, timeout=20, check=True
+        ).stdout
     except (OSError, subprocess.SubprocessError):
         return None
     return answer.strip().splitlines()[0] if answer.strip() else None
@@ -94,7 +111,11 @@ def _processor() -> str:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:
         return platform.processor() or platform.machine()
-    facts = {line.split(":")[0].strip().lower(): line.partition(":")[2].strip() for line in lines if ":" in line}
+    facts = {
+        line.split(":")[0].strip().lower(): line.partition(":")[2].strip()
+        for line in lines
+        if ":" in line
+    }
     name = facts.get("model name") or facts.get("hardware") or platform.machine()
     flags = (facts.get("flags") or facts.get("features") or "").split()
     units = [unit.upper() for unit in VECTOR_UNITS if unit in flags]

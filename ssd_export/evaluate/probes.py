@@ -1,4 +1,6 @@
-"""Runners that let `verify` look into their caches and put a token or a cache in: one interface for every backend."""
+"""Runners that let `verify` look into their caches and put a token or a cache in: one interface for
+every backend.
+"""
 
 from __future__ import annotations
 
@@ -43,7 +45,9 @@ class OrtProbe(OrtRunner):
         return self.cache(f"past_key_values.{layer}.{group}.{part}").copy()
 
     def put(self, layer: int, group: int, part: str, values: np.ndarray) -> None:
-        self._values[f"past_key_values.{layer}.{group}.{part}"].update_inplace(np.ascontiguousarray(values))
+        self._values[f"past_key_values.{layer}.{group}.{part}"].update_inplace(
+            np.ascontiguousarray(values)
+        )
 
     def force(self, step: int, tokens: np.ndarray) -> None:
         every = self._values["tokens"].numpy().copy()
@@ -58,7 +62,9 @@ class TorchProbe(TorchRunner):
 
     @torch.inference_mode()
     def put(self, layer: int, group: int, part: str, values: np.ndarray) -> None:
-        getattr(self.state(layer, group), part).copy_(torch.from_numpy(np.ascontiguousarray(values)))
+        getattr(self.state(layer, group), part).copy_(
+            torch.from_numpy(np.ascontiguousarray(values))
+        )
 
     @torch.inference_mode()
     def force(self, step: int, tokens: np.ndarray) -> None:
@@ -66,8 +72,8 @@ class TorchProbe(TorchRunner):
 
 
 class CheckpointProbe(TorchProbe):
-    """The checkpoint's own weights under the bundle's policy: heads are permuted in the activations, so neither the
-    exporter's weights nor its permutation is trusted."""
+    """The checkpoint's own weights under the bundle's policy: heads are permuted in the
+    activations, so neither the exporter's weights nor its permutation is trusted."""
 
     def __init__(self, bundle: Bundle, checkpoint: Checkpoint, provider: str = "cpu") -> None:
         self._device, self._config = provider, ModelConfig.from_dict(bundle.config["model"])
@@ -82,12 +88,18 @@ class CheckpointProbe(TorchProbe):
         self._states = []
 
     def _attend_prompt(self, layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        return self._restored(layer, super()._attend_prompt(layer, *self._permuted(layer, query, key, value)))
+        return self._restored(
+            layer, super()._attend_prompt(layer, *self._permuted(layer, query, key, value))
+        )
 
     def _attend_cache(self, layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        return self._restored(layer, super()._attend_cache(layer, *self._permuted(layer, query, key, value)))
+        return self._restored(
+            layer, super()._attend_cache(layer, *self._permuted(layer, query, key, value))
+        )
 
-    def _permuted(self, layer: int, query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def _permuted(
+        self, layer: int, query: Tensor, key: Tensor, value: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
         order = list(self._table.head_order[layer])
         return query[:, self._query_order(layer)], key[:, order], value[:, order]
 
@@ -100,10 +112,16 @@ class CheckpointProbe(TorchProbe):
 
 @torch.inference_mode()
 def quantize_layers(model: ImageTokenModel, weights: str, table: PolicyTable) -> None:
-    """Rounds the layers' matrices to what codes and scales of a bundle's format hold; int4 blocks run over permuted heads."""
+    """Rounds the layers' matrices to what codes and scales of a bundle's format hold; int4 blocks
+    run over permuted heads.
+    """
     back = tuple(inverse_order(order) for order in table.head_order)
     for name, parameter in model.named_parameters():
-        scheme = choose_scheme(weights, parameter.shape[-1], parameter.shape[:1]) if name.endswith("_proj.weight") else None
+        scheme = (
+            choose_scheme(weights, parameter.shape[-1], parameter.shape[:1])
+            if name.endswith("_proj.weight")
+            else None
+        )
         if scheme is None:
             continue
         permuted = permute_heads(name, parameter.cpu(), table.head_order, model.config)

@@ -8,7 +8,9 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Divergence:
-    """The first difference. head: the KV head's number in the checkpoint; row: of the batch; None where it has no place."""
+    """The first difference. head: the KV head's number in the checkpoint; row: of the batch; None
+    where it has no place.
+    """
 
     what: str
     step: int | None = None
@@ -20,7 +22,11 @@ class Divergence:
     allowed: float | None = None
 
     def __str__(self) -> str:
-        places = [f"{name} {value}" for name in ("step", "layer", "group", "head", "row") if (value := getattr(self, name)) is not None]
+        places = [
+            f"{name} {value}"
+            for name in ("step", "layer", "group", "head", "row")
+            if (value := getattr(self, name)) is not None
+        ]
         size = "" if self.error is None else f" by {self.error:.3g} (allowed {self.allowed:g})"
         return f"{self.what}{size}" + (f" at {', '.join(places)}" if places else "")
 
@@ -38,5 +44,14 @@ class Rung:
         return self.divergence is None
 
     def to_dict(self) -> dict[str, Any]:
-        found = None if self.divergence is None else {**asdict(self.divergence), "text": str(self.divergence)}
-        return {"name": self.name, "ok": self.ok, "figures": self.figures, "first_divergence": found}
+        found = (
+            None
+            if self.divergence is None
+            else {**asdict(self.divergence), "text": str(self.divergence)}
+        )
+        return {
+            "name": self.name,
+            "ok": self.ok,
+            "figures": self.figures,
+            "first_divergence": found,
+        }

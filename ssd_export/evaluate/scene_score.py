@@ -1,7 +1,9 @@
-"""Scene score: the share of captions, unseen in training, whose picture shows exactly what they say.
+"""Scene score: the share of captions, unseen in training, whose picture shows exactly what they
+say.
 
-Captions are drawn evenly over the four categories; the checker (demo/checker.py) judges each picture. Captions and
-random numbers follow from the seed, so two bundles with one seed are compared caption by caption.
+Captions are drawn evenly over the four categories; the checker (demo/checker.py) judges each
+picture. Captions and random numbers follow from the seed, so two bundles with one seed are compared
+caption by caption.
 """
 
 from __future__ import annotations
@@ -39,7 +41,9 @@ class DrawOptions:
 
 @dataclass(frozen=True)
 class SceneScore:
-    """What was asked, drawn and judged, in one order. ms_per_token: of the decode steps alone, at this batch."""
+    """What was asked, drawn and judged, in one order. ms_per_token: of the decode steps alone, at
+    this batch.
+    """
 
     scenes: list[Scene]
     verdicts: list[Verdict]
@@ -70,14 +74,20 @@ class SceneScore:
             "image_share_of_full_cache": self.cache.image_share,
             "tokens_dropped_per_image": self.cache.tokens_dropped,
             "pictures": [
-                {"category": scene.category, "caption": scene.caption, "ok": verdict.ok, "reasons": list(verdict.reasons)}
+                {
+                    "category": scene.category,
+                    "caption": scene.caption,
+                    "ok": verdict.ok,
+                    "reasons": list(verdict.reasons),
+                }
                 for scene, verdict in pairs
             ],
-        }  # fmt: skip
+        }
 
 
 def draw_scenes(num_scenes: int, seed: int, held_out: bool = True) -> list[Scene]:
-    """Scenes with captions that training never saw (or only ones that it may have), one category after the other.
+    """Scenes with captions that training never saw (or only ones that it may have), one category
+    after the other.
 
     Any prefix is as even over the categories as it can be. Raises: UserError for num_scenes < 1.
     """
@@ -93,9 +103,11 @@ def draw_scenes(num_scenes: int, seed: int, held_out: bool = True) -> list[Scene
 
 
 def score_scenes(
-    generator: ImageGenerator, scenes: Sequence[Scene], options: DrawOptions,
+    generator: ImageGenerator,
+    scenes: Sequence[Scene],
+    options: DrawOptions,
     progress: Progress = lambda stage, done, total: None,
-) -> SceneScore:  # fmt: skip
+) -> SceneScore:
     """Draws the captions of the scenes and judges the pictures.
 
     progress: told the stage "drawing ..." in grid rows of batches, then "judging".
@@ -107,7 +119,15 @@ def score_scenes(
         verdicts.append(judge_picture(image, scene.caption))
         progress("judging", len(verdicts), len(scenes))
     assert generator.cache is not None
-    return SceneScore(list(scenes), verdicts, drawn.images, drawn.tokens, drawn.seconds, drawn.ms_per_token, generator.cache)
+    return SceneScore(
+        list(scenes),
+        verdicts,
+        drawn.images,
+        drawn.tokens,
+        drawn.seconds,
+        drawn.ms_per_token,
+        generator.cache,
+    )
 
 
 def judge_picture(image: Image.Image, caption: str) -> Verdict:
@@ -126,8 +146,8 @@ def share_by_category(scenes: Sequence[Scene], verdicts: Sequence[Verdict]) -> d
 
 @dataclass(frozen=True)
 class Drawn:
-    """images, tokens int32 [N, 576] of N prompts. seconds: all of it; ms_per_token: decode steps only, by the clock and
-    by what this process computed on all its threads."""
+    """images, tokens int32 [N, 576] of N prompts. seconds: all of it; ms_per_token: decode steps
+    only, by the clock and by what this process computed on all its threads."""
 
     images: list[Image.Image]
     tokens: np.ndarray
@@ -137,16 +157,22 @@ class Drawn:
 
 
 def draw(
-    generator: ImageGenerator, prompts: Sequence[str], options: DrawOptions,
+    generator: ImageGenerator,
+    prompts: Sequence[str],
+    options: DrawOptions,
     progress: Progress = lambda stage, done, total: None,
-) -> Drawn:  # fmt: skip
-    """One picture for each prompt. The clock of a token runs over grid rows 1 to 22 of each batch, which hold
-    neither the prefill nor the image decoder."""
+) -> Drawn:
+    """One picture for each prompt. The clock of a token runs over grid rows 1 to 22 of each batch,
+    which hold neither the prefill nor the image decoder."""
     if options.batch < 1:
         raise UserError(f"--batch {options.batch} draws nothing; use 16")
     total = GRID * ceil(len(prompts) / options.batch)
     events = generator.stream(
-        prompts, seed=options.seed, cfg_scale=options.cfg_scale, temperature=options.temperature, max_batch=options.batch
+        prompts,
+        seed=options.seed,
+        cfg_scale=options.cfg_scale,
+        temperature=options.temperature,
+        max_batch=options.batch,
     )
     began = last = _clocks()
     stepping, num_tokens = np.zeros(2), 0

@@ -1,4 +1,6 @@
-"""Contact sheets that can be read: the caption under each picture, a red frame and the reason where it is wrong."""
+"""Contact sheets that can be read: the caption under each picture, a red frame and the reason where
+it is wrong.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +30,10 @@ def captioned_sheet(entries: Sequence[Entry], columns: int | None = None) -> Ima
     """All pictures on one sheet, row by row, each with its caption in full."""
     columns = columns or min(MAX_COLUMNS, max(1, math.ceil(math.sqrt(1.4 * len(entries)))))
     width = max(LEAST_WIDTH, *(entry.image.width for entry in entries))
-    cell_width, cell_height = width + 2 * MARGIN, width + 2 * MARGIN + LINE * (CAPTION_LINES + REASON_LINES)
+    cell_width, cell_height = (
+        width + 2 * MARGIN,
+        width + 2 * MARGIN + LINE * (CAPTION_LINES + REASON_LINES),
+    )
     rows = math.ceil(len(entries) / columns)
     sheet = Image.new("RGB", (columns * cell_width, rows * cell_height), PAPER)
     for index, entry in enumerate(entries):
@@ -41,9 +46,15 @@ def captioned_sheet(entries: Sequence[Entry], columns: int | None = None) -> Ima
     return sheet
 
 
-def comparison_sheet(captions: Sequence[str], rows: Sequence[tuple[str, Sequence[Entry]]]) -> Image.Image:
-    """Captions across, one row of pictures for each named choice: the same prompt and seed stand above each other."""
-    width = max(LEAST_WIDTH * 2 // 3, *(entry.image.width for _, entries in rows for entry in entries))
+def comparison_sheet(
+    captions: Sequence[str], rows: Sequence[tuple[str, Sequence[Entry]]]
+) -> Image.Image:
+    """Captions across, one row of pictures for each named choice: the same prompt and seed stand
+    above each other.
+    """
+    width = max(
+        LEAST_WIDTH * 2 // 3, *(entry.image.width for _, entries in rows for entry in entries)
+    )
     left, top, cell = 150, LINE * (CAPTION_LINES + 2) + MARGIN, width + MARGIN
     sheet = Image.new("RGB", (left + cell * len(captions), top + cell * len(rows)), PAPER)
     for column, caption in enumerate(captions):
@@ -61,10 +72,19 @@ def _paste(sheet: Image.Image, entry: Entry, place: tuple[int, int], width: int)
     sheet.paste(entry.image.resize((width, height), Image.Resampling.NEAREST), place)
     if entry.wrong:
         corner = (place[0] + width + FRAME - 1, place[1] + height + FRAME - 1)
-        ImageDraw.Draw(sheet).rectangle((place[0] - FRAME, place[1] - FRAME, *corner), outline=WRONG, width=FRAME)
+        ImageDraw.Draw(sheet).rectangle(
+            (place[0] - FRAME, place[1] - FRAME, *corner), outline=WRONG, width=FRAME
+        )
 
 
-def _write(sheet: Image.Image, text: str, place: tuple[int, int], width: int, lines: int, ink: tuple[int, int, int]) -> int:
+def _write(
+    sheet: Image.Image,
+    text: str,
+    place: tuple[int, int],
+    width: int,
+    lines: int,
+    ink: tuple[int, int, int],
+) -> int:
     """Writes at most `lines` lines of text into the width; the y below the last one."""
     font = ImageFont.load_default(FONT_SIZE)
     draw = ImageDraw.Draw(sheet)

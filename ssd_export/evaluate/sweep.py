@@ -1,14 +1,18 @@
-"""Every policy at every budget on the same captions and random numbers: one cell each, in parts, resumable.
+"""Every policy at every budget on the same captions and random numbers: one cell each, in parts,
+resumable.
 
-Demo model: scene score by category and teacher-forced loss above the full cache on true scenes (of zero captions: the
-loss alone). Any other model: agreement with the full cache (tokens, teacher-forced KL, PSNR). Differences are taken
-case by case. A policy may be a variant (variants.py), such as h2o@evict-every=24. Parts run on several processes.
+Demo model: scene score by category and teacher-forced loss above the full cache on true scenes (of
+zero captions: the loss alone). Any other model: agreement with the full cache (tokens,
+teacher-forced KL, PSNR). Differences are taken case by case. A policy may be a variant
+(variants.py), such as h2o@evict-every=24. Parts run on several processes.
 
-    OUT/settings.json                what the cells have in common; a sweep of other settings needs another folder
-    OUT/cells/POLICY-bB-seedS.json   the pictures of a seed, judged; .npz their tokens, .png the first of seed 0
-    OUT/cells/POLICY-bB-loss.json    the teacher-forced loss
-                                     (a part of another policy table, of another head map say, is measured again)
-    OUT/sweep.json sweep.md pareto.png sheet.png   written from the cells that are there (sweep_report.py)
+    OUT/settings.json                what the cells have in common; a sweep of other settings needs
+    another folder OUT/cells/POLICY-bB-seedS.json   the pictures of a seed, judged; .npz their
+    tokens, .png the first of seed 0 OUT/cells/POLICY-bB-loss.json    the teacher-forced loss
+                                     (a part of another policy table, of another head map say, is
+                                     measured again)
+    OUT/sweep.json sweep.md pareto.png sheet.png   written from the cells that are there
+    (sweep_report.py)
 """
 
 from __future__ import annotations
@@ -41,8 +45,8 @@ NOT_SHARED = ("model", "policies", "budgets", "out", "jobs")  # of a spec: what 
 
 @dataclass(frozen=True)
 class SweepResult:
-    """cells: what is there of each, in the order of the spec; skipped: why a cell cannot be, failed: why a part is
-    missing, both by its name."""
+    """cells: what is there of each, in the order of the spec; skipped: why a cell cannot be,
+    failed: why a part is missing, both by its name."""
 
     settings: dict[str, Any]
     cells: list[dict[str, Any]]
@@ -51,7 +55,9 @@ class SweepResult:
 
 
 def settle(spec: SweepSpec) -> SweepSpec:
-    """The spec with the numbers that the model and this machine decide. Raises: UserError for a wrong spec."""
+    """The spec with the numbers that the model and this machine decide. Raises: UserError for a
+    wrong spec.
+    """
     check_spec(spec)
     checkpoint = open_checkpoint(model_folder(spec.model)[1])
     batch = spec.batch or default_batch(checkpoint.config)
@@ -60,10 +66,11 @@ def settle(spec: SweepSpec) -> SweepSpec:
 
 
 def run_sweep(spec: SweepSpec, progress: Progress = lambda stage, done, total: None) -> SweepResult:
-    """Runs what is not there yet, and returns all cells. A cell that cannot be (no head map, say) is skipped, one that
-    fails is named; the others go on.
+    """Runs what is not there yet, and returns all cells. A cell that cannot be (no head map, say)
+    is skipped, one that fails is named; the others go on.
 
-    Raises: UserError for a wrong spec, a folder that holds a sweep of other settings, a full cache that cannot be.
+    Raises: UserError for a wrong spec, a folder that holds a sweep of other settings, a full cache
+    that cannot be.
     """
     spec = settle(spec)
     name, folder = model_folder(spec.model)
@@ -71,7 +78,9 @@ def run_sweep(spec: SweepSpec, progress: Progress = lambda stage, done, total: N
     scored = draws_scenes(checkpoint.config)
     if not spec.num_prompts and not scored:
         raise UserError(f"--num-prompts 0: {name} is compared by what it draws; use 300")
-    find_head_map(checkpoint.config, spec.head_map, checkpoint.fingerprint(), folder)  # a wrong one is refused before the work
+    find_head_map(
+        checkpoint.config, spec.head_map, checkpoint.fingerprint(), folder
+    )  # a wrong one is refused before the work
     settings = _settings(spec, name, checkpoint)
     make_folder(spec.out / "cells")
     _check_settings(spec, settings)
@@ -90,7 +99,9 @@ def run_sweep(spec: SweepSpec, progress: Progress = lambda stage, done, total: N
         elif outcome.failed:
             failed[part.file(spec.out).stem] = outcome.failed
 
-    first = [] if scored else [part for part in todo if part.policy == FULL]  # what the others are compared with
+    first = (
+        [] if scored else [part for part in todo if part.policy == FULL]
+    )  # what the others are compared with
     for some in (first, [part for part in todo if part not in first]):
         if some:
             run_parts(some, spec.jobs, partial(CellRunner, spec), told, ended)
@@ -111,7 +122,9 @@ class _Tables:
 
     def __init__(self, spec: SweepSpec, checkpoint: Checkpoint) -> None:
         self._spec = spec
-        self._hash = cache(lambda policy, budget: policy_hash(policy_table(spec, checkpoint, policy, budget)))
+        self._hash = cache(
+            lambda policy, budget: policy_hash(policy_table(spec, checkpoint, policy, budget))
+        )
 
     def is_finished(self, part: Part) -> bool:
         """Removes a part of another policy table, which no report may count."""
@@ -128,7 +141,9 @@ class _Tables:
 
 
 class _Told:
-    """Progress of the whole sweep as one stage, so that the time left is that of all parts to come."""
+    """Progress of the whole sweep as one stage, so that the time left is that of all parts to
+    come.
+    """
 
     def __init__(self, progress: Progress, todo: Sequence[Part], spec: SweepSpec) -> None:
         self._progress, self._stage = progress, f"{len({part.cell for part in todo})} cells"
@@ -144,7 +159,11 @@ def _cells(spec: SweepSpec, parts: Sequence[Part]) -> list[dict[str, Any]]:
     """The cells that something is there of, each put together of its parts."""
     cells = []
     for policy, budget in spec.cells():
-        there = [part for part in parts if part.cell == (policy, budget) and part.file(spec.out).is_file()]
+        there = [
+            part
+            for part in parts
+            if part.cell == (policy, budget) and part.file(spec.out).is_file()
+        ]
         if there:
             found = {part.seed: json.loads(part.file(spec.out).read_text()) for part in there}
             cells.append({"policy": policy, "budget": budget} | put_together(found))
@@ -152,7 +171,8 @@ def _cells(spec: SweepSpec, parts: Sequence[Part]) -> list[dict[str, Any]]:
 
 
 def put_together(parts: dict[int | None, dict[str, Any]]) -> dict[str, Any]:
-    """One cell of its parts by their seeds: the cases of all seeds one after the other, times averaged.
+    """One cell of its parts by their seeds: the cases of all seeds one after the other, times
+    averaged.
 
     `seeds` says which there are; without any picture it is absent.
     """
@@ -163,7 +183,11 @@ def put_together(parts: dict[int | None, dict[str, Any]]) -> dict[str, Any]:
     for name in (*PER_CASE, *MEANS):
         if name in cell:
             every = [parts[seed][name] for seed in seeds]
-            cell[name] = sum(every) / len(every) if name in MEANS else [value for values in every for value in values]
+            cell[name] = (
+                sum(every) / len(every)
+                if name in MEANS
+                else [value for values in every for value in values]
+            )
     return cell | ({"seeds": seeds} if seeds else {})
 
 
@@ -172,10 +196,13 @@ def _settings(spec: SweepSpec, name: str, checkpoint: Checkpoint) -> dict[str, A
     kept = {key: value for key, value in asdict(spec).items() if key not in NOT_SHARED}
     scored = draws_scenes(checkpoint.config)
     return {
-        **kept, "model": name, "model_fingerprint": checkpoint.fingerprint(), "tool_version": TOOL_VERSION,
+        **kept,
+        "model": name,
+        "model_fingerprint": checkpoint.fingerprint(),
+        "tool_version": TOOL_VERSION,
         "measure": SCORE if scored else "agreement with the full cache",
         "machine": f"{platform.machine()}, {os.cpu_count()} cores, {platform.system()}",
-    }  # fmt: skip
+    }
 
 
 def _check_settings(spec: SweepSpec, settings: dict[str, Any]) -> None:
@@ -187,8 +214,12 @@ def _check_settings(spec: SweepSpec, settings: dict[str, Any]) -> None:
         there = json.loads(path.read_text())
     except ValueError:
         there = {}
-    different = [key for key in settings if key != "seeds" and there.get(key) != settings[key]]  # seeds can be added
+    different = [
+        key for key in settings if key != "seeds" and there.get(key) != settings[key]
+    ]  # seeds can be added
     if different:
         key = different[0]
-        raise UserError(f"{path.parent} holds a sweep with another {key} ({there.get(key)}, now {settings[key]}); "
-                        "choose another --out, or delete it")  # fmt: skip
+        raise UserError(
+            f"{path.parent} holds a sweep with another {key} ({there.get(key)}, now"
+            f" {settings[key]}); choose another --out, or delete it"
+        )

@@ -1,4 +1,6 @@
-"""The parts of a sweep's cells: a policy at a budget draws the pictures of a seed, or is asked for its teacher-forced loss."""
+"""The parts of a sweep's cells: a policy at a budget draws the pictures of a seed, or is asked for
+its teacher-forced loss.
+"""
 
 from __future__ import annotations
 
@@ -30,27 +32,39 @@ Tell = Callable[[int, int], None]
 
 
 def draws_scenes(config: ModelConfig) -> bool:
-    """Whether a model speaks the demo model's image vocabulary, so that its pictures have a score."""
+    """Whether a model speaks the demo model's image vocabulary, so that its pictures have a
+    score.
+    """
     return config.codebook_size == codes.num_codes() and config.image_size == SIZE
 
 
-def policy_table(spec: SweepSpec, checkpoint: Checkpoint, policy: str, budget: float) -> PolicyTable:
+def policy_table(
+    spec: SweepSpec, checkpoint: Checkpoint, policy: str, budget: float
+) -> PolicyTable:
     """Raises: UserError for a cell that cannot be: no head map, a budget too small."""
     variant = Variant.parse(policy)
-    return variant.table(variant.choice(spec.model, budget, spec.head_map), checkpoint, checkpoint.path)
+    return variant.table(
+        variant.choice(spec.model, budget, spec.head_map), checkpoint, checkpoint.path
+    )
 
 
 def policy_hash(table: PolicyTable) -> str:
-    """sha256: what was measured under another table, from another head map say, is not a result of this one."""
+    """sha256: what was measured under another table, from another head map say, is not a result of
+    this one.
+    """
     return hashlib.sha256(json.dumps(table.to_dict()).encode()).hexdigest()
 
 
 class CellRunner:
-    """Runs parts; what they share (torch weights, true scenes under the full cache, policy tables) is made once."""
+    """Runs parts; what they share (torch weights, true scenes under the full cache, policy tables)
+    is made once.
+    """
 
     def __init__(self, spec: SweepSpec) -> None:
         self.spec = spec
-        self._table = cache(lambda policy, budget: policy_table(spec, self._checkpoint, policy, budget))
+        self._table = cache(
+            lambda policy, budget: policy_table(spec, self._checkpoint, policy, budget)
+        )
 
     def __call__(self, part: Part, tell: Tell) -> None:
         """Measures and writes a part; its JSON last, so that it is finished or absent.
@@ -58,10 +72,20 @@ class CellRunner:
         Raises: UserError for a cell that cannot be: no head map, a budget too small.
         """
         table = self._table(part.policy, part.budget)
-        facts = {"policy_hash": policy_hash(table), "image_slots_mean": table.image_slots_mean, "notes": list(table.notes),
-                 "prompt_slots": table.prompt_slots}  # fmt: skip
-        facts |= self._teacher_forced(part.policy, table) if part.seed is None else self._drawn(part, part.seed, tell)
-        write_file(part.file(self.spec.out), lambda file: file.write(json.dumps(facts, indent=1).encode()))
+        facts = {
+            "policy_hash": policy_hash(table),
+            "image_slots_mean": table.image_slots_mean,
+            "notes": list(table.notes),
+            "prompt_slots": table.prompt_slots,
+        }
+        facts |= (
+            self._teacher_forced(part.policy, table)
+            if part.seed is None
+            else self._drawn(part, part.seed, tell)
+        )
+        write_file(
+            part.file(self.spec.out), lambda file: file.write(json.dumps(facts, indent=1).encode())
+        )
 
     @cached_property
     def _checkpoint(self) -> Checkpoint:
@@ -85,24 +109,44 @@ class CellRunner:
         options = DrawOptions(seed, spec.batch, spec.cfg_scale, spec.temperature)
         captions = [scene.caption for scene in draw_scenes(spec.num_prompts, seed)]
         num_threads = 1 if spec.jobs > 1 else None
-        with temporary_bundle(choice) as path, ImageGenerator.from_bundle(path, spec.runner, spec.provider, num_threads) as generator:
+        with (
+            temporary_bundle(choice) as path,
+            ImageGenerator.from_bundle(path, spec.runner, spec.provider, num_threads) as generator,
+        ):
             drawn = draw(generator, captions, options, lambda _, done, total: tell(done, total))
-            facts = _costs(generator, drawn, spec.jobs) | self._judged(generator, drawn, captions, part)
-        write_file(part.file(spec.out, ".npz"), lambda file: np.savez_compressed(file, drawn.tokens))
+            facts = _costs(generator, drawn, spec.jobs) | self._judged(
+                generator, drawn, captions, part
+            )
+        write_file(
+            part.file(spec.out, ".npz"), lambda file: np.savez_compressed(file, drawn.tokens)
+        )
         if seed == 0:
             write_png(part.file(spec.out, ".png"), side_by_side(drawn.images[:SHOWN]), {})
         return facts
 
-    def _judged(self, generator: ImageGenerator, drawn: Drawn, captions: Sequence[str], part: Part) -> dict[str, Any]:
+    def _judged(
+        self, generator: ImageGenerator, drawn: Drawn, captions: Sequence[str], part: Part
+    ) -> dict[str, Any]:
         """The score, or what the full cache drew with the same random numbers beside it."""
         if self._scored:
-            return {"ok": [int(judge_picture(*pair).ok) for pair in zip(drawn.images, captions, strict=True)]}
+            return {
+                "ok": [
+                    int(judge_picture(*pair).ok)
+                    for pair in zip(drawn.images, captions, strict=True)
+                ]
+            }
         if part.policy == FULL:
             return {}
         reference = self._full_tokens(part.seed)
         pairs = zip(drawn.images, reference, strict=True)
-        likeness = [psnr(np.asarray(image), generator.runner.decode_image(tokens[None])[0]) for image, tokens in pairs]
-        return {"psnr": likeness, "token_agreement": token_agreement(drawn.tokens, reference).tolist()}
+        likeness = [
+            psnr(np.asarray(image), generator.runner.decode_image(tokens[None])[0])
+            for image, tokens in pairs
+        ]
+        return {
+            "psnr": likeness,
+            "token_agreement": token_agreement(drawn.tokens, reference).tolist(),
+        }
 
     def _full_tokens(self, seed: int | None) -> np.ndarray:
         with np.load(Part(FULL, 1.0, seed).file(self.spec.out, ".npz")) as arrays:
@@ -114,7 +158,9 @@ class CellRunner:
             return {"losses": losses.tolist(), "kl": kl.tolist()}
         count = min(self.spec.num_scenes, self.spec.num_prompts)
         captions = [scene.caption for scene in draw_scenes(self.spec.num_prompts, 0)[:count]]
-        sequences = self._model.sequences(captions, self._full_tokens(0)[:count], table.prompt_slots, unconditional=True)
+        sequences = self._model.sequences(
+            captions, self._full_tokens(0)[:count], table.prompt_slots, unconditional=True
+        )
         own = generation_defaults(self._checkpoint.path)["cfg_scale"]
         cfg_scale = own if self.spec.cfg_scale is None else self.spec.cfg_scale
         return {"kl": kl_to_full_cache(self._model, sequences, table, cfg_scale).tolist()}
@@ -125,10 +171,14 @@ def _costs(generator: ImageGenerator, drawn: Drawn, jobs: int) -> dict[str, Any]
     cache = generator.cache
     assert cache is not None
     return {
-        "cache_bytes_per_image": cache.bytes_per_image, "image_share_of_full_cache": cache.image_share,
-        "tokens_dropped_per_image": cache.tokens_dropped, "ms_per_token": drawn.ms_per_token,
-        "cpu_ms_per_token": drawn.cpu_ms_per_token, "seconds_per_image": drawn.seconds / len(drawn.images), "jobs": jobs,
-    }  # fmt: skip
+        "cache_bytes_per_image": cache.bytes_per_image,
+        "image_share_of_full_cache": cache.image_share,
+        "tokens_dropped_per_image": cache.tokens_dropped,
+        "ms_per_token": drawn.ms_per_token,
+        "cpu_ms_per_token": drawn.cpu_ms_per_token,
+        "seconds_per_image": drawn.seconds / len(drawn.images),
+        "jobs": jobs,
+    }
 
 
 def side_by_side(images: Sequence[Image.Image]) -> Image.Image:

@@ -1,7 +1,7 @@
 """How many processes a sweep takes, and how many pictures each draws at once, where nobody says.
 
-A model with short steps leaves a second thread little to do: there one process for each core draws twice as much. A
-large one fills every core by itself, and each process holds its weights twice.
+A model with short steps leaves a second thread little to do: there one process for each core draws
+twice as much. A large one fills every core by itself, and each process holds its weights twice.
 """
 
 from __future__ import annotations
@@ -26,14 +26,18 @@ def is_small(config: ModelConfig) -> bool:
 
 
 def default_batch(config: ModelConfig) -> int:
-    """Pictures drawn at once: measured on the demo model, 64 take 10 to 20 % less time each than 16."""
+    """Pictures drawn at once: measured on the demo model, 64 take 10 to 20 % less time each than
+    16.
+    """
     return SMALL_BATCH if is_small(config) else LARGE_BATCH
 
 
 def process_bytes(checkpoint: Checkpoint, batch: int) -> int:
     """About what one process of a sweep holds, at most."""
     config = checkpoint.config
-    weights = sum(_num_values(checkpoint, name) for name in checkpoint.names() if name != EMBED_TOKENS)
+    weights = sum(
+        _num_values(checkpoint, name) for name in checkpoint.names() if name != EMBED_TOKENS
+    )
     slots = PROMPT + NUM_IMAGE_TOKENS
     caches = 2 * batch * config.num_layers * config.num_kv_heads * slots * (2 * config.head_dim + 2)
     maps = MAPS * ROWS * config.num_heads * slots * slots
@@ -57,6 +61,8 @@ def settle_jobs(jobs: int | None, checkpoint: Checkpoint, batch: int, on_cpu: bo
     if jobs is None:
         return min(num_cores(), fit) if on_cpu and is_small(checkpoint.config) else 1
     if jobs > fit:
-        raise UserError(f"--jobs {jobs} takes about {gib(jobs * each)} of memory and {gib(free or 0)} are free; "
-                        f"use --jobs {fit}, or a smaller --batch than {batch}")  # fmt: skip
+        raise UserError(
+            f"--jobs {jobs} takes about {gib(jobs * each)} of memory and {gib(free or 0)} are free;"
+            f" use --jobs {fit}, or a smaller --batch than {batch}"
+        )
     return jobs

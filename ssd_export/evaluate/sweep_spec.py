@@ -11,16 +11,24 @@ from ssd_export.evaluate.variants import Variant
 
 FULL = "full"
 SHOWN = 8  # pictures of a cell that are kept for the contact sheet
-GOAL_POLICIES = ("ssd-auto", "streaming-llm", "h2o", "ssd-row")  # what goals.py compares, and ssd-auto's base
+GOAL_POLICIES = (
+    "ssd-auto",
+    "streaming-llm",
+    "h2o",
+    "ssd-row",
+)  # what goals.py compares, and ssd-auto's base
 GOAL_BUDGETS = (0.2, 0.1)
-SCENE_SEED = 1000  # of the true scenes for the teacher-forced loss, so that they are no seed's captions
+SCENE_SEED = (
+    1000  # of the true scenes for the teacher-forced loss, so that they are no seed's captions
+)
 
 
 @dataclass(frozen=True)
 class SweepSpec:
-    """What is compared. policies: variants as they are spelled; num_prompts: captions for each seed, 0 draws nothing;
-    seeds: number of seeds, 0 .. seeds - 1; num_scenes: true scenes of the teacher-forced loss; jobs: processes.
-    batch and jobs: None until sweep.settle."""
+    """What is compared. policies: variants as they are spelled; num_prompts: captions for each
+    seed, 0 draws nothing;
+    seeds: number of seeds, 0 .. seeds - 1; num_scenes: true scenes of the teacher-forced loss;
+    jobs: processes. batch and jobs: None until sweep.settle."""
 
     model: str
     policies: tuple[str, ...]
@@ -38,15 +46,21 @@ class SweepSpec:
     jobs: int | None = 1
 
     def cells(self) -> list[tuple[str, float]]:
-        """(policy, budget), the full cache first: it is what all others are compared with, and needs no budget."""
+        """(policy, budget), the full cache first: it is what all others are compared with, and
+        needs no budget.
+        """
         others = [name for name in self.policies if name != FULL]
-        return [(FULL, 1.0), *((name, budget) for name in others for budget in self.budgets if budget < 1)]
+        return [
+            (FULL, 1.0),
+            *((name, budget) for name in others for budget in self.budgets if budget < 1),
+        ]
 
     def parts(self, scored: bool) -> list[Part]:
-        """What is to be done, so that an interrupted sweep says most: the full cache, then the cells of the goals, and
-        the first seed and the loss of every cell before any other seed.
+        """What is to be done, so that an interrupted sweep says most: the full cache, then the
+        cells of the goals, and the first seed and the loss of every cell before any other seed.
 
-        Args: scored: the model's pictures have a score; else the full cache is compared with nothing.
+        Args: scored: the model's pictures have a score; else the full cache is compared with
+        nothing.
         """
         cells = sorted(self.cells(), key=_rank)
         parts = []
@@ -61,7 +75,9 @@ class SweepSpec:
 
 @dataclass(frozen=True)
 class Part:
-    """What a process does at a time: the pictures of one seed of a cell, or (seed None) its teacher-forced loss."""
+    """What a process does at a time: the pictures of one seed of a cell, or (seed None) its
+    teacher-forced loss.
+    """
 
     policy: str
     budget: float
@@ -98,10 +114,20 @@ def check_spec(spec: SweepSpec) -> SweepSpec:
         Variant.parse(name)
     wrong = [budget for budget in spec.budgets if not 0 < budget <= 1]
     if wrong or not spec.budgets:
-        raise UserError(f"--budgets: {wrong[0] if wrong else '(none)'} is outside (0, 1]; use 0.1,0.2,0.5")
+        raise UserError(
+            f"--budgets: {wrong[0] if wrong else '(none)'} is outside (0, 1]; use 0.1,0.2,0.5"
+        )
     if spec.num_prompts < 0:
-        raise UserError(f"--num-prompts {spec.num_prompts} is below 0; use 300, or 0 for the teacher-forced loss alone")
-    for name, value in (("seeds", spec.seeds), ("batch", spec.batch), ("num-scenes", spec.num_scenes), ("jobs", spec.jobs)):
+        raise UserError(
+            f"--num-prompts {spec.num_prompts} is below 0; use 300, or 0 for the teacher-forced"
+            " loss alone"
+        )
+    for name, value in (
+        ("seeds", spec.seeds),
+        ("batch", spec.batch),
+        ("num-scenes", spec.num_scenes),
+        ("jobs", spec.jobs),
+    ):
         if value is not None and value < 1:
             raise UserError(f"--{name} {value} compares nothing; use 1 or more")
     return spec

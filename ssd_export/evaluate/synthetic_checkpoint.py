@@ -1,12 +1,13 @@
 """Writes a random checkpoint in the shape, layout and size of a published one, to measure with.
 
-    python -m ssd_export.evaluate.synthetic_checkpoint --shape janus-pro-7b --layout original --dtype fp16 OUT
+    python -m ssd_export.evaluate.synthetic_checkpoint --shape janus-pro-7b --layout original
+    --dtype fp16 OUT
 
-Its pictures are noise; time, memory and bytes are those of the real model. Text head, control tokens and a tokenizer
-with as many entries as the model has embeddings are there too; of the parts that serve understanding only, none is.
-Weights stream to the files: whatever the shape, memory stays below half a gigabyte. Each tensor is a stretch of one
-sequence of normal numbers, begun at a place that its name gives, and scaled so that activations neither vanish nor
-overflow in fp16.
+Its pictures are noise; time, memory and bytes are those of the real model. Text head, control
+tokens and a tokenizer with as many entries as the model has embeddings are there too; of the parts
+that serve understanding only, none is. Weights stream to the files: whatever the shape, memory
+stays below half a gigabyte. Each tensor is a stretch of one sequence of normal numbers, begun at a
+place that its name gives, and scaled so that activations neither vanish nor overflow in fp16.
 """
 
 from __future__ import annotations
@@ -35,11 +36,24 @@ DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 SAFETENSORS_NAMES = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
 SHARD_BYTES = 5_000_000_000
 NOISE_LENGTH = (1 << 22) + 15  # odd: no row of a matrix starts where the row above did
-GAINS = {"q_proj": 2.0, "k_proj": 2.0, "vision_head": 4.0}  # or every step would draw from a flat distribution
+GAINS = {
+    "q_proj": 2.0,
+    "k_proj": 2.0,
+    "vision_head": 4.0,
+}  # or every step would draw from a flat distribution
 SMALL = replace(
-    PUBLISHED["janus-pro-1b"], vocab_size=1024, hidden_size=256, num_layers=4, num_heads=4, num_kv_heads=4,
-    head_dim=64, intermediate_size=512, codebook_size=512, vq=VQConfig(64, 32, (1, 2), 1), image_size=48,
-)  # fmt: skip
+    PUBLISHED["janus-pro-1b"],
+    vocab_size=1024,
+    hidden_size=256,
+    num_layers=4,
+    num_heads=4,
+    num_kv_heads=4,
+    head_dim=64,
+    intermediate_size=512,
+    codebook_size=512,
+    vq=VQConfig(64, 32, (1, 2), 1),
+    image_size=48,
+)
 SHAPES = {**PUBLISHED, "small": SMALL}
 TO_ORIGINAL = [
     (re.compile(r"^language_model\."), "language_model.model."),
@@ -68,7 +82,9 @@ class NoiseWriter:
         self._scaled: dict[tuple[float, float], memoryview] = {}
 
     def write(self, file: BinaryIO, stored_name: str, shape: tuple[int, ...]) -> None:
-        name = canonical_name(stored_name, self._layout)  # so that both layouts hold the same numbers
+        name = canonical_name(
+            stored_name, self._layout
+        )  # so that both layouts hold the same numbers
         block = self._block(name, shape)
         left = torch.Size(shape).numel() * self.dtype.itemsize
         start = zlib.crc32(f"{self._seed} {name}".encode()) % NOISE_LENGTH * self.dtype.itemsize
@@ -111,12 +127,18 @@ def stored_shapes(config: ModelConfig) -> Shapes:
     """Canonical name -> shape of what is written: all that draws, and the text head."""
     with torch.device("meta"):
         modules = ImageTokenModel(config, text_embedding=True), ImageDecoder(config)
-    shapes = {name: tuple(value.shape) for module in modules for name, value in module.state_dict().items()}
+    shapes = {
+        name: tuple(value.shape)
+        for module in modules
+        for name, value in module.state_dict().items()
+    }
     return shapes | {"lm_head.weight": (config.vocab_size, config.hidden_size)}
 
 
 def tokenizer(vocab_size: int) -> Tokenizer:
-    """A byte-level BPE of exactly vocab_size entries that encodes any text; Janus' control tokens come last."""
+    """A byte-level BPE of exactly vocab_size entries that encodes any text; Janus' control tokens
+    come last.
+    """
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     vocab, merges = {char: index for index, char in enumerate(alphabet)}, []
     for left, right in _merges(alphabet):
@@ -137,20 +159,32 @@ def transformers_config(config: ModelConfig) -> dict[str, object]:
     return {
         "model_type": "janus",
         "text_config": _llama_config(config),
-        "vision_config": {"model_type": "janus_vision_model", "image_size": 384, "num_image_tokens": 576},
-        "vq_config": {
-            "latent_channels": vq.latent_channels, "base_channels": vq.base_channels,
-            "channel_multiplier": list(vq.channel_multipliers), "num_res_blocks": vq.num_res_blocks,
-            "num_embeddings": config.codebook_size, "embed_dim": config.codebook_dim,
+        "vision_config": {
+            "model_type": "janus_vision_model",
+            "image_size": 384,
+            "num_image_tokens": 576,
         },
-    }  # fmt: skip
+        "vq_config": {
+            "latent_channels": vq.latent_channels,
+            "base_channels": vq.base_channels,
+            "channel_multiplier": list(vq.channel_multipliers),
+            "num_res_blocks": vq.num_res_blocks,
+            "num_embeddings": config.codebook_size,
+            "embed_dim": config.codebook_dim,
+        },
+    }
 
 
 def original_config(config: ModelConfig) -> dict[str, object]:
-    """config.json in the form of deepseek-ai/Janus-Pro-*: the 7B file leaves what Llama's defaults say to them."""
+    """config.json in the form of deepseek-ai/Janus-Pro-*: the 7B file leaves what Llama's defaults
+    say to them.
+    """
     llama = _llama_config(config)
     if config.hidden_size == 4096:
-        llama = {name: llama[name] for name in ("max_position_embeddings", "num_hidden_layers", "vocab_size")}
+        llama = {
+            name: llama[name]
+            for name in ("max_position_embeddings", "num_hidden_layers", "vocab_size")
+        }
     mlp = {"depth": 2, "n_embed": config.hidden_size, "projector_type": "mlp_gelu"}
     codes = {"image_token_size": config.codebook_size, "n_embed": config.codebook_dim}
     head = {"image_token_size": config.codebook_size, "n_embed": config.hidden_size}
@@ -158,24 +192,37 @@ def original_config(config: ModelConfig) -> dict[str, object]:
         "model_type": "multi_modality",
         "architectures": ["MultiModalityCausalLM"],
         "language_config": {"model_type": "llama", **llama},
-        "gen_aligner_config": {"cls": "MlpProjector", "params": {**mlp, "input_dim": config.codebook_dim}},
-        "gen_head_config": {"cls": "vision_head", "params": {**head, "image_token_embed": config.hidden_size}},
+        "gen_aligner_config": {
+            "cls": "MlpProjector",
+            "params": {**mlp, "input_dim": config.codebook_dim},
+        },
+        "gen_head_config": {
+            "cls": "vision_head",
+            "params": {**head, "image_token_embed": config.hidden_size},
+        },
         "gen_vision_config": {"cls": "VQ-16", "params": codes},
     }
 
 
 def _llama_config(config: ModelConfig) -> dict[str, object]:
     return {
-        "vocab_size": config.vocab_size, "hidden_size": config.hidden_size, "num_hidden_layers": config.num_layers,
-        "num_attention_heads": config.num_heads, "num_key_value_heads": config.num_kv_heads,
-        "head_dim": config.head_dim, "intermediate_size": config.intermediate_size,
-        "rope_theta": config.rope_theta, "rms_norm_eps": config.rms_norm_eps,
+        "vocab_size": config.vocab_size,
+        "hidden_size": config.hidden_size,
+        "num_hidden_layers": config.num_layers,
+        "num_attention_heads": config.num_heads,
+        "num_key_value_heads": config.num_kv_heads,
+        "head_dim": config.head_dim,
+        "intermediate_size": config.intermediate_size,
+        "rope_theta": config.rope_theta,
+        "rms_norm_eps": config.rms_norm_eps,
         "max_position_embeddings": config.max_positions,
-    }  # fmt: skip
+    }
 
 
 def _stored_name(name: str, layout: str) -> str:
-    """A canonical name as the layout writes it: the other direction of checkpoint.canonical_name."""
+    """A canonical name as the layout writes it: the other direction of
+    checkpoint.canonical_name.
+    """
     if layout == "transformers":
         return name if name.startswith("lm_head.") else f"model.{name}"
     for pattern, replacement in TO_ORIGINAL:
@@ -195,7 +242,9 @@ def _distribution(name: str, shape: tuple[int, ...]) -> tuple[float, float]:
 def _merges(alphabet: list[str]) -> Iterator[tuple[str, str]]:
     """Every pair of bytes, then every pair and a third."""
     yield from ((left, right) for left in alphabet for right in alphabet)
-    yield from ((first + second, third) for first in alphabet for second in alphabet for third in alphabet)
+    yield from (
+        (first + second, third) for first in alphabet for second in alphabet for third in alphabet
+    )
 
 
 def _write_shards(out: Path, shapes: Shapes, noise: NoiseWriter, stem: str, suffix: str) -> None:
@@ -214,7 +263,9 @@ def _write_shards(out: Path, shapes: Shapes, noise: NoiseWriter, stem: str, suff
     if len(shards) == 1:
         write(out / f"{stem}.{suffix}", shapes, noise)
         return
-    files = [f"{stem}-{index:05}-of-{len(shards):05}.{suffix}" for index in range(1, len(shards) + 1)]
+    files = [
+        f"{stem}-{index:05}-of-{len(shards):05}.{suffix}" for index in range(1, len(shards) + 1)
+    ]
     for file, shard in zip(files, shards, strict=True):
         write(out / file, shard, noise)
     total = sum(torch.Size(shape).numel() * size for shape in shapes.values())
@@ -238,14 +289,17 @@ def _write_safetensors(path: Path, shapes: Shapes, noise: NoiseWriter) -> None:
 
 
 def _write_pickle(path: Path, shapes: Shapes, noise: NoiseWriter) -> None:
-    """torch.save's zip file with room for every tensor, then the numbers: nothing is held in memory.
+    """torch.save's zip file with room for every tensor, then the numbers: nothing is held in
+    memory.
 
     Source: torch.serialization.skip_data.
     """
     from torch._subclasses.fake_tensor import FakeTensorMode
 
     with FakeTensorMode():
-        state: dict[str, Tensor] = {name: torch.empty(shape, dtype=noise.dtype) for name, shape in shapes.items()}
+        state: dict[str, Tensor] = {
+            name: torch.empty(shape, dtype=noise.dtype) for name, shape in shapes.items()
+        }
     with torch.serialization.skip_data(materialize_fake_tensors=True):
         torch.save(state, path)
     with FakeTensorMode():
@@ -257,7 +311,9 @@ def _write_pickle(path: Path, shapes: Shapes, noise: NoiseWriter) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--shape", choices=sorted(SHAPES), default="janus-pro-1b")
     parser.add_argument("--layout", choices=("transformers", "original"), default="transformers")
     parser.add_argument("--dtype", choices=sorted(DTYPES), default="fp16")
@@ -265,7 +321,9 @@ def main() -> None:
     parser.add_argument("--num-layers", type=int, help="only the first layers of the shape")
     parser.add_argument("out", type=Path)
     spec = parser.parse_args()
-    print(write_checkpoint(spec.out, spec.shape, spec.layout, spec.dtype, spec.seed, spec.num_layers))
+    print(
+        write_checkpoint(spec.out, spec.shape, spec.layout, spec.dtype, spec.seed, spec.num_layers)
+    )
 
 
 if __name__ == "__main__":

@@ -1,9 +1,10 @@
-"""How far two backends may be apart, by the dtype of weights and cache: the one table that `verify` reads.
+"""How far two backends may be apart, by the dtype of weights and cache: the one table that `verify`
+reads.
 
-Slots and tokens are compared exactly, but for what rounding explains: of two tokens whose scores are equal within
-`tie` (relative) either may be evicted, and a random number may fall on either side of a border that the measured
-difference of the logits moves across it. Everything else by error(): the greatest difference over the greatest
-magnitude (at least 1).
+Slots and tokens are compared exactly, but for what rounding explains: of two tokens whose scores
+are equal within `tie` (relative) either may be evicted, and a random number may fall on either side
+of a border that the measured difference of the logits moves across it. Everything else by error():
+the greatest difference over the greatest magnitude (at least 1).
 """
 
 from __future__ import annotations
@@ -15,7 +16,9 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Tolerance:
-    """op: outputs and scores of one attention step; cache: keys, values and scores in a model; psnr in dB."""
+    """op: outputs and scores of one attention step; cache: keys, values and scores in a model; psnr
+    in dB.
+    """
 
     op: float
     cache: float
@@ -41,12 +44,16 @@ def tolerance_of(dtype: str, kv_dtype: str) -> Tolerance:
     found = TOLERANCES[dtype]
     if kv_dtype == "model":
         return found
-    cache, logits, tie = (max(value, INT8_CACHE) for value in (found.cache, found.logits, found.tie))
+    cache, logits, tie = (
+        max(value, INT8_CACHE) for value in (found.cache, found.logits, found.tie)
+    )
     return replace(found, cache=cache, logits=logits, tie=tie)
 
 
 def error(values: np.ndarray, reference: np.ndarray) -> float:
-    """The greatest difference, relative to the greatest magnitude of the reference but at least to 1; NaN is infinite."""
+    """The greatest difference, relative to the greatest magnitude of the reference but at least to
+    1; NaN is infinite.
+    """
     if not reference.size:
         return 0.0
     values, reference = values.astype(np.float64), reference.astype(np.float64)

@@ -11,7 +11,11 @@ from ssd_export.runtime.trt_runner import TrtRunner
 class TrtProbe(TrtRunner):
     def part(self, layer: int, group: int, part: str) -> np.ndarray:
         values = self.cache(past_name(layer, group, part))
-        return (values.astype(np.uint32) << 16).view(np.float32) if values.dtype == np.uint16 else values
+        return (
+            (values.astype(np.uint32) << 16).view(np.float32)
+            if values.dtype == np.uint16
+            else values
+        )
 
     def put(self, layer: int, group: int, part: str, values: np.ndarray) -> None:
         """Values that a cache of this dtype held: a bfloat16 is the upper half of its float32."""

@@ -1,8 +1,10 @@
-"""A policy, and what is changed of it, in one word: h2o@evict-every=24, ssd-row@head-map=swapped, ssd-auto@groups=1.
+"""A policy, and what is changed of it, in one word: h2o@evict-every=24, ssd-row@head-map=swapped,
+ssd-auto@groups=1.
 
-Keys are the options of `export` that decide a policy: window, evict-every, num-recent, groups and head-map (a file, a
-built-in map, random:SEED, swapped). Two more are for comparisons: num-sinks (first prompt tokens that are never
-released; -1 is the whole prompt) and groups=unlimited, which no bundle holds: torch alone replays it.
+Keys are the options of `export` that decide a policy: window, evict-every, num-recent, groups and
+head-map (a file, a built-in map, random:SEED, swapped). Two more are for comparisons: num-sinks
+(first prompt tokens that are never released; -1 is the whole prompt) and groups=unlimited, which no
+bundle holds: torch alone replays it.
 """
 
 from __future__ import annotations
@@ -36,15 +38,27 @@ class Variant:
 
     @classmethod
     def parse(cls, text: str) -> Variant:
-        """Raises: UserError for an unknown policy or key, or a value that is no number where one is wanted."""
+        """Raises: UserError for an unknown policy or key, or a value that is no number where one is
+        wanted.
+        """
         policy, *parts = text.split("@")
         if policy not in POLICIES:
-            raise UserError(f"--policies: unknown policy {policy or '(none)'}; choose from {', '.join(POLICIES)}")
+            raise UserError(
+                f"--policies: unknown policy {policy or '(none)'}; choose from"
+                f" {', '.join(POLICIES)}"
+            )
         unlimited = f"groups={UNLIMITED}" in parts
         if unlimited and (policy != "ssd-auto" or len(parts) > 1):
-            raise UserError(f"--policies {text}: only ssd-auto, with nothing else changed, can have unlimited groups; "
-                            f"use ssd-auto@groups={UNLIMITED}")  # fmt: skip
-        return cls(text, policy, () if unlimited else tuple(_change(text, part) for part in parts), not unlimited)
+            raise UserError(
+                f"--policies {text}: only ssd-auto, with nothing else changed, can have unlimited"
+                f" groups; use ssd-auto@groups={UNLIMITED}"
+            )
+        return cls(
+            text,
+            policy,
+            () if unlimited else tuple(_change(text, part) for part in parts),
+            not unlimited,
+        )
 
     def choice(self, model: str, budget: float, head_map: str | None) -> PolicyChoice:
         """What export would be told; head_map unless the variant has its own."""
@@ -59,21 +73,33 @@ class Variant:
         if head_map is None:
             raise UserError(f"{self.name} needs a head map with costs; run `ssd-export calibrate`")
         heads = allocate_each_head(head_map, choice.budget).heads
-        return make_policy(self.policy, config, budget=choice.budget, prompt_slots=choice.prompt_slots,
-                           groups=config.num_kv_heads, allocation=heads)  # fmt: skip
+        return make_policy(
+            self.policy,
+            config,
+            budget=choice.budget,
+            prompt_slots=choice.prompt_slots,
+            groups=config.num_kv_heads,
+            allocation=heads,
+        )
 
 
 def _change(text: str, part: str) -> tuple[str, int | str]:
     key, _, value = part.partition("=")
     if key not in KEYS or not value:
-        raise UserError(f"--policies {text}: {part!r} is not KEY=VALUE with a key of {', '.join(KEYS)}; {SHOWN}")
+        raise UserError(
+            f"--policies {text}: {part!r} is not KEY=VALUE with a key of {', '.join(KEYS)}; {SHOWN}"
+        )
     if key not in NUMBERS:
         return key.replace("-", "_"), value
     try:
         number = int(value)
     except ValueError:
-        raise UserError(f"--policies {text}: {key} wants a whole number, not {value!r}; {SHOWN}") from None
+        raise UserError(
+            f"--policies {text}: {key} wants a whole number, not {value!r}; {SHOWN}"
+        ) from None
     if key == "groups" and not 1 <= number <= MAX_GROUPS:
-        raise UserError(f"--policies {text}: groups={number} is outside 1..{MAX_GROUPS}; use groups={MAX_GROUPS} or "
-                        f"{UNLIMITED}")  # fmt: skip
+        raise UserError(
+            f"--policies {text}: groups={number} is outside 1..{MAX_GROUPS}; use"
+            f" groups={MAX_GROUPS} or {UNLIMITED}"
+        )
     return key.replace("-", "_"), number

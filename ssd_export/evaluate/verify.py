@@ -1,7 +1,7 @@
 """The ladder of proofs for a bundle: from what its files promise, op by op, up to the picture.
 
-    contract     the graphs take and give what the policy table promises; every head is where the head map says
-    compression  slots, bytes and budget as allocated
+    contract     the graphs take and give what the policy table promises; every head is where the
+    head map says compression  slots, bytes and budget as allocated
     ops          attention functions and evict graph against the rules, step by step
     weights      every tensor equals the checkpoint's (against checkpoint only)
     layers       keys, values, positions, scores of every head over the first steps
@@ -39,7 +39,9 @@ REPORT = "reports/verify.json"
 
 @dataclass(frozen=True)
 class VerifySpec:
-    """against None: checkpoint where it is at hand, else torch. model None: the demo's checkpoint if it is the bundle's."""
+    """against None: checkpoint where it is at hand, else torch. model None: the demo's checkpoint
+    if it is the bundle's.
+    """
 
     bundle: Path
     against: str | None = None
@@ -49,36 +51,56 @@ class VerifySpec:
     seed: int = 0
 
 
-def verify(spec: VerifySpec, progress: Progress = lambda stage, done, total: None) -> dict[str, Any]:
+def verify(
+    spec: VerifySpec, progress: Progress = lambda stage, done, total: None
+) -> dict[str, Any]:
     """The report: `ok`, the rungs in order, what was not run. Nothing is written.
 
-    Raises: UserError for a bundle that does not open, an unknown reference or level, a checkpoint of another model.
+    Raises: UserError for a bundle that does not open, an unknown reference or level, a checkpoint
+    of another model.
     """
     if spec.level not in LEVELS:
         raise UserError(f"unknown --level {spec.level!r}; choose one of {', '.join(LEVELS)}")
     if spec.against is not None and spec.against not in REFERENCES:
-        raise UserError(f"unknown --against {spec.against!r}; choose one of {', '.join(REFERENCES)}")
+        raise UserError(
+            f"unknown --against {spec.against!r}; choose one of {', '.join(REFERENCES)}"
+        )
     bundle = open_bundle(spec.bundle)
     checkpoint = _checkpoint(bundle, spec)
     against = spec.against or ("checkpoint" if checkpoint else "torch")
     subject = "torch" if against == "ort" else "ort"
     rungs, not_run = _climb(bundle, subject, against, checkpoint, spec, progress)
     return {
-        "ok": all(rung.ok for rung in rungs), "bundle_hash": bundle.hash, "runner": subject, "against": against,
-        "level": spec.level, "provider": spec.provider, "seed": spec.seed, "dtype": bundle.config["dtype"],
-        "policy": bundle.config["policy"]["name"], "tolerances": asdict(_tolerance(bundle)),
-        "tool_version": TOOL_VERSION, "machine": f"{platform.system()} {platform.machine()}",
-        "rungs": [rung.to_dict() for rung in rungs], "not_run": not_run,
-    }  # fmt: skip
+        "ok": all(rung.ok for rung in rungs),
+        "bundle_hash": bundle.hash,
+        "runner": subject,
+        "against": against,
+        "level": spec.level,
+        "provider": spec.provider,
+        "seed": spec.seed,
+        "dtype": bundle.config["dtype"],
+        "policy": bundle.config["policy"]["name"],
+        "tolerances": asdict(_tolerance(bundle)),
+        "tool_version": TOOL_VERSION,
+        "machine": f"{platform.system()} {platform.machine()}",
+        "rungs": [rung.to_dict() for rung in rungs],
+        "not_run": not_run,
+    }
 
 
 def _tolerance(bundle: Bundle) -> Tolerance:
-    return tolerance_of(bundle.config["dtype"], PolicyTable.from_dict(bundle.config["policy"]).kv_dtype)
+    return tolerance_of(
+        bundle.config["dtype"], PolicyTable.from_dict(bundle.config["policy"]).kv_dtype
+    )
 
 
 def add_report(bundle_path: Path, report: dict[str, Any]) -> Bundle:
-    """Puts the report into the bundle as reports/verify.json. Raises: UserError if the bundle cannot be written."""
-    return open_bundle(bundle_path).add_files({REPORT: (json.dumps(report, indent=1) + "\n").encode()})
+    """Puts the report into the bundle as reports/verify.json. Raises: UserError if the bundle
+    cannot be written.
+    """
+    return open_bundle(bundle_path).add_files(
+        {REPORT: (json.dumps(report, indent=1) + "\n").encode()}
+    )
 
 
 def _checkpoint(bundle: Bundle, spec: VerifySpec) -> Checkpoint | None:
@@ -87,7 +109,10 @@ def _checkpoint(bundle: Bundle, spec: VerifySpec) -> Checkpoint | None:
         return None
     if spec.model is None and bundle.config["model_name"] != "demo":
         if spec.against == "checkpoint":
-            raise UserError(f"--against checkpoint needs the checkpoint of {bundle.config['model_name']}; give --model DIR")
+            raise UserError(
+                f"--against checkpoint needs the checkpoint of {bundle.config['model_name']}; give"
+                " --model DIR"
+            )
         return None
     checkpoint = checkpoint_like(bundle, spec.model or "demo")
     if spec.model is None and spec.against is None and not is_of(checkpoint, bundle):
@@ -96,14 +121,21 @@ def _checkpoint(bundle: Bundle, spec: VerifySpec) -> Checkpoint | None:
 
 
 def _climb(
-    bundle: Bundle, subject: str, against: str, checkpoint: Checkpoint | None, spec: VerifySpec, progress: Progress
+    bundle: Bundle,
+    subject: str,
+    against: str,
+    checkpoint: Checkpoint | None,
+    spec: VerifySpec,
+    progress: Progress,
 ) -> tuple[list[Rung], list[str]]:
     """The rungs up to the level or the first failure, and the names of the others."""
     ladder: list[Ladder] = []
 
     def climb() -> Ladder:  # opened when first needed: a broken contract would not load
         if not ladder:
-            probes = [open_probe(name, bundle, spec.provider, checkpoint) for name in (subject, against)]
+            probes = [
+                open_probe(name, bundle, spec.provider, checkpoint) for name in (subject, against)
+            ]
             ladder.append(Ladder(bundle, *probes, spec.seed, progress))
         return ladder[0]
 

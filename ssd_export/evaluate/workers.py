@@ -1,7 +1,7 @@
 """Parts of long work on several processes: each takes the next part when it is free.
 
-The processes ignore Ctrl-C and end when this one ends the work, or is gone. A part that fails, or whose process was
-killed, is reported; the others go on.
+The processes ignore Ctrl-C and end when this one ends the work, or is gone. A part that fails, or
+whose process was killed, is reported; the others go on.
 """
 
 from __future__ import annotations
@@ -28,34 +28,45 @@ Work = Callable[[Any, Tell], None]
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a part ended. refused: the message of a UserError; failed: of anything else; both "" where it is done."""
+    """How a part ended. refused: the message of a UserError; failed: of anything else; both ""
+    where it is done.
+    """
 
     refused: str = ""
     failed: str = ""
 
 
 def run_parts(
-    parts: Sequence[Any], jobs: int, open_work: Callable[[], Work],
-    told: Callable[[Any, int, int], None], ended: Callable[[Any, Outcome], None],
-) -> None:  # fmt: skip
+    parts: Sequence[Any],
+    jobs: int,
+    open_work: Callable[[], Work],
+    told: Callable[[Any, int, int], None],
+    ended: Callable[[Any, Outcome], None],
+) -> None:
     """Runs all parts, begun in their order; with one job in this process.
 
-    Args: open_work: makes what is called with a part and a progress function, once in each process (so it and the
-    parts are pickled); told: a part's progress; ended: every part's end, as it comes.
+    Args: open_work: makes what is called with a part and a progress function, once in each process
+    (so it and the parts are pickled); told: a part's progress; ended: every part's end, as it
+    comes.
     """
     if jobs == 1:
         work = open_work()
         for part in parts:
-            ended(part, _outcome(work, part, lambda done, total, part=part: told(part, done, total)))
+            ended(
+                part, _outcome(work, part, lambda done, total, part=part: told(part, done, total))
+            )
         return
     _Pool(list(parts), open_work, told, ended).run(jobs)
 
 
 class _Pool:
     def __init__(
-        self, todo: list[Any], open_work: Callable[[], Work], told: Callable[[Any, int, int], None],
+        self,
+        todo: list[Any],
+        open_work: Callable[[], Work],
+        told: Callable[[Any, int, int], None],
         ended: Callable[[Any, Outcome], None],
-    ) -> None:  # fmt: skip
+    ) -> None:
         self._todo, self._open_work, self._told, self._ended = todo, open_work, told, ended
         self._context = multiprocessing.get_context("spawn")
         self._busy: dict[Connection, tuple[BaseProcess, Any]] = {}
@@ -102,7 +113,10 @@ class _Pool:
         except (EOFError, ConnectionError):
             process.join()
             del self._busy[pipe]
-            reason = f"its process was ended from outside (exit code {process.exitcode}), most likely for want of memory; use fewer --jobs"
+            reason = (
+                f"its process was ended from outside (exit code {process.exitcode}), most likely"
+                " for want of memory; use fewer --jobs"
+            )
             self._ended(part, Outcome(failed=reason))
             if self._todo:
                 self._start()
@@ -122,7 +136,9 @@ def _serve(pipe: Connection, open_work: Callable[[], Work]) -> None:
 
 
 def _serve_parts(pipe: Connection, open_work: Callable[[], Work]) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent is interrupted too, and ends this process
+    signal.signal(
+        signal.SIGINT, signal.SIG_IGN
+    )  # the parent is interrupted too, and ends this process
     signal.signal(signal.SIGTERM, _leave)
     opened: list[Work] = []
 

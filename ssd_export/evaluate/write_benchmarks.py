@@ -2,13 +2,15 @@
 
     python -m ssd_export.evaluate.write_benchmarks [--check]
 
-docs/benchmarks.md is written whole from docs/measurements/*.json. In the other documents the text between two comments is:
+docs/benchmarks.md is written whole from docs/measurements/*.json. In the other documents the text
+between two comments is:
 
-    <!-- measured:heads -->                  command, machine, versions and all tables of docs/measurements/heads.json
-    <!-- measured:bench-demo.ratio -->8.4    one of its figures, within a line
-    <!-- /measured -->
+    <!-- measured:heads -->                  command, machine, versions and all tables of
+    docs/measurements/heads.json <!-- measured:bench-demo.ratio -->8.4    one of its figures, within
+    a line <!-- /measured -->
 
-A missing file or figure is written as "not run". --check writes nothing and exits with 1 where a document differs.
+A missing file or figure is written as "not run". --check writes nothing and exits with 1 where a
+document differs.
 """
 
 from __future__ import annotations
@@ -31,12 +33,16 @@ from ssd_export.runtime.pictures import write_file
 REPOSITORY = Path(__file__).parent.parent.parent
 MEASUREMENTS, BENCHMARKS = Path("docs/measurements"), Path("docs/benchmarks.md")
 MARKED = ("README.md", "docs/*.md", "plugins/README.md", "ssd_export/demo/checkpoint/README.md")
-REGION = re.compile(r"(<!-- measured:([\w-]+)(?:\.([\w.-]+))? -->)(.*?)(<!-- /measured -->)", re.DOTALL)
+REGION = re.compile(
+    r"(<!-- measured:([\w-]+)(?:\.([\w.-]+))? -->)(.*?)(<!-- /measured -->)", re.DOTALL
+)
 
 
 @dataclass(frozen=True)
 class Section:
-    """A part of docs/benchmarks.md: heading, what to know, the measurements by name, pictures beside them."""
+    """A part of docs/benchmarks.md: heading, what to know, the measurements by name, pictures
+    beside them.
+    """
 
     heading: str
     text: str
@@ -53,22 +59,38 @@ says "not run".
 """
 
 SECTIONS = (
-    Section("Quality of the demo model", "The share of pictures that show what captions unseen in training say, judged by "
-            "rule, and the teacher-forced loss, for every policy and budget.", ("sweep",),
-            ("docs/measurements/sweep-pareto.png", "docs/measurements/sweep-sheet.png")),
-    Section("Speed and memory of the demo model", "Both baselines run in the same command: transformers with its own growing "
-            "cache, and the pre-allocated full cache in the same runner.", ("bench-demo",)),
-    Section("Speed and memory at the shape of Janus-Pro-1B", "Random weights of the published shape "
-            "(`python -m ssd_export.evaluate.synthetic_checkpoint`): time, memory and bytes are those of the real model.",
-            ("bench-1b-fp32", "bench-1b-int4")),
-    Section("Attention of one decode step, full cache against a fifth", "With several threads every operator waits for the "
-            "slowest of them, and the step of a compressed cache has as many operators with less to do in each. On this machine "
-            "two threads make it slower than one, and slower than the full cache.", ("attention_ratio",)),
+    Section(
+        "Quality of the demo model",
+        "The share of pictures that show what captions unseen in training say, judged by "
+        "rule, and the teacher-forced loss, for every policy and budget.",
+        ("sweep",),
+        ("docs/measurements/sweep-pareto.png", "docs/measurements/sweep-sheet.png"),
+    ),
+    Section(
+        "Speed and memory of the demo model",
+        "Both baselines run in the same command: transformers with its own growing "
+        "cache, and the pre-allocated full cache in the same runner.",
+        ("bench-demo",),
+    ),
+    Section(
+        "Speed and memory at the shape of Janus-Pro-1B",
+        "Random weights of the published shape (`python -m"
+        " ssd_export.evaluate.synthetic_checkpoint`): time, memory and bytes are those of the real"
+        " model.",
+        ("bench-1b-fp32", "bench-1b-int4"),
+    ),
+    Section(
+        "Attention of one decode step, full cache against a fifth",
+        "With several threads every operator waits for the slowest of them, and the step of a"
+        " compressed cache has as many operators with less to do in each. On this machine two"
+        " threads make it slower than one, and slower than the full cache.",
+        ("attention_ratio",),
+    ),
     Section("Export and memory at real size", "", ("real_size",)),
     Section("Quantised weights and caches", "", ("quantisation",)),
     Section("Building engines without a GPU", "", ("build",)),
     Section("On a GPU", "", ("gpu",)),
-)  # fmt: skip
+)
 
 
 class Measurements:
@@ -92,27 +114,46 @@ class Measurements:
 
     def figure(self, name: str, figure: str) -> str:
         measured = self[name]
-        return NOT_RUN if measured is None else str(figures(measured["results"]).get(figure, NOT_RUN))
+        return (
+            NOT_RUN if measured is None else str(figures(measured["results"]).get(figure, NOT_RUN))
+        )
 
 
 def figures(results: dict[str, Any]) -> dict[str, Any]:
     """Named numbers for running text: those of the file, and of the rows of a bench or a sweep."""
-    own = bench_figures(results) if "rates" in results else sweep_figures(results) if "skipped" in results else {}
+    own = (
+        bench_figures(results)
+        if "rates" in results
+        else sweep_figures(results)
+        if "skipped" in results
+        else {}
+    )
     return {**own, **results.get("figures", {})}
 
 
 def sweep_figures(results: dict[str, Any]) -> dict[str, str]:
-    """The scene score of every policy and budget, POLICY-BUDGET-score, what it was measured on, and the goals' figures."""
+    """The scene score of every policy and budget, POLICY-BUDGET-score, what it was measured on, and
+    the goals' figures.
+    """
     scores = {
-        f"{row['policy']}-{row['budget']:g}-score": f"{100 * row['score']['share']:.1f} %" for row in results["rows"] if "score" in row
+        f"{row['policy']}-{row['budget']:g}-score": f"{100 * row['score']['share']:.1f} %"
+        for row in results["rows"]
+        if "score" in row
     }
-    return {"captions": str(results["settings"]["num_prompts"]), **scores, **goal_figures(results["rows"])}
+    return {
+        "captions": str(results["settings"]["num_prompts"]),
+        **scores,
+        **goal_figures(results["rows"]),
+    }
 
 
 def provenance(measured: dict[str, Any]) -> str:
     machine, names = measured["machine"], measured["versions"]
     device = machine["device"] or "no GPU"
-    where = f"{machine['cores']} core(s) of {machine['cpu']}, {machine['memory_gib']} GiB, {device}, {machine['system']}"
+    where = (
+        f"{machine['cores']} core(s) of {machine['cpu']}, {machine['memory_gib']} GiB, {device},"
+        f" {machine['system']}"
+    )
     what = ", ".join(f"{name} {version}" for name, version in names.items())
     note = f" {measured['note']}" if measured["note"] else ""
     return f"`{measured['command']}`\n\n{where}; {what}.{note}"
@@ -130,10 +171,17 @@ def benchmarks(root: Path, measured: Measurements) -> str:
     """docs/benchmarks.md."""
     parts = [INTRODUCTION.strip()]
     for section in SECTIONS:
-        parts += [f"## {section.heading}", section.text, *(measured.text(name) for name in section.names)]
+        parts += [
+            f"## {section.heading}",
+            section.text,
+            *(measured.text(name) for name in section.names),
+        ]
         if measured[section.names[0]] is not None:
-            parts += [f"![{Path(name).stem}]({Path(name).relative_to(BENCHMARKS.parent)})"
-                      for name in section.pictures if (root / name).exists()]  # fmt: skip
+            parts += [
+                f"![{Path(name).stem}]({Path(name).relative_to(BENCHMARKS.parent)})"
+                for name in section.pictures
+                if (root / name).exists()
+            ]
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
@@ -149,7 +197,9 @@ def fill_regions(text: str, measured: Measurements) -> str:
 
 
 def documents(root: Path) -> dict[Path, str]:
-    """Every document that holds measured text, as it should be. Raises: UserError for a damaged measurement."""
+    """Every document that holds measured text, as it should be. Raises: UserError for a damaged
+    measurement.
+    """
     measured = Measurements(root / MEASUREMENTS)
     wanted = {root / BENCHMARKS: benchmarks(root, measured)}
     for path in sorted(path for pattern in MARKED for path in root.glob(pattern)):
@@ -160,16 +210,25 @@ def documents(root: Path) -> dict[Path, str]:
 
 def differing(root: Path) -> list[Path]:
     """Documents that do not say what the measurements say."""
-    return [path for path, text in documents(root).items() if not path.exists() or path.read_text(encoding="utf-8") != text]
+    return [
+        path
+        for path, text in documents(root).items()
+        if not path.exists() or path.read_text(encoding="utf-8") != text
+    ]
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description="Writes what was measured into the documents.")
-    parser.add_argument("--check", action="store_true", help="write nothing; exit with 1 where a document differs")
+    parser.add_argument(
+        "--check", action="store_true", help="write nothing; exit with 1 where a document differs"
+    )
     try:
         changed = differing(REPOSITORY)
         for path in changed:
-            print(f"{'differs from its measurements' if parser.parse_args().check else 'written'}: {path.relative_to(REPOSITORY)}")
+            print(
+                f"{'differs from its measurements' if parser.parse_args().check else 'written'}:"
+                f" {path.relative_to(REPOSITORY)}"
+            )
         if parser.parse_args().check:
             return 1 if changed else 0
         for path, text in documents(REPOSITORY).items():

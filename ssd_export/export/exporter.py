@@ -1,4 +1,6 @@
-"""From a checkpoint to a bundle: the policy is settled first, then space and memory, then weights, graphs, contracts."""
+"""From a checkpoint to a bundle: the policy is settled first, then space and memory, then weights,
+graphs, contracts.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +28,13 @@ from ssd_export.export.journal import Journal, unfinished_folder
 from ssd_export.export.onnx_writer import GraphWriter, write_decode_step, write_evict, write_prefill
 from ssd_export.export.quantize import precision_facts
 from ssd_export.export.weights import WEIGHTS_FILE, Weight, plan_weights, write_weights
-from ssd_export.model.checkpoint import EMBED_TOKENS, Checkpoint, ShapeOnly, first_layers, open_checkpoint
+from ssd_export.model.checkpoint import (
+    EMBED_TOKENS,
+    Checkpoint,
+    ShapeOnly,
+    first_layers,
+    open_checkpoint,
+)
 from ssd_export.model.hub import fetch, is_hub_id
 from ssd_export.plan.machine import check_disk
 from ssd_export.plan.memory import check_fits, export_bytes
@@ -41,7 +49,9 @@ Progress = Callable[[str, int, int], None]
 
 @dataclass(frozen=True)
 class ExportSpec:
-    """What to export and how; None leaves a number to the policy. Paths and names as a user gives them."""
+    """What to export and how; None leaves a number to the policy. Paths and names as a user gives
+    them.
+    """
 
     model: str
     policy: str | None
@@ -67,7 +77,9 @@ class ExportSpec:
 
 @dataclass(frozen=True)
 class Model:
-    """A checkpoint as --model found it. name: short, for a bundle's folder; revision: the hub's commit, if it has one."""
+    """A checkpoint as --model found it. name: short, for a bundle's folder; revision: the hub's
+    commit, if it has one.
+    """
 
     name: str
     folder: Path
@@ -94,10 +106,10 @@ def export_bundle(
 ) -> Path:
     """Writes the bundle of a spec, whole or not at all, and returns its folder.
 
-    Args: kept: told the folder with what is finished where Ctrl-C, a signal or a full disk stops the export; the same
-    spec with resume goes on there.
-    Raises: UserError for a checkpoint, policy, head map or output folder that will not do, and for too little disk or
-    memory; nothing is left behind.
+    Args: kept: told the folder with what is finished where Ctrl-C, a signal or a full disk stops
+    the export; the same spec with resume goes on there.
+    Raises: UserError for a checkpoint, policy, head map or output folder that will not do, and for
+    too little disk or memory; nothing is left behind.
     """
     plan = plan_export(spec)
     check_target(plan.out, spec.force)
@@ -116,14 +128,24 @@ def export_bundle(
 
 
 def plan_export(spec: ExportSpec, download: bool = True) -> ExportPlan:
-    """Everything settled for an export. download: without it a published model of a hub is known by its shape alone.
+    """Everything settled for an export. download: without it a published model of a hub is known by
+    its shape alone.
 
     Raises: UserError for a checkpoint, policy or head map that will not do.
     """
-    shape = None if download or Path(spec.model).expanduser().is_dir() else published_shape(spec.model)
-    if shape is None and not download and is_hub_id(spec.model) and not Path(spec.model).expanduser().is_dir():
-        raise UserError(f"{spec.model} is not here and not one of the published shapes; download it and give its folder, "
-                        f"or plan with --model {' or '.join(PUBLISHED)}")  # fmt: skip
+    shape = (
+        None if download or Path(spec.model).expanduser().is_dir() else published_shape(spec.model)
+    )
+    if (
+        shape is None
+        and not download
+        and is_hub_id(spec.model)
+        and not Path(spec.model).expanduser().is_dir()
+    ):
+        raise UserError(
+            f"{spec.model} is not here and not one of the published shapes; download it and give"
+            f" its folder, or plan with --model {' or '.join(PUBLISHED)}"
+        )
     if shape is not None:
         model, checkpoint = Model(spec.model.split("/")[-1].lower(), Path()), ShapeOnly(shape)
         table, head_map = settle_policy(spec, checkpoint, None)
@@ -135,7 +157,10 @@ def plan_export(spec: ExportSpec, download: bool = True) -> ExportPlan:
         checkpoint = checkpoint.first_layers(spec.num_layers)
     name = model.name if spec.num_layers is None else f"{model.name}-{spec.num_layers}-layers"
     weights = plan_weights(checkpoint, table, DTYPES[spec.dtype], spec.weights)
-    out = spec.out or Path("bundles") / f"{name}-{table.name}-b{table.budget:g}-{precision_name(spec)}"
+    out = (
+        spec.out
+        or Path("bundles") / f"{name}-{table.name}-b{table.budget:g}-{precision_name(spec)}"
+    )
     return ExportPlan(spec, replace(model, name=name), checkpoint, table, head_map, weights, out)
 
 
@@ -143,14 +168,24 @@ def check_space(plan: ExportPlan, unfinished: Path) -> None:
     """Raises: UserError where disk or memory will not do, with ways out."""
     written = sum(path.stat().st_size for path in unfinished.rglob("*") if path.is_file())
     total = sum(weight.num_bytes for weight in plan.weights)
-    way_out = "free some, choose a folder on another disk with --out, or export smaller weights (--weights int4)"
+    way_out = (
+        "free some, choose a folder on another disk with --out, or export smaller weights"
+        " (--weights int4)"
+    )
     check_disk(plan.out, total - written, f"the bundle {plan.out}", way_out)
     needed = export_bytes(weight.working_bytes for weight in plan.weights)
     if not plan.spec.force_memory:
-        check_fits("exporting", needed, (
-            "export with --dtype fp16 (no second copy of the largest tensor)" if plan.spec.dtype == "fp32"
-            else "export on a larger machine and copy the bundle back",
-        ))  # fmt: skip
+        check_fits(
+            "exporting",
+            needed,
+            (
+                (
+                    "export with --dtype fp16 (no second copy of the largest tensor)"
+                    if plan.spec.dtype == "fp32"
+                    else "export on a larger machine and copy the bundle back"
+                ),
+            ),
+        )
 
 
 def _asked(plan: ExportPlan) -> dict[str, Any]:
@@ -168,7 +203,11 @@ def _asked(plan: ExportPlan) -> dict[str, Any]:
 
 def precision_name(spec: ExportSpec) -> str:
     """fp16, fp16-int4, fp16-int4-kv-int8: what a bundle's folder is called after."""
-    parts = [spec.dtype] + [spec.weights] * (spec.weights != "none") + [f"kv-{spec.kv_dtype}"] * (spec.kv_dtype != "model")
+    parts = (
+        [spec.dtype]
+        + [spec.weights] * (spec.weights != "none")
+        + [f"kv-{spec.kv_dtype}"] * (spec.kv_dtype != "model")
+    )
     return "-".join(parts)
 
 
@@ -186,34 +225,50 @@ def find_model(model: str, revision: str | None = None) -> Model:
     folder = Path(model).expanduser()
     is_local = model == "demo" or folder.is_dir()
     if revision is not None and is_local:
-        raise UserError(f"--revision is for models of a hub and {model} is a local one; leave it out")
+        raise UserError(
+            f"--revision is for models of a hub and {model} is a local one; leave it out"
+        )
     if model == "demo":
         if not DEMO_CHECKPOINT.is_dir():
-            raise UserError(f"the demo checkpoint is missing from this installation ({DEMO_CHECKPOINT}); install ssd-export again")
+            raise UserError(
+                f"the demo checkpoint is missing from this installation ({DEMO_CHECKPOINT});"
+                " install ssd-export again"
+            )
         return Model("demo", DEMO_CHECKPOINT)
     if is_local:
         return Model(folder.resolve().name.lower(), folder)
     if is_hub_id(model):
         found = fetch(model, revision)
         return Model(model.split("/")[1].lower(), found.folder, found.revision)
-    raise UserError(f"no checkpoint at {model}: give a folder with config.json and the weights, a hub id such as "
-                    "deepseek-community/Janus-Pro-1B, or demo")  # fmt: skip
+    raise UserError(
+        f"no checkpoint at {model}: give a folder with config.json and the weights, a hub id such"
+        " as deepseek-community/Janus-Pro-1B, or demo"
+    )
 
 
-def settle_policy(spec: ExportSpec, checkpoint: Checkpoint, folder: Path | None) -> tuple[PolicyTable, HeadMap | None]:
-    """The policy table, and the head map it stands on where it tells heads apart; both of the first --num-layers."""
+def settle_policy(
+    spec: ExportSpec, checkpoint: Checkpoint, folder: Path | None
+) -> tuple[PolicyTable, HeadMap | None]:
+    """The policy table, and the head map it stands on where it tells heads apart; both of the first
+    --num-layers.
+    """
     config = checkpoint.config
     needed = spec.prompt_slots + NUM_IMAGE_TOKENS
     if needed > config.max_positions:
-        raise UserError(f"{spec.prompt_slots} prompt slots and {NUM_IMAGE_TOKENS} image tokens are more than the model's "
-                        f"{config.max_positions} positions; use --prompt-slots {config.max_positions - NUM_IMAGE_TOKENS} or less")  # fmt: skip
+        raise UserError(
+            f"{spec.prompt_slots} prompt slots and {NUM_IMAGE_TOKENS} image tokens are more than"
+            f" the model's {config.max_positions} positions; use --prompt-slots"
+            f" {config.max_positions - NUM_IMAGE_TOKENS} or less"
+        )
     head_map = allocation = None
     if spec.policy is None or needs_head_map(spec.policy):
         head_map = find_head_map(config, spec.head_map, checkpoint.fingerprint(), folder)
     if spec.num_layers is not None:
         config = first_layers(config, spec.num_layers)
         head_map = None if head_map is None else head_map.first_layers(spec.num_layers)
-    asked = {name: getattr(spec, name) for name in ("window", "evict_every", "num_recent", "num_sinks")}
+    asked = {
+        name: getattr(spec, name) for name in ("window", "evict_every", "num_recent", "num_sinks")
+    }
     given = [f"--{name.replace('_', '-')}" for name, value in asked.items() if value is not None]
     has_costs = head_map is not None and bool(head_map.cost_options)
     policy = spec.policy or ("ssd-auto" if has_costs and not given else "ssd-row")
@@ -222,9 +277,15 @@ def settle_policy(spec: ExportSpec, checkpoint: Checkpoint, folder: Path | None)
     if policy == "ssd-auto" and has_costs and spec.budget < 1:
         allocation = allocate(head_map, spec.budget, spec.groups).heads
     table = make_policy(
-        policy, config, budget=spec.budget, prompt_slots=spec.prompt_slots, head_map=head_map, groups=spec.groups,
-        allocation=allocation, **asked,
-    )  # fmt: skip
+        policy,
+        config,
+        budget=spec.budget,
+        prompt_slots=spec.prompt_slots,
+        head_map=head_map,
+        groups=spec.groups,
+        allocation=allocation,
+        **asked,
+    )
     return replace(table, kv_dtype=spec.kv_dtype).validate(), head_map
 
 
@@ -233,29 +294,36 @@ def _write_files(folder: Path, plan: ExportPlan, journal: Journal, progress: Pro
     (folder / "onnx").mkdir(exist_ok=True)
     dtype = str(DTYPES[spec.dtype]).removeprefix("torch.")
     places = _write_weights(folder / "onnx" / WEIGHTS_FILE, plan.weights, journal, progress)
-    specs = write_graphs(folder / "onnx", checkpoint.config, table, dtype, plan.weights, places, progress)
+    specs = write_graphs(
+        folder / "onnx", checkpoint.config, table, dtype, plan.weights, places, progress
+    )
     shutil.copyfile(checkpoint.tokenizer_path, folder / "tokenizer.json")
     shutil.copyfile(checkpoint.path / "config.json", folder / "config.json")
     if plan.head_map is not None:
         plan.head_map.save(folder / "head_map.json")
     offset, _ = places[EMBED_TOKENS]
-    write_config(folder, {
-        "model_name": plan.model.name,
-        "model_revision": plan.model.revision,
-        "model_fingerprint": checkpoint.fingerprint(),
-        "layers_of_the_model": checkpoint.num_layers_of_the_model,
-        "model": checkpoint.config.to_dict(),
-        "dtype": dtype,
-        "precision": precision_facts(spec.weights, plan.weights),
-        "target": spec.target,
-        "policy": table.to_dict(),
-        "generation": generation_defaults(checkpoint.path),
-        "text_embeddings": {
-            "file": f"onnx/{WEIGHTS_FILE}", "offset": offset, "dtype": dtype,
-            "shape": [checkpoint.config.vocab_size, checkpoint.config.hidden_size],
+    write_config(
+        folder,
+        {
+            "model_name": plan.model.name,
+            "model_revision": plan.model.revision,
+            "model_fingerprint": checkpoint.fingerprint(),
+            "layers_of_the_model": checkpoint.num_layers_of_the_model,
+            "model": checkpoint.config.to_dict(),
+            "dtype": dtype,
+            "precision": precision_facts(spec.weights, plan.weights),
+            "target": spec.target,
+            "policy": table.to_dict(),
+            "generation": generation_defaults(checkpoint.path),
+            "text_embeddings": {
+                "file": f"onnx/{WEIGHTS_FILE}",
+                "offset": offset,
+                "dtype": dtype,
+                "shape": [checkpoint.config.vocab_size, checkpoint.config.hidden_size],
+            },
+            "graphs": {graph.name: graph.to_dict() for graph in specs},
         },
-        "graphs": {graph.name: graph.to_dict() for graph in specs},
-    })  # fmt: skip
+    )
 
 
 def _write_weights(
@@ -272,16 +340,25 @@ def _write_weights(
 
 
 def write_graphs(
-    folder: Path, config: ModelConfig, table: PolicyTable, dtype: str, weights: list[Weight],
-    places: dict[str, tuple[int, int]], progress: Progress = lambda stage, done, total: None,
-) -> list[GraphSpec]:  # fmt: skip
-    """Writes every graph of the contract beside the weights file; evict graphs only where some group needs them."""
+    folder: Path,
+    config: ModelConfig,
+    table: PolicyTable,
+    dtype: str,
+    weights: list[Weight],
+    places: dict[str, tuple[int, int]],
+    progress: Progress = lambda stage, done, total: None,
+) -> list[GraphSpec]:
+    """Writes every graph of the contract beside the weights file; evict graphs only where some
+    group needs them.
+    """
     by_name = {weight.name: weight for weight in weights}
     writers: list[Callable[[GraphWriter], tuple[GraphSpec, ir.Model]]] = [
-        write_prefill, lambda writer: write_prefill(writer, top_k=True),
-        write_decode_step, lambda writer: write_decode_step(writer, top_k=True),
+        write_prefill,
+        lambda writer: write_prefill(writer, top_k=True),
+        write_decode_step,
+        lambda writer: write_decode_step(writer, top_k=True),
         write_image_decoder,
-    ]  # fmt: skip
+    ]
     writers += [partial(write_evict, spec=spec) for spec in evict_specs(config, table, dtype)]
     specs = []
     for done, write in enumerate(writers, start=1):
@@ -293,6 +370,8 @@ def write_graphs(
 
 
 def generation_defaults(folder: Path) -> dict[str, float]:
-    """cfg_scale and temperature: Janus' own unless the checkpoint brings a `ssd_generation.json` of its own."""
+    """cfg_scale and temperature: Janus' own unless the checkpoint brings a `ssd_generation.json` of
+    its own.
+    """
     own = folder / "ssd_generation.json"
     return DEFAULT_GENERATION | (json.loads(own.read_text()) if own.exists() else {})

@@ -1,18 +1,23 @@
-"""Decode attention over a head group's slots as one ONNX node, and the local function that gives it a body.
+"""Decode attention over a head group's slots as one ONNX node, and the local function that gives it
+a body.
 
-The node `ssd_export::DecodeAttention*` is R3 to R7 for one head group of one layer. With the function in the model,
-ONNX Runtime and plain TensorRT inline ordinary operators; without it (`plugin_flavour`) the TensorRT plugin of that
-name takes the node. Rules are told in cache/policy.py.
+The node `ssd_export::DecodeAttention*` is R3 to R7 for one head group of one layer. With the
+function in the model, ONNX Runtime and plain TensorRT inline ordinary operators; without it
+(`plugin_flavour`) the TensorRT plugin of that name takes the node. Rules are told in
+cache/policy.py.
 
 Inputs:  query [B, H*G, D], key, value [B, H, D] after RoPE, position int32 [B] of the new token,
          prompt_length int32 [B], past_key, past_value [B, H, S, D], past_position int32 [B, H, S],
-         and past_score float32 [B, H, S] where the group ranks by score. With keys and values in int8
-         (cache/quantized_rows.py) past_key_scale and past_value_scale float32 [B, H, S] follow past_value.
-Outputs: out [B, H*G, D], then the present_* of the past_* inputs, which may share their memory: everything that
+         and past_score float32 [B, H, S] where the group ranks by score. With keys and values in
+         int8 (cache/quantized_rows.py) past_key_scale and past_value_scale float32 [B, H, S] follow
+         past_value.
+Outputs: out [B, H*G, D], then the present_* of the past_* inputs, which may share their memory:
+everything that
          reads a past tensor comes before the write into it, by data dependency.
 
-A function body releases in the step only where evict_every is 1 (one slot: an arg-min). A group that releases more at
-a time has an empty slot whenever the step runs, because the evict graph ran before; the plugin does both itself.
+A function body releases in the step only where evict_every is 1 (one slot: an arg-min). A group
+that releases more at a time has an empty slot whenever the step runs, because the evict graph ran
+before; the plugin does both itself.
 """
 
 from __future__ import annotations
@@ -48,9 +53,21 @@ class AttentionNode:
     kv_dtype: str = "model"
 
     @classmethod
-    def of(cls, group: HeadGroup, table: PolicyTable, query_group_size: int, head_dim: int, dtype: str) -> AttentionNode:
-        return cls(group.rule, group.num_slots, group.num_heads, group.evict_every, table.score_decay,
-                   query_group_size, head_dim, dtype, group.can_fill(table.prompt_slots), table.kv_dtype)  # fmt: skip
+    def of(
+        cls, group: HeadGroup, table: PolicyTable, query_group_size: int, head_dim: int, dtype: str
+    ) -> AttentionNode:
+        return cls(
+            group.rule,
+            group.num_slots,
+            group.num_heads,
+            group.evict_every,
+            table.score_decay,
+            query_group_size,
+            head_dim,
+            dtype,
+            group.can_fill(table.prompt_slots),
+            table.kv_dtype,
+        )
 
     def attributes(self) -> dict[str, int | float]:
         """What the plugin reads from the node."""
@@ -65,34 +82,52 @@ class AttentionNode:
 
 
 def attention_function(node: AttentionNode, op_type: str, opset: int = OPSET) -> ir.Function:
-    """The local function `ssd_export::op_type` with a body of ordinary operators; opset is its model's."""
+    """The local function `ssd_export::op_type` with a body of ordinary operators; opset is its
+    model's.
+    """
     names = ["query", "key", "value", "position", "prompt_length"]
     past = {part: ir.Value(name=f"past_{part}") for part in part_names(node.rule, node.kv_dtype)}
     inputs = [ir.Value(name=name) for name in names] + list(past.values())
     ops = Operators()
     outputs = _body(ops, node, *inputs[: len(names)], past)
     graph = ir.Graph(inputs, outputs, nodes=ops.tape.nodes, opset_imports={"": opset}, name=op_type)
-    attributes = [ir.Attr(name, ir.AttributeType.FLOAT if isinstance(value, float) else ir.AttributeType.INT, None)
-                  for name, value in node.attributes().items()]  # fmt: skip
+    attributes = [
+        ir.Attr(
+            name, ir.AttributeType.FLOAT if isinstance(value, float) else ir.AttributeType.INT, None
+        )
+        for name, value in node.attributes().items()
+    ]
     return ir.Function(DOMAIN, op_type, graph=graph, attributes=attributes)
 
 
 def _body(
-    ops: Operators, node: AttentionNode, query: ir.Value, key: ir.Value, value: ir.Value, position: ir.Value,
-    prompt_length: ir.Value, past: dict[str, ir.Value],
-) -> list[ir.Value]:  # fmt: skip
+    ops: Operators,
+    node: AttentionNode,
+    query: ir.Value,
+    key: ir.Value,
+    value: ir.Value,
+    position: ir.Value,
+    prompt_length: ir.Value,
+    past: dict[str, ir.Value],
+) -> list[ir.Value]:
     past_position, past_score = past["position"], past.get("score")
     place = _head_places(ops, node, prompt_length)  # [B, H, 2]
-    new_position = ops.op("Expand", ops.reshape(position, [-1, 1]), ops.constant([1, node.num_heads]))  # [B, H]
+    new_position = ops.op(
+        "Expand", ops.reshape(position, [-1, 1]), ops.constant([1, node.num_heads])
+    )  # [B, H]
     position, prompt_length = (ops.reshape(row, [-1, 1, 1]) for row in (position, prompt_length))
-    slot, has_room = _slot(ops, node, position, prompt_length, past_position, past_score)  # [B, H, 1] each
+    slot, has_room = _slot(
+        ops, node, position, prompt_length, past_position, past_score
+    )  # [B, H, 1] each
     row = ops.op("Concat", place, slot, axis=-1)
     new = {"key": key, "value": value, "position": new_position}
     if node.kv_dtype == "int8":
         for part in ("key", "value"):
             new[part], new[f"{part}_scale"] = quantize_rows(ops, new[part], node.dtype)
     present = {part: ops.op("ScatterND", past[part], row, rows) for part, rows in new.items()}
-    probs = _softmax_over_slots(ops, node, query, present)  # float32 [B, H, S], or [B, H, G, S] where G > 1
+    probs = _softmax_over_slots(
+        ops, node, query, present
+    )  # float32 [B, H, S], or [B, H, G, S] where G > 1
     out = ops.reshape(_weighted_values(ops, node, probs, present), [0, -1, node.head_dim])
     if past_score is not None:
         started = ops.op("Mul", ops.cast(new_position, "float32"), ops.constant(0.0, "float32"))
@@ -102,19 +137,29 @@ def _body(
 
 def _for_each_query(ops: Operators, node: AttentionNode, of_slots: ir.Value) -> ir.Value:
     """[B, H, S] as it stands beside the probabilities."""
-    return of_slots if node.query_group_size == 1 else ops.reshape(of_slots, [0, 0, 1, node.num_slots])
+    return (
+        of_slots if node.query_group_size == 1 else ops.reshape(of_slots, [0, 0, 1, node.num_slots])
+    )
 
 
 def quantize_rows(ops: Operators, rows: ir.Value, dtype: str) -> tuple[ir.Value, ir.Value]:
-    """Codes int8 [..., D] and scales float32 [...] of rows [..., D], as cache/quantized_rows.py makes them."""
+    """Codes int8 [..., D] and scales float32 [...] of rows [..., D], as cache/quantized_rows.py
+    makes them.
+    """
     wide = rows if dtype == "float32" else ops.cast(rows, "float32")
     scale = ops.op("ReduceMax", ops.op("Abs", wide), ops.constant([-1]), keepdims=1)
-    factor = ops.op("Div", ops.constant(GREATEST_CODE, "float32"), ops.op("Max", scale, ops.constant(LEAST_SCALE, "float32")))
+    factor = ops.op(
+        "Div",
+        ops.constant(GREATEST_CODE, "float32"),
+        ops.op("Max", scale, ops.constant(LEAST_SCALE, "float32")),
+    )
     codes = ops.cast(ops.op("Round", ops.op("Mul", wide, factor)), "int8")
     return codes, ops.op("Squeeze", scale, ops.constant([-1]))
 
 
-def _weighted_values(ops: Operators, node: AttentionNode, probs: ir.Value, present: dict[str, ir.Value]) -> ir.Value:
+def _weighted_values(
+    ops: Operators, node: AttentionNode, probs: ir.Value, present: dict[str, ir.Value]
+) -> ir.Value:
     """[B, H, G, D]."""
     value, is_int8 = present["value"], node.kv_dtype == "int8"
     if is_int8:
@@ -128,15 +173,23 @@ def _weighted_values(ops: Operators, node: AttentionNode, probs: ir.Value, prese
 
 
 def _head_places(ops: Operators, node: AttentionNode, prompt_length: ir.Value) -> ir.Value:
-    """(row, head) of every head, int64 [B, H, 2]: from the batch size alone, so that all layers share one."""
-    rows = ops.op("Squeeze", ops.op("Shape", prompt_length))  # no constant: ONNX Runtime does not see that two empty ones are equal
+    """(row, head) of every head, int64 [B, H, 2]: from the batch size alone, so that all layers
+    share one.
+    """
+    rows = ops.op(
+        "Squeeze", ops.op("Shape", prompt_length)
+    )  # no constant: ONNX Runtime does not see that two empty ones are equal
     row = ops.reshape(ops.op("Range", ops.constant(0), rows, ops.constant(1)), [-1, 1, 1])
     heads = [[[0, head] for head in range(node.num_heads)]]
     return ops.op("Add", ops.op("Mul", row, ops.constant([[[1, 0]]])), ops.constant(heads))
 
 
-def _softmax_over_slots(ops: Operators, node: AttentionNode, query: ir.Value, present: dict[str, ir.Value]) -> ir.Value:
-    """Keys times query, not query times keys: with one query head the product is a matrix times a vector as stored."""
+def _softmax_over_slots(
+    ops: Operators, node: AttentionNode, query: ir.Value, present: dict[str, ir.Value]
+) -> ir.Value:
+    """Keys times query, not query times keys: with one query head the product is a matrix times a
+    vector as stored.
+    """
     group, head_dim, is_int8 = node.query_group_size, node.head_dim, node.kv_dtype == "int8"
     key = ops.cast(present["key"], node.dtype) if is_int8 else present["key"]
     factor = head_dim**-0.5 / (GREATEST_CODE if is_int8 else 1)
@@ -145,40 +198,68 @@ def _softmax_over_slots(ops: Operators, node: AttentionNode, query: ir.Value, pr
         columns = ops.reshape(scaled, [0, 0, head_dim, 1])
         logits = ops.reshape(ops.op("MatMul", key, columns), [0, 0, node.num_slots])
     else:
-        columns = ops.op("Transpose", ops.reshape(scaled, [0, node.num_heads, group, head_dim]), perm=[0, 1, 3, 2])
+        columns = ops.op(
+            "Transpose",
+            ops.reshape(scaled, [0, node.num_heads, group, head_dim]),
+            perm=[0, 1, 3, 2],
+        )
         logits = ops.op("Transpose", ops.op("MatMul", key, columns), perm=[0, 1, 3, 2])
     if node.dtype != "float32":
         logits = ops.cast(logits, "float32")
     if is_int8:
         logits = ops.op("Mul", logits, _for_each_query(ops, node, present["key_scale"]))
-    empty = ops.op("Less", _for_each_query(ops, node, present["position"]), ops.constant(0, "int32"))
-    return ops.op("Softmax", ops.op("Where", empty, ops.constant(-PROTECTED, "float32"), logits), axis=-1)
+    empty = ops.op(
+        "Less", _for_each_query(ops, node, present["position"]), ops.constant(0, "int32")
+    )
+    return ops.op(
+        "Softmax", ops.op("Where", empty, ops.constant(-PROTECTED, "float32"), logits), axis=-1
+    )
 
 
 def _present_score(
-    ops: Operators, node: AttentionNode, past_score: ir.Value, has_room: ir.Value | None, start: tuple[ir.Value, ir.Value],
+    ops: Operators,
+    node: AttentionNode,
+    past_score: ir.Value,
+    has_room: ir.Value | None,
+    start: tuple[ir.Value, ir.Value],
     probs: ir.Value,
-) -> ir.Value:  # fmt: skip
+) -> ir.Value:
     """start: where the new token is, as ScatterND counts, and the score it begins with."""
-    received = probs if node.query_group_size == 1 else ops.op("ReduceSum", probs, ops.constant([2]), keepdims=0)
+    received = (
+        probs
+        if node.query_group_size == 1
+        else ops.op("ReduceSum", probs, ops.constant([2]), keepdims=0)
+    )
     if has_room is not None and node.score_decay != 1:
-        kept = ops.op("Where", has_room, ops.constant(1.0, "float32"), ops.constant(node.score_decay, "float32"))
+        kept = ops.op(
+            "Where",
+            has_room,
+            ops.constant(1.0, "float32"),
+            ops.constant(node.score_decay, "float32"),
+        )
         past_score = ops.op("Mul", past_score, kept)
     return ops.op("Add", ops.op("ScatterND", past_score, *start), received)
 
 
 def _slot(
-    ops: Operators, node: AttentionNode, position: ir.Value, prompt_length: ir.Value, past_position: ir.Value,
+    ops: Operators,
+    node: AttentionNode,
+    position: ir.Value,
+    prompt_length: ir.Value,
+    past_position: ir.Value,
     past_score: ir.Value | None,
-) -> tuple[ir.Value, ir.Value | None]:  # fmt: skip
+) -> tuple[ir.Value, ir.Value | None]:
     """int64 [B, H, 1]: the lowest empty slot (R6), else the slot of least retention (R5).
 
-    And, where the step releases by score: bool [B, H, 1], whether the head had an empty slot. It is read off the
-    ranks, not off past_position, which the write into present_position may have overwritten by then.
+    And, where the step releases by score: bool [B, H, 1], whether the head had an empty slot. It is
+    read off the ranks, not off past_position, which the write into present_position may have
+    overwritten by then.
     """
     rule = node.rule
     if not node.releases or node.evict_every > 1 or not (rule.by_score or _protects(rule)):
-        return ops.op("ArgMin", past_position, axis=-1), None  # the first -1; without empty slots the oldest token
+        return ops.op(
+            "ArgMin", past_position, axis=-1
+        ), None  # the first -1; without empty slots the oldest token
     rank = past_score if rule.by_score else ops.cast(past_position, "float32")
     rank = _protect(ops, rule, rank, position, prompt_length, past_position)
     empty = ops.op("Less", past_position, ops.constant(0, "int32"))
@@ -192,9 +273,16 @@ def _protects(rule: Rule) -> bool:
 
 
 def _protect(
-    ops: Operators, rule: Rule, rank: ir.Value, position: ir.Value, prompt_length: ir.Value, past_position: ir.Value
+    ops: Operators,
+    rule: Rule,
+    rank: ir.Value,
+    position: ir.Value,
+    prompt_length: ir.Value,
+    past_position: ir.Value,
 ) -> ir.Value:
-    """rank where R3 does not protect, PROTECTED where it does (empty slots count as sinks here; callers see to them)."""
+    """rank where R3 does not protect, PROTECTED where it does (empty slots count as sinks here;
+    callers see to them).
+    """
     protected = []
     if rule.num_sinks != 0:
         sinks = prompt_length if rule.num_sinks < 0 else ops.constant(rule.num_sinks, "int32")
@@ -207,39 +295,60 @@ def _protect(
     if not protected:
         return rank
     # one Where for all: it is three passes in ONNX Runtime, Or is one
-    return ops.op("Where", reduce(partial(ops.op, "Or"), protected), ops.constant(PROTECTED, "float32"), rank)
+    return ops.op(
+        "Where", reduce(partial(ops.op, "Or"), protected), ops.constant(PROTECTED, "float32"), rank
+    )
 
 
-def _in_pinned_column(ops: Operators, rule: Rule, prompt_length: ir.Value, past_position: ir.Value) -> ir.Value:
-    """Prompt tokens have a negative index; they are looked up as column 24, which is never pinned."""
+def _in_pinned_column(
+    ops: Operators, rule: Rule, prompt_length: ir.Value, past_position: ir.Value
+) -> ir.Value:
+    """Prompt tokens have a negative index; they are looked up as column 24, which is never
+    pinned.
+    """
     index = ops.op("Sub", past_position, prompt_length)
     column = ops.op("Mod", index, ops.constant(GRID, "int32"))
     is_prompt = ops.op("Less", index, ops.constant(0, "int32"))
     pinned = [bool(rule.pinned_columns >> number & 1) for number in range(GRID)] + [False]
     table = ops.constant([float(flag) for flag in pinned], "float32")
-    looked_up = ops.op("Gather", table, ops.op("Where", is_prompt, ops.constant(GRID, "int32"), column))
+    looked_up = ops.op(
+        "Gather", table, ops.op("Where", is_prompt, ops.constant(GRID, "int32"), column)
+    )
     return ops.op("Greater", looked_up, ops.constant(0.5, "float32"))
 
 
 def release_nodes(
-    ops: Operators, node: AttentionNode, next_position: ir.Value, prompt_length: ir.Value, position: ir.Value,
+    ops: Operators,
+    node: AttentionNode,
+    next_position: ir.Value,
+    prompt_length: ir.Value,
+    position: ir.Value,
     score: ir.Value | None,
-) -> tuple[ir.Value, ir.Value | None]:  # fmt: skip
-    """(position, score) after a release of evict_every slots in each head that has no empty one (R5, R7).
+) -> tuple[ir.Value, ir.Value | None]:
+    """(position, score) after a release of evict_every slots in each head that has no empty one
+    (R5, R7).
 
-    Args: next_position int32 [B]: of the token about to be written; position int32, score float32 [B, H, S].
+    Args: next_position int32 [B]: of the token about to be written; position int32, score float32
+    [B, H, S].
     Returns: score only where score_decay changes it.
     """
-    next_position, prompt_length = (ops.reshape(row, [-1, 1, 1]) for row in (next_position, prompt_length))
+    next_position, prompt_length = (
+        ops.reshape(row, [-1, 1, 1]) for row in (next_position, prompt_length)
+    )
     rank = score if node.rule.by_score else ops.cast(position, "float32")
     rank = _protect(ops, node.rule, rank, next_position, prompt_length, position)
     _, least = ops.many("TopK", rank, ops.constant([node.evict_every]), num_outputs=2, largest=0)
     empty = ops.constant(-1, "int32")
-    released = ops.op("ScatterElements", position, least,
-                      ops.op("Expand", empty, ops.op("Shape", least)), axis=-1)  # fmt: skip
-    has_room = ops.op("Less", ops.op("ReduceMin", position, ops.constant([-1])), ops.constant(0, "int32"))
+    released = ops.op(
+        "ScatterElements", position, least, ops.op("Expand", empty, ops.op("Shape", least)), axis=-1
+    )
+    has_room = ops.op(
+        "Less", ops.op("ReduceMin", position, ops.constant([-1])), ops.constant(0, "int32")
+    )
     after = ops.op("Where", has_room, position, released)
     if score is None or node.score_decay == 1:
         return after, None
-    factor = ops.op("Where", has_room, ops.constant(1.0, "float32"), ops.constant(node.score_decay, "float32"))
+    factor = ops.op(
+        "Where", has_room, ops.constant(1.0, "float32"), ops.constant(node.score_decay, "float32")
+    )
     return after, ops.op("Mul", score, factor)

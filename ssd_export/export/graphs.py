@@ -1,21 +1,27 @@
-"""What goes into each graph and what comes out: names, dtypes, shapes and which output may overwrite which input.
+"""What goes into each graph and what comes out: names, dtypes, shapes and which output may
+overwrite which input.
 
-This is the one place where they are made; the writer, the runners, the engine builder and the C++ library read
-them from here or from `ssd_config.json`.
+This is the one place where they are made; the writer, the runners, the engine builder and the C++
+library read them from here or from `ssd_config.json`.
 
 A dimension is a number or one of these names:
-    images  N, pictures drawn at once             rows    2 N, conditional rows first, then unconditional
-    prompt_tokens  T, the longest prompt of the batch
+    images  N, pictures drawn at once             rows    2 N, conditional rows first, then
+    unconditional prompt_tokens  T, the longest prompt of the batch
 
 decode_step (step s = 1..575 draws token s from token s - 1):
-    tokens [576, images] int32 is read at row s - 1 and written at row s; step [1] int64 comes back plus one;
-    prompt_length [rows] int32; uniforms [576, images]; cfg_scale, temperature [1] (temperature 0: greedy);
-    past_key_values.{layer}.{group}.{key|value|position|score} -> present.{layer}.{group}.{...}, aliased; with keys
-    and values in int8 also {key_scale|value_scale}, float32 (cache/quantized_rows.py).
-prefill: prompt embeddings -> token 0, and present.* with T slots, which the runtime copies into the caches (R8).
-evict: past_key_values.*.{position|score} of the groups that release between steps -> present.* (R5, R7). The
-    scores, which only a score_decay below 1 changes, are not aliased: nothing orders their write after the ranking.
-evict_*: the same for the groups that release before the same steps, where others release before other ones. Either
+    tokens [576, images] int32 is read at row s - 1 and written at row s; step [1] int64 comes back
+    plus one; prompt_length [rows] int32; uniforms [576, images]; cfg_scale, temperature [1]
+    (temperature 0: greedy); past_key_values.{layer}.{group}.{key|value|position|score} ->
+    present.{layer}.{group}.{...}, aliased; with keys and values in int8 also
+    {key_scale|value_scale}, float32 (cache/quantized_rows.py).
+prefill: prompt embeddings -> token 0, and present.* with T slots, which the runtime copies into the
+caches (R8).
+evict: past_key_values.*.{position|score} of the groups that release between steps -> present.* (R5,
+R7). The
+    scores, which only a score_decay below 1 changes, are not aliased: nothing orders their write
+    after the ranking.
+evict_*: the same for the groups that release before the same steps, where others release before
+other ones. Either
     evict alone or those that are due: evict ranks every group whenever one is full.
 image_decoder: codes [images, 576] -> pixels [images, height, width, 3] in 0..255, not rounded.
 """
@@ -24,7 +30,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from ssd_export.cache.table import HeadGroup, PolicyTable, Rule, release_graph, release_kind, releases_between_steps
+from ssd_export.cache.table import (
+    HeadGroup,
+    PolicyTable,
+    Rule,
+    release_graph,
+    release_kind,
+    releases_between_steps,
+)
 from ssd_export.config import NUM_IMAGE_TOKENS, ModelConfig
 from ssd_export.specs import Dimension, GraphSpec, TensorSpec
 
@@ -45,7 +58,9 @@ def head_groups(table: PolicyTable) -> Iterator[tuple[int, int, HeadGroup]]:
 
 
 def part_names(rule: Rule, kv_dtype: str) -> list[str]:
-    """The cache tensors of a group with this rule, in the order of the attention node; no score where none is ranked by."""
+    """The cache tensors of a group with this rule, in the order of the attention node; no score
+    where none is ranked by.
+    """
     scales = ["key_scale", "value_scale"] if kv_dtype == "int8" else []
     return ["key", "value", *scales, "position"] + ["score"] * rule.by_score
 
@@ -74,9 +89,15 @@ def _sampling_inputs(top_k: bool) -> list[TensorSpec]:
     return inputs + ([TensorSpec("top_k", "int64", (1,))] if top_k else [])
 
 
-def decode_step_spec(config: ModelConfig, table: PolicyTable, dtype: str, top_k: bool = False) -> GraphSpec:
+def decode_step_spec(
+    config: ModelConfig, table: PolicyTable, dtype: str, top_k: bool = False
+) -> GraphSpec:
     tokens = TensorSpec("tokens", "int32", (NUM_IMAGE_TOKENS, "images"))
-    inputs = [tokens, TensorSpec("step", "int64", (1,)), TensorSpec("prompt_length", "int32", ("rows",))]
+    inputs = [
+        tokens,
+        TensorSpec("step", "int64", (1,)),
+        TensorSpec("prompt_length", "int32", ("rows",)),
+    ]
     inputs += _sampling_inputs(top_k)
     outputs = [
         _named("present_tokens", tokens),
@@ -90,10 +111,14 @@ def decode_step_spec(config: ModelConfig, table: PolicyTable, dtype: str, top_k:
             inputs.append(_named(past, spec))
             outputs.append(_named(present, spec))
             aliases[present] = past
-    return GraphSpec("decode_step_top_k" if top_k else "decode_step", tuple(inputs), tuple(outputs), aliases)
+    return GraphSpec(
+        "decode_step_top_k" if top_k else "decode_step", tuple(inputs), tuple(outputs), aliases
+    )
 
 
-def prefill_spec(config: ModelConfig, table: PolicyTable, dtype: str, top_k: bool = False) -> GraphSpec:
+def prefill_spec(
+    config: ModelConfig, table: PolicyTable, dtype: str, top_k: bool = False
+) -> GraphSpec:
     inputs = [
         TensorSpec("inputs_embeds", "float32", ("rows", "prompt_tokens", config.hidden_size)),
         TensorSpec("prompt_length", "int32", ("rows",)),
@@ -111,20 +136,25 @@ def prefill_spec(config: ModelConfig, table: PolicyTable, dtype: str, top_k: boo
 
 
 def evict_specs(config: ModelConfig, table: PolicyTable, dtype: str) -> list[GraphSpec]:
-    """evict and, where there are several kinds of groups (cache/table.py), one graph for each; none where none releases
-    between steps."""
+    """evict and, where there are several kinds of groups (cache/table.py), one graph for each; none
+    where none releases between steps."""
     kinds: list[tuple[int, int] | None] = [None] * bool(table.release_kinds)
     kinds += table.release_kinds if len(table.release_kinds) > 1 else []
     return [evict_spec(config, table, dtype, kind) for kind in kinds]
 
 
-def evict_spec(config: ModelConfig, table: PolicyTable, dtype: str, kind: tuple[int, int] | None = None) -> GraphSpec:
+def evict_spec(
+    config: ModelConfig, table: PolicyTable, dtype: str, kind: tuple[int, int] | None = None
+) -> GraphSpec:
     """The graph that releases in the groups of a kind, or in all that release between steps."""
     inputs: list[TensorSpec] = []
     outputs: list[TensorSpec] = []
     aliases: dict[str, str] = {}
     for layer, index, group in head_groups(table):
-        if not releases_between_steps(group, table.prompt_slots) or kind not in (None, release_kind(group)):
+        if not releases_between_steps(group, table.prompt_slots) or kind not in (
+            None,
+            release_kind(group),
+        ):
             continue
         for part, spec in cache_parts(group, config, dtype, group.num_slots, table.kv_dtype):
             if part not in ("position", "score"):
@@ -137,9 +167,14 @@ def evict_spec(config: ModelConfig, table: PolicyTable, dtype: str, kind: tuple[
             elif table.score_decay != 1:
                 outputs.append(_named(present, spec))
     if inputs:
-        lengths = [TensorSpec("step", "int64", (1,)), TensorSpec("prompt_length", "int32", ("rows",))]
+        lengths = [
+            TensorSpec("step", "int64", (1,)),
+            TensorSpec("prompt_length", "int32", ("rows",)),
+        ]
         inputs = lengths + inputs
-    return GraphSpec("evict" if kind is None else release_graph(kind), tuple(inputs), tuple(outputs), aliases)
+    return GraphSpec(
+        "evict" if kind is None else release_graph(kind), tuple(inputs), tuple(outputs), aliases
+    )
 
 
 def image_decoder_spec(config: ModelConfig) -> GraphSpec:

@@ -1,6 +1,7 @@
 """Writes the VQ-16 image decoder as an ONNX graph: codes of the grid -> pixels in 0..255.
 
-Operation for operation ssd_export/model/image_decoder.py, the torch reference; GroupNorm and softmax in float32.
+Operation for operation ssd_export/model/image_decoder.py, the torch reference; GroupNorm and
+softmax in float32.
 """
 
 from __future__ import annotations
@@ -32,8 +33,15 @@ def write_image_decoder(writer: GraphWriter) -> tuple[GraphSpec, ir.Model]:
             if level == 0:
                 x = _attention(writer, x, f"{root}.up.{level}.attn.{block}", width)
         if level < len(widths) - 1:
-            x = ops.op("Resize", x, None, ops.constant([1.0, 1.0, 2.0, 2.0], "float32"), mode="nearest",
-                       coordinate_transformation_mode="asymmetric", nearest_mode="floor")  # fmt: skip
+            x = ops.op(
+                "Resize",
+                x,
+                None,
+                ops.constant([1.0, 1.0, 2.0, 2.0], "float32"),
+                mode="nearest",
+                coordinate_transformation_mode="asymmetric",
+                nearest_mode="floor",
+            )
             x = _conv(writer, x, f"{root}.up.{level}.upsample.conv", padding=1)
     x = _swish(writer, _group_norm(writer, x, f"{root}.norm_out"))
     x = _conv(writer, x, f"{root}.conv_out", padding=1)
@@ -45,7 +53,9 @@ def _latents(writer: GraphWriter, codes: ir.Value) -> ir.Value:
     ops = writer.ops
     entries = ops.op("Gather", writer.weight("vqmodel.quantize.embedding.weight"), codes, axis=0)
     wide = entries if writer.dtype == "float32" else ops.cast(entries, "float32")
-    length = ops.op("Max", ops.op("ReduceL2", wide, ops.constant([-1])), ops.constant(1e-12, "float32"))
+    length = ops.op(
+        "Max", ops.op("ReduceL2", wide, ops.constant([-1])), ops.constant(1e-12, "float32")
+    )
     unit = ops.op("Div", wide, length)
     unit = unit if writer.dtype == "float32" else ops.cast(unit, writer.dtype)
     grid = ops.op("Transpose", unit, perm=[0, 2, 1])
@@ -54,7 +64,13 @@ def _latents(writer: GraphWriter, codes: ir.Value) -> ir.Value:
 
 
 def _conv(writer: GraphWriter, x: ir.Value, name: str, padding: int) -> ir.Value:
-    return writer.ops.op("Conv", x, writer.weight(f"{name}.weight"), writer.weight(f"{name}.bias"), pads=[padding] * 4)
+    return writer.ops.op(
+        "Conv",
+        x,
+        writer.weight(f"{name}.weight"),
+        writer.weight(f"{name}.bias"),
+        pads=[padding] * 4,
+    )
 
 
 def _swish(writer: GraphWriter, x: ir.Value) -> ir.Value:
@@ -66,17 +82,24 @@ def _group_norm(writer: GraphWriter, x: ir.Value, name: str) -> ir.Value:
     ops, full = writer.ops, writer.dtype == "float32"
     wide = x if full else ops.cast(x, "float32")
     rows = ops.reshape(wide, [0, NUM_GROUPS, -1])
-    ones, zeros = ops.constant([1.0] * NUM_GROUPS, "float32"), ops.constant([0.0] * NUM_GROUPS, "float32")
+    ones, zeros = (
+        ops.constant([1.0] * NUM_GROUPS, "float32"),
+        ops.constant([0.0] * NUM_GROUPS, "float32"),
+    )
     normed = ops.op("InstanceNormalization", rows, ones, zeros, epsilon=EPS)
     normed = ops.op("Reshape", normed, ops.op("Shape", wide))
-    scale, shift = (ops.reshape(writer.weight(f"{name}.{part}"), [1, -1, 1, 1]) for part in ("weight", "bias"))
+    scale, shift = (
+        ops.reshape(writer.weight(f"{name}.{part}"), [1, -1, 1, 1]) for part in ("weight", "bias")
+    )
     if not full:
         scale, shift = ops.cast(scale, "float32"), ops.cast(shift, "float32")
     scaled = ops.op("Add", ops.op("Mul", normed, scale), shift)
     return scaled if full else ops.cast(scaled, writer.dtype)
 
 
-def _residual(writer: GraphWriter, x: ir.Value, name: str, channels_in: int, channels_out: int) -> ir.Value:
+def _residual(
+    writer: GraphWriter, x: ir.Value, name: str, channels_in: int, channels_out: int
+) -> ir.Value:
     changed = _swish(writer, _group_norm(writer, x, f"{name}.norm1"))
     changed = _conv(writer, changed, f"{name}.conv1", padding=1)
     changed = _swish(writer, _group_norm(writer, changed, f"{name}.norm2"))
@@ -90,7 +113,10 @@ def _attention(writer: GraphWriter, x: ir.Value, name: str, channels: int) -> ir
     """Single-head attention among the 576 places of the lowest resolution."""
     ops = writer.ops
     normed = _group_norm(writer, x, f"{name}.norm")
-    query, key, value = (ops.reshape(_conv(writer, normed, f"{name}.{part}", padding=0), [0, channels, -1]) for part in "qkv")
+    query, key, value = (
+        ops.reshape(_conv(writer, normed, f"{name}.{part}", padding=0), [0, channels, -1])
+        for part in "qkv"
+    )
     logits = ops.op("MatMul", ops.op("Transpose", query, perm=[0, 2, 1]), key)
     logits = ops.op("Mul", logits, ops.constant(channels**-0.5, writer.dtype))
     if writer.dtype != "float32":
@@ -104,10 +130,14 @@ def _attention(writer: GraphWriter, x: ir.Value, name: str, channels: int) -> ir
 
 
 def _to_bytes(writer: GraphWriter, x: ir.Value) -> ir.Value:
-    """-1..1 -> 0..255, clipped, channels last, float32; the runtime truncates to uint8 as Janus does."""
+    """-1..1 -> 0..255, clipped, channels last, float32; the runtime truncates to uint8 as Janus
+    does.
+    """
     ops = writer.ops
     wide = x if writer.dtype == "float32" else ops.cast(x, "float32")
-    half = ops.op("Div", ops.op("Add", wide, ops.constant(1.0, "float32")), ops.constant(2.0, "float32"))
+    half = ops.op(
+        "Div", ops.op("Add", wide, ops.constant(1.0, "float32")), ops.constant(2.0, "float32")
+    )
     scaled = ops.op("Mul", half, ops.constant(255.0, "float32"))
     clipped = ops.op("Clip", scaled, ops.constant(0.0, "float32"), ops.constant(255.0, "float32"))
     return ops.op("Transpose", clipped, perm=[0, 2, 3, 1])

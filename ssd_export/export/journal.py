@@ -1,12 +1,13 @@
-"""What an export has finished, kept in its unfinished folder, so that `--resume` goes on instead of beginning anew.
+"""What an export has finished, kept in its unfinished folder, so that `--resume` goes on instead of
+beginning anew.
 
     <bundle>.partial-export/
-        journal.jsonl   line 1: {what was asked for}; then one line a tensor: {"name", "end", "sha256"}
-        onnx/weights.safetensors, ...
+        journal.jsonl   line 1: {what was asked for}; then one line a tensor: {"name", "end",
+        "sha256"} onnx/weights.safetensors, ...
 
-`end` is where the tensor ends in the weights file, `sha256` that of the file up to there. Before anything is added, the
-file is read again up to the last line that still holds, so a tensor that never reached the disk is written once more.
-One export at a time holds the journal's lock (POSIX).
+`end` is where the tensor ends in the weights file, `sha256` that of the file up to there. Before
+anything is added, the file is read again up to the last line that still holds, so a tensor that
+never reached the disk is written once more. One export at a time holds the journal's lock (POSIX).
 """
 
 from __future__ import annotations
@@ -40,10 +41,12 @@ class Journal:
     """The journal of one unfinished export; a context manager that holds its lock."""
 
     def __init__(self, folder: Path, asked: dict[str, Any], resume: bool) -> None:
-        """Opens the journal of `folder`, begun anew unless `resume`, or where there is nothing to resume.
+        """Opens the journal of `folder`, begun anew unless `resume`, or where there is nothing to
+        resume.
 
         Args: asked: everything that decides what the bundle will be, JSON by name.
-        Raises: UserError where another export is writing there, or the folder was begun with something else asked.
+        Raises: UserError where another export is writing there, or the folder was begun with
+        something else asked.
         """
         self.path = folder / JOURNAL
         folder.mkdir(parents=True, exist_ok=True)
@@ -61,23 +64,33 @@ class Journal:
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
     ) -> None:
         self._file.close()
 
     def let_go(self) -> None:
-        """Before the folder gets its name: Windows renames no folder with an open file; elsewhere the lock stays."""
+        """Before the folder gets its name: Windows renames no folder with an open file; elsewhere
+        the lock stays.
+        """
         if fcntl is None:
             self._file.close()
 
-    def open_weights(self, path: Path, header: bytes, ends: Sequence[int]) -> tuple[WeightsStream, int]:
+    def open_weights(
+        self, path: Path, header: bytes, ends: Sequence[int]
+    ) -> tuple[WeightsStream, int]:
         """The weights file, ready for its next tensor, and how many tensors it holds already.
 
         Args: ends: where each planned tensor ends in the file.
         """
         file = open(path, "r+b" if path.exists() else "w+b")
         digest, count = hashlib.sha256(), 0
-        if self._hash_up_to(file, digest, len(header)) and digest.digest() == hashlib.sha256(header).digest():
+        if (
+            self._hash_up_to(file, digest, len(header))
+            and digest.digest() == hashlib.sha256(header).digest()
+        ):
             count, digest = self._intact(file, digest, ends)
         else:
             digest = hashlib.sha256(header)
@@ -93,7 +106,9 @@ class Journal:
         self._append({"name": name, "end": end, "sha256": sha256})
 
     def _intact(self, file: BinaryIO, digest: Any, ends: Sequence[int]) -> tuple[int, Any]:
-        """How many of the journal's tensors stand in the file as they were written, and the hash up to there."""
+        """How many of the journal's tensors stand in the file as they were written, and the hash up
+        to there.
+        """
         good = digest.copy()
         for count, (line, end) in enumerate(zip(self.finished, ends)):
             if line.get("end") != end or not self._hash_up_to(file, digest, end):
@@ -136,7 +151,9 @@ class Journal:
         self._file.flush()
 
     def _read(self) -> list[dict[str, Any]]:
-        """Its lines, up to one that an interruption cut; none where there is nothing to go on from."""
+        """Its lines, up to one that an interruption cut; none where there is nothing to go on
+        from.
+        """
         self._file.seek(0)
         lines, end = [], 0
         for text in self._file:
@@ -159,7 +176,8 @@ class Journal:
         except OSError:
             self._file.close()
             raise UserError(
-                f"another export is writing {self.path.parent}; wait for it, or choose another folder with --out"
+                f"another export is writing {self.path.parent}; wait for it, or choose another"
+                " folder with --out"
             ) from None
 
 
@@ -173,7 +191,10 @@ class WeightsStream:
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
     ) -> None:
         self._file.close()
 
@@ -192,7 +213,9 @@ def _line(entry: dict[str, Any]) -> bytes:
 
 
 def _check_same(begun: dict[str, Any], asked: dict[str, Any], folder: Path) -> None:
-    """Raises: UserError that names what differs between the export that was begun and the one asked for."""
+    """Raises: UserError that names what differs between the export that was begun and the one asked
+    for.
+    """
     differing = [name for name in {**begun, **asked} if begun.get(name) != asked.get(name)]
     if not differing:
         return
@@ -203,5 +226,6 @@ def _check_same(begun: dict[str, Any], asked: dict[str, Any], folder: Path) -> N
         else f"with {name.replace('_', '-')} {begun.get(name)}, and now it is {asked.get(name)}"
     )
     raise UserError(
-        f"{folder} was begun {what}: resume with the same model and options, or leave out --resume to begin anew"
+        f"{folder} was begun {what}: resume with the same model and options, or leave out --resume"
+        " to begin anew"
     )

@@ -1,9 +1,10 @@
-"""Writes prefill, decode_step and evict as ONNX graphs of ordinary operators (opset 18, TensorRT 10.3's floor; 19
-with int8 or fp8 weights, 21 with int4).
+"""Writes prefill, decode_step and evict as ONNX graphs of ordinary operators (opset 18, TensorRT
+10.3's floor; 19 with int8 or fp8 weights, 21 with int4).
 
-The graphs hold no weights: initializers point into the weights file, so a graph of any model size is built in
-milliseconds and a few hundred kilobytes. float32 inside at every dtype: RMSNorm, RoPE angles, softmax, scores,
-sampling. Source of the arithmetic: ssd_export/model/decoder.py and cache/attention.py, the torch reference.
+The graphs hold no weights: initializers point into the weights file, so a graph of any model size
+is built in milliseconds and a few hundred kilobytes. float32 inside at every dtype: RMSNorm, RoPE
+angles, softmax, scores, sampling. Source of the arithmetic: ssd_export/model/decoder.py and
+cache/attention.py, the torch reference.
 """
 
 from __future__ import annotations
@@ -17,7 +18,14 @@ from ssd_export.cache.layout import query_slices
 from ssd_export.cache.table import HeadGroup, PolicyTable
 from ssd_export.config import ModelConfig
 from ssd_export.export import graphs
-from ssd_export.export.functions import DOMAIN, OP_TYPE, AttentionNode, attention_function, quantize_rows, release_nodes
+from ssd_export.export.functions import (
+    DOMAIN,
+    OP_TYPE,
+    AttentionNode,
+    attention_function,
+    quantize_rows,
+    release_nodes,
+)
 from ssd_export.export.graphs import head_groups, past_name, present_name
 from ssd_export.export.operators import DTYPES, IR_VERSION, Operators
 from ssd_export.export.quantize import dequantize_node, onnx_type, opset_of, scale_name
@@ -31,7 +39,9 @@ MASKED = -3.0e38
 
 @dataclass
 class GraphWriter:
-    """What the pieces of one graph share: the recorder, the model's numbers, the places of the weights."""
+    """What the pieces of one graph share: the recorder, the model's numbers, the places of the
+    weights.
+    """
 
     config: ModelConfig
     table: PolicyTable
@@ -48,7 +58,9 @@ class GraphWriter:
             dtype, dimensions = onnx_type(self.weights[name])
             shape = ir.Shape(dimensions)
             tensor = ir.ExternalTensor(WEIGHTS_FILE, offset, length, dtype, shape=shape, name=name)
-            self._initializers[name] = ir.Value(name=name, shape=shape, type=ir.TensorType(dtype), const_value=tensor)
+            self._initializers[name] = ir.Value(
+                name=name, shape=shape, type=ir.TensorType(dtype), const_value=tensor
+            )
         return self._initializers[name]
 
     def matrix(self, name: str) -> ir.Value:
@@ -66,8 +78,13 @@ class GraphWriter:
         product = self.ops.op("MatMul", x, self.matrix(name), name=f"{name}.product")
         return self.ops.op("Add", product, self.weight(f"{name}.bias")) if bias else product
 
-    def model(self, spec: GraphSpec, inputs: dict[str, ir.Value], outputs: dict[str, ir.Value],
-              functions: list[ir.Function] = ()) -> ir.Model:  # fmt: skip
+    def model(
+        self,
+        spec: GraphSpec,
+        inputs: dict[str, ir.Value],
+        outputs: dict[str, ir.Value],
+        functions: list[ir.Function] = (),
+    ) -> ir.Model:
         """The recorded nodes between the inputs and outputs of a spec, checked to be all there."""
         for out in spec.outputs:
             outputs[out.name].name = out.name
@@ -75,10 +92,16 @@ class GraphWriter:
             outputs[out.name].shape = ir.Shape(out.shape)
         imports = {"": self.opset} | ({DOMAIN: 1} if functions else {})
         graph = ir.Graph(
-            [inputs[tensor.name] for tensor in spec.inputs], [outputs[tensor.name] for tensor in spec.outputs],
-            nodes=self.ops.tape.nodes, initializers=list(self._initializers.values()), opset_imports=imports, name=spec.name,
-        )  # fmt: skip
-        return ir.Model(graph, ir_version=IR_VERSION, producer_name="ssd-export", functions=list(functions))
+            [inputs[tensor.name] for tensor in spec.inputs],
+            [outputs[tensor.name] for tensor in spec.outputs],
+            nodes=self.ops.tape.nodes,
+            initializers=list(self._initializers.values()),
+            opset_imports=imports,
+            name=spec.name,
+        )
+        return ir.Model(
+            graph, ir_version=IR_VERSION, producer_name="ssd-export", functions=list(functions)
+        )
 
 
 def graph_inputs(spec: GraphSpec) -> dict[str, ir.Value]:
@@ -86,7 +109,9 @@ def graph_inputs(spec: GraphSpec) -> dict[str, ir.Value]:
 
 
 def _value(tensor: TensorSpec) -> ir.Value:
-    return ir.Value(name=tensor.name, shape=ir.Shape(tensor.shape), type=ir.TensorType(DTYPES[tensor.dtype]))
+    return ir.Value(
+        name=tensor.name, shape=ir.Shape(tensor.shape), type=ir.TensorType(DTYPES[tensor.dtype])
+    )
 
 
 def write_decode_step(writer: GraphWriter, top_k: bool = False) -> tuple[GraphSpec, ir.Model]:
@@ -95,10 +120,14 @@ def write_decode_step(writer: GraphWriter, top_k: bool = False) -> tuple[GraphSp
     spec = graphs.decode_step_spec(config, writer.table, writer.dtype, top_k)
     inputs = graph_inputs(spec)
     step, prompt_length = inputs["step"], inputs["prompt_length"]
-    before = ops.op("Gather", inputs["tokens"], ops.op("Sub", step, ops.constant([1])), axis=0)  # [1, N]
+    before = ops.op(
+        "Gather", inputs["tokens"], ops.op("Sub", step, ops.constant([1])), axis=0
+    )  # [1, N]
     one = embed_image_token(writer, ops.reshape(before, [-1]))
     hidden = ops.op("Concat", one, one, axis=0)
-    position = ops.op("Add", prompt_length, ops.cast(ops.op("Sub", step, ops.constant([1])), "int32"))
+    position = ops.op(
+        "Add", prompt_length, ops.cast(ops.op("Sub", step, ops.constant([1])), "int32")
+    )
     cos, sin = rope_tables(writer, ops.reshape(position, [-1, 1, 1, 1]))
     functions = AttentionFunctions()
     outputs: dict[str, ir.Value] = {}
@@ -107,20 +136,34 @@ def write_decode_step(writer: GraphWriter, top_k: bool = False) -> tuple[GraphSp
         queries, keys, values = heads_of(writer, normed, layer, cos, sin)
         attended = []
         for index, group in enumerate(writer.table.layers[layer]):
-            node = AttentionNode.of(group, writer.table, config.query_group_size, config.head_dim, writer.dtype)
+            node = AttentionNode.of(
+                group, writer.table, config.query_group_size, config.head_dim, writer.dtype
+            )
             parts = graphs.part_names(group.rule, writer.table.kv_dtype)
             past = [inputs[past_name(layer, index, part)] for part in parts]
             out, *present = functions.call(
-                ops, node, queries[index], keys[index], values[index], position, prompt_length, *past
+                ops,
+                node,
+                queries[index],
+                keys[index],
+                values[index],
+                position,
+                prompt_length,
+                *past,
             )
             attended.append(out)
-            outputs |= {present_name(layer, index, part): value for part, value in zip(parts, present, strict=True)}
+            outputs |= {
+                present_name(layer, index, part): value
+                for part, value in zip(parts, present, strict=True)
+            }
         merged = attended[0] if len(attended) == 1 else ops.op("Concat", *attended, axis=1)
         hidden = after_attention(writer, hidden, ops.reshape(merged, [0, -1]), layer)
     logits = image_logits(writer, hidden)
     token = draw_tokens(ops, config.codebook_size, logits, step, inputs)
     outputs |= {
-        "present_tokens": ops.op("ScatterND", inputs["tokens"], ops.reshape(step, [1, 1]), ops.reshape(token, [1, -1])),
+        "present_tokens": ops.op(
+            "ScatterND", inputs["tokens"], ops.reshape(step, [1, 1]), ops.reshape(token, [1, -1])
+        ),
         "next_step": ops.op("Add", step, ops.constant([1])),
         "logits": logits,
     }
@@ -137,9 +180,17 @@ def write_prefill(writer: GraphWriter, top_k: bool = False) -> tuple[GraphSpec, 
     num_tokens = ops.op("Shape", embeds, start=1, end=2)
     place = ops.op("Range", ops.constant(0), ops.reshape(num_tokens, []), ops.constant(1))
     cos, sin = rope_tables(writer, ops.reshape(place, [1, -1, 1, 1, 1]))
-    later = ops.op("Greater", ops.reshape(place, [1, -1]), ops.reshape(place, [-1, 1]))  # [T of the query, T of the key]
-    is_prompt = ops.cast(ops.op("Less", ops.cast(ops.reshape(place, [1, -1]), "int32"),
-                                ops.reshape(prompt_length, [-1, 1])), "float32")  # [B, T] # fmt: skip
+    later = ops.op(
+        "Greater", ops.reshape(place, [1, -1]), ops.reshape(place, [-1, 1])
+    )  # [T of the query, T of the key]
+    is_prompt = ops.cast(
+        ops.op(
+            "Less",
+            ops.cast(ops.reshape(place, [1, -1]), "int32"),
+            ops.reshape(prompt_length, [-1, 1]),
+        ),
+        "float32",
+    )  # [B, T]
     hidden = embeds if writer.dtype == "float32" else ops.cast(embeds, writer.dtype)
     outputs: dict[str, ir.Value] = {}
     for layer in range(config.num_layers):
@@ -147,7 +198,9 @@ def write_prefill(writer: GraphWriter, top_k: bool = False) -> tuple[GraphSpec, 
         queries, keys, values = heads_of(writer, normed, layer, cos, sin, leading=(0, 0))
         attended = []
         for index, group in enumerate(writer.table.layers[layer]):
-            key, value = (ops.op("Transpose", part[index], perm=[0, 2, 1, 3]) for part in (keys, values))
+            key, value = (
+                ops.op("Transpose", part[index], perm=[0, 2, 1, 3]) for part in (keys, values)
+            )
             out, probs = causal_attention(writer, queries[index], key, value, later, group)
             attended.append(out)
             for part, rows in (("key", key), ("value", value)):
@@ -162,12 +215,17 @@ def write_prefill(writer: GraphWriter, top_k: bool = False) -> tuple[GraphSpec, 
     last = ops.op("Sub", prompt_length, ops.constant([1], "int32"))
     hidden = ops.op("GatherND", hidden, ops.reshape(ops.cast(last, "int64"), [-1, 1]), batch_dims=1)
     logits = image_logits(writer, hidden)
-    outputs |= {"token": draw_tokens(ops, config.codebook_size, logits, ops.constant([0]), inputs), "logits": logits}
+    outputs |= {
+        "token": draw_tokens(ops, config.codebook_size, logits, ops.constant([0]), inputs),
+        "logits": logits,
+    }
     return spec, writer.model(spec, inputs, outputs)
 
 
 def write_evict(writer: GraphWriter, spec: GraphSpec) -> tuple[GraphSpec, ir.Model]:
-    """Releases evict_every slots in every head that has no empty slot, for the groups in the spec."""
+    """Releases evict_every slots in every head that has no empty slot, for the groups in the
+    spec.
+    """
     ops = writer.ops
     inputs = graph_inputs(spec)
     past = ops.cast(ops.op("Sub", inputs["step"], ops.constant([1])), "int32")
@@ -176,16 +234,29 @@ def write_evict(writer: GraphWriter, spec: GraphSpec) -> tuple[GraphSpec, ir.Mod
     for layer, index, group in head_groups(writer.table):
         if past_name(layer, index, "position") not in inputs:
             continue
-        node = AttentionNode.of(group, writer.table, writer.config.query_group_size, writer.config.head_dim, writer.dtype)
+        node = AttentionNode.of(
+            group,
+            writer.table,
+            writer.config.query_group_size,
+            writer.config.head_dim,
+            writer.dtype,
+        )
         score = inputs.get(past_name(layer, index, "score"))
         released, scaled = release_nodes(
-            ops, node, position, inputs["prompt_length"], inputs[past_name(layer, index, "position")], score
+            ops,
+            node,
+            position,
+            inputs["prompt_length"],
+            inputs[past_name(layer, index, "position")],
+            score,
         )
         outputs[present_name(layer, index, "position")] = released
         if scaled is not None:
             outputs[present_name(layer, index, "score")] = scaled
     kept = {tensor.name for tensor in spec.outputs}
-    return spec, writer.model(spec, inputs, {name: value for name, value in outputs.items() if name in kept})
+    return spec, writer.model(
+        spec, inputs, {name: value for name, value in outputs.items() if name in kept}
+    )
 
 
 class AttentionFunctions:
@@ -216,30 +287,49 @@ def rms_norm(writer: GraphWriter, x: ir.Value, weight: str) -> ir.Value:
 
 
 def rope_tables(writer: GraphWriter, position: ir.Value) -> tuple[ir.Value, ir.Value]:
-    """cos and sin [..., heads, 2, D/2] of positions [..., 1, 1, 1], for query, key and value heads as a row of q, k, v
-    has them: 1 and 0 for values, which are not turned; sin carries the signs of the rotation.
+    """cos and sin [..., heads, 2, D/2] of positions [..., 1, 1, 1], for query, key and value heads
+    as a row of q, k, v has them: 1 and 0 for values, which are not turned; sin carries the signs of
+    the rotation.
 
-    Written out for every head, once a step: a product of equal shapes is one loop, where ONNX Runtime goes over a
-    broadcast in pieces of D/2 numbers (2 to 4 times longer, twice a layer).
+    Written out for every head, once a step: a product of equal shapes is one loop, where ONNX
+    Runtime goes over a broadcast in pieces of D/2 numbers (2 to 4 times longer, twice a layer).
     """
     config, ops = writer.config, writer.ops
-    # torch's own float32 numbers: at position 600 one unit in the last place of a frequency moves tokens
-    frequencies = ops.constant(Rope(config.head_dim, config.rope_theta).inverse_frequencies.numpy(), "float32")
+    # torch's own float32 numbers: at position 600 one unit in the last place of a frequency moves
+    # tokens
+    frequencies = ops.constant(
+        Rope(config.head_dim, config.rope_theta).inverse_frequencies.numpy(), "float32"
+    )
     angles = ops.op("Mul", ops.cast(position, "float32"), frequencies)
-    turned = np.repeat([1.0, 0.0], [config.num_heads + config.num_kv_heads, config.num_kv_heads])[:, None, None]
+    turned = np.repeat([1.0, 0.0], [config.num_heads + config.num_kv_heads, config.num_kv_heads])[
+        :, None, None
+    ]
     cos = ops.op("Mul", ops.op("Cos", angles), ops.constant(turned * [[1.0], [1.0]], "float32"))
     cos = ops.op("Add", cos, ops.constant(1 - turned, "float32"))
     sin = ops.op("Mul", ops.op("Sin", angles), ops.constant(turned * [[-1.0], [1.0]], "float32"))
-    return (cos, sin) if writer.dtype == "float32" else (ops.cast(cos, writer.dtype), ops.cast(sin, writer.dtype))
+    return (
+        (cos, sin)
+        if writer.dtype == "float32"
+        else (ops.cast(cos, writer.dtype), ops.cast(sin, writer.dtype))
+    )
 
 
 def heads_of(
-    writer: GraphWriter, normed: ir.Value, layer: int, cos: ir.Value, sin: ir.Value, leading: tuple[int, ...] = (0,)
+    writer: GraphWriter,
+    normed: ir.Value,
+    layer: int,
+    cos: ir.Value,
+    sin: ir.Value,
+    leading: tuple[int, ...] = (0,),
 ) -> tuple[list[ir.Value], list[ir.Value], list[ir.Value]]:
-    """Queries, keys (both turned by RoPE) and values of each head group: [*leading, heads, D], leading as in normed."""
+    """Queries, keys (both turned by RoPE) and values of each head group: [*leading, heads, D],
+    leading as in normed.
+    """
     config, ops = writer.config, writer.ops
     groups, num_heads = writer.table.layers[layer], config.num_heads + 2 * config.num_kv_heads
-    pairs = ops.reshape(writer.linear(normed, f"layers.{layer}.qkv"), [*leading, num_heads, 2, config.head_dim // 2])
+    pairs = ops.reshape(
+        writer.linear(normed, f"layers.{layer}.qkv"), [*leading, num_heads, 2, config.head_dim // 2]
+    )
     swapped = ops.op("Gather", pairs, ops.constant([1, 0]), axis=-2)
     pairs = ops.op("Add", ops.op("Mul", pairs, cos), ops.op("Mul", swapped, sin))
     heads = ops.reshape(pairs, [*leading, num_heads, config.head_dim])
@@ -250,33 +340,56 @@ def heads_of(
 
 
 def causal_attention(
-    writer: GraphWriter, query: ir.Value, key: ir.Value, value: ir.Value, later: ir.Value, group: HeadGroup
+    writer: GraphWriter,
+    query: ir.Value,
+    key: ir.Value,
+    value: ir.Value,
+    later: ir.Value,
+    group: HeadGroup,
 ) -> tuple[ir.Value, ir.Value]:
-    """query [B, T, H*G, D], key, value [B, H, T, D] -> out [B, T, H*G, D], probs float32 [B, H, G, T, T]."""
+    """query [B, T, H*G, D], key, value [B, H, T, D] -> out [B, T, H*G, D], probs float32 [B, H, G,
+    T, T].
+    """
     config, ops = writer.config, writer.ops
     size = config.query_group_size
     query = ops.op("Transpose", query, perm=[0, 2, 1, 3])
     query = ops.op("Mul", query, ops.constant(config.head_dim**-0.5, writer.dtype))
-    query = ops.op("Reshape", query, ops.op("Concat", ops.constant([0, group.num_heads, size]),
-                                            ops.op("Shape", key, start=2, end=4), axis=0))  # fmt: skip
+    query = ops.op(
+        "Reshape",
+        query,
+        ops.op(
+            "Concat",
+            ops.constant([0, group.num_heads, size]),
+            ops.op("Shape", key, start=2, end=4),
+            axis=0,
+        ),
+    )
     across = ops.op("Unsqueeze", ops.op("Transpose", key, perm=[0, 1, 3, 2]), ops.constant([2]))
     logits = ops.op("MatMul", query, across)
     if writer.dtype != "float32":
         logits = ops.cast(logits, "float32")
-    probs = ops.op("Softmax", ops.op("Where", later, ops.constant(MASKED, "float32"), logits), axis=-1)
+    probs = ops.op(
+        "Softmax", ops.op("Where", later, ops.constant(MASKED, "float32"), logits), axis=-1
+    )
     weights = probs if writer.dtype == "float32" else ops.cast(probs, writer.dtype)
-    out = ops.op("MatMul", weights, ops.op("Unsqueeze", value, ops.constant([2])))  # [B, H, G, T, D]
+    out = ops.op(
+        "MatMul", weights, ops.op("Unsqueeze", value, ops.constant([2]))
+    )  # [B, H, G, T, D]
     out = ops.op("Transpose", out, perm=[0, 3, 1, 2, 4])
     return ops.reshape(out, [0, 0, group.num_heads * size, config.head_dim]), probs
 
 
 def prompt_scores(ops: Operators, probs: ir.Value, is_prompt: ir.Value) -> ir.Value:
-    """What the prompt tokens gave each other, float32 [B, H, T] (R2); padding neither gives nor receives."""
+    """What the prompt tokens gave each other, float32 [B, H, T] (R2); padding neither gives nor
+    receives.
+    """
     given = ops.op("Mul", probs, ops.op("Unsqueeze", is_prompt, ops.constant([1, 2, 4])))
     return ops.op("ReduceSum", given, ops.constant([2, 3]), keepdims=0)
 
 
-def after_attention(writer: GraphWriter, hidden: ir.Value, attended: ir.Value, layer: int) -> ir.Value:
+def after_attention(
+    writer: GraphWriter, hidden: ir.Value, attended: ir.Value, layer: int
+) -> ir.Value:
     """Output projection and MLP, each added to the residual stream."""
     ops, source = writer.ops, f"language_model.layers.{layer}"
     hidden = ops.op("Add", hidden, writer.linear(attended, f"layers.{layer}.o"))
@@ -291,7 +404,11 @@ def gelu(writer: GraphWriter, x: ir.Value) -> ir.Value:
     """The exact form, x / 2 (1 + erf(x / sqrt 2))."""
     ops, dtype = writer.ops, writer.dtype
     error = ops.op("Erf", ops.op("Div", x, ops.constant(2**0.5, dtype)))
-    return ops.op("Mul", ops.op("Mul", x, ops.op("Add", error, ops.constant(1.0, dtype))), ops.constant(0.5, dtype))
+    return ops.op(
+        "Mul",
+        ops.op("Mul", x, ops.op("Add", error, ops.constant(1.0, dtype))),
+        ops.constant(0.5, dtype),
+    )
 
 
 def embed_image_token(writer: GraphWriter, token: ir.Value) -> ir.Value:

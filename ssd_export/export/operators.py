@@ -1,4 +1,6 @@
-"""A thin recorder over onnx-ir: writes ordinary operators of opset 18 as method calls, constants included."""
+"""A thin recorder over onnx-ir: writes ordinary operators of opset 18 as method calls, constants
+included.
+"""
 
 from __future__ import annotations
 
@@ -11,9 +13,13 @@ from onnx_ir.tape import Tape
 OPSET = 18
 IR_VERSION = 10
 DTYPES = {
-    "float32": ir.DataType.FLOAT, "float16": ir.DataType.FLOAT16, "bfloat16": ir.DataType.BFLOAT16,
-    "int32": ir.DataType.INT32, "int64": ir.DataType.INT64, "int8": ir.DataType.INT8,
-}  # fmt: skip
+    "float32": ir.DataType.FLOAT,
+    "float16": ir.DataType.FLOAT16,
+    "bfloat16": ir.DataType.BFLOAT16,
+    "int32": ir.DataType.INT32,
+    "int64": ir.DataType.INT64,
+    "int8": ir.DataType.INT8,
+}
 
 
 class Operators:
@@ -26,13 +32,26 @@ class Operators:
         self.tape = Tape()
         self._constants: dict[tuple[str, tuple[int, ...], bytes], ir.Value] = {}
 
-    def op(self, op_type: str, *inputs: ir.Value | None, name: str | None = None, **attributes: object) -> ir.Value:
+    def op(
+        self, op_type: str, *inputs: ir.Value | None, name: str | None = None, **attributes: object
+    ) -> ir.Value:
         value = self.tape.op(op_type, inputs, attributes)
         value.name = name
         return value
 
-    def many(self, op_type: str, *inputs: ir.Value | None, num_outputs: int, domain: str = "", **attributes: object) -> list[ir.Value]:
-        return list(self.tape.op_multi_out(op_type, inputs, attributes, num_outputs=num_outputs, domain=domain))
+    def many(
+        self,
+        op_type: str,
+        *inputs: ir.Value | None,
+        num_outputs: int,
+        domain: str = "",
+        **attributes: object,
+    ) -> list[ir.Value]:
+        return list(
+            self.tape.op_multi_out(
+                op_type, inputs, attributes, num_outputs=num_outputs, domain=domain
+            )
+        )
 
     def constant(self, values: object, dtype: str = "int64") -> ir.Value:
         if dtype == "bfloat16":
@@ -53,4 +72,6 @@ class Operators:
     def split(self, value: ir.Value, sizes: Sequence[int], axis: int) -> list[ir.Value]:
         if len(sizes) == 1:
             return [value]
-        return self.many("Split", value, self.constant(list(sizes)), num_outputs=len(sizes), axis=axis)
+        return self.many(
+            "Split", value, self.constant(list(sizes)), num_outputs=len(sizes), axis=axis
+        )

@@ -1,7 +1,9 @@
-"""Which tensors of the weights file are quantised, how they are made one at a time, and how a graph reads them.
+"""Which tensors of the weights file are quantised, how they are made one at a time, and how a graph
+reads them.
 
-Only the matrices of the language model's layers (qkv, o, gate_up, down: more than nine tenths of the bytes) are
-quantised; norms, embeddings, the aligner, the generation head, the codebook and the image decoder keep the model's dtype.
+Only the matrices of the language model's layers (qkv, o, gate_up, down: more than nine tenths of
+the bytes) are quantised; norms, embeddings, the aligner, the generation head, the codebook and the
+image decoder keep the model's dtype.
 """
 
 from __future__ import annotations
@@ -25,9 +27,13 @@ ONNX_TYPES = {"int8": ir.DataType.INT8, "int4": ir.DataType.INT4, "fp8": ir.Data
 
 
 class QuantizedMatrix:
-    """The two tensors of one matrix, made in one pass; whichever is asked for first keeps the other for the next call."""
+    """The two tensors of one matrix, made in one pass; whichever is asked for first keeps the other
+    for the next call.
+    """
 
-    def __init__(self, sources: list[Callable[[], Tensor]], scheme: Scheme, dtype: torch.dtype) -> None:
+    def __init__(
+        self, sources: list[Callable[[], Tensor]], scheme: Scheme, dtype: torch.dtype
+    ) -> None:
         self._sources, self._scheme, self._dtype = sources, scheme, dtype
         self._waiting: dict[str, Tensor] = {}
 
@@ -41,7 +47,9 @@ class QuantizedMatrix:
         if part not in self._waiting:
             made = [quantize(source(), self._scheme, self._dtype) for source in self._sources]
             codes, scale = (torch.cat(parts) for parts in zip(*made, strict=True))
-            self._waiting = dict(zip(("codes", "scale"), to_stored(codes, scale, self._scheme), strict=True))
+            self._waiting = dict(
+                zip(("codes", "scale"), to_stored(codes, scale, self._scheme), strict=True)
+            )
         return self._waiting.pop(part)
 
 
@@ -54,7 +62,10 @@ def onnx_type(weight: Weight) -> tuple[ir.DataType, tuple[int, ...]]:
     if weight.scheme is None or weight.dtype != STORED_DTYPES[weight.scheme.format]:
         return DTYPES[str(weight.dtype).removeprefix("torch.")], weight.shape
     rows, columns = weight.shape
-    return ONNX_TYPES[weight.scheme.format], (rows, columns * (2 if weight.scheme.format == "int4" else 1))
+    return ONNX_TYPES[weight.scheme.format], (
+        rows,
+        columns * (2 if weight.scheme.format == "int4" else 1),
+    )
 
 
 def opset_of(weights: Iterable[Weight]) -> int:
@@ -63,7 +74,9 @@ def opset_of(weights: Iterable[Weight]) -> int:
 
 
 def dequantize_node(ops: Operators, codes: ir.Value, scale: ir.Value, scheme: Scheme) -> ir.Value:
-    """The matrix [in, out] in the scale's dtype. In this form ONNX Runtime fuses it with its MatMul into MatMulNBits."""
+    """The matrix [in, out] in the scale's dtype. In this form ONNX Runtime fuses it with its MatMul
+    into MatMulNBits.
+    """
     if scheme.block:
         return ops.op("DequantizeLinear", codes, scale, axis=0, block_size=scheme.block)
     return ops.op("DequantizeLinear", codes, scale, axis=1)
@@ -72,8 +85,10 @@ def dequantize_node(ops: Operators, codes: ir.Value, scale: ir.Value, scheme: Sc
 def precision_facts(weights_format: str, weights: Iterable[Weight]) -> dict[str, Any]:
     """What `ssd_config.json` says of the weights' precision.
 
-    Returns: weights: the format; quantized_bytes: codes and scales; and of int4 block: inputs that share a scale,
-    other_blocks: {matrix: block} where that does not divide the inputs, kept: matrices that no block suits.
+    Returns: weights: the format; quantized_bytes: codes and scales; and of int4 block: inputs that
+    share a scale,
+    other_blocks: {matrix: block} where that does not divide the inputs, kept: matrices that no
+    block suits.
     """
     weights = list(weights)
     quantized = [weight for weight in weights if weight.scheme]
@@ -82,13 +97,17 @@ def precision_facts(weights_format: str, weights: Iterable[Weight]) -> dict[str,
         matrices = [weight for weight in weights if is_layer_matrix(weight.name)]
         blocks = {weight.name: weight.scheme.block for weight in matrices if weight.scheme}
         facts["block"] = BLOCKS[0]
-        facts["other_blocks"] = {name: block for name, block in blocks.items() if block != BLOCKS[0]}
+        facts["other_blocks"] = {
+            name: block for name, block in blocks.items() if block != BLOCKS[0]
+        }
         facts["kept"] = [weight.name for weight in matrices if weight.scheme is None]
     return facts | {"quantized_bytes": sum(weight.num_bytes for weight in quantized)}
 
 
 def is_layer_matrix(name: str) -> bool:
-    """Whether a tensor is, or without quantisation would be, one of the matrices that are quantised."""
+    """Whether a tensor is, or without quantisation would be, one of the matrices that are
+    quantised.
+    """
     return name.startswith("layers.") and not name.endswith(".scale")
 
 
@@ -97,10 +116,15 @@ def block_lines(facts: Mapping[str, Any]) -> list[str]:
     lines = []
     for block in sorted(set(facts.get("other_blocks", {}).values()), reverse=True):
         names = [name for name, own in facts["other_blocks"].items() if own == block]
-        lines.append(f"int4 in blocks of {block}, because {facts['block']} does not divide their inputs: {_kinds(names)}")
+        lines.append(
+            f"int4 in blocks of {block}, because {facts['block']} does not divide their inputs:"
+            f" {_kinds(names)}"
+        )
     if facts.get("kept"):
-        lines.append(f"not quantised, because no block of {', '.join(map(str, BLOCKS))} divides their inputs or their "
-                     f"outputs are odd: {_kinds(facts['kept'])}")  # fmt: skip
+        lines.append(
+            f"not quantised, because no block of {', '.join(map(str, BLOCKS))} divides their inputs"
+            f" or their outputs are odd: {_kinds(facts['kept'])}"
+        )
     return lines
 
 

@@ -1,11 +1,13 @@
-"""The bundle's one weights file: `onnx/weights.safetensors`, written tensor by tensor, read by every backend.
+"""The bundle's one weights file: `onnx/weights.safetensors`, written tensor by tensor, read by
+every backend.
 
-A safetensors file is a JSON header and then raw tensors, so an ONNX initializer can point into it as external
-data while torch and numpy read it by name. Matrices are stored as the graphs multiply them ([in, out]), q, k and v
-as one matrix, gate and up as one, heads in the order of the policy table: no backend rearranges weights at load.
+A safetensors file is a JSON header and then raw tensors, so an ONNX initializer can point into it
+as external data while torch and numpy read it by name. Matrices are stored as the graphs multiply
+them ([in, out]), q, k and v as one matrix, gate and up as one, heads in the order of the policy
+table: no backend rearranges weights at load.
 
-    header   8 bytes little-endian length, JSON {name: {dtype, shape, data_offsets}}, spaces up to a multiple of 64
-    data     the tensors in the order of the header, without gaps
+    header   8 bytes little-endian length, JSON {name: {dtype, shape, data_offsets}}, spaces up to a
+    multiple of 64 data     the tensors in the order of the header, without gaps
 """
 
 from __future__ import annotations
@@ -22,19 +24,30 @@ from ssd_export.cache.table import PolicyTable
 from ssd_export.export.journal import Journal
 from ssd_export.export.quantize import QuantizedMatrix, scale_name
 from ssd_export.model.checkpoint import EMBED_TOKENS, Checkpoint, permute_heads
-from ssd_export.model.quantization import STORED_DTYPES, Scheme, choose_scheme, scale_shape, stored_shape
+from ssd_export.model.quantization import (
+    STORED_DTYPES,
+    Scheme,
+    choose_scheme,
+    scale_shape,
+    stored_shape,
+)
 
 WEIGHTS_FILE = "weights.safetensors"
 SAFETENSORS_NAMES = {
-    torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16",
-    torch.int8: "I8", torch.uint8: "U8", torch.float8_e4m3fn: "F8_E4M3",
-}  # fmt: skip
+    torch.float32: "F32",
+    torch.float16: "F16",
+    torch.bfloat16: "BF16",
+    torch.int8: "I8",
+    torch.uint8: "U8",
+    torch.float8_e4m3fn: "F8_E4M3",
+}
 ALIGNMENT = 64
 
 
 @dataclass(frozen=True)
 class Weight:
-    """One tensor of the file and how it is made from the checkpoint; shape is known before anything is read.
+    """One tensor of the file and how it is made from the checkpoint; shape is known before anything
+    is read.
 
     scheme: of the codes and the scale of a quantised matrix (model/quantization.py).
     working_bytes: the most memory that making it takes, itself included.
@@ -57,8 +70,10 @@ def plan_weights(
 ) -> list[Weight]:
     """Every tensor of the weights file, in the order in which it is written.
 
-    The language model and the image-token layers are in `dtype`; so is the image decoder, but for its norms.
-    quantized: none, int8, int4 or fp8, for the matrices of the language model's layers (export/quantize.py).
+    The language model and the image-token layers are in `dtype`; so is the image decoder, but for
+    its norms.
+    quantized: none, int8, int4 or fp8, for the matrices of the language model's layers
+    (export/quantize.py).
     """
     config = checkpoint.config
 
@@ -68,31 +83,57 @@ def plan_weights(
     def working_bytes(copies: float, *sources: str) -> int:
         """Copies in dtype of all sources together, beside one of them as it is stored."""
         numbers = [torch.Size(checkpoint.shape(source)).numel() for source in sources]
-        return int(copies * dtype.itemsize * sum(numbers)) + max(map(checkpoint.stored_bytes, sources))
+        return int(copies * dtype.itemsize * sum(numbers)) + max(
+            map(checkpoint.stored_bytes, sources)
+        )
 
     def matrix(name: str, *sources: str) -> Weight:
         """Linear weights [out, in] side by side, as one [in, sum of out]."""
         rows = sum(checkpoint.shape(source)[0] for source in sources)
         shape = (checkpoint.shape(sources[0])[1], rows)
-        return Weight(name, shape, dtype, lambda: torch.cat([read(source) for source in sources]).T.contiguous(),
-                      working_bytes=working_bytes(2, *sources))  # fmt: skip
+        return Weight(
+            name,
+            shape,
+            dtype,
+            lambda: torch.cat([read(source) for source in sources]).T.contiguous(),
+            working_bytes=working_bytes(2, *sources),
+        )
 
     def layer_matrix(name: str, *sources: str) -> list[Weight]:
         """The matrix, or the two tensors of its quantised form."""
         whole = matrix(name, *sources)
-        scheme = choose_scheme(quantized, whole.shape[0], [checkpoint.shape(source)[0] for source in sources])
+        scheme = choose_scheme(
+            quantized, whole.shape[0], [checkpoint.shape(source)[0] for source in sources]
+        )
         if scheme is None:
             return [whole]
-        made = QuantizedMatrix([lambda source=source: read(source) for source in sources], scheme, dtype)
+        made = QuantizedMatrix(
+            [lambda source=source: read(source) for source in sources], scheme, dtype
+        )
         return [
-            Weight(name, stored_shape(scheme, *whole.shape), STORED_DTYPES[scheme.format], made.codes, scheme,
-                   quantize_bytes([checkpoint.shape(source) for source in sources])),
+            Weight(
+                name,
+                stored_shape(scheme, *whole.shape),
+                STORED_DTYPES[scheme.format],
+                made.codes,
+                scheme,
+                quantize_bytes([checkpoint.shape(source) for source in sources]),
+            ),
             Weight(scale_name(name), scale_shape(scheme, *whole.shape), dtype, made.scale, scheme),
         ]
 
     def plain(name: str) -> Weight:
-        copies = checkpoint.stored_bytes(name) != torch.Size(checkpoint.shape(name)).numel() * dtype.itemsize
-        return Weight(name, checkpoint.shape(name), dtype, lambda: read(name), working_bytes=working_bytes(copies, name))
+        copies = (
+            checkpoint.stored_bytes(name)
+            != torch.Size(checkpoint.shape(name)).numel() * dtype.itemsize
+        )
+        return Weight(
+            name,
+            checkpoint.shape(name),
+            dtype,
+            lambda: read(name),
+            working_bytes=working_bytes(copies, name),
+        )
 
     weights: list[Weight] = []
     for layer in range(config.num_layers):
@@ -103,13 +144,21 @@ def plan_weights(
             *layer_matrix(f"layers.{layer}.qkv", *attention),
             *layer_matrix(f"layers.{layer}.o", f"{source}.self_attn.o_proj.weight"),
             plain(f"{source}.post_attention_layernorm.weight"),
-            *layer_matrix(f"layers.{layer}.gate_up", f"{source}.mlp.gate_proj.weight", f"{source}.mlp.up_proj.weight"),
+            *layer_matrix(
+                f"layers.{layer}.gate_up",
+                f"{source}.mlp.gate_proj.weight",
+                f"{source}.mlp.up_proj.weight",
+            ),
             *layer_matrix(f"layers.{layer}.down", f"{source}.mlp.down_proj.weight"),
         ]
     weights.append(plain("language_model.norm.weight"))
     weights.append(plain("generation_embeddings.weight"))
-    for linear in ("generation_aligner.fc1", "generation_aligner.hidden_layers.0",
-                   "generation_head.proj_out", "generation_head.vision_head"):  # fmt: skip
+    for linear in (
+        "generation_aligner.fc1",
+        "generation_aligner.hidden_layers.0",
+        "generation_head.proj_out",
+        "generation_head.vision_head",
+    ):
         weights += [matrix(linear, f"{linear}.weight"), plain(f"{linear}.bias")]
     weights += [plain(name) for name in checkpoint.names() if name.startswith("vqmodel.")]
     weights.append(plain(EMBED_TOKENS))
@@ -117,13 +166,18 @@ def plan_weights(
 
 
 def quantize_bytes(shapes: Sequence[Sequence[int]]) -> int:
-    """Memory for quantising matrices one after the other: two of one in float32 and it as it was read, the codes of all."""
+    """Memory for quantising matrices one after the other: two of one in float32 and it as it was
+    read, the codes of all.
+    """
     sizes = [torch.Size(shape).numel() for shape in shapes]
     return max(sizes) * (4 + 4 + 2) + sum(sizes)
 
 
 def write_weights(
-    path: Path, weights: Iterable[Weight], journal: Journal, progress: Callable[[int], None] = lambda num_bytes: None
+    path: Path,
+    weights: Iterable[Weight],
+    journal: Journal,
+    progress: Callable[[int], None] = lambda num_bytes: None,
 ) -> dict[str, tuple[int, int]]:
     """Writes the file, one tensor in memory at a time, from where the journal says that it ends.
 
@@ -133,14 +187,20 @@ def write_weights(
     """
     weights = list(weights)
     header, places = _header(weights)
-    stream, finished = journal.open_weights(path, header, [sum(places[weight.name]) for weight in weights])
+    stream, finished = journal.open_weights(
+        path, header, [sum(places[weight.name]) for weight in weights]
+    )
     with stream:
         progress(sum(weight.num_bytes for weight in weights[:finished]))
         for weight in weights[finished:]:
             tensor = weight.make()
             if tensor.shape != weight.shape or tensor.dtype != weight.dtype:
-                raise ValueError(f"{weight.name} is {tensor.dtype} {tuple(tensor.shape)}, planned {weight}")
-            stream.write(tensor.contiguous().view(torch.uint8).numpy().data if tensor.numel() else b"")
+                raise ValueError(
+                    f"{weight.name} is {tensor.dtype} {tuple(tensor.shape)}, planned {weight}"
+                )
+            stream.write(
+                tensor.contiguous().view(torch.uint8).numpy().data if tensor.numel() else b""
+            )
             journal.note(weight.name, *stream.finished())
             progress(weight.num_bytes)
     return places
@@ -151,12 +211,16 @@ def _header(weights: list[Weight]) -> tuple[bytes, dict[str, tuple[int, int]]]:
     for weight in weights:
         end = offset + weight.num_bytes
         entries[weight.name] = {
-            "dtype": SAFETENSORS_NAMES[weight.dtype], "shape": list(weight.shape), "data_offsets": [offset, end],
-        }  # fmt: skip
+            "dtype": SAFETENSORS_NAMES[weight.dtype],
+            "shape": list(weight.shape),
+            "data_offsets": [offset, end],
+        }
         offset = end
     text = json.dumps(entries, separators=(",", ":")).encode()
     text += b" " * (-(len(text) + 8) % ALIGNMENT)
     start = 8 + len(text)
-    places = {name: (start + e["data_offsets"][0], e["data_offsets"][1] - e["data_offsets"][0])
-              for name, e in entries.items()}  # fmt: skip
+    places = {
+        name: (start + e["data_offsets"][0], e["data_offsets"][1] - e["data_offsets"][0])
+        for name, e in entries.items()
+    }
     return len(text).to_bytes(8, "little") + text, places

@@ -1,13 +1,15 @@
-"""Compiles the decode attention kernel ahead of time, without a GPU: PTX and cubin for each target, dtype and head_dim.
+"""Compiles the decode attention kernel ahead of time, without a GPU: PTX and cubin for each target,
+dtype and head_dim.
 
     python -m ssd_export.kernels.compile --targets 75,87,120 --out kernels/
 
-One image serves every policy, number of slots up to --max-slots and number of query heads. Beside the images stands
-kernels.json (read by kernels/image.py), which says how to launch them.
+One image serves every policy, number of slots up to --max-slots and number of query heads. Beside
+the images stands kernels.json (read by kernels/image.py), which says how to launch them.
 
-Triton makes code for one exact architecture from compute capability 9.0 on ("sm_90a"), so each of those is a target of
-its own; PTX of an older target also runs on everything newer. PTX is lowered to the oldest version that knows its
-target, and cubins come from the oldest assembler that does, for drivers older than Triton's tools.
+Triton makes code for one exact architecture from compute capability 9.0 on ("sm_90a"), so each of
+those is a target of its own; PTX of an older target also runs on everything newer. PTX is lowered
+to the oldest version that knows its target, and cubins come from the oldest assembler that does,
+for drivers older than Triton's tools.
 """
 
 from __future__ import annotations
@@ -26,7 +28,19 @@ from typing import Any
 from ssd_export.errors import UserError
 from ssd_export.kernels.image import MANIFEST_FILE, SCHEMA, KernelImage, Variant
 
-PTX_VERSIONS = {75: 80, 80: 80, 86: 80, 87: 80, 89: 80, 90: 80, 100: 86, 103: 88, 110: 90, 120: 87, 121: 88}
+PTX_VERSIONS = {
+    75: 80,
+    80: 80,
+    86: 80,
+    87: 80,
+    89: 80,
+    90: 80,
+    100: 86,
+    103: 88,
+    110: 90,
+    120: 87,
+    121: 88,
+}
 TARGETS = tuple(PTX_VERSIONS)
 NEEDS_NEW_ASSEMBLER = (110,)  # CUDA 13 gave this architecture its number
 DTYPES = {"float16": "fp16", "bfloat16": "bf16", "float32": "fp32"}
@@ -35,8 +49,13 @@ MAX_SLOTS = 1024
 SCRATCH = ({"name": "global_scratch", "type": "null"}, {"name": "profile_scratch", "type": "null"})
 
 
-def compile_kernels(out: Path, targets: Iterable[int] = TARGETS, dtypes: Iterable[str] = tuple(DTYPES),
-                    head_dims: Iterable[int] = HEAD_DIMS, max_slots: int = MAX_SLOTS) -> list[KernelImage]:  # fmt: skip
+def compile_kernels(
+    out: Path,
+    targets: Iterable[int] = TARGETS,
+    dtypes: Iterable[str] = tuple(DTYPES),
+    head_dims: Iterable[int] = HEAD_DIMS,
+    max_slots: int = MAX_SLOTS,
+) -> list[KernelImage]:
     """Writes the images and kernels.json into the folder out and returns what is in it.
 
     Raises: UserError for an unknown target or dtype, or where Triton is not installed.
@@ -44,8 +63,12 @@ def compile_kernels(out: Path, targets: Iterable[int] = TARGETS, dtypes: Iterabl
     targets, dtypes, head_dims = tuple(targets), tuple(dtypes), tuple(head_dims)
     _check_asked(targets, dtypes, head_dims, max_slots)
     out.mkdir(parents=True, exist_ok=True)
-    images = [compile_image(out, target, Variant(dtype, head_dim), max_slots)
-              for target in targets for dtype in dtypes for head_dim in head_dims]  # fmt: skip
+    images = [
+        compile_image(out, target, Variant(dtype, head_dim), max_slots)
+        for target in targets
+        for dtype in dtypes
+        for head_dim in head_dims
+    ]
     manifest = {
         "schema": SCHEMA,
         "triton": _triton().__version__,
@@ -57,11 +80,16 @@ def compile_kernels(out: Path, targets: Iterable[int] = TARGETS, dtypes: Iterabl
     return images
 
 
-def compile_image(out: Path, target: int, variant: Variant, max_slots: int = MAX_SLOTS) -> KernelImage:
+def compile_image(
+    out: Path, target: int, variant: Variant, max_slots: int = MAX_SLOTS
+) -> KernelImage:
     """Compiles one image into the folder out."""
     kernel, compiled_in, num_warps = _kernel(variant, max_slots)
     compiled = _compile(kernel, compiled_in, num_warps, target, variant)
-    metadata, stem = compiled.metadata, f"decode_attention-sm{target}-{variant.dtype}-d{variant.head_dim}"
+    metadata, stem = (
+        compiled.metadata,
+        f"decode_attention-sm{target}-{variant.dtype}-d{variant.head_dim}",
+    )
     if metadata.global_scratch_size or metadata.profile_scratch_size:
         raise RuntimeError("the kernel wants scratch memory, which its launchers do not give")
     files = {}
@@ -69,31 +97,56 @@ def compile_image(out: Path, target: int, variant: Variant, max_slots: int = MAX
         (out / f"{stem}.{kind}").write_bytes(data)
         files |= {kind: f"{stem}.{kind}", f"{kind}_sha256": hashlib.sha256(data).hexdigest()}
     return KernelImage(
-        target=target, variant=variant, kernel_name=metadata.name, num_warps=metadata.num_warps,
-        shared_bytes=metadata.shared, block_slots=compiled_in["BLOCK_SLOTS"], max_slots=compiled_in["SLOT_CAPACITY"],
-        ptx_version=PTX_VERSIONS[target], **files,
-    )  # fmt: skip
+        target=target,
+        variant=variant,
+        kernel_name=metadata.name,
+        num_warps=metadata.num_warps,
+        shared_bytes=metadata.shared,
+        block_slots=compiled_in["BLOCK_SLOTS"],
+        max_slots=compiled_in["SLOT_CAPACITY"],
+        ptx_version=PTX_VERSIONS[target],
+        **files,
+    )
 
 
-def _compile(kernel: Any, compiled_in: dict[str, int], num_warps: int, target: int, variant: Variant) -> Any:
+def _compile(
+    kernel: Any, compiled_in: dict[str, int], num_warps: int, target: int, variant: Variant
+) -> Any:
     triton = _triton()
     from triton.backends.compiler import GPUTarget
 
-    signature = {argument["name"]: _triton_type(argument["type"], variant) for argument in _arguments()}
-    aligned = {(index,): [["tt.divisibility", 16]] for index, kind in enumerate(signature.values()) if kind[0] == "*"}
+    signature = {
+        argument["name"]: _triton_type(argument["type"], variant) for argument in _arguments()
+    }
+    aligned = {
+        (index,): [["tt.divisibility", 16]]
+        for index, kind in enumerate(signature.values())
+        if kind[0] == "*"
+    }
     signature |= dict.fromkeys(compiled_in, "constexpr")
     source = triton.compiler.ASTSource(kernel, signature, compiled_in, aligned)
-    options = {"num_warps": num_warps, "ptx_version": PTX_VERSIONS[target], "enable_fp_fusion": True}
+    options = {
+        "num_warps": num_warps,
+        "ptx_version": PTX_VERSIONS[target],
+        "enable_fp_fusion": True,
+    }
     with _oldest_tools(target):
         return triton.compile(source, target=GPUTarget("cuda", target, 32), options=options)
 
 
 @contextmanager
 def _oldest_tools(target: int) -> Iterator[None]:
-    """Assembles by the older of Triton's two assemblers where it knows the target; no source lines, no old cache."""
+    """Assembles by the older of Triton's two assemblers where it knows the target; no source lines,
+    no old cache.
+    """
     from triton import knobs
 
-    with knobs.nvidia.scope(), knobs.compilation.scope(), knobs.cache.scope(), tempfile.TemporaryDirectory() as cache:
+    with (
+        knobs.nvidia.scope(),
+        knobs.compilation.scope(),
+        knobs.cache.scope(),
+        tempfile.TemporaryDirectory() as cache,
+    ):
         if target not in NEEDS_NEW_ASSEMBLER:
             knobs.nvidia.ptxas_blackwell = knobs.nvidia.ptxas.path
         knobs.compilation.disable_line_info = True
@@ -106,17 +159,29 @@ def _kernel(variant: Variant, max_slots: int) -> tuple[Any, dict[str, int], int]
     _triton()
     from ssd_export.kernels import decode_attention as source
 
-    return source.decode_attention_kernel, source.constants(variant.head_dim, max_slots), source.NUM_WARPS
+    return (
+        source.decode_attention_kernel,
+        source.constants(variant.head_dim, max_slots),
+        source.NUM_WARPS,
+    )
 
 
 def _arguments() -> list[dict[str, str]]:
-    """Name and type of every argument of a launch, in order; "*T" points to the dtype of the cache."""
+    """Name and type of every argument of a launch, in order; "*T" points to the dtype of the
+    cache.
+    """
     from ssd_export.kernels.decode_attention import CONSTANTS, decode_attention_kernel
 
     integers = ("position_ptr", "prompt_length_ptr", "cache_position_ptr")
-    types = dict.fromkeys(integers, "*int32") | {"cache_score_ptr": "*float32", "score_decay": "float32"}
+    types = dict.fromkeys(integers, "*int32") | {
+        "cache_score_ptr": "*float32",
+        "score_decay": "float32",
+    }
     names = [name for name in decode_attention_kernel.arg_names if name not in CONSTANTS]
-    return [{"name": name, "type": types.get(name, "*T" if name.endswith("_ptr") else "int32")} for name in names]
+    return [
+        {"name": name, "type": types.get(name, "*T" if name.endswith("_ptr") else "int32")}
+        for name in names
+    ]
 
 
 def _triton_type(kind: str, variant: Variant) -> str:
@@ -128,40 +193,75 @@ def _triton() -> Any:
     try:
         import triton
     except ImportError as error:
-        raise UserError("compiling the kernel needs Triton: pip install ssd-export[kernels]") from error
+        raise UserError(
+            "compiling the kernel needs Triton: pip install ssd-export[kernels]"
+        ) from error
     if triton.knobs.runtime.interpret:
-        raise UserError("TRITON_INTERPRET is set, which interprets kernels instead of compiling them; unset it")
+        raise UserError(
+            "TRITON_INTERPRET is set, which interprets kernels instead of compiling them; unset it"
+        )
     return triton
 
 
-def _check_asked(targets: Sequence[int], dtypes: Sequence[str], head_dims: Sequence[int], max_slots: int) -> None:
+def _check_asked(
+    targets: Sequence[int], dtypes: Sequence[str], head_dims: Sequence[int], max_slots: int
+) -> None:
     for target in targets:
         if target not in PTX_VERSIONS:
-            raise UserError(f"no kernel target {target}; choose from {', '.join(map(str, TARGETS))}")
+            raise UserError(
+                f"no kernel target {target}; choose from {', '.join(map(str, TARGETS))}"
+            )
     for dtype in dtypes:
         if dtype not in DTYPES:
             raise UserError(f"no kernel dtype {dtype!r}; choose from {', '.join(DTYPES)}")
-    if min(head_dims, default=1) < 1 or max(head_dims, default=1) > 256 or not 1 <= max_slots <= 8192:
-        raise UserError(f"head_dims {list(head_dims)} must be in 1..256 and max_slots={max_slots} in 1..8192")
+    if (
+        min(head_dims, default=1) < 1
+        or max(head_dims, default=1) > 256
+        or not 1 <= max_slots <= 8192
+    ):
+        raise UserError(
+            f"head_dims {list(head_dims)} must be in 1..256 and max_slots={max_slots} in 1..8192"
+        )
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     def numbers(text: str) -> tuple[int, ...]:
         return tuple(int(number) for number in text.split(","))
 
-    parser = argparse.ArgumentParser(prog="python -m ssd_export.kernels.compile", description=__doc__.splitlines()[0])
-    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for images and kernels.json")
-    parser.add_argument("--targets", type=numbers, default=TARGETS, metavar="SM,...",
-                        help=f"compute capabilities times ten; all of them: {','.join(map(str, TARGETS))}")  # fmt: skip
-    parser.add_argument("--dtypes", type=lambda text: tuple(text.split(",")), default=tuple(DTYPES), metavar="DTYPE,...")
+    parser = argparse.ArgumentParser(
+        prog="python -m ssd_export.kernels.compile", description=__doc__.splitlines()[0]
+    )
+    parser.add_argument(
+        "--out", type=Path, required=True, metavar="DIR", help="folder for images and kernels.json"
+    )
+    parser.add_argument(
+        "--targets",
+        type=numbers,
+        default=TARGETS,
+        metavar="SM,...",
+        help=f"compute capabilities times ten; all of them: {','.join(map(str, TARGETS))}",
+    )
+    parser.add_argument(
+        "--dtypes",
+        type=lambda text: tuple(text.split(",")),
+        default=tuple(DTYPES),
+        metavar="DTYPE,...",
+    )
     parser.add_argument("--head-dims", type=numbers, default=HEAD_DIMS, metavar="D,...")
-    parser.add_argument("--max-slots", type=int, default=MAX_SLOTS, metavar="S", help="of the largest cache")
+    parser.add_argument(
+        "--max-slots", type=int, default=MAX_SLOTS, metavar="S", help="of the largest cache"
+    )
     asked = parser.parse_args(arguments)
     try:
-        images = compile_kernels(asked.out, asked.targets, asked.dtypes, asked.head_dims, asked.max_slots)
+        images = compile_kernels(
+            asked.out, asked.targets, asked.dtypes, asked.head_dims, asked.max_slots
+        )
     except UserError as error:
         sys.exit(f"error: {error}")
-    print(f"{len(images)} kernel images for {len(asked.targets)} targets in {asked.out / MANIFEST_FILE}")
+    print(
+        f"{len(images)} kernel images for {len(asked.targets)} targets in"
+        f" {asked.out / MANIFEST_FILE}"
+    )
 
 
 if __name__ == "__main__":

@@ -1,17 +1,20 @@
-"""The decode step of a head group as one Triton kernel: R3 to R7 (told in cache/policy.py), caches written in place.
+"""The decode step of a head group as one Triton kernel: R3 to R7 (told in cache/policy.py), caches
+written in place.
 
-One program serves one (row, KV head) with all its query heads: it finds the slot of the new token, releasing first if
-there is none, writes the token, attends and adds to the scores. Programs share nothing, so rows and heads may be full
-at different steps. The rule of the group arrives as numbers, so one compiled image serves every policy and every
-number of query heads; only dtype and head_dim are compiled in.
+One program serves one (row, KV head) with all its query heads: it finds the slot of the new token,
+releasing first if there is none, writes the token, attends and adds to the scores. Programs share
+nothing, so rows and heads may be full at different steps. The rule of the group arrives as numbers,
+so one compiled image serves every policy and every number of query heads; only dtype and head_dim
+are compiled in.
 
-Everything is float32 inside. Each lane keeps its own running softmax over every BLOCK_SLOTS-th slot and the lanes are
-merged once at the end, so the loop over slots needs no exchange between warps. Scores need the finished softmax: a
-group that ranks by score goes over its keys a second time, and query heads that share a KV head follow one another;
-both read out of the caches of the GPU.
+Everything is float32 inside. Each lane keeps its own running softmax over every BLOCK_SLOTS-th slot
+and the lanes are merged once at the end, so the loop over slots needs no exchange between warps.
+Scores need the finished softmax: a group that ranks by score goes over its keys a second time, and
+query heads that share a KV head follow one another; both read out of the caches of the GPU.
 
-Few rows leave a large GPU idle (a program per head is 32 programs for one image of 16 heads); splitting the slots of a
-head over several programs would fill it and can come later without a change of the interface.
+Few rows leave a large GPU idle (a program per head is 32 programs for one image of 16 heads);
+splitting the slots of a head over several programs would fill it and can come later without a
+change of the interface.
 """
 
 from __future__ import annotations
@@ -34,18 +37,40 @@ PROTECTED = tl.constexpr(3.0e38)  # finite, so that RELEASED ranks above it
 NOTHING_YET = tl.constexpr(-1.0e30)  # finite: -inf minus -inf is NaN
 NO_TOKEN = tl.constexpr(EMPTY)
 
-# What the kernel compiles in, by parameter name; the other parameters are arguments of a launch, in this order.
+# What the kernel compiles in, by parameter name; the other parameters are arguments of a launch, in
+# this order.
 CONSTANTS = ("HEAD_DIM", "BLOCK_SLOTS", "SLOT_CAPACITY")
-SCALARS = ("query_stride", "key_stride", "value_stride", "num_heads", "query_group_size", "num_slots", "num_sinks",
-           "num_recent", "by_score", "pinned_columns", "evict_every", "score_decay")  # fmt: skip
+SCALARS = (
+    "query_stride",
+    "key_stride",
+    "value_stride",
+    "num_heads",
+    "query_group_size",
+    "num_slots",
+    "num_sinks",
+    "num_recent",
+    "by_score",
+    "pinned_columns",
+    "evict_every",
+    "score_decay",
+)
 
 
-def decode_attention(query: Tensor, key: Tensor, value: Tensor, state: GroupState, group: HeadGroup,
-                     prompt_length: Tensor, position: Tensor, score_decay: float) -> Tensor:  # fmt: skip
-    """One decode step of a head group (R7), as cache.attention.decode_attention but on the GPU. Changes state.
+def decode_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    state: GroupState,
+    group: HeadGroup,
+    prompt_length: Tensor,
+    position: Tensor,
+    score_decay: float,
+) -> Tensor:
+    """One decode step of a head group (R7), as cache.attention.decode_attention but on the GPU.
+    Changes state.
 
-    Args: query [B, H*G, D]; key, value [B, H, D], after RoPE, heads of a row contiguous (a slice of all heads is);
-    prompt_length, position int [B], position being the new token's.
+    Args: query [B, H*G, D]; key, value [B, H, D], after RoPE, heads of a row contiguous (a slice of
+    all heads is); prompt_length, position int [B], position being the new token's.
     Returns: out [B, H*G, D].
     Raises: ValueError where shapes, dtypes, strides or devices do not fit the state.
     """
@@ -55,48 +80,92 @@ def decode_attention(query: Tensor, key: Tensor, value: Tensor, state: GroupStat
     score = state.score if rule.by_score else query.new_empty(0, dtype=torch.float32)  # never read
     out = query.new_empty(query.shape)
     decode_attention_kernel[(rows * num_heads,)](
-        query, key, value, position.to(torch.int32), prompt_length.to(torch.int32),
-        state.key, state.value, state.position, score, out,
-        query.stride(0), key.stride(0), value.stride(0), num_heads, query.shape[1] // num_heads, num_slots,
-        rule.num_sinks, rule.num_recent, int(rule.by_score), rule.pinned_columns, group.evict_every, float(score_decay),
-        **constants(head_dim, num_slots), num_warps=NUM_WARPS, enable_fp_fusion=True,
-    )  # fmt: skip
+        query,
+        key,
+        value,
+        position.to(torch.int32),
+        prompt_length.to(torch.int32),
+        state.key,
+        state.value,
+        state.position,
+        score,
+        out,
+        query.stride(0),
+        key.stride(0),
+        value.stride(0),
+        num_heads,
+        query.shape[1] // num_heads,
+        num_slots,
+        rule.num_sinks,
+        rule.num_recent,
+        int(rule.by_score),
+        rule.pinned_columns,
+        group.evict_every,
+        float(score_decay),
+        **constants(head_dim, num_slots),
+        num_warps=NUM_WARPS,
+        enable_fp_fusion=True,
+    )
     return out
 
 
 def constants(head_dim: int, num_slots: int) -> dict[str, int]:
-    """CONSTANTS of the kernel for caches of up to num_slots slots (rounded up to a power of two)."""
+    """CONSTANTS of the kernel for caches of up to num_slots slots (rounded up to a power of
+    two).
+    """
     block_slots = max(1, min(MAX_BLOCK_SLOTS, BLOCK_ELEMENTS // triton.next_power_of_2(head_dim)))
     capacity = max(triton.next_power_of_2(num_slots), 32 * NUM_WARPS)
     return dict(zip(CONSTANTS, (head_dim, block_slots, capacity)))
 
 
-def _check(query: Tensor, key: Tensor, value: Tensor, state: GroupState, prompt_length: Tensor,
-           position: Tensor) -> None:  # fmt: skip
-    """Returns if the kernel may run on these tensors. Raises: ValueError, naming the first that does not fit."""
+def _check(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    state: GroupState,
+    prompt_length: Tensor,
+    position: Tensor,
+) -> None:
+    """Returns if the kernel may run on these tensors. Raises: ValueError, naming the first that
+    does not fit.
+    """
     rows, num_heads, num_slots, head_dim = state.key.shape
     token, slots = (rows, num_heads, head_dim), (rows, num_heads, num_slots)
     query_heads = query.shape[1] if query.dim() == 3 else 0
     if query_heads < num_heads or query_heads % num_heads:
-        raise ValueError(f"query {tuple(query.shape)} has no whole number of query heads for {num_heads} KV heads")
+        raise ValueError(
+            f"query {tuple(query.shape)} has no whole number of query heads for {num_heads} KV"
+            " heads"
+        )
     dtype, int_dtypes = state.key.dtype, (torch.int32, torch.int64)
     wanted = [
-        ("query", query, (rows, query_heads, head_dim), (dtype,)), ("key", key, token, (dtype,)),
-        ("value", value, token, (dtype,)), ("cached value", state.value, (*slots, head_dim), (dtype,)),
-        ("cached position", state.position, slots, (torch.int32,)), ("position", position, (rows,), int_dtypes),
+        ("query", query, (rows, query_heads, head_dim), (dtype,)),
+        ("key", key, token, (dtype,)),
+        ("value", value, token, (dtype,)),
+        ("cached value", state.value, (*slots, head_dim), (dtype,)),
+        ("cached position", state.position, slots, (torch.int32,)),
+        ("position", position, (rows,), int_dtypes),
         ("prompt_length", prompt_length, (rows,), int_dtypes),
-    ]  # fmt: skip
+    ]
     if state.score is not None:
         wanted.append(("cached score", state.score, slots, (torch.float32,)))
     if dtype not in (torch.float16, torch.bfloat16, torch.float32):
         raise ValueError(f"the kernel has no dtype {dtype}; use float16, bfloat16 or float32")
     for name, tensor, shape, dtypes in wanted:
-        if tuple(tensor.shape) != shape or tensor.dtype not in dtypes or tensor.device != state.key.device:
-            raise ValueError(f"{name} is {tensor.dtype} {tuple(tensor.shape)} on {tensor.device}; the cache wants "
-                             f"{dtypes[0]} {shape} on {state.key.device}")  # fmt: skip
+        if (
+            tuple(tensor.shape) != shape
+            or tensor.dtype not in dtypes
+            or tensor.device != state.key.device
+        ):
+            raise ValueError(
+                f"{name} is {tensor.dtype} {tuple(tensor.shape)} on {tensor.device}; the cache"
+                f" wants {dtypes[0]} {shape} on {state.key.device}"
+            )
     for name, tensor in (("query", query), ("key", key), ("value", value)):
         if tensor.stride(2) != 1 or tensor.stride(1) != head_dim:
-            raise ValueError(f"{name} has strides {tensor.stride()}; the heads of a row must be contiguous")
+            raise ValueError(
+                f"{name} has strides {tensor.stride()}; the heads of a row must be contiguous"
+            )
     caches = (state.key, state.value, state.position, state.score)
     if not all(cache.is_contiguous() for cache in caches if cache is not None):
         raise ValueError("the cache tensors must be contiguous")
@@ -104,14 +173,35 @@ def _check(query: Tensor, key: Tensor, value: Tensor, state: GroupState, prompt_
 
 @triton.jit(do_not_specialize=SCALARS)
 def decode_attention_kernel(
-    query_ptr, key_ptr, value_ptr, position_ptr, prompt_length_ptr,
-    cache_key_ptr, cache_value_ptr, cache_position_ptr, cache_score_ptr, out_ptr,
-    query_stride, key_stride, value_stride, num_heads, query_group_size, num_slots, num_sinks, num_recent, by_score,
-    pinned_columns, evict_every, score_decay,
-    HEAD_DIM: tl.constexpr, BLOCK_SLOTS: tl.constexpr, SLOT_CAPACITY: tl.constexpr,
-):  # fmt: skip
-    # query, out: [B, H*G, D]; key, value: [B, H, D]; position, prompt_length: int32 [B]; cache_key, cache_value:
-    # [B, H, S, D]; cache_position: int32 [B, H, S]; cache_score: float32 [B, H, S], any address unless by_score
+    query_ptr,
+    key_ptr,
+    value_ptr,
+    position_ptr,
+    prompt_length_ptr,
+    cache_key_ptr,
+    cache_value_ptr,
+    cache_position_ptr,
+    cache_score_ptr,
+    out_ptr,
+    query_stride,
+    key_stride,
+    value_stride,
+    num_heads,
+    query_group_size,
+    num_slots,
+    num_sinks,
+    num_recent,
+    by_score,
+    pinned_columns,
+    evict_every,
+    score_decay,
+    HEAD_DIM: tl.constexpr,
+    BLOCK_SLOTS: tl.constexpr,
+    SLOT_CAPACITY: tl.constexpr,
+):
+    # query, out: [B, H*G, D]; key, value: [B, H, D]; position, prompt_length: int32 [B]; cache_key,
+    # cache_value: [B, H, S, D]; cache_position: int32 [B, H, S]; cache_score: float32 [B, H, S],
+    # any address unless by_score
     program = tl.program_id(0)
     row, head = (program // num_heads).to(tl.int64), program % num_heads
     first_slot = program.to(tl.int64) * num_slots
@@ -121,8 +211,20 @@ def decode_attention_kernel(
     cache_score_ptr += first_slot
     newest = tl.load(position_ptr + row)
     prompt_length = tl.load(prompt_length_ptr + row)
-    slot = _take_slot(cache_position_ptr, cache_score_ptr, newest, prompt_length, num_slots, num_sinks, num_recent,
-                      by_score, pinned_columns, evict_every, score_decay, SLOT_CAPACITY)  # fmt: skip
+    slot = _take_slot(
+        cache_position_ptr,
+        cache_score_ptr,
+        newest,
+        prompt_length,
+        num_slots,
+        num_sinks,
+        num_recent,
+        by_score,
+        pinned_columns,
+        evict_every,
+        score_decay,
+        SLOT_CAPACITY,
+    )
     dim = tl.arange(0, triton.next_power_of_2(HEAD_DIM))
     is_dim = dim < HEAD_DIM
     new_key = tl.load(key_ptr + row * key_stride + head * HEAD_DIM + dim, mask=is_dim)
@@ -133,32 +235,69 @@ def decode_attention_kernel(
     out_ptr += program.to(tl.int64) * query_group_size * HEAD_DIM
     for member in range(query_group_size):
         tl.debug_barrier()  # every thread sees the new token, the released slots, and the scores of the member before
-        query = tl.load(query_ptr + member * HEAD_DIM + dim, mask=is_dim, other=0.0).to(tl.float32) * HEAD_DIM**-0.5
-        out, largest, total = _attend(query, cache_key_ptr, cache_value_ptr, cache_position_ptr, num_slots, HEAD_DIM,
-                                      BLOCK_SLOTS)  # fmt: skip
+        query = (
+            tl.load(query_ptr + member * HEAD_DIM + dim, mask=is_dim, other=0.0).to(tl.float32)
+            * HEAD_DIM**-0.5
+        )
+        out, largest, total = _attend(
+            query,
+            cache_key_ptr,
+            cache_value_ptr,
+            cache_position_ptr,
+            num_slots,
+            HEAD_DIM,
+            BLOCK_SLOTS,
+        )
         tl.store(out_ptr + member * HEAD_DIM + dim, out.to(out_ptr.dtype.element_ty), mask=is_dim)
         if by_score != 0:
-            _add_scores(query, largest, total, cache_key_ptr, cache_position_ptr, cache_score_ptr, num_slots, HEAD_DIM,
-                        BLOCK_SLOTS)  # fmt: skip
+            _add_scores(
+                query,
+                largest,
+                total,
+                cache_key_ptr,
+                cache_position_ptr,
+                cache_score_ptr,
+                num_slots,
+                HEAD_DIM,
+                BLOCK_SLOTS,
+            )
 
 
 @triton.jit
-def _take_slot(position_ptr, score_ptr, newest, prompt_length, num_slots, num_sinks, num_recent, by_score,
-               pinned_columns, evict_every, score_decay, SLOT_CAPACITY: tl.constexpr):  # fmt: skip
-    """The slot of the new token (R5, R6), its position and score written; positions and scores as a release left."""
+def _take_slot(
+    position_ptr,
+    score_ptr,
+    newest,
+    prompt_length,
+    num_slots,
+    num_sinks,
+    num_recent,
+    by_score,
+    pinned_columns,
+    evict_every,
+    score_decay,
+    SLOT_CAPACITY: tl.constexpr,
+):
+    """The slot of the new token (R5, R6), its position and score written; positions and scores as a
+    release left.
+    """
     slot = tl.arange(0, SLOT_CAPACITY)
     is_slot = slot < num_slots
     is_scored = tl.where(is_slot, by_score, 0) != 0
     position = tl.load(position_ptr + slot, mask=is_slot, other=0)
     score = tl.load(score_ptr + slot, mask=is_scored, other=0.0)
-    retention = _retention(position, score, newest, prompt_length, num_sinks, num_recent, by_score, pinned_columns)
+    retention = _retention(
+        position, score, newest, prompt_length, num_sinks, num_recent, by_score, pinned_columns
+    )
     retention = tl.where(is_slot, retention, RELEASED)
     is_full = tl.min(position, 0) >= 0
     for _ in range(tl.where(is_full, evict_every, 0)):
         least = tl.argmin(retention, 0, tie_break_left=True)
         retention = tl.where(slot == least, RELEASED, retention)
     present = tl.where(is_slot & (retention == RELEASED), NO_TOKEN, position)
-    taken = tl.min(tl.where(present < 0, slot, num_slots - 1), 0)  # never outside, whatever the tensors hold
+    taken = tl.min(
+        tl.where(present < 0, slot, num_slots - 1), 0
+    )  # never outside, whatever the tensors hold
     present = tl.where(slot == taken, newest, present)
     present_score = tl.where(slot == taken, 0.0, score * tl.where(is_full, score_decay, 1.0))
     tl.store(position_ptr + slot, present, mask=is_slot & (present != position))
@@ -167,11 +306,15 @@ def _take_slot(position_ptr, score_ptr, newest, prompt_length, num_slots, num_si
 
 
 @triton.jit
-def _retention(position, score, newest, prompt_length, num_sinks, num_recent, by_score, pinned_columns):
+def _retention(
+    position, score, newest, prompt_length, num_sinks, num_recent, by_score, pinned_columns
+):
     """R3, PROTECTED for what it protects."""
     sinks = tl.where(num_sinks < 0, prompt_length, num_sinks)
     image_index = position - prompt_length
-    column = tl.where(image_index < 0, COLUMNS, image_index % COLUMNS)  # a prompt token's is never pinned
+    column = tl.where(
+        image_index < 0, COLUMNS, image_index % COLUMNS
+    )  # a prompt token's is never pinned
     is_pinned = ((pinned_columns >> column) & 1) != 0
     is_protected = (position < sinks) | (position > newest - num_recent) | is_pinned
     rank = tl.where(by_score != 0, score, position.to(tl.float32))
@@ -179,7 +322,15 @@ def _retention(position, score, newest, prompt_length, num_sinks, num_recent, by
 
 
 @triton.jit
-def _attend(query, key_ptr, value_ptr, position_ptr, num_slots, HEAD_DIM: tl.constexpr, BLOCK_SLOTS: tl.constexpr):
+def _attend(
+    query,
+    key_ptr,
+    value_ptr,
+    position_ptr,
+    num_slots,
+    HEAD_DIM: tl.constexpr,
+    BLOCK_SLOTS: tl.constexpr,
+):
     """out [D] of query [D], and the softmax's largest logit and total."""
     BLOCK_DIM: tl.constexpr = query.shape[0]
     largest = tl.full([BLOCK_SLOTS], NOTHING_YET, tl.float32)
@@ -201,8 +352,17 @@ def _attend(query, key_ptr, value_ptr, position_ptr, num_slots, HEAD_DIM: tl.con
 
 
 @triton.jit
-def _add_scores(query, largest, total, key_ptr, position_ptr, score_ptr, num_slots, HEAD_DIM: tl.constexpr,
-                BLOCK_SLOTS: tl.constexpr):  # fmt: skip
+def _add_scores(
+    query,
+    largest,
+    total,
+    key_ptr,
+    position_ptr,
+    score_ptr,
+    num_slots,
+    HEAD_DIM: tl.constexpr,
+    BLOCK_SLOTS: tl.constexpr,
+):
     """Adds the probabilities of one query head to the scores (R2)."""
     for start in range(0, num_slots, BLOCK_SLOTS):
         slot = start + tl.arange(0, BLOCK_SLOTS)
@@ -213,7 +373,9 @@ def _add_scores(query, largest, total, key_ptr, position_ptr, score_ptr, num_slo
 
 @triton.jit
 def _logits(query, key_ptr, position_ptr, slot, num_slots, HEAD_DIM: tl.constexpr):
-    """Logits [BLOCK_SLOTS], -inf for an empty slot. Products in float32: tensor cores would round them."""
+    """Logits [BLOCK_SLOTS], -inf for an empty slot. Products in float32: tensor cores would round
+    them.
+    """
     key = _load_slots(key_ptr, slot, num_slots, HEAD_DIM, query.shape[0])
     position = tl.load(position_ptr + slot, mask=slot < num_slots, other=NO_TOKEN)
     return tl.where(position >= 0, tl.sum(query[None, :] * key, 1), float("-inf"))
@@ -224,4 +386,6 @@ def _load_slots(cache_ptr, slot, num_slots, HEAD_DIM: tl.constexpr, BLOCK_DIM: t
     """Keys or values [BLOCK_SLOTS, D] of the slots, float32."""
     dim = tl.arange(0, BLOCK_DIM)
     mask = (slot < num_slots)[:, None] & (dim < HEAD_DIM)[None, :]
-    return tl.load(cache_ptr + slot[:, None] * HEAD_DIM + dim[None, :], mask=mask, other=0.0).to(tl.float32)
+    return tl.load(cache_ptr + slot[:, None] * HEAD_DIM + dim[None, :], mask=mask, other=0.0).to(
+        tl.float32
+    )

@@ -1,8 +1,11 @@
-"""Kernel images that were compiled ahead of time: reads kernels.json, picks one, hands it to the plugin's nodes.
+"""Kernel images that were compiled ahead of time: reads kernels.json, picks one, hands it to the
+plugin's nodes.
 
-Needs neither Triton nor torch nor a GPU. kernels.json (schema 1) holds `arguments` (name and type in the order of a
-launch: "*T" points to the dtype of the cache, "null" is a null pointer), `grid` (number of programs, one dimension;
-32 x num_warps threads each) and `images`, each a KernelImage; file names are relative to its folder.
+Needs neither Triton nor torch nor a GPU. kernels.json (schema 1) holds `arguments` (name and type
+in the order of a
+launch: "*T" points to the dtype of the cache, "null" is a null pointer), `grid` (number of
+programs, one dimension; 32 x num_warps threads each) and `images`, each a KernelImage; file names
+are relative to its folder.
 """
 
 from __future__ import annotations
@@ -33,7 +36,9 @@ class Variant:
 
 @dataclass(frozen=True)
 class KernelImage:
-    """One compiled kernel and how to launch it. target: compute capability times ten; ptx_version: 80 is 8.0."""
+    """One compiled kernel and how to launch it. target: compute capability times ten; ptx_version:
+    80 is 8.0.
+    """
 
     target: int
     variant: Variant
@@ -49,7 +54,9 @@ class KernelImage:
     cubin_sha256: str
 
     def attributes(self, data: bytes) -> dict[str, int | str | bytes]:
-        """What the plugin reads from a node about its kernel; data: the bytes of the cubin or the PTX."""
+        """What the plugin reads from a node about its kernel; data: the bytes of the cubin or the
+        PTX.
+        """
         return {
             "kernel_image": data,
             "kernel_name": self.kernel_name,
@@ -62,13 +69,20 @@ class KernelImage:
 
 
 def read_manifest(folder: Path) -> list[KernelImage]:
-    """The images in a folder. Raises: UserError where there is no manifest or it is of another version."""
+    """The images in a folder. Raises: UserError where there is no manifest or it is of another
+    version.
+    """
     path, again = folder / MANIFEST_FILE, "run python -m ssd_export.kernels.compile --out DIR again"
     try:
         manifest = json.loads(path.read_text())
         if manifest["schema"] != SCHEMA:
-            raise UserError(f"{path} has schema {manifest['schema']}, this version reads {SCHEMA}; {again}")
-        return [KernelImage(**{**image, "variant": Variant(**image["variant"])}) for image in manifest["images"]]
+            raise UserError(
+                f"{path} has schema {manifest['schema']}, this version reads {SCHEMA}; {again}"
+            )
+        return [
+            KernelImage(**{**image, "variant": Variant(**image["variant"])})
+            for image in manifest["images"]
+        ]
     except FileNotFoundError as error:
         raise UserError(f"no kernel images in {folder}; {again}") from error
     except (KeyError, TypeError, ValueError) as error:
@@ -76,7 +90,8 @@ def read_manifest(folder: Path) -> list[KernelImage]:
 
 
 def find_image(images: list[KernelImage], target: int, variant: Variant) -> tuple[KernelImage, str]:
-    """The image for a GPU and its kind: the cubin of that very target, else the newest PTX that runs there.
+    """The image for a GPU and its kind: the cubin of that very target, else the newest PTX that
+    runs there.
 
     Raises: UserError, naming what is there, where none runs on the target.
     """
@@ -87,29 +102,44 @@ def find_image(images: list[KernelImage], target: int, variant: Variant) -> tupl
     older = [image for image in fitting if image.target < min(target, FIRST_EXACT_TARGET)]
     if older:
         return max(older, key=lambda image: image.target), "ptx"
-    there = ", ".join(f"sm{image.target} {image.variant.dtype} head_dim {image.variant.head_dim}" for image in images)
-    raise UserError(f"no kernel image for sm{target} {variant.dtype} head_dim {variant.head_dim} (there: "
-                    f"{there or 'none'}); run python -m ssd_export.kernels.compile --targets {target} --dtypes "
-                    f"{variant.dtype} --head-dims {variant.head_dim} --out DIR")  # fmt: skip
+    there = ", ".join(
+        f"sm{image.target} {image.variant.dtype} head_dim {image.variant.head_dim}"
+        for image in images
+    )
+    raise UserError(
+        f"no kernel image for sm{target} {variant.dtype} head_dim {variant.head_dim} (there: "
+        f"{there or 'none'}); run python -m ssd_export.kernels.compile --targets {target} --dtypes "
+        f"{variant.dtype} --head-dims {variant.head_dim} --out DIR"
+    )
 
 
 def read_image(folder: Path, image: KernelImage, kind: str) -> bytes:
-    """The bytes of an image's "cubin" or "ptx". Raises: UserError where they are not those of the manifest."""
+    """The bytes of an image's "cubin" or "ptx". Raises: UserError where they are not those of the
+    manifest.
+    """
     path = folder / getattr(image, kind)
     try:
         data = path.read_bytes()
     except OSError as error:
         raise UserError(f"kernel image {path} is missing; compile the kernels again") from error
     if hashlib.sha256(data).hexdigest() != getattr(image, f"{kind}_sha256"):
-        raise UserError(f"kernel image {path} is not the one of {MANIFEST_FILE}; compile the kernels again")
+        raise UserError(
+            f"kernel image {path} is not the one of {MANIFEST_FILE}; compile the kernels again"
+        )
     return data
 
 
-def attach_kernel(model: ir.Model, attributes: dict[str, int | str | bytes], domain: str, op_type: str) -> int:
-    """Gives every node domain::op_type of a model the attributes of a kernel image; returns how many there are."""
+def attach_kernel(
+    model: ir.Model, attributes: dict[str, int | str | bytes], domain: str, op_type: str
+) -> int:
+    """Gives every node domain::op_type of a model the attributes of a kernel image; returns how
+    many there are.
+    """
     nodes = [node for node in model.graph if (node.domain, node.op_type) == (domain, op_type)]
     for node in nodes:
-        node.attributes.update({name: _onnx_attribute(name, value) for name, value in attributes.items()})
+        node.attributes.update(
+            {name: _onnx_attribute(name, value) for name, value in attributes.items()}
+        )
     return len(nodes)
 
 

@@ -55,7 +55,9 @@ def canonical_name(stored: str, layout: str) -> str:
 class Checkpoint:
     """A checked checkpoint; tensors are read one at a time, in the dtype they are stored in."""
 
-    def __init__(self, path: Path, layout: str, config: ModelConfig, places: dict[str, _Place]) -> None:
+    def __init__(
+        self, path: Path, layout: str, config: ModelConfig, places: dict[str, _Place]
+    ) -> None:
         self.path, self.layout, self.config = path, layout, config
         self.tokenizer_path = path / "tokenizer.json"
         self.num_layers_of_the_model = config.num_layers
@@ -77,17 +79,25 @@ class Checkpoint:
         return self._places[name].shape
 
     def stored_bytes(self, name: str) -> int:
-        """Of the tensor as it is stored; two bytes a number where that is not known before it is read."""
+        """Of the tensor as it is stored; two bytes a number where that is not known before it is
+        read.
+        """
         place = self._places[name]
         dtype = place.file.dtype(place.stored_name)
         return torch.Size(place.shape).numel() * (2 if dtype is None else dtype.itemsize)
 
     def tensor(self, name: str) -> Tensor:
-        """The tensor in memory of its own. Raises: UserError for NaN, infinity, a dtype that is not float."""
+        """The tensor in memory of its own. Raises: UserError for NaN, infinity, a dtype that is not
+        float.
+        """
         tensor = self._places[name].read()
         if not tensor.dtype.is_floating_point or tensor.element_size() == 1:
-            raise UserError(f"{self._where(name)} is {tensor.dtype}: give the unquantised float weights")
-        low, high = torch.aminmax(tensor)  # no temporaries: the text embedding alone is 840 MB at 7B
+            raise UserError(
+                f"{self._where(name)} is {tensor.dtype}: give the unquantised float weights"
+            )
+        low, high = torch.aminmax(
+            tensor
+        )  # no temporaries: the text embedding alone is 840 MB at 7B
         if not (low.isfinite() and high.isfinite()):
             raise UserError(
                 f"{self._where(name)} holds NaN or infinite weights: download the checkpoint again"
@@ -95,7 +105,9 @@ class Checkpoint:
         return tensor
 
     def fingerprint(self) -> str:
-        """sha256 of names, shapes, dtypes and samples of the content; equal for both layouts, cheap."""
+        """sha256 of names, shapes, dtypes and samples of the content; equal for both layouts,
+        cheap.
+        """
         digest = hashlib.sha256()
         for name in sorted(self._places):
             sample = self._places[name].sample()
@@ -109,7 +121,9 @@ class Checkpoint:
 
 
 class ShapeOnly(Checkpoint):
-    """A checkpoint that is not here: names and shapes for a plan, as if stored in two bytes a number."""
+    """A checkpoint that is not here: names and shapes for a plan, as if stored in two bytes a
+    number.
+    """
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__(Path(), "transformers", config, {})
@@ -135,7 +149,9 @@ class ShapeOnly(Checkpoint):
 def first_layers(config: ModelConfig, num_layers: int) -> ModelConfig:
     """Raises: UserError where the model has fewer."""
     if not 1 <= num_layers <= config.num_layers:
-        raise UserError(f"--num-layers {num_layers} is outside 1..{config.num_layers}, the layers of this model")
+        raise UserError(
+            f"--num-layers {num_layers} is outside 1..{config.num_layers}, the layers of this model"
+        )
     return replace(config, num_layers=num_layers)
 
 
@@ -160,7 +176,8 @@ class _Place:
 
 
 def open_checkpoint(path: str | Path) -> Checkpoint:
-    """A checkpoint whose files, names, shapes and tokenizer have been checked; no weights are read yet.
+    """A checkpoint whose files, names, shapes and tokenizer have been checked; no weights are read
+    yet.
 
     Args:
         path: directory with config.json, tokenizer.json and the weights, in the layout of
@@ -169,7 +186,9 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
     """
     path = Path(path)
     if not path.is_dir():
-        raise UserError(f"no checkpoint at {path}: give the directory that holds config.json and the weights")
+        raise UserError(
+            f"no checkpoint at {path}: give the directory that holds config.json and the weights"
+        )
     file = ConfigFile(path / "config.json", read_json(path / "config.json"))
     layout = layout_of(file)
     places = {
@@ -190,10 +209,11 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
 def permute_heads(
     name: str, tensor: Tensor, head_order: Sequence[Sequence[int]], config: ModelConfig
 ) -> Tensor:
-    """The tensor with its KV heads, and the query heads that belong to them, in the order of its layer.
+    """The tensor with its KV heads, and the query heads that belong to them, in the order of its
+    layer.
 
-    The model computes the same: q, k and v deliver the heads in the new order, o takes them in the new order.
-    Tensors other than q, k, v, o projections come back unchanged.
+    The model computes the same: q, k and v deliver the heads in the new order, o takes them in the
+    new order. Tensors other than q, k, v, o projections come back unchanged.
 
     Args:
         head_order: per layer, the original KV head at each new place.
@@ -204,10 +224,13 @@ def permute_heads(
     order = list(head_order[int(match[1])])
     if sorted(order) != list(range(config.num_kv_heads)):
         raise ValueError(
-            f"head_order {order} of layer {match[1]} is no permutation of {config.num_kv_heads} heads"
+            f"head_order {order} of layer {match[1]} is no permutation of {config.num_kv_heads}"
+            " heads"
         )
     axis = 1 if match[2] == "o" else 0
-    heads = tensor.unflatten(axis, (config.num_kv_heads, -1))  # the query heads of a KV head are neighbours
+    heads = tensor.unflatten(
+        axis, (config.num_kv_heads, -1)
+    )  # the query heads of a KV head are neighbours
     return heads.index_select(axis, torch.tensor(order)).flatten(axis, axis + 1)
 
 
@@ -215,7 +238,11 @@ def _expected(config: ModelConfig) -> dict[str, tuple[int, ...]]:
     """Shapes of all that is needed to draw, by canonical name, in the order of the modules."""
     with torch.device("meta"):
         modules = ImageTokenModel(config, text_embedding=True), ImageDecoder(config)
-    return {name: tuple(value.shape) for module in modules for name, value in module.state_dict().items()}
+    return {
+        name: tuple(value.shape)
+        for module in modules
+        for name, value in module.state_dict().items()
+    }
 
 
 def _needed(path: Path, config: ModelConfig, places: dict[str, _Place]) -> dict[str, _Place]:
@@ -223,12 +250,14 @@ def _needed(path: Path, config: ModelConfig, places: dict[str, _Place]) -> dict[
     missing = [name for name in expected if name not in places]
     if missing:
         more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
-        raise UserError(f"{path} lacks the tensor {missing[0]}{more}: give a complete Janus-Pro checkpoint")
+        raise UserError(
+            f"{path} lacks the tensor {missing[0]}{more}: give a complete Janus-Pro checkpoint"
+        )
     for name, shape in expected.items():
         if places[name].shape != shape:
             raise UserError(
-                f"{path}: {name} has shape {list(places[name].shape)}, expected {list(shape)} (config.json): "
-                "take config.json and weights from the same checkpoint"
+                f"{path}: {name} has shape {list(places[name].shape)}, expected {list(shape)}"
+                " (config.json): take config.json and weights from the same checkpoint"
             )
     return {name: places[name] for name in expected}
 
@@ -237,6 +266,7 @@ def _check_tokenizer(checkpoint: Checkpoint) -> None:
     encoder = PromptEncoder.from_file(checkpoint.tokenizer_path)
     if encoder.max_id >= checkpoint.config.vocab_size:
         raise UserError(
-            f"{checkpoint.tokenizer_path} has ids up to {encoder.max_id}, the model has "
-            f"{checkpoint.config.vocab_size} embeddings: take tokenizer.json from the same checkpoint"
+            f"{checkpoint.tokenizer_path} has ids up to {encoder.max_id}, the model has"
+            f" {checkpoint.config.vocab_size} embeddings: take tokenizer.json from the same"
+            " checkpoint"
         )

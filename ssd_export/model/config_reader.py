@@ -1,7 +1,9 @@
-"""config.json of both checkpoint layouts -> ModelConfig, with the defaults that apply where it is silent.
+"""config.json of both checkpoint layouts -> ModelConfig, with the defaults that apply where it is
+silent.
 
-The original 7B file names only layers, positions and vocabulary: the rest is Llama's defaults. The original
-layout says nothing about the image decoder's widths either; they are read from the tensors' shapes.
+The original 7B file names only layers, positions and vocabulary: the rest is Llama's defaults. The
+original layout says nothing about the image decoder's widths either; they are read from the
+tensors' shapes.
 """
 
 from __future__ import annotations
@@ -26,7 +28,9 @@ class ConfigFile:
 
     def section(self, name: str) -> ConfigFile:
         value = self.values.get(name)
-        return ConfigFile(self.path, value if isinstance(value, dict) else {}, f"{self.prefix}{name}.")
+        return ConfigFile(
+            self.path, value if isinstance(value, dict) else {}, f"{self.prefix}{name}."
+        )
 
     def count(self, name: str, default: int) -> int:
         value = self._get(name, default)
@@ -72,12 +76,13 @@ def layout_of(file: ConfigFile) -> str:
     kind = file.values.get("model_type")
     if not isinstance(kind, str) or kind not in LAYOUTS:
         raise UserError(
-            f"{file.path}: model_type is {kind!r}, not a Janus-Pro checkpoint "
-            f"(expected {' or '.join(map(repr, LAYOUTS))}): give one, for example deepseek-ai/Janus-Pro-1B"
+            f"{file.path}: model_type is {kind!r}, not a Janus-Pro checkpoint (expected"
+            f" {' or '.join(map(repr, LAYOUTS))}): give one, for example deepseek-ai/Janus-Pro-1B"
         )
     if LAYOUTS[kind] == "original" and "gen_vision_config" not in file.values:
         raise UserError(
-            f"{file.path} has no gen_vision_config, so it draws no images: give a Janus-Pro checkpoint"
+            f"{file.path} has no gen_vision_config, so it draws no images: give a Janus-Pro"
+            " checkpoint"
         )
     return LAYOUTS[kind]
 
@@ -85,16 +90,19 @@ def layout_of(file: ConfigFile) -> str:
 def read_model_config(file: ConfigFile, shapes: Shapes) -> ModelConfig:
     """The checkpoint's ModelConfig.
 
-    Raises: UserError for a field of a wrong type, a feature that Janus-Pro lacks, numbers that do not fit.
+    Raises: UserError for a field of a wrong type, a feature that Janus-Pro lacks, numbers that do
+    not fit.
     """
     config = (
-        _transformers_config(file) if layout_of(file) == "transformers" else _original_config(file, shapes)
+        _transformers_config(file)
+        if layout_of(file) == "transformers"
+        else _original_config(file, shapes)
     )
     widths = [config.vq.base_channels * multiplier for multiplier in config.vq.channel_multipliers]
     if any(width % NUM_GROUPS for width in widths):
         raise UserError(
-            f"{file.path.parent}: the image decoder's widths {widths} are not multiples of {NUM_GROUPS}: "
-            "give a Janus-Pro checkpoint"
+            f"{file.path.parent}: the image decoder's widths {widths} are not multiples of"
+            f" {NUM_GROUPS}: give a Janus-Pro checkpoint"
         )
     return config
 
@@ -121,7 +129,9 @@ def _original_config(file: ConfigFile, shapes: Shapes) -> ModelConfig:
     aligner.require("projector_type", "mlp_gelu", "mlp_gelu")
     vision = file.section("gen_vision_config").section("params")
     codebook = vision.count("image_token_size", 16384), vision.count("n_embed", 8)
-    return _model_config(file.section("language_config"), codebook, _vq_config_from_shapes(file.path, shapes))
+    return _model_config(
+        file.section("language_config"), codebook, _vq_config_from_shapes(file.path, shapes)
+    )
 
 
 def _model_config(text: ConfigFile, codebook: tuple[int, int], vq: VQConfig) -> ModelConfig:
@@ -131,9 +141,13 @@ def _model_config(text: ConfigFile, codebook: tuple[int, int], vq: VQConfig) -> 
     hidden_size, num_heads = text.count("hidden_size", 4096), text.count("num_attention_heads", 32)
     num_kv_heads = text.count("num_key_value_heads", num_heads)
     if num_heads % num_kv_heads:
-        raise text.wrong("num_key_value_heads", num_kv_heads, f"a divisor of num_attention_heads {num_heads}")
+        raise text.wrong(
+            "num_key_value_heads", num_kv_heads, f"a divisor of num_attention_heads {num_heads}"
+        )
     if text.values.get("head_dim") is None and hidden_size % num_heads:
-        raise text.wrong("num_attention_heads", num_heads, f"a divisor of hidden_size {hidden_size}")
+        raise text.wrong(
+            "num_attention_heads", num_heads, f"a divisor of hidden_size {hidden_size}"
+        )
     head_dim = text.count("head_dim", max(hidden_size // num_heads, 1))
     if head_dim % 2:
         raise text.wrong("head_dim", head_dim, "an even number, RoPE turns pairs")
@@ -172,7 +186,9 @@ def _vq_config_from_shapes(path: Path, shapes: Shapes) -> VQConfig:
             levels += 1
         while f"vqmodel.decoder.up.0.block.{blocks}.conv1.weight" in shapes:
             blocks += 1
-        widths = [shapes[f"vqmodel.decoder.up.{level}.block.0.conv1.weight"][0] for level in range(levels)]
+        widths = [
+            shapes[f"vqmodel.decoder.up.{level}.block.0.conv1.weight"][0] for level in range(levels)
+        ]
         return VQConfig(
             latent_channels=shapes["vqmodel.post_quant_conv.weight"][0],
             base_channels=widths[-1],
@@ -182,5 +198,6 @@ def _vq_config_from_shapes(path: Path, shapes: Shapes) -> VQConfig:
         )
     except (KeyError, IndexError) as error:
         raise UserError(
-            f"{path.parent} lacks the image decoder (gen_vision_model, {error}): give a Janus-Pro checkpoint"
+            f"{path.parent} lacks the image decoder (gen_vision_model, {error}): give a Janus-Pro"
+            " checkpoint"
         ) from None

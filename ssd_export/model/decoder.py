@@ -1,10 +1,13 @@
-"""The part of Janus-Pro that draws: a Llama with attention given from outside, and image-token layers.
+"""The part of Janus-Pro that draws: a Llama with attention given from outside, and image-token
+layers.
 
-Parameter names are the checkpoint's canonical names (`checkpoint.py`): a state dict loads with strict=True.
-float32 islands at every model dtype: RMSNorm and the RoPE angles (softmax is the caller's `attend`).
+Parameter names are the checkpoint's canonical names (`checkpoint.py`): a state dict loads with
+strict=True. float32 islands at every model dtype: RMSNorm and the RoPE angles (softmax is the
+caller's `attend`).
 
-Source: transformers' modeling_llama.py and modeling_janus.py, whose arithmetic is followed operation for
-operation so that float32 tokens are equal. Ours has no cache and no mask: both belong to `attend`.
+Source: transformers' modeling_llama.py and modeling_janus.py, whose arithmetic is followed
+operation for operation so that float32 tokens are equal. Ours has no cache and no mask: both belong
+to `attend`.
 """
 
 from __future__ import annotations
@@ -37,7 +40,9 @@ class RMSNorm(nn.Module):
 
 
 class Rope(nn.Module):
-    """(cos, sin) of positions [B, T], each [B, 1, T, D] in the wanted dtype; the angles in float32."""
+    """(cos, sin) of positions [B, T], each [B, 1, T, D] in the wanted dtype; the angles in
+    float32.
+    """
 
     def __init__(self, head_dim: int, theta: float) -> None:
         super().__init__()
@@ -53,7 +58,9 @@ class Rope(nn.Module):
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """x [B, H, T, D] turned by its position; the first and the second half of D are the two coordinates."""
+    """x [B, H, T, D] turned by its position; the first and the second half of D are the two
+    coordinates.
+    """
     half = x.shape[-1] // 2
     return x * cos + torch.cat((-x[..., half:], x[..., :half]), dim=-1) * sin
 
@@ -63,7 +70,10 @@ class SelfAttention(nn.Module):
         super().__init__()
         self.layer = layer
         self.head_dim = config.head_dim
-        query_size, kv_size = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
+        query_size, kv_size = (
+            config.num_heads * config.head_dim,
+            config.num_kv_heads * config.head_dim,
+        )
         self.q_proj = nn.Linear(config.hidden_size, query_size, bias=False)
         self.k_proj = nn.Linear(config.hidden_size, kv_size, bias=False)
         self.v_proj = nn.Linear(config.hidden_size, kv_size, bias=False)
@@ -106,8 +116,8 @@ class Layer(nn.Module):
 class Decoder(nn.Module):
     """The Llama: hidden states in, hidden states after the final RMSNorm out.
 
-    text_embedding: also own `embed_tokens` [vocab_size, hidden]; off by default, a runtime reads single rows
-    of that table from the file and never holds it.
+    text_embedding: also own `embed_tokens` [vocab_size, hidden]; off by default, a runtime reads
+    single rows of that table from the file and never holds it.
     """
 
     def __init__(self, config: ModelConfig, text_embedding: bool = False) -> None:
@@ -174,5 +184,7 @@ class ImageTokenModel(nn.Module):
         return self.generation_aligner(self.generation_embeddings(tokens))
 
     def image_logits(self, hidden: Tensor) -> Tensor:
-        """Final hidden states [..., hidden_size] -> logits [..., codebook_size], before guidance."""
+        """Final hidden states [..., hidden_size] -> logits [..., codebook_size], before
+        guidance.
+        """
         return self.generation_head(hidden)

@@ -1,7 +1,8 @@
 """The VQ-16 decoder: 24 x 24 codes of the image vocabulary -> pixels.
 
-Parameter names are the checkpoint's canonical names (`vqmodel.*`). GroupNorm and softmax are computed in
-float32 at every dtype. Source: transformers' modeling_janus.py (JanusVQVAE.decode), operation for operation.
+Parameter names are the checkpoint's canonical names (`vqmodel.*`). GroupNorm and softmax are
+computed in float32 at every dtype. Source: transformers' modeling_janus.py (JanusVQVAE.decode),
+operation for operation.
 """
 
 from __future__ import annotations
@@ -17,7 +18,9 @@ EPS = 1e-6
 
 
 class GroupNorm(nn.GroupNorm):
-    """GroupNorm(32) with its sums in float32 (an fp16 graph would sum thousands of pixels in fp16)."""
+    """GroupNorm(32) with its sums in float32 (an fp16 graph would sum thousands of pixels in
+    fp16).
+    """
 
     def __init__(self, channels: int) -> None:
         super().__init__(NUM_GROUPS, channels, eps=EPS)
@@ -95,7 +98,9 @@ class Upsample(nn.Module):
 
 
 class Level(nn.Module):
-    """One resolution: residual blocks, each followed by attention where wanted, then twice the size."""
+    """One resolution: residual blocks, each followed by attention where wanted, then twice the
+    size.
+    """
 
     def __init__(
         self, channels_in: int, channels: int, num_blocks: int, *, attention: bool, upsample: bool
@@ -103,7 +108,9 @@ class Level(nn.Module):
         super().__init__()
         widths = [channels_in] + [channels] * num_blocks
         self.block = nn.ModuleList(ResidualBlock(*pair) for pair in zip(widths, widths[1:]))
-        self.attn = nn.ModuleList(AttentionBlock(channels) for _ in range(num_blocks if attention else 0))
+        self.attn = nn.ModuleList(
+            AttentionBlock(channels) for _ in range(num_blocks if attention else 0)
+        )
         if upsample:
             self.upsample = Upsample(channels)
         self.has_upsample = upsample
@@ -126,7 +133,13 @@ class PixelDecoder(nn.Module):
         self.conv_in = conv3x3(vq.latent_channels, widths[0])
         self.mid = MiddleBlock(widths[0])
         self.up = nn.ModuleList(
-            Level(widths[max(i - 1, 0)], width, vq.num_res_blocks + 1, attention=i == 0, upsample=i < last)
+            Level(
+                widths[max(i - 1, 0)],
+                width,
+                vq.num_res_blocks + 1,
+                attention=i == 0,
+                upsample=i < last,
+            )
             for i, width in enumerate(widths)
         )
         self.norm_out = GroupNorm(widths[-1])
@@ -156,7 +169,9 @@ class VQModel(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.quantize = Codebook(config.codebook_size, config.codebook_dim)
-        self.post_quant_conv = nn.Conv2d(config.codebook_dim, config.vq.latent_channels, kernel_size=1)
+        self.post_quant_conv = nn.Conv2d(
+            config.codebook_dim, config.vq.latent_channels, kernel_size=1
+        )
         self.decoder = PixelDecoder(config.vq)
 
     def forward(self, codes: Tensor) -> Tensor:

@@ -1,4 +1,5 @@
-"""Prompts -> token ids, exactly as Janus-Pro was trained to see them; needs only numpy and tokenizers.
+"""Prompts -> token ids, exactly as Janus-Pro was trained to see them; needs only numpy and
+tokenizers.
 
 Conditional row:    BOS <|User|>: {prompt}\\n\\n<|Assistant|>:<begin_of_image>
 Unconditional row:  BOS, as many pads as there is text, <begin_of_image>
@@ -44,26 +45,33 @@ class PromptEncoder:
     def __init__(self, spec: dict[str, Any]) -> None:
         """Args: spec: the content of tokenizer.json."""
         added = {token["content"]: token for token in spec["added_tokens"]}
-        # Some added tokens are letters that the vocabulary lacks: text. Those named <...> are control,
-        # whether or not the file calls them special.
+        # Some added tokens are letters that the vocabulary lacks: text. Those named <...> are
+        # control, whether or not the file calls them special.
         self._control = {
             name: token for name, token in added.items() if token["special"] or _is_bracketed(name)
         }
-        tokens = [{**token, "special": token["content"] in self._control} for token in spec["added_tokens"]]
+        tokens = [
+            {**token, "special": token["content"] in self._control}
+            for token in spec["added_tokens"]
+        ]
         self._text = Tokenizer.from_str(json.dumps({**spec, "added_tokens": tokens}))
         self._text.encode_special_tokens = True  # control tokens in the text are spelled out
         self._text.no_truncation()
         self._text.no_padding()
         missing = [name for name in (BOS, PAD, BEGIN_OF_IMAGE) if name not in self._control]
         if missing:
-            raise UserError(f"tokenizer.json lacks the added token {missing[0]}: give a Janus-Pro tokenizer")
+            raise UserError(
+                f"tokenizer.json lacks the added token {missing[0]}: give a Janus-Pro tokenizer"
+            )
         self.bos_id, self.pad_id, self.begin_of_image_id = map(self._id, (BOS, PAD, BEGIN_OF_IMAGE))
         self._control_ids = frozenset(map(self._id, self._control))
         self.max_id = max(self._text.get_vocab(with_added_tokens=True).values())
 
     @classmethod
     def from_file(cls, path: str | Path) -> PromptEncoder:
-        """Raises: UserError when the file is missing, damaged or not the tokenizer of a Janus-Pro."""
+        """Raises: UserError when the file is missing, damaged or not the tokenizer of a
+        Janus-Pro.
+        """
         try:
             return cls(json.loads(Path(path).read_text(encoding="utf-8")))
         except UserError as error:
@@ -74,7 +82,9 @@ class PromptEncoder:
             ) from None
         except Exception as error:  # tokenizers raises bare Exception for every fault of the file
             reason = (str(error).splitlines() or [type(error).__name__])[0][:120]
-            raise UserError(f"{path} is not a tokenizer.json ({reason}): download it again") from None
+            raise UserError(
+                f"{path} is not a tokenizer.json ({reason}): download it again"
+            ) from None
 
     def encode(self, prompts: Sequence[str], prompt_slots: int) -> EncodedPrompts:
         """The rows of a batch.
@@ -90,10 +100,14 @@ class PromptEncoder:
         for prompt, row in zip(prompts, rows):
             if len(row) > prompt_slots:
                 raise UserError(
-                    f"the prompt {_short(prompt)} is {len(row)} tokens long, {prompt_slots} fit: "
-                    f"shorten it by {len(row) - prompt_slots} tokens or export with --prompt-slots {len(row)}"
+                    f"the prompt {_short(prompt)} is {len(row)} tokens long, {prompt_slots} fit:"
+                    f" shorten it by {len(row) - prompt_slots} tokens or export with --prompt-slots"
+                    f" {len(row)}"
                 )
-        rows += [[self.bos_id] + [self.pad_id] * (len(row) - 2) + [self.begin_of_image_id] for row in rows]
+        rows += [
+            [self.bos_id] + [self.pad_id] * (len(row) - 2) + [self.begin_of_image_id]
+            for row in rows
+        ]
         lengths = np.array([len(row) for row in rows], dtype=np.int32)
         ids = np.full((len(rows), lengths.max()), self.pad_id, dtype=np.int32)
         for padded, row in zip(ids, rows):
@@ -107,18 +121,29 @@ class PromptEncoder:
         try:
             text.encode("utf-8")
         except UnicodeEncodeError:
-            raise UserError(f"the prompt {_short(prompt)} is not valid Unicode: type it in UTF-8") from None
+            raise UserError(
+                f"the prompt {_short(prompt)} is not valid Unicode: type it in UTF-8"
+            ) from None
         return [self.bos_id, *self._template_ids(text), self.begin_of_image_id]
 
     def _template_ids(self, text: str) -> list[int]:
-        """Text between two control tokens is encoded in one piece: a word merges with the space before it."""
+        """Text between two control tokens is encoded in one piece: a word merges with the space
+        before it.
+        """
         ids: list[int] = []
         pending, strip_left = "", self._control[BOS]["rstrip"]
-        for part, is_name in ((USER, True), (f": {text}\n\n", False), (ASSISTANT, True), (":", False)):
+        for part, is_name in (
+            (USER, True),
+            (f": {text}\n\n", False),
+            (ASSISTANT, True),
+            (":", False),
+        ):
             if not (is_name and part in self._control):
                 pending += part
                 continue
-            ids += self._text_ids(pending, strip_left, self._control[part]["lstrip"]) + [self._id(part)]
+            ids += self._text_ids(pending, strip_left, self._control[part]["lstrip"]) + [
+                self._id(part)
+            ]
             pending, strip_left = "", self._control[part]["rstrip"]
         return ids + self._text_ids(pending, strip_left, self._control[BEGIN_OF_IMAGE]["lstrip"])
 

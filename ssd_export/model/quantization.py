@@ -1,12 +1,16 @@
-"""Weight-only quantisation of one matrix: codes and scales, as `onnx/weights.safetensors` stores them.
+"""Weight-only quantisation of one matrix: codes and scales, as `onnx/weights.safetensors` stores
+them.
 
-A matrix [in, out] of the weights file becomes two tensors; weight = code x scale, symmetric, no zero point, which is
-DequantizeLinear of ONNX on axis 1 (one scale an output channel) or on axis 0 with a block size.
+A matrix [in, out] of the weights file becomes two tensors; weight = code x scale, symmetric, no
+zero point, which is DequantizeLinear of ONNX on axis 1 (one scale an output channel) or on axis 0
+with a block size.
 
-    name          int8: int8 [in, out]            int4: uint8 [in, out / 2]            fp8: float8_e4m3fn [in, out]
-    name.scale    int8, fp8: [out]                int4: [in / block, out]              in the model's dtype
+    name          int8: int8 [in, out]            int4: uint8 [in, out / 2]            fp8:
+    float8_e4m3fn [in, out] name.scale    int8, fp8: [out]                int4: [in / block, out]
+              in the model's dtype
 
-int4: two codes a byte, the even output channel in the low four bits, two's complement: the order of ONNX's INT4.
+int4: two codes a byte, the even output channel in the low four bits, two's complement: the order of
+ONNX's INT4.
 """
 
 from __future__ import annotations
@@ -19,8 +23,8 @@ from torch import Tensor
 
 WEIGHT_FORMATS = ("none", "int8", "int4", "fp8")
 CODES = {"int8": (-127, 127), "int4": (-8, 7), "fp8": (-448, 448)}  # least and greatest
-# greatest magnitude of a block / scale: the one of least squared error is taken. On the demo model's weights the error of
-# int4 falls from 11.8 % (7 alone) to 10.3 %.
+# greatest magnitude of a block / scale: the one of least squared error is taken. On the demo
+# model's weights the error of int4 falls from 11.8 % (7 alone) to 10.3 %.
 DIVISORS = {"int8": (127.0,), "int4": (7.0, 7.5, 8.0, 8.5), "fp8": (448.0,)}
 ROWS_AT_ONCE = 64  # output channels: what is worked on stays in the processor's cache
 STORED_DTYPES = {"int8": torch.int8, "int4": torch.uint8, "fp8": torch.float8_e4m3fn}
@@ -29,14 +33,17 @@ BLOCKS = (128, 64, 32, 16)  # of int4: the first that divides the input size
 
 @dataclass(frozen=True)
 class Scheme:
-    """format: int8, int4 or fp8; block: inputs that share a scale, 0 where all inputs of an output channel do."""
+    """format: int8, int4 or fp8; block: inputs that share a scale, 0 where all inputs of an output
+    channel do.
+    """
 
     format: str
     block: int = 0
 
 
 def choose_scheme(weights: str, num_inputs: int, num_outputs: Iterable[int]) -> Scheme | None:
-    """How a matrix is stored under `--weights weights`; None: in the model's dtype, because no block suits it.
+    """How a matrix is stored under `--weights weights`; None: in the model's dtype, because no
+    block suits it.
 
     Args: num_outputs: of each of the projections side by side in it.
     """
@@ -57,9 +64,11 @@ def scale_shape(scheme: Scheme, num_inputs: int, num_outputs: int) -> tuple[int,
 
 
 def quantize(linear: Tensor, scheme: Scheme, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """Codes [out, in] and scales [out, in / block] (no block: [out, 1]) of linear weights [out, in].
+    """Codes [out, in] and scales [out, in / block] (no block: [out, 1]) of linear weights [out,
+    in].
 
-    The codes are those of the scale as `dtype` holds it, so its rounding costs nothing. Codes: int8, or float8_e4m3fn.
+    The codes are those of the scale as `dtype` holds it, so its rounding costs nothing. Codes:
+    int8, or float8_e4m3fn.
     """
     made = [_quantize_rows(rows, scheme, dtype) for rows in linear.split(ROWS_AT_ONCE)]
     codes, scale = (torch.cat(parts) for parts in zip(*made, strict=True))
@@ -67,7 +76,9 @@ def quantize(linear: Tensor, scheme: Scheme, dtype: torch.dtype) -> tuple[Tensor
 
 
 def _quantize_rows(linear: Tensor, scheme: Scheme, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    blocks = linear.float().unflatten(1, (-1, scheme.block or linear.shape[1]))  # [rows, blocks, block]
+    blocks = linear.float().unflatten(
+        1, (-1, scheme.block or linear.shape[1])
+    )  # [rows, blocks, block]
     greatest = blocks.abs().amax(dim=2)
     first, *others = DIVISORS[scheme.format]
     scale = _scale(greatest, first, dtype)
@@ -87,14 +98,22 @@ def _scale(greatest: Tensor, divisor: float, dtype: torch.dtype) -> Tensor:
 
 
 def _codes(blocks: Tensor, scale: Tensor, scheme: Scheme) -> Tensor:
-    """float32 [rows, blocks, block] within the format; whole numbers but for fp8, which rounds when it is stored."""
+    """float32 [rows, blocks, block] within the format; whole numbers but for fp8, which rounds when
+    it is stored.
+    """
     codes = blocks / scale.float()[:, :, None]
     return (codes if scheme.format == "fp8" else codes.round_()).clamp_(*CODES[scheme.format])
 
 
 def _squared_error(blocks: Tensor, scale: Tensor, scheme: Scheme) -> Tensor:
     """[rows, blocks]."""
-    return _codes(blocks, scale, scheme).mul_(scale.float()[:, :, None]).sub_(blocks).square_().sum(dim=2)
+    return (
+        _codes(blocks, scale, scheme)
+        .mul_(scale.float()[:, :, None])
+        .sub_(blocks)
+        .square_()
+        .sum(dim=2)
+    )
 
 
 def to_stored(codes: Tensor, scale: Tensor, scheme: Scheme) -> tuple[Tensor, Tensor]:
@@ -107,7 +126,9 @@ def to_stored(codes: Tensor, scale: Tensor, scheme: Scheme) -> tuple[Tensor, Ten
 
 
 def dequantize(stored: Tensor, scale: Tensor) -> Tensor:
-    """The matrix [in, out] in the scale's dtype, as DequantizeLinear gives it: float32 product, rounded once."""
+    """The matrix [in, out] in the scale's dtype, as DequantizeLinear gives it: float32 product,
+    rounded once.
+    """
     codes = _unpacked(stored) if stored.dtype == torch.uint8 else stored
     if scale.dim() == 1:
         return (codes.float() * scale.float()).to(scale.dtype)
@@ -116,6 +137,8 @@ def dequantize(stored: Tensor, scale: Tensor) -> Tensor:
 
 
 def _unpacked(packed: Tensor) -> Tensor:
-    """int8 [in, out] of uint8 [in, out / 2]: an arithmetic shift of the signed byte carries the sign."""
+    """int8 [in, out] of uint8 [in, out / 2]: an arithmetic shift of the signed byte carries the
+    sign.
+    """
     signed = packed.view(torch.int8)
     return torch.stack([(signed << 4) >> 4, signed >> 4], dim=-1).flatten(1)

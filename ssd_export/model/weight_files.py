@@ -1,7 +1,8 @@
-"""Weights of a checkpoint directory, tensor by tensor: safetensors or torch pickles, in one file or sharded.
+"""Weights of a checkpoint directory, tensor by tensor: safetensors or torch pickles, in one file or
+sharded.
 
-A tensor at a time is read, never a whole file, and nothing is executed: pickles go through torch's weights-only loader,
-mapped.
+A tensor at a time is read, never a whole file, and nothing is executed: pickles go through torch's
+weights-only loader, mapped.
 """
 
 from __future__ import annotations
@@ -22,17 +23,30 @@ from ssd_export.errors import UserError
 
 INDEXES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
 SINGLES = ("model.safetensors", "pytorch_model.bin")
-COPY_BYTES = 32 << 20  # of a mapped pickle that are in memory at once, beside the tensor they are copied to
+COPY_BYTES = (
+    32 << 20
+)  # of a mapped pickle that are in memory at once, beside the tensor they are copied to
 MADV_DONTNEED = 4
 SAFETENSORS_DTYPES = {
-    "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
-    "F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2, "I64": torch.int64, "I32": torch.int32,
-    "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8, "BOOL": torch.bool,
-}  # fmt: skip
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "F8_E4M3": torch.float8_e4m3fn,
+    "F8_E5M2": torch.float8_e5m2,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "I16": torch.int16,
+    "I8": torch.int8,
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
+}
 
 
 class _Safetensors:
-    """The tensors of a safetensors file, read by their place: a mapping's pages would count as our memory."""
+    """The tensors of a safetensors file, read by their place: a mapping's pages would count as our
+    memory.
+    """
 
     def __init__(self, path: Path) -> None:
         with safe_open(path, framework="pt", device="cpu"):
@@ -102,12 +116,16 @@ class _Pickle:
         view = self._views[name]
         values = view.reshape(-1)[start:end].clone()
         if view.is_contiguous():
-            _forget_pages(view)  # the system mapped more than was read: up to 64 KB for each of thousands of runs
+            _forget_pages(
+                view
+            )  # the system mapped more than was read: up to 64 KB for each of thousands of runs
         return values
 
 
 def _forget_pages(view: Tensor) -> None:
-    """Takes the pages of a view of a mapped file from this process: they would count as its memory (Linux)."""
+    """Takes the pages of a view of a mapped file from this process: they would count as its memory
+    (Linux).
+    """
     if sys.platform != "linux":
         return
     page = os.sysconf("SC_PAGE_SIZE")
@@ -132,21 +150,30 @@ class WeightFile:
         return self._file.dtype(name)
 
     def sample(self, name: str, num_runs: int, run_length: int) -> Tensor:
-        """Up to num_runs evenly spaced runs of neighbours, flat; touches no other part of the file."""
+        """Up to num_runs evenly spaced runs of neighbours, flat; touches no other part of the
+        file.
+        """
         size = torch.Size(self.shapes[name]).numel()
         last = max(size - run_length, 0)
         starts = sorted({last * i // (num_runs - 1) for i in range(num_runs)})
-        return torch.cat([self._file.run(name, start, min(start + run_length, size)) for start in starts])
+        return torch.cat(
+            [self._file.run(name, start, min(start + run_length, size)) for start in starts]
+        )
 
 
 def open_weight_files(directory: Path) -> list[WeightFile]:
-    """The files of a checkpoint directory; safetensors before pickles, an index before a single file.
+    """The files of a checkpoint directory; safetensors before pickles, an index before a single
+    file.
 
-    Raises: UserError for no file, a missing shard, a truncated file, a pickle that holds more than tensors.
+    Raises: UserError for no file, a missing shard, a truncated file, a pickle that holds more than
+    tensors.
     """
     for index in INDEXES:
         if (directory / index).is_file():
-            return [WeightFile(_shard(directory, index, name)) for name in _shard_names(directory / index)]
+            return [
+                WeightFile(_shard(directory, index, name))
+                for name in _shard_names(directory / index)
+            ]
     for single in SINGLES:
         if (directory / single).is_file():
             return [WeightFile(directory / single)]
@@ -154,7 +181,9 @@ def open_weight_files(directory: Path) -> list[WeightFile]:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """The object in a JSON file. Raises: UserError when it is missing, unreadable or not an object."""
+    """The object in a JSON file. Raises: UserError when it is missing, unreadable or not an
+    object.
+    """
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -162,7 +191,9 @@ def read_json(path: Path) -> dict[str, Any]:
             f"{path.parent} has no {path.name}: give the directory of a Janus-Pro checkpoint"
         ) from None
     except (OSError, ValueError) as error:
-        raise UserError(f"cannot read {path} ({_one_line(error)}): download the checkpoint again") from None
+        raise UserError(
+            f"cannot read {path} ({_one_line(error)}): download the checkpoint again"
+        ) from None
     if not isinstance(value, dict):
         raise UserError(f"{path} is not a JSON object: download the checkpoint again")
     return value
@@ -170,14 +201,18 @@ def read_json(path: Path) -> dict[str, Any]:
 
 def _shard_names(index: Path) -> list[str]:
     weight_map = read_json(index).get("weight_map")
-    if not isinstance(weight_map, dict) or not all(isinstance(name, str) for name in weight_map.values()):
+    if not isinstance(weight_map, dict) or not all(
+        isinstance(name, str) for name in weight_map.values()
+    ):
         raise UserError(f"{index} has no weight_map: download the checkpoint again")
     return sorted(set(weight_map.values()))
 
 
 def _shard(directory: Path, index: str, name: str) -> Path:
     if Path(name).name != name or not name.endswith((".safetensors", ".bin")):
-        raise UserError(f"{directory / index} names {name!r}, not a weight file beside it: download it again")
+        raise UserError(
+            f"{directory / index} names {name!r}, not a weight file beside it: download it again"
+        )
     if not (directory / name).is_file():
         raise UserError(f"{directory} lacks the shard {name} that {index} names: download it again")
     return directory / name
@@ -196,9 +231,13 @@ def _open(path: Path) -> _Safetensors | _Pickle:
         ) from None
     except (SafetensorError, RuntimeError, OSError, EOFError, ValueError) as error:
         if "mmap can only be used" in str(error):  # a plain pickle, or torch's format of before 1.6
-            raise UserError(f"{path} is not in torch's zip format: save it again with torch.save") from None
+            raise UserError(
+                f"{path} is not in torch's zip format: save it again with torch.save"
+            ) from None
         reason = _one_line(error)
-        raise UserError(f"{path} is truncated or not a weight file ({reason}): download it again") from None
+        raise UserError(
+            f"{path} is truncated or not a weight file ({reason}): download it again"
+        ) from None
 
 
 def _one_line(error: Exception) -> str:

@@ -1,4 +1,6 @@
-"""The memory of the machine that will draw, part by part: what a table shows and what --fit adds up."""
+"""The memory of the machine that will draw, part by part: what a table shows and what --fit adds
+up.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +11,9 @@ from ssd_export.config import ModelConfig
 from ssd_export.plan.memory import image_decoder_bytes
 from ssd_export.plan.sizes import ITEM_SIZE, WeightSizes
 
-CONTEXT_BYTES = 600 << 20  # CUDA context, TensorRT and its libraries: an estimate, no GPU was at hand
+CONTEXT_BYTES = (
+    600 << 20
+)  # CUDA context, TensorRT and its libraries: an estimate, no GPU was at hand
 SYSTEM_SHARE = 0.12  # of a board whose GPU shares the memory with the system
 
 
@@ -37,7 +41,10 @@ class DeviceMemory:
 
     def parts(self) -> list[tuple[str, int]]:
         """What a table lists, in its order."""
-        kinds = [(f"keys and values, heads that keep {kind}", size) for kind, size in self.keys_and_values.items()]
+        kinds = [
+            (f"keys and values, heads that keep {kind}", size)
+            for kind, size in self.keys_and_values.items()
+        ]
         return [
             ("weights", self.weights),
             *kinds,
@@ -49,21 +56,37 @@ class DeviceMemory:
 
 
 def device_memory(
-    config: ModelConfig, table: PolicyTable, sizes: WeightSizes, dtype: str, num_images: int, decoder_batch: int = 1,
+    config: ModelConfig,
+    table: PolicyTable,
+    sizes: WeightSizes,
+    dtype: str,
+    num_images: int,
+    decoder_batch: int = 1,
     shared_weights: bool = True,
-) -> DeviceMemory:  # fmt: skip
+) -> DeviceMemory:
     """What drawing takes on a device; the text embeddings stay on the host.
 
-    shared_weights: prefill and decode step are given one copy of their weights. Quantised matrices stay inside the
-    engines, one copy in each of the two.
+    shared_weights: prefill and decode step are given one copy of their weights. Quantised matrices
+    stay inside the engines, one copy in each of the two.
     """
     rows = 2 * num_images
     keys_and_values: dict[str, int] = {}
     for layer in table.layers:
         for group in layer:
-            kind = "all" if not group.can_fill(table.prompt_slots) else "by score" if group.rule.by_score else "by position"
+            kind = (
+                "all"
+                if not group.can_fill(table.prompt_slots)
+                else "by score"
+                if group.rule.by_score
+                else "by position"
+            )
             own = replace(table, layers=((group,),)).cache_bytes(config, ITEM_SIZE[dtype], rows)
-            beside = rows * group.num_heads * group.num_slots * (BYTES_POSITION + BYTES_SCORE * group.rule.by_score)
+            beside = (
+                rows
+                * group.num_heads
+                * group.num_slots
+                * (BYTES_POSITION + BYTES_SCORE * group.rule.by_score)
+            )
             keys_and_values[kind] = keys_and_values.get(kind, 0) + own - beside
     cache = table.cache_bytes(config, ITEM_SIZE[dtype], rows)
     return DeviceMemory(
@@ -76,7 +99,9 @@ def device_memory(
 
 
 def activation_bytes(config: ModelConfig, table: PolicyTable, dtype: str, rows: int) -> int:
-    """Of prefill, the larger of the two graphs: the widest layer's inputs and outputs, attention, keys and values."""
+    """Of prefill, the larger of the two graphs: the widest layer's inputs and outputs, attention,
+    keys and values.
+    """
     tokens = rows * table.prompt_slots
     numbers = tokens * (3 * config.hidden_size + 3 * config.intermediate_size)
     prompt = 2 * config.num_layers * config.num_kv_heads * config.head_dim * tokens

@@ -1,4 +1,6 @@
-"""`plan --fit`: the best settings that a memory size allows, and the other ways where nothing does."""
+"""`plan --fit`: the best settings that a memory size allows, and the other ways where nothing
+does.
+"""
 
 from __future__ import annotations
 
@@ -24,14 +26,20 @@ class Settings:
 
 
 def fit(
-    plan_of: Callable[[Settings], Plan], needed: Callable[[Plan], int], memory_bytes: int,
-    weights: Sequence[str] = WEIGHTS, budgets: Sequence[float] = BUDGETS, batches: Sequence[int] = BATCHES,
-) -> tuple[Settings, Plan]:  # fmt: skip
-    """The settings that fit, and their plan: precision is given up last but for the batch, the budget before it.
+    plan_of: Callable[[Settings], Plan],
+    needed: Callable[[Plan], int],
+    memory_bytes: int,
+    weights: Sequence[str] = WEIGHTS,
+    budgets: Sequence[float] = BUDGETS,
+    batches: Sequence[int] = BATCHES,
+) -> tuple[Settings, Plan]:
+    """The settings that fit, and their plan: precision is given up last but for the batch, the
+    budget before it.
 
-    In this order: full precision before int8 before int4; within one precision the largest budget; then as many
-    pictures at once as still fit.
-    Args: a sequence of one holds what the user has settled. needed: the bytes of a plan that must fit.
+    In this order: full precision before int8 before int4; within one precision the largest budget;
+    then as many pictures at once as still fit.
+    Args: a sequence of one holds what the user has settled. needed: the bytes of a plan that must
+    fit.
     Raises: UserError where nothing fits, with what the smallest settings need.
     """
     for precision in weights:
@@ -43,6 +51,7 @@ def fit(
                     return settings, plan
     least = needed(plan_of(Settings(weights[-1], budgets[-1], batches[-1])))
     raise UserError(
-        f"nothing fits into {gib(memory_bytes)}: the smallest choice (--weights {weights[-1]} --budget {budgets[-1]:g} "
-        f"--batch {batches[-1]}) needs {gib(least)}; use a smaller model, a larger device, or --kv-dtype int8"
+        f"nothing fits into {gib(memory_bytes)}: the smallest choice (--weights {weights[-1]}"
+        f" --budget {budgets[-1]:g} --batch {batches[-1]}) needs {gib(least)}; use a smaller model,"
+        " a larger device, or --kv-dtype int8"
     )

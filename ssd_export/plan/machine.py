@@ -8,14 +8,20 @@ from pathlib import Path
 
 from ssd_export.errors import UserError
 
-FREE_BYTES = Path("/proc/meminfo"), Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")
+FREE_BYTES = (
+    Path("/proc/meminfo"),
+    Path("/sys/fs/cgroup/memory.max"),
+    Path("/sys/fs/cgroup/memory.current"),
+)
 SPARE_DISK_BYTES = 64 << 20
 
 
 def free_bytes(
     meminfo: Path = FREE_BYTES[0], limit: Path = FREE_BYTES[1], used: Path = FREE_BYTES[2]
 ) -> int | None:
-    """Memory and swap that can be had now, within the container's limit; None where the system does not say."""
+    """Memory and swap that can be had now, within the container's limit; None where the system does
+    not say.
+    """
     try:
         lines = dict(line.split(":", 1) for line in meminfo.read_text().splitlines())
         free = 1024 * sum(int(lines[name].split()[0]) for name in ("MemAvailable", "SwapFree"))
@@ -28,7 +34,9 @@ def free_bytes(
 
 
 def total_bytes(meminfo: Path = FREE_BYTES[0], limit: Path = FREE_BYTES[1]) -> int | None:
-    """Memory of the machine, or of the container where that has less; None where the system does not say."""
+    """Memory of the machine, or of the container where that has less; None where the system does
+    not say.
+    """
     try:
         lines = dict(line.split(":", 1) for line in meminfo.read_text().splitlines())
         total = 1024 * int(lines["MemTotal"].split()[0])
@@ -56,16 +64,23 @@ def check_disk(path: Path, needed: int, what: str, way_out: str) -> None:
     free = free_disk_bytes(path)
     if free is not None and needed + SPARE_DISK_BYTES > free:
         raise UserError(
-            f"{what} needs {gib(needed + SPARE_DISK_BYTES)} of disk and {gib(free)} are free at {path}: {way_out}"
+            f"{what} needs {gib(needed + SPARE_DISK_BYTES)} of disk and {gib(free)} are free at"
+            f" {path}: {way_out}"
         )
 
 
 def gib(num_bytes: int) -> str:
-    return f"{num_bytes / (1 << 30):.1f} GiB" if num_bytes >= 1 << 30 else f"{max(1, num_bytes >> 20)} MiB"
+    return (
+        f"{num_bytes / (1 << 30):.1f} GiB"
+        if num_bytes >= 1 << 30
+        else f"{max(1, num_bytes >> 20)} MiB"
+    )
 
 
 def resident_bytes() -> int:
-    """What this process holds now: the libraries it has loaded, mostly. 0 where the system does not say."""
+    """What this process holds now: the libraries it has loaded, mostly. 0 where the system does not
+    say.
+    """
     try:
         return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
     except (OSError, ValueError, IndexError, AttributeError):

@@ -1,18 +1,35 @@
-"""The published Janus-Pro models in numbers, so that a plan needs neither the weights nor a network."""
+"""The published Janus-Pro models in numbers, so that a plan needs neither the weights nor a
+network.
+"""
 
 from __future__ import annotations
 
 from ssd_export.config import ModelConfig, VQConfig
 
-VQ_16 = VQConfig(latent_channels=256, base_channels=128, channel_multipliers=(1, 1, 2, 2, 4), num_res_blocks=2)
+VQ_16 = VQConfig(
+    latent_channels=256, base_channels=128, channel_multipliers=(1, 1, 2, 2, 4), num_res_blocks=2
+)
 
 
-def _janus_pro(num_layers: int, hidden_size: int, num_heads: int, intermediate_size: int) -> ModelConfig:
+def _janus_pro(
+    num_layers: int, hidden_size: int, num_heads: int, intermediate_size: int
+) -> ModelConfig:
     return ModelConfig(
-        vocab_size=102_400, hidden_size=hidden_size, num_layers=num_layers, num_heads=num_heads,
-        num_kv_heads=num_heads, head_dim=128, intermediate_size=intermediate_size, rope_theta=10_000.0,
-        rms_norm_eps=1e-6, max_positions=16_384, codebook_size=16_384, codebook_dim=8, vq=VQ_16, image_size=384,
-    )  # fmt: skip
+        vocab_size=102_400,
+        hidden_size=hidden_size,
+        num_layers=num_layers,
+        num_heads=num_heads,
+        num_kv_heads=num_heads,
+        head_dim=128,
+        intermediate_size=intermediate_size,
+        rope_theta=10_000.0,
+        rms_norm_eps=1e-6,
+        max_positions=16_384,
+        codebook_size=16_384,
+        codebook_dim=8,
+        vq=VQ_16,
+        image_size=384,
+    )
 
 
 PUBLISHED = {
@@ -22,5 +39,7 @@ PUBLISHED = {
 
 
 def published_shape(model: str) -> ModelConfig | None:
-    """The shape of a published model by its name or hub id (deepseek-community/Janus-Pro-1B), None for any other."""
+    """The shape of a published model by its name or hub id (deepseek-community/Janus-Pro-1B), None
+    for any other.
+    """
     return PUBLISHED.get(model.rsplit("/", 1)[-1].lower())

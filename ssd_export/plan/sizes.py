@@ -8,18 +8,26 @@ from dataclasses import dataclass
 
 from ssd_export.bundle import Bundle
 
-EMBED_TOKENS = "language_model.embed_tokens.weight"  # as in model/checkpoint.py, which imports torch
+EMBED_TOKENS = (
+    "language_model.embed_tokens.weight"  # as in model/checkpoint.py, which imports torch
+)
 SAFETENSORS_DTYPES = {
-    "F32": "float32", "F16": "float16", "BF16": "bfloat16",
-    "I8": "int8", "U8": "uint8", "F8_E4M3": "float8_e4m3fn",
-}  # fmt: skip
+    "F32": "float32",
+    "F16": "float16",
+    "BF16": "bfloat16",
+    "I8": "int8",
+    "U8": "uint8",
+    "F8_E4M3": "float8_e4m3fn",
+}
 CODES = ("int8", "uint8", "float8_e4m3fn")  # of quantised matrices
 ITEM_SIZE = {"float32": 4, "float16": 2, "bfloat16": 2}
 
 
 @dataclass(frozen=True)
 class StoredWeight:
-    """A tensor of the weights file. dtype as in a TensorSpec; offset in bytes from the start of the file."""
+    """A tensor of the weights file. dtype as in a TensorSpec; offset in bytes from the start of the
+    file.
+    """
 
     dtype: str
     shape: tuple[int, ...]
@@ -31,8 +39,10 @@ class StoredWeight:
 class WeightSizes:
     """Bytes of a weights file.
 
-    embeddings: the text embedding table, which stays on disk and is read row by row; image_decoder: `vqmodel.*`;
-    codes: quantised matrices without their scales; steps: everything else that prefill and decode step multiply by.
+    embeddings: the text embedding table, which stays on disk and is read row by row; image_decoder:
+    `vqmodel.*`;
+    codes: quantised matrices without their scales; steps: everything else that prefill and decode
+    step multiply by.
     """
 
     embeddings: int
@@ -50,17 +60,23 @@ class WeightSizes:
         sizes = dict.fromkeys(("embeddings", "image_decoder", "codes", "steps"), 0)
         for name, dtype, num_bytes in tensors:
             kind = (
-                "embeddings" if name == EMBED_TOKENS
-                else "image_decoder" if name.startswith("vqmodel.")
-                else "codes" if dtype in CODES
+                "embeddings"
+                if name == EMBED_TOKENS
+                else "image_decoder"
+                if name.startswith("vqmodel.")
+                else "codes"
+                if dtype in CODES
                 else "steps"
-            )  # fmt: skip
+            )
             sizes[kind] += num_bytes
         return cls(**sizes)
 
     @classmethod
     def of_bundle(cls, bundle: Bundle) -> WeightSizes:
-        return cls.of((name, weight.dtype, weight.num_bytes) for name, weight in stored_weights(bundle).items())
+        return cls.of(
+            (name, weight.dtype, weight.num_bytes)
+            for name, weight in stored_weights(bundle).items()
+        )
 
 
 def stored_weights(bundle: Bundle) -> dict[str, StoredWeight]:

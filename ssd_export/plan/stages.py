@@ -1,4 +1,6 @@
-"""The table that `plan` prints: every stage from the checkpoint to a picture, what it takes and whether that is there."""
+"""The table that `plan` prints: every stage from the checkpoint to a picture, what it takes and
+whether that is there.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +16,10 @@ from ssd_export.plan.sizes import ITEM_SIZE, WeightSizes
 GRAPH_BYTES_OF_A_LAYER = 110_000  # of all graphs together
 TOKENIZER_BYTES_OF_AN_ENTRY = 64
 COPIES_WHILE_BUILDING = 3
-BUILD_BASE_BYTES = {"tensorrt-rtx": 1 << 30, "tensorrt": 2 << 30}  # the second is a guess: no GPU was at hand
+BUILD_BASE_BYTES = {
+    "tensorrt-rtx": 1 << 30,
+    "tensorrt": 2 << 30,
+}  # the second is a guess: no GPU was at hand
 # Bytes a second, on the slow side, for a class of time and not a promise.
 DOWNLOAD_RATE, EXPORT_RATE, BUILD_RATE, HOST_RATE = 10e6, 60e6, 150e6, 8e9
 WIDENING_TAKES = 4  # times as long as with weights widened once
@@ -23,7 +28,9 @@ CLASSES = ((10, "seconds"), (60, "under a minute"), (600, "minutes"), (3600, "te
 
 @dataclass(frozen=True)
 class Stage:
-    """What one stage takes in bytes; 0 where it takes none, None where nobody knows. time: its class in words."""
+    """What one stage takes in bytes; 0 where it takes none, None where nobody knows. time: its
+    class in words.
+    """
 
     name: str
     host_bytes: int | None
@@ -34,7 +41,9 @@ class Stage:
 
 @dataclass(frozen=True)
 class Plan:
-    """All that is asked for, in bytes. download_bytes: 0 where the checkpoint is here; export_peak: of this machine."""
+    """All that is asked for, in bytes. download_bytes: 0 where the checkpoint is here; export_peak:
+    of this machine.
+    """
 
     config: ModelConfig
     table: PolicyTable
@@ -55,12 +64,20 @@ class Plan:
     @property
     def device(self) -> DeviceMemory:
         return device_memory(
-            self.config, self.table, self.sizes, self.dtype, self.num_images, self.decoder_batch, self.shared_weights
+            self.config,
+            self.table,
+            self.sizes,
+            self.dtype,
+            self.num_images,
+            self.decoder_batch,
+            self.shared_weights,
         )
 
     @property
     def drawing_peak(self) -> int:
-        return drawing_bytes(self.config, self.sizes, self.dtype, self.cache_bytes, self.decoder_batch, total_bytes())
+        return drawing_bytes(
+            self.config, self.sizes, self.dtype, self.cache_bytes, self.decoder_batch, total_bytes()
+        )
 
     @property
     def bundle_bytes(self) -> int:
@@ -82,21 +99,36 @@ class Plan:
         stages.append(Stage("export", self.export_peak, self.bundle_bytes, 0, exporting))
         if self.flavour is not None:
             stages.append(self._build())
-        seconds = NUM_IMAGE_TOKENS * (self.sizes.steps + self.sizes.codes) * max(1, self.num_images / 4) / HOST_RATE
+        seconds = (
+            NUM_IMAGE_TOKENS
+            * (self.sizes.steps + self.sizes.codes)
+            * max(1, self.num_images / 4)
+            / HOST_RATE
+        )
         if widens_on_use(self.sizes, self.dtype, total_bytes()):
             seconds *= WIDENING_TAKES
         drawing = Stage("generate on this CPU (ort)", self.drawing_peak, 0, 0, time_class(seconds))
-        on_device = Stage("generate on the device (trt)", None, 0, self.device.total, "seconds to minutes")
+        on_device = Stage(
+            "generate on the device (trt)", None, 0, self.device.total, "seconds to minutes"
+        )
         return [*stages, drawing] + [on_device] * (self.flavour is not None)
 
     def _build(self) -> Stage:
-        inside = self.sizes.codes + self.sizes.image_decoder + (0 if self.shared_weights else self.sizes.steps)
+        inside = (
+            self.sizes.codes
+            + self.sizes.image_decoder
+            + (0 if self.shared_weights else self.sizes.steps)
+        )
         peak = build_bytes(self.flavour or "tensorrt", inside)
-        return Stage("build-engine", peak, self.engine_bytes, 0, time_class(60 + inside / BUILD_RATE))
+        return Stage(
+            "build-engine", peak, self.engine_bytes, 0, time_class(60 + inside / BUILD_RATE)
+        )
 
 
 def build_bytes(flavour: str, inside: int) -> int:
-    """Peak of building engines on the host. Args: inside: bytes of the weights that stay inside the engines."""
+    """Peak of building engines on the host. Args: inside: bytes of the weights that stay inside the
+    engines.
+    """
     return BUILD_BASE_BYTES[flavour] + COPIES_WHILE_BUILDING * inside
 
 

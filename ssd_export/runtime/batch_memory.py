@@ -1,4 +1,6 @@
-"""The device memory of one batch size: planned, compared with what is free, allocated once, read by name."""
+"""The device memory of one batch size: planned, compared with what is free, allocated once, read by
+name.
+"""
 
 from __future__ import annotations
 
@@ -7,11 +9,19 @@ from collections.abc import Iterator, Mapping, Sequence
 import numpy as np
 
 from ssd_export.runtime.cuda_device import CudaDevice
-from ssd_export.runtime.device_buffers import WAYS_OUT, Buffer, BufferPlan, check_device_memory, plan_buffers
+from ssd_export.runtime.device_buffers import (
+    WAYS_OUT,
+    Buffer,
+    BufferPlan,
+    check_device_memory,
+    plan_buffers,
+)
 from ssd_export.runtime.trt_engine import TrtEngine
 from ssd_export.specs import GraphSpec, TensorSpec
 
-PROMPT_POSITIONS = "prompt_positions"  # 0, 1, 2, ... for every row and head, to fill position caches from
+PROMPT_POSITIONS = (
+    "prompt_positions"  # 0, 1, 2, ... for every row and head, to fill position caches from
+)
 EMPTY = 0xFF  # every byte of the position -1
 SAME_AS = {"token": "tokens"}  # the prefill's token is the first row of the token grid
 
@@ -60,7 +70,9 @@ class BatchMemory:
     def download(self, name: str, engine: str = "") -> np.ndarray:
         """A copy; waits for the device."""
         buffer = self.buffer(name, engine)
-        return self._device.download(self._address + buffer.offset, buffer.shape, buffer.stored_dtype)
+        return self._device.download(
+            self._address + buffer.offset, buffer.shape, buffer.stored_dtype
+        )
 
     def cache_bytes(self) -> int:
         return sum(self.buffer(tensor.name).num_bytes for tensor in caches(self._decode))
@@ -79,27 +91,41 @@ class BatchMemory:
         self.upload(PROMPT_POSITIONS, np.ascontiguousarray(positions), prefill)
         for tensor in caches(self._decode):
             is_position = tensor.name.endswith(".position")
-            source = PROMPT_POSITIONS if is_position else tensor.name.replace("past_key_values", "present")
+            source = (
+                PROMPT_POSITIONS
+                if is_position
+                else tensor.name.replace("past_key_values", "present")
+            )
             self._fill(
-                tensor.name, self.address(source, prefill), num_tokens, lengths, 0 if is_position else 1
+                tensor.name,
+                self.address(source, prefill),
+                num_tokens,
+                lengths,
+                0 if is_position else 1,
             )
 
     def close(self) -> None:
         self._device.synchronize()
         self._device.free(self._address)
 
-    def _fill(self, cache: str, source: int, num_tokens: int, lengths: np.ndarray, source_step: int) -> None:
-        """Copies runs of rows whose prompts are equally long. source_step: 0 where all rows have the same source."""
+    def _fill(
+        self, cache: str, source: int, num_tokens: int, lengths: np.ndarray, source_step: int
+    ) -> None:
+        """Copies runs of rows whose prompts are equally long. source_step: 0 where all rows have
+        the same source.
+        """
         buffer = self.buffer(cache)
         _, heads, slots = buffer.shape[:3]
         slot_bytes = buffer.num_bytes // (len(lengths) * heads * slots)
         for first, last, length in _runs(lengths):
             self._device.copy_rows(
-                target=self.address(cache) + first * heads * slots * slot_bytes, target_pitch=slots * slot_bytes,
+                target=self.address(cache) + first * heads * slots * slot_bytes,
+                target_pitch=slots * slot_bytes,
                 source=source + source_step * first * heads * num_tokens * slot_bytes,
                 source_pitch=num_tokens * slot_bytes,
-                width=length * slot_bytes, rows=(last - first) * heads,
-            )  # fmt: skip
+                width=length * slot_bytes,
+                rows=(last - first) * heads,
+            )
 
     def _bind(self, engine: TrtEngine) -> None:
         spec = engine.spec
@@ -129,7 +155,11 @@ def _plan(engines: Sequence[TrtEngine], sizes: Mapping[str, Mapping[str, int]]) 
         spec = engine.spec
         engine.set_sizes(sizes[spec.name])
         scratch[spec.name] = engine.scratch_bytes()
-        own = [t for t in (*spec.inputs, *spec.outputs) if t.name not in known and t.name not in spec.aliases]
+        own = [
+            t
+            for t in (*spec.inputs, *spec.outputs)
+            if t.name not in known and t.name not in spec.aliases
+        ]
         private[spec.name] = [_sized(tensor, sizes[spec.name]) for tensor in own]
         if "prompt_tokens" in sizes[spec.name]:
             heads = max(tensor.shape[1] for tensor in caches(decode))
@@ -140,7 +170,9 @@ def _plan(engines: Sequence[TrtEngine], sizes: Mapping[str, Mapping[str, int]]) 
 
 def _sized(tensor: TensorSpec, sizes: Mapping[str, int]) -> TensorSpec:
     return TensorSpec(
-        tensor.name, tensor.dtype, tuple(sizes.get(dimension, dimension) for dimension in tensor.shape)
+        tensor.name,
+        tensor.dtype,
+        tuple(sizes.get(dimension, dimension) for dimension in tensor.shape),
     )
 
 

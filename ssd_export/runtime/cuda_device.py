@@ -1,7 +1,9 @@
-"""One GPU and one stream: memory, copies, captured graphs. The few calls of the CUDA driver that the trt runner makes.
+"""One GPU and one stream: memory, copies, captured graphs. The few calls of the CUDA driver that
+the trt runner makes.
 
-`cuda.bindings.driver` (cuda-python) opens the driver's own library, so nothing else of CUDA has to be installed. The
-module is an argument: tests run the same calls over host memory (tests/runtime/trt_double.py).
+`cuda.bindings.driver` (cuda-python) opens the driver's own library, so nothing else of CUDA has to
+be installed. The module is an argument: tests run the same calls over host memory
+(tests/runtime/trt_double.py).
 """
 
 from __future__ import annotations
@@ -16,8 +18,8 @@ from ssd_export.errors import UserError
 
 ALIGNMENT = 256  # bytes, of every buffer: what TensorRT asks of inputs and scratch memory
 NO_GPU = (
-    "this machine has no NVIDIA GPU, or no driver for it; use the onnxruntime runner (--runner ort), which needs "
-    "neither"
+    "this machine has no NVIDIA GPU, or no driver for it; use the onnxruntime runner (--runner"
+    " ort), which needs neither"
 )
 
 
@@ -35,14 +37,16 @@ def open_driver() -> Any:
         from cuda.bindings import driver
     except ImportError as error:
         raise UserError(
-            f'the trt runner needs cuda-python ({error}): pip install "cuda-bindings>=12.8", of the major version of '
-            "CUDA that nvidia-smi names"
+            f'the trt runner needs cuda-python ({error}): pip install "cuda-bindings>=12.8", of the'
+            " major version of CUDA that nvidia-smi names"
         ) from error
     return driver
 
 
 class CudaDevice:
-    """The first GPU. All is queued on one stream in the order of the calls; `synchronize` and `download` wait."""
+    """The first GPU. All is queued on one stream in the order of the calls; `synchronize` and
+    `download` wait.
+    """
 
     def __init__(self, driver: Any) -> None:
         self._driver = driver
@@ -51,9 +55,13 @@ class CudaDevice:
             self._device = self._call("cuDeviceGet", 0)
         except RuntimeError as error:  # also what cuda-python raises where there is no driver
             raise UserError(f"{NO_GPU} ({error})") from error
-        self._context = self._call("cuDevicePrimaryCtxRetain", self._device)  # the one that TensorRT uses
+        self._context = self._call(
+            "cuDevicePrimaryCtxRetain", self._device
+        )  # the one that TensorRT uses
         self._use()
-        self._stream = self._call("cuStreamCreate", int(driver.CUstream_flags.CU_STREAM_NON_BLOCKING))
+        self._stream = self._call(
+            "cuStreamCreate", int(driver.CUstream_flags.CU_STREAM_NON_BLOCKING)
+        )
         self._sources: list[np.ndarray] = []  # arrays that the stream may still read
 
     @property
@@ -81,13 +89,16 @@ class CudaDevice:
         return self._call("cuMemGetInfo")
 
     def allocate(self, num_bytes: int) -> int:
-        """The address of new memory. Raises: UserError where the driver has no more, whatever it said before."""
+        """The address of new memory. Raises: UserError where the driver has no more, whatever it
+        said before.
+        """
         self._use()
         try:
             return int(self._call("cuMemAlloc", num_bytes))
         except RuntimeError as error:
             raise UserError(
-                f"the GPU gave no {num_bytes:,} bytes ({error}); draw fewer pictures at once, or close what uses it"
+                f"the GPU gave no {num_bytes:,} bytes ({error}); draw fewer pictures at once, or"
+                " close what uses it"
             ) from error
 
     def free(self, address: int) -> None:
@@ -179,9 +190,13 @@ class CudaDevice:
         self._call("cuCtxSetCurrent", self._context)
 
     def _call(self, name: str, *arguments: Any) -> Any:
-        """What the driver's function returns beside its result: nothing, one value or a tuple. Raises: RuntimeError."""
+        """What the driver's function returns beside its result: nothing, one value or a tuple.
+        Raises: RuntimeError.
+        """
         result, *values = getattr(self._driver, name)(*arguments)
         if result != self._driver.CUresult.CUDA_SUCCESS:
             _, reason = self._driver.cuGetErrorString(result)
-            raise RuntimeError(f"{name}: {reason.decode() if isinstance(reason, bytes) else result}")
+            raise RuntimeError(
+                f"{name}: {reason.decode() if isinstance(reason, bytes) else result}"
+            )
         return values[0] if len(values) == 1 else tuple(values)

@@ -1,7 +1,9 @@
-"""Where everything that depends on the batch lies in one stretch of device memory, planned before it is allocated.
+"""Where everything that depends on the batch lies in one stretch of device memory, planned before
+it is allocated.
 
     shared   tokens, step, caches, ...: what the decode step keeps from one run to the next
-    private  one region for all engines in turn, since they never run at once: scratch memory, the prompt's keys and
+    private  one region for all engines in turn, since they never run at once: scratch memory, the
+    prompt's keys and
              values, pixels. Nothing in it outlives the next engine that runs.
 Every buffer begins at a multiple of 256 bytes.
 """
@@ -19,11 +21,19 @@ from ssd_export.plan.machine import gib
 from ssd_export.runtime.cuda_device import ALIGNMENT
 from ssd_export.specs import TensorSpec
 
-ITEM_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2, "int32": 4, "int64": 8, "int8": 1, "uint8": 1}
+ITEM_BYTES = {
+    "float32": 4,
+    "float16": 2,
+    "bfloat16": 2,
+    "int32": 4,
+    "int64": 8,
+    "int8": 1,
+    "uint8": 1,
+}
 STORED_AS = {"bfloat16": "uint16"}  # numpy has no bfloat16
 WAYS_OUT = (
-    "draw fewer pictures at once, export with a smaller --budget, --kv-dtype int8 or --weights int4, close what else "
-    "uses the GPU, or use --runner ort"
+    "draw fewer pictures at once, export with a smaller --budget, --kv-dtype int8 or --weights"
+    " int4, close what else uses the GPU, or use --runner ort"
 )
 
 
@@ -55,11 +65,14 @@ class BufferPlan:
 
 
 def plan_buffers(
-    shared: Iterable[TensorSpec], private: Mapping[str, Iterable[TensorSpec]], scratch: Mapping[str, int]
+    shared: Iterable[TensorSpec],
+    private: Mapping[str, Iterable[TensorSpec]],
+    scratch: Mapping[str, int],
 ) -> BufferPlan:
     """Places for everything.
 
-    Args: shapes without names; private: the tensors that only one engine uses, by engine; scratch: bytes, by engine.
+    Args: shapes without names; private: the tensors that only one engine uses, by engine; scratch:
+    bytes, by engine.
     """
     placed, region = _place(shared, 0)
     buffers: dict[str, dict[str, Buffer]] = {}
@@ -95,4 +108,6 @@ def place_weights(sizes: Mapping[str, int]) -> tuple[dict[str, int], int]:
 def check_device_memory(what: str, needed: int, free: int, ways_out: str) -> None:
     """Raises: UserError where less is free than is needed, before anything is allocated."""
     if needed > free:
-        raise UserError(f"{what} needs {gib(needed)} of device memory and {gib(free)} are free: {ways_out}")
+        raise UserError(
+            f"{what} needs {gib(needed)} of device memory and {gib(free)} are free: {ways_out}"
+        )

@@ -1,7 +1,8 @@
-"""The engines of a bundle that may be loaded on this machine: which folder, which files, which weights they share.
+"""The engines of a bundle that may be loaded on this machine: which folder, which files, which
+weights they share.
 
-An engine is code: only files that the manifest vouches for are loaded, after engine.json was checked against the GPU,
-the system, TensorRT's version and the bundle (build/provenance.py).
+An engine is code: only files that the manifest vouches for are loaded, after engine.json was
+checked against the GPU, the system, TensorRT's version and the bundle (build/provenance.py).
 """
 
 from __future__ import annotations
@@ -50,7 +51,9 @@ class EngineFiles:
 
     @property
     def releases_in_step(self) -> bool:
-        """Whether the decode step's plugin releases by itself (R7), so that there is no evict engine."""
+        """Whether the decode step's plugin releases by itself (R7), so that there is no evict
+        engine.
+        """
         return self.values["plugin"] is not None
 
     @property
@@ -73,11 +76,14 @@ class EngineFiles:
         return graph in self.values["graphs"]
 
     def path(self, graph: str) -> Path:
-        """Raises: UserError where there is no such engine, or another than engine.json describes."""
+        """Raises: UserError where there is no such engine, or another than engine.json
+        describes.
+        """
         if not self.has(graph):
             option = " --top-k" if graph.endswith("_top_k") else ""
             raise UserError(
-                f"{self.folder} has no engine of {graph}; {self.rebuild}{option}, or use --runner ort"
+                f"{self.folder} has no engine of {graph}; {self.rebuild}{option}, or use"
+                " --runner ort"
             )
         entry = self.values["graphs"][graph]
         name = f"{self.folder}/{entry['engine']}"
@@ -92,12 +98,17 @@ class EngineFiles:
     def weights(self, graph: str) -> dict[str, SharedWeight]:
         """The weights that the engine takes as inputs, by name."""
         entries = self.values["graphs"][graph]["weights"]
-        return {name: SharedWeight(offset, num_bytes) for name, (_, _, offset, num_bytes) in entries.items()}
+        return {
+            name: SharedWeight(offset, num_bytes)
+            for name, (_, _, offset, num_bytes) in entries.items()
+        }
 
     def all_weights(self) -> dict[str, SharedWeight]:
         """Those of all engines: one copy serves them all."""
         return {
-            name: weight for graph in self.values["graphs"] for name, weight in self.weights(graph).items()
+            name: weight
+            for graph in self.values["graphs"]
+            for name, weight in self.weights(graph).items()
         }
 
     @property
@@ -105,7 +116,8 @@ class EngineFiles:
         return self.bundle.file(self.values["weights_file"])
 
     def register_plugin(self) -> bool:
-        """Makes the plugin known to TensorRT; returns whether the engine file itself carries its library.
+        """Makes the plugin known to TensorRT; returns whether the engine file itself carries its
+        library.
 
         Raises: UserError where the library is missing.
         """
@@ -115,7 +127,8 @@ class EngineFiles:
         name = f"{self.folder}/{plugin['library']}"
         if name not in self.bundle.files or self.bundle.files[name]["sha256"] != plugin["sha256"]:
             raise UserError(
-                f"the engines need the plugin library {name}, which is not there as it was built; {self.rebuild}"
+                f"the engines need the plugin library {name}, which is not there as it was built;"
+                f" {self.rebuild}"
             )
         load_library(self.flavour, self.bundle.file(name).resolve())
         return False
@@ -129,11 +142,14 @@ def find_engines(bundle: Bundle, compute_capability: int) -> EngineFiles:
     engines = read_engines(bundle)
     again = rebuild(str(bundle.path))
     if not engines:
-        raise UserError(f"bundle {bundle.path} has no TensorRT engines; {again}, or use --runner ort")
+        raise UserError(
+            f"bundle {bundle.path} has no TensorRT engines; {again}, or use --runner ort"
+        )
     refusals: list[UserError] = []
     # Where none fits, the reason is that of the engines that come nearest: those for this GPU.
     for folder in sorted(
-        engines, key=lambda folder: compute_capability not in engines[folder]["compute_capabilities"]
+        engines,
+        key=lambda folder: compute_capability not in engines[folder]["compute_capabilities"],
     ):
         try:
             return _checked(bundle, folder, engines[folder], compute_capability)
@@ -142,14 +158,26 @@ def find_engines(bundle: Bundle, compute_capability: int) -> EngineFiles:
     raise refusals[0]
 
 
-def _checked(bundle: Bundle, folder: str, values: dict[str, Any], compute_capability: int) -> EngineFiles:
+def _checked(
+    bundle: Bundle, folder: str, values: dict[str, Any], compute_capability: int
+) -> EngineFiles:
     name = values["flavour"]
     if not is_installed(name):
         raise UserError(
-            f"the engines of {folder} need {name}, which is not installed: pip install {EXTRAS[name]}"
+            f"the engines of {folder} need {name}, which is not installed: pip install"
+            f" {EXTRAS[name]}"
         )
     flavour = load_flavour(name)
-    check_provenance(values, Here(
-        name, flavour.version, compute_capability, this_os(), this_arch(), bundle.hash, str(bundle.path)
-    ))  # fmt: skip
+    check_provenance(
+        values,
+        Here(
+            name,
+            flavour.version,
+            compute_capability,
+            this_os(),
+            this_arch(),
+            bundle.hash,
+            str(bundle.path),
+        ),
+    )
     return EngineFiles(bundle, folder, values, flavour)

@@ -1,4 +1,5 @@
-"""The one loop that draws pictures, whatever the backend: prompts in, an event for each grid row, pictures out.
+"""The one loop that draws pictures, whatever the backend: prompts in, an event for each grid row,
+pictures out.
 
 Needs numpy, pillow, tokenizers and the chosen backend; neither torch nor transformers.
 """
@@ -34,7 +35,8 @@ class CacheReport:
     """What the compression did, as allocated and counted, not as configured.
 
     bytes: all cache tensors of the batch; bytes_per_image: of the two rows of one picture;
-    image_bytes_per_image: its image slots alone; full_image_bytes_per_image: 576 slots for every head, keys and values.
+    image_bytes_per_image: its image slots alone; full_image_bytes_per_image: 576 slots for every
+    head, keys and values.
     tokens_dropped: (layer, KV head, token) triples released while one picture was drawn.
     """
 
@@ -51,7 +53,9 @@ class CacheReport:
 
 @dataclass(frozen=True)
 class RowEvent:
-    """Grid row `row` (0..23) is drawn. tokens: int32 [N, 576], 0 where still to come; images: previews, or None."""
+    """Grid row `row` (0..23) is drawn. tokens: int32 [N, 576], 0 where still to come; images:
+    previews, or None.
+    """
 
     row: int
     tokens: np.ndarray
@@ -61,7 +65,9 @@ class RowEvent:
 
 @dataclass(frozen=True)
 class GenerationResult:
-    """images: N PIL pictures; tokens: int32 [N, 576]; prompt i * num_images .. gives the images of prompt i."""
+    """images: N PIL pictures; tokens: int32 [N, 576]; prompt i * num_images .. gives the images of
+    prompt i.
+    """
 
     images: list[Image.Image]
     tokens: np.ndarray
@@ -82,14 +88,20 @@ class ImageGenerator:
 
     @classmethod
     def from_bundle(
-        cls, path: str | Path, runner: str = "ort", provider: str = "cpu", num_threads: int | None = None,
+        cls,
+        path: str | Path,
+        runner: str = "ort",
+        provider: str = "cpu",
+        num_threads: int | None = None,
         check: Callable[[Bundle], None] = lambda bundle: None,
-    ) -> ImageGenerator:  # fmt: skip
+    ) -> ImageGenerator:
         """A generator for the bundle at path.
 
-        Args: runner: ort (ONNX Runtime), torch or trt (TensorRT); provider: cpu or cuda; num_threads: None chooses;
+        Args: runner: ort (ONNX Runtime), torch or trt (TensorRT); provider: cpu or cuda;
+        num_threads: None chooses;
         check: asked before any weights are loaded.
-        Raises: UserError for a damaged bundle, an unknown runner or provider, a provider that cannot start.
+        Raises: UserError for a damaged bundle, an unknown runner or provider, a provider that
+        cannot start.
         """
         bundle = open_bundle(path)
         check(bundle)
@@ -98,7 +110,12 @@ class ImageGenerator:
     def __enter__(self) -> ImageGenerator:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
         self.runner.close()
 
     def __call__(self, prompts: Sequence[str], **options: Any) -> GenerationResult:
@@ -109,25 +126,41 @@ class ImageGenerator:
         return GenerationResult(event.images, event.tokens, time.perf_counter() - began, self.cache)
 
     def stream(
-        self, prompts: Sequence[str], *, seed: int = 0, num_images: int = 1, cfg_scale: float | None = None,
-        temperature: float | None = None, top_k: int = 0, preview: bool = False, max_batch: int = MAX_BATCH,
+        self,
+        prompts: Sequence[str],
+        *,
+        seed: int = 0,
+        num_images: int = 1,
+        cfg_scale: float | None = None,
+        temperature: float | None = None,
+        top_k: int = 0,
+        preview: bool = False,
+        max_batch: int = MAX_BATCH,
         decoder_batch: int = 1,
-    ) -> Iterator[RowEvent]:  # fmt: skip
-        """An event for each finished grid row; the last one has done=True and the finished pictures.
+    ) -> Iterator[RowEvent]:
+        """An event for each finished grid row; the last one has done=True and the finished
+        pictures.
 
-        Args: num_images: pictures for each prompt; cfg_scale, temperature (0: greedy): None takes the bundle's;
-        preview: decode every event's pictures; max_batch: pictures drawn at once, and no more than the runner can;
-        the others are drawn one batch after the other (rows then count within a batch); decoder_batch: pictures decoded
-        to pixels at once (at 384 x 384 the decoder's activations are 0.4 GB a picture).
-        Picture i is the same whatever the batch: its random numbers depend on seed and i alone.
+        Args: num_images: pictures for each prompt; cfg_scale, temperature (0: greedy): None takes
+        the bundle's;
+        preview: decode every event's pictures; max_batch: pictures drawn at once, and no more than
+        the runner can; the others are drawn one batch after the other (rows then count within a
+        batch); decoder_batch: pictures decoded to pixels at once (at 384 x 384 the decoder's
+        activations are 0.4 GB a picture). Picture i is the same whatever the batch: its random
+        numbers depend on seed and i alone.
         """
         if isinstance(prompts, str):
             raise UserError('prompts is one string; give a list such as ["a red circle on white"]')
         sampling = self._sampling(cfg_scale, temperature, top_k)
         if min(num_images, max_batch, decoder_batch) < 1:
-            raise UserError(f"num_images={num_images}, max_batch={max_batch}, decoder_batch={decoder_batch}: use 1 or more")
+            raise UserError(
+                f"num_images={num_images}, max_batch={max_batch}, decoder_batch={decoder_batch}:"
+                " use 1 or more"
+            )
         every = [prompt for prompt in prompts for _ in range(num_images)]
-        self._prompts.encode(every[:1] if not every else list(prompts), self.table.prompt_slots)  # all bad ones, at once
+        self._prompts.encode(
+            every[:1] if not every else list(prompts), self.table.prompt_slots
+        )  # all bad ones, at once
         max_batch = min(max_batch, self.runner.max_images)
         randoms = uniforms(seed, len(every))
         tokens = np.zeros((len(every), NUM_IMAGE_TOKENS), np.int32)
@@ -142,16 +175,26 @@ class ImageGenerator:
                 if finished:
                     images += self._pictures(tokens[part], decoder_batch)
                 done = finished and last
-                shown = list(images) if done else self._previews(tokens[part], row, decoder_batch) if preview else None
+                shown = (
+                    list(images)
+                    if done
+                    else self._previews(tokens[part], row, decoder_batch)
+                    if preview
+                    else None
+                )
                 yield RowEvent(row, tokens.copy(), shown, done)
 
     def _sampling(self, cfg_scale: float | None, temperature: float | None, top_k: int) -> Sampling:
         defaults = self.bundle.config["generation"]
         cfg_scale = defaults["cfg_scale"] if cfg_scale is None else cfg_scale
         temperature = defaults["temperature"] if temperature is None else temperature
-        if not (np.isfinite(cfg_scale) and np.isfinite(temperature) and temperature >= 0 and top_k >= 0):
-            raise UserError(f"cfg_scale={cfg_scale}, temperature={temperature}, top_k={top_k}: use finite numbers, "
-                            "temperature >= 0 (0 is greedy) and top_k >= 0 (0 keeps all)")  # fmt: skip
+        if not (
+            np.isfinite(cfg_scale) and np.isfinite(temperature) and temperature >= 0 and top_k >= 0
+        ):
+            raise UserError(
+                f"cfg_scale={cfg_scale}, temperature={temperature}, top_k={top_k}: use finite"
+                " numbers, temperature >= 0 (0 is greedy) and top_k >= 0 (0 keeps all)"
+            )
         return Sampling(float(cfg_scale), float(temperature), int(top_k))
 
     def _batch(self, prompts: list[str], randoms: np.ndarray, sampling: Sampling) -> PromptBatch:
@@ -168,26 +211,40 @@ class ImageGenerator:
             yield row
 
     def _checked_cache(self, batch: PromptBatch) -> CacheReport:
-        """Proves that what is allocated is what the policy promises. Raises: RuntimeError if not (a bug)."""
+        """Proves that what is allocated is what the policy promises. Raises: RuntimeError if not (a
+        bug).
+        """
         size = ITEM_SIZE[self.bundle.config["dtype"]]
-        allocated, promised = self.runner.cache_bytes(), self.table.cache_bytes(self.config, size, 2 * batch.num_images)
+        allocated, promised = (
+            self.runner.cache_bytes(),
+            self.table.cache_bytes(self.config, size, 2 * batch.num_images),
+        )
         if allocated != promised:
-            raise RuntimeError(f"the runner holds {allocated} cache bytes, the policy table says {promised}")
+            raise RuntimeError(
+                f"the runner holds {allocated} cache bytes, the policy table says {promised}"
+            )
         return CacheReport(
             bytes=allocated,
             bytes_per_image=allocated // batch.num_images,
             image_bytes_per_image=self.table.image_cache_bytes(self.config, size, rows=2),
             full_image_bytes_per_image=self.table.full_image_cache_bytes(self.config, size, rows=2),
-            tokens_dropped=sum(tokens_dropped(self.table, length) for length in batch.lengths[[0, batch.num_images]].tolist()),
+            tokens_dropped=sum(
+                tokens_dropped(self.table, length)
+                for length in batch.lengths[[0, batch.num_images]].tolist()
+            ),
         )
 
     def _pictures(self, tokens: np.ndarray, decoder_batch: int) -> list[Image.Image]:
         starts = range(0, len(tokens), decoder_batch)
-        decoded = [self.runner.decode_image(tokens[start : start + decoder_batch]) for start in starts]
+        decoded = [
+            self.runner.decode_image(tokens[start : start + decoder_batch]) for start in starts
+        ]
         return [Image.fromarray(pixels) for part in decoded for pixels in part]
 
     def _previews(self, tokens: np.ndarray, row: int, decoder_batch: int) -> list[Image.Image]:
-        """Pictures of what is drawn: the rows to come repeat the last one for the decoder's sake and are greyed out."""
+        """Pictures of what is drawn: the rows to come repeat the last one for the decoder's sake
+        and are greyed out.
+        """
         grid = tokens.reshape(-1, GRID, GRID).copy()
         grid[:, row + 1 :] = grid[:, row : row + 1]
         previews = []
@@ -199,13 +256,17 @@ class ImageGenerator:
 
 
 class TextEmbeddings:
-    """Rows of the text embedding table, read from the mapped weights file; the table itself is never loaded."""
+    """Rows of the text embedding table, read from the mapped weights file; the table itself is
+    never loaded.
+    """
 
     def __init__(self, bundle: Bundle) -> None:
         entry = bundle.config["text_embeddings"]
         self._is_bfloat16 = entry["dtype"] == "bfloat16"
         dtype = np.uint16 if self._is_bfloat16 else entry["dtype"]
-        self._table = np.memmap(bundle.file(entry["file"]), dtype, "r", entry["offset"], tuple(entry["shape"]))
+        self._table = np.memmap(
+            bundle.file(entry["file"]), dtype, "r", entry["offset"], tuple(entry["shape"])
+        )
 
     def __call__(self, ids: np.ndarray) -> np.ndarray:
         """float32 [..., hidden] of ids [...]."""
@@ -216,7 +277,9 @@ class TextEmbeddings:
 
 
 def open_runner(bundle: Bundle, name: str, provider: str, num_threads: int | None) -> Runner:
-    """The runner of that name; trt is always on the GPU. Raises: UserError for an unknown one, or what it lacks."""
+    """The runner of that name; trt is always on the GPU. Raises: UserError for an unknown one, or
+    what it lacks.
+    """
     if name not in RUNNERS:
         raise UserError(f"unknown runner {name!r}; use one of {', '.join(RUNNERS)}")
     if name == "trt":
@@ -233,4 +296,6 @@ def open_runner(bundle: Bundle, name: str, provider: str, num_threads: int | Non
         return TorchRunner(bundle, provider, num_threads)
     except ImportError as error:
         needs = {"ort": "onnxruntime", "torch": "torch"}[name]
-        raise UserError(f"the {name} runner needs {needs} ({error}): pip install {needs}") from error
+        raise UserError(
+            f"the {name} runner needs {needs} ({error}): pip install {needs}"
+        ) from error

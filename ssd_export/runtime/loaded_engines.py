@@ -1,4 +1,6 @@
-"""The engines of a bundle on the device, each loaded when first asked for; the weights they share are there once."""
+"""The engines of a bundle on the device, each loaded when first asked for; the weights they share
+are there once.
+"""
 
 from __future__ import annotations
 
@@ -27,13 +29,17 @@ class LoadedEngines:
             {name: weight.num_bytes for name, weight in weights.items()}
         )
         always = files.num_bytes(name for name in specs if not name.endswith("_top_k"))
-        check_device_memory("the model", self.weight_bytes + always, device.memory_bytes()[0], WAYS_OUT)
+        check_device_memory(
+            "the model", self.weight_bytes + always, device.memory_bytes()[0], WAYS_OUT
+        )
         self._memory = device.allocate(max(self.weight_bytes, 1))
         self._addresses = {name: self._memory + offset for name, offset in offsets.items()}
         self._upload_weights()
 
     def __getitem__(self, name: str) -> TrtEngine:
-        """Loaded, its weights bound. Raises: UserError where there is no such engine or TensorRT refuses it."""
+        """Loaded, its weights bound. Raises: UserError where there is no such engine or TensorRT
+        refuses it.
+        """
         if name not in self._engines:
             path, weights = self._files.path(name), self._files.weights(name)
             engine = TrtEngine(self._files.flavour, self._runtime, path, self._specs[name], weights)
@@ -58,6 +64,8 @@ class LoadedEngines:
         for name, weight in self._files.all_weights().items():
             end = weight.offset + weight.num_bytes
             if end > len(stored):
-                raise UserError(f"{self._files.weights_path} ends before {name}; {self._files.rebuild}")
+                raise UserError(
+                    f"{self._files.weights_path} ends before {name}; {self._files.rebuild}"
+                )
             self._device.upload(self._addresses[name], stored[weight.offset : end])
         self._device.synchronize()

@@ -1,7 +1,9 @@
-"""ONNX Runtime as a Runner: the bundle's graphs on the CPU or a CUDA GPU, every cache written in place.
+"""ONNX Runtime as a Runner: the bundle's graphs on the CPU or a CUDA GPU, every cache written in
+place.
 
-An output bound to the very OrtValue of its input makes ScatterND write one row instead of copying the cache
-(ONNX Runtime skips its copy when both are one buffer); `tests/runtime/test_speed.py` holds on to it.
+An output bound to the very OrtValue of its input makes ScatterND write one row instead of copying
+the cache (ONNX Runtime skips its copy when both are one buffer); `tests/runtime/test_speed.py`
+holds on to it.
 """
 
 from __future__ import annotations
@@ -23,36 +25,61 @@ from ssd_export.runtime.ort_session import PROVIDERS, open_session, session_entr
 from ssd_export.runtime.runner import PromptBatch, Runner, full_before
 from ssd_export.specs import GraphSpec, TensorSpec
 
-ELEMENT_TYPES = {"float32": 1, "int8": 3, "int32": 6, "int64": 7, "float16": 10, "bfloat16": 16}  # onnx.TensorProto
+ELEMENT_TYPES = {
+    "float32": 1,
+    "int8": 3,
+    "int32": 6,
+    "int64": 7,
+    "float16": 10,
+    "bfloat16": 16,
+}  # onnx.TensorProto
 WITH_WEIGHTS = ("prefill", "decode_step")  # graphs that hold those of the language model
 SMALL_HIDDEN_SIZE = 512  # below it a step's operators are too short to be worth a second thread
 
 
 class OrtRunner(Runner):
-    """Caches live in OrtValues on the provider's device; a batch of another size allocates them anew."""
+    """Caches live in OrtValues on the provider's device; a batch of another size allocates them
+    anew.
+    """
 
     def __init__(
-        self, bundle: Bundle, provider: str = "cpu", num_threads: int | None = None, exact: bool = False,
-        profile: Path | None = None, widen_on_use: bool | None = None,
-    ) -> None:  # fmt: skip
-        """profile: the beginning of the names of profiles, one of each graph, complete after end_profiling.
-        widen_on_use: how float16 weights meet the CPU (runtime/widen_on_use.py); None decides by this machine's memory.
+        self,
+        bundle: Bundle,
+        provider: str = "cpu",
+        num_threads: int | None = None,
+        exact: bool = False,
+        profile: Path | None = None,
+        widen_on_use: bool | None = None,
+    ) -> None:
+        """profile: the beginning of the names of profiles, one of each graph, complete after
+        end_profiling.
+        widen_on_use: how float16 weights meet the CPU (runtime/widen_on_use.py); None decides by
+        this machine's memory.
         """
         if provider not in PROVIDERS:
             raise UserError(f"unknown provider {provider!r}; use one of {', '.join(PROVIDERS)}")
         if bundle.config["dtype"] == "bfloat16" and provider == "cpu":
-            raise UserError("ONNX Runtime has no bfloat16 on the CPU; use --provider cuda, --runner torch, or export with --dtype fp32")
+            raise UserError(
+                "ONNX Runtime has no bfloat16 on the CPU; use --provider cuda, --runner torch, or"
+                " export with --dtype fp32"
+            )
         self._bundle, self._provider = bundle, provider
         self._table = PolicyTable.from_dict(bundle.config["policy"])
-        self._specs = {name: GraphSpec.from_dict(entry) for name, entry in bundle.config["graphs"].items()}
+        self._specs = {
+            name: GraphSpec.from_dict(entry) for name, entry in bundle.config["graphs"].items()
+        }
         hidden_size = bundle.config["model"]["hidden_size"]
         self._num_threads = num_threads or (1 if hidden_size <= SMALL_HIDDEN_SIZE else 0)
         self._holds_one_session = provider == "cpu" and hidden_size > SMALL_HIDDEN_SIZE
         self._session_entries = session_entries(weight_format(bundle.config), exact)
-        self.widens_on_use = provider == "cpu" and (chooses_to_widen_on_use(bundle) if widen_on_use is None else widen_on_use)
+        self.widens_on_use = provider == "cpu" and (
+            chooses_to_widen_on_use(bundle) if widen_on_use is None else widen_on_use
+        )
         self._profile = profile
         self._sessions: dict[str, ort.InferenceSession] = {}
-        self._session("prefill")  # a provider that cannot start says so now, before anything is allocated
+        self._session(
+            "prefill"
+        )  # a provider that cannot start says so now, before anything is allocated
         self._values: dict[str, ort.OrtValue] = {}
         self._dimensions: dict[str, int] = {}
         self._bindings: dict[str, ort.IOBinding] = {}
@@ -64,14 +91,22 @@ class OrtRunner(Runner):
         name = "prefill_top_k" if top_k else "prefill"
         self._leave_only(name)
         feeds = {
-            "inputs_embeds": batch.embeds, "prompt_length": batch.lengths, "uniforms": batch.uniforms,
+            "inputs_embeds": batch.embeds,
+            "prompt_length": batch.lengths,
+            "uniforms": batch.uniforms,
             "cfg_scale": np.array([batch.sampling.cfg_scale], np.float32),
             "temperature": np.array([batch.sampling.temperature], np.float32),
             "top_k": np.array([batch.sampling.top_k], np.int64),
-        }  # fmt: skip
+        }
         wanted = [tensor.name for tensor in self._specs[name].inputs]
         outputs = [tensor.name for tensor in self._specs[name].outputs]
-        results = dict(zip(outputs, self._session(name).run(outputs, {n: feeds[n] for n in wanted}), strict=True))
+        results = dict(
+            zip(
+                outputs,
+                self._session(name).run(outputs, {n: feeds[n] for n in wanted}),
+                strict=True,
+            )
+        )
         for given in wanted[1:]:
             self._values[given].update_inplace(feeds[given])
         tokens = np.zeros((NUM_IMAGE_TOKENS, batch.num_images), np.int32)
@@ -94,7 +129,9 @@ class OrtRunner(Runner):
         self._run(self._step_name, step)
 
     def tokens(self) -> np.ndarray:
-        return self._values["tokens"].numpy().T.copy()  # numpy() is a view of the device's memory on the CPU
+        return (
+            self._values["tokens"].numpy().T.copy()
+        )  # numpy() is a view of the device's memory on the CPU
 
     def logits(self) -> np.ndarray:
         return self._values["logits"].numpy().copy()
@@ -104,11 +141,17 @@ class OrtRunner(Runner):
         return self._values[name].numpy().copy()
 
     def decode_image(self, tokens: np.ndarray) -> np.ndarray:
-        (pixels,) = self._session("image_decoder").run(["pixels"], {"codes": np.ascontiguousarray(tokens, np.int32)})
+        (pixels,) = self._session("image_decoder").run(
+            ["pixels"], {"codes": np.ascontiguousarray(tokens, np.int32)}
+        )
         return pixels.astype(np.uint8)
 
     def cache_bytes(self) -> int:
-        return sum(value.tensor_size_in_bytes() for name, value in self._values.items() if name.startswith("past_"))
+        return sum(
+            value.tensor_size_in_bytes()
+            for name, value in self._values.items()
+            if name.startswith("past_")
+        )
 
     def end_profiling(self) -> dict[str, Path]:
         """The profile of each graph that has run, by its name; nothing is recorded afterwards."""
@@ -118,23 +161,33 @@ class OrtRunner(Runner):
         self._sessions, self._values, self._bindings, self._dimensions = {}, {}, {}, {}
 
     def _leave_only(self, name: str) -> None:
-        """Closes the sessions whose turn is over where weights are large: each holds a copy of them of its own."""
+        """Closes the sessions whose turn is over where weights are large: each holds a copy of them
+        of its own.
+        """
         if not self._holds_one_session or self._profile is not None:
             return
-        for other in [held for held in self._sessions if held.startswith(WITH_WEIGHTS) and held != name]:
+        for other in [
+            held for held in self._sessions if held.startswith(WITH_WEIGHTS) and held != name
+        ]:
             del self._sessions[other]
             self._bindings.pop(other, None)
 
     def _session(self, name: str) -> ort.InferenceSession:
         if name not in self._sessions:
             self._sessions[name] = open_session(
-                self._bundle.file(f"onnx/{name}.onnx"), self._provider, self._num_threads, self._session_entries,
-                self._profile, self.widens_on_use and name != "image_decoder",
-            )  # fmt: skip
+                self._bundle.file(f"onnx/{name}.onnx"),
+                self._provider,
+                self._num_threads,
+                self._session_entries,
+                self._profile,
+                self.widens_on_use and name != "image_decoder",
+            )
         return self._sessions[name]
 
     def _evictions_of(self, lengths: Sequence[int]) -> dict[int, list[str]]:
-        """The graphs that release before each step: those of the full groups alone, where the bundle has them."""
+        """The graphs that release before each step: those of the full groups alone, where the
+        bundle has them.
+        """
         evictions: dict[int, list[str]] = {}
         for kind in self._table.release_kinds:
             name = release_graph(kind) if release_graph(kind) in self._specs else "evict"
@@ -144,7 +197,9 @@ class OrtRunner(Runner):
         return evictions
 
     def _allocate(self, batch: PromptBatch) -> None:
-        """Values of every input and output of the steps at this batch size, an aliased output being its input."""
+        """Values of every input and output of the steps at this batch size, an aliased output being
+        its input.
+        """
         dimensions = {"images": batch.num_images, "rows": 2 * batch.num_images}
         if dimensions == self._dimensions:
             return
@@ -157,7 +212,9 @@ class OrtRunner(Runner):
 
     def _new_value(self, tensor: TensorSpec) -> ort.OrtValue:
         shape = [self._dimensions.get(d, d) for d in tensor.shape]
-        return ort.OrtValue.ortvalue_from_shape_and_type(shape, ELEMENT_TYPES[tensor.dtype], self._provider, 0)
+        return ort.OrtValue.ortvalue_from_shape_and_type(
+            shape, ELEMENT_TYPES[tensor.dtype], self._provider, 0
+        )
 
     def _fill_caches(self, results: dict[str, np.ndarray], lengths: np.ndarray) -> None:
         """Prompt token t to slot t, everything else empty and zero (R8; 0 x NaN would be NaN)."""
@@ -173,7 +230,9 @@ class OrtRunner(Runner):
                 prompt = results[tensor.name.replace("past_key_values", "present")]
                 filled = np.zeros(shape, prompt.dtype)
                 held = np.arange(prompt.shape[2]) < lengths[:, None, None]
-                filled[:, :, : prompt.shape[2]] = np.where(held.reshape(*held.shape, *[1] * (prompt.ndim - 3)), prompt, 0)
+                filled[:, :, : prompt.shape[2]] = np.where(
+                    held.reshape(*held.shape, *[1] * (prompt.ndim - 3)), prompt, 0
+                )
             self._values[tensor.name].update_inplace(filled)
 
     def _run(self, name: str, step: int) -> None:
@@ -187,7 +246,9 @@ class OrtRunner(Runner):
         for tensor in spec.inputs:
             binding.bind_ortvalue_input(tensor.name, self._values[tensor.name])
         for tensor in spec.outputs:
-            binding.bind_ortvalue_output(tensor.name, self._values[spec.aliases.get(tensor.name, tensor.name)])
+            binding.bind_ortvalue_output(
+                tensor.name, self._values[spec.aliases.get(tensor.name, tensor.name)]
+            )
         return binding
 
 

@@ -1,9 +1,11 @@
-"""ONNX Runtime sessions: which provider, how quantised weights are multiplied, how half-precision ones meet the CPU.
+"""ONNX Runtime sessions: which provider, how quantised weights are multiplied, how half-precision
+ones meet the CPU.
 
-Quantised weights: ONNX Runtime fuses DequantizeLinear and MatMul into MatMulNBits, which reads the codes as they are.
-Its fast kernels on the CPU also round the activations, to int8 in blocks of 128 (accuracy level 4), so the tokens are
-not torch's; with `exact` the weights are multiplied out when the graph is opened instead, as torch does: the same
-tokens, and as much memory as without quantisation. fp8 has no kernel on the CPU and is always multiplied out.
+Quantised weights: ONNX Runtime fuses DequantizeLinear and MatMul into MatMulNBits, which reads the
+codes as they are. Its fast kernels on the CPU also round the activations, to int8 in blocks of 128
+(accuracy level 4), so the tokens are not torch's; with `exact` the weights are multiplied out when
+the graph is opened instead, as torch does: the same tokens, and as much memory as without
+quantisation. fp8 has no kernel on the CPU and is always multiplied out.
 """
 
 from __future__ import annotations
@@ -19,12 +21,17 @@ import onnxruntime as ort
 from ssd_export.errors import UserError
 
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
-GPU_HELP = "--provider cuda needs a GPU and the CUDA libraries of this onnxruntime, --provider cpu needs neither"
-# MatMulNBits with int8 activations; int8 weights, one scale a channel, get blocks so that the activations have them
+GPU_HELP = (
+    "--provider cuda needs a GPU and the CUDA libraries of this onnxruntime, --provider cpu needs"
+    " neither"
+)
+# MatMulNBits with int8 activations; int8 weights, one scale a channel, get blocks so that the
+# activations have them
 QUANTIZED = {
-    "session.qdq_matmulnbits_accuracy_level": "4", "session.qdq_matmulnbits_block_size": "128",
+    "session.qdq_matmulnbits_accuracy_level": "4",
+    "session.qdq_matmulnbits_block_size": "128",
     "session.disable_qdq_constant_folding": "1",
-}  # fmt: skip
+}
 MULTIPLIED_OUT = {"session.disable_quant_qdq": "1"}
 FOLDER_OF_WEIGHTS = "session.model_external_initializers_file_folder_path"
 
@@ -37,9 +44,13 @@ def session_entries(weights: str, exact: bool) -> dict[str, str]:
 
 
 def open_session(
-    path: Path, provider: str, num_threads: int, entries: Mapping[str, str] = MappingProxyType({}),
-    profile: Path | None = None, widen_on_use: bool = False,
-) -> ort.InferenceSession:  # fmt: skip
+    path: Path,
+    provider: str,
+    num_threads: int,
+    entries: Mapping[str, str] = MappingProxyType({}),
+    profile: Path | None = None,
+    widen_on_use: bool = False,
+) -> ort.InferenceSession:
     """A session that runs on the provider asked for.
 
     Args: widen_on_use: as runtime/widen_on_use.py rewrites the graph, for float16 on the CPU.
@@ -59,14 +70,20 @@ def open_session(
 
         model = widened_on_use(path)
         options.add_session_config_entry(FOLDER_OF_WEIGHTS, str(path.parent.absolute()))
-        options.enable_mem_pattern = False  # it would hold a second block for the widest matrix, and save no time
+        options.enable_mem_pattern = (
+            False  # it would hold a second block for the widest matrix, and save no time
+        )
     wanted = PROVIDERS[provider]
     if wanted not in ort.get_available_providers():
-        raise UserError(f"this onnxruntime has no {wanted}; pip install onnxruntime-gpu, or use --provider cpu")
+        raise UserError(
+            f"this onnxruntime has no {wanted}; pip install onnxruntime-gpu, or use --provider cpu"
+        )
     try:
         session = ort.InferenceSession(model, options, providers=[wanted])
     except RuntimeError as error:
-        raise UserError(f"onnxruntime could not open {path} ({str(error).splitlines()[0][:200]}); {GPU_HELP}") from error
+        raise UserError(
+            f"onnxruntime could not open {path} ({str(error).splitlines()[0][:200]}); {GPU_HELP}"
+        ) from error
     _give_back_freed_memory()
     if session.get_providers()[0] != wanted:
         raise UserError(f"onnxruntime could not start {wanted}; {GPU_HELP}")
@@ -74,7 +91,9 @@ def open_session(
 
 
 def _give_back_freed_memory() -> None:
-    """Opening a session frees about as much memory as it keeps (weights before they were packed); glibc would hold it."""
+    """Opening a session frees about as much memory as it keeps (weights before they were packed);
+    glibc would hold it.
+    """
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
     if trim is not None:
         trim(0)

@@ -1,4 +1,6 @@
-"""Pictures to PNG files: whole or absent, checked before the work, what they were made from inside them."""
+"""Pictures to PNG files: whole or absent, checked before the work, what they were made from inside
+them.
+"""
 
 from __future__ import annotations
 
@@ -18,17 +20,22 @@ PAPER = (255, 255, 255)
 
 
 def picture_paths(out: Path, num_images: int) -> list[Path]:
-    """Where single pictures go: one to out itself, several to out-000.png, ... beside the sheet out.png."""
+    """Where single pictures go: one to out itself, several to out-000.png, ... beside the sheet
+    out.png.
+    """
     if num_images == 1:
         return [out]
     return [out.with_name(f"{out.stem}-{index:03d}{out.suffix}") for index in range(num_images)]
 
 
 def check_pictures(out: Path, num_images: int) -> None:
-    """Returns if num_images pictures can be written to out. Raises: UserError, before any work is done."""
+    """Returns if num_images pictures can be written to out. Raises: UserError, before any work is
+    done.
+    """
     if out.suffix.lower() != ".png":
         raise UserError(
-            f"{out} does not end in .png, and pictures are written as PNG; use {out.with_suffix('.png')}"
+            f"{out} does not end in .png, and pictures are written as PNG; use"
+            f" {out.with_suffix('.png')}"
             if out.name and not out.is_dir()
             else f"{out} is a folder; use {out / 'out.png'}"
         )
@@ -37,11 +44,15 @@ def check_pictures(out: Path, num_images: int) -> None:
 
 
 def check_file(path: Path) -> None:
-    """Returns if a file can be written there. Raises: UserError for a folder, or one missing or read-only."""
+    """Returns if a file can be written there. Raises: UserError for a folder, or one missing or
+    read-only.
+    """
     if path.is_dir():
         raise UserError(f"{path} is a folder; name a file in it, such as {path / path.name}")
     if not path.parent.is_dir():
-        raise UserError(f"there is no folder {path.parent} for {path.name}; make it, or choose another place")
+        raise UserError(
+            f"there is no folder {path.parent} for {path.name}; make it, or choose another place"
+        )
     check_folder(path.parent)
 
 
@@ -52,20 +63,28 @@ def check_folder(folder: Path) -> None:
         probe.touch(exist_ok=False)
         probe.unlink()
     except OSError as error:
-        raise UserError(f"cannot write in {folder} ({error.strerror}); choose another folder") from error
+        raise UserError(
+            f"cannot write in {folder} ({error.strerror}); choose another folder"
+        ) from error
 
 
 def make_folder(folder: Path) -> None:
-    """Makes the folder with its parents, or returns if it is there and writable. Raises: UserError."""
+    """Makes the folder with its parents, or returns if it is there and writable. Raises:
+    UserError.
+    """
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UserError(f"cannot make the folder {folder} ({error.strerror}); choose another") from error
+        raise UserError(
+            f"cannot make the folder {folder} ({error.strerror}); choose another"
+        ) from error
     check_folder(folder)
 
 
 def contact_sheet(images: Sequence[Image.Image]) -> Image.Image:
-    """All pictures (of one size) on one, row by row, about as wide as high; one picture is its own sheet."""
+    """All pictures (of one size) on one, row by row, about as wide as high; one picture is its own
+    sheet.
+    """
     if len(images) == 1:
         return images[0]
     columns = math.ceil(math.sqrt(len(images)))
@@ -83,7 +102,8 @@ def write_pictures(
     texts: Sequence[Mapping[str, str]],
     sheet_text: Mapping[str, str],
 ) -> list[Path]:
-    """Writes one picture to out, several as a sheet at out and single files beside it; the paths, out first.
+    """Writes one picture to out, several as a sheet at out and single files beside it; the paths,
+    out first.
 
     Args: texts: the text chunks of each picture.
     Raises: UserError when the disk is full or not writable.
@@ -97,7 +117,9 @@ def write_pictures(
 
 
 def write_png(path: Path, image: Image.Image, text: Mapping[str, str]) -> None:
-    """Writes a PNG with a text chunk for each key, whole or not at all. Raises: UserError as write_file."""
+    """Writes a PNG with a text chunk for each key, whole or not at all. Raises: UserError as
+    write_file.
+    """
     chunks = PngInfo()
     for key, value in text.items():
         chunks.add_text(key, value)

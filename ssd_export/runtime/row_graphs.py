@@ -1,7 +1,8 @@
-"""A grid row as one CUDA graph: 24 decode steps, a release before those that need one (R7), captured and replayed.
+"""A grid row as one CUDA graph: 24 decode steps, a release before those that need one (R7),
+captured and replayed.
 
-Rows whose releases fall on the same steps share a graph: a policy that releases once a row has one graph for nearly
-all rows. The first row, whose token 0 the prefill drew, has one step less.
+Rows whose releases fall on the same steps share a graph: a policy that releases once a row has one
+graph for nearly all rows. The first row, whose token 0 the prefill drew, has one step less.
 """
 
 from __future__ import annotations

@@ -1,6 +1,8 @@
-"""The seam between what is drawn and where: one Runner per backend, one loop (`generate.py`) for all.
+"""The seam between what is drawn and where: one Runner per backend, one loop (`generate.py`) for
+all.
 
-A runner holds the weights and the caches of one batch of pictures. Arrays that cross the seam are numpy on the host.
+A runner holds the weights and the caches of one batch of pictures. Arrays that cross the seam are
+numpy on the host.
 """
 
 from __future__ import annotations
@@ -18,7 +20,9 @@ from ssd_export.config import NUM_IMAGE_TOKENS
 
 @dataclass(frozen=True)
 class Sampling:
-    """cfg_scale: guidance u + cfg_scale (c - u); temperature: 0 is greedy; top_k: 0 keeps every token."""
+    """cfg_scale: guidance u + cfg_scale (c - u); temperature: 0 is greedy; top_k: 0 keeps every
+    token.
+    """
 
     cfg_scale: float
     temperature: float
@@ -29,7 +33,8 @@ class Sampling:
 class PromptBatch:
     """What starts a batch of N pictures.
 
-    embeds: float32 [2 N, T, hidden], padded on the right; lengths: int32 [2 N]; uniforms: float32 [576, N] in [0, 1).
+    embeds: float32 [2 N, T, hidden], padded on the right; lengths: int32 [2 N]; uniforms: float32
+    [576, N] in [0, 1).
     """
 
     embeds: np.ndarray
@@ -43,8 +48,9 @@ class PromptBatch:
 
 
 class Runner(Protocol):
-    """One backend with the weights loaded. Call order: prefill, then for steps 1..575 evict (when due) and decode_step,
-    or decode_row, which does both for several steps. Backends inherit what has a body here.
+    """One backend with the weights loaded. Call order: prefill, then for steps 1..575 evict (when
+    due) and decode_step, or decode_row, which does both for several steps. Backends inherit what
+    has a body here.
 
     max_images: the most pictures of one batch.
     """
@@ -92,18 +98,22 @@ def release_steps(table: PolicyTable, lengths: Sequence[int]) -> frozenset[int]:
 
 
 def full_before(kind: tuple[int, int], lengths: Sequence[int]) -> frozenset[int]:
-    """The steps before which heads of that kind are full, in a row with a prompt of one of these lengths.
+    """The steps before which heads of that kind are full, in a row with a prompt of one of these
+    lengths.
 
-    A head with num_slots slots and a prompt of length L is full before step num_slots - L + 1, and then after every
-    evict_every writes.
+    A head with num_slots slots and a prompt of length L is full before step num_slots - L + 1, and
+    then after every evict_every writes.
     """
     num_slots, evict_every = kind
     firsts = {num_slots - length + 1 for length in lengths}
-    return frozenset(step for first in firsts for step in range(first, NUM_IMAGE_TOKENS, evict_every))
+    return frozenset(
+        step for first in firsts for step in range(first, NUM_IMAGE_TOKENS, evict_every)
+    )
 
 
 def tokens_dropped(table: PolicyTable, length: int) -> int:
-    """(layer, KV head, token) triples that a row with a prompt of this length drops while a picture is drawn.
+    """(layer, KV head, token) triples that a row with a prompt of this length drops while a picture
+    is drawn.
 
     575 of the 576 tokens are written (the last one is only drawn).
     """

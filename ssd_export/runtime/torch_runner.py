@@ -1,4 +1,6 @@
-"""torch as a Runner: the reference, on the CPU or a CUDA GPU, from the same weights file as the graphs."""
+"""torch as a Runner: the reference, on the CPU or a CUDA GPU, from the same weights file as the
+graphs.
+"""
 
 from __future__ import annotations
 
@@ -26,11 +28,15 @@ LEAST_TEMPERATURE = 1e-6
 class TorchRunner(Runner):
     """Releases happen inside the step (R7), so `evict` has nothing to do."""
 
-    def __init__(self, bundle: Bundle, provider: str = "cpu", num_threads: int | None = None) -> None:
+    def __init__(
+        self, bundle: Bundle, provider: str = "cpu", num_threads: int | None = None
+    ) -> None:
         if provider not in ("cpu", "cuda"):
             raise UserError(f"unknown provider {provider!r}; use one of cpu, cuda")
         if provider == "cuda" and not torch.cuda.is_available():
-            raise UserError("torch finds no CUDA GPU; use --provider cpu, or install torch for CUDA")
+            raise UserError(
+                "torch finds no CUDA GPU; use --provider cpu, or install torch for CUDA"
+            )
         if num_threads:
             torch.set_num_threads(num_threads)
         self._device = provider
@@ -47,9 +53,23 @@ class TorchRunner(Runner):
         self._uniforms = torch.from_numpy(batch.uniforms).to(self._device)
         self._sampling = batch.sampling
         rows, num_tokens = embeds.shape[:2]
-        self._states = [[GroupState.empty(rows, group, self._config.head_dim, self._dtype, self._device, self._table.kv_dtype)
-                         for group in groups] for groups in self._table.layers]  # fmt: skip
-        self._tokens = torch.zeros(NUM_IMAGE_TOKENS, batch.num_images, dtype=torch.int32, device=self._device)
+        self._states = [
+            [
+                GroupState.empty(
+                    rows,
+                    group,
+                    self._config.head_dim,
+                    self._dtype,
+                    self._device,
+                    self._table.kv_dtype,
+                )
+                for group in groups
+            ]
+            for groups in self._table.layers
+        ]
+        self._tokens = torch.zeros(
+            NUM_IMAGE_TOKENS, batch.num_images, dtype=torch.int32, device=self._device
+        )
         positions = torch.arange(num_tokens, device=self._device).expand(rows, -1)
         hidden = self._model(embeds, positions, self._attend_prompt)
         last = hidden[torch.arange(rows, device=self._device), self._lengths.long() - 1]
@@ -62,7 +82,9 @@ class TorchRunner(Runner):
     def decode_step(self, step: int) -> None:
         hidden = self._model.embed_image_tokens(self._tokens[step - 1].long())
         self._position = self._lengths + (step - 1)
-        hidden = self._model(hidden.repeat(2, 1)[:, None], self._position[:, None], self._attend_cache)
+        hidden = self._model(
+            hidden.repeat(2, 1)[:, None], self._position[:, None], self._attend_cache
+        )
         self._draw(hidden[:, 0], step)
 
     def tokens(self) -> np.ndarray:
@@ -76,8 +98,17 @@ class TorchRunner(Runner):
 
     @torch.inference_mode()
     def decode_image(self, tokens: np.ndarray) -> np.ndarray:
-        pixels = self._image_decoder(torch.from_numpy(np.asarray(tokens, np.int64)).to(self._device)).float()
-        return (((pixels + 1) / 2) * 255).clamp(0, 255).permute(0, 2, 3, 1).to(torch.uint8).cpu().numpy()
+        pixels = self._image_decoder(
+            torch.from_numpy(np.asarray(tokens, np.int64)).to(self._device)
+        ).float()
+        return (
+            (((pixels + 1) / 2) * 255)
+            .clamp(0, 255)
+            .permute(0, 2, 3, 1)
+            .to(torch.uint8)
+            .cpu()
+            .numpy()
+        )
 
     def cache_bytes(self) -> int:
         return sum(state.num_bytes for layer in self._states for state in layer)
@@ -87,8 +118,15 @@ class TorchRunner(Runner):
 
     def _groups(self, layer: int) -> list[tuple[HeadGroup, GroupState, slice, slice]]:
         groups = self._table.layers[layer]
-        return list(zip(groups, self._states[layer], group_slices(groups),
-                        query_slices(groups, self._config.query_group_size), strict=True))  # fmt: skip
+        return list(
+            zip(
+                groups,
+                self._states[layer],
+                group_slices(groups),
+                query_slices(groups, self._config.query_group_size),
+                strict=True,
+            )
+        )
 
     def _attend_prompt(self, layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         out, scores = prefill_attention(query, key, value, self._lengths)
@@ -100,9 +138,15 @@ class TorchRunner(Runner):
         out = torch.empty_like(query)
         for group, state, heads, queries in self._groups(layer):
             out[:, queries, 0] = decode_attention(
-                query[:, queries, 0], key[:, heads, 0], value[:, heads, 0], state, group,
-                self._lengths, self._position, self._table.score_decay,
-            )  # fmt: skip
+                query[:, queries, 0],
+                key[:, heads, 0],
+                value[:, heads, 0],
+                state,
+                group,
+                self._lengths,
+                self._position,
+                self._table.score_decay,
+            )
         return out
 
     def _draw(self, hidden: Tensor, step: int) -> None:
@@ -110,8 +154,12 @@ class TorchRunner(Runner):
         self._tokens[step] = draw_tokens(self._logits, self._uniforms[step], self._sampling)
 
 
-def load_modules(bundle: Bundle, config: ModelConfig, device: str) -> tuple[ImageTokenModel, ImageDecoder]:
-    """The torch modules with the bundle's weights: what the graphs multiply by [in, out] is [out, in] here."""
+def load_modules(
+    bundle: Bundle, config: ModelConfig, device: str
+) -> tuple[ImageTokenModel, ImageDecoder]:
+    """The torch modules with the bundle's weights: what the graphs multiply by [in, out] is [out,
+    in] here.
+    """
     model, decoder = ImageTokenModel(config), ImageDecoder(config)
     with safe_open(bundle.file("onnx/weights.safetensors"), framework="pt", device=device) as file:
         for module in (model, decoder):
@@ -123,7 +171,9 @@ def load_modules(bundle: Bundle, config: ModelConfig, device: str) -> tuple[Imag
 
 
 class _Matrices:
-    """Matrices [in, out] of a weights file; a quantised one is multiplied out once for all the modules that share it."""
+    """Matrices [in, out] of a weights file; a quantised one is multiplied out once for all the
+    modules that share it.
+    """
 
     def __init__(self, file: safe_open) -> None:
         self._file, self._names = file, set(file.keys())
@@ -139,7 +189,9 @@ class _Matrices:
 
 
 def _stored(file: safe_open, matrices: _Matrices, name: str, config: ModelConfig) -> Tensor:
-    """A tensor of the modules, out of the weights file (export/weights.py has the other direction)."""
+    """A tensor of the modules, out of the weights file (export/weights.py has the other
+    direction).
+    """
     if name in file.keys():
         return file.get_tensor(name)
     stem = name.removesuffix(".weight")
@@ -156,7 +208,9 @@ def _stored(file: safe_open, matrices: _Matrices, name: str, config: ModelConfig
 
 
 def draw_tokens(logits: Tensor, uniform: Tensor, sampling: Sampling) -> Tensor:
-    """int32 [N] from logits float32 [2 N, V] and uniform [N], by the same sums as export/sampler.py."""
+    """int32 [N] from logits float32 [2 N, V] and uniform [N], by the same sums as
+    export/sampler.py.
+    """
     conditional, unconditional = logits.chunk(2)
     guided = unconditional + sampling.cfg_scale * (conditional - unconditional)
     if sampling.temperature == 0:

@@ -1,7 +1,9 @@
-"""One TensorRT engine, ready to be queued: mapped from its file, its interface checked against the graph's contract.
+"""One TensorRT engine, ready to be queued: mapped from its file, its interface checked against the
+graph's contract.
 
-The caller owns all memory that depends on the batch: buffers of inputs and outputs, and the scratch memory that
-engines which never run at once can share. Names of the Python API: those of TensorRT 10.3 to 11 and TensorRT-RTX 1.7.
+The caller owns all memory that depends on the batch: buffers of inputs and outputs, and the scratch
+memory that engines which never run at once can share. Names of the Python API: those of TensorRT
+10.3 to 11 and TensorRT-RTX 1.7.
 """
 
 from __future__ import annotations
@@ -16,12 +18,20 @@ from ssd_export.build.messages import logger, one_line
 from ssd_export.errors import UserError
 from ssd_export.specs import GraphSpec
 
-DTYPES = {"FLOAT": "float32", "HALF": "float16", "BF16": "bfloat16", "INT32": "int32", "INT64": "int64",
-          "INT8": "int8"}  # fmt: skip
+DTYPES = {
+    "FLOAT": "float32",
+    "HALF": "float16",
+    "BF16": "bfloat16",
+    "INT32": "int32",
+    "INT64": "int64",
+    "INT8": "int8",
+}
 
 
 def open_runtime(flavour: Flavour, host_code_allowed: bool) -> Any:
-    """What deserialises engines. host_code_allowed: the engine file carries the plugin's library."""
+    """What deserialises engines. host_code_allowed: the engine file carries the plugin's
+    library.
+    """
     log, _ = logger(flavour.trt)
     runtime = flavour.trt.Runtime(log)
     runtime.engine_host_code_allowed = host_code_allowed
@@ -29,38 +39,53 @@ def open_runtime(flavour: Flavour, host_code_allowed: bool) -> Any:
 
 
 class TrtEngine:
-    """An engine with one context. Call order: set_sizes, scratch_bytes, use_scratch and bind, then enqueue."""
+    """An engine with one context. Call order: set_sizes, scratch_bytes, use_scratch and bind, then
+    enqueue.
+    """
 
     def __init__(
         self, flavour: Flavour, runtime: Any, path: Path, spec: GraphSpec, weights: Collection[str]
     ) -> None:
-        """Raises: UserError, one line, where TensorRT refuses the file or its tensors are not the contract's."""
+        """Raises: UserError, one line, where TensorRT refuses the file or its tensors are not the
+        contract's.
+        """
         self.spec = spec
         self._flavour = flavour
         self._messages = logger(flavour.trt)[1]
         self._messages.clear()
-        # Mapped, so that the file's pages can be dropped again: the plan never takes memory beside the engine.
-        with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
+        # Mapped, so that the file's pages can be dropped again: the plan never takes memory beside
+        # the engine.
+        with (
+            open(path, "rb") as file,
+            mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped,
+        ):
             self._engine = runtime.deserialize_cuda_engine(mapped)
         if self._engine is None:
             raise UserError(
-                f"TensorRT cannot load {path} ({self._reason()}); build the engines again with build-engine"
+                f"TensorRT cannot load {path} ({self._reason()}); build the engines again with"
+                " build-engine"
             )
         self._check_interface(path, weights)
         self._context = self._new_context()
 
     def set_sizes(self, dimensions: Mapping[str, int]) -> None:
-        """Numbers for the inputs' named dimensions. Raises: RuntimeError for one outside the profile."""
+        """Numbers for the inputs' named dimensions. Raises: RuntimeError for one outside the
+        profile.
+        """
         for tensor in self.spec.inputs:
             if any(isinstance(dimension, str) for dimension in tensor.shape):
                 shape = tuple(dimensions.get(dimension, dimension) for dimension in tensor.shape)
                 self._must(
-                    self._context.set_input_shape(tensor.name, shape), f"shape {shape} of {tensor.name}"
+                    self._context.set_input_shape(tensor.name, shape),
+                    f"shape {shape} of {tensor.name}",
                 )
 
     def scratch_bytes(self) -> int:
         """Device memory for intermediate results at the sizes set."""
-        return self._context.update_device_memory_size_for_shapes() or self._engine.device_memory_size_v2
+        return (
+            self._context.update_device_memory_size_for_shapes()
+            or self._engine.device_memory_size_v2
+        )
 
     def use_scratch(self, address: int, num_bytes: int) -> None:
         self._context.set_device_memory(address, num_bytes)
@@ -73,7 +98,9 @@ class TrtEngine:
         self._must(self._context.execute_async_v3(stream), "a run")
 
     def is_capturable(self, stream: int) -> bool:
-        """Whether a run can be part of a CUDA graph: TensorRT-RTX says so; TensorRT has no such question."""
+        """Whether a run can be part of a CUDA graph: TensorRT-RTX says so; TensorRT has no such
+        question.
+        """
         return self._flavour.name != "tensorrt-rtx" or self._context.is_stream_capturable(stream)
 
     def _check_interface(self, path: Path, weights: Collection[str]) -> None:
@@ -83,16 +110,21 @@ class TrtEngine:
         different = names ^ {*tensors, *weights}
         for name in names & tensors.keys():
             dtype = DTYPES.get(engine.get_tensor_dtype(name).name)
-            if dtype != tensors[name] or engine.get_tensor_location(name) != trt.TensorLocation.DEVICE:
+            if (
+                dtype != tensors[name]
+                or engine.get_tensor_location(name) != trt.TensorLocation.DEVICE
+            ):
                 different.add(name)
         if different:
             raise UserError(
-                f"{path} has other tensors than the bundle says ({', '.join(sorted(different)[:3])}); build "
-                "the engines again with build-engine"
+                f"{path} has other tensors than the bundle says"
+                f" ({', '.join(sorted(different)[:3])}); build the engines again with build-engine"
             )
 
     def _new_context(self) -> Any:
-        """Without memory of its own. TensorRT-RTX compiles kernels once shapes are known: all, before a capture."""
+        """Without memory of its own. TensorRT-RTX compiles kernels once shapes are known: all,
+        before a capture.
+        """
         trt = self._flavour.trt
         strategy = trt.ExecutionContextAllocationStrategy.USER_MANAGED
         if self._flavour.name != "tensorrt-rtx":
@@ -109,7 +141,8 @@ class TrtEngine:
             context = self._engine.create_execution_context(config)
         if context is None:
             raise UserError(
-                f"TensorRT cannot run {self.spec.name} here ({self._reason()}); free device memory, or use --runner ort"
+                f"TensorRT cannot run {self.spec.name} here ({self._reason()}); free device memory,"
+                " or use --runner ort"
             )
         return context
 

@@ -1,8 +1,10 @@
-"""TensorRT as a Runner: tokens, caches, sampling and releases stay on the GPU, and a grid row is one CUDA graph.
+"""TensorRT as a Runner: tokens, caches, sampling and releases stay on the GPU, and a grid row is
+one CUDA graph.
 
-All device memory is allocated before the first step: the weights once, and one stretch for each batch size
-(device_buffers.py). Outputs that the contract aliases get the address of their input, so nothing is copied between
-steps but the step number. The host reads tokens after a row, never inside one.
+All device memory is allocated before the first step: the weights once, and one stretch for each
+batch size (device_buffers.py). Outputs that the contract aliases get the address of their input, so
+nothing is copied between steps but the step number. The host reads tokens after a row, never inside
+one.
 """
 
 from __future__ import annotations
@@ -29,7 +31,8 @@ EVICT, IMAGE_DECODER = "evict", "image_decoder"
 def open_device(bundle: Bundle) -> tuple[EngineFiles, CudaDevice]:
     """The bundle's engines for this machine, and its GPU.
 
-    Raises: UserError, one line, for no GPU, no engines, none that fit, or a package that is missing.
+    Raises: UserError, one line, for no GPU, no engines, none that fit, or a package that is
+    missing.
     """
     capability = gpu_here()
     if capability is None:
@@ -38,7 +41,8 @@ def open_device(bundle: Bundle) -> tuple[EngineFiles, CudaDevice]:
 
 
 class TrtRunner(Runner):
-    """Engines are loaded when first needed and kept; a batch of another size gets new buffers and graphs.
+    """Engines are loaded when first needed and kept; a batch of another size gets new buffers and
+    graphs.
 
     Raises: UserError for a plugin library that is missing, or too little device memory.
     """
@@ -46,7 +50,9 @@ class TrtRunner(Runner):
     def __init__(self, bundle: Bundle, files: EngineFiles, device: CudaDevice) -> None:
         self._device, self._files = device, files
         self.max_images = files.max_images
-        specs = {name: GraphSpec.from_dict(entry) for name, entry in bundle.config["graphs"].items()}
+        specs = {
+            name: GraphSpec.from_dict(entry) for name, entry in bundle.config["graphs"].items()
+        }
         self._evicts = EVICT in specs and not files.releases_in_step
         self._engines = LoadedEngines(files, specs, device)
         self._batch: tuple[int, bool] | None = None  # images, top-k
@@ -57,10 +63,12 @@ class TrtRunner(Runner):
         self._allocate(batch.num_images, batch.sampling.top_k > 0)
         self._memory.clear()
         numbers = {
-            "prompt_length": batch.lengths, "uniforms": batch.uniforms, "step": np.ones(1, np.int64),
+            "prompt_length": batch.lengths,
+            "uniforms": batch.uniforms,
+            "step": np.ones(1, np.int64),
             "cfg_scale": np.array([batch.sampling.cfg_scale], np.float32),
             "temperature": np.array([batch.sampling.temperature], np.float32),
-        }  # fmt: skip
+        }
         if batch.sampling.top_k:
             numbers["top_k"] = np.array([batch.sampling.top_k], np.int64)
         for name, values in numbers.items():
@@ -99,12 +107,16 @@ class TrtRunner(Runner):
         return self._memory.download(name)
 
     def decode_image(self, tokens: np.ndarray) -> np.ndarray:
-        """As many at a time as the engine's profile asks for at least; the last are repeated to make up the number."""
+        """As many at a time as the engine's profile asks for at least; the last are repeated to
+        make up the number.
+        """
         if self._batch is None:
             self._allocate(self._files.min_images, top_k=False)
         count, pictures = self._files.min_images, []
         for start in range(0, len(tokens), count):
-            part = np.resize(np.asarray(tokens[start : start + count], np.int32), (count, NUM_IMAGE_TOKENS))
+            part = np.resize(
+                np.asarray(tokens[start : start + count], np.int32), (count, NUM_IMAGE_TOKENS)
+            )
             self._memory.upload("codes", part, IMAGE_DECODER)
             self._engines[IMAGE_DECODER].enqueue(self._device.stream)
             pictures.append(self._memory.download("pixels", IMAGE_DECODER).astype(np.uint8))
@@ -114,12 +126,20 @@ class TrtRunner(Runner):
         return self._memory.cache_bytes()
 
     def memory_report(self) -> dict[str, int]:
-        """Device bytes: engine files, the weights they share, the buffers of this batch, and the caches among these."""
-        return {"engines": self._engines.file_bytes, "weights": self._engines.weight_bytes,
-                "buffers": self._memory.plan.num_bytes, "caches": self.cache_bytes()}  # fmt: skip
+        """Device bytes: engine files, the weights they share, the buffers of this batch, and the
+        caches among these.
+        """
+        return {
+            "engines": self._engines.file_bytes,
+            "weights": self._engines.weight_bytes,
+            "buffers": self._memory.plan.num_bytes,
+            "caches": self.cache_bytes(),
+        }
 
     def graph_nodes(self) -> dict[RowKind, int]:
-        """Nodes of every CUDA graph captured for this batch size, by which steps begin with a release."""
+        """Nodes of every CUDA graph captured for this batch size, by which steps begin with a
+        release.
+        """
         return self._graphs.num_nodes if self._graphs else {}
 
     def synchronize(self) -> None:
@@ -133,27 +153,40 @@ class TrtRunner(Runner):
         self._device = None
 
     def _allocate(self, num_images: int, top_k: bool) -> None:
-        """Engines, buffers and addresses for a batch of this size, and a trial run of what will be captured."""
+        """Engines, buffers and addresses for a batch of this size, and a trial run of what will be
+        captured.
+        """
         if self._batch == (num_images, top_k):
             return
         self._files.check_batch(num_images)
         self._release_batch()
         suffix = "_top_k" * top_k
-        self._prefill, self._decode = self._engines[f"prefill{suffix}"], self._engines[f"decode_step{suffix}"]
+        self._prefill, self._decode = (
+            self._engines[f"prefill{suffix}"],
+            self._engines[f"decode_step{suffix}"],
+        )
         self._evict = self._engines[EVICT] if self._evicts else None
-        others = [self._prefill, self._engines[IMAGE_DECODER], *([self._evict] if self._evict else [])]
+        others = [
+            self._prefill,
+            self._engines[IMAGE_DECODER],
+            *([self._evict] if self._evict else []),
+        ]
         batch = {"images": num_images, "rows": 2 * num_images}
         sizes = {  # always the longest prompt: with fixed shapes nothing is planned or compiled again
             self._prefill.spec.name: batch | {"prompt_tokens": self._files.max_prompt_tokens},
-            self._decode.spec.name: batch, EVICT: batch, IMAGE_DECODER: {"images": self._files.min_images},
-        }  # fmt: skip
+            self._decode.spec.name: batch,
+            EVICT: batch,
+            IMAGE_DECODER: {"images": self._files.min_images},
+        }
         self._memory = BatchMemory(self._device, self._decode, others, sizes)
         self._try_out(num_images)
         self._graphs = RowGraphs(self._device, self._queue_step, self._queue_evict)
         self._batch = (num_images, top_k)
 
     def _try_out(self, num_images: int) -> None:
-        """Runs on empty caches what will be captured: TensorRT loads and compiles kernels on the first run."""
+        """Runs on empty caches what will be captured: TensorRT loads and compiles kernels on the
+        first run.
+        """
         self._memory.clear()
         self._memory.upload("prompt_length", np.ones(2 * num_images, np.int32))
         self._memory.upload("step", np.ones(1, np.int64))
@@ -182,7 +215,9 @@ class TrtRunner(Runner):
             if tensor.name not in self._evict.spec.aliases:
                 past = tensor.name.replace("present", "past_key_values")
                 source = self._memory.address(tensor.name, EVICT)
-                self._device.copy(self._memory.address(past), source, self._memory.buffer(past).num_bytes)
+                self._device.copy(
+                    self._memory.address(past), source, self._memory.buffer(past).num_bytes
+                )
 
     def _go_to(self, step: int) -> None:
         """The device counts steps by itself; it is told where a caller goes elsewhere."""

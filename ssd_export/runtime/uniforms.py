@@ -1,6 +1,8 @@
-"""The random numbers of a picture: the same on every backend, a pure function of seed, step and image.
+"""The random numbers of a picture: the same on every backend, a pure function of seed, step and
+image.
 
-Philox4x32-10 (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011; the Random123 library).
+Philox4x32-10 (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011; the Random123
+library).
     key      (low word of seed, high word of seed)
     counter  (step, image, 0, 0)
     uniform  (first output word >> 8) * 2**-24: 24 bits, exact in float32, from 0 to 1 - 2**-24
@@ -19,7 +21,9 @@ WORD = 0xFFFFFFFF
 
 
 def philox4x32(counter: tuple[np.ndarray, ...], key: tuple[int, int]) -> tuple[np.ndarray, ...]:
-    """Four output words a counter. Args: counter: 4 uint64 arrays of words below 2**32, of one shape."""
+    """Four output words a counter. Args: counter: 4 uint64 arrays of words below 2**32, of one
+    shape.
+    """
     c0, c1, c2, c3 = counter
     k0, k1 = key
     for _ in range(ROUNDS):
@@ -35,14 +39,17 @@ def philox4x32(counter: tuple[np.ndarray, ...], key: tuple[int, int]) -> tuple[n
 
 
 def uniforms(seed: int, num_images: int) -> np.ndarray:
-    """float32 [576, num_images] in [0, 1): one number a token; column i is the same for any num_images.
+    """float32 [576, num_images] in [0, 1): one number a token; column i is the same for any
+    num_images.
 
     Raises: ValueError for a seed outside 0 .. 2**64 - 1.
     """
     if not 0 <= seed < 1 << 64:
         raise ValueError(f"seed {seed} is not an unsigned 64-bit number")
     step, image = np.meshgrid(
-        np.arange(NUM_IMAGE_TOKENS, dtype=np.uint64), np.arange(num_images, dtype=np.uint64), indexing="ij"
+        np.arange(NUM_IMAGE_TOKENS, dtype=np.uint64),
+        np.arange(num_images, dtype=np.uint64),
+        indexing="ij",
     )
     zero = np.zeros_like(step)
     word = philox4x32((step, image, zero, zero), (seed & WORD, seed >> 32))[0]

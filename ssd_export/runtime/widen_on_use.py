@@ -1,16 +1,19 @@
-"""A float16 graph for the CPU whose matrices are widened one at a time, each when it is multiplied by.
+"""A float16 graph for the CPU whose matrices are widened one at a time, each when it is multiplied
+by.
 
-ONNX Runtime's CPU provider multiplies in float32. Left alone it widens every float16 matrix when it opens a graph, and
-packs the copy: twice the weights file, and more while it does so. Here every matrix [in, out] is read as
+ONNX Runtime's CPU provider multiplies in float32. Left alone it widens every float16 matrix when it
+opens a graph, and packs the copy: twice the weights file, and more while it does so. Here every
+matrix [in, out] is read as
 
     MatMul(Cast(x, float32), Cast(Reshape(matrix, 0 x Shape(x)), float32)), rounded back to float16
 
-so the matrix stays where the file is mapped, and its float32 copy lives for one product. The Reshape changes nothing
-(a dimension of 0 keeps the matrix's) and copies nothing. Its shape comes from x: unknown when the graph is opened, so
-that the Cast is not folded, and known only once x is, so that it waits. Casts without it ran as soon as the graph began
-for half of the matrices, whose copies then all waited for their layers. The numbers are those of the matrices widened
-at once within the rounding of float16: sums have another order, because packed and plain matrices have kernels of
-their own, and ONNX Runtime rounds to float16 between other operators.
+so the matrix stays where the file is mapped, and its float32 copy lives for one product. The
+Reshape changes nothing (a dimension of 0 keeps the matrix's) and copies nothing. Its shape comes
+from x: unknown when the graph is opened, so that the Cast is not folded, and known only once x is,
+so that it waits. Casts without it ran as soon as the graph began for half of the matrices, whose
+copies then all waited for their layers. The numbers are those of the matrices widened at once
+within the rounding of float16: sums have another order, because packed and plain matrices have
+kernels of their own, and ONNX Runtime rounds to float16 between other operators.
 """
 
 from __future__ import annotations
@@ -29,10 +32,16 @@ def widened_on_use(path: Path) -> bytes:
     model = ir.load(path)
     graph = model.graph
     tensor = ir.tensor(np.zeros(2, np.int64), name=ZEROS)
-    zeros = ir.Value(name=ZEROS, const_value=tensor, shape=tensor.shape, type=ir.TensorType(tensor.dtype))
+    zeros = ir.Value(
+        name=ZEROS, const_value=tensor, shape=tensor.shape, type=ir.TensorType(tensor.dtype)
+    )
     graph.register_initializer(zeros)
     for node in list(graph):
-        if node.op_type == "MatMul" and node.inputs[1].is_initializer() and node.inputs[1].dtype == FLOAT16:
+        if (
+            node.op_type == "MatMul"
+            and node.inputs[1].is_initializer()
+            and node.inputs[1].dtype == FLOAT16
+        ):
             _widen(graph, node, zeros)
     return ir.to_proto(model).SerializeToString()
 
@@ -46,7 +55,9 @@ def _widen(graph: ir.Graph, node: ir.Node, zeros: ir.Value) -> None:
     same = ir.node("Reshape", [matrix, shape.outputs[0]])
     wide = ir.node("Cast", [same.outputs[0]], attributes={"to": FLOAT}, name=f"{matrix.name}.wide")
     wide_x = ir.node("Cast", [x], attributes={"to": FLOAT})
-    wide_product = ir.node("MatMul", [wide_x.outputs[0], wide.outputs[0]], name=f"{matrix.name}.product")
+    wide_product = ir.node(
+        "MatMul", [wide_x.outputs[0], wide.outputs[0]], name=f"{matrix.name}.product"
+    )
     rounded = ir.node("Cast", [wide_product.outputs[0]], attributes={"to": FLOAT16})
     product.replace_all_uses_with(rounded.outputs[0])
     graph.insert_before(node, [rows, shape, same, wide, wide_x, wide_product, rounded])

@@ -1,7 +1,9 @@
-"""Builds the plain and the plugin flavour of one bundle and prints the engine.json of each, as JSON lines.
+"""Builds the plain and the plugin flavour of one bundle and prints the engine.json of each, as JSON
+lines.
 
-A process of its own, because what is registered with TensorRT stays: python -m tests.build.both_flavours BUNDLE. The
-plugin is the Python class of tests/plugins/python_plugin.py; kernels come from $SSD_EXPORT_KERNELS.
+A process of its own, because what is registered with TensorRT stays: python -m
+tests.build.both_flavours BUNDLE. The plugin is the Python class of tests/plugins/python_plugin.py;
+kernels come from $SSD_EXPORT_KERNELS.
 """
 
 from __future__ import annotations

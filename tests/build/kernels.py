@@ -1,4 +1,6 @@
-"""Stand-ins for compiled kernel images: valid PTX that returns at once, enough to build an engine, not to run it."""
+"""Stand-ins for compiled kernel images: valid PTX that returns at once, enough to build an engine,
+not to run it.
+"""
 
 from __future__ import annotations
 
@@ -9,11 +11,18 @@ from pathlib import Path
 
 from ssd_export.kernels.image import MANIFEST_FILE, SCHEMA, KernelImage, Variant
 
-PTX = ".version 8.0\n.target sm_{}\n.address_size 64\n.visible .entry decode_attention_kernel() {{ ret; }}\n"
+PTX = (
+    ".version 8.0\n.target sm_{}\n.address_size 64\n.visible .entry decode_attention_kernel() {{"
+    " ret; }}\n"
+)
 
 
-def write_kernels(folder: Path, targets: tuple[int, ...], head_dim: int, dtype: str = "float16") -> Path:
-    """A folder of images for these targets, as ssd_export.kernels.compile writes it; returns the folder."""
+def write_kernels(
+    folder: Path, targets: tuple[int, ...], head_dim: int, dtype: str = "float16"
+) -> Path:
+    """A folder of images for these targets, as ssd_export.kernels.compile writes it; returns the
+    folder.
+    """
     images = []
     for target in targets:
         files = {"ptx": PTX.format(target).encode(), "cubin": f"cubin of {target}".encode()}

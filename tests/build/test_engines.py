@@ -1,6 +1,8 @@
-"""Engines of a small random checkpoint, built with TensorRT-RTX on the CPU: plain operators and, where it compiles, the plugin.
+"""Engines of a small random checkpoint, built with TensorRT-RTX on the CPU: plain operators and,
+where it compiles, the plugin.
 
-Needs `pip install ssd-export[rtx]`; the plugin also needs what tests/plugins needs. No engine is run: that takes a GPU.
+Needs `pip install ssd-export[rtx]`; the plugin also needs what tests/plugins needs. No engine is
+run: that takes a GPU.
 """
 
 from __future__ import annotations
@@ -73,7 +75,9 @@ def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
     command = ["cmake", "-S", str(PLUGINS), "-B", str(folder)]
     configured = subprocess.run(command, capture_output=True, text=True, check=False)
     if configured.returncode:
-        pytest.skip(re.sub(r".*\(message\): | Call Stack.*", "", " ".join(configured.stderr.split())))
+        pytest.skip(
+            re.sub(r".*\(message\): | Call Stack.*", "", " ".join(configured.stderr.split()))
+        )
     subprocess.run(["cmake", "--build", str(folder)], capture_output=True, check=True)
     return folder / "libssd_export_plugin.so"
 
@@ -99,13 +103,19 @@ def test_plain_engines_are_built_with_one_copy_of_the_weights(path: Path) -> Non
     assert after.hash == before == values["bundle_hash"]
     assert read_engines(after) == {plan_build(spec(path)).folder: values}
     assert set(values["graphs"]) == {"prefill", "decode_step", "evict", "image_decoder"}
-    assert values["plugin"] is None and values["warnings"] == [] and values["flags"]["strongly_typed"]
+    assert (
+        values["plugin"] is None and values["warnings"] == [] and values["flags"]["strongly_typed"]
+    )
     assert values["profile"] == {"images": [1, 1, 2], "prompt_tokens": [1, 16, 32]}
     for graph in values["graphs"].values():
         assert (
-            sum(graph["layers"].values()) > 0 and "PluginV3" not in graph["layers"] and graph["aliases"] == {}
+            sum(graph["layers"].values()) > 0
+            and "PluginV3" not in graph["layers"]
+            and graph["aliases"] == {}
         )
-    matrices = {name for name in values["graphs"]["prefill"]["weights"] if name.startswith("layers.")}
+    matrices = {
+        name for name in values["graphs"]["prefill"]["weights"] if name.startswith("layers.")
+    }
     assert len(matrices) == 4 * TINY.num_layers
     assert matrices < set(values["graphs"]["decode_step"]["weights"])
     assert not list(path.glob(".building-*")) and not list(path.glob(".adding-*"))
@@ -113,7 +123,9 @@ def test_plain_engines_are_built_with_one_copy_of_the_weights(path: Path) -> Non
 
 @pytest.mark.parametrize("graph", ["prefill", "decode_step"])
 def test_engines_hold_no_copy_of_what_they_share(path: Path, tmp_path: Path, graph: str) -> None:
-    """A row of each matrix is looked for in the engine's bytes: there only where the weights are not shared."""
+    """A row of each matrix is looked for in the engine's bytes: there only where the weights are
+    not shared.
+    """
     plan = plan_build(spec(path, target="ada"))
     data = (path / weights_file(plan.bundle)).read_bytes()
     rows = {name: data[w.offset : w.offset + 64] for name, w in shared_weights(plan.bundle).items()}
@@ -127,7 +139,9 @@ def test_engines_hold_no_copy_of_what_they_share(path: Path, tmp_path: Path, gra
         return {name for name, row in rows.items() if row in engine}
 
     assert inside(shared=True) == set()
-    assert {f"layers.{layer}.{part}" for layer in range(2) for part in ("qkv", "o", "gate_up", "down")} <= inside(False)
+    assert {
+        f"layers.{layer}.{part}" for layer in range(2) for part in ("qkv", "o", "gate_up", "down")
+    } <= inside(False)
 
 
 def test_weights_are_where_engine_json_says(path: Path) -> None:
@@ -154,11 +168,15 @@ def test_every_attention_becomes_one_plugin_layer(
     values = build_engines(plan_build(spec(path, plugin="on")))
     step = values["graphs"]["decode_step"]
     caches = list(step["aliases"])
-    assert set(values["graphs"]) == {"prefill", "decode_step", "image_decoder"}, (
-        "the kernel releases by itself"
-    )
+    assert set(values["graphs"]) == {
+        "prefill",
+        "decode_step",
+        "image_decoder",
+    }, "the kernel releases by itself"
     assert (
-        step["layers"]["PluginV3"] == values["plugin"]["num_nodes"] == num_attention_nodes(open_bundle(path))
+        step["layers"]["PluginV3"]
+        == values["plugin"]["num_nodes"]
+        == num_attention_nodes(open_bundle(path))
     )
     assert (
         values["plugin"]["in_engine"]
@@ -180,7 +198,9 @@ def test_without_library_or_kernel_auto_says_why_and_on_refuses(
     with pytest.raises(UserError, match="no plugin library at .*nowhere.so; build it: cmake"):
         plan_build(spec(path, plugin="on"))
     (tmp_path / "nowhere.so").touch()
-    monkeypatch.setenv("SSD_EXPORT_KERNELS", str(write_kernels(tmp_path, targets=(80,), head_dim=999)))
+    monkeypatch.setenv(
+        "SSD_EXPORT_KERNELS", str(write_kernels(tmp_path, targets=(80,), head_dim=999))
+    )
     with pytest.raises(UserError, match="no kernel image for sm.* head_dim 16"):
         plan_build(spec(path, plugin="on"))
 
@@ -190,7 +210,8 @@ def test_a_board_s_decode_step_is_prepared_here(
 ) -> None:
     (tmp_path / "kernels").mkdir()
     monkeypatch.setenv(
-        "SSD_EXPORT_KERNELS", str(write_kernels(tmp_path / "kernels", targets=(87,), head_dim=TINY.head_dim))
+        "SSD_EXPORT_KERNELS",
+        str(write_kernels(tmp_path / "kernels", targets=(87,), head_dim=TINY.head_dim)),
     )
     plan = plan_build(spec(path, target="jetson-orin", plugin="auto"))
     assert plan.flavour is None
@@ -203,9 +224,10 @@ def test_a_board_s_decode_step_is_prepared_here(
     ) == num_attention_nodes(after)
     assert not model.functions
     monkeypatch.setenv("SSD_EXPORT_KERNELS", str(tmp_path / "nowhere"))
-    assert plugin_graph(after, "decode_step", (87,)) == after.file(prepared_name("decode_step", 87)).read_bytes(), (
-        "the board needs no kernels"
-    )
+    assert (
+        plugin_graph(after, "decode_step", (87,))
+        == after.file(prepared_name("decode_step", 87)).read_bytes()
+    ), "the board needs no kernels"
     with pytest.raises(UserError, match="copy the bundle there and run"):
         plan_build(spec(path, target="jetson-orin", plugin="off"))
 
@@ -245,21 +267,27 @@ def test_cancelling_leaves_the_bundle_as_it_was(path: Path) -> None:
     assert sorted(file.relative_to(path) for file in path.rglob("*")) == before
 
 
-def test_too_little_memory_is_refused_before_the_work(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_too_little_memory_is_refused_before_the_work(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(build_plan, "free_bytes", lambda: 100 << 20)
     with pytest.raises(UserError, match="100 MiB are free"):
         build_engines(plan_build(spec(path)))
     assert not (path / "engines").exists()
 
 
-def test_a_full_disk_is_one_line_and_leaves_the_bundle(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_is_one_line_and_leaves_the_bundle(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def full(*arguments: object) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     before = sorted(path.rglob("*"))
     plan = plan_build(spec(path))
     monkeypatch.setattr(engine, "build_graph", full)
-    with pytest.raises(UserError, match=r"cannot write the engines into .* \(No space left on device\); free space"):
+    with pytest.raises(
+        UserError, match=r"cannot write the engines into .* \(No space left on device\); free space"
+    ):
         build_engines(plan)
     assert sorted(path.rglob("*")) == before
 
@@ -267,7 +295,10 @@ def test_a_full_disk_is_one_line_and_leaves_the_bundle(path: Path, monkeypatch: 
 def test_force_memory_builds_all_the_same(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(build_plan, "free_bytes", lambda: 100 << 20)
     monkeypatch.setattr(build_plan, "GRAPHS", ("image_decoder",))
-    assert build_engines(plan_build(spec(path, force_memory=True)))["graphs"]["image_decoder"]["bytes"] > 0
+    assert (
+        build_engines(plan_build(spec(path, force_memory=True)))["graphs"]["image_decoder"]["bytes"]
+        > 0
+    )
 
 
 def test_quantised_matrices_stay_in_the_engine_and_the_others_are_shared(
@@ -283,11 +314,15 @@ def test_quantised_matrices_stay_in_the_engine_and_the_others_are_shared(
     assert not [name for name in inputs if name.startswith("layers.")]
 
 
-def test_gpus_without_fp8_are_left_out_or_refused(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_gpus_without_fp8_are_left_out_or_refused(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     assert plan_build(spec(path)).capabilities == (86, 89, 120)
     monkeypatch.setattr(build_plan, "weight_format", lambda config: "fp8")
     assert plan_build(spec(path)).capabilities == (89, 120)
-    with pytest.raises(UserError, match="has no fp8, .* --weights int8 or int4, or use --target ada or "):
+    with pytest.raises(
+        UserError, match="has no fp8, .* --weights int8 or int4, or use --target ada or "
+    ):
         plan_build(spec(path, target="ampere"))
 
 
@@ -303,9 +338,13 @@ def test_tensorrt_builds_for_the_gpu_here(path: Path, monkeypatch: pytest.Monkey
 
 
 def test_an_input_that_the_parser_ignores_fails_the_build(tmp_path: Path) -> None:
-    """ONNX Attention-24's nonpad_kv_seqlen: parsed, built, ignored, with no more than a warning of the builder."""
+    """ONNX Attention-24's nonpad_kv_seqlen: parsed, built, ignored, with no more than a warning of
+    the builder.
+    """
     names = ("query", "key", "value")
-    inputs = [helper.make_tensor_value_info(name, TensorProto.FLOAT16, (1, 4, 8, 64)) for name in names]
+    inputs = [
+        helper.make_tensor_value_info(name, TensorProto.FLOAT16, (1, 4, 8, 64)) for name in names
+    ]
     inputs.append(helper.make_tensor_value_info("lengths", TensorProto.INT64, (1,)))
     node = helper.make_node("Attention", [*names, "", "", "", "lengths"], ["out"])
     output = helper.make_tensor_value_info("out", TensorProto.FLOAT16, (1, 4, 8, 64))

@@ -1,4 +1,6 @@
-"""The pieces around a build, without TensorRT: stub library, messages, progress, interruption, memory, kernel choice."""
+"""The pieces around a build, without TensorRT: stub library, messages, progress, interruption,
+memory, kernel choice.
+"""
 
 from __future__ import annotations
 
@@ -59,14 +61,16 @@ def test_the_stub_asks_for_no_executable_stack() -> None:
 
 def test_an_unused_input_fails_and_harmless_warnings_are_dropped() -> None:
     harmless = [
-        "ImporterContext.hpp:501: A node named node_Mul_1 already exists, the output tensors of this new instance "
-        "will not be queryable.",
+        (
+            "ImporterContext.hpp:501: A node named node_Mul_1 already exists, the output tensors of"
+            " this new instance will not be queryable."
+        ),
         "ModelImporter.cpp:1071: Make sure input step has Int64 binding.",
     ]
     assert judge("decode_step", harmless) == []
-    assert judge("decode_step", [*harmless, "a.cpp:1: something\nnew", "a.cpp:1: something\nnew"]) == [
-        "something new"
-    ]
+    assert judge(
+        "decode_step", [*harmless, "a.cpp:1: something\nnew", "a.cpp:1: something\nnew"]
+    ) == ["something new"]
     for text in (
         "Unused Input: nonpad_kv_seqlen",
         "Falling back to FP32 for layer x",
@@ -89,7 +93,9 @@ def test_layers_are_read_from_both_listings() -> None:
         "Total Activation Memory: 4096 bytes",
     ]
     assert messages.layers == ["gemm", "PluginV3"] and messages.activation_bytes == 4096
-    messages.facts = ["Engine Layer Information:\nLayer(Myelin): x, Tactic: 0\nLayer(PluginV3): y, Tactic: 1"]
+    messages.facts = [
+        "Engine Layer Information:\nLayer(Myelin): x, Tactic: 0\nLayer(PluginV3): y, Tactic: 1"
+    ]
     assert messages.layers == ["Myelin", "PluginV3"] and messages.activation_bytes is None
 
 
@@ -138,7 +144,14 @@ def test_too_little_memory_is_refused_with_three_ways_out() -> None:
     check_memory(1 << 30, None, "float16", "none")
     with pytest.raises(UserError) as refused:
         check_memory(8 << 30, 5 << 30, "float32", "none")
-    for part in ("8.0 GiB", "5.0 GiB are free", "--dtype fp16", "3.0 GiB of swap", "larger machine", "--force-memory"):
+    for part in (
+        "8.0 GiB",
+        "5.0 GiB are free",
+        "--dtype fp16",
+        "3.0 GiB of swap",
+        "larger machine",
+        "--force-memory",
+    ):
         assert part in str(refused.value)
     with pytest.raises(UserError, match="--weights int4"):
         check_memory(8 << 30, 5 << 30, "float16", "none")
@@ -174,7 +187,9 @@ print(before - resident_bytes())
 def test_freed_buffers_are_given_back() -> None:
     def freed(mode: str) -> int:
         command = [sys.executable, "-c", GIVE_BACK, mode]
-        run = subprocess.run(command, capture_output=True, text=True, check=True, cwd=Path(__file__).parents[2])
+        run = subprocess.run(
+            command, capture_output=True, text=True, check=True, cwd=Path(__file__).parents[2]
+        )
         return int(run.stdout)
 
     assert freed("on") > 19 << 20 > 1 << 20 > freed("off")
@@ -205,7 +220,9 @@ def timing_plan(timing_cache: Path | None, bundled: Path | None = None) -> Any:
     files = {"engines/x/timing.cache": {}} if bundled else {}
     bundle = SimpleNamespace(files=files, file=lambda name: bundled)
     flavour = SimpleNamespace(builds_anywhere=False)
-    return SimpleNamespace(flavour=flavour, folder="engines/x", timing_cache=timing_cache, bundle=bundle)
+    return SimpleNamespace(
+        flavour=flavour, folder="engines/x", timing_cache=timing_cache, bundle=bundle
+    )
 
 
 def test_the_timing_cache_goes_from_build_to_build(tmp_path: Path) -> None:
@@ -219,7 +236,9 @@ def test_the_timing_cache_goes_from_build_to_build(tmp_path: Path) -> None:
     (tmp_path / "new").mkdir()
     use_timing_cache(timing_plan(None, bundled), later := TimingCaches(), tmp_path / "new")()
     assert later.given == b"earlier", "and so do builds of one bundle"
-    use_timing_cache(timing_plan(tmp_path / "own", bundled), own := TimingCaches(), tmp_path / "new")()
+    use_timing_cache(
+        timing_plan(tmp_path / "own", bundled), own := TimingCaches(), tmp_path / "new"
+    )()
     assert own.given == b"" and (tmp_path / "own").exists()
     with pytest.raises(UserError, match="choose another --timing-cache"):
         use_timing_cache(timing_plan(tmp_path / "no" / "folder"), TimingCaches(), tmp_path)()
@@ -237,7 +256,9 @@ def test_the_kernel_is_a_cubin_for_one_gpu_and_ptx_for_several(
 ) -> None:
     from tests.build.kernels import write_kernels
 
-    monkeypatch.setenv("SSD_EXPORT_KERNELS", str(write_kernels(tmp_path, targets=(75, 80, 120), head_dim=32)))
+    monkeypatch.setenv(
+        "SSD_EXPORT_KERNELS", str(write_kernels(tmp_path, targets=(75, 80, 120), head_dim=32))
+    )
     variant = Variant("float16", 32)
     assert kernel_for((120,), variant)[1].startswith(b"cubin of 120")
     assert b".target sm_80" in kernel_for((86,), variant)[1]

@@ -1,4 +1,6 @@
-"""engine.json against where an engine is about to be loaded: every difference is one line with the command that mends it."""
+"""engine.json against where an engine is about to be loaded: every difference is one line with the
+command that mends it.
+"""
 
 from __future__ import annotations
 
@@ -30,8 +32,14 @@ def test_an_engine_of_this_place_passes() -> None:
 @pytest.mark.parametrize(
     "here, reason",
     [
-        (replace(HERE, compute_capability=87), "compute capability 8.6, 8.9, 12.0 and this one has 8.7"),
-        (replace(HERE, version="1.8.0.1"), "tensorrt-rtx 1.7.1.116 and tensorrt-rtx 1.8.0.1 is here"),
+        (
+            replace(HERE, compute_capability=87),
+            "compute capability 8.6, 8.9, 12.0 and this one has 8.7",
+        ),
+        (
+            replace(HERE, version="1.8.0.1"),
+            "tensorrt-rtx 1.7.1.116 and tensorrt-rtx 1.8.0.1 is here",
+        ),
         (
             replace(HERE, flavour="tensorrt", version="10.3.0"),
             "tensorrt-rtx 1.7.1.116 and tensorrt 10.3.0 is here",

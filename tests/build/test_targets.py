@@ -72,7 +72,9 @@ def test_a_batch_is_three_numbers_in_order() -> None:
     assert Batch.parse("1:4:8") == Batch(1, 4, 8) and str(Batch(1, 4, 8)) == "1:4:8"
 
 
-@pytest.mark.parametrize("text", ["", "4", "1:2", "0:1:2", "4:2:8", "1:9:8", "a:b:c", "1:2:3:4", "-1:2:3"])
+@pytest.mark.parametrize(
+    "text", ["", "4", "1:2", "0:1:2", "4:2:8", "1:9:8", "a:b:c", "1:2:3:4", "-1:2:3"]
+)
 def test_anything_else_is_refused_with_an_example(text: str) -> None:
     with pytest.raises(UserError, match="--batch 1:4:8"):
         Batch.parse(text)

@@ -1,4 +1,6 @@
-"""ssd-auto's allocation: against exhaustive search, its budget, its groups, and what it predicts."""
+"""ssd-auto's allocation: against exhaustive search, its budget, its groups, and what it
+predicts.
+"""
 
 from __future__ import annotations
 
@@ -36,19 +38,31 @@ def head_map(num_layers: int, num_heads: int, seed: int = 0) -> HeadMap:
         liking = {True: rng.uniform(0.2, 2), False: 1.0}
         for index, option in enumerate(MENU):
             rest = 1 - option.image_slots / NUM_IMAGE_TOKENS
-            costs[layer, head, index] = scale * liking[option.rule.by_score] * rest * option.image_slots**-decay
+            costs[layer, head, index] = (
+                scale * liking[option.rule.by_score] * rest * option.image_slots**-decay
+            )
     return HeadMap(
-        num_layers, num_heads, num_heads, 64, metric=((0.5,) * num_heads,) * num_layers, threshold=0.2,
-        cost_options=MENU, costs=tuple(tuple(map(tuple, layer)) for layer in costs.tolist()),
-    ).validate()  # fmt: skip
+        num_layers,
+        num_heads,
+        num_heads,
+        64,
+        metric=((0.5,) * num_heads,) * num_layers,
+        threshold=0.2,
+        cost_options=MENU,
+        costs=tuple(tuple(map(tuple, layer)) for layer in costs.tolist()),
+    ).validate()
 
 
 def best_by_trying_everything(costs: HeadMap, total: int, groups: int) -> float:
     table = np.asarray(costs.costs).reshape(-1, len(MENU))
     best = np.inf
     for choice in product(ELIGIBLE, repeat=len(table)):
-        layers = [choice[i : i + costs.num_kv_heads] for i in range(0, len(choice), costs.num_kv_heads)]
-        if sum(MENU[c].image_slots for c in choice) <= total and all(len(set(layer)) <= groups for layer in layers):
+        layers = [
+            choice[i : i + costs.num_kv_heads] for i in range(0, len(choice), costs.num_kv_heads)
+        ]
+        if sum(MENU[c].image_slots for c in choice) <= total and all(
+            len(set(layer)) <= groups for layer in layers
+        ):
             best = min(best, sum(row[c] for row, c in zip(table, choice)))
     return best
 
@@ -66,12 +80,16 @@ def test_not_far_from_the_best_of_all_choices(groups: int, budget: float) -> Non
 
 @pytest.mark.parametrize("budget", [0.05, 0.1, 0.2, 0.35])
 def test_next_to_the_lower_bound_with_many_heads(budget: float) -> None:
-    """For any price p, the sum over heads of min(cost + p x slots) less p x all slots is no more than the best cost."""
+    """For any price p, the sum over heads of min(cost + p x slots) less p x all slots is no more
+    than the best cost.
+    """
     costs = head_map(12, 3, seed=7)
     table = np.asarray(costs.costs).reshape(-1, len(MENU))[:, ELIGIBLE]
     slots = np.array([MENU[index].image_slots for index in ELIGIBLE])
     total = int(budget * NUM_IMAGE_TOKENS * 36)
-    bound = max((table + p * slots).min(axis=1).sum() - p * total for p in np.geomspace(1e-9, 1e-1, 400))
+    bound = max(
+        (table + p * slots).min(axis=1).sum() - p * total for p in np.geomspace(1e-9, 1e-1, 400)
+    )
     assert bound <= allocate(costs, budget, groups=3).cost <= 1.05 * bound
 
 
@@ -81,8 +99,12 @@ def test_keeps_the_budget_and_uses_it(groups: int) -> None:
     for budget in (0.03, 0.05, 0.1, 0.2, 0.5, 0.9):
         found = allocate(costs, budget, groups)
         limit = budget * NUM_IMAGE_TOKENS * 48
-        assert found.image_slots == sum(option.image_slots for layer in found.heads for option in layer)
-        assert found.image_slots <= limit and (found.image_slots > 0.93 * limit or groups == 1 or found.cost == 0)
+        assert found.image_slots == sum(
+            option.image_slots for layer in found.heads for option in layer
+        )
+        assert found.image_slots <= limit and (
+            found.image_slots > 0.93 * limit or groups == 1 or found.cost == 0
+        )
         assert max(len(set(layer)) for layer in found.heads) <= groups
         assert found.cost <= last
         last = found.cost
@@ -100,7 +122,9 @@ def test_the_same_every_time_and_whatever_the_scale() -> None:
     costs = head_map(4, 4)
     found = allocate(costs, 0.1)
     assert found == allocate(costs, 0.1)
-    tiny = tuple(tuple(tuple(value * 1e-9 for value in head) for head in layer) for layer in costs.costs)
+    tiny = tuple(
+        tuple(tuple(value * 1e-9 for value in head) for head in layer) for layer in costs.costs
+    )
     assert allocate(replace(costs, costs=tiny), 0.1).heads == found.heads
 
 
@@ -115,29 +139,43 @@ def test_heads_get_what_they_need() -> None:
 
 def test_no_head_gets_a_window_however_cheap_it_looks() -> None:
     costs = head_map(2, 3)
-    free = tuple(tuple((0.0,) * len(SIZES) + head[len(SIZES) :] for head in layer) for layer in costs.costs)
+    free = tuple(
+        tuple((0.0,) * len(SIZES) + head[len(SIZES) :] for head in layer) for layer in costs.costs
+    )
     found = allocate(replace(costs, costs=free), 0.1)  # too little for a head that keeps everything
     assert all(option.rule.by_score for layer in found.heads for option in layer)
     with pytest.raises(UserError, match="windows only"):
-        allocate(replace(costs, cost_options=MENU[:3], costs=tuple(tuple(h[:3] for h in layer) for layer in costs.costs)), 0.2)
+        allocate(
+            replace(
+                costs,
+                cost_options=MENU[:3],
+                costs=tuple(tuple(h[:3] for h in layer) for layer in costs.costs),
+            ),
+            0.2,
+        )
 
 
 def test_table_and_prediction() -> None:
-    costs = replace(head_map(3, 2), num_heads=6, hidden_size=GQA.hidden_size, metric=((0.5,) * 6,) * 3)
+    costs = replace(
+        head_map(3, 2), num_heads=6, hidden_size=GQA.hidden_size, metric=((0.5,) * 6,) * 3
+    )
     found = allocate(costs, 0.1)
     table = make_policy("ssd-auto", GQA, budget=0.1, allocation=found.heads)
     assert table.image_slots_mean <= 57.6
     assert predicted_error(table, costs) == pytest.approx(found.cost)
     others = [
-        make_policy("streaming-llm", GQA, budget=0.1), make_policy("h2o", GQA, budget=0.1, evict_every=24),
+        make_policy("streaming-llm", GQA, budget=0.1),
+        make_policy("h2o", GQA, budget=0.1, evict_every=24),
         make_policy("ssd-row", GQA, budget=0.1, head_map=costs),
-    ]  # fmt: skip
+    ]
     assert found.cost < min(predicted_error(other, costs) for other in others)
     assert predicted_error(make_policy("full", GQA, budget=1), costs) == 0
 
 
 def test_prediction_is_between_the_sizes_of_the_menu() -> None:
-    costs = replace(head_map(3, 2), num_heads=6, hidden_size=GQA.hidden_size, metric=((0.5,) * 6,) * 3)
+    costs = replace(
+        head_map(3, 2), num_heads=6, hidden_size=GQA.hidden_size, metric=((0.5,) * 6,) * 3
+    )
 
     def window(size: int) -> float:
         options = [[HeadOption(Rule(-1, 0, False), size, 1)] * 2] * 3

@@ -1,4 +1,6 @@
-"""The torch reference equals the oracle slot for slot, plain attention, and the masked full cache."""
+"""The torch reference equals the oracle slot for slot, plain attention, and the masked full
+cache.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +17,16 @@ from ssd_export.cache.attention import decode_attention, fill_from_prompt, prefi
 from ssd_export.cache.policy import HeadGroup, Rule, check_group
 from ssd_export.cache.state import GroupState
 from ssd_export.errors import UserError
-from tests.cases import CASES, INT8_CASES, TOLERANCE, Case, Inputs, assert_matches_oracle, expected, inputs
+from tests.cases import (
+    CASES,
+    INT8_CASES,
+    TOLERANCE,
+    Case,
+    Inputs,
+    assert_matches_oracle,
+    expected,
+    inputs,
+)
 
 BY_NAME = {case.name: case for case in CASES}
 TIGHT = TOLERANCE["float32"]
@@ -26,8 +37,12 @@ class Reference:
 
     def __init__(self, case: Case, dtype: torch.dtype = torch.float32) -> None:
         self.case, self.dtype = case, dtype
-        self.data = Inputs(**{name: torch.from_numpy(array) for name, array in vars(inputs(case)).items()})
-        self.state = GroupState.empty(case.rows, case.group, case.head_dim, dtype, kv_dtype=case.kv_dtype)
+        self.data = Inputs(
+            **{name: torch.from_numpy(array) for name, array in vars(inputs(case)).items()}
+        )
+        self.state = GroupState.empty(
+            case.rows, case.group, case.head_dim, dtype, kv_dtype=case.kv_dtype
+        )
 
     def prefill(self) -> tuple[np.ndarray, np.ndarray | None]:
         data = self.data
@@ -39,9 +54,19 @@ class Reference:
 
     def step(self, index: int) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
         data = self.data
-        query, key, value = (array[index].to(self.dtype) for array in (data.query, data.key, data.value))
-        out = decode_attention(query, key, value, self.state, self.case.group, data.prompt_length,
-                               data.prompt_length + index, self.case.score_decay)
+        query, key, value = (
+            array[index].to(self.dtype) for array in (data.query, data.key, data.value)
+        )
+        out = decode_attention(
+            query,
+            key,
+            value,
+            self.state,
+            self.case.group,
+            data.prompt_length,
+            data.prompt_length + index,
+            self.case.score_decay,
+        )
         return out.float().numpy(), *self.held()
 
     def held(self) -> tuple[np.ndarray, np.ndarray | None]:
@@ -49,12 +74,20 @@ class Reference:
         return self.state.position.numpy().copy(), None if score is None else score.numpy().copy()
 
 
-def dense_attention(case: Case, data: Inputs, row: int, index: int, kept: Tensor | None = None) -> Tensor:
-    """A step's attention [H*G, D] over all tokens of a full cache, float64; kept [H, tokens] masks them."""
+def dense_attention(
+    case: Case, data: Inputs, row: int, index: int, kept: Tensor | None = None
+) -> Tensor:
+    """A step's attention [H*G, D] over all tokens of a full cache, float64; kept [H, tokens] masks
+    them.
+    """
     length = case.prompt_lengths[row]
     parts = ((data.prompt_key, data.key), (data.prompt_value, data.value))
-    key, value = (torch.cat([prompt[row, :, :length], decode[:index + 1, row].transpose(0, 1)], dim=1)
-                  .double().repeat_interleave(case.query_group_size, dim=0) for prompt, decode in parts)
+    key, value = (
+        torch.cat([prompt[row, :, :length], decode[: index + 1, row].transpose(0, 1)], dim=1)
+        .double()
+        .repeat_interleave(case.query_group_size, dim=0)
+        for prompt, decode in parts
+    )
     logits = torch.einsum("hd,htd->ht", data.query[index, row].double(), key) / case.head_dim**0.5
     if kept is not None:
         mask = torch.zeros(kept.shape, dtype=torch.float64).masked_fill(~kept, -torch.inf)
@@ -82,9 +115,9 @@ def test_prefill_equals_the_oracle_and_leaves_padding_empty(case: Case) -> None:
     position, _ = backend.prefill()
     for row, heads in enumerate(expected(replace(case, steps=0)).prompt_out):
         for head, wanted in enumerate(heads):
-            given_out = backend.prompt_out[row, head, :len(wanted)].numpy()
+            given_out = backend.prompt_out[row, head, : len(wanted)].numpy()
             np.testing.assert_allclose(given_out, wanted, rtol=TIGHT, atol=TIGHT)
-        assert (position[row, :, case.prompt_lengths[row]:] == -1).all()
+        assert (position[row, :, case.prompt_lengths[row] :] == -1).all()
     assert torch.isfinite(backend.prompt_out).all()
 
 
@@ -101,11 +134,20 @@ def random_cases(draw: st.DrawFn) -> Case:
     evict_every = draw(st.sampled_from((1, 2, 5, 6, 13, 24)))
     least = max(prompt_slots + 1, rule.num_protected(prompt_slots) + evict_every)
     lengths = draw(st.lists(st.integers(1, prompt_slots), min_size=1, max_size=3))
-    return Case("random", rule, least + draw(st.integers(0, 9)), evict_every,
-                score_decay=draw(st.sampled_from((0.0, 0.5, 0.9, 1.0))), num_heads=draw(st.integers(1, 3)),
-                query_group_size=draw(st.integers(1, 3)), head_dim=draw(st.sampled_from((1, 3, 8))),
-                prompt_slots=prompt_slots, prompt_lengths=tuple(lengths), steps=draw(st.integers(1, 70)),
-                seed=draw(st.integers(0, 10**6)))
+    return Case(
+        "random",
+        rule,
+        least + draw(st.integers(0, 9)),
+        evict_every,
+        score_decay=draw(st.sampled_from((0.0, 0.5, 0.9, 1.0))),
+        num_heads=draw(st.integers(1, 3)),
+        query_group_size=draw(st.integers(1, 3)),
+        head_dim=draw(st.sampled_from((1, 3, 8))),
+        prompt_slots=prompt_slots,
+        prompt_lengths=tuple(lengths),
+        steps=draw(st.integers(1, 70)),
+        seed=draw(st.integers(0, 10**6)),
+    )
 
 
 @settings(max_examples=120)
@@ -128,12 +170,16 @@ def test_full_equals_plain_causal_attention_to_the_last_token(name: str) -> None
                 wanted = dense_attention(case, backend.data, row, index)
                 np.testing.assert_allclose(out[row], wanted.numpy(), rtol=TIGHT, atol=TIGHT)
     held = (position >= 0).sum(-1)
-    assert (held == backend.data.prompt_length.numpy()[:, None] + 575).all(), "nothing may be evicted"
+    assert (held == backend.data.prompt_length.numpy()[:, None] + 575).all(), (
+        "nothing may be evicted"
+    )
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 def test_a_policy_is_the_full_cache_with_a_mask(case: Case) -> None:
-    """The strongest oracle: what was not kept is -inf in an additive mask over a cache that never forgets."""
+    """The strongest oracle: what was not kept is -inf in an additive mask over a cache that never
+    forgets.
+    """
     backend = Reference(case)
     backend.prefill()
     for index in range(case.steps):
@@ -158,7 +204,9 @@ def test_evicting_every_step_by_position_is_a_ring_buffer(num_slots: int) -> Non
             wanted[:length] = np.arange(length)
             for token in range(max(0, index + 1 - ring), index + 1):
                 wanted[length + token % ring] = length + token
-            np.testing.assert_array_equal(position[row], np.broadcast_to(wanted, position[row].shape))
+            np.testing.assert_array_equal(
+                position[row], np.broadcast_to(wanted, position[row].shape)
+            )
 
 
 @pytest.mark.parametrize("name", ["scored-gqa-2", "h2o-4-sinks-every-6", "margin-columns", "tova"])
@@ -172,8 +220,12 @@ def test_the_order_of_slots_is_free(name: str) -> None:
             order = torch.rand(shuffled.state.position.shape, generator=generator).argsort(-1)
             wide, state = order[..., None].expand_as(shuffled.state.key), shuffled.state
             score = None if state.score is None else state.score.gather(-1, order)
-            shuffled.state = GroupState(state.key.gather(2, wide), state.value.gather(2, wide),
-                                        state.position.gather(-1, order), score)
+            shuffled.state = GroupState(
+                state.key.gather(2, wide),
+                state.value.gather(2, wide),
+                state.position.gather(-1, order),
+                score,
+            )
         out, position, _ = plain.step(index)
         other_out, other_position, _ = shuffled.step(index)
         np.testing.assert_array_equal(np.sort(position), np.sort(other_position))
@@ -183,22 +235,35 @@ def test_the_order_of_slots_is_free(name: str) -> None:
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("name", ["full-gqa", "window-every-24", "margin-columns"])
 def test_half_precision_holds_the_same_slots(name: str, dtype: torch.dtype) -> None:
-    assert_matches_oracle(BY_NAME[name], Reference(BY_NAME[name], dtype), str(dtype).removeprefix("torch."))
+    assert_matches_oracle(
+        BY_NAME[name], Reference(BY_NAME[name], dtype), str(dtype).removeprefix("torch.")
+    )
 
 
-R9_RULES = [(Rule(-1, 0, False), 6), (Rule(-1, 0, True), 24), (Rule(-1, 9, True), 1), (Rule(4, 7, True), 5),
-            (Rule(0, 12, True), 6), (Rule(2, 0, True, 1 << 3), 1), (Rule(-1, 0, False, 1 | 1 << 5), 6)]
+R9_RULES = [
+    (Rule(-1, 0, False), 6),
+    (Rule(-1, 0, True), 24),
+    (Rule(-1, 9, True), 1),
+    (Rule(4, 7, True), 5),
+    (Rule(0, 12, True), 6),
+    (Rule(2, 0, True, 1 << 3), 1),
+    (Rule(-1, 0, False, 1 | 1 << 5), 6),
+]
 
 
 def protected_tokens(rule: Rule, length: int, newest: int) -> set[int]:
     sinks = range(length if rule.num_sinks < 0 else rule.num_sinks)
     recent = range(max(newest - rule.num_recent + 1, 0), newest)
-    pinned = (token for token in range(length, newest) if rule.pinned_columns >> (token - length) % 24 & 1)
+    pinned = (
+        token for token in range(length, newest) if rule.pinned_columns >> (token - length) % 24 & 1
+    )
     return {token for token in (*sinks, *recent, *pinned) if token < newest}
 
 
 def loses_a_protected_token(rule: Rule, num_slots: int, evict_every: int) -> bool:
-    case = Case("r9", rule, num_slots, evict_every, num_heads=1, head_dim=1, prompt_lengths=(5,), steps=575)
+    case = Case(
+        "r9", rule, num_slots, evict_every, num_heads=1, head_dim=1, prompt_lengths=(5,), steps=575
+    )
     backend = Reference(case)
     backend.prefill()
     for index in range(case.steps):

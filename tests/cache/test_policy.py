@@ -1,4 +1,6 @@
-"""make_policy: what each policy's table says, that budgets are met, and every message a user can get."""
+"""make_policy: what each policy's table says, that budgets are met, and every message a user can
+get.
+"""
 
 from __future__ import annotations
 
@@ -39,13 +41,20 @@ GQA_MAP = HeadMap(3, 6, 2, 64, GQA_METRIC, 0.2)
 ONE_SIZE = ("streaming-llm", "h2o", "tova", "linear")
 
 
-def policy(name: str, budget: float = 0.2, config: ModelConfig = JANUS_1B, **options) -> PolicyTable:
-    return make_policy(name, config, budget=budget, **{"head_map": find_head_map(config), **options})
+def policy(
+    name: str, budget: float = 0.2, config: ModelConfig = JANUS_1B, **options
+) -> PolicyTable:
+    return make_policy(
+        name, config, budget=budget, **{"head_map": find_head_map(config), **options}
+    )
 
 
 def kinds(table: PolicyTable) -> set[tuple[Rule, int, int]]:
-    return {(group.rule, group.num_slots - table.prompt_slots, group.evict_every)
-            for layer in table.layers for group in layer}
+    return {
+        (group.rule, group.num_slots - table.prompt_slots, group.evict_every)
+        for layer in table.layers
+        for group in layer
+    }
 
 
 def test_the_tables_at_a_fifth() -> None:
@@ -62,7 +71,12 @@ def test_the_tables_at_a_fifth() -> None:
     assert kinds(policy("ssd-row")) == {window, (Rule(-1, 85, True), 170, 24)}
     assert kinds(policy("margin")) == {window, (Rule(-1, 0, False, MARGIN_COLUMNS), 170, 24)}
     assert {name for name in POLICIES if policy(name, 1.0).score_decay == 1.0} == set(POLICIES)
-    assert [policy(name).score_decay for name in ("tova", "linear", "h2o", "ssd-row")] == [0.0, 0.0, 1.0, 1.0]
+    assert [policy(name).score_decay for name in ("tova", "linear", "h2o", "ssd-row")] == [
+        0.0,
+        0.0,
+        1.0,
+        1.0,
+    ]
 
 
 def test_heads_follow_the_map() -> None:
@@ -85,16 +99,26 @@ def test_one_slots_count_less_than_the_budget_is_all_that_is_lost() -> None:
         for name in POLICIES[1:-1]:
             for budget in (0.1, 0.13, 0.2, 0.25, 0.3, 0.5, 0.7, 0.9, 0.999):
                 table = policy(name, budget, config)
-                assert budget * 576 - 1 < table.image_slots_mean <= budget * 576 + 1e-9, (name, budget)
+                assert budget * 576 - 1 < table.image_slots_mean <= budget * 576 + 1e-9, (
+                    name,
+                    budget,
+                )
                 assert table.budget_in_force == table.image_slots_mean / 576
 
 
 @settings(max_examples=200)
-@given(name=st.sampled_from((*ONE_SIZE, "ssd", "ssd-row")), mills=st.integers(45, 1000),
-       num_semantic=st.integers(0, 6), prompt_slots=st.integers(1, 64))
-def test_any_budget_gives_a_valid_table_with_the_slots_it_pays_for(name: str, mills: int, num_semantic: int,
-                                                                  prompt_slots: int) -> None:
-    metric = tuple(tuple(float(start + head // 3 < num_semantic) for head in range(6)) for start in (0, 2, 4))
+@given(
+    name=st.sampled_from((*ONE_SIZE, "ssd", "ssd-row")),
+    mills=st.integers(45, 1000),
+    num_semantic=st.integers(0, 6),
+    prompt_slots=st.integers(1, 64),
+)
+def test_any_budget_gives_a_valid_table_with_the_slots_it_pays_for(
+    name: str, mills: int, num_semantic: int, prompt_slots: int
+) -> None:
+    metric = tuple(
+        tuple(float(start + head // 3 < num_semantic) for head in range(6)) for start in (0, 2, 4)
+    )
     head_map = replace(GQA_MAP, metric=metric)
     table = policy(name, mills / 1000, GQA, head_map=head_map, prompt_slots=prompt_slots)
     groups = [group for layer in table.layers for group in layer]
@@ -137,64 +161,86 @@ def test_cache_bytes() -> None:
     assert table.full_cache_bytes(JANUS_1B, 2, 2) == 2 * 196608 * 640
     for name in POLICIES[1:-1]:
         table = policy(name)
-        share = table.image_cache_bytes(JANUS_1B, 2, 2) / table.full_image_cache_bytes(JANUS_1B, 2, 2)
+        share = table.image_cache_bytes(JANUS_1B, 2, 2) / table.full_image_cache_bytes(
+            JANUS_1B, 2, 2
+        )
         assert 0.19 < share < 0.21
 
 
 def test_ssd_auto_takes_an_allocation() -> None:
     options = [HeadOption(Rule(-1, 0, False), 32, 1), HeadOption(Rule(-1, 40, True), 80, 24)]
-    table = make_policy("ssd-auto", GQA, budget=0.1, allocation=[options, options[::-1], [options[0]] * 2])
-    assert table.image_slots_mean == pytest.approx((4 * 32 + 2 * 80) / 6) and needs_head_map("ssd-auto")
+    table = make_policy(
+        "ssd-auto", GQA, budget=0.1, allocation=[options, options[::-1], [options[0]] * 2]
+    )
+    assert table.image_slots_mean == pytest.approx((4 * 32 + 2 * 80) / 6) and needs_head_map(
+        "ssd-auto"
+    )
     with pytest.raises(ValueError, match="at most 1 groups"):
         make_policy("ssd-auto", GQA, budget=0.1, groups=1, allocation=[options] * 3)
     with pytest.raises(ValueError, match="3 layers x 2 KV heads"):
         policy_from_head_options(GQA, "ssd-auto", 0.1, 64, [options])
 
 
-@pytest.mark.parametrize("name, options, message", [
-    ("sdd", {}, "unknown policy 'sdd'; choose one of full, streaming-llm"),
-    ("h2o", {"budget": 0}, r"outside \(0, 1\]"),
-    ("h2o", {"budget": -0.1}, r"outside \(0, 1\]"),
-    ("full", {"budget": 1.01}, r"outside \(0, 1\]"),
-    ("h2o", {"budget": math.nan}, r"outside \(0, 1\]"),
-    ("h2o", {"budget": 0.001}, "use budget >= 0.0018"),
-    ("h2o", {"window": 64}, "h2o has no window; drop --window"),
-    ("ssd-row", {"window": 24}, "does not hold the token one grid row above; use window >= 25"),
-    ("ssd-row", {"budget": 0.05, "window": 64}, "window=64 .* use budget >= 0.0588 or a smaller window"),
-    ("ssd-row", {"budget": 0.01}, "too small for window=25 .* use budget >= 0.0235"),
-    ("margin", {"budget": 0.05}, "at least 73 image slots .* use budget >= 0.0834"),
-    ("ssd-row", {"head_map": None}, "run `ssd-export calibrate`"),
-    ("margin", {"head_map": None}, "no head map"),
-    ("ssd-auto", {}, "run `ssd-export calibrate`, or use --policy ssd-row"),
-    ("h2o", {"evict_every": 0}, "use evict_every >= 1"),
-    ("h2o", {"num_recent": -1}, "use num_recent >= 0"),
-    ("h2o", {"num_sinks": -2}, "use num_sinks >= -1"),
-    ("h2o", {"num_recent": 116, "evict_every": 24}, r"use image slots >= 139 \(now 115"),
-    ("streaming-llm", {"evict_every": 116}, "use image slots >= 116"),
-    ("streaming-llm", {"prompt_slots": 0}, "holds no prompt"),
-])
+@pytest.mark.parametrize(
+    "name, options, message",
+    [
+        ("sdd", {}, "unknown policy 'sdd'; choose one of full, streaming-llm"),
+        ("h2o", {"budget": 0}, r"outside \(0, 1\]"),
+        ("h2o", {"budget": -0.1}, r"outside \(0, 1\]"),
+        ("full", {"budget": 1.01}, r"outside \(0, 1\]"),
+        ("h2o", {"budget": math.nan}, r"outside \(0, 1\]"),
+        ("h2o", {"budget": 0.001}, "use budget >= 0.0018"),
+        ("h2o", {"window": 64}, "h2o has no window; drop --window"),
+        ("ssd-row", {"window": 24}, "does not hold the token one grid row above; use window >= 25"),
+        (
+            "ssd-row",
+            {"budget": 0.05, "window": 64},
+            "window=64 .* use budget >= 0.0588 or a smaller window",
+        ),
+        ("ssd-row", {"budget": 0.01}, "too small for window=25 .* use budget >= 0.0235"),
+        ("margin", {"budget": 0.05}, "at least 73 image slots .* use budget >= 0.0834"),
+        ("ssd-row", {"head_map": None}, "run `ssd-export calibrate`"),
+        ("margin", {"head_map": None}, "no head map"),
+        ("ssd-auto", {}, "run `ssd-export calibrate`, or use --policy ssd-row"),
+        ("h2o", {"evict_every": 0}, "use evict_every >= 1"),
+        ("h2o", {"num_recent": -1}, "use num_recent >= 0"),
+        ("h2o", {"num_sinks": -2}, "use num_sinks >= -1"),
+        ("h2o", {"num_recent": 116, "evict_every": 24}, r"use image slots >= 139 \(now 115"),
+        ("streaming-llm", {"evict_every": 116}, "use image slots >= 116"),
+        ("streaming-llm", {"prompt_slots": 0}, "holds no prompt"),
+    ],
+)
 def test_user_errors_name_the_fix(name: str, options: dict, message: str) -> None:
     with pytest.raises(UserError, match=message) as error:
         policy(name, **options)
     assert "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize("options", [{"budget": 0.001, "name": "h2o"}, {"budget": 0.01, "name": "ssd-row"},
-                                     {"budget": 0.05, "name": "ssd-row", "window": 64},
-                                     {"budget": 0.05, "name": "margin"}])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"budget": 0.001, "name": "h2o"},
+        {"budget": 0.01, "name": "ssd-row"},
+        {"budget": 0.05, "name": "ssd-row", "window": 64},
+        {"budget": 0.05, "name": "margin"},
+    ],
+)
 def test_the_budget_a_message_names_works(options: dict) -> None:
     with pytest.raises(UserError) as error:
         policy(**options)
     policy(**{**options, "budget": float(str(error.value).split("use budget >= ")[1].split()[0])})
 
 
-@pytest.mark.parametrize("group, message", [
-    (HeadGroup(Rule(-2, 0, True), 20, 1, 1), "num_sinks >= -1"),
-    (HeadGroup(Rule(0, 0, True, 1 << 24), 20, 1, 1), "24 bits"),
-    (HeadGroup(Rule(0, 0, True), 20, 1, 0), "leave empty groups out"),
-    (HeadGroup(Rule(0, 0, True), 20, 0, 1), "at least 1"),
-    (HeadGroup(Rule(0, 0, True), 5, 1, 1), "larger budget"),
-])
+@pytest.mark.parametrize(
+    "group, message",
+    [
+        (HeadGroup(Rule(-2, 0, True), 20, 1, 1), "num_sinks >= -1"),
+        (HeadGroup(Rule(0, 0, True, 1 << 24), 20, 1, 1), "24 bits"),
+        (HeadGroup(Rule(0, 0, True), 20, 1, 0), "leave empty groups out"),
+        (HeadGroup(Rule(0, 0, True), 20, 0, 1), "at least 1"),
+        (HeadGroup(Rule(0, 0, True), 5, 1, 1), "larger budget"),
+    ],
+)
 def test_group_errors(group: HeadGroup, message: str) -> None:
     with pytest.raises(UserError, match=message):
         check_group(group, prompt_slots=5)
@@ -203,9 +249,14 @@ def test_group_errors(group: HeadGroup, message: str) -> None:
 def test_damaged_tables_are_refused() -> None:
     values = policy("ssd-row").to_dict()
     short, doubled = values["head_order"][:-1], [[0] * 16] * 24
-    for damage, message in [({"layers": None}, "damaged"), ({"surplus": 1}, "damaged"),
-                            ({"layers": []}, "0 layers"), ({"score_decay": 2}, "score_decay"),
-                            ({"head_order": doubled}, "permutation"), ({"head_order": short}, "23 head")]:
+    for damage, message in [
+        ({"layers": None}, "damaged"),
+        ({"surplus": 1}, "damaged"),
+        ({"layers": []}, "0 layers"),
+        ({"score_decay": 2}, "score_decay"),
+        ({"head_order": doubled}, "permutation"),
+        ({"head_order": short}, "23 head"),
+    ]:
         with pytest.raises(UserError, match=message):
             PolicyTable.from_dict({**values, **damage})
     del values["prompt_slots"]
@@ -214,7 +265,10 @@ def test_damaged_tables_are_refused() -> None:
 
 
 def test_policies_need_neither_torch_nor_numpy() -> None:
-    code = "import sys, ssd_export.cache.policy; sys.exit(any(m in sys.modules for m in ('torch', 'numpy')))"
+    code = (
+        "import sys, ssd_export.cache.policy; sys.exit(any(m in sys.modules for m in ('torch',"
+        " 'numpy')))"
+    )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 

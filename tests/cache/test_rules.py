@@ -14,8 +14,9 @@ from ssd_export.cache.state import GroupState
 INF = math.inf
 
 
-def retained(positions: list[int], scores: list[float], rule: Rule, prompt_length: int,
-             newest: int) -> list[float]:
+def retained(
+    positions: list[int], scores: list[float], rule: Rule, prompt_length: int, newest: int
+) -> list[float]:
     position = torch.tensor(positions, dtype=torch.int32)[None, None]
     score = torch.tensor(scores)[None, None]
     values = retention(position, score, rule, torch.tensor([prompt_length]), torch.tensor([newest]))
@@ -30,7 +31,9 @@ def test_r3_sinks_recent_and_rank() -> None:
     assert retained(positions, scores, Rule(-1, 0, True), 2, 8) == [0.5, INF, 2.0, 1.0, INF]
     assert retained(positions, scores, Rule(4, 0, True), 2, 8) == [0.5, INF, INF, 1.0, INF]
     assert retained(positions, scores, Rule(0, 3, True), 2, 8) == [INF, 0.25, 2.0, INF, 0.125]
-    assert retained(positions, scores, Rule(0, 1, True), 2, 8) == scores, "the new token is the recent one"
+    assert retained(positions, scores, Rule(0, 1, True), 2, 8) == scores, (
+        "the new token is the recent one"
+    )
 
 
 def test_r3_pins_grid_columns_of_image_tokens_only() -> None:
@@ -70,4 +73,7 @@ def test_r7_releases_only_full_heads_and_decays_only_their_scores() -> None:
     state.score[:] = torch.tensor([1.0, 3.0, 2.0])
     release_full_heads(state, group, torch.tensor([1, 1]), torch.tensor([3, 3]), score_decay=0.5)
     assert state.position.tolist() == [[[-1, 1, -1], [0, -1, 2]], [[-1, -1, 2], [-1, 1, -1]]]
-    assert state.score.tolist() == [[[0.5, 1.5, 1.0], [1.0, 3.0, 2.0]], [[1.0, 3.0, 2.0], [0.5, 1.5, 1.0]]]
+    assert state.score.tolist() == [
+        [[0.5, 1.5, 1.0], [1.0, 3.0, 2.0]],
+        [[1.0, 3.0, 2.0], [0.5, 1.5, 1.0]],
+    ]

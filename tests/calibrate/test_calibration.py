@@ -1,4 +1,6 @@
-"""A whole calibration: drawing, resuming, determinism, the head map it makes, and export with it."""
+"""A whole calibration: drawing, resuming, determinism, the head map it makes, and export with
+it.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +14,13 @@ from ssd_export.bundle import TOOL_VERSION
 from ssd_export.cache.head_map import HeadMap
 from ssd_export.calibrate import calibration
 from ssd_export.calibrate.attention_maps import chosen_tokens
-from ssd_export.calibrate.calibration import FISHER, Calibration, CalibrationSpec, CalibrationState, calibrate
+from ssd_export.calibrate.calibration import (
+    FISHER,
+    Calibration,
+    CalibrationSpec,
+    CalibrationState,
+    calibrate,
+)
 from ssd_export.calibrate.draw import draw_pictures, load_model
 from ssd_export.calibrate.menu import scored, window
 from ssd_export.calibrate.neighbourhood import Neighbourhood
@@ -32,9 +40,14 @@ from tests.janus_checkpoints import (
 
 TINY = TinyJanus(num_layers=2, num_heads=4, num_kv_heads=2, codebook_size=64)
 SPEC = CalibrationSpec(
-    ("a red circle", "two green triangles on white", "x"), 3, Neighbourhood(1, 48), 5, Sampling(2.0, 1.0), 32,
+    ("a red circle", "two green triangles on white", "x"),
+    3,
+    Neighbourhood(1, 48),
+    5,
+    Sampling(2.0, 1.0),
+    32,
     (window(32), window(128), scored(64), scored(128), window(576)),
-)  # fmt: skip
+)
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +60,9 @@ def one_picture_a_batch(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(calibration, "BATCH", 1)
 
 
-def run(checkpoint: Checkpoint, state_file: Path, spec: CalibrationSpec = SPEC, **options: object) -> Calibration:
+def run(
+    checkpoint: Checkpoint, state_file: Path, spec: CalibrationSpec = SPEC, **options: object
+) -> Calibration:
     values = {"threshold": 0.7, "tool_version": TOOL_VERSION, **options}
     return calibrate(checkpoint, load_model(checkpoint), spec, state_file, **values)
 
@@ -69,16 +84,26 @@ def test_draws_what_transformers_draws(checkpoint: Checkpoint) -> None:
     np.testing.assert_array_equal(tokens, wanted.numpy())
 
 
-def test_the_head_map_is_whole_and_says_where_it_came_from(finished: Calibration, checkpoint: Checkpoint) -> None:
+def test_the_head_map_is_whole_and_says_where_it_came_from(
+    finished: Calibration, checkpoint: Checkpoint
+) -> None:
     head_map = finished.head_map
     assert head_map.for_model(checkpoint.config, checkpoint.fingerprint()) is head_map
-    assert head_map.neighbourhood == "1d:48" and head_map.threshold == 0.7 and head_map.cost_options == SPEC.options
+    assert (
+        head_map.neighbourhood == "1d:48"
+        and head_map.threshold == 0.7
+        and head_map.cost_options == SPEC.options
+    )
     assert head_map.prompts_hash == SPEC.prompts_hash and head_map.tool_version == TOOL_VERSION
     assert head_map.statistics["num_images"] == 3 and head_map.statistics["prompt_slots"] == 32
     columns = np.array(head_map.statistics["column_share"])
     assert columns.shape == (2, 4, 24) and np.allclose(columns.sum(axis=-1), 1, atol=1e-3)
     costs = np.array(head_map.costs)
-    assert costs.shape == (2, 2, 5) and (costs[..., 0] > costs[..., 1]).all() and not costs[..., 4].any()
+    assert (
+        costs.shape == (2, 2, 5)
+        and (costs[..., 0] > costs[..., 1]).all()
+        and not costs[..., 4].any()
+    )
     assert -1 <= (finished.stability or 9) <= 1 and finished.first_picture.shape == (576,)
 
 
@@ -92,19 +117,32 @@ def test_an_interrupted_run_goes_on_to_the_same_numbers(
     with pytest.raises(KeyboardInterrupt):
         run(checkpoint, tmp_path / "state", progress=interrupt)
     told: list[tuple[int, int]] = []
-    again = run(checkpoint, tmp_path / "state", progress=lambda stage, done, total: told.append((done, total)))
-    assert again.num_resumed == 2 and told[0][0] * 3 == 2 * told[0][1] and told[-1][0] == told[-1][1]
+    again = run(
+        checkpoint,
+        tmp_path / "state",
+        progress=lambda stage, done, total: told.append((done, total)),
+    )
+    assert (
+        again.num_resumed == 2 and told[0][0] * 3 == 2 * told[0][1] and told[-1][0] == told[-1][1]
+    )
     assert again.head_map == finished.head_map
     np.testing.assert_array_equal(again.first_picture, finished.first_picture)
 
 
-def test_only_the_same_run_is_resumed(checkpoint: Checkpoint, finished: Calibration, tmp_path: Path) -> None:
+def test_only_the_same_run_is_resumed(
+    checkpoint: Checkpoint, finished: Calibration, tmp_path: Path
+) -> None:
     fingerprint = checkpoint.fingerprint()
     others = [
-        replace(SPEC, seed=6), replace(SPEC, num_images=4), replace(SPEC, prompts=SPEC.prompts[:2]),
-        replace(SPEC, neighbourhood=Neighbourhood(2, 1)), replace(SPEC, prompt_slots=40),
-        replace(SPEC, options=SPEC.options[1:]), replace(SPEC, costs=FISHER), replace(SPEC, sampling=Sampling(3.0, 1.0)),
-    ]  # fmt: skip
+        replace(SPEC, seed=6),
+        replace(SPEC, num_images=4),
+        replace(SPEC, prompts=SPEC.prompts[:2]),
+        replace(SPEC, neighbourhood=Neighbourhood(2, 1)),
+        replace(SPEC, prompt_slots=40),
+        replace(SPEC, options=SPEC.options[1:]),
+        replace(SPEC, costs=FISHER),
+        replace(SPEC, sampling=Sampling(3.0, 1.0)),
+    ]
     identities = {spec.identity(fingerprint) for spec in (SPEC, *others)}
     assert len(identities) == 1 + len(others) and SPEC.identity("other") not in identities
     for content in (b"", b"damaged", b"PK\x03\x04"):
@@ -130,8 +168,12 @@ def test_prompts_and_places_that_will_not_do(checkpoint: Checkpoint, tmp_path: P
 
 def test_rank_correlation() -> None:
     a = np.array([[1.0, 2.0], [3.0, 9.0]])
-    assert rank_correlation(a, a**3) == pytest.approx(1) and rank_correlation(a, -a) == pytest.approx(-1)
-    assert rank_correlation(np.array([1, 1, 2.0]), np.array([1, 2, 3.0])) == pytest.approx(0.8660254)
+    assert rank_correlation(a, a**3) == pytest.approx(1) and rank_correlation(
+        a, -a
+    ) == pytest.approx(-1)
+    assert rank_correlation(np.array([1, 1, 2.0]), np.array([1, 2, 3.0])) == pytest.approx(
+        0.8660254
+    )
     assert np.isnan(rank_correlation(a, np.ones((2, 2))))
 
 
@@ -145,9 +187,17 @@ def test_without_guidance_the_unconditional_row_counts_for_nothing(
 ) -> None:
     lengths: list[int] = []
     add = calibration.add_picture
-    monkeypatch.setattr(calibration, "add_picture", lambda sums, model, ids, *rest: (lengths.append(len(ids)), add(sums, model, ids, *rest)))
+    monkeypatch.setattr(
+        calibration,
+        "add_picture",
+        lambda sums, model, ids, *rest: (lengths.append(len(ids)), add(sums, model, ids, *rest)),
+    )
     for cfg_scale in (1.0, 2.0):
-        run(checkpoint, tmp_path / "state", replace(SPEC, num_images=1, sampling=Sampling(cfg_scale, 1.0)))
+        run(
+            checkpoint,
+            tmp_path / "state",
+            replace(SPEC, num_images=1, sampling=Sampling(cfg_scale, 1.0)),
+        )
     assert lengths == [1, 2]
 
 

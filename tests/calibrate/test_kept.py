@@ -30,29 +30,52 @@ OPTIONS = (
 
 def sequence(length: int, seed: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     generator = torch.Generator().manual_seed(seed)
-    shapes = [(ROWS, HEADS * SIZE, length, DIM), (ROWS, HEADS, length, DIM), (ROWS, HEADS, length, DIM)]
+    shapes = [
+        (ROWS, HEADS * SIZE, length, DIM),
+        (ROWS, HEADS, length, DIM),
+        (ROWS, HEADS, length, DIM),
+    ]
     query, key, value = (torch.randn(shape, generator=generator) for shape in shapes)
     return 1.5 * query, key, value
 
 
 def token_by_token(
-    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, option: HeadOption, prompt: int, slots: int, decay: float
-) -> torch.Tensor:  # fmt: skip
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    option: HeadOption,
+    prompt: int,
+    slots: int,
+    decay: float,
+) -> torch.Tensor:
     """[B, H, G, I, D] by prefill and decode steps of the reference."""
     group = HeadGroup(option.rule, slots + option.image_slots, option.evict_every, HEADS)
     state, lengths = GroupState.empty(ROWS, group, DIM), torch.full((ROWS,), prompt)
-    _, scores = prefill_attention(query[:, :, :prompt], key[:, :, :prompt], value[:, :, :prompt], lengths)
+    _, scores = prefill_attention(
+        query[:, :, :prompt], key[:, :, :prompt], value[:, :, :prompt], lengths
+    )
     fill_from_prompt(state, key[:, :, :prompt], value[:, :, :prompt], scores, lengths)
     out = [
-        decode_attention(query[:, :, t], key[:, :, t], value[:, :, t], state, group, lengths, torch.full((ROWS,), t), decay)
+        decode_attention(
+            query[:, :, t],
+            key[:, :, t],
+            value[:, :, t],
+            state,
+            group,
+            lengths,
+            torch.full((ROWS,), t),
+            decay,
+        )
         for t in range(prompt, query.shape[2])
-    ]  # fmt: skip
+    ]
     return torch.stack(out, dim=2).unflatten(1, (HEADS, SIZE))
 
 
 @pytest.mark.parametrize("option", OPTIONS, ids=str)
 @pytest.mark.parametrize("prompt, slots, decay", [(9, 9, 1.0), (5, 12, 0.0), (7, 10, 0.9)])
-def test_equals_the_reference_token_by_token(option: HeadOption, prompt: int, slots: int, decay: float) -> None:
+def test_equals_the_reference_token_by_token(
+    option: HeadOption, prompt: int, slots: int, decay: float
+) -> None:
     query, key, value = sequence(prompt + 190, seed=prompt)
     dense = DenseAttention.compute(query, key, value, prompt)
     before = [tensor.clone() for tensor in (dense.logits, dense.probs, dense.out)]
@@ -68,7 +91,9 @@ def test_equals_the_reference_token_by_token(option: HeadOption, prompt: int, sl
 def test_enough_slots_is_full_attention() -> None:
     query, key, value = sequence(100, seed=1)
     dense = DenseAttention.compute(query, key, value, 10)
-    expected = torch.nn.functional.scaled_dot_product_attention(query, key, value, is_causal=True, enable_gqa=True)
+    expected = torch.nn.functional.scaled_dot_product_attention(
+        query, key, value, is_causal=True, enable_gqa=True
+    )
     full = attend_with_option(dense, window(90), 10)
     torch.testing.assert_close(full.flatten(1, 2), expected[:, :, 10:], rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(attend_with_option(dense, scored(66), 34), full)
@@ -93,6 +118,7 @@ def test_the_menu_is_valid_for_any_prompt() -> None:
     for option in MENU:
         for prompt_slots in (1, 64):
             check_group(
-                HeadGroup(option.rule, prompt_slots + option.image_slots, option.evict_every, 1), prompt_slots
+                HeadGroup(option.rule, prompt_slots + option.image_slots, option.evict_every, 1),
+                prompt_slots,
             )
     assert len(set(MENU)) == len(MENU)

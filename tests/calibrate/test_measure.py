@@ -37,7 +37,9 @@ GUIDED = Sampling(5.0, 1.0)
 
 @dataclass(frozen=True)
 class Reference:
-    """transformers' attentions [layer][2, heads, T, T], hidden states [layer][2, T, hidden], ids and tokens."""
+    """transformers' attentions [layer][2, heads, T, T], hidden states [layer][2, T, hidden], ids
+    and tokens.
+    """
 
     attentions: list[np.ndarray]
     hidden: list[np.ndarray]
@@ -47,28 +49,50 @@ class Reference:
 
 
 @pytest.fixture(scope="module", params=TINY)
-def reference(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Reference:
+def reference(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Reference:
     tiny = TINY[request.param]
-    checkpoint = open_checkpoint(write_transformers_checkpoint(tmp_path_factory.mktemp(request.param), tiny))
+    checkpoint = open_checkpoint(
+        write_transformers_checkpoint(tmp_path_factory.mktemp(request.param), tiny)
+    )
     hf = build_model(tiny)
     hf.set_attn_implementation("eager")
     ids = PromptEncoder.from_file(checkpoint.tokenizer_path).encode([PROMPT], PROMPT_SLOTS).ids
     tokens = np.random.default_rng(0).integers(0, tiny.codebook_size, 576).astype(np.int32)
     with torch.inference_mode():
-        image = hf.prepare_embeddings_for_image_generation(torch.from_numpy(tokens[None, :-1].astype(np.int64)))
+        image = hf.prepare_embeddings_for_image_generation(
+            torch.from_numpy(tokens[None, :-1].astype(np.int64))
+        )
         prompt = hf.get_input_embeddings()(torch.from_numpy(ids.astype(np.int64)))
         out = hf.model.language_model(
-            inputs_embeds=torch.cat([prompt, image.expand(2, -1, -1)], dim=1), output_attentions=True,
-            output_hidden_states=True, use_cache=False,
-        )  # fmt: skip
-    arrays = [[tensor.numpy() for tensor in tensors] for tensors in (out.attentions, out.hidden_states)]
+            inputs_embeds=torch.cat([prompt, image.expand(2, -1, -1)], dim=1),
+            output_attentions=True,
+            output_hidden_states=True,
+            use_cache=False,
+        )
+    arrays = [
+        [tensor.numpy() for tensor in tensors] for tensors in (out.attentions, out.hidden_states)
+    ]
     return Reference(*arrays, list(ids), tokens, load_model(checkpoint))
 
 
 def measured(
-    reference: Reference, neighbourhood: str = "2d:1", costs: str = FISHER, sampling: Sampling = GUIDED
+    reference: Reference,
+    neighbourhood: str = "2d:1",
+    costs: str = FISHER,
+    sampling: Sampling = GUIDED,
 ) -> HeadSums:
-    spec = CalibrationSpec((PROMPT, "x"), 1, Neighbourhood.parse(neighbourhood), 0, sampling, PROMPT_SLOTS, OPTIONS, costs)
+    spec = CalibrationSpec(
+        (PROMPT, "x"),
+        1,
+        Neighbourhood.parse(neighbourhood),
+        0,
+        sampling,
+        PROMPT_SLOTS,
+        OPTIONS,
+        costs,
+    )
     sums = HeadSums.zero(reference.model.config, len(OPTIONS))
     ids = reference.ids if sampling.cfg_scale != 1 else reference.ids[:1]
     add_picture(sums, reference.model, ids, reference.tokens, spec, number=1)
@@ -108,7 +132,9 @@ def test_window_cost_equals_brute_force(reference: Reference) -> None:
     model = copy.deepcopy(model).double()
     reads, kept = [], []
 
-    def attend(layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+    def attend(
+        layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor
+    ) -> torch.Tensor:
         key, value = key.repeat_interleave(size, 1), value.repeat_interleave(size, 1)
         place = torch.arange(query.shape[2])
         later = place[None, :] > place[:, None]
@@ -130,7 +156,13 @@ def test_window_cost_equals_brute_force(reference: Reference) -> None:
             cost = 0.0
             for row in range(2):
                 g, lost = (
-                    torch.cat([part[row, member, start:] for member in range(head * size, (head + 1) * size)], dim=1)
+                    torch.cat(
+                        [
+                            part[row, member, start:]
+                            for member in range(head * size, (head + 1) * size)
+                        ],
+                        dim=1,
+                    )
                     for part in (gradient, reads[layer] - kept[layer])
                 )
                 cost += (lost * g).sum(dim=1).square().mean().item()
@@ -139,8 +171,12 @@ def test_window_cost_equals_brute_force(reference: Reference) -> None:
 
 
 @pytest.mark.parametrize("cfg_scale", [1.0, 5.0])
-def test_ablation_cost_equals_a_replay_of_the_whole_model(reference: Reference, cfg_scale: float) -> None:
-    """One head's option in a policy table whose other heads keep everything, replayed from the first layer on."""
+def test_ablation_cost_equals_a_replay_of_the_whole_model(
+    reference: Reference, cfg_scale: float
+) -> None:
+    """One head's option in a policy table whose other heads keep everything, replayed from the
+    first layer on.
+    """
     config, model = reference.model.config, reference.model
     costs = measured(reference, costs=ABLATION, sampling=Sampling(cfg_scale, 0.8)).costs()
     rows = 1 if cfg_scale == 1 else 2
@@ -149,7 +185,9 @@ def test_ablation_cost_equals_a_replay_of_the_whole_model(reference: Reference, 
     def probabilities(table: PolicyTable | None) -> torch.Tensor:
         hidden = sequence_of(model, reference.ids[:rows], reference.tokens)
         places = torch.arange(hidden.shape[1]).expand(rows, -1)
-        logits = model.image_logits(model(hidden, places, Replay(config, table, start))[:, start - 1 :]).double()
+        logits = model.image_logits(
+            model(hidden, places, Replay(config, table, start))[:, start - 1 :]
+        ).double()
         guided = logits[0] if rows == 1 else logits[1] + cfg_scale * (logits[0] - logits[1])
         return (guided / 0.8).softmax(-1)
 
@@ -160,9 +198,13 @@ def test_ablation_cost_equals_a_replay_of_the_whole_model(reference: Reference, 
                 for place, option in enumerate(OPTIONS):
                     chosen = [[OPTIONS[-1]] * config.num_kv_heads for _ in range(config.num_layers)]
                     chosen[layer][head] = option
-                    other = probabilities(policy_from_head_options(config, "x", 1.0, PROMPT_SLOTS, chosen))
+                    other = probabilities(
+                        policy_from_head_options(config, "x", 1.0, PROMPT_SLOTS, chosen)
+                    )
                     divergence = (full * (full / other).log()).sum(-1).mean().item()
-                    assert costs[layer, head, place] == pytest.approx(divergence, rel=1e-3, abs=1e-9)
+                    assert costs[layer, head, place] == pytest.approx(
+                        divergence, rel=1e-3, abs=1e-9
+                    )
     assert (costs[..., 3] == 0).all() and (costs[..., :3] > 1e-8).all()
 
 
@@ -170,13 +212,20 @@ def test_signs_give_fishers_information() -> None:
     """Over all signs, the mean of g g^T is the sum over tokens of p (grad log p)(grad log p)^T."""
     logits = torch.tensor([[2.0, -1.0, 0.5]], dtype=torch.float64, requires_grad=True)
     every = torch.cartesian_prod(*[torch.tensor([-1.0, 1.0], dtype=torch.float64)] * 3)
-    gradients = torch.stack([torch.autograd.grad(signed_likelihood(logits, signs[None]), logits)[0][0] for signs in every])
+    gradients = torch.stack(
+        [
+            torch.autograd.grad(signed_likelihood(logits, signs[None]), logits)[0][0]
+            for signs in every
+        ]
+    )
     p = (logits[0] / SOFTENING).softmax(-1).detach()
     fisher = (torch.diag(p) - torch.outer(p, p)) / SOFTENING**2
     torch.testing.assert_close(gradients.T @ gradients / len(every), fisher)
 
 
-@pytest.mark.parametrize("text", ["48", "3d:1", "1d:0", "1d:576", "2d:23", "2d:-1", "1d:", "", "1d:99999", "2d:1.5"])
+@pytest.mark.parametrize(
+    "text", ["48", "3d:1", "1d:0", "1d:576", "2d:23", "2d:-1", "1d:", "", "1d:99999", "2d:1.5"]
+)
 def test_neighbourhoods_that_are_none(text: str) -> None:
     with pytest.raises(UserError, match="use 1d:48"):
         Neighbourhood.parse(text)
@@ -187,4 +236,6 @@ def test_one_row_above_is_in_both_neighbourhoods() -> None:
         mask = Neighbourhood.parse(text).mask(575)
         assert mask[30, 6] and mask[30, 30] and not mask[100, 30]
     assert not Neighbourhood.parse("1d:24").mask(575)[30, 6]
-    assert not Neighbourhood.parse("2d:1").mask(575)[24, 23], "the end of the row above is far away on the grid"
+    assert not Neighbourhood.parse("2d:1").mask(575)[24, 23], (
+        "the end of the row above is far away on the grid"
+    )

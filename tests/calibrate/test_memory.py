@@ -1,4 +1,6 @@
-"""Measuring a picture holds one layer's work at a time: more layers add the hidden states between them, no more."""
+"""Measuring a picture holds one layer's work at a time: more layers add the hidden states between
+them, no more.
+"""
 
 from __future__ import annotations
 
@@ -21,26 +23,38 @@ from tests.janus_checkpoints import TinyJanus, write_transformers_checkpoint
 PROMPT, BYTES_FLOAT = 9, 4
 TOKENS = PROMPT + 575
 ROWS = 2
-SPEC = CalibrationSpec(("x",), 1, Neighbourhood(1, 48), 0, Sampling(5.0, 1.0), 16, (window(32), scored(64)))
+SPEC = CalibrationSpec(
+    ("x",), 1, Neighbourhood(1, 48), 0, Sampling(5.0, 1.0), 16, (window(32), scored(64))
+)
 
 
-def peak_of_tensors(num_layers: int, costs: str, tmp_path_factory: pytest.TempPathFactory) -> tuple[int, int]:
+def peak_of_tensors(
+    num_layers: int, costs: str, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[int, int]:
     """(bytes of tensors at the peak of add_picture, hidden size)."""
     tiny = TinyJanus(num_layers=num_layers, num_heads=4, num_kv_heads=2)
-    checkpoint = open_checkpoint(write_transformers_checkpoint(tmp_path_factory.mktemp("layers"), tiny))
+    checkpoint = open_checkpoint(
+        write_transformers_checkpoint(tmp_path_factory.mktemp("layers"), tiny)
+    )
     model, rng = load_model(checkpoint), np.random.default_rng(0)
     ids = [rng.integers(0, checkpoint.config.vocab_size, PROMPT)] * ROWS
     tokens = rng.integers(0, checkpoint.config.codebook_size, 576)
     sums = HeadSums.zero(checkpoint.config, len(SPEC.options))
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
         add_picture(sums, model, ids, tokens, replace(SPEC, costs=costs))
-    events = [event for event in profiled.profiler.kineto_results.events() if event.name() == "[memory]"]
-    held = np.cumsum([event.nbytes() for event in sorted(events, key=lambda event: event.start_ns())])
+    events = [
+        event for event in profiled.profiler.kineto_results.events() if event.name() == "[memory]"
+    ]
+    held = np.cumsum(
+        [event.nbytes() for event in sorted(events, key=lambda event: event.start_ns())]
+    )
     return int(held.max()), checkpoint.config.hidden_size
 
 
 @pytest.mark.parametrize("costs", [ABLATION, FISHER])
-def test_layers_add_their_hidden_states_alone(costs: str, tmp_path_factory: pytest.TempPathFactory) -> None:
+def test_layers_add_their_hidden_states_alone(
+    costs: str, tmp_path_factory: pytest.TempPathFactory
+) -> None:
     one, _ = peak_of_tensors(1, costs, tmp_path_factory)
     few, hidden_size = peak_of_tensors(2, costs, tmp_path_factory)
     many, _ = peak_of_tensors(8, costs, tmp_path_factory)
@@ -54,7 +68,11 @@ def test_layers_add_their_hidden_states_alone(costs: str, tmp_path_factory: pyte
 
 def test_the_whole_model_is_computed_from_two_numbers_of_layers() -> None:
     def run(num_layers: int) -> dict:
-        peaks = {"load": 1e9 + num_layers * 1e8, "draw": 1.5e9 + num_layers * 2e8, "measure": 1.2e9 + num_layers * 1.5e8}
+        peaks = {
+            "load": 1e9 + num_layers * 1e8,
+            "draw": 1.5e9 + num_layers * 2e8,
+            "measure": 1.2e9 + num_layers * 1.5e8,
+        }
         return {"num_layers": num_layers, "seconds": 3.0, "peaks": peaks}
 
     whole = of_all_layers([run(4), run(2)], 24)

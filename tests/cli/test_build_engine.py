@@ -1,4 +1,6 @@
-"""build-engine on the command line: what it plans, what it writes, and one line for everything a user can mend."""
+"""build-engine on the command line: what it plans, what it writes, and one line for everything a
+user can mend.
+"""
 
 from __future__ import annotations
 
@@ -28,8 +30,12 @@ Run = Callable[..., SimpleNamespace]
 
 
 @pytest.fixture
-def run(capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Run]:
-    """Runs the verb in an empty folder on a machine without a GPU; its exit code, stdout and stderr."""
+def run(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Run]:
+    """Runs the verb in an empty folder on a machine without a GPU; its exit code, stdout and
+    stderr.
+    """
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(build_plan, "gpu_here", lambda: None)
     old = signal.getsignal(signal.SIGTERM)
@@ -48,7 +54,8 @@ def run(capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
     return shutil.copytree(
-        bundle(checkpoint(TinyJanus(num_layers=1)), "streaming-llm", dtype="fp16"), tmp_path / "bundle"
+        bundle(checkpoint(TinyJanus(num_layers=1)), "streaming-llm", dtype="fp16"),
+        tmp_path / "bundle",
     )
 
 
@@ -56,7 +63,10 @@ def path(tmp_path: Path) -> Path:
     "options, message",
     [
         (("--target", "gameboy"), "unknown --target 'gameboy'; choose auto or one of"),
-        (("--flavour", "trt"), "unknown --flavour 'trt'; choose one of auto, tensorrt, tensorrt-rtx"),
+        (
+            ("--flavour", "trt"),
+            "unknown --flavour 'trt'; choose one of auto, tensorrt, tensorrt-rtx",
+        ),
         (("--plugin", "yes"), "unknown --plugin 'yes'; choose one of auto, on, off"),
         (("--batch", "4"), "--batch 4 is not MIN:OPT:MAX"),
         (("--target", "cpu"), "needs no engine: ssd-export generate --runner ort"),
@@ -78,7 +88,9 @@ def test_what_a_user_can_mend_is_one_line(
     assert result.err.startswith("error: ") and result.err.count("\n") == 1
 
 
-def test_without_tensorrt_the_extra_is_named(run: Run, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_tensorrt_the_extra_is_named(
+    run: Run, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for module in (build_plan, flavours, targets):
         monkeypatch.setattr(module, "is_installed", lambda name: False)
     result = run("--bundle", path)
@@ -94,7 +106,16 @@ def test_without_a_bundle_it_says_where_one_comes_from(run: Run, tmp_path: Path)
 def test_a_dry_run_says_everything_and_writes_nothing(run: Run, path: Path) -> None:
     before = sorted(path.rglob("*"))
     result = run(
-        "--bundle", path, "--dry-run", "--batch", "1:2:3", "--plugin", "off", "--timing-cache", "t.cache", "--top-k"
+        "--bundle",
+        path,
+        "--dry-run",
+        "--batch",
+        "1:2:3",
+        "--plugin",
+        "off",
+        "--timing-cache",
+        "t.cache",
+        "--top-k",
     )
     assert result.code == 0 and result.out == "", result.err
     for part in (
@@ -128,7 +149,8 @@ def test_engines_stand_in_the_bundle(run: Run, path: Path) -> None:
     assert "s left\n" in result.err, "each engine is told as it is built"
 
 
-# build-engine that is interrupted by itself, so at the same moment however fast the machine is: at a phase of TensorRT's.
+# build-engine that is interrupted by itself, so at the same moment however fast the machine is: at
+# a phase of TensorRT's.
 INTERRUPTED = """
 import os, signal, sys
 from ssd_export.build.build_progress import Phases
@@ -150,8 +172,20 @@ main(["build-engine", *sys.argv[2:]])
 @pytest.mark.parametrize("phase", [1, 4, 9])
 def test_ctrl_c_stops_the_builder_and_leaves_the_bundle(path: Path, phase: int) -> None:
     before = sorted(path.rglob("*"))
-    command = [sys.executable, "-c", INTERRUPTED, str(phase), "--bundle", str(path), "--plugin", "off"]
+    command = [
+        sys.executable,
+        "-c",
+        INTERRUPTED,
+        str(phase),
+        "--bundle",
+        str(path),
+        "--plugin",
+        "off",
+    ]
     run = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT)
     assert run.returncode == 130, run.stderr
-    assert "stopping: TensorRT ends the step that it is in" in run.stderr and run.stderr.rstrip().endswith("interrupted")
+    assert (
+        "stopping: TensorRT ends the step that it is in" in run.stderr
+        and run.stderr.rstrip().endswith("interrupted")
+    )
     assert sorted(path.rglob("*")) == before

@@ -21,7 +21,9 @@ TINY = TinyJanus(num_layers=2, num_heads=2, num_kv_heads=2, codebook_size=64)
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("work")
     write_transformers_checkpoint(folder / "tiny", TINY)
-    (folder / "prompts.txt").write_text("a red circle\n\n  two green triangles \n", encoding="utf-8")
+    (folder / "prompts.txt").write_text(
+        "a red circle\n\n  two green triangles \n", encoding="utf-8"
+    )
     return folder
 
 
@@ -33,11 +35,25 @@ def calibrated(folder: Path) -> Path:
 
     out = io.StringIO()
     with pytest.raises(SystemExit) as exit_, contextlib.redirect_stdout(out):
-        main([
-            "calibrate", "--model", str(folder / "tiny"), "--prompts", str(folder / "prompts.txt"), "--num-images", "2",
-            "--semantic-share", "0.5", "--out", str(folder / "head_map.json"), "--plot", str(folder / "head_map.png"),
-            "--compare", str(write_other(folder / "other.json")),
-        ])  # fmt: skip
+        main(
+            [
+                "calibrate",
+                "--model",
+                str(folder / "tiny"),
+                "--prompts",
+                str(folder / "prompts.txt"),
+                "--num-images",
+                "2",
+                "--semantic-share",
+                "0.5",
+                "--out",
+                str(folder / "head_map.json"),
+                "--plot",
+                str(folder / "head_map.png"),
+                "--compare",
+                str(write_other(folder / "other.json")),
+            ]
+        )
     assert exit_.value.code == 0
     (folder / "out.txt").write_text(out.getvalue())
     return folder
@@ -60,8 +76,15 @@ def test_writes_the_map_the_plots_and_a_summary(calibrated: Path) -> None:
     head_map = HeadMap.load(calibrated / "head_map.json")
     assert head_map.semantic_share == 0.5 and head_map.costs
     out = (calibrated / "out.txt").read_text()
-    for part in ("2 of 4 heads semantic (0.500)", "stability: rank correlation", "of 4 heads", "budget 0.1: predicted error",
-                 "streaming-llm", "2 pictures in", "costs by ablation"):  # fmt: skip
+    for part in (
+        "2 of 4 heads semantic (0.500)",
+        "stability: rank correlation",
+        "of 4 heads",
+        "budget 0.1: predicted error",
+        "streaming-llm",
+        "2 pictures in",
+        "costs by ablation",
+    ):
         assert part in out
     for name in ("head_map.png", "head_map-attention.png", "head_map-columns.png"):
         with Image.open(calibrated / name) as picture:
@@ -70,8 +93,20 @@ def test_writes_the_map_the_plots_and_a_summary(calibrated: Path) -> None:
     assert not (calibrated / "head_map.json.partial").exists()
 
 
-def test_costs_are_estimated_where_that_is_asked_for(calibrated: Path, run: Callable[..., SimpleNamespace]) -> None:
-    done = run("calibrate", "--model", calibrated / "tiny", "--num-images", 1, "--costs", "fisher", "--out", "fisher.json")
+def test_costs_are_estimated_where_that_is_asked_for(
+    calibrated: Path, run: Callable[..., SimpleNamespace]
+) -> None:
+    done = run(
+        "calibrate",
+        "--model",
+        calibrated / "tiny",
+        "--num-images",
+        1,
+        "--costs",
+        "fisher",
+        "--out",
+        "fisher.json",
+    )
     assert done.code == 0 and "costs by fisher" in done.out
     tried, estimated = HeadMap.load(calibrated / "head_map.json"), HeadMap.load(Path("fisher.json"))
     assert (tried.statistics["costs"], estimated.statistics["costs"]) == ("ablation", "fisher")
@@ -84,44 +119,108 @@ def test_export_allocates_from_the_map_for_any_budget(
     monkeypatch.chdir(calibrated)
     for budget, groups, policy in (("0.2", "3", []), ("0.1", "1", ["--policy", "ssd-auto"])):
         with pytest.raises(SystemExit) as exit_:
-            main(["export", "--model", "tiny", "--head-map", "head_map.json", "--budget", budget, "--groups", groups,
-                  "--out", f"b{budget}", *policy])  # fmt: skip
+            main(
+                [
+                    "export",
+                    "--model",
+                    "tiny",
+                    "--head-map",
+                    "head_map.json",
+                    "--budget",
+                    budget,
+                    "--groups",
+                    groups,
+                    "--out",
+                    f"b{budget}",
+                    *policy,
+                ]
+            )
         captured = capsys.readouterr()
         assert exit_.value.code == 0 and captured.out == f"b{budget}\n"
         table = json.loads((calibrated / f"b{budget}" / "ssd_config.json").read_text())["policy"]
-        assert table["name"] == "ssd-auto" and all(len(layer) <= int(groups) for layer in table["layers"])
-        slots = [(group["num_slots"] - 64) * group["num_heads"] for layer in table["layers"] for group in layer]
+        assert table["name"] == "ssd-auto" and all(
+            len(layer) <= int(groups) for layer in table["layers"]
+        )
+        slots = [
+            (group["num_slots"] - 64) * group["num_heads"]
+            for layer in table["layers"]
+            for group in layer
+        ]
         assert sum(slots) / 4 <= float(budget) * 576
-        assert "layer 1  " in captured.err and "predicted error at" in captured.err and "h2o" in captured.err
+        assert (
+            "layer 1  " in captured.err
+            and "predicted error at" in captured.err
+            and "h2o" in captured.err
+        )
 
 
 def test_without_costs_export_falls_back_and_says_what_is_missing(
     calibrated: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(calibrated)
-    assert "run `ssd-export calibrate`" in failure(capsys, "export", "--model", "tiny", "--out", "b")
+    assert "run `ssd-export calibrate`" in failure(
+        capsys, "export", "--model", "tiny", "--out", "b"
+    )
     other = write_other(calibrated / "bare.json")
     for policy in ([], ["--policy", "ssd-row"]):
         with pytest.raises(SystemExit) as exit_:
-            main(["export", "--model", "tiny", "--head-map", str(other), "--out", "bare", "--force", *policy])
+            main(
+                [
+                    "export",
+                    "--model",
+                    "tiny",
+                    "--head-map",
+                    str(other),
+                    "--out",
+                    "bare",
+                    "--force",
+                    *policy,
+                ]
+            )
         assert exit_.value.code == 0
-        assert json.loads((calibrated / "bare" / "ssd_config.json").read_text())["policy"]["name"] == "ssd-row"
+        assert (
+            json.loads((calibrated / "bare" / "ssd_config.json").read_text())["policy"]["name"]
+            == "ssd-row"
+        )
         capsys.readouterr()
-    assert "calibrate" in failure(capsys, "export", "--model", "tiny", "--head-map", other, "--policy", "ssd-auto", "--out", "b")
+    assert "calibrate" in failure(
+        capsys,
+        "export",
+        "--model",
+        "tiny",
+        "--head-map",
+        other,
+        "--policy",
+        "ssd-auto",
+        "--out",
+        "b",
+    )
 
 
 @pytest.mark.parametrize(
     "args, fix",
     [
-        (["--policy", "ssd-auto", "--evict-every", "6"], "ssd-auto chooses what --evict-every sets"),
+        (
+            ["--policy", "ssd-auto", "--evict-every", "6"],
+            "ssd-auto chooses what --evict-every sets",
+        ),
         (["--budget", "0.01"], "use budget >= 0.0556"),
     ],
 )
 def test_what_ssd_auto_refuses(
     calibrated: Path, capsys: pytest.CaptureFixture[str], args: list[str], fix: str
 ) -> None:
-    err = failure(capsys, "export", "--model", calibrated / "tiny", "--head-map", calibrated / "head_map.json", "--out",
-                  calibrated / "b", *args)  # fmt: skip
+    err = failure(
+        capsys,
+        "export",
+        "--model",
+        calibrated / "tiny",
+        "--head-map",
+        calibrated / "head_map.json",
+        "--out",
+        calibrated / "b",
+        *args,
+    )
     assert fix in err
 
 
@@ -140,7 +239,16 @@ def test_maps_that_will_not_do(
 ) -> None:
     values = {**json.loads((calibrated / "head_map.json").read_text()), **damage}
     (tmp_path / "map.json").write_text(json.dumps(values))
-    err = failure(capsys, "export", "--model", calibrated / "tiny", "--head-map", tmp_path / "map.json", "--out", tmp_path / "b")
+    err = failure(
+        capsys,
+        "export",
+        "--model",
+        calibrated / "tiny",
+        "--head-map",
+        tmp_path / "map.json",
+        "--out",
+        tmp_path / "b",
+    )
     assert fix in err and "calibrate" in err
 
 
@@ -163,7 +271,12 @@ BAD_VALUES = [
 
 @pytest.mark.parametrize("args, fix", BAD_VALUES, ids=[" ".join(args) for args, _ in BAD_VALUES])
 def test_a_bad_value_is_one_line_with_the_fix(
-    folder: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, args: list[str], fix: str
+    folder: Path,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    args: list[str],
+    fix: str,
 ) -> None:
     monkeypatch.chdir(tmp_path)
     model = [] if "--model" in args else ["--model", folder / "tiny"]
@@ -173,11 +286,20 @@ def test_a_bad_value_is_one_line_with_the_fix(
 
 @pytest.mark.parametrize(
     "content, fix",
-    [(b"", "holds no prompt"), (b"\n  \n", "holds no prompt"), (b"caf\xe9\n", "not UTF-8 (byte 3)"),
-     ("a red circle " * 30, "shorten it"), (b"draw <begin_of_image>\n", None)],
-)  # fmt: skip
+    [
+        (b"", "holds no prompt"),
+        (b"\n  \n", "holds no prompt"),
+        (b"caf\xe9\n", "not UTF-8 (byte 3)"),
+        ("a red circle " * 30, "shorten it"),
+        (b"draw <begin_of_image>\n", None),
+    ],
+)
 def test_prompts_files_that_will_not_do(
-    folder: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path, content: bytes | str, fix: str | None
+    folder: Path,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    content: bytes | str,
+    fix: str | None,
 ) -> None:
     path = tmp_path / "prompts.txt"
     path.write_bytes(content.encode() if isinstance(content, str) else content)
@@ -186,12 +308,32 @@ def test_prompts_files_that_will_not_do(
 
         assert read_prompts(path) == ("draw <begin_of_image>",)
         return
-    assert fix in failure(capsys, "calibrate", "--model", folder / "tiny", "--prompts", path, "--out", tmp_path / "m.json")
+    assert fix in failure(
+        capsys,
+        "calibrate",
+        "--model",
+        folder / "tiny",
+        "--prompts",
+        path,
+        "--out",
+        tmp_path / "m.json",
+    )
 
 
-def test_compare_wants_a_map_of_the_same_shape(folder: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+def test_compare_wants_a_map_of_the_same_shape(
+    folder: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
     for other in ("janus-pro-1b", write_other(tmp_path / "other.json", num_layers=5)):
-        err = failure(capsys, "calibrate", "--model", folder / "tiny", "--compare", other, "--out", tmp_path / "m.json")
+        err = failure(
+            capsys,
+            "calibrate",
+            "--model",
+            folder / "tiny",
+            "--compare",
+            other,
+            "--out",
+            tmp_path / "m.json",
+        )
         assert "compare with a map of the same model" in err
 
 
@@ -205,4 +347,9 @@ def test_default_prompts_of_the_demo_are_training_captions() -> None:
     prompts = _prompts(spec)
     assert len(prompts) == 64 and not any(map(is_held_out, prompts))
     assert {parse_caption(prompt).count for prompt in prompts} >= {1, 2}
-    assert _prompts(CalibrateSpec("other", None, 4, "1d:48", 0.2, None, 0, 64, None, Path("x"), None, None)) == VARIED
+    assert (
+        _prompts(
+            CalibrateSpec("other", None, 4, "1d:48", 0.2, None, 0, 64, None, Path("x"), None, None)
+        )
+        == VARIED
+    )

@@ -1,4 +1,6 @@
-"""The command line: instant help, one line for what a user can mend, exit codes, what verbs write."""
+"""The command line: instant help, one line for what a user can mend, exit codes, what verbs
+write.
+"""
 
 from __future__ import annotations
 
@@ -77,7 +79,9 @@ def test_help_is_instant(verb: str) -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0 and done.stdout.startswith("Usage: ssd-export"), done.stderr
-    assert any(cpu_seconds(code) < 4 * of_click_alone() for _ in range(3)), "four times what importing click takes"
+    assert any(cpu_seconds(code) < 4 * of_click_alone() for _ in range(3)), (
+        "four times what importing click takes"
+    )
 
 
 def cpu_seconds(code: str) -> float:
@@ -109,7 +113,9 @@ def test_a_verb_is_imported_only_when_asked() -> None:
         "finally: assert {'ssd_export.cli.inspect', 'ssd_export.cli.export'} & {*sys.modules} == "
         "{'ssd_export.cli.inspect'}"
     )
-    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True).returncode == 0
+    assert (
+        subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True).returncode == 0
+    )
 
 
 def test_version(run: Run) -> None:
@@ -127,8 +133,12 @@ def test_the_checkout_has_a_command_too() -> None:
         [sys.executable, str(ROOT / "cli.py"), "--version"], capture_output=True, text=True, cwd="/"
     )
     assert done.returncode == 0 and TOOL_VERSION in done.stdout
-    bare = subprocess.run([sys.executable, "-S", str(ROOT / "cli.py")], capture_output=True, text=True)
-    assert bare.returncode == 1 and bare.stderr.startswith("error: ") and bare.stderr.count("\n") == 1
+    bare = subprocess.run(
+        [sys.executable, "-S", str(ROOT / "cli.py")], capture_output=True, text=True
+    )
+    assert (
+        bare.returncode == 1 and bare.stderr.startswith("error: ") and bare.stderr.count("\n") == 1
+    )
 
 
 # Exit codes
@@ -180,7 +190,9 @@ BAD_VALUES = [
 
 
 @pytest.mark.parametrize("case", BAD_VALUES, ids=[" ".join(case[:-1]) for case in BAD_VALUES])
-def test_a_bad_value_is_one_line_with_the_fix(run: Run, tmp_path: Path, case: tuple[str, ...]) -> None:
+def test_a_bad_value_is_one_line_with_the_fix(
+    run: Run, tmp_path: Path, case: tuple[str, ...]
+) -> None:
     *args, fix = case
     done = run(*args)
     assert done.code == 1 and done.out == ""
@@ -231,7 +243,9 @@ def test_export_hands_on_what_was_asked_and_remembers_the_bundle(
 ) -> None:
     specs: list[SimpleNamespace] = []
 
-    def export(spec: SimpleNamespace, progress: Callable[[str, int, int], None], kept: object) -> Path:
+    def export(
+        spec: SimpleNamespace, progress: Callable[[str, int, int], None], kept: object
+    ) -> Path:
         specs.append(spec)
         progress("weights", 1, 2)
         progress("weights", 2, 2)
@@ -324,10 +338,14 @@ class FakeGenerator:
         self.bundle = open_bundle(path)
         self.table = SimpleNamespace(name="h2o", budget=0.2)
         self.runner = SimpleNamespace(max_images=1000)
-        self.cache = SimpleNamespace(bytes_per_image=1234567, image_share=0.2061, tokens_dropped=8000)
+        self.cache = SimpleNamespace(
+            bytes_per_image=1234567, image_share=0.2061, tokens_dropped=8000
+        )
 
     @classmethod
-    def from_bundle(cls, path: Path, runner: str, provider: str, check: Callable[..., None]) -> FakeGenerator:
+    def from_bundle(
+        cls, path: Path, runner: str, provider: str, check: Callable[..., None]
+    ) -> FakeGenerator:
         cls.asked = {"runner": runner, "provider": provider}
         return cls(path)
 
@@ -361,7 +379,9 @@ def generator(monkeypatch: pytest.MonkeyPatch) -> type[FakeGenerator]:
     return FakeGenerator
 
 
-def test_generate_draws_one_picture(run: Run, tmp_path: Path, generator: type[FakeGenerator]) -> None:
+def test_generate_draws_one_picture(
+    run: Run, tmp_path: Path, generator: type[FakeGenerator]
+) -> None:
     bundle = open_bundle(small_bundle(tmp_path / "b"))
     done = run("generate", "a red circle", "--bundle", "b", "--seed", "7")
     assert done.code == 0, done.err
@@ -429,7 +449,8 @@ def test_generate_draws_several_with_tokens_and_previews(
     )
     assert done.code == 0, done.err
     assert (
-        generator.asked | dict(temperature=0.0, cfg_scale=2.5, preview=True, runner="torch", provider="cuda")
+        generator.asked
+        | dict(temperature=0.0, cfg_scale=2.5, preview=True, runner="torch", provider="cuda")
         == generator.asked
     )
     assert sorted(os.listdir()) == [
@@ -461,7 +482,10 @@ def test_generate_draws_several_with_tokens_and_previews(
 def test_inspect_shows_what_is_in_a_bundle(run: Run, tmp_path: Path) -> None:
     bundle = open_bundle(small_bundle(tmp_path / "b", "streaming-llm"))
     bundle.add_files(
-        {"engines/rtx1.7-sm90-linux-x86_64/decode_step.engine": b"engine", "reports/verify.json": b"{}"}
+        {
+            "engines/rtx1.7-sm90-linux-x86_64/decode_step.engine": b"engine",
+            "reports/verify.json": b"{}",
+        }
     )
     table = make_policy("streaming-llm", CONFIG, budget=0.2)
     facts = json.loads(run("inspect", "b", "--json").out)
@@ -504,7 +528,11 @@ def test_inspect_finds_a_changed_byte(run: Run, tmp_path: Path) -> None:
     path = small_bundle(tmp_path / "b") / "onnx" / "decode_step.onnx"
     path.write_bytes(b"\x01" + path.read_bytes()[1:])
     done = run("inspect", "b")
-    assert done.code == 1 and "onnx/decode_step.onnx was changed" in done.err and done.err.count("\n") == 1
+    assert (
+        done.code == 1
+        and "onnx/decode_step.onnx was changed" in done.err
+        and done.err.count("\n") == 1
+    )
 
 
 # Progress
@@ -517,7 +545,10 @@ def test_plain_progress_is_a_line_every_few_seconds() -> None:
         for done in (0, 1, 25, 50, 100):
             progress("weights", done, 100)
         progress("graphs", 4, 4)
-    assert stream.getvalue() == "weights: 25 %, 18 s left\nweights: done in 20 s\ngraphs: done in 0.4 s\n"
+    assert (
+        stream.getvalue()
+        == "weights: 25 %, 18 s left\nweights: done in 20 s\ngraphs: done in 0.4 s\n"
+    )
 
 
 def test_a_terminal_gets_a_bar(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -531,4 +562,8 @@ def test_a_terminal_gets_a_bar(monkeypatch: pytest.MonkeyPatch) -> None:
     with ProgressReport(stream) as progress:
         progress("drawing", 3, 24)
         progress("drawing", 24, 24)
-    assert "drawing" in stream.getvalue() and "100%" in stream.getvalue() and "\x1b[" in stream.getvalue()
+    assert (
+        "drawing" in stream.getvalue()
+        and "100%" in stream.getvalue()
+        and "\x1b[" in stream.getvalue()
+    )

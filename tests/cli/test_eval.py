@@ -19,7 +19,9 @@ Run = Callable[..., SimpleNamespace]
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_transformers_checkpoint(tmp_path_factory.mktemp("checkpoint"), TinyJanus(num_layers=1))
+    return write_transformers_checkpoint(
+        tmp_path_factory.mktemp("checkpoint"), TinyJanus(num_layers=1)
+    )
 
 
 def bundle_of(checkpoint: Path, path: Path) -> Path:
@@ -27,10 +29,28 @@ def bundle_of(checkpoint: Path, path: Path) -> Path:
 
 
 def test_eval_of_a_policy(run: Run, checkpoint: Path) -> None:
-    done = run("eval", "--model", checkpoint, "--policy", "h2o", "--budget", 0.1, "--num-prompts", 4, "--sheet", "s.png")
+    done = run(
+        "eval",
+        "--model",
+        checkpoint,
+        "--policy",
+        "h2o",
+        "--budget",
+        0.1,
+        "--num-prompts",
+        4,
+        "--sheet",
+        "s.png",
+    )
     assert done.code == 0, done.err
     lines = done.out.splitlines()
-    assert [line.split("  ")[0] for line in lines[:5]] == ["single", "counting", "two objects", "relation", "overall"]
+    assert [line.split("  ")[0] for line in lines[:5]] == [
+        "single",
+        "counting",
+        "two objects",
+        "relation",
+        "overall",
+    ]
     assert "0 of 4" in lines[4] and "policy h2o, budget 0.1" in lines[5]
     assert "drawing 4 pictures: done in" in done.err
     with Image.open("s.png") as sheet:
@@ -39,19 +59,29 @@ def test_eval_of_a_policy(run: Run, checkpoint: Path) -> None:
 
 def test_eval_of_a_bundle_as_json(run: Run, checkpoint: Path, tmp_path: Path) -> None:
     bundle_of(checkpoint, tmp_path / "b")
-    done = run("eval", "--bundle", "b", "--num-prompts", 1, "--batch", 1, "--temperature", 0, "--json")
+    done = run(
+        "eval", "--bundle", "b", "--num-prompts", 1, "--batch", 1, "--temperature", 0, "--json"
+    )
     facts = json.loads(done.out)
     assert facts["overall"]["total"] == 1 and facts["policy"] == "h2o" and facts["temperature"] == 0
     assert facts["pictures"][0]["reasons"]
 
 
-def test_verify_proves_a_bundle_and_leaves_a_report(run: Run, checkpoint: Path, tmp_path: Path) -> None:
+def test_verify_proves_a_bundle_and_leaves_a_report(
+    run: Run, checkpoint: Path, tmp_path: Path
+) -> None:
     path = bundle_of(checkpoint, tmp_path / "b")
     done = run("verify", "--bundle", "b", "--model", checkpoint, "--level", "layers")
     assert done.code == 0, done.out + done.err
-    assert "ok     compression" in done.out and "verified: ONNX Runtime against the checkpoint in torch, float32, policy h2o" in done.out
+    assert (
+        "ok     compression" in done.out
+        and "verified: ONNX Runtime against the checkpoint in torch, float32, policy h2o"
+        in done.out
+    )
     report = json.loads((path / "reports" / "verify.json").read_text())
-    assert report["ok"] and json.loads(run("inspect", "b", "--json").out)["reports"] == ["reports/verify.json"]
+    assert report["ok"] and json.loads(run("inspect", "b", "--json").out)["reports"] == [
+        "reports/verify.json"
+    ]
     (path / "reports" / "verify.json").write_text("{}")
     assert run("verify", "--bundle", "b").code == 1  # the manifest vouches for reports too
 
@@ -65,17 +95,43 @@ def test_verify_fails_with_exit_code_1_and_says_where(
     monkeypatch.setattr(OrtProbe, "cache_bytes", lambda self: cache_bytes(self) + 1)
     bundle_of(checkpoint, tmp_path / "b")
     done = run("verify", "--bundle", "b", "--against", "torch", "--level", "ops")
-    assert done.code == 1 and "FAILED compression" in done.out and "NOT verified" in done.out and "not run: ops" in done.out
+    assert (
+        done.code == 1
+        and "FAILED compression" in done.out
+        and "NOT verified" in done.out
+        and "not run: ops" in done.out
+    )
     done = run("verify", "--bundle", "b", "--against", "torch", "--level", "ops", "--json")
     assert done.code == 1 and json.loads(done.out)["ok"] is False
 
 
-def test_sweep_prints_its_table_and_what_there_is_of_it(run: Run, checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    args = ("sweep", "--model", checkpoint, "--policies", "h2o", "--budgets", "0.1", "--num-prompts", 1, "--seeds", 1)
+def test_sweep_prints_its_table_and_what_there_is_of_it(
+    run: Run, checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    args = (
+        "sweep",
+        "--model",
+        checkpoint,
+        "--policies",
+        "h2o",
+        "--budgets",
+        "0.1",
+        "--num-prompts",
+        1,
+        "--seeds",
+        1,
+    )
     done = run(*args, "--num-scenes", 1)
     assert done.code == 0, done.err
     assert "| 0.1 | h2o |" in done.out and "2 cells: done in" in done.err
-    assert sorted(p.name for p in Path("sweep").iterdir()) == ["cells", "pareto.png", "settings.json", "sheet.png", "sweep.json", "sweep.md"]
+    assert sorted(p.name for p in Path("sweep").iterdir()) == [
+        "cells",
+        "pareto.png",
+        "settings.json",
+        "sheet.png",
+        "sweep.json",
+        "sweep.md",
+    ]
 
     def interrupt(*args: object) -> None:
         raise KeyboardInterrupt
@@ -83,7 +139,11 @@ def test_sweep_prints_its_table_and_what_there_is_of_it(run: Run, checkpoint: Pa
     monkeypatch.setattr("ssd_export.evaluate.sweep.run_sweep", interrupt)
     Path("sweep/sweep.md").unlink()
     done = run(*args, "--num-scenes", 1)
-    assert done.code == 130 and "so far: sweep/sweep.json, sweep/sweep.md" in done.err and Path("sweep/sweep.md").is_file()
+    assert (
+        done.code == 130
+        and "so far: sweep/sweep.json, sweep/sweep.md" in done.err
+        and Path("sweep/sweep.md").is_file()
+    )
     done = run(*args, "--num-scenes", 1, "--out", "other")
     assert done.code == 130 and "holds nothing yet of the full cache" in done.err
 
@@ -110,7 +170,9 @@ BAD_VALUES = [
 
 
 @pytest.mark.parametrize("case", BAD_VALUES, ids=[" ".join(case[:-1]) for case in BAD_VALUES])
-def test_a_bad_value_is_one_line_with_the_fix(run: Run, tmp_path: Path, case: tuple[str, ...]) -> None:
+def test_a_bad_value_is_one_line_with_the_fix(
+    run: Run, tmp_path: Path, case: tuple[str, ...]
+) -> None:
     *args, fix = case
     done = run(*args)
     assert done.code == 1 and done.out == ""

@@ -1,4 +1,6 @@
-"""The plan verb: tables or one JSON object, nothing written, exit code 1 where something does not fit."""
+"""The plan verb: tables or one JSON object, nothing written, exit code 1 where something does not
+fit.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +15,13 @@ def test_the_verb_prints_tables_or_one_object_and_writes_nothing(
     run: Callable[..., SimpleNamespace], tmp_path: Path
 ) -> None:
     done = run("plan", "--model", "janus-pro-7b", "--target", "8GB", "--fit")
-    for part in ("download", "export", "build-engine", "keys and values, heads that keep by score", "--weights int4"):
+    for part in (
+        "download",
+        "export",
+        "build-engine",
+        "keys and values, heads that keep by score",
+        "--weights int4",
+    ):
         assert part in done.out, done.out
     values = json.loads(run("plan", "--model", "demo", "--json").out)
     assert values["policy"] == "ssd-auto" and values["does_not_fit"] == []

@@ -1,4 +1,6 @@
-"""The caption language: what is read, what is refused; the captions of the generator are read as drawn."""
+"""The caption language: what is read, what is refused; the captions of the generator are read as
+drawn.
+"""
 
 from __future__ import annotations
 
@@ -18,11 +20,31 @@ READ = {
     "two black crosses on white": ("white", [("black", "cross")] * 2, None),
     "three green squares on gray": ("gray", [("green", "square")] * 3, None),
     "four orange triangles on pink": ("pink", [("orange", "triangle")] * 4, None),
-    "a red circle and an orange square on pink": ("pink", [("red", "circle"), ("orange", "square")], None),
-    "a red circle left of a blue bar on sand": ("sand", [("red", "circle"), ("blue", "bar")], "left of"),
-    "a cyan bar right of a cyan ring on white": ("white", [("cyan", "bar"), ("cyan", "ring")], "right of"),
-    "a purple cross above a yellow bar on gray": ("gray", [("purple", "cross"), ("yellow", "bar")], "above"),
-    "an orange cross below a red cross on gray": ("gray", [("orange", "cross"), ("red", "cross")], "below"),
+    "a red circle and an orange square on pink": (
+        "pink",
+        [("red", "circle"), ("orange", "square")],
+        None,
+    ),
+    "a red circle left of a blue bar on sand": (
+        "sand",
+        [("red", "circle"), ("blue", "bar")],
+        "left of",
+    ),
+    "a cyan bar right of a cyan ring on white": (
+        "white",
+        [("cyan", "bar"), ("cyan", "ring")],
+        "right of",
+    ),
+    "a purple cross above a yellow bar on gray": (
+        "gray",
+        [("purple", "cross"), ("yellow", "bar")],
+        "above",
+    ),
+    "an orange cross below a red cross on gray": (
+        "gray",
+        [("orange", "cross"), ("red", "cross")],
+        "below",
+    ),
 }
 
 REFUSED = [
@@ -57,7 +79,9 @@ def test_a_caption_is_read(caption: str) -> None:
 
 @pytest.mark.parametrize("caption", REFUSED)
 def test_a_caption_outside_the_language_is_refused_with_the_language(caption: str) -> None:
-    with pytest.raises(UserError, match="cannot read .*a red circle on white.*colours: red, green") as caught:
+    with pytest.raises(
+        UserError, match="cannot read .*a red circle on white.*colours: red, green"
+    ) as caught:
         parse_caption(caption)
     assert "\n" not in str(caught.value)
 
@@ -69,5 +93,7 @@ def test_a_generated_caption_is_read_as_drawn(category: str) -> None:
         scene = random_scene(rng, category)
         wanted = parse_caption(scene.caption)
         assert wanted.ground == scene.ground
-        assert Counter(wanted.objects) == Counter((shape.colour, shape.kind) for shape in scene.shapes)
+        assert Counter(wanted.objects) == Counter(
+            (shape.colour, shape.kind) for shape in scene.shapes
+        )
         assert (wanted.relation is not None) == (category == "relation")

@@ -1,4 +1,6 @@
-"""The checker accepts what a caption says and rejects each kind of wrongness, alone, clean or degraded."""
+"""The checker accepts what a caption says and rejects each kind of wrongness, alone, clean or
+degraded.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +26,7 @@ from ssd_export.demo.scenes import (
     plural,
     random_scene,
     render,
-)  # fmt: skip
+)
 
 OPPOSITE = {"left of": "right of", "right of": "left of", "above": "below", "below": "above"}
 
@@ -50,7 +52,9 @@ def rate(pictures: list[tuple[np.ndarray, str]]) -> tuple[float, list[tuple[str,
     return share_accepted([(caption, check(picture, caption)) for picture, caption in pictures])
 
 
-def share_accepted(verdicts: list[tuple[str, Verdict]]) -> tuple[float, list[tuple[str, tuple[str, ...]]]]:
+def share_accepted(
+    verdicts: list[tuple[str, Verdict]],
+) -> tuple[float, list[tuple[str, tuple[str, ...]]]]:
     refused = [(caption, verdict.reasons) for caption, verdict in verdicts if not verdict.ok]
     return 1 - len(refused) / len(verdicts), refused[:5]
 
@@ -80,8 +84,12 @@ def wrong_captions(scene: Scene, rng: np.random.Generator) -> dict[str, str]:
     rest = (lambda look: (look,) * len(objects)) if alike else (lambda look: (look, *objects[1:]))
     wrong = {
         "ground": replace(wanted, ground=other(rng, GROUNDS, ground)),
-        "colour": replace(wanted, objects=rest((other(rng, COLOURS, *(c for c, _ in objects)), kind))),
-        "shape": replace(wanted, objects=rest((colour, other(rng, KINDS, *(k for _, k in objects))))),
+        "colour": replace(
+            wanted, objects=rest((other(rng, COLOURS, *(c for c, _ in objects)), kind))
+        ),
+        "shape": replace(
+            wanted, objects=rest((colour, other(rng, KINDS, *(k for _, k in objects))))
+        ),
         "count": Expectation(ground, (objects[0],) * int(other(rng, (2, 3, 4), len(objects)))),
     }
     if wanted.relation:
@@ -100,17 +108,26 @@ def noisy(picture: np.ndarray, rng: np.random.Generator, sigma: float = 6) -> np
     return np.clip(picture + rng.normal(0, sigma, picture.shape), 0, 255).astype(np.uint8)
 
 
-# -- accepted --------------------------------------------------------------------------------------------
+# -- accepted
+# --------------------------------------------------------------------------------------------
 
 
-def test_true_scenes_are_accepted(true_scenes: list[tuple[Scene, np.ndarray]], found_in_true_scenes: list[Found]) -> None:
+def test_true_scenes_are_accepted(
+    true_scenes: list[tuple[Scene, np.ndarray]], found_in_true_scenes: list[Found]
+) -> None:
     seen = zip(true_scenes, found_in_true_scenes, strict=True)
-    accepted, refused = share_accepted([(scene.caption, judge(found, scene.caption)) for (scene, _), found in seen])
+    accepted, refused = share_accepted(
+        [(scene.caption, judge(found, scene.caption)) for (scene, _), found in seen]
+    )
     print(f"true scenes accepted: {accepted:.1%}")
-    assert accepted >= 0.99, f"accepted {accepted:.1%} of {len(true_scenes)} true scenes; refused {refused}"
+    assert accepted >= 0.99, (
+        f"accepted {accepted:.1%} of {len(true_scenes)} true scenes; refused {refused}"
+    )
 
 
-def test_every_shape_is_found_exactly(true_scenes: list[tuple[Scene, np.ndarray]], found_in_true_scenes: list[Found]) -> None:
+def test_every_shape_is_found_exactly(
+    true_scenes: list[tuple[Scene, np.ndarray]], found_in_true_scenes: list[Found]
+) -> None:
     for (scene, _), found in zip(true_scenes[:200], found_in_true_scenes):
         assert found.ground == scene.ground
         drawn = {(s.colour, s.kind, float(s.x), float(s.y), s.radius) for s in scene.shapes}
@@ -143,9 +160,13 @@ DEGRADED: dict[str, Callable[[np.ndarray, np.random.Generator], np.ndarray]] = {
 
 
 @pytest.mark.parametrize("how", DEGRADED)
-def test_degraded_true_scenes_are_accepted(true_scenes: list[tuple[Scene, np.ndarray]], how: str) -> None:
+def test_degraded_true_scenes_are_accepted(
+    true_scenes: list[tuple[Scene, np.ndarray]], how: str
+) -> None:
     rng = np.random.default_rng(2)
-    degraded = [(DEGRADED[how](picture, rng), scene.caption) for scene, picture in true_scenes[:200]]
+    degraded = [
+        (DEGRADED[how](picture, rng), scene.caption) for scene, picture in true_scenes[:200]
+    ]
     accepted, refused = rate(degraded)
     print(f"{how}: accepted {accepted:.1%}")
     assert accepted >= 0.97, f"{how}: accepted {accepted:.1%}; refused {refused}"
@@ -167,7 +188,8 @@ def test_a_pil_picture_is_checked_like_its_array() -> None:
     assert check(Image.fromarray(picture), scene.caption) == check(picture, scene.caption)
 
 
-# -- rejected --------------------------------------------------------------------------------------------
+# -- rejected
+# --------------------------------------------------------------------------------------------
 
 
 def test_true_scenes_under_a_wrong_caption_are_rejected(
@@ -176,7 +198,9 @@ def test_true_scenes_under_a_wrong_caption_are_rejected(
     rng = np.random.default_rng(6)
     rejected = []
     for (scene, _), found in zip(true_scenes, found_in_true_scenes, strict=True):
-        rejected += [not judge(found, caption).ok for caption in wrong_captions(scene, rng).values()]
+        rejected += [
+            not judge(found, caption).ok for caption in wrong_captions(scene, rng).values()
+        ]
     share = float(np.mean(rejected))
     print(f"wrong captions rejected: {share:.1%} of {len(rejected)}")
     assert share >= 0.99, f"rejected {share:.1%} of {len(rejected)} wrong captions"
@@ -196,14 +220,20 @@ def test_each_wrongness_is_rejected_for_its_own_reason(wrongness: str, degraded:
             named.append(len(reasons) == 1 and reasons[0].startswith(wrongness))
     share = float(np.mean(named))
     print(f"{wrongness}: {share:.1%} of {len(named)}")
-    assert share >= 0.99, f"{wrongness}: only {share:.1%} of {len(named)} rejected for that reason alone"
+    assert share >= 0.99, (
+        f"{wrongness}: only {share:.1%} of {len(named)} rejected for that reason alone"
+    )
 
 
 def test_a_missing_object_is_rejected(true_scenes: list[tuple[Scene, np.ndarray]]) -> None:
     several = [scene for scene, _ in true_scenes if len(scene.shapes) > 1][:200]
-    pictures = [(render(replace(scene, shapes=scene.shapes[1:])), scene.caption) for scene in several]
+    pictures = [
+        (render(replace(scene, shapes=scene.shapes[1:])), scene.caption) for scene in several
+    ]
     accepted, _ = rate(pictures)
-    assert accepted == 0, f"accepted {accepted:.1%} of {len(several)} scenes without one of their objects"
+    assert accepted == 0, (
+        f"accepted {accepted:.1%} of {len(several)} scenes without one of their objects"
+    )
 
 
 def test_an_extra_object_is_rejected(true_scenes: list[tuple[Scene, np.ndarray]]) -> None:
@@ -221,13 +251,18 @@ def test_an_extra_object_is_rejected(true_scenes: list[tuple[Scene, np.ndarray]]
 
 @pytest.mark.parametrize("relation", RELATIONS)
 def test_a_relation_needs_the_clear_axis_to_lead(relation: str) -> None:
-    """On the multiples of 4 of the domain: a lead of 12 is clear, one of 8 is not, whatever the direction."""
+    """On the multiples of 4 of the domain: a lead of 12 is clear, one of 8 is not, whatever the
+    direction.
+    """
     along = {"left of": (-1, 0), "right of": (1, 0), "above": (0, -1), "below": (0, 1)}[relation]
     for lead in (RELATION_LEAD, RELATION_LEAD - 4):
         for sideways in (-16, -12, 12, 16):
             length = abs(sideways) + lead
             dx, dy = (along[i] * length + along[1 - i] ** 2 * sideways for i in (0, 1))
-            first, second = Shape("ring", "red", 48 + dx, 48 + dy, 8), Shape("triangle", "blue", 48, 48, 8)
+            first, second = (
+                Shape("ring", "red", 48 + dx, 48 + dy, 8),
+                Shape("triangle", "blue", 48, 48, 8),
+            )
             picture = render(Scene("white", (first, second), "relation", ""))
             caption = "a red ring {} a blue triangle on white"
             assert check(picture, caption.format(relation)).ok == (lead == RELATION_LEAD)
@@ -245,9 +280,15 @@ RED_SQUARE = Shape("square", "red", 32, 48, 16)
 RED_CIRCLE = Shape("circle", "red", 48, 48, 20)
 DEFECTS = {
     "two that touch": ((RED_SQUARE, replace(RED_SQUARE, x=60)), "two red squares"),
-    "two colours that touch": ((RED_SQUARE, Shape("bar", "blue", 62, 48, 16)), "a red square and a blue bar"),
+    "two colours that touch": (
+        (RED_SQUARE, Shape("bar", "blue", 62, 48, 16)),
+        "a red square and a blue bar",
+    ),
     "one over the other": ((RED_CIRCLE, Shape("circle", "blue", 48, 48, 8)), "a red circle"),
-    "a filled ring": ((replace(RED_CIRCLE, kind="ring"), replace(RED_CIRCLE, radius=12)), "a red ring"),
+    "a filled ring": (
+        (replace(RED_CIRCLE, kind="ring"), replace(RED_CIRCLE, radius=12)),
+        "a red ring",
+    ),
     "a mark inside": ((RED_SQUARE, Shape("bar", "black", 32, 48, 8)), "a red square"),
 }
 
@@ -278,7 +319,9 @@ def test_a_shape_of_no_kind_is_unclear(shape: str) -> None:
         picture = render(Scene("white", (), "single", ""))
         picture[BAD_SHAPES[shape](radius)] = COLOURS["red"]
         (thing,) = find_objects(picture).objects
-        assert thing.kind is None, f"{shape} of radius {radius}: {thing}, overlap {thing.overlap:.2f}"
+        assert thing.kind is None, (
+            f"{shape} of radius {radius}: {thing}, overlap {thing.overlap:.2f}"
+        )
 
 
 def test_an_object_cut_off_by_the_edge_is_rejected() -> None:
@@ -299,7 +342,9 @@ def test_a_ground_that_is_not_plain_is_rejected() -> None:
 def test_degenerate_pictures_are_rejected() -> None:
     rng = np.random.default_rng(11)
     captions = [scene.caption for scene in scenes(50, seed=12)]
-    blank = [np.full((96, 96, 3), colour, np.uint8) for colour in (*GROUNDS.values(), *COLOURS.values())]
+    blank = [
+        np.full((96, 96, 3), colour, np.uint8) for colour in (*GROUNDS.values(), *COLOURS.values())
+    ]
     static = [rng.integers(0, 256, (96, 96, 3), dtype=np.uint8) for _ in range(10)]
     patches = [rng.integers(0, 256, (24, 24, 3), dtype=np.uint8) for _ in range(10)]
     blocks = [patch.repeat(4, axis=0).repeat(4, axis=1) for patch in patches]
@@ -308,13 +353,16 @@ def test_degenerate_pictures_are_rejected() -> None:
         assert not any(judge(found, caption).ok for caption in captions)
 
 
-@pytest.mark.parametrize("picture", [np.zeros((96, 96, 3), np.float32), np.zeros((384, 384, 3), np.uint8)])
+@pytest.mark.parametrize(
+    "picture", [np.zeros((96, 96, 3), np.float32), np.zeros((384, 384, 3), np.uint8)]
+)
 def test_a_picture_of_another_size_or_dtype_is_a_bug_of_the_caller(picture: np.ndarray) -> None:
     with pytest.raises(ValueError, match=r"a scene is uint8 \[96, 96, 3\], not "):
         check(picture, "a red circle on white")
 
 
-# -- components ------------------------------------------------------------------------------------------
+# -- components
+# ------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("density", [0.0, 0.3, 0.6, 0.9, 1.0])

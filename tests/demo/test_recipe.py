@@ -1,4 +1,6 @@
-"""The recipe in its quick form: it learns, resumes, and its checkpoint draws the same in transformers and here."""
+"""The recipe in its quick form: it learns, resumes, and its checkpoint draws the same in
+transformers and here.
+"""
 
 from __future__ import annotations
 
@@ -31,7 +33,9 @@ from tests.janus_checkpoints import oracle_tokens
 from tests.runtime.checkpoints import bundle
 
 # Half a minute on one core. A model that knows nothing loses ln 1664 = 7.4 nats per token.
-QUICK = Recipe(num_steps=60, sparse_share=1.0, sparse_batch_size=6, warmup_steps=10, decay_share=0.5)
+QUICK = Recipe(
+    num_steps=60, sparse_share=1.0, sparse_batch_size=6, warmup_steps=10, decay_share=0.5
+)
 QUICK_DECODER = DecoderRecipe(num_steps=30, batch_size=4, warmup_steps=5)
 TOKEN_LOSS_BOUND = 1.5
 DECODER_LEVELS_BOUND = 45.0
@@ -55,14 +59,25 @@ def test_checkpoint_loads_in_transformers_and_draws_the_same(trained: tuple[Path
     model = JanusForConditionalGeneration.from_pretrained(checkpoint, dtype=torch.float32).eval()
     prompts = ("a red circle on white",)
     wanted, gap = oracle_tokens(model, train_tokenizer(), prompts, 2.0)
-    drawn = ImageGenerator.from_bundle(bundle(checkpoint, "full", 1.0))(prompts, cfg_scale=2.0, temperature=0).tokens
+    drawn = ImageGenerator.from_bundle(bundle(checkpoint, "full", 1.0))(
+        prompts, cfg_scale=2.0, temperature=0
+    ).tokens
     if gap <= ROUNDING:
-        pytest.skip(f"needs a training without a tie: on this processor it came to two tokens {gap} apart")
+        pytest.skip(
+            f"needs a training without a tie: on this processor it came to two tokens {gap} apart"
+        )
     np.testing.assert_array_equal(drawn, wanted)
 
 
 def test_resumed_training_is_the_same_training(tmp_path: Path) -> None:
-    recipe = Recipe(num_steps=4, sparse_share=1.0, sparse_batch_size=2, hidden_size=32, num_heads=1, intermediate_size=32)
+    recipe = Recipe(
+        num_steps=4,
+        sparse_share=1.0,
+        sparse_batch_size=2,
+        hidden_size=32,
+        num_heads=1,
+        intermediate_size=32,
+    )
     whole = Training(recipe, tmp_path / "whole")
     figures = [step["token"] for step in whole.run()]
     first = Training(recipe, tmp_path / "parts")
@@ -79,12 +94,18 @@ def test_folded_tables_compute_what_the_factored_ones_do() -> None:
     recipe = Recipe(num_steps=1, hidden_size=32, num_heads=1, intermediate_size=32)
     tokenizer = train_tokenizer()
     trainee = Trainee(demo_config(recipe, tokenizer.get_vocab_size()))
-    batch = draw_batch(np.random.default_rng(0), PromptIds(tokenizer), Mix(1, 575, (1, 0, 0, 0), 0.0))
+    batch = draw_batch(
+        np.random.default_rng(0), PromptIds(tokenizer), Mix(1, 575, (1, 0, 0, 0), 0.0)
+    )
     plain = ImageTokenModel(demo_config(recipe, tokenizer.get_vocab_size()), text_embedding=True)
     plain.load_state_dict(trainee.folded_state())
-    hidden = torch.cat([plain.embed_text_tokens(batch.ids), plain.embed_image_tokens(batch.inputs)], dim=1)
+    hidden = torch.cat(
+        [plain.embed_text_tokens(batch.ids), plain.embed_image_tokens(batch.inputs)], dim=1
+    )
     positions = torch.arange(hidden.shape[1])[None]
-    logits = plain.image_logits(plain(hidden, positions, causal_attention)[:, batch.ids.shape[1] - 1 :])
+    logits = plain.image_logits(
+        plain(hidden, positions, causal_attention)[:, batch.ids.shape[1] - 1 :]
+    )
     torch.testing.assert_close(logits, trainee(batch), rtol=1e-4, atol=1e-5)
 
 
@@ -106,7 +127,9 @@ def test_too_many_shapes_for_the_sequence_are_left_out_by_chance() -> None:
     tokens = np.full((200, 576), codes.NUM_GROUND_CODES)
     places, weights = choose_places(rng, tokens, 144)
     np.testing.assert_allclose(weights[:, 1:], 575 / 144, rtol=1e-6)
-    assert np.bincount(places.flatten(), minlength=575).min() > 20, "some place is hardly ever chosen"
+    assert np.bincount(places.flatten(), minlength=575).min() > 20, (
+        "some place is hardly ever chosen"
+    )
 
 
 def test_only_the_caption_tells_where_a_ring_parts_from_a_circle() -> None:
@@ -120,8 +143,14 @@ def test_only_the_caption_tells_where_a_ring_parts_from_a_circle() -> None:
 def test_gaps_keep_the_true_positions() -> None:
     torch.manual_seed(0)
     tokenizer = train_tokenizer()
-    trainee = Trainee(demo_config(Recipe(1, hidden_size=32, num_heads=1, intermediate_size=32), tokenizer.get_vocab_size()))
-    batch = draw_batch(np.random.default_rng(3), PromptIds(tokenizer), Mix(2, 192, (1, 0, 0, 0), 0.0))
+    trainee = Trainee(
+        demo_config(
+            Recipe(1, hidden_size=32, num_heads=1, intermediate_size=32), tokenizer.get_vocab_size()
+        )
+    )
+    batch = draw_batch(
+        np.random.default_rng(3), PromptIds(tokenizer), Mix(2, 192, (1, 0, 0, 0), 0.0)
+    )
     prompt = trainee.model.embed_text_tokens(batch.ids)
     image = trainee.model.generation_aligner(trainee.input_table()[batch.inputs])
     _, positions = join_rows(prompt, image, batch.lengths, batch.places)
@@ -134,11 +163,20 @@ def test_gaps_keep_the_true_positions() -> None:
 def test_spatial_heads_are_measured_as_calibrate_does(num_places: int) -> None:
     torch.manual_seed(0)
     tokenizer = train_tokenizer()
-    trainee = Trainee(demo_config(Recipe(1, num_layers=2, hidden_size=32, num_heads=2, intermediate_size=32), tokenizer.get_vocab_size()))
-    batch = draw_batch(np.random.default_rng(3), PromptIds(tokenizer), Mix(3, num_places, (0, 0.5, 0.5, 0), 0.0))
+    trainee = Trainee(
+        demo_config(
+            Recipe(1, num_layers=2, hidden_size=32, num_heads=2, intermediate_size=32),
+            tokenizer.get_vocab_size(),
+        )
+    )
+    batch = draw_batch(
+        np.random.default_rng(3), PromptIds(tokenizer), Mix(3, num_places, (0, 0.5, 0.5, 0), 0.0)
+    )
     heads, seen = SpatialHeads(batch, np.random.default_rng(4)), []
 
-    def attend(layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+    def attend(
+        layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor
+    ) -> torch.Tensor:
         seen.append((query, key))
         return heads(layer, query, key, value)
 
@@ -149,7 +187,9 @@ def test_spatial_heads_are_measured_as_calibrate_does(num_places: int) -> None:
             outside = on_image = 0.0
             for row, length in enumerate(batch.lengths.tolist()):
                 for asking in heads.asking[row].tolist():
-                    logits = query[row, head, asking] @ key[row, head, : asking + 1].T / 4.0  # sqrt of 16 wide heads
+                    logits = (
+                        query[row, head, asking] @ key[row, head, : asking + 1].T / 4.0
+                    )  # sqrt of 16 wide heads
                     mass = logits.softmax(0)[length:]
                     places = batch.places[row, : len(mass)]
                     on_image += mass.sum().item()
@@ -162,12 +202,16 @@ def test_spatial_heads_are_measured_as_calibrate_does(num_places: int) -> None:
 def test_every_patch_of_every_shape_has_one_code() -> None:
     assert len(codes.patterns()) == 196 and codes.num_codes() == 104 + 195 * 8
     pattern, paint = codes.factors()
-    assert len({*zip(pattern.tolist(), paint.tolist())}) == codes.num_codes(), "two codes for one look and place"
+    assert len({*zip(pattern.tolist(), paint.tolist())}) == codes.num_codes(), (
+        "two codes for one look and place"
+    )
     rng = np.random.default_rng(1)
     for _ in range(50):
         tokens = codes.encode_scene(random_scene(rng)).reshape(codes.GRID, codes.GRID)
         np.testing.assert_array_equal(tokens[:, 0] // 4, 1 + np.arange(codes.GRID))
         assert (tokens[:, -1] // 4 == codes.LAST_COLUMN).all()
         inside = tokens[:, 1:-1]
-        assert ((inside < 4) | (inside >= codes.NUM_GROUND_CODES)).all() and (tokens < codes.num_codes()).all()
+        assert ((inside < 4) | (inside >= codes.NUM_GROUND_CODES)).all() and (
+            tokens < codes.num_codes()
+        ).all()
     assert len(KINDS) * len(RADII) == 24

@@ -1,4 +1,6 @@
-"""A random checkpoint that speaks the demo's image vocabulary, with a head map, and bundles of it by policy."""
+"""A random checkpoint that speaks the demo's image vocabulary, with a head map, and bundles of it
+by policy.
+"""
 
 from __future__ import annotations
 
@@ -30,10 +32,14 @@ def one_thread() -> None:
 @pytest.fixture(scope="session")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("checkpoint")
-    write_transformers_checkpoint(folder, TinyJanus(codebook_size=num_codes(), channel_multipliers=(1, 1, 1)))
+    write_transformers_checkpoint(
+        folder, TinyJanus(codebook_size=num_codes(), channel_multipliers=(1, 1, 1))
+    )
     config = open_checkpoint(folder).config
     metric = ((0.1, 0.9, 0.1, 0.8), (0.1, 0.7, 0.2, 0.3))
-    HeadMap(config.num_layers, config.num_heads, config.num_kv_heads, config.hidden_size, metric, 0.5).save(folder / "head_map.json")
+    HeadMap(
+        config.num_layers, config.num_heads, config.num_kv_heads, config.hidden_size, metric, 0.5
+    ).save(folder / "head_map.json")
     return folder
 
 
@@ -69,8 +75,14 @@ def change_config() -> Callable[[Path, Callable[[dict], None]], None]:
 
 
 def vouch(bundle: Path) -> None:
-    """Rewrites the manifest, as somebody would who changes a bundle on purpose or exports it with a fault."""
-    names = sorted(p.relative_to(bundle).as_posix() for p in bundle.rglob("*") if p.is_file() and p.name != "manifest.json")
+    """Rewrites the manifest, as somebody would who changes a bundle on purpose or exports it with a
+    fault.
+    """
+    names = sorted(
+        p.relative_to(bundle).as_posix()
+        for p in bundle.rglob("*")
+        if p.is_file() and p.name != "manifest.json"
+    )
     _write_manifest(bundle, {name: _describe(bundle / name) for name in names})
 
 

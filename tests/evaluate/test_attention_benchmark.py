@@ -1,4 +1,6 @@
-"""The attention benchmark steps what generation steps: real releases, the bytes of the policy table, whole reports."""
+"""The attention benchmark steps what generation steps: real releases, the bytes of the policy
+table, whole reports.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +8,14 @@ import numpy as np
 import pytest
 
 from ssd_export.cache.head_map import HeadMap
-from ssd_export.evaluate.attention_benchmark import Comparison, Options, compare, policy_table, report, stretched
+from ssd_export.evaluate.attention_benchmark import (
+    Comparison,
+    Options,
+    compare,
+    policy_table,
+    report,
+    stretched,
+)
 from ssd_export.evaluate.attention_layers import LayersRun, group_run
 from ssd_export.export.exporter import DEMO_CHECKPOINT
 from ssd_export.plan.shapes import PUBLISHED
@@ -40,16 +49,26 @@ def test_bytes_are_those_of_the_policy_table() -> None:
 def test_costs_are_dealt_out_to_every_head_of_the_larger_shape() -> None:
     small = HeadMap.load(DEMO_CHECKPOINT / "head_map.json")
     large = stretched(small, CONFIG).validate()
-    assert large.costs[0][0] == large.costs[3][4] == small.costs[0][0] and large.costs[23][15] == small.costs[5][3]
+    assert (
+        large.costs[0][0] == large.costs[3][4] == small.costs[0][0]
+        and large.costs[23][15] == small.costs[5][3]
+    )
     table = policy_table("ssd-auto", CONFIG, 0.2)
-    assert table.image_slots_mean == pytest.approx(0.2 * 576, abs=2) and table.image_slots_mean <= 0.2 * 576
+    assert (
+        table.image_slots_mean == pytest.approx(0.2 * 576, abs=2)
+        and table.image_slots_mean <= 0.2 * 576
+    )
 
 
 def test_a_report_has_a_line_for_each_policy() -> None:
     options = Options("janus-pro-1b", images=1, budget=0.2, steps=2, runs=2)
     (found,) = compare(["ssd-row"], 1, options)
-    assert len(found.ratios(0)) == 2 and 3 < found.ratio_of_bytes < 4 and 150 < found.mean_slots < 200
+    assert (
+        len(found.ratios(0)) == 2 and 3 < found.ratio_of_bytes < 4 and 150 < found.mean_slots < 200
+    )
     known = Comparison(2, "h2o", 179.0, [(6.0, 8.0), (9.0, 8.0)], [(2.0, 4.0), (2.0, 2.0)], 3.5)
     results = report([known], options)
-    assert results["tables"][0]["rows"] == [["2", "h2o", "179", "7500.0", "2000.0", "3.75", "3.00 to 4.50", "3.00", "3.50"]]
+    assert results["tables"][0]["rows"] == [
+        ["2", "h2o", "179", "7500.0", "2000.0", "3.75", "3.00 to 4.50", "3.00", "3.50"]
+    ]
     assert results["figures"] == {"h2o-2": "3.75"}

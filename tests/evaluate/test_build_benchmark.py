@@ -1,4 +1,6 @@
-"""The benchmark of builds measures a whole build, phase by phase, and says whether its bounds hold."""
+"""The benchmark of builds measures a whole build, phase by phase, and says whether its bounds
+hold.
+"""
 
 from __future__ import annotations
 
@@ -15,16 +17,29 @@ from tests.janus_checkpoints import TinyJanus
 from tests.runtime.checkpoints import bundle, checkpoint
 
 RUN = {
-    "weights": "int4", "shared": True, "seconds": 50.0, "cpu_seconds": 20.0, "engine_bytes": 7e8, "layers": 9,
-    "peak_bytes": {"read": 1 << 28, "build": 2_900_000_000, "write": 1 << 30}, "needed_bytes": 3 << 30,
-}  # fmt: skip
+    "weights": "int4",
+    "shared": True,
+    "seconds": 50.0,
+    "cpu_seconds": 20.0,
+    "engine_bytes": 7e8,
+    "layers": 9,
+    "peak_bytes": {"read": 1 << 28, "build": 2_900_000_000, "write": 1 << 30},
+    "needed_bytes": 3 << 30,
+}
 
 
-@pytest.mark.skipif(find_spec("tensorrt_rtx") is None, reason="needs TensorRT-RTX: pip install ssd-export[rtx]")
+@pytest.mark.skipif(
+    find_spec("tensorrt_rtx") is None, reason="needs TensorRT-RTX: pip install ssd-export[rtx]"
+)
 @pytest.mark.skipif(sys.platform != "linux", reason="needs Linux: the peak is read from /proc")
-def test_a_build_is_measured_and_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_build_is_measured_and_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(build_plan, "gpu_here", lambda: None)
-    path = shutil.copytree(bundle(checkpoint(TinyJanus(num_layers=1)), "streaming-llm", dtype="fp16"), tmp_path / "bundle")
+    path = shutil.copytree(
+        bundle(checkpoint(TinyJanus(num_layers=1)), "streaming-llm", dtype="fp16"),
+        tmp_path / "bundle",
+    )
     before = sorted(path.rglob("*"))
     run = measure_build(path, "ada", "1:1:2", shared=True)
     assert run["weights"] == "float16" and run["layers"] > 0 and run["engine_bytes"] > 0

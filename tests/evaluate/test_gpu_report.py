@@ -1,4 +1,6 @@
-"""gpu_report without a GPU says so; its parts run over the doubles of CUDA and TensorRT, and a wrong result is seen."""
+"""gpu_report without a GPU says so; its parts run over the doubles of CUDA and TensorRT, and a
+wrong result is seen.
+"""
 
 from __future__ import annotations
 
@@ -32,7 +34,9 @@ RATES = dict(read_bandwidth=1e12, copy_bandwidth=2e12, matrix_rate=1e14, dtype="
 SMALL = tuple(case for case in CASES if case.name in ("four sinks", "odd sizes", "decay 0"))
 
 
-def test_without_a_gpu_it_says_so_and_writes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_a_gpu_it_says_so_and_writes_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(gpu_report, "gpu_here", lambda: None)
     run = CliRunner().invoke(gpu_report.main, ["--out", str(tmp_path / "gpu.json")])
     assert (
@@ -78,9 +82,16 @@ def test_an_engine_that_computes_something_else_is_seen(
 
     monkeypatch.setattr(ContextDouble, "_run", with_a_fault)
     result = gpu_report.check_tokens("off")
-    assert not result["ok"] and result["failures"] and gpu_report.checks_table(
-        dict.fromkeys(("kernel", "memcheck", "racecheck", "tokens_plugin_on", "tokens_plugin_off"), result)
-    )["rows"][0][1] == "FAILED"  # fmt: skip
+    assert (
+        not result["ok"]
+        and result["failures"]
+        and gpu_report.checks_table(
+            dict.fromkeys(
+                ("kernel", "memcheck", "racecheck", "tokens_plugin_on", "tokens_plugin_off"), result
+            )
+        )["rows"][0][1]
+        == "FAILED"
+    )
 
 
 def test_speed_is_measured_for_every_batch_that_can_be_drawn(made: Doubles) -> None:
@@ -90,12 +101,16 @@ def test_speed_is_measured_for_every_batch_that_can_be_drawn(made: Doubles) -> N
     assert "batch 9 not run (the engine draws 1 to 4 images at once" in said[-1]
     assert all(speed.seconds > 0 and speed.memory["caches"] > 0 for speed in speeds)
     assert speeds[0].tokens_per_second == pytest.approx(1000 / speeds[0].ms_per_token)
-    with_rates, without = (gpu_speed.speed_table("tiny", speeds, rates)["rows"] for rates in (RATES, None))
+    with_rates, without = (
+        gpu_speed.speed_table("tiny", speeds, rates)["rows"] for rates in (RATES, None)
+    )
     assert float(with_rates[0][5]) < speeds[0].ms_per_token and without[0][5] is None
     assert "captured" in with_rates[0][-1]
 
 
-def test_a_report_keeps_what_was_measured_when_a_part_breaks(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_report_keeps_what_was_measured_when_a_part_breaks(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     memory = dict(engines=1, weights=1, buffers=1, caches=1)
     cost = dict(weight_bytes=10**9, cache_bytes=0, operations=1)
     speed = gpu_speed.Speed("full 1", True, 1, 0.575, 1.0, 1.0, memory, "1", cost)
@@ -107,7 +122,9 @@ def test_a_report_keeps_what_was_measured_when_a_part_breaks(monkeypatch: pytest
     monkeypatch.setattr(gpu_report, "measure_speed", breaks)
     monkeypatch.setattr(gpu_report, "check_kernel_here", lambda: {"ok": True, "summary": "fine"})
     monkeypatch.setattr(
-        gpu_report, "sanitize", lambda tool: (_ for _ in ()).throw(gpu_report.UserError("not installed"))
+        gpu_report,
+        "sanitize",
+        lambda tool: (_ for _ in ()).throw(gpu_report.UserError("not installed")),
     )
     monkeypatch.setattr(gpu_report, "check_tokens", lambda plugin: {"ok": True, "summary": "fine"})
     monkeypatch.setattr(gpu_report, "rates_here", lambda: dict(RATES))
@@ -117,9 +134,13 @@ def test_a_report_keeps_what_was_measured_when_a_part_breaks(monkeypatch: pytest
     ]
     assert measured["figures"] == {"tokens_per_second_full_1_1": "1,000"}
     checks, speeds = measured["tables"]
-    assert [row[1] for row in checks["rows"]] == ["ok", "not run", "not run", "ok", "ok"] and speeds["rows"][
-        0
-    ][3] == "1.000"
+    assert [row[1] for row in checks["rows"]] == [
+        "ok",
+        "not run",
+        "not run",
+        "ok",
+        "ok",
+    ] and speeds["rows"][0][3] == "1.000"
 
 
 def test_a_sanitizer_that_is_not_installed_is_not_run(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -155,12 +176,14 @@ def test_the_kernel_check_sees_a_wrong_kernel(fault: str, monkeypatch: pytest.Mo
     assert result["released"] > 0 and result["ties"] == 0
 
 
-@pytest.mark.skipif(find_spec("triton") is None, reason="needs Triton: pip install ssd-export[kernels]")
+@pytest.mark.skipif(
+    find_spec("triton") is None, reason="needs Triton: pip install ssd-export[kernels]"
+)
 def test_the_kernel_passes_interpreted_on_the_cpu() -> None:
     script = (
-        "import json, torch; torch.set_num_threads(1)\n"
-        "from ssd_export.evaluate.kernel_check import CASES, check_kernel\n"
-        "print(json.dumps(check_kernel('cpu', tuple(case for case in CASES if case.name == 'odd sizes'))))"
+        "import json, torch; torch.set_num_threads(1)\nfrom ssd_export.evaluate.kernel_check import"
+        " CASES, check_kernel\nprint(json.dumps(check_kernel('cpu', tuple(case for case in CASES if"
+        " case.name == 'odd sizes'))))"
     )
     environment = os.environ | {"TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
     run = subprocess.run(

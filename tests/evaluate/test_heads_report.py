@@ -40,7 +40,15 @@ def result(**drawn: list[int]) -> SweepResult:
         for budget in BUDGETS:
             kl = 0.01 * place + 0.001 / budget + rng.normal(0, 1e-4, 8)
             numbers = {"losses": (base + kl).tolist(), "kl": kl.tolist()}
-            cells.append({"policy": policy, "budget": budget, "image_slots_mean": 576 * budget, **numbers, **drawn})
+            cells.append(
+                {
+                    "policy": policy,
+                    "budget": budget,
+                    "image_slots_mean": 576 * budget,
+                    **numbers,
+                    **drawn,
+                }
+            )
     return SweepResult({"model": "demo"}, cells, {"margin-b0.05": "a larger budget"})
 
 
@@ -59,12 +67,16 @@ def test_differences_are_taken_scene_by_scene() -> None:
     assert list(losses) == [AUTO, *GROUPS, *RIVALS, *CONTROLS]
     slots, loss, kl = losses[AUTO][:3]
     assert slots == "57.6" and loss == f"+{kl}"  # what all scenes have in common is in neither
-    assert float(kl.split(" ± ")[0]) == pytest.approx(10, abs=0.2) and float(kl.split(" ± ")[1]) < 0.1
+    assert (
+        float(kl.split(" ± ")[0]) == pytest.approx(10, abs=0.2) and float(kl.split(" ± ")[1]) < 0.1
+    )
     for title in ("Loss under ssd-auto", "KL under ssd-auto"):
         paired = table(tables, title)
         for rival in RIVALS:
             difference, errors = paired[rival][0].split(" (")
-            assert -10 * POLICIES.index(rival) == pytest.approx(float(difference.split(" ")[0]), abs=0.3)
+            assert -10 * POLICIES.index(rival) == pytest.approx(
+                float(difference.split(" ")[0]), abs=0.3
+            )
             assert float(errors[:-1]) < -50
         assert float(paired[ROW][2].split(" ")[0]) == pytest.approx(-35, abs=0.3)  # 0.1 less 0.2
     assert list(table(tables, "measured head types")) == list(CONTROLS)
@@ -73,9 +85,17 @@ def test_differences_are_taken_scene_by_scene() -> None:
 
 def test_scores_stand_beside_losses_where_pictures_were_drawn() -> None:
     whole = report(result(ok=[1, 0, 1, 1]), COSTS, GQA, NUM_RANDOM)
-    assert whole["tables"][0]["columns"][-4:] == ["slots at 0.2", "loss at 0.2", "KL at 0.2", "score at 0.2"]
+    assert whole["tables"][0]["columns"][-4:] == [
+        "slots at 0.2",
+        "loss at 0.2",
+        "KL at 0.2",
+        "score at 0.2",
+    ]
     assert table(whole["tables"], "What a policy loses")[AUTO][-1] == "75.0 % (+0.0 ± 0.0)"
-    assert whole["figures"]["semantic_heads"].endswith(" of 6") and whole["figures"]["stability"] == "not known"
+    assert (
+        whole["figures"]["semantic_heads"].endswith(" of 6")
+        and whole["figures"]["stability"] == "not known"
+    )
     assert len(whole["cells"]) == 1 + 2 * len(POLICIES) and len(whole["cells"][0]["losses"]) == 8
 
 
@@ -85,8 +105,13 @@ def test_the_dealings_are_averaged_scene_by_scene() -> None:
     assert list(controls) == list(CONTROLS)
     each = [float(controls[name][2].split(" ")[0]) for name in dealings(NUM_RANDOM)]
     mean, errors = controls[mean_of(NUM_RANDOM)][2].split(" (")
-    assert float(mean.split(" ")[0]) == pytest.approx(sum(each) / 3, abs=0.002) and float(errors[:-1]) < -500
-    fewer = SweepResult({}, [cell for cell in result().cells if cell["policy"] != dealings(1)[0]], {})
+    assert (
+        float(mean.split(" ")[0]) == pytest.approx(sum(each) / 3, abs=0.002)
+        and float(errors[:-1]) < -500
+    )
+    fewer = SweepResult(
+        {}, [cell for cell in result().cells if cell["policy"] != dealings(1)[0]], {}
+    )
     rows = table(report(fewer, COSTS, GQA, NUM_RANDOM)["tables"], "measured head types")
     assert rows[mean_of(NUM_RANDOM)] == [None] * 4
 
@@ -105,6 +130,14 @@ def test_head_types_are_compared_by_what_the_map_predicts_too() -> None:
 
 def test_a_policy_without_a_table_is_not_run() -> None:
     whole = result()
-    missing = SweepResult(whole.settings, [cell for cell in whole.cells if cell["policy"] != "linear"], {})
-    assert table(report(missing, COSTS, GQA, NUM_RANDOM)["tables"], "What a policy loses")["linear"] == [None] * 6
-    assert table(report(missing, COSTS, GQA, NUM_RANDOM)["tables"], "KL under ssd-auto")["linear"] == [None] * 3
+    missing = SweepResult(
+        whole.settings, [cell for cell in whole.cells if cell["policy"] != "linear"], {}
+    )
+    assert (
+        table(report(missing, COSTS, GQA, NUM_RANDOM)["tables"], "What a policy loses")["linear"]
+        == [None] * 6
+    )
+    assert (
+        table(report(missing, COSTS, GQA, NUM_RANDOM)["tables"], "KL under ssd-auto")["linear"]
+        == [None] * 3
+    )

@@ -13,9 +13,16 @@ from ssd_export.evaluate.intervals import Mean, Share
 
 @pytest.mark.parametrize(
     "hits, total, low, high",
-    [(81, 263, 0.2553, 0.3662), (15, 148, 0.0624, 0.1605), (0, 20, 0.0, 0.1611), (1, 29, 0.0061, 0.1718)],
+    [
+        (81, 263, 0.2553, 0.3662),
+        (15, 148, 0.0624, 0.1605),
+        (0, 20, 0.0, 0.1611),
+        (1, 29, 0.0061, 0.1718),
+    ],
 )
-def test_wilson_equals_newcombe_1998_table_1(hits: int, total: int, low: float, high: float) -> None:
+def test_wilson_equals_newcombe_1998_table_1(
+    hits: int, total: int, low: float, high: float
+) -> None:
     assert Share(hits, total).interval == pytest.approx((low, high), abs=5e-5)
 
 
@@ -36,4 +43,6 @@ def test_differences_of_equal_cases_are_exact() -> None:
 
 
 def test_one_value_has_no_error_and_json_no_nan() -> None:
-    assert json.loads(json.dumps(Mean.of([1.0]).to_dict(), allow_nan=False))["standard_error"] is None
+    assert (
+        json.loads(json.dumps(Mean.of([1.0]).to_dict(), allow_nan=False))["standard_error"] is None
+    )

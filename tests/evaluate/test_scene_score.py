@@ -1,4 +1,6 @@
-"""Captions, verdicts and sheets of the scene score; the checker path on rendered scenes, the plumbing on a random model."""
+"""Captions, verdicts and sheets of the scene score; the checker path on rendered scenes, the
+plumbing on a random model.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +14,13 @@ from PIL import Image
 
 from ssd_export.demo.scenes import CATEGORIES, is_held_out, render
 from ssd_export.errors import UserError
-from ssd_export.evaluate.scene_score import DrawOptions, draw_scenes, judge_picture, score_scenes, share_by_category
+from ssd_export.evaluate.scene_score import (
+    DrawOptions,
+    draw_scenes,
+    judge_picture,
+    score_scenes,
+    share_by_category,
+)
 from ssd_export.evaluate.sheets import WRONG, Entry, captioned_sheet, comparison_sheet, wrapped
 from ssd_export.runtime.generate import ImageGenerator
 
@@ -32,7 +40,10 @@ def test_true_pictures_score_one_and_swapped_ones_nearly_zero() -> None:
     scenes = draw_scenes(40, 0)
     pictures = [Image.fromarray(render(scene)) for scene in scenes]
     right = [judge_picture(picture, scene.caption) for picture, scene in zip(pictures, scenes)]
-    wrong = [judge_picture(picture, scene.caption) for picture, scene in zip(pictures[4:] + pictures[:4], scenes)]
+    wrong = [
+        judge_picture(picture, scene.caption)
+        for picture, scene in zip(pictures[4:] + pictures[:4], scenes)
+    ]
     assert all(share.value > 0.95 for share in share_by_category(scenes, right).values())
     assert sum(verdict.ok for verdict in wrong) <= 2
 
@@ -43,11 +54,15 @@ def test_a_picture_of_another_size_is_judged_too() -> None:
     assert judge_picture(big, scene.caption).ok
 
 
-def test_a_random_model_scores_zero_and_batches_change_nothing(exported: Callable[..., Path]) -> None:
+def test_a_random_model_scores_zero_and_batches_change_nothing(
+    exported: Callable[..., Path],
+) -> None:
     scenes = draw_scenes(5, 0)
     told: list[tuple[str, int, int]] = []
     with ImageGenerator.from_bundle(exported("h2o")) as generator:
-        score = score_scenes(generator, scenes, DrawOptions(seed=1, batch=2), lambda *args: told.append(args))
+        score = score_scenes(
+            generator, scenes, DrawOptions(seed=1, batch=2), lambda *args: told.append(args)
+        )
         again = score_scenes(generator, scenes, DrawOptions(seed=1, batch=5))
         greedy = score_scenes(generator, scenes[:1], DrawOptions(temperature=0.0))
     assert score.overall.hits == 0 and len(score.images) == 5
@@ -55,14 +70,24 @@ def test_a_random_model_scores_zero_and_batches_change_nothing(exported: Callabl
     assert told[0] == ("drawing 5 pictures", 1, 72) and told[71] == ("drawing 5 pictures", 72, 72)
     assert told[-1] == ("judging", 5, 5)
     facts = score.to_dict()
-    assert facts["overall"]["high"] > 0.4 and 0 < facts["ms_per_token"] < 1000 * facts["seconds"] / 575
-    assert [picture["caption"] for picture in facts["pictures"]] == [scene.caption for scene in scenes]
+    assert (
+        facts["overall"]["high"] > 0.4 and 0 < facts["ms_per_token"] < 1000 * facts["seconds"] / 575
+    )
+    assert [picture["caption"] for picture in facts["pictures"]] == [
+        scene.caption for scene in scenes
+    ]
     assert greedy.tokens.shape == (1, 576)
 
 
 def test_a_sheet_frames_what_is_wrong() -> None:
     images = [Image.new("RGB", (96, 96), (0, 0, 250))] * 3
-    sheet = captioned_sheet([Entry(images[0], "a red circle on white"), Entry(images[1], "two", "count: 1, not 2"), Entry(images[2], "c")])
+    sheet = captioned_sheet(
+        [
+            Entry(images[0], "a red circle on white"),
+            Entry(images[1], "two", "count: 1, not 2"),
+            Entry(images[2], "c"),
+        ]
+    )
     red = (np.asarray(sheet) == WRONG).all(axis=-1)
     assert red[:, sheet.width // 3 :].any() and not red[:, : sheet.width // 3].any()
     assert (np.asarray(sheet)[200:220, 10:150] < 100).any()  # the caption stands under its picture
@@ -76,4 +101,6 @@ def test_text_is_wrapped_at_words() -> None:
 
     assert wrapped("one two three four", fits, 3) == ["one two", "three four"]
     assert wrapped("one two three four five six", fits, 2) == ["one two", "three ..."]
-    assert wrapped("", fits, 2) == [] and wrapped("incomprehensible", fits, 1) == ["incomprehensible"]
+    assert wrapped("", fits, 2) == [] and wrapped("incomprehensible", fits, 1) == [
+        "incomprehensible"
+    ]

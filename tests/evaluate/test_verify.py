@@ -47,14 +47,27 @@ def test_a_right_bundle_is_verified_up_to_the_picture(
     report = verify(VerifySpec(path, against, model=model))
     assert report["ok"], [rung["first_divergence"] for rung in report["rungs"]]
     rungs = {rung["name"]: rung["figures"] for rung in report["rungs"]}
-    assert list(rungs) == ["contract", "compression", "ops", *["weights"] * (against == "checkpoint"), "layers", "logits", "tokens", "image"]
+    assert list(rungs) == [
+        "contract",
+        "compression",
+        "ops",
+        *["weights"] * (against == "checkpoint"),
+        "layers",
+        "logits",
+        "tokens",
+        "image",
+    ]
     proof = rungs["compression"]
     assert proof["bytes_allocated"] == proof["bytes_promised"] < proof["bytes_full_cache"]
     assert all(group["slots"] == group["promised"] for group in proof["groups"])
     assert min(rungs["logits"]["tokens_dropped_by_row"]) > 1000
     assert report["not_run"] == []
     bundle = add_report(path, report)
-    assert json.loads(bundle.file(REPORT).read_text())["bundle_hash"] == bundle.hash == open_bundle(path).hash
+    assert (
+        json.loads(bundle.file(REPORT).read_text())["bundle_hash"]
+        == bundle.hash
+        == open_bundle(path).hash
+    )
 
 
 def test_half_precision_has_its_own_tolerances(exported: Exported) -> None:
@@ -77,12 +90,19 @@ def test_heads_in_the_wrong_group_by_the_map(exported: Exported, vouched: Vouch)
 
 def test_a_head_map_of_another_model(exported: Exported, vouched: Vouch) -> None:
     path = exported()
-    replace(HeadMap.load(path / "head_map.json"), model_fingerprint="0" * 64).save(path / "head_map.json")
+    replace(HeadMap.load(path / "head_map.json"), model_fingerprint="0" * 64).save(
+        path / "head_map.json"
+    )
     vouched(path)
-    assert "another model" in failed(verify(VerifySpec(path, "torch", "ops")))["first_divergence"]["what"]
+    assert (
+        "another model"
+        in failed(verify(VerifySpec(path, "torch", "ops")))["first_divergence"]["what"]
+    )
 
 
-def test_a_wrong_permutation_of_the_weights(exported: Exported, checkpoint: Path, change_config: Callable) -> None:
+def test_a_wrong_permutation_of_the_weights(
+    exported: Exported, checkpoint: Path, change_config: Callable
+) -> None:
     """The table names another head for a place than the exporter put there."""
     path = exported("h2o")  # one group: only the checkpoint can tell
 
@@ -107,11 +127,20 @@ def test_a_wrong_permutation_shows_in_the_layers_too(
     monkeypatch.setattr(module, "check_weights", lambda *args: Rung("weights"))
     found = failed(verify(VerifySpec(path, "checkpoint", model=str(checkpoint))))
     assert found["name"] == "layers"
-    assert (found["first_divergence"]["step"], found["first_divergence"]["layer"], found["first_divergence"]["what"]) == (0, 1, "key")
+    assert (
+        found["first_divergence"]["step"],
+        found["first_divergence"]["layer"],
+        found["first_divergence"]["what"],
+    ) == (0, 1, "key")
 
 
-@pytest.mark.parametrize("tensor, layer", [("layers.0.qkv", 0), ("layers.1.down", 1), ("generation_head.vision_head", None)])
-def test_one_flipped_weight(exported: Exported, checkpoint: Path, vouched: Vouch, tensor: str, layer: int | None) -> None:
+@pytest.mark.parametrize(
+    "tensor, layer",
+    [("layers.0.qkv", 0), ("layers.1.down", 1), ("generation_head.vision_head", None)],
+)
+def test_one_flipped_weight(
+    exported: Exported, checkpoint: Path, vouched: Vouch, tensor: str, layer: int | None
+) -> None:
     path = exported()
     place, shape = flip(path / "onnx" / "weights.safetensors", tensor)
     with pytest.raises(UserError, match="was changed"):
@@ -120,7 +149,10 @@ def test_one_flipped_weight(exported: Exported, checkpoint: Path, vouched: Vouch
     rung = failed(verify(VerifySpec(path, "checkpoint", model=str(checkpoint))))
     found = rung["first_divergence"]
     assert rung["name"] == "weights" and found["layer"] == layer
-    assert f"1 of {np.prod(shape)} weights of {tensor} differ" in found["what"] and f"the first at {place}" in found["what"]
+    assert (
+        f"1 of {np.prod(shape)} weights of {tensor} differ" in found["what"]
+        and f"the first at {place}" in found["what"]
+    )
     if tensor.endswith("qkv"):
         assert found["head"] is not None
 
@@ -153,11 +185,17 @@ def flip(path: Path, tensor: str) -> tuple[list[int], list[int]]:
 
 
 def edited_groups(table: PolicyTable, edit: Callable[[HeadGroup], HeadGroup]) -> PolicyTable:
-    return replace(table, layers=tuple(tuple(edit(group) for group in groups) for groups in table.layers))
+    return replace(
+        table, layers=tuple(tuple(edit(group) for group in groups) for groups in table.layers)
+    )
 
 
 def export_with_other_graphs(
-    checkpoint: Path, out: Path, monkeypatch: pytest.MonkeyPatch, edit: Callable[[HeadGroup], HeadGroup], policy: str
+    checkpoint: Path,
+    out: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    edit: Callable[[HeadGroup], HeadGroup],
+    policy: str,
 ) -> Path:
     """A bundle whose graphs were written for another rule than its table says."""
     write_graphs = exporter.write_graphs
@@ -170,7 +208,11 @@ def export_with_other_graphs(
 
 
 def guard_off_by_one(group: HeadGroup) -> HeadGroup:
-    return replace(group, rule=replace(group.rule, num_recent=group.rule.num_recent + 1)) if group.rule.by_score else group
+    return (
+        replace(group, rule=replace(group.rule, num_recent=group.rule.num_recent + 1))
+        if group.rule.by_score
+        else group
+    )
 
 
 def release_off_by_one(group: HeadGroup) -> HeadGroup:
@@ -178,25 +220,45 @@ def release_off_by_one(group: HeadGroup) -> HeadGroup:
 
 
 @pytest.mark.parametrize(
-    "policy, edit, what", [("h2o", guard_off_by_one, "attention function"), ("ssd-row", release_off_by_one, "evict graph")]
+    "policy, edit, what",
+    [
+        ("h2o", guard_off_by_one, "attention function"),
+        ("ssd-row", release_off_by_one, "evict graph"),
+    ],
 )
 def test_an_eviction_off_by_one_in_a_graph(
-    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, policy: str, edit: Callable, what: str
+    checkpoint: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    policy: str,
+    edit: Callable,
+    what: str,
 ) -> None:
     path = export_with_other_graphs(checkpoint, tmp_path / "b", monkeypatch, edit, policy)
     rung = failed(verify(VerifySpec(path, "torch")))
     found = rung["first_divergence"]
-    assert rung["name"] == "ops" and what in found["what"] and found["layer"] == 0 and found["head"] is not None
+    assert (
+        rung["name"] == "ops"
+        and what in found["what"]
+        and found["layer"] == 0
+        and found["head"] is not None
+    )
 
 
 def test_an_eviction_one_step_late(exported: Exported, monkeypatch: pytest.MonkeyPatch) -> None:
     release_steps = ladder.release_steps
-    monkeypatch.setattr(ladder, "release_steps", lambda *args: {step + 1 for step in release_steps(*args)})
+    monkeypatch.setattr(
+        ladder, "release_steps", lambda *args: {step + 1 for step in release_steps(*args)}
+    )
     path = exported("linear")
     table = PolicyTable.from_dict(open_bundle(path).config["policy"])
     rung = failed(verify(VerifySpec(path, "torch", "logits")))
     found, group = rung["first_divergence"], table.layers[0][0]
-    assert rung["name"] == "logits" and "slot" in found["what"] and (found["layer"], found["group"]) == (0, 0)
+    assert (
+        rung["name"] == "logits"
+        and "slot" in found["what"]
+        and (found["layer"], found["group"]) == (0, 0)
+    )
     assert found["step"] >= group.num_slots - table.prompt_slots + 1
 
 
@@ -205,7 +267,10 @@ def test_a_cache_that_is_not_compressed(exported: Exported, change_config: Calla
     path = exported("full", 1.0)
     change_config(path, lambda values: values["policy"].update(budget=0.2, name="h2o"))
     rung = failed(verify(VerifySpec(path, "torch")))
-    assert rung["name"] == "compression" and "not compressed: 576.0 image slots" in rung["first_divergence"]["what"]
+    assert (
+        rung["name"] == "compression"
+        and "not compressed: 576.0 image slots" in rung["first_divergence"]["what"]
+    )
 
 
 def test_a_table_that_promises_other_slots_than_the_graphs_have(
@@ -219,21 +284,34 @@ def test_a_table_that_promises_other_slots_than_the_graphs_have(
     ir.save(graph, path / "onnx" / "decode_step.onnx")
     vouched(path)
     found = failed(verify(VerifySpec(path, "torch")))
-    assert found["name"] == "contract" and "past_key_values.0.0.key" in found["first_divergence"]["what"]
+    assert (
+        found["name"] == "contract"
+        and "past_key_values.0.0.key" in found["first_divergence"]["what"]
+    )
 
 
-def test_a_runner_that_allocates_more_than_promised(exported: Exported, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_runner_that_allocates_more_than_promised(
+    exported: Exported, monkeypatch: pytest.MonkeyPatch
+) -> None:
     cache_bytes = OrtProbe.cache_bytes
     monkeypatch.setattr(OrtProbe, "cache_bytes", lambda self: cache_bytes(self) + 4096)
     rung = failed(verify(VerifySpec(exported("h2o"), "torch", "ops")))
-    assert rung["name"] == "compression" and "cache bytes are allocated" in rung["first_divergence"]["what"]
+    assert (
+        rung["name"] == "compression"
+        and "cache bytes are allocated" in rung["first_divergence"]["what"]
+    )
 
 
-def test_a_sampler_that_draws_another_token(exported: Exported, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_sampler_that_draws_another_token(
+    exported: Exported, monkeypatch: pytest.MonkeyPatch
+) -> None:
     tokens = OrtProbe.tokens
     monkeypatch.setattr(OrtProbe, "tokens", lambda self: (tokens(self) + 1) % 1564)
     rung = failed(verify(VerifySpec(exported("h2o"), "torch")))
-    assert rung["name"] == "logits" and rung["first_divergence"]["what"] == "another token was drawn from equal logits"
+    assert (
+        rung["name"] == "logits"
+        and rung["first_divergence"]["what"] == "another token was drawn from equal logits"
+    )
 
 
 def test_a_picture_that_is_too_dark(exported: Exported, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,6 @@
-"""Parts run on several processes; one that fails, or is killed, does not take the others with it."""
+"""Parts run on several processes; one that fails, or is killed, does not take the others with
+it.
+"""
 
 from __future__ import annotations
 
@@ -41,7 +43,9 @@ class Writes:
         (self._folder / part).write_text(f"{os.getpid()} {os.environ['OMP_NUM_THREADS']}")
 
 
-def results(parts: list[str], jobs: int, open_work: partial[Work]) -> tuple[dict[str, Outcome], list[tuple[str, int, int]]]:
+def results(
+    parts: list[str], jobs: int, open_work: partial[Work]
+) -> tuple[dict[str, Outcome], list[tuple[str, int, int]]]:
     ends: dict[str, Outcome] = {}
     told: list[tuple[str, int, int]] = []
     run_parts(parts, jobs, open_work, lambda *args: told.append(args), ends.__setitem__)
@@ -49,11 +53,18 @@ def results(parts: list[str], jobs: int, open_work: partial[Work]) -> tuple[dict
 
 
 @pytest.mark.parametrize("jobs", [1, 2])
-def test_every_part_ends_as_it_did(tmp_path: Path, jobs: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_part_ends_as_it_did(
+    tmp_path: Path, jobs: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     ends, told = results(["a", "refuse", "b", "fail", "c"], jobs, partial(Writes, tmp_path))
-    assert ends == {"a": Outcome(), "b": Outcome(), "c": Outcome(), "refuse": Outcome(refused="no; use another"),
-                    "fail": Outcome(failed="ZeroDivisionError: by zero")}  # fmt: skip
+    assert ends == {
+        "a": Outcome(),
+        "b": Outcome(),
+        "c": Outcome(),
+        "refuse": Outcome(refused="no; use another"),
+        "fail": Outcome(failed="ZeroDivisionError: by zero"),
+    }
     assert sorted(told) == [(part, 1, 2) for part in sorted(ends)]
     written = [(tmp_path / name).read_text().split() for name in "abc"]
     assert {threads for _, threads in written} == {"1"}
@@ -81,10 +92,19 @@ if __name__ == "__main__":
 
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
 def test_no_process_outlives_the_work(tmp_path: Path, how: signal.Signals) -> None:
-    """Ctrl-C reaches all of them; of a parent that is killed they hear when they next say something."""
+    """Ctrl-C reaches all of them; of a parent that is killed they hear when they next say
+    something.
+    """
     script = tmp_path / "script.py"
-    script.write_text(SCRIPT.format(root=str(Path(__file__).parent.parent.parent), folder=str(tmp_path)))
-    process = subprocess.Popen([sys.executable, str(script)], start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    script.write_text(
+        SCRIPT.format(root=str(Path(__file__).parent.parent.parent), folder=str(tmp_path))
+    )
+    process = subprocess.Popen(
+        [sys.executable, str(script)],
+        start_new_session=True,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
     children = _wait(lambda: [int(path.name[4:]) for path in tmp_path.glob("pid-*")], 2)
     if how is signal.SIGINT:
         os.killpg(process.pid, how)

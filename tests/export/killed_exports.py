@@ -1,8 +1,10 @@
-"""Exports to one folder, each killed a little later than the one before, until one is done; prints what each left.
+"""Exports to one folder, each killed a little later than the one before, until one is done; prints
+what each left.
 
-A process of its own: python -m tests.export.killed_exports MODEL OUT. Every export is a fork of it that sends itself
-SIGKILL, so nothing depends on how fast the machine is. One JSON line an export: {"moment", "killed", "hashes"}, the
-hashes of the bundles that open in the bundle's folder and in the unfinished one.
+A process of its own: python -m tests.export.killed_exports MODEL OUT. Every export is a fork of it
+that sends itself SIGKILL, so nothing depends on how fast the machine is. One JSON line an export:
+{"moment", "killed", "hashes"}, the hashes of the bundles that open in the bundle's folder and in
+the unfinished one.
 """
 
 from __future__ import annotations
@@ -27,7 +29,9 @@ EVENTS = ("open", "os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.truncate
 
 
 def killed_at(moment: int, folder: Path) -> None:
-    """This process dies at its so-manieth moment: half of a tensor written, a whole one, or a file in folder touched."""
+    """This process dies at its so-manieth moment: half of a tensor written, a whole one, or a file
+    in folder touched.
+    """
     passed = 0
 
     def passes() -> None:
@@ -42,12 +46,33 @@ def killed_at(moment: int, folder: Path) -> None:
             passes()
 
     write, journal.WeightsStream.write = journal.WeightsStream.write, write_in_halves
-    sys.addaudithook(lambda event, args: passes() if event in EVENTS and str(args[0]).startswith(str(folder)) else None)
+    sys.addaudithook(
+        lambda event, args: (
+            passes() if event in EVENTS and str(args[0]).startswith(str(folder)) else None
+        )
+    )
 
 
 def export(model: str, out: Path, resume: bool) -> None:
-    export_bundle(ExportSpec(model, "h2o", 0.2, None, None, None, None, None, 3, 32, "fp16", out, True,
-                             weights="int4", resume=resume))  # fmt: skip
+    export_bundle(
+        ExportSpec(
+            model,
+            "h2o",
+            0.2,
+            None,
+            None,
+            None,
+            None,
+            None,
+            3,
+            32,
+            "fp16",
+            out,
+            True,
+            weights="int4",
+            resume=resume,
+        )
+    )
 
 
 def is_killed(model: str, out: Path, moment: int) -> bool:
@@ -76,7 +101,9 @@ def hashes(out: Path) -> list[str]:
 def main(model: str, out: Path) -> None:
     torch.set_num_threads(1)  # the threads of a pool are not there in a fork
     with tempfile.TemporaryDirectory() as elsewhere:
-        export(model, Path(elsewhere) / "b", resume=False)  # forks inherit what is loaded by the first export
+        export(
+            model, Path(elsewhere) / "b", resume=False
+        )  # forks inherit what is loaded by the first export
     killed, moment = True, 0
     while killed:
         killed = is_killed(model, out, moment)

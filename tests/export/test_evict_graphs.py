@@ -11,11 +11,16 @@ from ssd_export.export.graphs import evict_specs
 from ssd_export.runtime.runner import full_before, release_steps
 
 CONFIG = ModelConfig(100, 32, 2, 4, 4, 8, 64, 1e4, 1e-6, 1024, 16, 8, VQConfig(8, 8, (1, 1), 1), 96)
-OPTIONS = [HeadOption(Rule(-1, 4, True), slots, every) for slots, every in ((30, 6), (48, 12), (64, 1), (30, 6))]
+OPTIONS = [
+    HeadOption(Rule(-1, 4, True), slots, every)
+    for slots, every in ((30, 6), (48, 12), (64, 1), (30, 6))
+]
 
 
 def mixed() -> PolicyTable:
-    return policy_from_head_options(CONFIG, "ssd-auto", 0.1, 32, [OPTIONS, OPTIONS[1:] + OPTIONS[:1]])
+    return policy_from_head_options(
+        CONFIG, "ssd-auto", 0.1, 32, [OPTIONS, OPTIONS[1:] + OPTIONS[:1]]
+    )
 
 
 def test_every_tensor_of_evict_is_in_the_graph_of_one_kind() -> None:

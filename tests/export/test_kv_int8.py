@@ -1,4 +1,6 @@
-"""A bundle whose cache is int8: torch and ONNX Runtime agree, the policy is what it was, and the bytes are counted."""
+"""A bundle whose cache is int8: torch and ONNX Runtime agree, the policy is what it was, and the
+bytes are counted.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +25,13 @@ TINY = TinyJanus(seed=3, num_kv_heads=2)
 
 def bundle_of(policy: str = "ssd-row", **changes: object) -> Path:
     model = checkpoint(TINY)
-    return bundle(model, policy, 1.0 if policy == "full" else 0.2, head_map=str(head_map_file(model)), **changes)
+    return bundle(
+        model,
+        policy,
+        1.0 if policy == "full" else 0.2,
+        head_map=str(head_map_file(model)),
+        **changes,
+    )
 
 
 def draw(path: Path, runner: str) -> tuple[np.ndarray, ImageGenerator]:
@@ -44,8 +52,13 @@ def test_slots_hold_what_the_policy_says() -> None:
     positions = []
     for kv_dtype in ("model", "int8"):
         _, generator = draw(bundle_of(kv_dtype=kv_dtype), "ort")
-        positions.append({(layer, index): generator.runner.cache(past_name(layer, index, "position"))
-                          for layer, index, group in head_groups(generator.table) if not group.rule.by_score})  # fmt: skip
+        positions.append(
+            {
+                (layer, index): generator.runner.cache(past_name(layer, index, "position"))
+                for layer, index, group in head_groups(generator.table)
+                if not group.rule.by_score
+            }
+        )
     assert positions[0], "no group ranks by position"
     for place, position in positions[0].items():
         np.testing.assert_array_equal(position, positions[1][place])
@@ -61,7 +74,9 @@ def test_bytes_are_counted_with_their_scales(runner: str) -> None:
         wanted += 4 * group.num_heads * group.num_slots * (2 * row + 4 + 4 * group.rule.by_score)
     assert generator.runner.cache_bytes() == generator.cache.bytes == wanted
     whole = generator.table.full_image_cache_bytes(config, 4, 2)
-    assert generator.cache.full_image_bytes_per_image == whole, "the saving is measured by a full cache in the model's dtype"
+    assert generator.cache.full_image_bytes_per_image == whole, (
+        "the saving is measured by a full cache in the model's dtype"
+    )
 
 
 def test_half_precision_models_take_it_too() -> None:
@@ -71,7 +86,9 @@ def test_half_precision_models_take_it_too() -> None:
 
 
 def test_int8_weights_and_cache_go_together() -> None:
-    report = verify(VerifySpec(bundle_of(kv_dtype="int8", weights="int8"), against="torch", level="logits"))
+    report = verify(
+        VerifySpec(bundle_of(kv_dtype="int8", weights="int8"), against="torch", level="logits")
+    )
     assert report["ok"], json.dumps(report["rungs"][-1])
 
 
@@ -79,9 +96,19 @@ def test_a_bundle_says_what_its_cache_is() -> None:
     opened = open_bundle(bundle_of(kv_dtype="int8"))
     table = PolicyTable.from_dict(opened.config["policy"])
     assert table.kv_dtype == "int8"
-    dtypes = {t["name"].split(".")[-1]: t["dtype"] for t in opened.config["graphs"]["decode_step"]["inputs"] if t["name"].startswith("past")}
-    assert dtypes == {"key": "int8", "value": "int8", "key_scale": "float32", "value_scale": "float32",
-                      "position": "int32", "score": "float32"}  # fmt: skip
+    dtypes = {
+        t["name"].split(".")[-1]: t["dtype"]
+        for t in opened.config["graphs"]["decode_step"]["inputs"]
+        if t["name"].startswith("past")
+    }
+    assert dtypes == {
+        "key": "int8",
+        "value": "int8",
+        "key_scale": "float32",
+        "value_scale": "float32",
+        "position": "int32",
+        "score": "float32",
+    }
     config = ModelConfig.from_dict(opened.config["model"])
     plain = PolicyTable.from_dict(open_bundle(bundle_of()).config["policy"])
     assert table.cache_bytes(config, 4, 2) < plain.cache_bytes(config, 4, 2)

@@ -1,4 +1,6 @@
-"""Quantised weights: what the bundle stores, against numpy; what ONNX Runtime and torch make of it, against each other."""
+"""Quantised weights: what the bundle stores, against numpy; what ONNX Runtime and torch make of it,
+against each other.
+"""
 
 from __future__ import annotations
 
@@ -18,32 +20,53 @@ from ssd_export.evaluate.ladder import prompt_batch
 from ssd_export.export.exporter import export_bundle
 from ssd_export.export.quantize import block_lines, precision_facts
 from ssd_export.export.weights import plan_weights
-from ssd_export.model.quantization import BLOCKS, Scheme, choose_scheme, dequantize, quantize, to_stored
+from ssd_export.model.quantization import (
+    BLOCKS,
+    Scheme,
+    choose_scheme,
+    dequantize,
+    quantize,
+    to_stored,
+)
 from ssd_export.runtime.generate import ImageGenerator
 from ssd_export.runtime.ort_runner import OrtRunner
 from ssd_export.runtime.ort_session import session_entries
 from ssd_export.runtime.torch_runner import TorchRunner
 from tests.janus_checkpoints import TinyJanus
-from tests.runtime.checkpoints import PROMPTS, bundle, checkpoint, export_spec, head_map_file, scratch
+from tests.runtime.checkpoints import (
+    PROMPTS,
+    bundle,
+    checkpoint,
+    export_spec,
+    head_map_file,
+    scratch,
+)
 
 TINY = TinyJanus(seed=3, num_kv_heads=2)
 FORMATS = ("int8", "int4", "fp8")
 SCHEMES = [Scheme("int8"), Scheme("fp8"), *(Scheme("int4", block) for block in BLOCKS)]
 TRIED = {"int8": (127,), "int4": (7, 7.5, 8, 8.5), "fp8": (448,)}
-# of a scale: int4 may clip its greatest to 7 of 8.5; fp8 has steps of 32 below its greatest number, 448
+# of a scale: int4 may clip its greatest to 7 of 8.5; fp8 has steps of 32 below its greatest number,
+# 448
 MOST = {"int8": 0.5, "int4": 1.5, "fp8": 16.0}
 
 
 def weights_of(num_outputs: int = 6, num_inputs: int = 256, seed: int = 0) -> np.ndarray:
     """Linear weights [out, in] of uneven rows, one of them zero, one with an outlier."""
     rng = np.random.default_rng(seed)
-    weights = rng.standard_normal((num_outputs, num_inputs)) * np.logspace(-3, 0, num_outputs)[:, None]
+    weights = (
+        rng.standard_normal((num_outputs, num_inputs)) * np.logspace(-3, 0, num_outputs)[:, None]
+    )
     weights[0], weights[1, 7] = 0.0, 9.0
     return weights.astype(np.float32)
 
 
-def numpy_quantized(weights: np.ndarray, scheme: Scheme, dtype: str) -> tuple[np.ndarray, np.ndarray]:
-    """Codes and scales in another way than ours: block after block, every divisor tried, errors in float64."""
+def numpy_quantized(
+    weights: np.ndarray, scheme: Scheme, dtype: str
+) -> tuple[np.ndarray, np.ndarray]:
+    """Codes and scales in another way than ours: block after block, every divisor tried, errors in
+    float64.
+    """
     num_outputs, num_inputs = weights.shape
     block = scheme.block or num_inputs
     codes = np.zeros(weights.shape)
@@ -51,17 +74,26 @@ def numpy_quantized(weights: np.ndarray, scheme: Scheme, dtype: str) -> tuple[np
     for row in range(num_outputs):
         for index in range(num_inputs // block):
             place = slice(index * block, (index + 1) * block)
-            tried = [numpy_block(weights[row, place], divisor, scheme.format, dtype) for divisor in TRIED[scheme.format]]
+            tried = [
+                numpy_block(weights[row, place], divisor, scheme.format, dtype)
+                for divisor in TRIED[scheme.format]
+            ]
             _, scales[row, index], codes[row, place] = min(tried, key=lambda each: each[0])
     return codes, scales
 
 
-def numpy_block(part: np.ndarray, divisor: float, format: str, dtype: str) -> tuple[float, float, np.ndarray]:
+def numpy_block(
+    part: np.ndarray, divisor: float, format: str, dtype: str
+) -> tuple[float, float, np.ndarray]:
     """(squared error, scale, codes) of one block."""
-    scale = np.dtype(dtype).type(np.abs(part).max() / np.float32(divisor)) or np.dtype(dtype).type(1)
+    scale = np.dtype(dtype).type(np.abs(part).max() / np.float32(divisor)) or np.dtype(dtype).type(
+        1
+    )
     least, greatest = {"int8": (-127, 127), "int4": (-8, 7), "fp8": (-448, 448)}[format]
     exact = (part / np.float32(scale)).clip(least, greatest)
-    codes = (exact.astype(ml_dtypes.float8_e4m3fn) if format == "fp8" else np.rint(exact)).astype(np.float64)
+    codes = (exact.astype(ml_dtypes.float8_e4m3fn) if format == "fp8" else np.rint(exact)).astype(
+        np.float64
+    )
     return float(((codes * float(scale) - part) ** 2).sum()), scale, codes
 
 
@@ -80,7 +112,9 @@ def test_what_is_stored_gives_the_weights_back_within_a_step(scheme: Scheme) -> 
     weights = weights_of()
     stored, scale = to_stored(*quantize(torch.from_numpy(weights), scheme, torch.float32), scheme)
     again = dequantize(stored, scale).T.numpy()
-    steps = numpy_quantized(weights, scheme, "float32")[1].repeat(scheme.block or weights.shape[1], axis=1)
+    steps = numpy_quantized(weights, scheme, "float32")[1].repeat(
+        scheme.block or weights.shape[1], axis=1
+    )
     assert (np.abs(again - weights) <= MOST[scheme.format] * steps * 1.0001).all()
     if scheme.format == "int4":
         inside = (weights > -8.5 * steps) & (weights < 7.5 * steps)
@@ -93,23 +127,42 @@ def test_what_is_stored_gives_the_weights_back_within_a_step(scheme: Scheme) -> 
 
 def test_int4_is_packed_as_onnx_packs_it() -> None:
     """Codes -7..7 through the file's bytes into an ONNX tensor and back."""
-    codes = torch.arange(-7, 8).repeat(4)[:56].reshape(4, 14).T.contiguous().to(torch.int8)  # [out 14, in 4]
+    codes = (
+        torch.arange(-7, 8).repeat(4)[:56].reshape(4, 14).T.contiguous().to(torch.int8)
+    )  # [out 14, in 4]
     stored, _ = to_stored(codes, torch.ones(14, 1), Scheme("int4", 4))
-    tensor = onnx.TensorProto(dims=[4, 14], data_type=onnx.TensorProto.INT4, raw_data=stored.numpy().tobytes())
-    np.testing.assert_array_equal(onnx.numpy_helper.to_array(tensor).astype(np.int8), codes.T.numpy())
+    tensor = onnx.TensorProto(
+        dims=[4, 14], data_type=onnx.TensorProto.INT4, raw_data=stored.numpy().tobytes()
+    )
+    np.testing.assert_array_equal(
+        onnx.numpy_helper.to_array(tensor).astype(np.int8), codes.T.numpy()
+    )
 
 
-@pytest.mark.parametrize(("num_inputs", "num_outputs", "wanted"), [
-    (256, [6], 128), (128, [6], 128), (192, [6], 64), (352, [6, 6], 32), (48, [2], 16), (40, [6], None), (256, [5, 5], None),
-])  # fmt: skip
-def test_int4_takes_the_greatest_block_that_divides_the_inputs(num_inputs: int, num_outputs: list[int], wanted: int | None) -> None:
+@pytest.mark.parametrize(
+    ("num_inputs", "num_outputs", "wanted"),
+    [
+        (256, [6], 128),
+        (128, [6], 128),
+        (192, [6], 64),
+        (352, [6, 6], 32),
+        (48, [2], 16),
+        (40, [6], None),
+        (256, [5, 5], None),
+    ],
+)
+def test_int4_takes_the_greatest_block_that_divides_the_inputs(
+    num_inputs: int, num_outputs: list[int], wanted: int | None
+) -> None:
     scheme = choose_scheme("int4", num_inputs, num_outputs)
     assert (scheme and scheme.block) == wanted
 
 
 def quantized_bundle(weights: str, dtype: str = "fp32") -> Path:
     model = checkpoint(TINY)
-    return bundle(model, "ssd-row", head_map=str(head_map_file(model)), weights=weights, dtype=dtype)
+    return bundle(
+        model, "ssd-row", head_map=str(head_map_file(model)), weights=weights, dtype=dtype
+    )
 
 
 @pytest.mark.parametrize("weights", FORMATS)
@@ -119,16 +172,24 @@ def test_the_weights_file_counts_its_bytes(weights: str) -> None:
     header, tensors = read_header(path / "onnx" / "weights.safetensors")
     layer = {name: entry for name, entry in tensors.items() if name.startswith("layers.")}
     codes = {name: entry for name, entry in layer.items() if not name.endswith(".scale")}
-    assert {entry["dtype"] for entry in codes.values()} == {{"int8": "I8", "int4": "U8", "fp8": "F8_E4M3"}[weights]}
-    num_weights = sum(int(np.prod(entry["shape"])) for entry in codes.values()) * (2 if weights == "int4" else 1)
+    assert {entry["dtype"] for entry in codes.values()} == {
+        {"int8": "I8", "int4": "U8", "fp8": "F8_E4M3"}[weights]
+    }
+    num_weights = sum(int(np.prod(entry["shape"])) for entry in codes.values()) * (
+        2 if weights == "int4" else 1
+    )
     wanted = num_weights // (2 if weights == "int4" else 1)
-    wanted += 4 * sum(int(np.prod(entry["shape"])) for name, entry in layer.items() if name.endswith(".scale"))
+    wanted += 4 * sum(
+        int(np.prod(entry["shape"])) for name, entry in layer.items() if name.endswith(".scale")
+    )
     facts = open_bundle(path).config["precision"]
     assert facts["weights"] == weights and facts["quantized_bytes"] == wanted
     end = max(entry["data_offsets"][1] for entry in tensors.values())
     assert (path / "onnx" / "weights.safetensors").stat().st_size == header + end
     plain = read_header(quantized_bundle("none") / "onnx" / "weights.safetensors")[1]
-    assert {name: entry for name, entry in plain.items() if not name.startswith("layers.")}.keys() == tensors.keys() - layer.keys()
+    assert {
+        name: entry for name, entry in plain.items() if not name.startswith("layers.")
+    }.keys() == tensors.keys() - layer.keys()
 
 
 def read_header(path: Path) -> tuple[int, dict[str, dict[str, object]]]:
@@ -143,7 +204,9 @@ def test_graphs_are_valid_onnx(weights: str, dtype: str) -> None:
     for path in sorted((quantized_bundle(weights, dtype) / "onnx").glob("*.onnx")):
         onnx.checker.check_model(str(path))
     model = onnx.load(path.parent / "decode_step.onnx", load_external_data=False)
-    assert sum(node.op_type == "DequantizeLinear" for node in model.graph.node) == 4 * TINY.num_layers
+    assert (
+        sum(node.op_type == "DequantizeLinear" for node in model.graph.node) == 4 * TINY.num_layers
+    )
 
 
 @pytest.mark.parametrize("weights", FORMATS)
@@ -159,7 +222,9 @@ def test_onnx_runtime_draws_the_same_tokens_as_torch(weights: str) -> None:
 
 @pytest.mark.parametrize("weights", ["int8", "int4"])
 def test_fast_kernels_stay_close_to_the_exact_ones(weights: str) -> None:
-    """They round activations to int8: logits of the prompt move, by less than a tenth of their spread."""
+    """They round activations to int8: logits of the prompt move, by less than a tenth of their
+    spread.
+    """
     opened = open_bundle(quantized_bundle(weights))
     batch = prompt_batch(opened, PolicyTable.from_dict(opened.config["policy"]), seed=7)
     runners = OrtRunner(opened, exact=True), OrtRunner(opened)
@@ -174,12 +239,18 @@ def test_fast_kernels_stay_close_to_the_exact_ones(weights: str) -> None:
 def test_onnx_runtime_reads_the_codes_as_they_are(weights: str, graph: str, tmp_path: Path) -> None:
     """Every DequantizeLinear is fused with its product: no session holds the matrices in float."""
     options = ort.SessionOptions()
-    options.log_severity_level, options.optimized_model_filepath = 3, str(tmp_path / "optimized.onnx")
+    options.log_severity_level, options.optimized_model_filepath = (
+        3,
+        str(tmp_path / "optimized.onnx"),
+    )
     for name, value in session_entries(weights, exact=False).items():
         options.add_session_config_entry(name, value)
     path = quantized_bundle(weights) / "onnx" / f"{graph}.onnx"
     ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    nodes = [node.op_type for node in onnx.load(tmp_path / "optimized.onnx", load_external_data=False).graph.node]
+    nodes = [
+        node.op_type
+        for node in onnx.load(tmp_path / "optimized.onnx", load_external_data=False).graph.node
+    ]
     assert nodes.count("DequantizeLinear") == 0
     assert nodes.count("MatMulNBits") == 4 * TINY.num_layers
 
@@ -190,7 +261,10 @@ def test_matrices_without_a_block_keep_their_dtype_and_it_is_said() -> None:
     path = bundle(checkpoint(odd), "full", 1.0, weights="int4")
     facts = open_bundle(path).config["precision"]
     assert facts["kept"] == [f"layers.{layer}.down" for layer in range(odd.num_layers)]
-    assert any("not quantised" in line and f"down ({odd.num_layers} layers)" in line for line in block_lines(facts))
+    assert any(
+        "not quantised" in line and f"down ({odd.num_layers} layers)" in line
+        for line in block_lines(facts)
+    )
     assert read_header(path / "onnx" / "weights.safetensors")[1]["layers.0.down"]["dtype"] == "F32"
 
 
@@ -201,14 +275,27 @@ def test_codes_and_scale_may_be_made_in_any_order() -> None:
 
     opened = open_checkpoint(checkpoint(TINY))
     table = make_policy("full", opened.config, budget=1.0, prompt_slots=32)
-    forwards = {weight.name: weight.make() for weight in plan_weights(opened, table, torch.float32, "int4")}
+    forwards = {
+        weight.name: weight.make() for weight in plan_weights(opened, table, torch.float32, "int4")
+    }
     for weight in reversed(plan_weights(opened, table, torch.float32, "int4")):
         assert torch.equal(weight.make(), forwards[weight.name]), weight.name
-    assert precision_facts("none", plan_weights(opened, table, torch.float32)) == {"weights": "none", "quantized_bytes": 0}
+    assert precision_facts("none", plan_weights(opened, table, torch.float32)) == {
+        "weights": "none",
+        "quantized_bytes": 0,
+    }
 
 
 def test_two_exports_are_the_same_bytes() -> None:
     model = checkpoint(TINY)
-    again = export_bundle(export_spec(model, "ssd-row", head_map=str(head_map_file(model)), weights="int4", out=scratch() / "int4-again"))
+    again = export_bundle(
+        export_spec(
+            model,
+            "ssd-row",
+            head_map=str(head_map_file(model)),
+            weights="int4",
+            out=scratch() / "int4-again",
+        )
+    )
     first = open_bundle(quantized_bundle("int4")).files["onnx/weights.safetensors"]
     assert open_bundle(again).files["onnx/weights.safetensors"] == first

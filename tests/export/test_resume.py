@@ -1,4 +1,6 @@
-"""An export that is killed: never a bundle that loads and is wrong, and --resume ends where an undisturbed one does."""
+"""An export that is killed: never a bundle that loads and is wrong, and --resume ends where an
+undisturbed one does.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +26,9 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_checkpoint(tmp_path_factory.mktemp("model") / "small", "small", "original", "fp16", num_layers=2)
+    return write_checkpoint(
+        tmp_path_factory.mktemp("model") / "small", "small", "original", "fp16", num_layers=2
+    )
 
 
 def spec(model: Path, out: Path, **changes: object) -> ExportSpec:
@@ -36,7 +40,9 @@ def undisturbed(model: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
     return open_bundle(export_bundle(spec(model, tmp_path_factory.mktemp("bundle") / "b"))).hash
 
 
-def interrupted(model: Path, out: Path, after: int, error: BaseException, **changes: object) -> None:
+def interrupted(
+    model: Path, out: Path, after: int, error: BaseException, **changes: object
+) -> None:
     """An export that fails when it makes the tensor after so many."""
     write, count = journal.WeightsStream.write, 0
 
@@ -68,15 +74,23 @@ def test_killed_at_ten_moments_it_never_loads_wrong_and_resumes_to_the_same_byte
     assert last["hashes"] == [undisturbed] and os.listdir(tmp_path) == ["b"]
 
 
-@pytest.mark.parametrize("error", [KeyboardInterrupt(), SystemExit(143), OSError(28, "No space left on device")])
+@pytest.mark.parametrize(
+    "error", [KeyboardInterrupt(), SystemExit(143), OSError(28, "No space left on device")]
+)
 def test_what_can_be_resumed_is_kept_and_goes_on(
-    model: Path, undisturbed: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException
+    model: Path,
+    undisturbed: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    error: BaseException,
 ) -> None:
     interrupted(model, tmp_path / "b", 9, error)
     assert os.listdir(tmp_path) == ["b.partial-export"]
     made = []
     write = journal.WeightsStream.write
-    monkeypatch.setattr(journal.WeightsStream, "write", lambda stream, data: (made.append(1), write(stream, data)))
+    monkeypatch.setattr(
+        journal.WeightsStream, "write", lambda stream, data: (made.append(1), write(stream, data))
+    )
     assert open_bundle(export_bundle(spec(model, tmp_path / "b", resume=True))).hash == undisturbed
     lines = len(weights.plan_weights(*plan_of(model)))
     assert len(made) == lines - 9 and os.listdir(tmp_path) == ["b"]
@@ -92,7 +106,9 @@ def test_a_failure_that_cannot_be_resumed_leaves_nothing(model: Path, tmp_path: 
     assert os.listdir(tmp_path) == []
 
 
-def test_damage_since_the_interruption_is_written_again(model: Path, undisturbed: str, tmp_path: Path) -> None:
+def test_damage_since_the_interruption_is_written_again(
+    model: Path, undisturbed: str, tmp_path: Path
+) -> None:
     interrupted(model, tmp_path / "b", 12, KeyboardInterrupt())
     folder = unfinished_folder(tmp_path / "b")
     path = folder / "onnx" / weights.WEIGHTS_FILE
@@ -107,11 +123,15 @@ def test_damage_since_the_interruption_is_written_again(model: Path, undisturbed
 def test_another_export_is_not_resumed(model: Path, tmp_path: Path) -> None:
     interrupted(model, tmp_path / "b", 5, KeyboardInterrupt())
     before = sorted(tmp_path.rglob("*"))
-    with pytest.raises(UserError, match=r"was begun with weights int4, and now it is none.*leave out --resume"):
+    with pytest.raises(
+        UserError, match=r"was begun with weights int4, and now it is none.*leave out --resume"
+    ):
         export_bundle(replace(spec(model, tmp_path / "b", resume=True), weights="none"))
     with pytest.raises(UserError, match="was begun with budget 0.2, and now it is 0.3"):
         export_bundle(replace(spec(model, tmp_path / "b", resume=True), budget=0.3))
-    other = write_checkpoint(tmp_path.parent / "other", "small", "original", "fp16", seed=1, num_layers=2)
+    other = write_checkpoint(
+        tmp_path.parent / "other", "small", "original", "fp16", seed=1, num_layers=2
+    )
     with pytest.raises(UserError, match="was begun from another checkpoint"):
         export_bundle(spec(other, tmp_path / "b", resume=True))
     assert sorted(tmp_path.rglob("*")) == before
@@ -148,7 +168,9 @@ def test_too_little_disk_is_said_before_the_work(
     from ssd_export.plan import machine
 
     monkeypatch.setattr(machine, "free_disk_bytes", lambda path: 1 << 20)
-    with pytest.raises(UserError, match=r"the bundle .* needs 6\d MiB of disk and 1 MiB are free.*--weights int4"):
+    with pytest.raises(
+        UserError, match=r"the bundle .* needs 6\d MiB of disk and 1 MiB are free.*--weights int4"
+    ):
         export_bundle(spec(model, tmp_path / "b"))
     assert os.listdir(tmp_path) == []
 

@@ -1,4 +1,6 @@
-"""The kernel compiles ahead of time without a GPU, and what kernels.json says about an image is so."""
+"""The kernel compiles ahead of time without a GPU, and what kernels.json says about an image is
+so.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +13,14 @@ import onnx_ir as ir
 import pytest
 
 from ssd_export.errors import UserError
-from ssd_export.kernels.image import KernelImage, Variant, attach_kernel, find_image, read_image, read_manifest
+from ssd_export.kernels.image import (
+    KernelImage,
+    Variant,
+    attach_kernel,
+    find_image,
+    read_image,
+    read_manifest,
+)
 
 SMALL = Variant("float16", 32)
 
@@ -39,7 +48,9 @@ def check_image(folder: Path, image: KernelImage) -> None:
     assert f".version {image.ptx_version // 10}.{image.ptx_version % 10}\n" in ptx
     assert re.search(rf"\.target sm_{image.target}a?\n", ptx)
     assert f".reqntid {32 * image.num_warps}" in ptx
-    assert cubin.startswith(b"\x7fELF") and len(cubin) < 100_000, "no line tables, which name paths of this machine"
+    assert cubin.startswith(b"\x7fELF") and len(cubin) < 100_000, (
+        "no line tables, which name paths of this machine"
+    )
     assert image.shared_bytes <= 48 * 1024 and image.max_slots >= 64 + 576
 
 
@@ -50,9 +61,14 @@ def test_two_targets_compile_and_match_the_manifest(folder: Path) -> None:
         check_image(folder, image)
 
 
-@pytest.mark.skipif("SSD_SLOW_TESTS" not in os.environ, reason="all targets take a minute: set SSD_SLOW_TESTS=1")
+@pytest.mark.skipif(
+    "SSD_SLOW_TESTS" not in os.environ, reason="all targets take a minute: set SSD_SLOW_TESTS=1"
+)
 def test_every_target_and_dtype_compiles(tmp_path: Path) -> None:
-    targets, dtypes = (75, 80, 86, 87, 89, 90, 100, 103, 110, 120, 121), ("float16", "bfloat16", "float32")
+    targets, dtypes = (
+        (75, 80, 86, 87, 89, 90, 100, 103, 110, 120, 121),
+        ("float16", "bfloat16", "float32"),
+    )
     images = compiled(tmp_path, targets, dtypes)
     assert len(images) == len(targets) * len(dtypes)
     for image in images:
@@ -60,8 +76,14 @@ def test_every_target_and_dtype_compiles(tmp_path: Path) -> None:
 
 
 def test_arguments_are_the_launcher_s(folder: Path) -> None:
-    arguments = [argument["name"] for argument in json.loads((folder / "kernels.json").read_text())["arguments"]]
-    assert arguments[:2] == ["query_ptr", "key_ptr"] and arguments[-2:] == ["global_scratch", "profile_scratch"]
+    arguments = [
+        argument["name"]
+        for argument in json.loads((folder / "kernels.json").read_text())["arguments"]
+    ]
+    assert arguments[:2] == ["query_ptr", "key_ptr"] and arguments[-2:] == [
+        "global_scratch",
+        "profile_scratch",
+    ]
     assert arguments[-3] == "score_decay"
 
 
@@ -69,8 +91,12 @@ def test_a_cubin_is_for_its_target_and_old_ptx_for_everything_newer(folder: Path
     images = read_manifest(folder)
     found = {target: find_image(images, target, SMALL) for target in (75, 80, 90, 120, 121)}
     assert {target: (image.target, kind) for target, (image, kind) in found.items()} == {
-        75: (75, "cubin"), 80: (75, "ptx"), 90: (75, "ptx"), 120: (120, "cubin"), 121: (75, "ptx"),
-    }  # fmt: skip
+        75: (75, "cubin"),
+        80: (75, "ptx"),
+        90: (75, "ptx"),
+        120: (120, "cubin"),
+        121: (75, "ptx"),
+    }
 
 
 def test_no_image_names_the_command(folder: Path) -> None:
@@ -84,11 +110,20 @@ def test_attached_images_survive_a_file(folder: Path, tmp_path: Path) -> None:
     image = read_manifest(folder)[0]
     given = image.attributes(read_image(folder, image, "cubin"))
     out = ir.Value(name="out")
-    nodes = [ir.Node("ssd_export", "DecodeAttention", [], outputs=[out]), ir.Node("", "Identity", [out])]
-    model = ir.Model(ir.Graph([], nodes[1].outputs, nodes=nodes, opset_imports={"": 18, "ssd_export": 1}), ir_version=10)
+    nodes = [
+        ir.Node("ssd_export", "DecodeAttention", [], outputs=[out]),
+        ir.Node("", "Identity", [out]),
+    ]
+    model = ir.Model(
+        ir.Graph([], nodes[1].outputs, nodes=nodes, opset_imports={"": 18, "ssd_export": 1}),
+        ir_version=10,
+    )
     assert attach_kernel(model, given, "ssd_export", "DecodeAttention") == 1
     ir.save(model, tmp_path / "model.onnx")
-    read = {name: attribute.value for name, attribute in ir.load(tmp_path / "model.onnx").graph[0].attributes.items()}
+    read = {
+        name: attribute.value
+        for name, attribute in ir.load(tmp_path / "model.onnx").graph[0].attributes.items()
+    }
     read["kernel_image"] = read["kernel_image"].numpy().tobytes()
     assert read == given
 
@@ -98,7 +133,10 @@ def test_attached_images_survive_a_file(folder: Path, tmp_path: Path) -> None:
     [
         (lambda folder: (folder / "kernels.json").unlink(), "no kernel images in"),
         (lambda folder: (folder / "kernels.json").write_text("{"), "damaged"),
-        (lambda folder: (folder / "kernels.json").write_text('{"schema": 99, "images": []}'), "has schema 99"),
+        (
+            lambda folder: (folder / "kernels.json").write_text('{"schema": 99, "images": []}'),
+            "has schema 99",
+        ),
     ],
 )
 def test_a_damaged_folder_says_what_to_do(tmp_path: Path, damage: object, message: str) -> None:

@@ -1,4 +1,6 @@
-"""The Triton kernel equals the torch reference: interpreted on the CPU in a process of its own, case by case."""
+"""The Triton kernel equals the torch reference: interpreted on the CPU in a process of its own,
+case by case.
+"""
 
 from __future__ import annotations
 
@@ -28,8 +30,14 @@ SCORE_TOLERANCE = 1e-5
 @pytest.fixture(scope="module")
 def interpreted() -> dict[tuple[str, str], dict[str, object]]:
     environment = os.environ | {"TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
-    run = subprocess.run([sys.executable, "-m", "tests.kernels.interpret"], cwd=ROOT, env=environment,
-                         capture_output=True, text=True, check=False)  # fmt: skip
+    run = subprocess.run(
+        [sys.executable, "-m", "tests.kernels.interpret"],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert run.returncode == 0, run.stderr
     lines = [json.loads(line) for line in run.stdout.splitlines()]
     return {(line["case"], line["dtype"]): line for line in lines}
@@ -45,7 +53,11 @@ def test_kernel_equals_the_reference(interpreted: dict, case: str, dtype: str) -
 
 def test_the_table_is_covered_and_releases_are_crossed(interpreted: dict) -> None:
     assert set(ALL_CASES) >= {case.name for case in CASES}
-    without = {case for (case, _), result in interpreted.items() if not result.get("released") and case != "garbage"}
+    without = {
+        case
+        for (case, _), result in interpreted.items()
+        if not result.get("released") and case != "garbage"
+    }
     assert without == {"full", "full-gqa"}
 
 
@@ -59,9 +71,12 @@ GROUP = HeadGroup(Rule(-1, 0, True), 9, 1, num_heads=2)
 def call(**changed: torch.Tensor) -> None:
     state = GroupState.empty(3, GROUP, 8)
     given = {
-        "query": torch.zeros(3, 4, 8), "key": torch.zeros(3, 2, 8), "value": torch.zeros(3, 2, 8),
-        "prompt_length": torch.zeros(3, dtype=torch.int32), "position": torch.zeros(3, dtype=torch.int64),
-    }  # fmt: skip
+        "query": torch.zeros(3, 4, 8),
+        "key": torch.zeros(3, 2, 8),
+        "value": torch.zeros(3, 2, 8),
+        "prompt_length": torch.zeros(3, dtype=torch.int32),
+        "position": torch.zeros(3, dtype=torch.int64),
+    }
     state.score = changed.pop("score", state.score)
     decode_attention(**(given | changed), state=state, group=GROUP, score_decay=1.0)
 
@@ -71,11 +86,17 @@ def call(**changed: torch.Tensor) -> None:
     [
         ({"query": torch.zeros(3, 5, 8)}, "no whole number of query heads for 2 KV heads"),
         ({"query": torch.zeros(12, 8)}, "no whole number of query heads"),
-        ({"query": torch.zeros(3, 4, 7)}, r"query is .* \(3, 4, 7\) .* wants torch.float32 \(3, 4, 8\)"),
+        (
+            {"query": torch.zeros(3, 4, 7)},
+            r"query is .* \(3, 4, 7\) .* wants torch.float32 \(3, 4, 8\)",
+        ),
         ({"key": torch.zeros(3, 2, 8, dtype=torch.float16)}, "key is torch.float16"),
         ({"value": torch.zeros(2, 3, 8).transpose(0, 1)}, "heads of a row must be contiguous"),
         ({"position": torch.zeros(3)}, "position is torch.float32"),
-        ({"prompt_length": torch.zeros(2, dtype=torch.int32)}, r"prompt_length is torch.int32 \(2,\)"),
+        (
+            {"prompt_length": torch.zeros(2, dtype=torch.int32)},
+            r"prompt_length is torch.int32 \(2,\)",
+        ),
         ({"score": torch.zeros(3, 9, 2).transpose(1, 2)}, "cache tensors must be contiguous"),
         ({"score": torch.zeros(3, 2, 9, dtype=torch.float16)}, "cached score is torch.float16"),
     ],

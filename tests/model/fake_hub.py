@@ -1,4 +1,6 @@
-"""A model hub on this machine: the part of its HTTP interface that a download uses, over a folder of files."""
+"""A model hub on this machine: the part of its HTTP interface that a download uses, over a folder
+of files.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +20,9 @@ NAME = "some-owner/Janus-Tiny"
 
 @dataclass
 class FakeHub:
-    """url: what HF_ENDPOINT takes. cut_after: the first download of a weights file breaks off after so many bytes."""
+    """url: what HF_ENDPOINT takes. cut_after: the first download of a weights file breaks off after
+    so many bytes.
+    """
 
     folder: Path
     url: str = ""
@@ -44,7 +48,11 @@ def serve(folder: Path) -> Iterator[FakeHub]:
             parts = path.strip("/").split("/")
             if parts[0] == "api":
                 self._api(parts[1:], send_body)
-            elif "/".join(parts[:2]) == NAME and parts[2] == "resolve" and parts[3] in ("main", COMMIT):
+            elif (
+                "/".join(parts[:2]) == NAME
+                and parts[2] == "resolve"
+                and parts[3] in ("main", COMMIT)
+            ):
                 self._file(parts[4], send_body)
             else:
                 self._send(404, b"{}", {"X-Error-Code": "EntryNotFound"}, send_body)
@@ -56,11 +64,30 @@ def serve(folder: Path) -> Iterator[FakeHub]:
                 return self._send(404, b"{}", {"X-Error-Code": "RevisionNotFound"}, send_body)
             files = sorted(path for path in hub.folder.iterdir())
             if len(parts) > 3 and parts[3] == "tree":
-                tree = [{"type": "file", "path": path.name, "size": path.stat().st_size, "oid": etag(path)} for path in files]
+                tree = [
+                    {
+                        "type": "file",
+                        "path": path.name,
+                        "size": path.stat().st_size,
+                        "oid": etag(path),
+                    }
+                    for path in files
+                ]
                 return self._send(200, json.dumps(tree).encode(), {}, send_body)
             siblings = [{"rfilename": path.name, "size": path.stat().st_size} for path in files]
-            info = {"_id": "1", "id": NAME, "modelId": NAME, "sha": COMMIT, "siblings": siblings, "tags": [], "private": False,
-                    "gated": False, "disabled": False, "downloads": 0, "likes": 0}  # fmt: skip
+            info = {
+                "_id": "1",
+                "id": NAME,
+                "modelId": NAME,
+                "sha": COMMIT,
+                "siblings": siblings,
+                "tags": [],
+                "private": False,
+                "gated": False,
+                "disabled": False,
+                "downloads": 0,
+                "likes": 0,
+            }
             self._send(200, json.dumps(info).encode(), {}, send_body)
 
         def _file(self, name: str, send_body: bool) -> None:
@@ -77,7 +104,12 @@ def serve(folder: Path) -> Iterator[FakeHub]:
             body = content[start : end + 1]
             if send_body and hub.cut_after is not None and name.endswith((".bin", ".safetensors")):
                 cut, hub.cut_after = body[: hub.cut_after], None
-                self._send(206 if partial else 200, cut, {**headers, "Content-Length": str(len(body))}, True)
+                self._send(
+                    206 if partial else 200,
+                    cut,
+                    {**headers, "Content-Length": str(len(body))},
+                    True,
+                )
                 self.close_connection = True
                 return None
             return self._send(206 if partial else 200, body, headers, send_body)

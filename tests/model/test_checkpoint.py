@@ -1,4 +1,6 @@
-"""Checkpoints of both layouts: the same names, tensors and numbers; heads permuted; memory given back."""
+"""Checkpoints of both layouts: the same names, tensors and numbers; heads permuted; memory given
+back.
+"""
 
 from __future__ import annotations
 
@@ -40,7 +42,9 @@ def test_both_layouts_are_the_same_checkpoint(both: tuple[Checkpoint, Checkpoint
     assert (transformers.layout, original.layout) == ("transformers", "original")
     assert transformers.config == original.config
     assert transformers.names() == original.names()
-    truth = {name.removeprefix("model."): value for name, value in build_model(TINY).state_dict().items()}
+    truth = {
+        name.removeprefix("model."): value for name, value in build_model(TINY).state_dict().items()
+    }
     for name in transformers.names():
         assert torch.equal(transformers.tensor(name), truth[name]) and torch.equal(
             original.tensor(name), truth[name]
@@ -49,7 +53,9 @@ def test_both_layouts_are_the_same_checkpoint(both: tuple[Checkpoint, Checkpoint
     assert transformers.fingerprint() == original.fingerprint()
 
 
-def test_the_fingerprint_sees_a_changed_layer(both: tuple[Checkpoint, Checkpoint], tmp_path: Path) -> None:
+def test_the_fingerprint_sees_a_changed_layer(
+    both: tuple[Checkpoint, Checkpoint], tmp_path: Path
+) -> None:
     other = write_transformers_checkpoint(tmp_path, TinyJanus(**{**TINY.__dict__, "seed": 5}))
     assert open_checkpoint(other).fingerprint() != both[0].fingerprint()
 
@@ -88,7 +94,10 @@ def test_llama_defaults_where_the_original_7b_config_is_silent() -> None:
         {
             "model_type": "multi_modality",
             "language_config": names_only,
-            "gen_vision_config": {"cls": "VQ-16", "params": {"image_token_size": 16384, "n_embed": 8}},
+            "gen_vision_config": {
+                "cls": "VQ-16",
+                "params": {"image_token_size": 16384, "n_embed": 8},
+            },
         },
     )
     config = read_model_config(file, shapes)
@@ -115,7 +124,9 @@ def test_a_transformers_config_of_before_version_5(both: tuple[Checkpoint, Check
 def test_bfloat16_weights_stay_bfloat16(tmp_path: Path) -> None:
     write_original_checkpoint(tmp_path, TINY)
     state = torch.load(tmp_path / "pytorch_model.bin", weights_only=True)
-    torch.save({name: value.bfloat16() for name, value in state.items()}, tmp_path / "pytorch_model.bin")
+    torch.save(
+        {name: value.bfloat16() for name, value in state.items()}, tmp_path / "pytorch_model.bin"
+    )
     checkpoint = open_checkpoint(tmp_path)
     assert all(checkpoint.tensor(name).dtype == torch.bfloat16 for name in checkpoint.names())
     assert len(checkpoint.fingerprint()) == 64
@@ -126,7 +137,9 @@ def test_tied_text_embedding_under_its_other_name(tmp_path: Path) -> None:
     state = torch.load(tmp_path / "pytorch_model.bin", weights_only=True)
     embedding = state.pop("language_model.model.embed_tokens.weight")
     torch.save({**state, "lm_head.weight": embedding}, tmp_path / "pytorch_model.bin")
-    assert torch.equal(open_checkpoint(tmp_path).tensor("language_model.embed_tokens.weight"), embedding)
+    assert torch.equal(
+        open_checkpoint(tmp_path).tensor("language_model.embed_tokens.weight"), embedding
+    )
 
 
 def test_permuted_heads_compute_the_same(both: tuple[Checkpoint, Checkpoint]) -> None:
@@ -134,10 +147,13 @@ def test_permuted_heads_compute_the_same(both: tuple[Checkpoint, Checkpoint]) ->
     head_order = ((2, 0, 1), (1, 2, 0))
     seen: dict[bool, dict[int, Tensor]] = {False: {}, True: {}}
     outputs = {
-        permuted: _run(checkpoint, head_order if permuted else None, seen[permuted]) for permuted in seen
+        permuted: _run(checkpoint, head_order if permuted else None, seen[permuted])
+        for permuted in seen
     }
     torch.testing.assert_close(outputs[True], outputs[False], rtol=1e-4, atol=1e-4)
-    assert torch.equal(seen[True][0], seen[False][0][:, list(head_order[0])])  # layer 0 has equal inputs
+    assert torch.equal(
+        seen[True][0], seen[False][0][:, list(head_order[0])]
+    )  # layer 0 has equal inputs
 
 
 def test_permute_heads_leaves_the_rest_alone(both: tuple[Checkpoint, Checkpoint]) -> None:
@@ -148,7 +164,10 @@ def test_permute_heads_leaves_the_rest_alone(both: tuple[Checkpoint, Checkpoint]
         assert torch.equal(moved, tensor) != ("layers.0.self_attn" in name)
     with pytest.raises(ValueError, match="no permutation"):
         permute_heads(
-            "language_model.layers.0.self_attn.q_proj.weight", torch.zeros(96, 96), ((0, 0, 1),), config
+            "language_model.layers.0.self_attn.q_proj.weight",
+            torch.zeros(96, 96),
+            ((0, 0, 1),),
+            config,
         )
 
 
@@ -165,7 +184,10 @@ def _run(
     model = ImageTokenModel(checkpoint.config).eval()
     weights = {name: checkpoint.tensor(name) for name in model.state_dict()}
     if head_order:
-        weights = {name: permute_heads(name, w, head_order, checkpoint.config) for name, w in weights.items()}
+        weights = {
+            name: permute_heads(name, w, head_order, checkpoint.config)
+            for name, w in weights.items()
+        }
     model.load_state_dict(weights, strict=True)
     tokens = torch.arange(24).reshape(2, 12)
     hidden = model(model.embed_image_tokens(tokens), torch.arange(12).expand(2, -1), attend)

@@ -16,7 +16,11 @@ from safetensors.torch import load_file, save_file
 
 from ssd_export.errors import UserError
 from ssd_export.model.checkpoint import open_checkpoint
-from tests.janus_checkpoints import TinyJanus, write_original_checkpoint, write_transformers_checkpoint
+from tests.janus_checkpoints import (
+    TinyJanus,
+    write_original_checkpoint,
+    write_transformers_checkpoint,
+)
 
 NORM = "model.language_model.norm.weight"
 
@@ -98,7 +102,9 @@ def test_a_missing_shard(copy: Callable[[str], Path], kind: str) -> None:
 )
 def test_a_damaged_index(copy: Callable[[str], Path], weight_map: Any) -> None:
     path = copy("original-sharded")
-    edit_json(path / "pytorch_model.bin.index.json", lambda values: values.update(weight_map=weight_map))
+    edit_json(
+        path / "pytorch_model.bin.index.json", lambda values: values.update(weight_map=weight_map)
+    )
     refused(path)
 
 
@@ -166,12 +172,17 @@ def test_llama_weights_under_a_janus_config(copy: Callable[[str], Path]) -> None
     for kind in ("transformers", "original"):
         path = copy(kind)
         edit_weights(
-            path, lambda state: [state.pop(name) for name in list(state) if "gen" in name or "vq" in name]
+            path,
+            lambda state: [
+                state.pop(name) for name in list(state) if "gen" in name or "vq" in name
+            ],
         )
         refused(path, "lacks")
 
 
-@pytest.mark.parametrize("kind, stored", [("transformers", NORM), ("original", "gen_head.vision_head.bias")])
+@pytest.mark.parametrize(
+    "kind, stored", [("transformers", NORM), ("original", "gen_head.vision_head.bias")]
+)
 def test_a_missing_tensor(copy: Callable[[str], Path], kind: str, stored: str) -> None:
     path = copy(kind)
     edit_weights(path, lambda state: state.pop(stored))
@@ -184,7 +195,9 @@ def test_a_missing_tensor(copy: Callable[[str], Path], kind: str, stored: str) -
 def test_a_wrong_shape(copy: Callable[[str], Path], kind: str, stored: str) -> None:
     path = copy(kind)
     edit_weights(path, lambda state: state.update({stored: torch.zeros(7)}))
-    refused(path, "shape [7], expected [", "weight" if kind == "transformers" else "mid.attn_1.q.bias")
+    refused(
+        path, "shape [7], expected [", "weight" if kind == "transformers" else "mid.attn_1.q.bias"
+    )
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,6 @@
-"""Prompt ids against transformers' Janus processor and chat template; prompts that try to be control."""
+"""Prompt ids against transformers' Janus processor and chat template; prompts that try to be
+control.
+"""
 
 from __future__ import annotations
 
@@ -54,7 +56,10 @@ def test_rows_are_conditional_then_unconditional_padded_on_the_right(tmp_path: P
     encoder = written(tmp_path)
     encoded = encoder.encode(["a red circle above a blue square", "x"], 64)
     long, short = encoded.prompt_length[:2].tolist()
-    assert encoded.ids.shape == (4, long) and encoded.ids.dtype == encoded.prompt_length.dtype == np.int32
+    assert (
+        encoded.ids.shape == (4, long)
+        and encoded.ids.dtype == encoded.prompt_length.dtype == np.int32
+    )
     assert encoded.prompt_length.tolist() == [long, short, long, short] and short < long
     for row, length in zip(encoded.ids, encoded.prompt_length):
         assert row[0] == encoder.bos_id and row[length - 1] == encoder.begin_of_image_id
@@ -67,7 +72,9 @@ def test_rows_are_conditional_then_unconditional_padded_on_the_right(tmp_path: P
 @pytest.mark.parametrize(
     "name", [BOS, PAD, BEGIN_OF_IMAGE, USER, ASSISTANT, "<|ref|>", "<image_placeholder>"]
 )
-def test_a_control_token_in_a_prompt_is_text(name: str, role_tokens_added: bool, tmp_path: Path) -> None:
+def test_a_control_token_in_a_prompt_is_text(
+    name: str, role_tokens_added: bool, tmp_path: Path
+) -> None:
     encoder = written(tmp_path, role_tokens_added)
     plain, typed = encoder.encode(["a  b"], 99), encoder.encode([f"a {name} b"], 99)
     tokenizer = train_tokenizer(role_tokens_added)
@@ -137,12 +144,19 @@ def test_a_damaged_tokenizer(content: str, tmp_path: Path) -> None:
 
 def test_a_tokenizer_of_another_model(tmp_path: Path) -> None:
     spec = json.loads(train_tokenizer().to_str())
-    spec["added_tokens"] = [token for token in spec["added_tokens"] if token["content"] != BEGIN_OF_IMAGE]
+    spec["added_tokens"] = [
+        token for token in spec["added_tokens"] if token["content"] != BEGIN_OF_IMAGE
+    ]
     (tmp_path / "tokenizer.json").write_text(json.dumps(spec))
     with pytest.raises(UserError, match="lacks the added token <begin_of_image>"):
         PromptEncoder.from_file(tmp_path / "tokenizer.json")
 
 
 def test_prompt_needs_neither_torch_nor_transformers() -> None:
-    code = "import sys, ssd_export.model.prompt; sys.exit(bool({'torch', 'transformers'} & set(sys.modules)))"
-    assert subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[2]).returncode == 0
+    code = (
+        "import sys, ssd_export.model.prompt; sys.exit(bool({'torch', 'transformers'} &"
+        " set(sys.modules)))"
+    )
+    assert (
+        subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[2]).returncode == 0
+    )

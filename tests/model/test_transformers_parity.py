@@ -31,12 +31,19 @@ CASES = [
     # layout, sharded, cfg_scale, numbers
     ("transformers", False, 5.0, TinyJanus(seed=1)),
     ("original", False, 2.0, TinyJanus(num_layers=3, num_kv_heads=2, seed=2)),
-    ("transformers", True, 2.0, TinyJanus(num_kv_heads=2, head_dim=32, role_tokens_added=False, seed=3)),
+    (
+        "transformers",
+        True,
+        2.0,
+        TinyJanus(num_kv_heads=2, head_dim=32, role_tokens_added=False, seed=3),
+    ),
     (
         "original",
         True,
         5.0,
-        TinyJanus(num_layers=4, num_heads=6, num_kv_heads=1, hidden_size=96, rope_theta=500.0, seed=4),
+        TinyJanus(
+            num_layers=4, num_heads=6, num_kv_heads=1, hidden_size=96, rope_theta=500.0, seed=4
+        ),
     ),
 ]
 
@@ -51,18 +58,26 @@ class FullCache:
 
     def __call__(self, layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         self.keys[layer] = torch.cat([self.keys[layer], key], 2) if layer in self.keys else key
-        self.values[layer] = torch.cat([self.values[layer], value], 2) if layer in self.values else value
+        self.values[layer] = (
+            torch.cat([self.values[layer], value], 2) if layer in self.values else value
+        )
         key, value = self.keys[layer], self.values[layer]
-        return F.scaled_dot_product_attention(query, key, value, attn_mask=self.mask, enable_gqa=True)
+        return F.scaled_dot_product_attention(
+            query, key, value, attn_mask=self.mask, enable_gqa=True
+        )
 
 
 def load(module: torch.nn.Module, checkpoint: Checkpoint) -> torch.nn.Module:
-    module.load_state_dict({name: checkpoint.tensor(name) for name in module.state_dict()}, strict=True)
+    module.load_state_dict(
+        {name: checkpoint.tensor(name) for name in module.state_dict()}, strict=True
+    )
     return module.eval()
 
 
 @torch.no_grad()
-def assert_pixels_equal(checkpoint: Checkpoint, oracle: JanusForConditionalGeneration, codes: Tensor) -> None:
+def assert_pixels_equal(
+    checkpoint: Checkpoint, oracle: JanusForConditionalGeneration, codes: Tensor
+) -> None:
     pixels = load(ImageDecoder(checkpoint.config), checkpoint)(codes)
     assert pixels.shape[1:] == (3, checkpoint.config.image_size, checkpoint.config.image_size)
     assert torch.equal(pixels, oracle.model.vqmodel.decode(codes))
@@ -71,11 +86,16 @@ def assert_pixels_equal(checkpoint: Checkpoint, oracle: JanusForConditionalGener
 @torch.no_grad()
 def draw(model: ImageTokenModel, encoded: EncodedPrompts, cfg_scale: float) -> Tensor:
     """Greedy tokens [N, 576] with a full cache."""
-    ids, lengths = torch.from_numpy(encoded.ids).long(), torch.from_numpy(encoded.prompt_length).long()
+    ids, lengths = (
+        torch.from_numpy(encoded.ids).long(),
+        torch.from_numpy(encoded.prompt_length).long(),
+    )
     rows, width = ids.shape
     cache, ahead = FullCache(), torch.arange(width)
     held = ahead < lengths[:, None]  # bool [B, tokens so far]
-    cache.mask = (ahead <= ahead[:, None]) & held[:, None, None, :] | torch.eye(width, dtype=torch.bool)
+    cache.mask = (ahead <= ahead[:, None]) & held[:, None, None, :] | torch.eye(
+        width, dtype=torch.bool
+    )
     hidden = model(model.embed_text_tokens(ids), ahead.expand(rows, -1), cache)
     hidden = hidden[torch.arange(rows), lengths - 1]
     tokens = []
@@ -102,7 +122,9 @@ def test_greedy_tokens_and_pixels_equal_transformers(
         if layout == "transformers"
         else build_model(tiny)
     )
-    expected, gap = oracle_tokens(oracle, train_tokenizer(tiny.role_tokens_added), PROMPTS, cfg_scale)
+    expected, gap = oracle_tokens(
+        oracle, train_tokenizer(tiny.role_tokens_added), PROMPTS, cfg_scale
+    )
     assert gap > ROUNDING, (
         f"the greedy choice of this checkpoint is a matter of rounding ({gap}): take another seed"
     )
@@ -110,7 +132,9 @@ def test_greedy_tokens_and_pixels_equal_transformers(
 
     encoded = PromptEncoder.from_file(checkpoint.tokenizer_path).encode(PROMPTS, prompt_slots=64)
     tokens = draw(
-        load(ImageTokenModel(checkpoint.config, text_embedding=True), checkpoint), encoded, cfg_scale
+        load(ImageTokenModel(checkpoint.config, text_embedding=True), checkpoint),
+        encoded,
+        cfg_scale,
     )
     assert torch.equal(tokens, expected)
 
@@ -118,7 +142,9 @@ def test_greedy_tokens_and_pixels_equal_transformers(
 
 
 def test_image_decoder_with_five_levels_equals_transformers(tmp_path: Path) -> None:
-    """The real depth, 16 times the grid; the original layout tells it by the shapes of the tensors alone."""
+    """The real depth, 16 times the grid; the original layout tells it by the shapes of the tensors
+    alone.
+    """
     tiny = TinyJanus(channel_multipliers=(1, 1, 2, 2, 4))
     checkpoint = open_checkpoint(write_original_checkpoint(tmp_path, tiny))
     assert checkpoint.config.image_size == 384

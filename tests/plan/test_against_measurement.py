@@ -1,9 +1,12 @@
-"""The plan against runs: what it says of host memory, disk and cache is within a tenth of what happens.
+"""The plan against runs: what it says of host memory, disk and cache is within a tenth of what
+happens.
 
-Most of these runs guard against a change and prove nothing of other models: the constants of plan/ were fitted to FITTED,
-to exports of 1B in int4 and 7B in fp16 and to the drawings of Janus-Pro-1B's shape in docs/measurements/real_size.json (with the constants of small
-models the plan was 18 to 85 % above four of them). What the plan is worth, the others of that file say, which were measured
-after the constants were: every export but 1B int4 and 7B fp16, the drawing with 7B in fp16, and four pictures decoded at once.
+Most of these runs guard against a change and prove nothing of other models: the constants of plan/
+were fitted to FITTED, to exports of 1B in int4 and 7B in fp16 and to the drawings of Janus-Pro-1B's
+shape in docs/measurements/real_size.json (with the constants of small models the plan was 18 to 85
+% above four of them). What the plan is worth, the others of that file say, which were measured
+after the constants were: every export but 1B int4 and 7B fp16, the drawing with 7B in fp16, and
+four pictures decoded at once.
 """
 
 from __future__ import annotations
@@ -31,13 +34,18 @@ FITTED = [
     ("small", ["--dtype", "fp32", "--policy", "h2o"]),
     ("small", ["--dtype", "fp16", "--policy", "full"]),
     ("small", ["--dtype", "fp32", "--policy", "h2o", "--weights", "int8"]),
-    ("small", ["--dtype", "fp16", "--policy", "streaming-llm", "--weights", "int4", "--budget", "0.1"]),
+    (
+        "small",
+        ["--dtype", "fp16", "--policy", "streaming-llm", "--weights", "int4", "--budget", "0.1"],
+    ),
 ]
 
 
 @pytest.fixture(scope="module")
 def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_checkpoint(tmp_path_factory.mktemp("checkpoint") / "small", "small", "original", "fp16")
+    return write_checkpoint(
+        tmp_path_factory.mktemp("checkpoint") / "small", "small", "original", "fp16"
+    )
 
 
 def planned(model: str, options: list[str]) -> dict[str, Any]:
@@ -49,7 +57,9 @@ def of_folder(path: Path) -> int:
     return sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
 
 
-@pytest.mark.parametrize("model, options", FITTED, ids=lambda value: value if isinstance(value, str) else " ".join(value))
+@pytest.mark.parametrize(
+    "model, options", FITTED, ids=lambda value: value if isinstance(value, str) else " ".join(value)
+)
 def test_small_configurations(
     small: Path, model: str, options: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -73,7 +83,9 @@ SHAPES = {case.label: case.shape for case in CASES}
 
 @pytest.mark.parametrize("label", list(EXPORTS))
 def test_exports_of_real_size(label: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As planned by a process as large as the one that exported, from a checkpoint in fp16 of a published shape."""
+    """As planned by a process as large as the one that exported, from a checkpoint in fp16 of a
+    published shape.
+    """
     row = EXPORTS[label]
     monkeypatch.setattr("ssd_export.plan.memory.resident_bytes", lambda: row["process_bytes"])
     plan = plan_of_row(SHAPES[label], row["options"])
@@ -89,10 +101,14 @@ def plan_of_row(shape: str, options: str) -> Plan:
 
 @pytest.mark.parametrize("label", list(DRAWINGS))
 def test_drawings_of_real_size(label: str) -> None:
-    """With the memory of the machine that drew, or none where weights were widened at once whatever it has."""
+    """With the memory of the machine that drew, or none where weights were widened at once whatever
+    it has.
+    """
     row = DRAWINGS[label]
     plan = plan_of_row(SHAPES[row["of"]], EXPORTS[row["of"]]["options"])
     memory = 1 if row["widened_on_use"] else None
     assert plan.cache_bytes == row["cache_bytes"]
-    expected = drawing_bytes(plan.config, plan.sizes, plan.dtype, plan.cache_bytes, row["decoder_batch"], memory)
+    expected = drawing_bytes(
+        plan.config, plan.sizes, plan.dtype, plan.cache_bytes, row["decoder_batch"], memory
+    )
     assert expected == pytest.approx(row["peak_bytes"], rel=0.1)

@@ -24,11 +24,17 @@ def test_free_memory_is_bounded_by_the_container(tmp_path: Path) -> None:
     assert free_bytes(tmp_path / "nothing", limit, used) is None
 
 
-def test_disk_is_that_of_the_nearest_folder_that_exists(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert free_disk_bytes(tmp_path / "not" / "yet" / "there") == pytest.approx(free_disk_bytes(tmp_path), rel=0.1)
+def test_disk_is_that_of_the_nearest_folder_that_exists(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert free_disk_bytes(tmp_path / "not" / "yet" / "there") == pytest.approx(
+        free_disk_bytes(tmp_path), rel=0.1
+    )
     monkeypatch.setattr(machine, "free_disk_bytes", lambda path: 1 << 30)
     check_disk(tmp_path, 900 << 20, "the bundle", "free some")
-    with pytest.raises(UserError, match=r"the bundle needs 1\.1 GiB of disk and 1\.0 GiB are free at .*: free some"):
+    with pytest.raises(
+        UserError, match=r"the bundle needs 1\.1 GiB of disk and 1\.0 GiB are free at .*: free some"
+    ):
         check_disk(tmp_path, 1 << 30, "the bundle", "free some")
     monkeypatch.setattr(machine, "free_disk_bytes", lambda path: None)
     check_disk(tmp_path, 1 << 60, "the bundle", "free some")
@@ -38,7 +44,12 @@ def test_too_little_memory_names_every_way_out() -> None:
     check_fits("drawing", 1 << 30, ("draw fewer",), 2 << 30)
     with pytest.raises(UserError) as refused:
         check_fits("drawing", 8 << 30, ("draw fewer",), 5 << 30)
-    for part in ("drawing needs about 8.0 GiB", "5.0 GiB are free: draw fewer", "3.0 GiB of swap", "or try all the same"):
+    for part in (
+        "drawing needs about 8.0 GiB",
+        "5.0 GiB are free: draw fewer",
+        "3.0 GiB of swap",
+        "or try all the same",
+    ):
         assert part in str(refused.value)
 
 

@@ -1,4 +1,6 @@
-"""The plan's arithmetic: parts add up, quantised codes count where they are, --fit gives up what it says in order."""
+"""The plan's arithmetic: parts add up, quantised codes count where they are, --fit gives up what it
+says in order.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +27,9 @@ def plan(settings: Settings = UNQUANTISED, device: Device = ORIN, **changes: obj
 def test_the_published_shapes_are_those_of_their_size() -> None:
     """Parameters for images alone: 1.528 B and 6.634 B."""
     assert plan().sizes.total == pytest.approx(2 * 1.528e9, rel=1e-3)
-    assert plan(model="deepseek-ai/Janus-Pro-7B").sizes.total == pytest.approx(2 * 6.634e9, rel=1e-3)
+    assert plan(model="deepseek-ai/Janus-Pro-7B").sizes.total == pytest.approx(
+        2 * 6.634e9, rel=1e-3
+    )
     assert published_shape("deepseek-community/Janus-Pro-1B") == PUBLISHED["janus-pro-1b"]
     assert published_shape("someone/else") is None
 
@@ -43,13 +47,18 @@ def test_each_choice_takes_less() -> None:
     big = plan(Settings("none", 0.2, 4))
     assert plan(Settings("none", 0.1, 4)).cache_bytes < big.cache_bytes
     assert plan(Settings("none", 0.2, 1)).cache_bytes == big.cache_bytes // 4
-    assert plan(Settings("int4", 0.2, 4)).device.weights < plan(Settings("int8", 0.2, 4)).device.weights
+    assert (
+        plan(Settings("int4", 0.2, 4)).device.weights
+        < plan(Settings("int8", 0.2, 4)).device.weights
+    )
     assert plan(Settings("none", 0.2, 4), kv_dtype="int8").cache_bytes < 0.6 * big.cache_bytes
     assert plan(Settings("none", 0.2, 4), num_layers=3).sizes.steps < big.sizes.steps / 3
 
 
 def test_quantised_codes_stand_in_both_engines() -> None:
-    """TensorRT-RTX keeps a dequantised constant inside an engine; other weights are inputs of both."""
+    """TensorRT-RTX keeps a dequantised constant inside an engine; other weights are inputs of
+    both.
+    """
     made = plan(Settings("int4", 0.2, 1))
     assert made.sizes.codes == pytest.approx(1.233e9 / 2, rel=1e-3)
     assert made.device.weights == made.sizes.steps + 2 * made.sizes.codes + made.sizes.image_decoder
@@ -65,13 +74,18 @@ def test_fit_gives_up_the_batch_then_the_budget_then_precision() -> None:
     assert fit(plan, needed, plan(Settings("none", 0.2, 1)).device.total - 1)[0].budget == 0.15
     settings, made = fit(plan, needed, plan(Settings("none", 0.1, 1)).device.total - 1)
     assert settings.weights == "int4" and settings.budget == 0.2 and needed(made) < 7 << 30
-    assert fit(plan, needed, whole, weights=["int8"], budgets=[0.3], batches=[2])[0] == Settings("int8", 0.3, 2)
+    assert fit(plan, needed, whole, weights=["int8"], budgets=[0.3], batches=[2])[0] == Settings(
+        "int8", 0.3, 2
+    )
     with pytest.raises(UserError, match="nothing fits into 1.0 GiB: the smallest choice .* needs"):
         fit(plan, needed, 1 << 30)
 
 
 def test_devices_by_size_and_by_name() -> None:
-    assert find_device("8GB").memory_bytes == 8 * 10**9 and find_device("8 GiB").memory_bytes == 8 << 30
+    assert (
+        find_device("8GB").memory_bytes == 8 * 10**9
+        and find_device("8 GiB").memory_bytes == 8 << 30
+    )
     nano = find_device("jetson-orin-nano")
     assert nano.flavour == "tensorrt" and 6 << 30 < nano.memory_bytes < 8 << 30
     assert find_device("cpu").flavour is None
@@ -81,12 +95,19 @@ def test_devices_by_size_and_by_name() -> None:
 
 def test_the_commands_do_what_was_planned() -> None:
     lines = commands(SPEC, ORIN, Settings("int4", 0.15, 2), "jetson-orin-nano")
-    assert lines[0] == "ssd-export export --model janus-pro-1b --budget 0.15 --dtype fp16 --weights int4"
+    assert (
+        lines[0]
+        == "ssd-export export --model janus-pro-1b --budget 0.15 --dtype fp16 --weights int4"
+    )
     assert lines[1] == "ssd-export build-engine --target jetson-orin-nano --batch 1:2:2"
     assert lines[2].startswith("ssd-export generate --runner trt --batch 2 ")
 
 
 def test_times_are_classes() -> None:
     assert [time_class(seconds) for seconds in (1, 30, 300, 3000, 9000)] == [
-        "seconds", "under a minute", "minutes", "tens of minutes", "hours",
-    ]  # fmt: skip
+        "seconds",
+        "under a minute",
+        "minutes",
+        "tens of minutes",
+        "hours",
+    ]

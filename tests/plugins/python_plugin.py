@@ -1,7 +1,8 @@
-"""The plugin as a Python class: name, namespace, version, fields, outputs and aliases of the C++ one, for building alone.
+"""The plugin as a Python class: name, namespace, version, fields, outputs and aliases of the C++
+one, for building alone.
 
-It stands in for the library where TensorRT's headers are absent, so that how graphs map to the plugin is tested
-everywhere. It has no kernel: an engine with it is inspected, never run.
+It stands in for the library where TensorRT's headers are absent, so that how graphs map to the
+plugin is tested everywhere. It has no kernel: an engine with it is inspected, never run.
 """
 
 from __future__ import annotations
@@ -14,9 +15,16 @@ VERSION = "1"
 CACHES = ("past_key", "past_value", "past_position", "past_score")
 FIRST_CACHE = 5  # after query, key, value, position, prompt_length
 INTEGERS = (
-    "num_sinks", "num_recent", "by_score", "pinned_columns", "evict_every",
-    "kernel_head_dim", "kernel_max_slots", "kernel_num_warps", "kernel_shared_bytes",
-)  # fmt: skip
+    "num_sinks",
+    "num_recent",
+    "by_score",
+    "pinned_columns",
+    "evict_every",
+    "kernel_head_dim",
+    "kernel_max_slots",
+    "kernel_num_warps",
+    "kernel_shared_bytes",
+)
 REALS = ("score_decay",)
 IMAGES = ("kernel_image",)
 TEXTS = ("kernel_name", "kernel_dtype")
@@ -51,11 +59,15 @@ def plugin_creator(trt: Any) -> Any:
         def get_output_data_types(self, inputs: list[Any]) -> list[Any]:
             return [inputs[0], *inputs[FIRST_CACHE : FIRST_CACHE + self.num_outputs - 1]]
 
-        def get_output_shapes(self, inputs: list[Any], shape_inputs: list[Any], expressions: Any) -> list[Any]:
+        def get_output_shapes(
+            self, inputs: list[Any], shape_inputs: list[Any], expressions: Any
+        ) -> list[Any]:
             same_as = [0, *range(FIRST_CACHE, FIRST_CACHE + self.num_outputs - 1)]
             return [trt.DimsExprs(inputs[place]) for place in same_as]
 
-        def supports_format_combination(self, place: int, tensors: list[Any], num_inputs: int) -> bool:
+        def supports_format_combination(
+            self, place: int, tensors: list[Any], num_inputs: int
+        ) -> bool:
             return tensors[place].desc.format == trt.TensorFormat.LINEAR
 
         def get_fields_to_serialize(self) -> Any:
@@ -107,6 +119,8 @@ def declared_fields(trt: Any) -> dict[str, Any]:
     """Field name -> its type."""
     kinds = trt.PluginFieldType
     return {
-        **dict.fromkeys(INTEGERS, kinds.INT32), **dict.fromkeys(REALS, kinds.FLOAT32),
-        **dict.fromkeys(IMAGES, kinds.INT8), **dict.fromkeys(TEXTS, kinds.CHAR),
-    }  # fmt: skip
+        **dict.fromkeys(INTEGERS, kinds.INT32),
+        **dict.fromkeys(REALS, kinds.FLOAT32),
+        **dict.fromkeys(IMAGES, kinds.INT8),
+        **dict.fromkeys(TEXTS, kinds.CHAR),
+    }

@@ -1,7 +1,9 @@
-"""The C++ plugin configures with clear messages, compiles, and builds engines with TensorRT-RTX on the CPU.
+"""The C++ plugin configures with clear messages, compiles, and builds engines with TensorRT-RTX on
+the CPU.
 
-Compiling needs cmake, a C++ compiler, the CUDA headers and TensorRT's headers (TENSORRT_ROOT or installed); building
-engines needs `pip install ssd-export[rtx]` too. What is missing is printed by the skip. No engine is run here.
+Compiling needs cmake, a C++ compiler, the CUDA headers and TensorRT's headers (TENSORRT_ROOT or
+installed); building engines needs `pip install ssd-export[rtx]` too. What is missing is printed by
+the skip. No engine is run here.
 """
 
 from __future__ import annotations
@@ -20,7 +22,9 @@ import pytest
 ROOT = Path(__file__).parents[2]
 PLUGINS = ROOT / "plugins"
 
-pytestmark = pytest.mark.skipif(shutil.which("cmake") is None, reason="needs cmake and a C++ compiler")
+pytestmark = pytest.mark.skipif(
+    shutil.which("cmake") is None, reason="needs cmake and a C++ compiler"
+)
 HEADERS_HERE = "TensorRT's headers are installed here"
 
 
@@ -28,7 +32,9 @@ def configure(folder: Path, *options: str) -> subprocess.CompletedProcess[str]:
     """cmake's run; its one-line message is stderr without line breaks."""
     command = ["cmake", "-S", str(PLUGINS), "-B", str(folder), *options]
     run = subprocess.run(command, capture_output=True, text=True, check=False)
-    return subprocess.CompletedProcess(command, run.returncode, run.stdout, " ".join(run.stderr.split()))
+    return subprocess.CompletedProcess(
+        command, run.returncode, run.stdout, " ".join(run.stderr.split())
+    )
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +43,12 @@ def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
     configured = configure(folder)
     if configured.returncode:
         pytest.skip(re.sub(r".*\(message\): | Call Stack.*", "", configured.stderr))
-    built = subprocess.run(["cmake", "--build", str(folder), "--parallel", "2"], capture_output=True, text=True, check=False)
+    built = subprocess.run(
+        ["cmake", "--build", str(folder), "--parallel", "2"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert built.returncode == 0, built.stdout + built.stderr
     assert "warning" not in built.stdout + built.stderr
     return folder / "libssd_export_plugin.so"
@@ -46,10 +57,18 @@ def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_the_library_needs_neither_tensorrt_nor_cuda_nor_a_cxx_runtime(library: Path) -> None:
     if shutil.which("readelf") is None:
         pytest.skip("needs readelf (binutils)")
-    read = subprocess.run(["readelf", "-d", str(library)], capture_output=True, text=True, check=True).stdout
+    read = subprocess.run(
+        ["readelf", "-d", str(library)], capture_output=True, text=True, check=True
+    ).stdout
     assert not re.findall(r"NEEDED.*(nvinfer|cuda|tensorrt|stdc\+\+)", read)
-    exported = subprocess.run(["readelf", "-W", "--dyn-syms", str(library)], capture_output=True, text=True, check=True)
-    names = {line.split()[-1] for line in exported.stdout.splitlines() if " GLOBAL DEFAULT" in line and " UND " not in line}
+    exported = subprocess.run(
+        ["readelf", "-W", "--dyn-syms", str(library)], capture_output=True, text=True, check=True
+    )
+    names = {
+        line.split()[-1]
+        for line in exported.stdout.splitlines()
+        if " GLOBAL DEFAULT" in line and " UND " not in line
+    }
     assert names >= {"getCreators", "setLoggerFinder"}
 
 
@@ -58,14 +77,23 @@ def test_missing_headers_are_named_with_the_fix(tmp_path: Path) -> None:
     if configured.returncode == 0:
         pytest.skip(HEADERS_HERE)
     assert "NvInferRuntime.h is missing" in configured.stderr
-    assert "-DTENSORRT_ROOT=DIR" in configured.stderr and "-DSSD_FETCH_TENSORRT_HEADERS=ON" in configured.stderr
+    assert (
+        "-DTENSORRT_ROOT=DIR" in configured.stderr
+        and "-DSSD_FETCH_TENSORRT_HEADERS=ON" in configured.stderr
+    )
 
 
 def test_headers_before_10_3_are_refused(tmp_path: Path) -> None:
     (tmp_path / "NvInferRuntime.h").touch()
-    (tmp_path / "NvInferVersion.h").write_text("#define NV_TENSORRT_MAJOR 8 //!<\n#define NV_TENSORRT_MINOR 6 //!<\n")
+    (tmp_path / "NvInferVersion.h").write_text(
+        "#define NV_TENSORRT_MAJOR 8 //!<\n#define NV_TENSORRT_MINOR 6 //!<\n"
+    )
     configured = configure(tmp_path / "build", f"-DTENSORRT_INCLUDE_DIR={tmp_path}")
-    assert configured.returncode and "is TensorRT 8.6" in configured.stderr and "need 10.3" in configured.stderr
+    assert (
+        configured.returncode
+        and "is TensorRT 8.6" in configured.stderr
+        and "need 10.3" in configured.stderr
+    )
 
 
 @pytest.mark.parametrize("kind", ["absent", "changed"])
@@ -73,9 +101,12 @@ def test_a_download_is_checked(tmp_path: Path, kind: str) -> None:
     if kind == "changed":
         (tmp_path / "NvInferImpl.h").write_text("not NVIDIA's")
     configured = configure(
-        tmp_path / "build", "-DSSD_FETCH_TENSORRT_HEADERS=ON", f"-DSSD_TENSORRT_HEADERS_URL=file://{tmp_path}",
-        "-DTENSORRT_INCLUDE_DIR=TENSORRT_INCLUDE_DIR-NOTFOUND", "-DTENSORRT_ROOT=/nowhere",
-    )  # fmt: skip
+        tmp_path / "build",
+        "-DSSD_FETCH_TENSORRT_HEADERS=ON",
+        f"-DSSD_TENSORRT_HEADERS_URL=file://{tmp_path}",
+        "-DTENSORRT_INCLUDE_DIR=TENSORRT_INCLUDE_DIR-NOTFOUND",
+        "-DTENSORRT_ROOT=/nowhere",
+    )
     if configured.returncode == 0:
         pytest.skip(HEADERS_HERE)
     wanted = {"absent": "cannot download", "changed": "is not the file of TensorRT 10.3.0"}[kind]
@@ -83,7 +114,9 @@ def test_a_download_is_checked(tmp_path: Path, kind: str) -> None:
 
 
 @pytest.fixture(scope="module")
-def built(library: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, dict], dict[str, str]]:
+def built(
+    library: Path, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[dict[str, dict], dict[str, str]]:
     """Results by name, and what was printed on stderr in each run."""
     if find_spec("tensorrt_rtx") is None:
         pytest.skip("needs TensorRT-RTX: pip install ssd-export[rtx]")
@@ -92,9 +125,13 @@ def built(library: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[dict
     links = tmp_path_factory.mktemp("links")
     shared = next(Path(tensorrt_rtx_libs.__path__[0]).glob("libtensorrt_rtx.so.*"))
     (links / "libtensorrt_rtx.so").symlink_to(shared)
-    environment = os.environ | {"LD_LIBRARY_PATH": f"{links}:{os.environ.get('LD_LIBRARY_PATH', '')}"}
+    environment = os.environ | {
+        "LD_LIBRARY_PATH": f"{links}:{os.environ.get('LD_LIBRARY_PATH', '')}"
+    }
     command = [sys.executable, "-m", "tests.plugins.rtx_build", str(library)]
-    run = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    run = subprocess.run(
+        command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False
+    )
     assert run.returncode == 0, run.stderr
     results = {line["name"]: line for line in map(json.loads, run.stdout.splitlines())}
     said = dict(re.findall(r"^== (.*?)\n(.*?)(?=^== |\Z)", run.stderr, re.DOTALL | re.MULTILINE))
@@ -123,8 +160,12 @@ REJECTED = {
     "pinned_columns": r"pinned_columns=16777216 is outside 0\.\.16777215",
     "score missing": r"8 inputs where 9 were expected \(past_score goes with by_score=1\)",
     "too many slots": "past_key has 1025 slots; the kernel holds 1 to 1024",
-    "head_dim": "the kernel is for head_dim 128, the model has 64; compile the kernels with --head-dims 64",
-    "query heads": r"query has shape \[-1 x 3 x 64\]: no whole number of query heads for each of 2 KV heads",
+    "head_dim": (
+        "the kernel is for head_dim 128, the model has 64; compile the kernels with --head-dims 64"
+    ),
+    "query heads": (
+        r"query has shape \[-1 x 3 x 64\]: no whole number of query heads for each of 2 KV heads"
+    ),
     "key shape": r"key has shape \[-1 x 1 x 64\] where \[-1 x 2 x 64\] was expected",
 }
 

@@ -1,7 +1,9 @@
-"""The CUDA driver as a double over host memory, for machines without a GPU: it really copies, captures and replays.
+"""The CUDA driver as a double over host memory, for machines without a GPU: it really copies,
+captures and replays.
 
-Addresses are real, every access is checked to lie inside one allocation. While the stream is captured nothing runs, and
-what a capture forbids (waiting, allocating, host memory) is refused as the driver refuses it.
+Addresses are real, every access is checked to lie inside one allocation. While the stream is
+captured nothing runs, and what a capture forbids (waiting, allocating, host memory) is refused as
+the driver refuses it.
 """
 
 from __future__ import annotations
@@ -42,7 +44,9 @@ class CUstreamCaptureMode(IntEnum):
 class CUDA_MEMCPY2D:
     """The fields that are set; the real structure has offsets as well, zero here."""
 
-    srcMemoryType = srcDevice = srcPitch = dstMemoryType = dstDevice = dstPitch = WidthInBytes = Height = 0
+    srcMemoryType = srcDevice = srcPitch = dstMemoryType = dstDevice = dstPitch = WidthInBytes = (
+        Height
+    ) = 0
 
 
 ENUMS = (CUresult, CUstream_flags, CUdevice_attribute, CUmemorytype, CUstreamCaptureMode)
@@ -51,10 +55,16 @@ Work = Callable[[], None]
 
 
 class CudaDouble:
-    """Stands for the module cuda.bindings.driver. calls: (name, arguments) of every call, in order."""
+    """Stands for the module cuda.bindings.driver. calls: (name, arguments) of every call, in
+    order.
+    """
 
     CUresult, CUstream_flags, CUdevice_attribute = CUresult, CUstream_flags, CUdevice_attribute
-    CUmemorytype, CUstreamCaptureMode, CUDA_MEMCPY2D = CUmemorytype, CUstreamCaptureMode, CUDA_MEMCPY2D
+    CUmemorytype, CUstreamCaptureMode, CUDA_MEMCPY2D = (
+        CUmemorytype,
+        CUstreamCaptureMode,
+        CUDA_MEMCPY2D,
+    )
     CUdeviceptr = int
 
     def __init__(self, total_bytes: int = 1 << 30, has_gpu: bool = True) -> None:
@@ -150,23 +160,31 @@ class CudaDouble:
             else CUresult.CUDA_ERROR_INVALID_VALUE,
         )
 
-    def cuMemcpyHtoDAsync(self, target: int, source: int, num_bytes: int, stream: int) -> tuple[Any, ...]:
+    def cuMemcpyHtoDAsync(
+        self, target: int, source: int, num_bytes: int, stream: int
+    ) -> tuple[Any, ...]:
         assert stream == STREAM
         if self._refused_in_capture():
             return (CUresult.CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED,)
         self.memory(target, num_bytes)[:] = _host(source, num_bytes)
         return (CUresult.CUDA_SUCCESS,)
 
-    def cuMemcpyDtoHAsync(self, target: int, source: int, num_bytes: int, stream: int) -> tuple[Any, ...]:
+    def cuMemcpyDtoHAsync(
+        self, target: int, source: int, num_bytes: int, stream: int
+    ) -> tuple[Any, ...]:
         assert stream == STREAM
         if self._refused_in_capture():
             return (CUresult.CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED,)
         _host(target, num_bytes)[:] = self.memory(source, num_bytes)
         return (CUresult.CUDA_SUCCESS,)
 
-    def cuMemcpyDtoDAsync(self, target: int, source: int, num_bytes: int, stream: int) -> tuple[Any, ...]:
+    def cuMemcpyDtoDAsync(
+        self, target: int, source: int, num_bytes: int, stream: int
+    ) -> tuple[Any, ...]:
         assert stream == STREAM
-        self.queue(lambda: np.copyto(self.memory(target, num_bytes), self.memory(source, num_bytes)))
+        self.queue(
+            lambda: np.copyto(self.memory(target, num_bytes), self.memory(source, num_bytes))
+        )
         return (CUresult.CUDA_SUCCESS,)
 
     def cuMemcpy2DAsync(self, what: CUDA_MEMCPY2D, stream: int) -> tuple[Any, ...]:
@@ -179,13 +197,17 @@ class CudaDouble:
 
         def copy() -> None:
             for row in range(height):
-                source, target = (self.memory(address + row * pitch, width) for address, pitch in places)
+                source, target = (
+                    self.memory(address + row * pitch, width) for address, pitch in places
+                )
                 target[:] = source
 
         self.queue(copy)
         return (CUresult.CUDA_SUCCESS,)
 
-    def cuMemsetD8Async(self, address: int, byte: int, num_bytes: int, stream: int) -> tuple[Any, ...]:
+    def cuMemsetD8Async(
+        self, address: int, byte: int, num_bytes: int, stream: int
+    ) -> tuple[Any, ...]:
         assert stream == STREAM and 0 <= byte < 256
         self.queue(lambda: self.memory(address, num_bytes).fill(byte))
         return (CUresult.CUDA_SUCCESS,)

@@ -1,7 +1,9 @@
-"""The names and arguments of CUDA and TensorRT calls, checked against the real packages without a GPU.
+"""The names and arguments of CUDA and TensorRT calls, checked against the real packages without a
+GPU.
 
-cuda-python converts all arguments before it looks for the driver, so a wrong name or type is told apart from a missing
-driver. TensorRT-RTX loads and tells its signatures; to load an engine it needs a driver.
+cuda-python converts all arguments before it looks for the driver, so a wrong name or type is told
+apart from a missing driver. TensorRT-RTX loads and tells its signatures; to load an engine it needs
+a driver.
 """
 
 from __future__ import annotations
@@ -37,14 +39,18 @@ NO_GPU_HERE = pytest.mark.skipif(
     gpu_here() is not None, reason="needs a machine without a GPU, where no call has an effect"
 )
 USED = {
-    "Runtime": trt_double.RuntimeDouble, "ICudaEngine": trt_double.EngineDouble,
-    "IExecutionContext": trt_double.ContextDouble, "IRuntimeConfig": trt_double.RuntimeConfigDouble,
-}  # fmt: skip
+    "Runtime": trt_double.RuntimeDouble,
+    "ICudaEngine": trt_double.EngineDouble,
+    "IExecutionContext": trt_double.ContextDouble,
+    "IRuntimeConfig": trt_double.RuntimeConfigDouble,
+}
 
 
 @pytest.fixture
 def calls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, tuple[Any, ...]]:
-    """The first call of every driver function while a picture is drawn, and of what only errors call."""
+    """The first call of every driver function while a picture is drawn, and of what only errors
+    call.
+    """
     made = doubles(monkeypatch, copied_bundle(tmp_path))
     with made.generator() as generator:
         generator(PROMPTS[:1])
@@ -96,7 +102,14 @@ def test_numbers_of_enums_are_cuda_s(enum: Any) -> None:
 def test_tensorrt_has_what_is_called(name: str) -> None:
     real = getattr(load_flavour("tensorrt-rtx").trt, name)
     for member, double in inspect.getmembers(USED[name]):
-        if member.startswith("_") or member in ("strategy", "trt", "graph", "spec", "weights", "tensors"):
+        if member.startswith("_") or member in (
+            "strategy",
+            "trt",
+            "graph",
+            "spec",
+            "weights",
+            "tensors",
+        ):
             continue
         assert hasattr(real, member), f"{name}.{member}"
         if inspect.isfunction(double):
@@ -112,8 +125,13 @@ def test_tensorrt_has_what_is_called(name: str) -> None:
 @NEEDS_RTX
 def test_tensorrt_has_the_enums_that_are_used() -> None:
     real = load_flavour("tensorrt-rtx").trt
-    for enum in (trt_double.TensorLocation, trt_double.ExecutionContextAllocationStrategy, trt_double.DataType,
-                 trt_double.DynamicShapesKernelSpecializationStrategy, trt_double.CudaGraphStrategy):  # fmt: skip
+    for enum in (
+        trt_double.TensorLocation,
+        trt_double.ExecutionContextAllocationStrategy,
+        trt_double.DataType,
+        trt_double.DynamicShapesKernelSpecializationStrategy,
+        trt_double.CudaGraphStrategy,
+    ):
         assert set(enum.__members__) <= set(getattr(real, enum.__name__).__members__), enum.__name__
 
 
@@ -137,7 +155,9 @@ def test_a_capture_refuses_what_waits() -> None:
         device.capture(lambda: device.download(address, (4,), np.uint8))
     graph = device.capture(lambda: device.copy(address + 128, address, 4))
     device.upload(address, np.arange(4, dtype=np.uint8))
-    assert device.download(address + 128, (4,), np.uint8).tolist() == [0xCD] * 4, "captured, not run"
+    assert device.download(address + 128, (4,), np.uint8).tolist() == [0xCD] * 4, (
+        "captured, not run"
+    )
     device.launch(graph)
     assert device.download(address + 128, (4,), np.uint8).tolist() == [0, 1, 2, 3]
     with pytest.raises(AssertionError, match="outside of device memory"):

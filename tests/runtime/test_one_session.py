@@ -1,4 +1,6 @@
-"""A large model's runner holds the weights once: the prompt's session goes before the steps', and the other way round."""
+"""A large model's runner holds the weights once: the prompt's session goes before the steps', and
+the other way round.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +19,9 @@ from tests.runtime.checkpoints import PROMPTS, bundle, checkpoint
 
 
 def test_one_copy_of_the_weights_whatever_the_batches(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Three batches of two sizes, top-k among them: the pictures of a runner that holds all sessions."""
+    """Three batches of two sizes, top-k among them: the pictures of a runner that holds all
+    sessions.
+    """
     opened = open_bundle(bundle(checkpoint(TinyJanus(seed=3, num_kv_heads=2)), "h2o", 0.2))
     held: list[set[str]] = []
     open_session = ort_runner.open_session
@@ -26,15 +30,29 @@ def test_one_copy_of_the_weights_whatever_the_batches(monkeypatch: pytest.Monkey
     large._leave_only("none of them")
 
     def opening(path: Path, *arguments: Any) -> Any:
-        held.append({name for name in [*large._sessions, path.stem] if name.startswith(WITH_WEIGHTS)})
+        held.append(
+            {name for name in [*large._sessions, path.stem] if name.startswith(WITH_WEIGHTS)}
+        )
         return open_session(path, *arguments)
 
     drawn = []
     for runner in (large, small):
-        monkeypatch.setattr(ort_runner, "open_session", opening if runner is large else open_session)
+        monkeypatch.setattr(
+            ort_runner, "open_session", opening if runner is large else open_session
+        )
         generator = ImageGenerator(opened, runner)
-        drawn.append([generator(PROMPTS[:3], max_batch=2, seed=5).tokens, generator(PROMPTS[:1], top_k=3, seed=5).tokens])
+        drawn.append(
+            [
+                generator(PROMPTS[:3], max_batch=2, seed=5).tokens,
+                generator(PROMPTS[:1], top_k=3, seed=5).tokens,
+            ]
+        )
     for one, all_of_them in zip(*drawn, strict=True):
         np.testing.assert_array_equal(one, all_of_them)
     assert max(map(len, held)) == 1
-    assert {name for names in held for name in names} == {"prefill", "decode_step", "prefill_top_k", "decode_step_top_k"}
+    assert {name for names in held for name in names} == {
+        "prefill",
+        "decode_step",
+        "prefill_top_k",
+        "decode_step_top_k",
+    }

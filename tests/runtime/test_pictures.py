@@ -40,14 +40,21 @@ def test_several_pictures_are_a_sheet_and_single_files(
     tmp_path: Path, count: int, columns: int, rows: int
 ) -> None:
     texts = [{"image": str(index)} for index in range(count)]
-    paths = write_pictures(tmp_path / "out.png", [flat(i) for i in range(count)], texts, {"image": "all"})
-    assert paths[0] == tmp_path / "out.png" and paths[1:] == picture_paths(tmp_path / "out.png", count)
+    paths = write_pictures(
+        tmp_path / "out.png", [flat(i) for i in range(count)], texts, {"image": "all"}
+    )
+    assert paths[0] == tmp_path / "out.png" and paths[1:] == picture_paths(
+        tmp_path / "out.png", count
+    )
     assert paths[1].name == "out-000.png" and len(os.listdir(tmp_path)) == count + 1
     with Image.open(paths[0]) as sheet:
         assert sheet.size == (columns * (24 + MARGIN) + MARGIN, rows * (16 + MARGIN) + MARGIN)
         assert sheet.text == {"image": "all"}
         for index in range(count):
-            place = (MARGIN + index % columns * (24 + MARGIN), MARGIN + index // columns * (16 + MARGIN))
+            place = (
+                MARGIN + index % columns * (24 + MARGIN),
+                MARGIN + index // columns * (16 + MARGIN),
+            )
             assert sheet.getpixel(place) == (10 * index, 20, 30)
     with Image.open(paths[2]) as single:
         assert single.text == {"image": "1"} and single.size == (24, 16)
@@ -87,13 +94,18 @@ def test_a_folder_in_the_place_of_a_single_file_is_refused(tmp_path: Path) -> No
 
 
 def test_an_unwritable_folder_is_refused_before_the_work() -> None:
-    for check in (lambda: check_file(Path("/proc/out.png")), lambda: make_folder(Path("/proc/previews"))):
+    for check in (
+        lambda: check_file(Path("/proc/out.png")),
+        lambda: make_folder(Path("/proc/previews")),
+    ):
         with pytest.raises(UserError, match="cannot (write|make)") as error:
             check()
         assert "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize("error", [OSError(errno.ENOSPC, "No space left on device"), KeyboardInterrupt()])
+@pytest.mark.parametrize(
+    "error", [OSError(errno.ENOSPC, "No space left on device"), KeyboardInterrupt()]
+)
 def test_a_failed_write_leaves_the_old_picture(tmp_path: Path, error: BaseException) -> None:
     out = tmp_path / "out.png"
     write_png(out, flat(1), {})

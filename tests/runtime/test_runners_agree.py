@@ -1,4 +1,6 @@
-"""torch and ONNX Runtime draw the same tokens from the same seed and hold the same tokens in the same slots."""
+"""torch and ONNX Runtime draw the same tokens from the same seed and hold the same tokens in the
+same slots.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +16,14 @@ from ssd_export.export.graphs import past_name
 from ssd_export.model.checkpoint import open_checkpoint
 from ssd_export.runtime.generate import ImageGenerator
 from tests.janus_checkpoints import TinyJanus
-from tests.runtime.checkpoints import PROMPTS, bundle, checkpoint, export_spec, head_map_file, scratch
+from tests.runtime.checkpoints import (
+    PROMPTS,
+    bundle,
+    checkpoint,
+    export_spec,
+    head_map_file,
+    scratch,
+)
 
 TINY = TinyJanus(seed=3, num_kv_heads=2)
 NAMED = [name for name in POLICIES if name != "ssd-auto"]
@@ -27,18 +36,28 @@ def draw(path: object, runner: str, **options: object) -> tuple[np.ndarray, Imag
 
 def bundle_of(policy: str, **changes: object) -> object:
     model = checkpoint(TINY)
-    return bundle(model, policy, 1.0 if policy == "full" else 0.2, head_map=str(head_map_file(model)), **changes)
+    return bundle(
+        model,
+        policy,
+        1.0 if policy == "full" else 0.2,
+        head_map=str(head_map_file(model)),
+        **changes,
+    )
 
 
 def assert_same_slots(ort: ImageGenerator, torch: ImageGenerator) -> None:
     for layer, groups in enumerate(ort.table.layers):
         for index in range(len(groups)):
             position = ort.runner.cache(past_name(layer, index, "position"))
-            np.testing.assert_array_equal(position, torch.runner.state(layer, index).position, f"layer {layer}, group {index}")
+            np.testing.assert_array_equal(
+                position, torch.runner.state(layer, index).position, f"layer {layer}, group {index}"
+            )
 
 
 @pytest.mark.parametrize("policy", NAMED)
-@pytest.mark.parametrize("options", [{"seed": 7}, {"seed": 7, "temperature": 0}], ids=["sampled", "greedy"])
+@pytest.mark.parametrize(
+    "options", [{"seed": 7}, {"seed": 7, "temperature": 0}], ids=["sampled", "greedy"]
+)
 def test_same_tokens_and_slots_for_every_policy(policy: str, options: dict[str, object]) -> None:
     path = bundle_of(policy)
     ort_tokens, ort = draw(path, "ort", **options)
@@ -48,21 +67,34 @@ def test_same_tokens_and_slots_for_every_policy(policy: str, options: dict[str, 
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_same_tokens_and_slots_for_random_tables(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every layer with its own groups, rules, sizes and evict_every; heads permuted in the weights."""
+def test_same_tokens_and_slots_for_random_tables(
+    seed: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every layer with its own groups, rules, sizes and evict_every; heads permuted in the
+    weights.
+    """
     chance = random.Random(seed)
     model = checkpoint(TinyJanus(seed=5, num_layers=3))
     config = open_checkpoint(model).config
 
     def option() -> HeadOption:
-        rule = Rule(chance.choice([-1, 0, 4]), chance.choice([0, 1, 9, 40]), chance.random() < 0.6, chance.choice([0, 1, 1 << 23]))
+        rule = Rule(
+            chance.choice([-1, 0, 4]),
+            chance.choice([0, 1, 9, 40]),
+            chance.random() < 0.6,
+            chance.choice([0, 1, 1 << 23]),
+        )
         return HeadOption(rule, chance.choice([96, 120, 131]), chance.choice([1, 6, 24]))
 
     menus = [[option() for _ in range(3)] for _ in range(config.num_layers)]
     per_head = [[chance.choice(menu) for _ in range(config.num_kv_heads)] for menu in menus]
-    table = policy_from_head_options(config, "ssd-auto", 0.2, 32, per_head, score_decay=chance.choice([1.0, 0.5]))
+    table = policy_from_head_options(
+        config, "ssd-auto", 0.2, 32, per_head, score_decay=chance.choice([1.0, 0.5])
+    )
     monkeypatch.setattr(exporter, "settle_policy", lambda *_: (table, None))
-    path = exporter.export_bundle(export_spec(model, "ssd-auto", out=scratch() / f"random-{seed}", force=True))
+    path = exporter.export_bundle(
+        export_spec(model, "ssd-auto", out=scratch() / f"random-{seed}", force=True)
+    )
     ort_tokens, ort = draw(path, "ort", seed=seed)
     torch_tokens, torch = draw(path, "torch", seed=seed)
     np.testing.assert_array_equal(ort_tokens, torch_tokens)
@@ -72,16 +104,24 @@ def test_same_tokens_and_slots_for_random_tables(seed: int, monkeypatch: pytest.
 def test_top_k_keeps_the_likeliest_on_both() -> None:
     path = bundle_of("h2o")
     options = {"seed": 3, "top_k": 5}
-    np.testing.assert_array_equal(draw(path, "ort", **options)[0], draw(path, "torch", **options)[0])
-    assert (draw(path, "ort", seed=3)[0] != draw(path, "ort", **options)[0]).any(), "top-k changed nothing"
-    np.testing.assert_array_equal(draw(path, "ort", seed=3, top_k=1)[0], draw(path, "ort", temperature=0)[0])
+    np.testing.assert_array_equal(
+        draw(path, "ort", **options)[0], draw(path, "torch", **options)[0]
+    )
+    assert (draw(path, "ort", seed=3)[0] != draw(path, "ort", **options)[0]).any(), (
+        "top-k changed nothing"
+    )
+    np.testing.assert_array_equal(
+        draw(path, "ort", seed=3, top_k=1)[0], draw(path, "ort", temperature=0)[0]
+    )
 
 
 @pytest.mark.parametrize("policy", [name for name in NAMED if name != "full"])
 def test_budget_one_equals_full(policy: str) -> None:
     model = checkpoint(TINY)
     path = bundle(model, policy, 1.0, head_map=str(head_map_file(model)))
-    np.testing.assert_array_equal(draw(path, "ort", seed=1)[0], draw(bundle_of("full"), "ort", seed=1)[0])
+    np.testing.assert_array_equal(
+        draw(path, "ort", seed=1)[0], draw(bundle_of("full"), "ort", seed=1)[0]
+    )
 
 
 def test_a_picture_does_not_depend_on_its_batch() -> None:

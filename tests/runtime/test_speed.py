@@ -1,9 +1,10 @@
-"""One greedy picture of the demo model: ONNX Runtime against transformers' own generate, one thread each.
+"""One greedy picture of the demo model: ONNX Runtime against transformers' own generate, one thread
+each.
 
-Compared is processor time, of all threads of this process and so of ONNX Runtime's too: what else the machine does
-hardly changes it. Pairs take turns, and the best run of each counts. The floor stands well below what is measured
-(docs/benchmarks.md), with room for other processors: it is there for regressions, a cache that is copied at every step
-say, not for the last tenth.
+Compared is processor time, of all threads of this process and so of ONNX Runtime's too: what else
+the machine does hardly changes it. Pairs take turns, and the best run of each counts. The floor
+stands well below what is measured (docs/benchmarks.md), with room for other processors: it is there
+for regressions, a cache that is copied at every step say, not for the last tenth.
 """
 
 from __future__ import annotations
@@ -28,7 +29,9 @@ PROMPTS = ("a red circle above a blue square on white",)
 
 @pytest.mark.skipif(not DEMO_CHECKPOINT.is_dir(), reason="needs the demo checkpoint")
 def test_four_times_faster_than_transformers_on_one_thread() -> None:
-    model = JanusForConditionalGeneration.from_pretrained(DEMO_CHECKPOINT, dtype=torch.float32).eval()
+    model = JanusForConditionalGeneration.from_pretrained(
+        DEMO_CHECKPOINT, dtype=torch.float32
+    ).eval()
     generator = ImageGenerator.from_bundle(bundle(DEMO_CHECKPOINT, "full", 1.0), num_threads=1)
     tokenizer, threads = train_tokenizer(), torch.get_num_threads()
     torch.set_num_threads(1)
@@ -44,8 +47,13 @@ def test_four_times_faster_than_transformers_on_one_thread() -> None:
     finally:
         torch.set_num_threads(threads)
     theirs, ours = map(min, zip(*pairs, strict=True))
-    print(f"transformers {theirs:.2f} s, ONNX Runtime {ours:.2f} s of one processor, ratio {theirs / ours:.1f}")
-    assert theirs / ours >= LEAST_RATIO, f"seconds of processor time, transformers and ONNX Runtime: {pairs}"
+    print(
+        f"transformers {theirs:.2f} s, ONNX Runtime {ours:.2f} s of one processor, ratio"
+        f" {theirs / ours:.1f}"
+    )
+    assert theirs / ours >= LEAST_RATIO, (
+        f"seconds of processor time, transformers and ONNX Runtime: {pairs}"
+    )
 
 
 def cpu_seconds(work: Callable[[], object]) -> float:

@@ -1,4 +1,6 @@
-"""What the trt runner refuses, each in one line that says what to do, and before it allocates or loads anything."""
+"""What the trt runner refuses, each in one line that says what to do, and before it allocates or
+loads anything.
+"""
 
 from __future__ import annotations
 
@@ -50,8 +52,14 @@ def test_a_bundle_without_engines(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 @pytest.mark.parametrize(
     "changes, reason",
     [
-        ({"compute_capabilities": [120]}, "for GPUs of compute capability 12.0 and this one has 8.9"),
-        ({"version": "1.6.0.1"}, "built with tensorrt-rtx 1.6.0.1 and tensorrt-rtx 1.7.1.116 is here"),
+        (
+            {"compute_capabilities": [120]},
+            "for GPUs of compute capability 12.0 and this one has 8.9",
+        ),
+        (
+            {"version": "1.6.0.1"},
+            "built with tensorrt-rtx 1.6.0.1 and tensorrt-rtx 1.7.1.116 is here",
+        ),
         ({"bundle_hash": "0" * 64}, "built from another bundle than"),
         ({"os": "plan9"}, "for plan9"),
         ({"schema": 99}, "has schema 99"),
@@ -73,13 +81,17 @@ def test_the_reason_is_that_of_the_engines_for_this_gpu(
     write_engines(made.path, flavour="tensorrt", compute_capabilities=[75])
     from ssd_export.bundle import open_bundle
 
-    assert "built with tensorrt-rtx 1.6.0.1" in refused(lambda: find_engines(open_bundle(made.path), 89))
+    assert "built with tensorrt-rtx 1.6.0.1" in refused(
+        lambda: find_engines(open_bundle(made.path), 89)
+    )
 
 
 def test_a_flavour_that_is_not_installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     made = doubles(monkeypatch, copied_bundle(tmp_path))
     monkeypatch.setattr(engine_files, "is_installed", lambda name: False)
-    assert "need tensorrt-rtx, which is not installed: pip install ssd-export[rtx]" in refused(made.runner)
+    assert "need tensorrt-rtx, which is not installed: pip install ssd-export[rtx]" in refused(
+        made.runner
+    )
 
 
 def test_cuda_python_that_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -91,7 +103,9 @@ def test_a_plugin_library_that_is_missing(tmp_path: Path, monkeypatch: pytest.Mo
     made = doubles(monkeypatch, copied_bundle(tmp_path), plugin=True, in_engine=False)
     message = refused(made.runner)
     assert (
-        "the engines need the plugin library" in message and PLUGIN_LIBRARY in message and REBUILD in message
+        "the engines need the plugin library" in message
+        and PLUGIN_LIBRARY in message
+        and REBUILD in message
     )
     assert "cuMemAlloc" not in made.cuda.names()
 
@@ -100,10 +114,14 @@ def test_a_plugin_library_beside_the_engine_is_registered(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made = doubles(monkeypatch, copied_bundle(tmp_path, "full"), plugin=True, in_engine=False)
-    (folder,) = {name.rsplit("/", 1)[0] for name in made.bundle.files if name.startswith("engines/")}
+    (folder,) = {
+        name.rsplit("/", 1)[0] for name in made.bundle.files if name.startswith("engines/")
+    }
     made.bundle = made.bundle.add_files({f"{folder}/{PLUGIN_LIBRARY}": b"library"})
     registered: list[Path] = []
-    monkeypatch.setattr(engine_files, "load_library", lambda flavour, library: registered.append(library))
+    monkeypatch.setattr(
+        engine_files, "load_library", lambda flavour, library: registered.append(library)
+    )
     made.runner().close()
     assert registered == [(made.path / folder / PLUGIN_LIBRARY).resolve()]
 
@@ -121,7 +139,9 @@ def test_top_k_without_its_engines(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert "has no engine of prefill_top_k" in message and "--top-k" in message
 
 
-@pytest.mark.parametrize("total, what", [(300_000, "the model needs"), (700_000, "a batch of 2 needs")])
+@pytest.mark.parametrize(
+    "total, what", [(300_000, "the model needs"), (700_000, "a batch of 2 needs")]
+)
 def test_too_little_device_memory_is_known_before_the_allocation(
     total: int, what: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -137,7 +157,9 @@ def test_too_little_device_memory_is_known_before_the_allocation(
     assert made.cuda.names().count("cuMemAlloc") == (what != "the model needs")
 
 
-def test_an_engine_that_tensorrt_does_not_take(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_engine_that_tensorrt_does_not_take(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     made = doubles(monkeypatch, copied_bundle(tmp_path))
     made.trt.contents.clear()
     with made.generator() as generator:
@@ -156,8 +178,12 @@ def test_an_engine_with_other_tensors_than_the_contract(
 
 def test_an_engine_file_that_was_exchanged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     made = doubles(monkeypatch, copied_bundle(tmp_path))
-    (folder,) = {name.rsplit("/", 1)[0] for name in made.bundle.files if name.startswith("engines/")}
-    made.bundle = made.bundle.add_files({f"{folder}/prefill.engine": b"the engine of another build"})
+    (folder,) = {
+        name.rsplit("/", 1)[0] for name in made.bundle.files if name.startswith("engines/")
+    }
+    made.bundle = made.bundle.add_files(
+        {f"{folder}/prefill.engine": b"the engine of another build"}
+    )
     with made.generator() as generator:
         assert "prefill.engine is not the engine that engine.json describes" in refused(
             lambda: generator(PROMPTS[:1])
@@ -173,7 +199,9 @@ def test_a_graph_that_cannot_be_captured(tmp_path: Path, monkeypatch: pytest.Mon
         assert "inside a CUDA graph; use --runner ort" in refused(lambda: generator(PROMPTS[:1]))
 
 
-def test_an_array_of_another_shape_is_a_bug(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_array_of_another_shape_is_a_bug(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with doubles(monkeypatch, copied_bundle(tmp_path, "full")).generator() as generator:
         generator(PROMPTS[:1])
         with pytest.raises(ValueError, match="tokens is int32"):
@@ -198,8 +226,18 @@ main(["generate", "a red circle", "--runner", "trt", "--bundle", sys.argv[1], "-
 
 
 def test_a_board_draws_without_the_exporter_s_packages(tmp_path: Path) -> None:
-    """numpy, click, rich, pillow, tokenizers, TensorRT and cuda-python are what docs/deploy-jetson.md asks for."""
-    command = [sys.executable, "-c", BOARD, str(copied_bundle(tmp_path, "full")), str(tmp_path / "out.png")]
-    run = subprocess.run(command, capture_output=True, text=True, check=False, cwd=Path(__file__).parents[2])
+    """numpy, click, rich, pillow, tokenizers, TensorRT and cuda-python are what
+    docs/deploy-jetson.md asks for.
+    """
+    command = [
+        sys.executable,
+        "-c",
+        BOARD,
+        str(copied_bundle(tmp_path, "full")),
+        str(tmp_path / "out.png"),
+    ]
+    run = subprocess.run(
+        command, capture_output=True, text=True, check=False, cwd=Path(__file__).parents[2]
+    )
     assert run.returncode == 1 and "this machine has no NVIDIA GPU" in run.stderr, run.stderr
     assert "Traceback" not in run.stderr

@@ -1,6 +1,8 @@
-"""The trt runner draws the ort runner's tokens, over doubles of CUDA and TensorRT that execute and check every run.
+"""The trt runner draws the ort runner's tokens, over doubles of CUDA and TensorRT that execute and
+check every run.
 
-What only a GPU can show is in ssd_export/evaluate/gpu_report.py: TensorRT's own arithmetic, real graphs, speed.
+What only a GPU can show is in ssd_export/evaluate/gpu_report.py: TensorRT's own arithmetic, real
+graphs, speed.
 """
 
 from __future__ import annotations
@@ -21,7 +23,13 @@ from tests.runtime.checkpoints import PROMPTS
 from tests.runtime.trt_bundles import Doubles, copied_bundle, doubles, found_doubles
 from tests.runtime.trt_double import CAPABILITY, VERSION
 
-WAITING = {"cuStreamSynchronize", "cuMemcpyDtoHAsync", "cuMemcpyHtoDAsync", "cuMemAlloc", "cuMemFree"}
+WAITING = {
+    "cuStreamSynchronize",
+    "cuMemcpyDtoHAsync",
+    "cuMemcpyHtoDAsync",
+    "cuMemAlloc",
+    "cuMemFree",
+}
 
 
 def ort_tokens(path: Path, **options: object) -> tuple[np.ndarray, ImageGenerator]:
@@ -64,7 +72,9 @@ def test_tensorrt_itself_and_greedy_fp16(tmp_path: Path, monkeypatch: pytest.Mon
 
 
 @pytest.mark.parametrize(
-    "stored", [{"kv_dtype": "int8"}, {"weights": "int4", "dtype": "fp16"}], ids=["int8 cache", "int4 weights"]
+    "stored",
+    [{"kv_dtype": "int8"}, {"weights": "int4", "dtype": "fp16"}],
+    ids=["int8 cache", "int4 weights"],
 )
 def test_same_tokens_with_quantised_caches_and_weights(
     stored: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -79,7 +89,9 @@ def test_same_tokens_with_quantised_caches_and_weights(
         )
 
 
-def test_top_k_where_its_engines_were_built(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_top_k_where_its_engines_were_built(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     made = doubles(monkeypatch, copied_bundle(tmp_path, "h2o"), top_k=True)
     assert_same_picture(made, seed=3, top_k=5)
     assert {"prefill_top_k", "decode_step_top_k"} <= set(made.trt.runs)
@@ -105,7 +117,9 @@ def test_a_grid_row_is_one_launch_and_waits_for_nothing(
             ]
         )
         assert (event.tokens[:, : (event.row + 1) * GRID].any(axis=1)).all()
-        assert not event.tokens[:, (event.row + 1) * GRID :].any(), "the row to come is not drawn yet"
+        assert not event.tokens[:, (event.row + 1) * GRID :].any(), (
+            "the row to come is not drawn yet"
+        )
     for names in rows:
         assert names.count("cuGraphLaunch") == 1
         assert not WAITING & set(names[: names.index("cuGraphLaunch")]), (
@@ -122,12 +136,15 @@ def test_a_grid_row_is_one_launch_and_waits_for_nothing(
     assert steps == GRID * GRID - 1 + 1, "575 steps and the trial run"
 
 
-def test_rows_without_releases_share_one_graph(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rows_without_releases_share_one_graph(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with doubles(monkeypatch, copied_bundle(tmp_path, "full")).generator() as generator:
         generator(PROMPTS[:1])
         assert dict(generator.runner.graph_nodes()) == {
-            (False,) * (GRID - 1): 2 * (GRID - 1), (False,) * GRID: 2 * GRID,
-        }  # fmt: skip
+            (False,) * (GRID - 1): 2 * (GRID - 1),
+            (False,) * GRID: 2 * GRID,
+        }
 
 
 def test_step_by_step_equals_row_by_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -150,7 +167,9 @@ def test_pictures_beyond_the_engine_s_batch_are_drawn_in_parts(
     np.testing.assert_array_equal(drawn.tokens, wanted.tokens)
     for ours, theirs in zip(drawn.images, wanted.images, strict=True):
         np.testing.assert_array_equal(np.asarray(ours), np.asarray(theirs))
-    assert made.cuda.names().count("cuMemAlloc") == 3, "the weights once, and once for each batch size"
+    assert made.cuda.names().count("cuMemAlloc") == 3, (
+        "the weights once, and once for each batch size"
+    )
     assert made.cuda.used_bytes == 0
 
 
@@ -184,7 +203,9 @@ def test_many_kinds_of_rows_keep_a_bounded_number_of_graphs(
 def test_engines_as_they_are_really_built(
     dtype: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """engine.json, files and lifted weights of a build with TensorRT-RTX; only the loading and running are doubles."""
+    """engine.json, files and lifted weights of a build with TensorRT-RTX; only the loading and
+    running are doubles.
+    """
     from ssd_export.build.build_plan import BuildSpec, plan_build
     from ssd_export.build.engine import build_engines
     from ssd_export.bundle import open_bundle
@@ -192,7 +213,11 @@ def test_engines_as_they_are_really_built(
 
     path = copied_bundle(tmp_path, dtype=dtype)
     values = build_engines(
-        plan_build(BuildSpec(path, target="rtx", flavour="tensorrt-rtx", plugin="off", batch=Batch(1, 1, 2)))
+        plan_build(
+            BuildSpec(
+                path, target="rtx", flavour="tensorrt-rtx", plugin="off", batch=Batch(1, 1, 2)
+            )
+        )
     )
     assert CAPABILITY in values["compute_capabilities"] and values["version"] == VERSION
     files = find_engines(open_bundle(path), CAPABILITY)

@@ -1,4 +1,6 @@
-"""float16 on the CPU with matrices widened as they are used: the same numbers, and no widened copy that stays."""
+"""float16 on the CPU with matrices widened as they are used: the same numbers, and no widened copy
+that stays.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +26,8 @@ from tests.janus_checkpoints import TinyJanus
 from tests.runtime.checkpoints import bundle, checkpoint
 
 TINY = TinyJanus(seed=5, num_kv_heads=2)
-# qkv, o, gate_up and down of every layer, two of the aligner, two of the generation head: each graph's matrices
+# qkv, o, gate_up and down of every layer, two of the aligner, two of the generation head: each
+# graph's matrices
 MATRICES = {"prefill": 4 * TINY.num_layers + 2, "decode_step": 4 * TINY.num_layers + 4}
 
 
@@ -34,7 +37,9 @@ def half_bundle(weights: str = "none") -> Path:
 
 @pytest.mark.parametrize("weights", ["none", "int4"])
 def test_the_same_numbers(weights: str) -> None:
-    """Logits of the prompt and of eight steps, with the same tokens before them, are as near as the dtype says."""
+    """Logits of the prompt and of eight steps, with the same tokens before them, are as near as the
+    dtype says.
+    """
     opened = open_bundle(half_bundle(weights))
     batch = prompt_batch(opened, PolicyTable.from_dict(opened.config["policy"]), seed=7)
     on_use, at_once = (OrtRunner(opened, widen_on_use=choice) for choice in (True, False))
@@ -48,7 +53,9 @@ def test_the_same_numbers(weights: str) -> None:
 
 @pytest.mark.parametrize("graph", sorted(MATRICES))
 def test_no_matrix_is_widened_before_it_is_used(graph: str, tmp_path: Path) -> None:
-    """ONNX Runtime's own optimised graph keeps every matrix in float16; left alone it keeps none."""
+    """ONNX Runtime's own optimised graph keeps every matrix in float16; left alone it keeps
+    none.
+    """
     path = half_bundle() / "onnx" / f"{graph}.onnx"
     left_alone = matrices_by_type(str(path), path.parent, tmp_path / "alone.onnx")
     rewritten = matrices_by_type(widened_on_use(path), path.parent, tmp_path / "rewritten.onnx")
@@ -57,7 +64,9 @@ def test_no_matrix_is_widened_before_it_is_used(graph: str, tmp_path: Path) -> N
 
 
 def matrices_by_type(model: str | bytes, folder: Path, optimized: Path) -> dict[int, int]:
-    """How many matrices of the weights file a session holds, by type: those of the embeddings and of the norms are none."""
+    """How many matrices of the weights file a session holds, by type: those of the embeddings and
+    of the norms are none.
+    """
     options = ort.SessionOptions()
     options.log_severity_level, options.optimized_model_filepath = 3, str(optimized)
     options.add_session_config_entry(FOLDER_OF_WEIGHTS, str(folder))
@@ -73,17 +82,25 @@ def matrices_by_type(model: str | bytes, folder: Path, optimized: Path) -> dict[
 
 
 def test_a_widened_matrix_waits_for_nothing(tmp_path: Path) -> None:
-    """By the profile of a step: between the cast of a matrix and its product no other matrix is cast."""
+    """By the profile of a step: between the cast of a matrix and its product no other matrix is
+    cast.
+    """
     opened = open_bundle(half_bundle())
     runner = OrtRunner(opened, profile=tmp_path / "profile", widen_on_use=True)
     runner.prefill(prompt_batch(opened, PolicyTable.from_dict(opened.config["policy"]), seed=7))
     runner.decode_step(1)
     events = json.loads(runner.end_profiling()["decode_step"].read_text())
-    names = [event["name"].removesuffix("_kernel_time") for event in events if event["name"].endswith("_kernel_time")]
+    names = [
+        event["name"].removesuffix("_kernel_time")
+        for event in events
+        if event["name"].endswith("_kernel_time")
+    ]
     order = [name for name in names if name.endswith((".wide", ".product"))]
     assert len(order) == 2 * MATRICES["decode_step"]
     casts, products = order[::2], order[1::2]
-    assert [name.removesuffix(".wide") for name in casts] == [name.removesuffix(".product") for name in products]
+    assert [name.removesuffix(".wide") for name in casts] == [
+        name.removesuffix(".product") for name in products
+    ]
 
 
 def test_the_machine_decides(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -93,12 +110,18 @@ def test_the_machine_decides(monkeypatch: pytest.MonkeyPatch) -> None:
     assert OrtRunner(opened).widens_on_use
     assert not OrtRunner(open_bundle(bundle(checkpoint(TINY), "h2o", 0.2))).widens_on_use
     seven = WeightSizes(embeddings=0, image_decoder=0, codes=0, steps=12_400_000_000)
-    assert widens_on_use(seven, "float16", 24 << 30) and not widens_on_use(seven, "float16", 64 << 30)
-    assert not widens_on_use(seven, "float32", 24 << 30) and not widens_on_use(seven, "float16", None)
+    assert widens_on_use(seven, "float16", 24 << 30) and not widens_on_use(
+        seven, "float16", 64 << 30
+    )
+    assert not widens_on_use(seven, "float32", 24 << 30) and not widens_on_use(
+        seven, "float16", None
+    )
 
 
 def test_sessions_map_the_file(tmp_path: Path) -> None:
     """The weights of a rewritten graph are still beside it, not inside it."""
     path = half_bundle() / "onnx" / "decode_step.onnx"
     assert len(widened_on_use(path)) < 2 * path.stat().st_size
-    assert open_session(path, "cpu", 1, widen_on_use=True).get_providers() == ["CPUExecutionProvider"]
+    assert open_session(path, "cpu", 1, widen_on_use=True).get_providers() == [
+        "CPUExecutionProvider"
+    ]

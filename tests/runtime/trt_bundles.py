@@ -43,12 +43,18 @@ class Doubles:
 def copied_bundle(folder: Path, policy: str = "ssd-row", **changes: Any) -> Path:
     model = checkpoint(TINY)
     whole = bundle(
-        model, policy, 1.0 if policy == "full" else 0.2, head_map=str(head_map_file(model)), **changes
+        model,
+        policy,
+        1.0 if policy == "full" else 0.2,
+        head_map=str(head_map_file(model)),
+        **changes,
     )
     return shutil.copytree(whole, folder / "bundle")
 
 
-def doubles(monkeypatch: pytest.MonkeyPatch, path: Path, is_rtx: bool = True, **engines: Any) -> Doubles:
+def doubles(
+    monkeypatch: pytest.MonkeyPatch, path: Path, is_rtx: bool = True, **engines: Any
+) -> Doubles:
     """Doubles of the bundle's engines, found by whoever looks for TensorRT until the test ends."""
     write_engines(path, flavour="tensorrt-rtx" if is_rtx else "tensorrt", **engines)
     return found_doubles(monkeypatch, path, is_rtx)

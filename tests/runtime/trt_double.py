@@ -1,6 +1,7 @@
-"""TensorRT as a double that executes: engines are the bundle's ONNX graphs, run by ONNX Runtime on the memory of the
-CUDA double. Every run checks what TensorRT leaves to the caller: all addresses set and aligned, aliased outputs at the
-address of their input, no other overlap, enough scratch memory (whose content is destroyed), weights as in their file.
+"""TensorRT as a double that executes: engines are the bundle's ONNX graphs, run by ONNX Runtime on
+the memory of the CUDA double. Every run checks what TensorRT leaves to the caller: all addresses
+set and aligned, aliased outputs at the address of their input, no other overlap, enough scratch
+memory (whose content is destroyed), weights as in their file.
 """
 
 from __future__ import annotations
@@ -61,7 +62,9 @@ class DataType(Enum):
 
 
 class TrtDouble:
-    """Stands for the module tensorrt_rtx, or tensorrt without is_rtx. contents: graph by an engine file's bytes."""
+    """Stands for the module tensorrt_rtx, or tensorrt without is_rtx. contents: graph by an engine
+    file's bytes.
+    """
 
     ILogger, TensorLocation, DataType = ILogger, TensorLocation, DataType
     ExecutionContextAllocationStrategy = ExecutionContextAllocationStrategy
@@ -74,8 +77,9 @@ class TrtDouble:
         (self.engines,) = provenance.read_engines(self.bundle).values()
         self.contents = {
             self.bundle.file(f"{folder}/{entry['engine']}").read_bytes(): name
-            for folder in provenance.read_engines(self.bundle) for name, entry in self.engines["graphs"].items()
-        }  # fmt: skip
+            for folder in provenance.read_engines(self.bundle)
+            for name, entry in self.engines["graphs"].items()
+        }
         self.weights = np.fromfile(self.bundle.file(self.engines["weights_file"]), np.uint8)
         self.runs: list[str] = []
 
@@ -97,7 +101,9 @@ class RuntimeDouble:
         plugin = self._trt.engines["plugin"]
         graph = self._trt.contents.get(bytes(serialized_engine))
         if graph is None or (plugin and plugin["in_engine"] and not self.engine_host_code_allowed):
-            self._log.log(Severity.ERROR, "IRuntime::deserializeCudaEngine: Error Code 6:\nno such engine")
+            self._log.log(
+                Severity.ERROR, "IRuntime::deserializeCudaEngine: Error Code 6:\nno such engine"
+            )
             return None
         return EngineDouble(self._trt, graph)
 
@@ -105,7 +111,9 @@ class RuntimeDouble:
 class RuntimeConfigDouble:
     dynamic_shapes_kernel_specialization_strategy = cuda_graph_strategy = strategy = None
 
-    def set_execution_context_allocation_strategy(self, strategy: ExecutionContextAllocationStrategy) -> None:
+    def set_execution_context_allocation_strategy(
+        self, strategy: ExecutionContextAllocationStrategy
+    ) -> None:
         self.strategy = strategy
 
 
@@ -115,9 +123,12 @@ class EngineDouble:
         self.spec = GraphSpec.from_dict(trt.bundle.config["graphs"][graph])
         entries = trt.engines["graphs"][graph]["weights"]
         self.weights = {
-            name: TensorSpec(name, dtype, tuple(shape)) for name, (dtype, shape, _, _) in entries.items()
+            name: TensorSpec(name, dtype, tuple(shape))
+            for name, (dtype, shape, _, _) in entries.items()
         }
-        self.tensors = {t.name: t for t in (*self.spec.inputs, *self.spec.outputs, *self.weights.values())}
+        self.tensors = {
+            t.name: t for t in (*self.spec.inputs, *self.spec.outputs, *self.weights.values())
+        }
 
     @property
     def num_io_tensors(self) -> int:
@@ -178,9 +189,15 @@ class ContextDouble:
         return True
 
     def update_device_memory_size_for_shapes(self) -> int:
-        """Odd on purpose; none for the evict graph, where the real call's 0 can also mean an error."""
+        """Odd on purpose; none for the evict graph, where the real call's 0 can also mean an
+        error.
+        """
         assert self._unset() == []
-        return 0 if self._engine.graph == "evict" else 1003 * max(shape[0] for shape in self._shapes.values())
+        return (
+            0
+            if self._engine.graph == "evict"
+            else 1003 * max(shape[0] for shape in self._shapes.values())
+        )
 
     def set_device_memory(self, memory: int, size: int) -> None:
         assert memory % 256 == 0 and size >= self.update_device_memory_size_for_shapes()
@@ -197,7 +214,9 @@ class ContextDouble:
     def execute_async_v3(self, stream_handle: int) -> bool:
         assert stream_handle == STREAM and not self._unset()
         capturing = self._trt.cuda._captured is not None
-        assert not capturing or self._ran_with == self._shapes, "captured before a first run at these shapes"
+        assert not capturing or self._ran_with == self._shapes, (
+            "captured before a first run at these shapes"
+        )
         self._ran_with = dict(self._shapes)
         views = self._views()
         self._trt.cuda.queue(lambda: self._run(views))
@@ -215,27 +234,38 @@ class ContextDouble:
         engine, sizes = self._engine, {}
         for name, shape in self._shapes.items():
             sizes.update(
-                {d: n for d, n in zip(engine.tensors[name].shape, shape, strict=True) if isinstance(d, str)}
+                {
+                    d: n
+                    for d, n in zip(engine.tensors[name].shape, shape, strict=True)
+                    if isinstance(d, str)
+                }
             )
         assert engine.tensors.keys() == self._addresses.keys(), "a tensor has no address"
         views = {}
         for name, tensor in engine.tensors.items():
             shape = tuple(sizes.get(dimension, dimension) for dimension in tensor.shape)
             size = prod(shape) * np.dtype(tensor.dtype).itemsize
-            views[name] = self._trt.cuda.memory(self._addresses[name], size).view(tensor.dtype).reshape(shape)
+            views[name] = (
+                self._trt.cuda.memory(self._addresses[name], size).view(tensor.dtype).reshape(shape)
+            )
         for output, past in engine.spec.aliases.items():
             assert self._addresses[output] == self._addresses[past], f"{output} is not in place"
-        self._check_overlaps({name: view for name, view in views.items() if name not in engine.spec.aliases})
-        for name, (_, _, offset, size) in self._trt.engines["graphs"][engine.graph]["weights"].items():
+        self._check_overlaps(
+            {name: view for name, view in views.items() if name not in engine.spec.aliases}
+        )
+        for name, (_, _, offset, size) in self._trt.engines["graphs"][engine.graph][
+            "weights"
+        ].items():
             assert (
                 views[name].reshape(-1).view(np.uint8) == self._trt.weights[offset : offset + size]
             ).all(), name
         return views
 
     def _check_overlaps(self, views: dict[str, np.ndarray]) -> None:
-        spans = sorted([(v.ctypes.data, v.ctypes.data + v.nbytes, name) for name, v in views.items()] + [
-            (self._scratch[0], sum(self._scratch), "scratch memory")
-        ])  # fmt: skip
+        spans = sorted(
+            [(v.ctypes.data, v.ctypes.data + v.nbytes, name) for name, v in views.items()]
+            + [(self._scratch[0], sum(self._scratch), "scratch memory")]
+        )
         for (_, end, first), (start, _, second) in zip(spans, spans[1:], strict=False):
             assert end <= start, f"{first} and {second} overlap in {self._engine.graph}"
 
