@@ -13,7 +13,7 @@ from typing import Protocol
 
 import numpy as np
 
-from ssd_export.cache.policy import HeadGroup, Rule
+from ssd_export.policy.presets import HeadGroup, Rule
 from tests.oracle import OracleHead
 
 TOLERANCE = {"float32": 1e-5, "float16": 2e-2, "bfloat16": 1e-1}

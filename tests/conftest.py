@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, settings
 
+pytest_plugins = ["tests.scene_bundles"]
+
 # The same examples on every run, however slow the machine is, and no database of them in the
 # working folder.
 settings.register_profile(

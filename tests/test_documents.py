@@ -8,15 +8,7 @@ from typing import Any
 
 import pytest
 
-from ssd_export.errors import UserError
-from ssd_export.evaluate.measurement import (
-    measurement,
-    publish,
-    read_measurement,
-    table,
-    write_measurement,
-)
-from ssd_export.evaluate.write_benchmarks import (
+from benchmarks.write_documents import (
     BENCHMARKS,
     MARKED,
     REGION,
@@ -26,8 +18,16 @@ from ssd_export.evaluate.write_benchmarks import (
     documents,
     markdown_table,
 )
+from ssd_export.errors import UserError
+from ssd_export.report.measurement import (
+    measurement,
+    publish,
+    read_measurement,
+    table,
+    write_measurement,
+)
 
-COMMAND = "`python -m ssd_export.evaluate.write_benchmarks`"
+COMMAND = "`python -m benchmarks.write_documents`"
 
 
 def test_the_documents_say_what_was_measured() -> None:

@@ -12,7 +12,7 @@ from torch import Tensor
 from ssd_export.cache.quantized_rows import quantize_rows
 from ssd_export.cache.rules import release, retention, slot_for_new_token
 from ssd_export.cache.state import EMPTY, GroupState
-from ssd_export.cache.table import GREATEST_CODE, HeadGroup
+from ssd_export.policy.table import GREATEST_CODE, HeadGroup
 
 
 def prefill_attention(

@@ -12,7 +12,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ssd_export.cache.table import GREATEST_CODE, LEAST_SCALE
+from ssd_export.policy.table import GREATEST_CODE, LEAST_SCALE
 
 
 def quantize_rows(rows: Tensor) -> tuple[Tensor, Tensor]:

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from ssd_export.cache.state import EMPTY
-from ssd_export.cache.table import Rule
 from ssd_export.config import GRID
+from ssd_export.policy.table import Rule
 
 
 def retention(

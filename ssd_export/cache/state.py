@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ssd_export.cache.table import HeadGroup
+from ssd_export.policy.table import HeadGroup
 
 EMPTY = -1
 

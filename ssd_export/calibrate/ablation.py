@@ -13,10 +13,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ssd_export.cache.table import HeadOption
-from ssd_export.calibrate.kept import DenseAttention, attend_with_option, keeps_everything
+from ssd_export.cache.replay import DenseAttention, attend_with_option, keeps_everything
 from ssd_export.calibrate.sensitivity import causal, rope, sampled_logits, wide
 from ssd_export.model.decoder import ImageTokenModel
+from ssd_export.policy.table import HeadOption
 from ssd_export.runtime.runner import Sampling
 
 ROWS = 8  # rows that go through the layers together

@@ -7,11 +7,11 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from ssd_export.cache.head_map import HeadMap
-from ssd_export.calibrate.draw import sequence_of
-from ssd_export.calibrate.kept import DenseAttention
+from ssd_export.cache.replay import DenseAttention
+from ssd_export.calibrate.generate import sequence_of
 from ssd_export.config import GRID, NUM_IMAGE_TOKENS
 from ssd_export.model.decoder import ImageTokenModel
+from ssd_export.policy.head_map import HeadMap
 
 LEAST_CONTRAST = 0.25
 BANDS = ((5, 11), (11, 17), (17, 23))  # grid rows, one chosen token in each

@@ -19,12 +19,9 @@ from pathlib import Path
 
 import numpy as np
 
-from ssd_export.cache.head_map import HeadMap
-from ssd_export.cache.table import HeadOption
 from ssd_export.calibrate.ablation import Ablation
-from ssd_export.calibrate.draw import draw_pictures, sequence_of
+from ssd_export.calibrate.generate import draw_pictures, sequence_of
 from ssd_export.calibrate.measure import HeadSums, attention_shares
-from ssd_export.calibrate.menu import MENU
 from ssd_export.calibrate.neighbourhood import Neighbourhood
 from ssd_export.calibrate.ranks import rank_correlation
 from ssd_export.calibrate.sensitivity import Fisher, hidden_states
@@ -33,6 +30,9 @@ from ssd_export.errors import UserError
 from ssd_export.model.checkpoint import Checkpoint
 from ssd_export.model.decoder import ImageTokenModel
 from ssd_export.model.prompt import PromptEncoder
+from ssd_export.policy.head_map import HeadMap
+from ssd_export.policy.menu import MENU
+from ssd_export.policy.table import HeadOption
 from ssd_export.runtime.runner import Sampling
 from ssd_export.runtime.uniforms import uniforms
 

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ssd_export.calibrate.kept import DenseAttention
+from ssd_export.cache.replay import DenseAttention
 from ssd_export.calibrate.neighbourhood import Neighbourhood
 from ssd_export.config import GRID, ModelConfig
 

@@ -16,8 +16,8 @@ from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
-from ssd_export.cache.head_map import HeadMap
 from ssd_export.config import GRID
+from ssd_export.policy.head_map import HeadMap
 
 # Two of the colours of Okabe and Ito, and cividis: the same to all kinds of colour vision.
 SPATIAL, SEMANTIC = "#0072B2", "#D55E00"

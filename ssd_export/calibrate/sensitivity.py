@@ -17,10 +17,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ssd_export.cache.table import HeadOption
-from ssd_export.calibrate.kept import DenseAttention, attend_with_option
+from ssd_export.cache.replay import DenseAttention, attend_with_option
 from ssd_export.config import NUM_IMAGE_TOKENS
 from ssd_export.model.decoder import ImageTokenModel
+from ssd_export.policy.table import HeadOption
 from ssd_export.runtime.runner import Sampling
 
 # Divides the logits once more: where the model is sure of a token, nothing changes its likelihood a

@@ -7,9 +7,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from ssd_export.cache.head_map import HeadMap
-    from ssd_export.cache.table import HeadGroup, PolicyTable
     from ssd_export.config import ModelConfig
+    from ssd_export.policy.head_map import HeadMap
+    from ssd_export.policy.table import HeadGroup, PolicyTable
 
 
 def group_lines(table: PolicyTable) -> list[str]:
@@ -24,9 +24,9 @@ def group_lines(table: PolicyTable) -> list[str]:
 
 def predicted_lines(head_map: HeadMap, config: ModelConfig, table: PolicyTable) -> list[str]:
     """The summed cost of a table and of the policies that need no costs, at as many slots."""
-    from ssd_export.cache.allocation import predicted_error
-    from ssd_export.cache.policy import make_policy
     from ssd_export.errors import UserError
+    from ssd_export.policy.allocation import predicted_error
+    from ssd_export.policy.presets import make_policy
 
     slots = table.prompt_slots
     rivals = {"ssd-row": {"head_map": head_map}, "h2o": {"evict_every": 24}, "streaming-llm": {}}

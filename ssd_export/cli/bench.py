@@ -13,7 +13,7 @@ from ssd_export.cli import options
 from ssd_export.errors import UserError
 
 if TYPE_CHECKING:
-    from ssd_export.evaluate.bench import BenchSpec
+    from ssd_export.bench.bench import BenchSpec
 
 
 @click.command()
@@ -87,12 +87,12 @@ def command(
     arithmetic allow (measured in the same run). The baselines run in the same run, each measurement
     in a process of its own. The report goes into the bundle as reports/bench.json.
     """
+    from ssd_export.bench.bench import BenchSpec, check_spec, run_bench
+    from ssd_export.bench.report import bench_tables, lines_of
     from ssd_export.bundle import open_bundle, resolve_bundle
     from ssd_export.cli.progress import ProgressReport
-    from ssd_export.evaluate.bench import BenchSpec, check_spec, run_bench
-    from ssd_export.evaluate.bench_report import bench_tables, lines_of
-    from ssd_export.evaluate.machine import busy_note
-    from ssd_export.evaluate.measurement import measurement
+    from ssd_export.report.environment import busy_note
+    from ssd_export.report.measurement import measurement
 
     batches = _counts(batch)
     wanted = tuple(

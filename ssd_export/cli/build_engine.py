@@ -11,7 +11,7 @@ import click
 from ssd_export.errors import UserError
 
 if TYPE_CHECKING:
-    from ssd_export.build.build_plan import BuildPlan
+    from ssd_export.tensorrt.plan import BuildPlan
 
 FLAVOURS = ("auto", "tensorrt", "tensorrt-rtx")
 PLUGIN = ("auto", "on", "off")
@@ -102,11 +102,11 @@ def command(
         if value not in choices:
             raise UserError(f"unknown {option} {value!r}; choose one of {', '.join(choices)}")
 
-    from ssd_export.build.build_plan import BuildSpec, plan_build
-    from ssd_export.build.engine import build_engines, prepare
-    from ssd_export.build.targets import Batch
     from ssd_export.bundle import resolve_bundle
     from ssd_export.cli.progress import ProgressReport
+    from ssd_export.tensorrt.build import build_engines, prepare
+    from ssd_export.tensorrt.plan import BuildSpec, plan_build
+    from ssd_export.tensorrt.target import Batch
 
     spec = BuildSpec(
         bundle=resolve_bundle(bundle),
@@ -147,7 +147,7 @@ def command(
 
 def plan_lines(plan: BuildPlan) -> list[str]:
     """What will be built, for whom, and what it needs."""
-    from ssd_export.plan.machine import gib
+    from ssd_export.machine import gib
 
     gpus = ", ".join(f"{capability / 10:.1f}" for capability in plan.capabilities)
     lines = [f"target: {plan.target.name} ({plan.target.title}), compute capability {gpus}"]

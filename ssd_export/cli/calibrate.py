@@ -15,11 +15,11 @@ from ssd_export.config import NEIGHBOURHOOD, TAU
 from ssd_export.errors import UserError
 
 if TYPE_CHECKING:
-    from ssd_export.cache.head_map import HeadMap
     from ssd_export.calibrate.calibration import Calibration, CalibrationSpec
     from ssd_export.config import ModelConfig
     from ssd_export.model.checkpoint import Checkpoint
     from ssd_export.model.decoder import ImageTokenModel
+    from ssd_export.policy.head_map import HeadMap
 
 DEMO_PROMPTS = 64
 
@@ -193,7 +193,7 @@ def _check_places(spec: CalibrateSpec) -> None:
 def _calibrate(spec: CalibrateSpec) -> None:
     from ssd_export.bundle import TOOL_VERSION
     from ssd_export.calibrate.calibration import ABLATION, FISHER, CalibrationSpec, calibrate
-    from ssd_export.calibrate.draw import is_small, load_model
+    from ssd_export.calibrate.generate import is_small, load_model
     from ssd_export.calibrate.neighbourhood import Neighbourhood
     from ssd_export.cli.progress import ProgressReport
     from ssd_export.export.exporter import generation_defaults, model_folder
@@ -263,7 +263,7 @@ def _prompts(spec: CalibrateSpec) -> tuple[str, ...]:
 
 
 def _other_map(name: str, config: ModelConfig) -> HeadMap:
-    from ssd_export.cache.head_map import BUILT_IN_DIRECTORY, HeadMap
+    from ssd_export.policy.head_map import BUILT_IN_DIRECTORY, HeadMap
 
     built_in = BUILT_IN_DIRECTORY / f"{name}.json"
     other = HeadMap.load(built_in if built_in.is_file() else name)
@@ -325,9 +325,9 @@ def _comparison(head_map: HeadMap, other: HeadMap, name: str) -> str:
 
 
 def _predictions(head_map: HeadMap, config: ModelConfig, prompt_slots: int) -> list[str]:
-    from ssd_export.cache.allocation import allocate
-    from ssd_export.cache.policy import make_policy
     from ssd_export.cli.allocation_table import predicted_lines
+    from ssd_export.policy.allocation import allocate
+    from ssd_export.policy.presets import make_policy
 
     lines = []
     for budget in (0.1, 0.2):
@@ -352,7 +352,7 @@ def _plot(
         head_attention,
         most_typical_heads,
     )
-    from ssd_export.calibrate.draw import decode_picture
+    from ssd_export.calibrate.generate import decode_picture
     from ssd_export.calibrate.plots import attention_plot, column_plot, heat_map, plot_paths
     from ssd_export.model.prompt import PromptEncoder
 

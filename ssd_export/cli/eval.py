@@ -15,7 +15,7 @@ from ssd_export.cli import options
 from ssd_export.errors import UserError
 
 if TYPE_CHECKING:
-    from ssd_export.evaluate.scene_score import DrawOptions, Progress, SceneScore
+    from ssd_export.metrics.scene_score import DrawOptions, Progress, SceneScore
 
 
 @dataclass(frozen=True)
@@ -139,7 +139,7 @@ def command(
 
         bundle = resolve_bundle(None)
 
-    from ssd_export.evaluate.scene_score import DrawOptions
+    from ssd_export.metrics.scene_score import DrawOptions
 
     spec = EvalSpec(
         bundle,
@@ -178,7 +178,7 @@ def _bundle(spec: EvalSpec, progress: Progress) -> Iterator[Path]:
     if spec.bundle is not None:
         yield spec.bundle
         return
-    from ssd_export.evaluate.exported import PolicyChoice, temporary_bundle
+    from ssd_export.export.temporary_bundle import PolicyChoice, temporary_bundle
 
     choice = PolicyChoice(
         spec.model,
@@ -199,9 +199,9 @@ def _score(
     model.
     """
     from ssd_export.cli.progress import ProgressReport
-    from ssd_export.evaluate.scene_score import draw_scenes, score_scenes
-    from ssd_export.evaluate.sweep_jobs import default_batch
+    from ssd_export.metrics.scene_score import draw_scenes, score_scenes
     from ssd_export.runtime.generate import ImageGenerator
+    from ssd_export.sweep.jobs import default_batch
 
     scenes = draw_scenes(num_prompts, drawing.seed)
     with ProgressReport() as progress, _bundle(spec, progress) as path:
@@ -236,7 +236,7 @@ def _score(
 
 
 def _write_sheet(path: Path, score: SceneScore) -> None:
-    from ssd_export.evaluate.sheets import Entry, captioned_sheet
+    from ssd_export.report.contact_sheet import Entry, captioned_sheet
     from ssd_export.runtime.pictures import write_png
 
     judged = zip(score.images, score.scenes, score.verdicts, strict=True)

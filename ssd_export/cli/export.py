@@ -7,9 +7,9 @@ from pathlib import Path
 
 import click
 
-from ssd_export.cache.policy import DEFAULT_GROUPS, MAX_GROUPS
 from ssd_export.cli import options
 from ssd_export.errors import UserError
+from ssd_export.policy.presets import DEFAULT_GROUPS, MAX_GROUPS
 
 DTYPES = ("fp32", "fp16", "bf16")
 WEIGHTS = ("none", "int8", "int4", "fp8")
@@ -220,7 +220,7 @@ def check_weights(weights: str, target: str | None) -> None:
     if weights not in WEIGHTS:
         raise UserError(f"unknown --weights {weights!r}; choose one of {', '.join(WEIGHTS)}")
 
-    from ssd_export.build.targets import fp8_targets, target_names
+    from ssd_export.tensorrt.target import fp8_targets, target_names
 
     if target is not None and target not in target_names():
         raise UserError(f"unknown --target {target!r}; choose one of {', '.join(target_names())}")
@@ -246,10 +246,10 @@ def _print_allocation(path: Path) -> None:
     """What ssd-auto chose for each layer and what it is expected to lose, on stderr: stdout is the
     bundle's folder.
     """
-    from ssd_export.cache.head_map import HeadMap
-    from ssd_export.cache.table import PolicyTable
     from ssd_export.cli.allocation_table import group_lines, predicted_lines
     from ssd_export.config import ModelConfig
+    from ssd_export.policy.head_map import HeadMap
+    from ssd_export.policy.table import PolicyTable
 
     written = json.loads((path / "ssd_config.json").read_text(encoding="utf-8"))
     table = PolicyTable.from_dict(written["policy"])

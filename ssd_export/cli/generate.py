@@ -212,11 +212,11 @@ def check_memory(bundle: Bundle, num_images: int, decoder_batch: int) -> None:
     """Raises: UserError where drawing that many pictures at once on this CPU takes more memory than
     is free.
     """
-    from ssd_export.cache.table import PolicyTable
     from ssd_export.config import ModelConfig
-    from ssd_export.plan.machine import total_bytes
+    from ssd_export.machine import total_bytes
     from ssd_export.plan.memory import check_fits, drawing_bytes
     from ssd_export.plan.sizes import ITEM_SIZE, WeightSizes
+    from ssd_export.policy.table import PolicyTable
 
     config, dtype = ModelConfig.from_dict(bundle.config["model"]), bundle.config["dtype"]
     table = PolicyTable.from_dict(bundle.config["policy"])

@@ -10,7 +10,7 @@ import click
 
 if TYPE_CHECKING:
     from ssd_export.bundle import Bundle
-    from ssd_export.cache.table import HeadGroup, PolicyTable
+    from ssd_export.policy.table import HeadGroup, PolicyTable
 
 DTYPE_BYTES = {"fp32": 4, "float32": 4, "fp16": 2, "float16": 2, "bf16": 2, "bfloat16": 2}
 WIDTH_OF_A_PIPE = 160  # no line is folded in a file or a pipe
@@ -38,8 +38,8 @@ def command(bundle: Path | None, as_json: bool) -> None:
 
 def bundle_facts(bundle: Bundle) -> dict[str, Any]:
     """Everything that inspect shows, as plain data; bytes are those of one picture (two rows)."""
-    from ssd_export.cache.table import PolicyTable
     from ssd_export.config import ModelConfig
+    from ssd_export.policy.table import PolicyTable
 
     config = bundle.config
     table, model = PolicyTable.from_dict(config["policy"]), ModelConfig.from_dict(config["model"])

@@ -79,7 +79,7 @@ def seed(help: str) -> Callable[[Any], Any]:
 
 
 def check_kv_dtype(value: str) -> None:
-    from ssd_export.cache.table import check_kv_dtype as check
+    from ssd_export.policy.table import check_kv_dtype as check
 
     check(value)
 

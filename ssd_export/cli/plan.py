@@ -144,9 +144,9 @@ def command(target: str | None, fits: bool, as_json: bool, **asked: Any) -> None
 
 def find_device(target: str) -> Device:
     """Raises: UserError for a name that is neither a target nor a size."""
-    from ssd_export.build.targets import memory_of, read_target
+    from ssd_export.machine import free_bytes
     from ssd_export.plan.device import usable_bytes
-    from ssd_export.plan.machine import free_bytes
+    from ssd_export.tensorrt.target import memory_of, read_target
 
     size = SIZE.fullmatch(target)
     if size:
@@ -166,11 +166,11 @@ def find_device(target: str) -> Device:
 
 def plan_of(spec: PlanSpec, device: Device, settings: Settings) -> Plan:
     """The plan of these settings. Raises: UserError for a model or policy that will not do."""
-    from ssd_export.cache.policy import DEFAULT_GROUPS
     from ssd_export.export.exporter import ExportSpec, plan_export
     from ssd_export.plan.memory import export_bytes
     from ssd_export.plan.sizes import WeightSizes
     from ssd_export.plan.stages import Plan
+    from ssd_export.policy.presets import DEFAULT_GROUPS
 
     made = plan_export(
         ExportSpec(
@@ -220,7 +220,7 @@ def needed_there(plan: Plan, device: Device) -> int:
 
 
 def what_does_not_fit(plan: Plan, device: Device) -> list[str]:
-    from ssd_export.plan.machine import free_bytes, free_disk_bytes, gib
+    from ssd_export.machine import free_bytes, free_disk_bytes, gib
 
     problems = []
     memory, disk = free_bytes(), free_disk_bytes(Path())
@@ -253,7 +253,7 @@ def facts(plan: Plan, device: Device, settings: Settings, problems: list[str]) -
     """Everything that plan shows, as plain data, in bytes. host.process: the part of host.export
     that is this process.
     """
-    from ssd_export.plan.machine import resident_bytes
+    from ssd_export.machine import resident_bytes
 
     return {
         "settings": asdict(settings),
@@ -306,7 +306,7 @@ def _print_tables(plan: Plan, device: Device) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from ssd_export.plan.machine import gib
+    from ssd_export.machine import gib
 
     def table(*columns: str) -> Table:
         made = Table(box=box.SIMPLE_HEAD, pad_edge=False)

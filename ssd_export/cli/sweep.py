@@ -14,8 +14,8 @@ from ssd_export.cli import options
 from ssd_export.errors import UserError
 
 if TYPE_CHECKING:
-    from ssd_export.evaluate.sweep import SweepResult
-    from ssd_export.evaluate.sweep_spec import SweepSpec
+    from ssd_export.sweep.spec import SweepSpec
+    from ssd_export.sweep.sweep import SweepResult
 
 POLICIES = "ssd-auto,ssd-row,ssd,streaming-llm,h2o,tova,linear,margin"
 BUDGETS = "0.1,0.15,0.2,0.3,0.5"
@@ -129,8 +129,8 @@ def command(
         check_file(measurement)
 
     from ssd_export.cli.progress import ProgressReport
-    from ssd_export.evaluate.sweep import finished_part, run_sweep, settle
-    from ssd_export.evaluate.sweep_spec import SweepSpec
+    from ssd_export.sweep.spec import SweepSpec
+    from ssd_export.sweep.sweep import finished_part, run_sweep, settle
 
     spec = settle(
         SweepSpec(
@@ -163,7 +163,7 @@ def command(
         raise
     facts, table, *pictures = paths = _report(spec, result)
     if measurement is not None:
-        from ssd_export.evaluate.measurement import publish
+        from ssd_export.report.measurement import publish
 
         publish(
             measurement,
@@ -179,7 +179,7 @@ def command(
 
 
 def _report(spec: SweepSpec, result: SweepResult) -> list[Path]:
-    from ssd_export.evaluate.sweep_report import write_report
+    from ssd_export.sweep.report import write_report
 
     return write_report(spec, result)
 

@@ -8,8 +8,8 @@ from pathlib import Path
 import click
 
 from ssd_export.cli import options
-from ssd_export.cli.verify_report import lines_of
 from ssd_export.errors import UserError
+from ssd_export.verify.report import lines_of
 
 
 @click.command()
@@ -62,7 +62,7 @@ def command(
 
     from ssd_export.bundle import resolve_bundle
     from ssd_export.cli.progress import ProgressReport
-    from ssd_export.evaluate.verify import VerifySpec, add_report, verify
+    from ssd_export.verify.verify import VerifySpec, add_report, verify
 
     path = resolve_bundle(bundle)
     with ProgressReport() as progress:

@@ -16,10 +16,6 @@ import onnx_ir as ir
 import torch
 
 from ssd_export.bundle import TOOL_VERSION, check_target, write_bundle, write_config
-from ssd_export.cache.allocation import allocate
-from ssd_export.cache.head_map import HeadMap, find_head_map
-from ssd_export.cache.policy import make_policy, needs_head_map
-from ssd_export.cache.table import PolicyTable
 from ssd_export.config import NUM_IMAGE_TOKENS, ModelConfig
 from ssd_export.errors import UserError
 from ssd_export.export.graphs import evict_specs
@@ -28,6 +24,8 @@ from ssd_export.export.journal import Journal, unfinished_folder
 from ssd_export.export.onnx_writer import GraphWriter, write_decode_step, write_evict, write_prefill
 from ssd_export.export.quantize import precision_facts
 from ssd_export.export.weights import WEIGHTS_FILE, Weight, plan_weights, write_weights
+from ssd_export.graph_spec import GraphSpec
+from ssd_export.machine import check_disk
 from ssd_export.model.checkpoint import (
     EMBED_TOKENS,
     Checkpoint,
@@ -36,10 +34,12 @@ from ssd_export.model.checkpoint import (
     open_checkpoint,
 )
 from ssd_export.model.hub import fetch, is_hub_id
-from ssd_export.plan.machine import check_disk
 from ssd_export.plan.memory import check_fits, export_bytes
 from ssd_export.plan.shapes import PUBLISHED, published_shape
-from ssd_export.specs import GraphSpec
+from ssd_export.policy.allocation import allocate
+from ssd_export.policy.head_map import HeadMap, find_head_map
+from ssd_export.policy.presets import make_policy, needs_head_map
+from ssd_export.policy.table import PolicyTable
 
 DEMO_CHECKPOINT = Path(__file__).parent.parent / "demo" / "checkpoint"
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}

@@ -4,7 +4,7 @@ a body.
 The node `ssd_export::DecodeAttention*` is R3 to R7 for one head group of one layer. With the
 function in the model, ONNX Runtime and plain TensorRT inline ordinary operators; without it
 (`plugin_flavour`) the TensorRT plugin of that name takes the node. Rules are told in
-cache/policy.py.
+policy/presets.py.
 
 Inputs:  query [B, H*G, D], key, value [B, H, D] after RoPE, position int32 [B] of the new token,
          prompt_length int32 [B], past_key, past_value [B, H, S, D], past_position int32 [B, H, S],
@@ -27,10 +27,10 @@ from functools import partial, reduce
 
 import onnx_ir as ir
 
-from ssd_export.cache.table import GREATEST_CODE, LEAST_SCALE, HeadGroup, PolicyTable, Rule
 from ssd_export.config import GRID
 from ssd_export.export.graphs import part_names
 from ssd_export.export.operators import OPSET, Operators
+from ssd_export.policy.table import GREATEST_CODE, LEAST_SCALE, HeadGroup, PolicyTable, Rule
 
 DOMAIN = "ssd_export"
 OP_TYPE = "DecodeAttention"

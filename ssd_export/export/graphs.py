@@ -30,7 +30,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from ssd_export.cache.table import (
+from ssd_export.config import NUM_IMAGE_TOKENS, ModelConfig
+from ssd_export.graph_spec import Dimension, GraphSpec, TensorSpec
+from ssd_export.policy.table import (
     HeadGroup,
     PolicyTable,
     Rule,
@@ -38,8 +40,6 @@ from ssd_export.cache.table import (
     release_kind,
     releases_between_steps,
 )
-from ssd_export.config import NUM_IMAGE_TOKENS, ModelConfig
-from ssd_export.specs import Dimension, GraphSpec, TensorSpec
 
 
 def past_name(layer: int, group: int, part: str) -> str:
@@ -136,7 +136,7 @@ def prefill_spec(
 
 
 def evict_specs(config: ModelConfig, table: PolicyTable, dtype: str) -> list[GraphSpec]:
-    """evict and, where there are several kinds of groups (cache/table.py), one graph for each; none
+    """evict and, where there are several kinds of groups (policy/table.py), one graph for each; none
     where none releases between steps."""
     kinds: list[tuple[int, int] | None] = [None] * bool(table.release_kinds)
     kinds += table.release_kinds if len(table.release_kinds) > 1 else []

@@ -14,8 +14,6 @@ from dataclasses import dataclass, field
 import numpy as np
 import onnx_ir as ir
 
-from ssd_export.cache.layout import query_slices
-from ssd_export.cache.table import HeadGroup, PolicyTable
 from ssd_export.config import ModelConfig
 from ssd_export.export import graphs
 from ssd_export.export.functions import (
@@ -31,8 +29,10 @@ from ssd_export.export.operators import DTYPES, IR_VERSION, Operators
 from ssd_export.export.quantize import dequantize_node, onnx_type, opset_of, scale_name
 from ssd_export.export.sampler import draw_tokens
 from ssd_export.export.weights import WEIGHTS_FILE, Weight
+from ssd_export.graph_spec import GraphSpec, TensorSpec
 from ssd_export.model.decoder import Rope
-from ssd_export.specs import GraphSpec, TensorSpec
+from ssd_export.policy.layout import query_slices
+from ssd_export.policy.table import HeadGroup, PolicyTable
 
 MASKED = -3.0e38
 

@@ -20,7 +20,6 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ssd_export.cache.table import PolicyTable
 from ssd_export.export.journal import Journal
 from ssd_export.export.quantize import QuantizedMatrix, scale_name
 from ssd_export.model.checkpoint import EMBED_TOKENS, Checkpoint, permute_heads
@@ -31,6 +30,7 @@ from ssd_export.model.quantization import (
     scale_shape,
     stored_shape,
 )
+from ssd_export.policy.table import PolicyTable
 
 WEIGHTS_FILE = "weights.safetensors"
 SAFETENSORS_NAMES = {

@@ -1,4 +1,4 @@
-"""The decode step of a head group as one Triton kernel: R3 to R7 (told in cache/policy.py), caches
+"""The decode step of a head group as one Triton kernel: R3 to R7 (told in policy/presets.py), caches
 written in place.
 
 One program serves one (row, KV head) with all its query heads: it finds the slot of the new token,
@@ -25,8 +25,8 @@ import triton.language as tl
 from torch import Tensor
 
 from ssd_export.cache.state import EMPTY, GroupState
-from ssd_export.cache.table import HeadGroup
 from ssd_export.config import GRID
+from ssd_export.policy.table import HeadGroup
 
 NUM_WARPS = 4
 BLOCK_ELEMENTS = 4096  # of one block of keys: 32 float32 registers a thread for its running sums

@@ -86,7 +86,7 @@ def _check_disk(hub_id: str, revision: str, sizes: dict[str, int]) -> None:
     from huggingface_hub import try_to_load_from_cache
     from huggingface_hub.constants import HF_HUB_CACHE
 
-    from ssd_export.plan.machine import check_disk
+    from ssd_export.machine import check_disk
 
     needed = sum(
         size

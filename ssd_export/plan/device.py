@@ -6,10 +6,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from ssd_export.cache.table import BYTES_POSITION, BYTES_SCORE, PolicyTable
 from ssd_export.config import ModelConfig
 from ssd_export.plan.memory import image_decoder_bytes
 from ssd_export.plan.sizes import ITEM_SIZE, WeightSizes
+from ssd_export.policy.table import BYTES_POSITION, BYTES_SCORE, PolicyTable
 
 CONTEXT_BYTES = (
     600 << 20

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from ssd_export.errors import UserError
-from ssd_export.plan.machine import gib
+from ssd_export.machine import gib
 from ssd_export.plan.stages import Plan
 
 WEIGHTS = ("none", "int8", "int4")  # in the order in which they are given up

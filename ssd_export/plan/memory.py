@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 
 from ssd_export.config import ModelConfig
 from ssd_export.errors import UserError
-from ssd_export.plan.machine import free_bytes, gib, resident_bytes
+from ssd_export.machine import free_bytes, gib, resident_bytes
 from ssd_export.plan.sizes import WeightSizes
 
 GRAPH_WRITING_BYTES = 24_000_000  # the graphs, which hold no weights, and the journal

@@ -6,12 +6,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ssd_export.cache.table import PolicyTable
 from ssd_export.config import NUM_IMAGE_TOKENS, ModelConfig
+from ssd_export.machine import total_bytes
 from ssd_export.plan.device import DeviceMemory, device_memory
-from ssd_export.plan.machine import total_bytes
 from ssd_export.plan.memory import drawing_bytes, widens_on_use
 from ssd_export.plan.sizes import ITEM_SIZE, WeightSizes
+from ssd_export.policy.table import PolicyTable
 
 GRAPH_BYTES_OF_A_LAYER = 110_000  # of all graphs together
 TOKENIZER_BYTES_OF_AN_ENTRY = 64

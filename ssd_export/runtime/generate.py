@@ -17,10 +17,10 @@ import numpy as np
 from PIL import Image
 
 from ssd_export.bundle import Bundle, open_bundle
-from ssd_export.cache.table import PolicyTable
 from ssd_export.config import GRID, NUM_IMAGE_TOKENS, ModelConfig
 from ssd_export.errors import UserError
 from ssd_export.model.prompt import PromptEncoder
+from ssd_export.policy.table import PolicyTable
 from ssd_export.runtime.runner import PromptBatch, Runner, Sampling, release_steps, tokens_dropped
 from ssd_export.runtime.uniforms import uniforms
 
@@ -283,7 +283,7 @@ def open_runner(bundle: Bundle, name: str, provider: str, num_threads: int | Non
     if name not in RUNNERS:
         raise UserError(f"unknown runner {name!r}; use one of {', '.join(RUNNERS)}")
     if name == "trt":
-        from ssd_export.runtime.trt_runner import TrtRunner, open_device
+        from ssd_export.tensorrt.runner import TrtRunner, open_device
 
         return TrtRunner(bundle, *open_device(bundle))
     try:

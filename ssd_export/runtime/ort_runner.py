@@ -15,15 +15,15 @@ import numpy as np
 import onnxruntime as ort
 
 from ssd_export.bundle import Bundle, weight_format
-from ssd_export.cache.table import PolicyTable, release_graph
 from ssd_export.config import NUM_IMAGE_TOKENS
 from ssd_export.errors import UserError
-from ssd_export.plan.machine import total_bytes
+from ssd_export.graph_spec import GraphSpec, TensorSpec
+from ssd_export.machine import total_bytes
 from ssd_export.plan.memory import widens_on_use
 from ssd_export.plan.sizes import WeightSizes
+from ssd_export.policy.table import PolicyTable, release_graph
 from ssd_export.runtime.ort_session import PROVIDERS, open_session, session_entries
 from ssd_export.runtime.runner import PromptBatch, Runner, full_before
-from ssd_export.specs import GraphSpec, TensorSpec
 
 ELEMENT_TYPES = {
     "float32": 1,

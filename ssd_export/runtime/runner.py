@@ -14,8 +14,8 @@ from typing import Protocol
 
 import numpy as np
 
-from ssd_export.cache.table import PolicyTable
 from ssd_export.config import NUM_IMAGE_TOKENS
+from ssd_export.policy.table import PolicyTable
 
 
 @dataclass(frozen=True)

@@ -11,14 +11,14 @@ from torch import Tensor
 
 from ssd_export.bundle import Bundle
 from ssd_export.cache.attention import decode_attention, fill_from_prompt, prefill_attention
-from ssd_export.cache.layout import group_slices, query_slices
 from ssd_export.cache.state import GroupState
-from ssd_export.cache.table import HeadGroup, PolicyTable
 from ssd_export.config import NUM_IMAGE_TOKENS, ModelConfig
 from ssd_export.errors import UserError
 from ssd_export.model.decoder import ImageTokenModel
 from ssd_export.model.image_decoder import ImageDecoder
 from ssd_export.model.quantization import dequantize
+from ssd_export.policy.layout import group_slices, query_slices
+from ssd_export.policy.table import HeadGroup, PolicyTable
 from ssd_export.runtime.runner import PromptBatch, Runner, Sampling
 
 BLOCK = 128

@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from ssd_export.cache.attention import decode_attention, fill_from_prompt, prefill_attention
-from ssd_export.cache.policy import HeadGroup, Rule, check_group
 from ssd_export.cache.state import GroupState
 from ssd_export.errors import UserError
+from ssd_export.policy.presets import HeadGroup, Rule, check_group
 from tests.cases import (
     CASES,
     INT8_CASES,

@@ -7,9 +7,9 @@ import math
 import torch
 
 from ssd_export.cache.attention import release_full_heads
-from ssd_export.cache.policy import HeadGroup, Rule
 from ssd_export.cache.rules import release, retention, slot_for_new_token
 from ssd_export.cache.state import GroupState
+from ssd_export.policy.presets import HeadGroup, Rule
 
 INF = math.inf
 

@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 
 from ssd_export.bundle import TOOL_VERSION
-from ssd_export.cache.head_map import HeadMap
 from ssd_export.calibrate import calibration
 from ssd_export.calibrate.attention_maps import chosen_tokens
 from ssd_export.calibrate.calibration import (
@@ -21,13 +20,14 @@ from ssd_export.calibrate.calibration import (
     CalibrationState,
     calibrate,
 )
-from ssd_export.calibrate.draw import draw_pictures, load_model
-from ssd_export.calibrate.menu import scored, window
+from ssd_export.calibrate.generate import draw_pictures, load_model
 from ssd_export.calibrate.neighbourhood import Neighbourhood
 from ssd_export.calibrate.ranks import rank_correlation
 from ssd_export.errors import UserError
 from ssd_export.model.checkpoint import Checkpoint, open_checkpoint
 from ssd_export.model.prompt import PromptEncoder
+from ssd_export.policy.head_map import HeadMap
+from ssd_export.policy.menu import scored, window
 from ssd_export.runtime.runner import Sampling
 from ssd_export.runtime.uniforms import uniforms
 from tests.janus_checkpoints import (

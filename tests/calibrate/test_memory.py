@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 from torch.profiler import ProfilerActivity, profile
 
+from benchmarks.calibration_memory import of_all_layers, report
 from ssd_export.calibrate.calibration import ABLATION, FISHER, CalibrationSpec, add_picture
-from ssd_export.calibrate.draw import load_model
+from ssd_export.calibrate.generate import load_model
 from ssd_export.calibrate.measure import HeadSums
-from ssd_export.calibrate.menu import scored, window
 from ssd_export.calibrate.neighbourhood import Neighbourhood
-from ssd_export.evaluate.calibration_memory import of_all_layers, report
 from ssd_export.model.checkpoint import open_checkpoint
+from ssd_export.policy.menu import scored, window
 from ssd_export.runtime.runner import Sampling
 from tests.janus_checkpoints import TinyJanus, write_transformers_checkpoint
 

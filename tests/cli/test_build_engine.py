@@ -16,9 +16,11 @@ from types import SimpleNamespace
 
 import pytest
 
-from ssd_export.build import build_plan, flavours, targets
 from ssd_export.bundle import open_bundle
 from ssd_export.cli.main import main
+from ssd_export.tensorrt import flavors as flavours
+from ssd_export.tensorrt import plan as build_plan
+from ssd_export.tensorrt import target as targets
 from tests.janus_checkpoints import TinyJanus
 from tests.runtime.checkpoints import bundle, checkpoint
 
@@ -153,7 +155,7 @@ def test_engines_stand_in_the_bundle(run: Run, path: Path) -> None:
 # a phase of TensorRT's.
 INTERRUPTED = """
 import os, signal, sys
-from ssd_export.build.build_progress import Phases
+from ssd_export.tensorrt.build_progress import Phases
 from ssd_export.cli.main import main
 begin, moments = Phases.start, [int(sys.argv[1])]
 def start(phases, *phase):

@@ -10,8 +10,8 @@ from types import SimpleNamespace
 import pytest
 from PIL import Image
 
-from ssd_export.cache.head_map import HeadMap
 from ssd_export.cli.main import main
+from ssd_export.policy.head_map import HeadMap
 from tests.janus_checkpoints import TinyJanus, write_transformers_checkpoint
 
 TINY = TinyJanus(num_layers=2, num_heads=2, num_kv_heads=2, codebook_size=64)

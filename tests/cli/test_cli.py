@@ -22,11 +22,11 @@ import pytest
 from PIL import Image
 
 from ssd_export.bundle import TOOL_VERSION, open_bundle, write_bundle, write_config
-from ssd_export.cache.policy import make_policy
 from ssd_export.cli.main import VERBS, main
 from ssd_export.cli.progress import ProgressReport
 from ssd_export.config import ModelConfig, VQConfig
 from ssd_export.errors import UserError
+from ssd_export.policy.presets import make_policy
 
 ROOT = Path(__file__).parent.parent.parent
 CONFIG = ModelConfig(

@@ -10,8 +10,8 @@ from types import SimpleNamespace
 import pytest
 from PIL import Image
 
-from ssd_export.evaluate.exported import PolicyChoice
 from ssd_export.export.exporter import export_bundle
+from ssd_export.export.temporary_bundle import PolicyChoice
 from tests.janus_checkpoints import TinyJanus, write_transformers_checkpoint
 
 Run = Callable[..., SimpleNamespace]
@@ -89,7 +89,7 @@ def test_verify_proves_a_bundle_and_leaves_a_report(
 def test_verify_fails_with_exit_code_1_and_says_where(
     run: Run, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from ssd_export.evaluate.probes import OrtProbe
+    from ssd_export.verify.inspectable_runners import OrtProbe
 
     cache_bytes = OrtProbe.cache_bytes
     monkeypatch.setattr(OrtProbe, "cache_bytes", lambda self: cache_bytes(self) + 1)
@@ -136,7 +136,7 @@ def test_sweep_prints_its_table_and_what_there_is_of_it(
     def interrupt(*args: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("ssd_export.evaluate.sweep.run_sweep", interrupt)
+    monkeypatch.setattr("ssd_export.sweep.sweep.run_sweep", interrupt)
     Path("sweep/sweep.md").unlink()
     done = run(*args, "--num-scenes", 1)
     assert (

@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 
 from ssd_export.bundle import open_bundle
-from ssd_export.cache.table import PolicyTable
 from ssd_export.config import ModelConfig
 from ssd_export.errors import UserError
-from ssd_export.evaluate.verify import VerifySpec, verify
 from ssd_export.export.graphs import head_groups, past_name
+from ssd_export.policy.table import PolicyTable
 from ssd_export.runtime.generate import ImageGenerator
+from ssd_export.verify.verify import VerifySpec, verify
 from tests.janus_checkpoints import TinyJanus
 from tests.runtime.checkpoints import PROMPTS, bundle, checkpoint, export_spec, head_map_file
 

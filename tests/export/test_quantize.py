@@ -15,8 +15,6 @@ import pytest
 import torch
 
 from ssd_export.bundle import open_bundle
-from ssd_export.cache.table import PolicyTable
-from ssd_export.evaluate.ladder import prompt_batch
 from ssd_export.export.exporter import export_bundle
 from ssd_export.export.quantize import block_lines, precision_facts
 from ssd_export.export.weights import plan_weights
@@ -28,10 +26,12 @@ from ssd_export.model.quantization import (
     quantize,
     to_stored,
 )
+from ssd_export.policy.table import PolicyTable
 from ssd_export.runtime.generate import ImageGenerator
 from ssd_export.runtime.ort_runner import OrtRunner
 from ssd_export.runtime.ort_session import session_entries
 from ssd_export.runtime.torch_runner import TorchRunner
+from ssd_export.verify.generation import prompt_batch
 from tests.janus_checkpoints import TinyJanus
 from tests.runtime.checkpoints import (
     PROMPTS,
@@ -270,8 +270,8 @@ def test_matrices_without_a_block_keep_their_dtype_and_it_is_said() -> None:
 
 def test_codes_and_scale_may_be_made_in_any_order() -> None:
     """An export that was interrupted between the two goes on with the second."""
-    from ssd_export.cache.policy import make_policy
     from ssd_export.model.checkpoint import open_checkpoint
+    from ssd_export.policy.presets import make_policy
 
     opened = open_checkpoint(checkpoint(TINY))
     table = make_policy("full", opened.config, budget=1.0, prompt_slots=32)

@@ -13,9 +13,9 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.synthetic_checkpoint import write_checkpoint
 from ssd_export.bundle import JOURNAL, open_bundle
 from ssd_export.errors import UserError
-from ssd_export.evaluate.synthetic_checkpoint import write_checkpoint
 from ssd_export.export import exporter, journal, weights
 from ssd_export.export.exporter import ExportSpec, export_bundle
 from ssd_export.export.journal import Journal, unfinished_folder
@@ -165,7 +165,7 @@ def test_the_first_layers_are_a_bundle_that_says_so(model: Path, tmp_path: Path)
 def test_too_little_disk_is_said_before_the_work(
     model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from ssd_export.plan import machine
+    from ssd_export import machine
 
     monkeypatch.setattr(machine, "free_disk_bytes", lambda path: 1 << 20)
     with pytest.raises(

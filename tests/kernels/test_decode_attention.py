@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from ssd_export.cache.policy import HeadGroup, Rule
 from ssd_export.cache.state import GroupState
+from ssd_export.policy.presets import HeadGroup, Rule
 from tests.cases import CASES
 
 pytest.importorskip("triton", reason="needs Triton: pip install ssd-export[kernels]")

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from ssd_export.evaluate.synthetic_checkpoint import write_checkpoint
+from benchmarks.synthetic_checkpoint import write_checkpoint
 from ssd_export.model.hub import is_hub_id, wanted_files
 from tests.model.fake_hub import COMMIT, NAME, FakeHub, serve
 

@@ -19,11 +19,11 @@ from typing import Any
 
 import pytest
 
+from benchmarks.measured_process import measure_drawing, run_measured
+from benchmarks.real_size import CASES, JSON
+from benchmarks.synthetic_checkpoint import write_checkpoint
 from ssd_export.bundle import open_bundle
 from ssd_export.cli.plan import PlanSpec, find_device, plan_of
-from ssd_export.evaluate.measured_run import measure_drawing, run_measured
-from ssd_export.evaluate.real_size import CASES, JSON
-from ssd_export.evaluate.synthetic_checkpoint import write_checkpoint
 from ssd_export.plan.fit import Settings
 from ssd_export.plan.memory import drawing_bytes
 from ssd_export.plan.stages import Plan

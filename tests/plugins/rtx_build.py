@@ -16,9 +16,9 @@ from pathlib import Path
 import onnx_ir as ir
 import tensorrt_rtx as trt
 
-from ssd_export.cache.policy import Rule
 from ssd_export.export.functions import DOMAIN, OP_TYPE, AttentionNode
 from ssd_export.kernels.image import KernelImage, Variant, attach_kernel
+from ssd_export.policy.presets import Rule
 
 PTX = (
     b".version 8.0\n.target sm_75\n.address_size 64\n.visible .entry decode_attention_kernel() {"

@@ -8,9 +8,9 @@ import ast
 import re
 from pathlib import Path
 
-from ssd_export.cache.policy import Rule
 from ssd_export.export.functions import DOMAIN, OP_TYPE, AttentionNode
 from ssd_export.kernels.image import KernelImage, Variant
+from ssd_export.policy.presets import Rule
 from tests.plugins import python_plugin
 
 ROOT = Path(__file__).parents[2]

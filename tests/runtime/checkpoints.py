@@ -10,9 +10,9 @@ from functools import cache, lru_cache
 from pathlib import Path
 from tempfile import mkdtemp
 
-from ssd_export.cache.head_map import HeadMap
 from ssd_export.export.exporter import ExportSpec, export_bundle
 from ssd_export.model.checkpoint import open_checkpoint
+from ssd_export.policy.head_map import HeadMap
 from tests.janus_checkpoints import (
     TinyJanus,
     write_original_checkpoint,

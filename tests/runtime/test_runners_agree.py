@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 
 from ssd_export.bundle import open_bundle
-from ssd_export.cache.policy import POLICIES, HeadOption, Rule, policy_from_head_options
 from ssd_export.export import exporter
 from ssd_export.export.graphs import past_name
 from ssd_export.model.checkpoint import open_checkpoint
+from ssd_export.policy.presets import POLICIES, HeadOption, Rule, policy_from_head_options
 from ssd_export.runtime.generate import ImageGenerator
 from tests.janus_checkpoints import TinyJanus
 from tests.runtime.checkpoints import (

@@ -13,15 +13,15 @@ import onnxruntime as ort
 import pytest
 
 from ssd_export.bundle import open_bundle
-from ssd_export.cache.table import PolicyTable
-from ssd_export.evaluate.ladder import prompt_batch
-from ssd_export.evaluate.tolerances import TOLERANCES, error
 from ssd_export.plan.memory import widens_on_use
 from ssd_export.plan.sizes import WeightSizes
+from ssd_export.policy.table import PolicyTable
 from ssd_export.runtime import ort_runner
 from ssd_export.runtime.ort_runner import OrtRunner
 from ssd_export.runtime.ort_session import FOLDER_OF_WEIGHTS, open_session
 from ssd_export.runtime.widen_on_use import widened_on_use
+from ssd_export.verify.generation import prompt_batch
+from ssd_export.verify.tolerances import TOLERANCES, error
 from tests.janus_checkpoints import TinyJanus
 from tests.runtime.checkpoints import bundle, checkpoint
 

@@ -8,7 +8,7 @@
 
 namespace ssd_export {
 
-// What a DecodeAttention node says about its head group (rules R1 to R9: ssd_export/cache/policy.py) and about the
+// What a DecodeAttention node says about its head group (rules R1 to R9: ssd_export/policy/presets.py) and about the
 // kernel that serves it. One table in attention_fields.cpp names, reads, checks and serialises the fields.
 struct AttentionFields {
     int32_t num_sinks = 0;

@@ -1,0 +1,215 @@
+"""Speed of the trt runner on a GPU: a random checkpoint of a published shape, full cache and budget
+0.2.
+
+Of each batch one picture is drawn to capture the CUDA graphs and one is timed, the device waited
+for at its end.
+"""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ssd_export.bench.roofline import MachineRates, StepCost, step_cost
+from ssd_export.bundle import Bundle, open_bundle
+from ssd_export.config import GRID, NUM_IMAGE_TOKENS
+from ssd_export.errors import UserError
+from ssd_export.model.prompt import PromptEncoder
+from ssd_export.policy.table import PolicyTable
+from ssd_export.report.measurement import table
+from ssd_export.runtime.generate import TextEmbeddings
+from ssd_export.runtime.runner import PromptBatch, Sampling, release_steps
+from ssd_export.runtime.uniforms import uniforms
+from ssd_export.tensorrt.build import build_engines
+from ssd_export.tensorrt.plan import BuildSpec, plan_build
+from ssd_export.tensorrt.runner import TrtRunner, open_device
+from ssd_export.tensorrt.target import Batch
+
+PROMPT = "a red circle above a blue square"
+BUDGETS = (("full", 1.0), (None, 0.2))  # None: the default policy of the shape
+NUM_STEPS = NUM_IMAGE_TOKENS - 1
+
+
+@dataclass(frozen=True)
+class Speed:
+    """One batch of one bundle. seconds: of 575 decode steps; *_bytes: device memory; cost: what a
+    step must move.
+    """
+
+    policy: str
+    plugin: bool
+    batch: int
+    seconds: float
+    prefill_ms: float
+    picture_ms: float
+    memory: dict[str, int]
+    graphs: str
+    cost: dict[str, int]
+
+    @property
+    def ms_per_token(self) -> float:
+        return 1000 * self.seconds / NUM_STEPS
+
+    @property
+    def tokens_per_second(self) -> float:
+        return self.batch * NUM_STEPS / self.seconds
+
+
+def measure_speed(
+    shape: str, batches: Sequence[int], say: Callable[[str], None]
+) -> Iterator[Speed]:
+    """Exports, builds with the plugin where it is at hand, and measures. Raises: UserError for what
+    is missing.
+    """
+    from benchmarks.synthetic_checkpoint import write_checkpoint
+    from ssd_export.export.temporary_bundle import PolicyChoice, temporary_bundle
+
+    with tempfile.TemporaryDirectory(prefix="ssd-export-gpu-") as folder:
+        model = write_checkpoint(Path(folder) / "checkpoint", shape, "transformers", "fp16")
+        for policy, budget in BUDGETS:
+            say(f"speed: export and build, policy {policy or 'default'}, budget {budget:g}")
+            with temporary_bundle(PolicyChoice(str(model), policy, budget, dtype="fp16")) as path:
+                wanted = Batch(1, sorted(batches)[len(batches) // 2], max(batches))
+                build_engines(plan_build(BuildSpec(bundle=path, batch=wanted)))
+                yield from speeds_of(open_bundle(path), batches, say)
+
+
+def speeds_of(
+    bundle: Bundle, batches: Sequence[int], say: Callable[[str], None]
+) -> Iterator[Speed]:
+    """Of a bundle with engines; batches for which the device has too little memory are said and
+    left out.
+    """
+    files, device = open_device(bundle)
+    runner = TrtRunner(bundle, files, device)
+    try:
+        for batch in batches:
+            try:
+                speed = speed_of(runner, bundle, batch, files.releases_in_step)
+            except UserError as error:
+                say(f"speed: batch {batch} not run ({error})")
+                continue
+            say(
+                f"speed: {speed.policy}, batch {batch}: {speed.ms_per_token:.3f} ms a token, "
+                f"{speed.tokens_per_second:,.0f} tokens/s"
+            )
+            yield speed
+    finally:
+        runner.close()
+
+
+def speed_of(runner: TrtRunner, bundle: Bundle, num_images: int, plugin: bool) -> Speed:
+    batch = prompt_batch(bundle, num_images)
+    policy = PolicyTable.from_dict(bundle.config["policy"])
+    releases = release_steps(policy, batch.lengths.tolist())
+    for _ in range(2):  # the first captures the graphs
+        prefill = _timed(runner, lambda: runner.prefill(batch))
+        seconds = _timed(runner, lambda: _draw(runner, releases))
+    tokens = runner.tokens()[:1]
+    runner.decode_image(tokens)
+    picture = _timed(runner, lambda: runner.decode_image(tokens))
+    graphs, cost = row_graph_text(runner.graph_nodes()), vars(step_cost(bundle, num_images))
+    return Speed(
+        f"{policy.name} {policy.budget:g}",
+        plugin,
+        num_images,
+        seconds,
+        1000 * prefill,
+        1000 * picture,
+        runner.memory_report(),
+        graphs,
+        cost,
+    )
+
+
+def prompt_batch(bundle: Bundle, num_images: int) -> PromptBatch:
+    """One prompt, so many times."""
+    encoded = PromptEncoder.from_file(bundle.file("tokenizer.json")).encode(
+        [PROMPT] * num_images, bundle.config["policy"]["prompt_slots"]
+    )
+    sampling = Sampling(5.0, 1.0)
+    return PromptBatch(
+        TextEmbeddings(bundle)(encoded.ids),
+        encoded.prompt_length,
+        uniforms(0, num_images),
+        sampling,
+    )
+
+
+def row_graph_text(nodes: dict[tuple[bool, ...], int]) -> str:
+    """How many graphs were captured and how large they are."""
+    return (
+        f"{len(nodes)} captured, {min(nodes.values())} to {max(nodes.values())} nodes"
+        if nodes
+        else "none captured"
+    )
+
+
+def speed_table(
+    shape: str, speeds: Sequence[Speed], rates: dict[str, Any] | None
+) -> dict[str, Any]:
+    """Every measured batch beside the stricter bound of the measured rates (roofline.py), not run
+    without them.
+    """
+    columns = [
+        "policy, budget",
+        "plugin",
+        "pictures",
+        "ms a token",
+        "tokens/s",
+        "bound ms",
+        "share of bound",
+        "prefill ms",
+        "one picture's pixels ms",
+        "caches MiB",
+        "device MiB",
+        "CUDA graphs",
+    ]
+    rows = []
+    for speed in speeds:
+        bound = None if rates is None else _bound_ms(StepCost(**speed.cost), MachineRates(**rates))
+        used = sum(speed.memory[part] for part in ("engines", "weights", "buffers"))
+        rows.append(
+            [
+                speed.policy,
+                "yes" if speed.plugin else "no",
+                str(speed.batch),
+                f"{speed.ms_per_token:.3f}",
+                f"{speed.tokens_per_second:,.0f}",
+                bound and f"{bound:.3f}",
+                bound and f"{bound / speed.ms_per_token:.0%}",
+                f"{speed.prefill_ms:.1f}",
+                f"{speed.picture_ms:.1f}",
+                f"{speed.memory['caches'] / 2**20:,.0f}",
+                f"{used / 2**20:,.0f}",
+                speed.graphs,
+            ]
+        )
+    note = (
+        f"trt runner, random weights in the shape of {shape}, fp16; one picture timed after one"
+        " that captures"
+    )
+    return table("Speed on the GPU", columns, rows, note)
+
+
+def _bound_ms(cost: StepCost, rates: MachineRates) -> float:
+    return 1000 * cost.bound_seconds(
+        max(rates.read_bandwidth, rates.copy_bandwidth), rates.matrix_rate
+    )
+
+
+def _draw(runner: TrtRunner, releases: frozenset[int]) -> None:
+    for row in range(GRID):
+        runner.decode_row(range(max(1, row * GRID), (row + 1) * GRID), releases)
+
+
+def _timed(runner: TrtRunner, work: Callable[[], object]) -> float:
+    runner.synchronize()
+    began = time.perf_counter()
+    work()
+    runner.synchronize()
+    return time.perf_counter() - began

@@ -1,0 +1,293 @@
+"""Speed and memory of bundles beside two baselines in one run: transformers, and the full cache in
+the same runner.
+
+Every figure is measured in a process of its own (bench_process.py), one after the other; the
+machine's rates first, so that each row can say which share of the roofline it reaches. Ratios and
+shares are of the time that passed; with one CPU thread of its CPU time, which on a quiet machine is
+the same and on a busy one still means something.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from ssd_export.bench.cell import Cell, on_device
+from ssd_export.bench.full_cache_bundle import full_twin
+from ssd_export.bench.process import run_cell
+from ssd_export.bench.roofline import MachineRates, StepCost, step_cost
+from ssd_export.bundle import Bundle, open_bundle, weight_format
+from ssd_export.config import NUM_IMAGE_TOKENS
+from ssd_export.errors import UserError
+from ssd_export.export.exporter import DTYPES
+from ssd_export.export.source_checkpoint import checked, checkpoint_like
+from ssd_export.model.checkpoint import Checkpoint
+from ssd_export.report.environment import num_cores
+from ssd_export.runtime.generate import RUNNERS
+from ssd_export.runtime.ort_runner import SMALL_HIDDEN_SIZE
+
+TRANSFORMERS, FULL = "transformers", "full"
+BASELINES = (TRANSFORMERS, FULL)
+Progress = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True)
+class BenchSpec:
+    """threads None: one for a model with short steps, else every core. model None: the demo's, for
+    its bundles.
+    """
+
+    bundles: tuple[Path, ...]
+    runner: str = "ort"
+    provider: str = "cpu"
+    batches: tuple[int, ...] = (1,)
+    baselines: tuple[str, ...] = BASELINES
+    steps: int = 96
+    threads: int | None = None
+    model: str | None = None
+    profile: bool = False
+
+
+def check_spec(spec: BenchSpec) -> BenchSpec:
+    """This spec, if it can be run. Raises: UserError."""
+    unknown = [name for name in spec.baselines if name not in BASELINES]
+    if unknown:
+        raise UserError(
+            f"--baselines: unknown baseline {unknown[0]!r}; choose from {','.join(BASELINES)}, or"
+            " none for no baseline"
+        )
+    if spec.runner not in RUNNERS:
+        raise UserError(f"unknown runner {spec.runner!r}; use one of {', '.join(RUNNERS)}")
+    if not spec.batches or min(spec.batches) < 1:
+        raise UserError(
+            f"--batch {','.join(map(str, spec.batches)) or '(none)'} draws nothing; use 1,8,32"
+        )
+    if not 1 <= spec.steps < NUM_IMAGE_TOKENS:
+        raise UserError(f"--steps {spec.steps} is outside 1 .. {NUM_IMAGE_TOKENS - 1}; use 96")
+    if spec.threads is not None and spec.threads < 1:
+        raise UserError(
+            f"--threads {spec.threads} computes nothing; use 1 or more, or leave it out"
+        )
+    if spec.profile and spec.runner != "ort":
+        raise UserError(
+            f"--profile is onnxruntime's own; use it with --runner ort, not {spec.runner}"
+        )
+    return spec
+
+
+def run_bench(
+    spec: BenchSpec, progress: Progress = lambda stage, done, total: None
+) -> dict[str, Any]:
+    """{"settings", "rates", "rows"}: a row for each bundle, full cache and transformers at each
+    batch.
+
+    Raises: UserError for a bundle that does not open, a baseline that needs a checkpoint which is
+    not at hand.
+    """
+    check_spec(spec)
+    bundles = [open_bundle(path) for path in spec.bundles]
+    checkpoint = _checkpoint(bundles, spec)
+    threads = spec.threads or _default_threads(bundles)
+    common = Cell("rates", None, spec.runner, spec.provider, 1, spec.steps, threads)
+    with ExitStack() as stack:
+        twins = [
+            stack.enter_context(full_twin(bundle, checkpoint))
+            for bundle in _without_full(bundles, spec)
+        ]
+        subjects = [*bundles, *twins]
+        rates = MachineRates(**run_cell(common, _stage(progress, "bandwidth and matrix rate")))
+        pictures: dict[str, float] = {}
+        rows = [
+            row
+            for batch in spec.batches
+            for row in _rows(
+                subjects, checkpoint, replace(common, batch=batch), pictures, spec, progress
+            )
+        ]
+    for row in rows:
+        row["compared_ms"] = row[
+            "cpu_ms_per_token" if threads == 1 and not on_device(common) else "ms_per_token"
+        ]
+    for row in rows:
+        row |= _bounds(row, rates) | _ratios(row, rows)
+    settings = {
+        "runner": spec.runner,
+        "provider": spec.provider,
+        "threads": threads,
+        "steps": spec.steps,
+        "baselines": list(spec.baselines),
+        "model": bundles[0].config["model_name"],
+        "model_config": bundles[0].config["model"],
+    }
+    return {"settings": settings, "rates": rates.to_dict(), "rows": rows}
+
+
+def _default_threads(bundles: list[Bundle]) -> int:
+    return (
+        1
+        if all(bundle.config["model"]["hidden_size"] <= SMALL_HIDDEN_SIZE for bundle in bundles)
+        else num_cores()
+    )
+
+
+def _checkpoint(bundles: list[Bundle], spec: BenchSpec) -> Checkpoint | None:
+    """The checkpoint of the bundles, None where no baseline needs one. Raises: UserError where it
+    is not at hand.
+    """
+    if len({bundle.config["model_fingerprint"] for bundle in bundles}) > 1:
+        raise UserError(
+            "the bundles were made from different checkpoints; bench those of one checkpoint at a"
+            " time"
+        )
+    if TRANSFORMERS not in spec.baselines and not _without_full(bundles, spec):
+        return None
+    name = bundles[0].config["model_name"]
+    if spec.model is None and name != "demo":
+        raise UserError(
+            f"the baselines need the checkpoint of {name}; give --model DIR, or --baselines none"
+        )
+    checkpoint = checked(checkpoint_like(bundles[0], spec.model or "demo"), bundles[0])
+    if (
+        TRANSFORMERS in spec.baselines
+        and checkpoint.config.num_layers < checkpoint.num_layers_of_the_model
+    ):
+        raise UserError(
+            f"transformers draws with all {checkpoint.num_layers_of_the_model} layers, the bundle"
+            f" with {checkpoint.config.num_layers}; use --baselines full"
+        )
+    return checkpoint
+
+
+def kind_of(bundle: Bundle) -> str:
+    """What bundles must have in common to be compared: fp32, or fp16-int4."""
+    dtype = next(
+        name for name, dtype in DTYPES.items() if str(dtype) == f"torch.{bundle.config['dtype']}"
+    )
+    weights = weight_format(bundle.config)
+    (cache,) = {
+        tensor["dtype"]
+        for tensor in bundle.config["graphs"]["decode_step"]["inputs"]
+        if tensor["name"].endswith(".key")
+    }
+    stored = f"kv-{cache}" if cache != bundle.config["dtype"] else None
+    return "-".join(
+        part for part in (dtype, None if weights == "none" else weights, stored) if part
+    )
+
+
+def _is_full(bundle: Bundle) -> bool:
+    return bundle.config["policy"]["name"] == FULL
+
+
+def _without_full(bundles: list[Bundle], spec: BenchSpec) -> list[Bundle]:
+    """One bundle of each kind that has no full cache beside it."""
+    if FULL not in spec.baselines:
+        return []
+    have = {kind_of(bundle) for bundle in bundles if _is_full(bundle)}
+    return list(
+        {kind_of(bundle): bundle for bundle in bundles if kind_of(bundle) not in have}.values()
+    )
+
+
+def _rows(
+    subjects: list[Bundle],
+    checkpoint: Checkpoint | None,
+    common: Cell,
+    pictures: dict[str, float],
+    spec: BenchSpec,
+    progress: Progress,
+) -> Iterator[dict[str, Any]]:
+    """The rows of one batch. pictures: the image decoder's seconds by runner, measured with its
+    first row.
+    """
+    for bundle in subjects:
+        policy = bundle.config["policy"]
+        name = f"{policy['name']} {policy['budget']:g}, {kind_of(bundle)}"
+        cell = replace(
+            common, kind="bundle", path=bundle.path, picture_seconds=pictures.get(spec.runner)
+        )
+        figures = run_cell(cell, _stage(progress, f"{name}, batch {cell.batch}"))
+        pictures[spec.runner] = figures["picture_decoder_seconds"]
+        if spec.profile:
+            figures |= run_cell(
+                replace(cell, kind="profile"),
+                _stage(progress, f"profile of {name}, batch {cell.batch}"),
+            )
+        cost = step_cost(bundle, cell.batch)
+        yield {
+            "policy": policy["name"],
+            "budget": policy["budget"],
+            "kind": kind_of(bundle),
+            "runner": spec.runner,
+            "batch": cell.batch,
+            "build_seconds": build_seconds(bundle, spec.runner),
+            **figures,
+            "step_cost": vars(cost),
+        }
+    if TRANSFORMERS in spec.baselines and checkpoint is not None:
+        cell = replace(
+            common,
+            kind=TRANSFORMERS,
+            path=checkpoint.path,
+            picture_seconds=pictures.get(TRANSFORMERS),
+        )
+        figures = run_cell(cell, _stage(progress, f"transformers, batch {cell.batch}"))
+        pictures[TRANSFORMERS] = figures["picture_decoder_seconds"]
+        yield {
+            "policy": TRANSFORMERS,
+            "budget": 1.0,
+            "kind": "fp16" if spec.provider == "cuda" else "fp32",
+            "runner": TRANSFORMERS,
+            "batch": cell.batch,
+            **figures,
+        }
+
+
+def build_seconds(bundle: Bundle, runner: str) -> float | None:
+    """Seconds that building the bundle's engines took, None for a runner that has none."""
+    if runner != "trt":
+        return None
+    from ssd_export.tensorrt.engine_manifest import read_engines
+
+    return sum(
+        graph["seconds"]
+        for engine in read_engines(bundle).values()
+        for graph in engine["graphs"].values()
+    )
+
+
+def _stage(progress: Progress, name: str) -> Callable[[int, int], None]:
+    progress(name, 0, 1)
+    return lambda done, total: progress(name, done, total)
+
+
+def _bounds(row: dict[str, Any], rates: MachineRates) -> dict[str, Any]:
+    """What the roofline allows, and the share reached, by each of the two bandwidths."""
+    if "step_cost" not in row:
+        return {}
+    cost = StepCost(**row["step_cost"])
+    copying, reading = (
+        1000 * cost.bound_seconds(band, rates.matrix_rate)
+        for band in (rates.copy_bandwidth, rates.read_bandwidth)
+    )
+    return {
+        "bound_ms_copy": copying,
+        "bound_ms_read": reading,
+        "limit": cost.limit(rates),
+        "share_of_copy_bound": copying / row["compared_ms"],
+        "share_of_read_bound": reading / row["compared_ms"],
+    }
+
+
+def _ratios(row: dict[str, Any], rows: list[dict[str, Any]]) -> dict[str, float | None]:
+    """How many times faster than each baseline at the same batch; None where it was not run."""
+    same = [other for other in rows if other["batch"] == row["batch"]]
+    full = [other for other in same if other["policy"] == FULL and other["kind"] == row["kind"]]
+    theirs = [other for other in same if other["policy"] == TRANSFORMERS]
+    return {
+        "ratio_to_full": full[0]["compared_ms"] / row["compared_ms"] if full else None,
+        "ratio_to_transformers": theirs[0]["compared_ms"] / row["compared_ms"] if theirs else None,
+    }

@@ -1,0 +1,96 @@
+"""A bundle's twin with the full cache: other graphs over the same weights file, so that it costs
+neither disk nor time.
+
+The heads stay in the order of the bundle's groups; for a cache that keeps everything that makes no
+difference.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from ssd_export.bundle import Bundle, open_bundle, weight_format, write_bundle, write_config
+from ssd_export.config import NUM_IMAGE_TOKENS
+from ssd_export.export.exporter import DTYPES, write_graphs
+from ssd_export.export.weights import WEIGHTS_FILE, plan_weights
+from ssd_export.model.checkpoint import Checkpoint
+from ssd_export.policy.table import HeadGroup, PolicyTable, Rule
+
+WEIGHTS = f"onnx/{WEIGHTS_FILE}"
+
+
+@contextmanager
+def full_twin(bundle: Bundle, checkpoint: Checkpoint) -> Iterator[Bundle]:
+    """The bundle with the policy full, gone when the block ends.
+
+    Args: checkpoint: the one that the bundle was made from; no weight is read.
+    """
+    beside = bundle.path.parent if os.access(bundle.path.parent, os.W_OK) else None
+    with TemporaryDirectory(prefix=".full-", dir=beside) as folder:
+        target = Path(folder) / "bundle"
+        with write_bundle(target, force=False) as partial:
+            _write(bundle, checkpoint, partial)
+        yield open_bundle(target)
+
+
+def _write(bundle: Bundle, checkpoint: Checkpoint, folder: Path) -> None:
+    table = full_table(PolicyTable.from_dict(bundle.config["policy"]))
+    dtype = next(
+        dtype for dtype in DTYPES.values() if str(dtype) == f"torch.{bundle.config['dtype']}"
+    )
+    weights = plan_weights(checkpoint, table, dtype, weight_format(bundle.config))
+    (folder / "onnx").mkdir()
+    _link(bundle.file(WEIGHTS), folder / WEIGHTS)
+    specs = write_graphs(
+        folder / "onnx",
+        checkpoint.config,
+        table,
+        bundle.config["dtype"],
+        weights,
+        tensor_places(folder / WEIGHTS),
+    )
+    for name in ("tokenizer.json", "config.json"):
+        shutil.copyfile(bundle.file(name), folder / name)
+    graphs = {spec.name: spec.to_dict() for spec in specs}
+    write_config(folder, {**bundle.config, "policy": table.to_dict(), "graphs": graphs})
+
+
+def full_table(table: PolicyTable) -> PolicyTable:
+    """The table that keeps everything, with the heads in the same order."""
+    slots = table.prompt_slots + NUM_IMAGE_TOKENS
+    layers = tuple(
+        (HeadGroup(Rule(-1, 0, False), slots, 1, sum(group.num_heads for group in groups)),)
+        for groups in table.layers
+    )
+    return replace(
+        table, name="full", budget=1.0, score_decay=1.0, layers=layers, notes=()
+    ).validate()
+
+
+def tensor_places(path: Path) -> dict[str, tuple[int, int]]:
+    """(offset, length) in bytes of each tensor of a safetensors file."""
+    with open(path, "rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(length))
+    return {
+        name: (
+            8 + length + entry["data_offsets"][0],
+            entry["data_offsets"][1] - entry["data_offsets"][0],
+        )
+        for name, entry in header.items()
+        if name != "__metadata__"
+    }
+
+
+def _link(source: Path, target: Path) -> None:
+    try:
+        os.link(source, target)
+    except OSError:  # another disk, or one without links
+        shutil.copyfile(source, target)

@@ -1,0 +1,54 @@
+"""A measurement of bench in a process of its own, so that its peak memory and its threads are its
+own.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+from multiprocessing.connection import Connection
+from typing import Any
+
+from ssd_export.bench.cell import Cell, StepProgress, measure
+from ssd_export.errors import UserError
+from ssd_export.worker_processes import threads_of_children
+
+
+def run_cell(cell: Cell, progress: StepProgress) -> dict[str, Any]:
+    """What measure(cell) returns in a fresh process. Raises: UserError as there, or where the
+    process was killed.
+    """
+    context = multiprocessing.get_context("spawn")
+    receiver, sender = context.Pipe(duplex=False)
+    process = context.Process(target=_child, args=(cell, sender), daemon=True)
+    with threads_of_children(cell.threads):
+        process.start()
+    sender.close()
+    try:
+        while True:
+            what, *rest = receiver.recv()
+            if what == "progress":
+                progress(*rest)
+            elif what == "error":
+                raise UserError(rest[0])
+            else:
+                return rest[0]
+    except EOFError:
+        process.join()
+        raise UserError(
+            f"measuring {cell.kind} at batch {cell.batch} was ended from outside (exit code"
+            f" {process.exitcode}), most likely for want of memory; use a smaller --batch"
+        ) from None
+    finally:
+        process.terminate()
+        process.join()
+
+
+def _child(cell: Cell, sender: Connection) -> None:
+    try:
+        result = measure(cell, lambda done, total: sender.send(("progress", done, total)))
+    except UserError as error:
+        sender.send(("error", str(error)))
+    except KeyboardInterrupt:
+        pass  # the parent was interrupted too, and says so
+    else:
+        sender.send(("done", result))

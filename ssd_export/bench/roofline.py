@@ -1,0 +1,184 @@
+"""How fast a decode step could be at best: bytes and operations of a step over what this machine
+was measured to move.
+
+bound = max(bytes / bandwidth, operations / matrix rate). bytes: every weight that the step
+multiplies by, as it is stored, and every cache once; operations: two for each weight and row, and
+those of the attention over all slots. Two bandwidths are measured: of copying (bytes read and
+written) and of reading (a matrix times a vector, which is what a step does); there is a bound by
+each. rate: of square float32 products, on a GPU of products in the bundle's dtype. Integer kernels
+can be above the float32 rate, so a share above 100 % is no error.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+
+import numpy as np
+import onnx_ir as ir
+
+from ssd_export.bundle import Bundle
+from ssd_export.config import ModelConfig
+from ssd_export.policy.table import PolicyTable
+
+ARRAY_BYTES = 128 << 20  # beyond every cache
+ROW_LENGTH = 4096
+MATRIX_SIZE = 1024
+RUNS = 15
+
+
+@dataclass(frozen=True)
+class MachineRates:
+    """Bytes and float operations a second, the best of RUNS runs. dtype: of the products."""
+
+    read_bandwidth: float
+    copy_bandwidth: float
+    matrix_rate: float
+    dtype: str
+    threads: int
+
+    def to_dict(self) -> dict[str, float | int | str]:
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class StepCost:
+    """What a decode step of a batch must at least move and compute."""
+
+    weight_bytes: int
+    cache_bytes: int
+    operations: int
+
+    def bound_seconds(self, bandwidth: float, matrix_rate: float) -> float:
+        return max(
+            (self.weight_bytes + self.cache_bytes) / bandwidth, self.operations / matrix_rate
+        )
+
+    def limit(self, rates: MachineRates) -> str:
+        """What bounds it: reading memory, or arithmetic."""
+        moving = (self.weight_bytes + self.cache_bytes) / rates.read_bandwidth
+        return "memory" if moving >= self.operations / rates.matrix_rate else "arithmetic"
+
+
+def measure_cpu(threads: int) -> MachineRates:
+    """The rates of this many threads. The caller keeps the BLAS of numpy to as many
+    (OMP_NUM_THREADS and the like).
+    """
+    source = np.ones((ARRAY_BYTES // 4 // ROW_LENGTH, ROW_LENGTH), np.float32)
+    target, vector = np.empty_like(source), np.ones(ROW_LENGTH, np.float32)
+    spans = [
+        slice(part * len(source) // threads, (part + 1) * len(source) // threads)
+        for part in range(threads)
+    ]
+    matrix = np.ones((MATRIX_SIZE, MATRIX_SIZE), np.float32)
+    product = np.empty_like(matrix)
+    clock = (
+        time.process_time if threads == 1 else time.perf_counter
+    )  # of one thread the same, but for other work
+    with ThreadPoolExecutor(threads) as pool:
+        copying = _best(
+            lambda: list(pool.map(lambda span: np.copyto(target[span], source[span]), spans)), clock
+        )
+    reading = _best(lambda: source @ vector, clock)
+    multiplying = _best(lambda: np.matmul(matrix, matrix, out=product), clock)
+    return MachineRates(
+        ARRAY_BYTES / reading,
+        2 * ARRAY_BYTES / copying,
+        2 * MATRIX_SIZE**3 / multiplying,
+        "float32",
+        threads,
+    )
+
+
+def measure_cuda(dtype: str) -> MachineRates:
+    """The rates of the first GPU, by torch. Raises: ImportError or RuntimeError without torch for
+    CUDA.
+    """
+    import torch
+
+    source = torch.ones(4 * ARRAY_BYTES // 4, device="cuda")
+    target = torch.empty_like(source)
+    matrix = torch.ones(
+        8 * MATRIX_SIZE, 8 * MATRIX_SIZE, device="cuda", dtype=getattr(torch, dtype)
+    )
+
+    def waited(work: Callable[[], object]) -> Callable[[], None]:
+        def run() -> None:
+            work()
+            torch.cuda.synchronize()
+
+        return run
+
+    copying = _best(waited(lambda: target.copy_(source)))
+    reading = _best(waited(source.sum))
+    multiplying = _best(waited(lambda: matrix @ matrix))
+    moved = 4 * ARRAY_BYTES
+    return MachineRates(
+        moved / reading, 2 * moved / copying, 2 * (8 * MATRIX_SIZE) ** 3 / multiplying, dtype, 0
+    )
+
+
+def _best(work: Callable[[], object], clock: Callable[[], float] = time.perf_counter) -> float:
+    work()
+    seconds = []
+    for _ in range(RUNS):
+        began = clock()
+        work()
+        seconds.append(clock() - began)
+    return min(seconds)
+
+
+def step_cost(bundle: Bundle, batch: int) -> StepCost:
+    """The cost of a decode step of this bundle for `batch` pictures (twice as many rows)."""
+    config, table = (
+        ModelConfig.from_dict(bundle.config["model"]),
+        PolicyTable.from_dict(bundle.config["policy"]),
+    )
+    rows = 2 * batch
+    hidden, head_dim = config.hidden_size, config.head_dim
+    attention = hidden * head_dim * 2 * (config.num_heads + config.num_kv_heads)
+    weights = config.num_layers * (attention + 3 * hidden * config.intermediate_size)
+    weights += hidden * hidden + hidden * config.codebook_size  # the generation head
+    embedded = config.codebook_dim * hidden + hidden * hidden  # one row for both rows of a picture
+    slots = sum(group.num_heads * group.num_slots for groups in table.layers for group in groups)
+    attended = 2 * slots * config.query_group_size * head_dim
+    operations = 2 * (rows * (weights + attended) + batch * embedded)
+    return StepCost(decode_weight_bytes(bundle), cache_read_bytes(bundle, rows), operations)
+
+
+def decode_weight_bytes(bundle: Bundle) -> int:
+    """Bytes of the weights that the decode step reads whole; a table that rows are gathered from is
+    not among them.
+    """
+    graph = ir.load(bundle.file("onnx/decode_step.onnx")).graph
+    return sum(
+        value.const_value.nbytes
+        for value in graph.initializers.values()
+        if value.const_value is not None
+        and not all(use.node.op_type.startswith("Gather") for use in value.uses())
+    )
+
+
+def cache_read_bytes(bundle: Bundle, rows: int) -> int:
+    """Bytes of all cache tensors, each read once a step."""
+    sizes = {
+        "float32": 4,
+        "int32": 4,
+        "int64": 8,
+        "float16": 2,
+        "bfloat16": 2,
+        "int8": 1,
+        "uint8": 1,
+    }
+    total = 0
+    for tensor in bundle.config["graphs"]["decode_step"]["inputs"]:
+        if tensor["name"].startswith("past_key_values."):
+            count = int(
+                np.prod(
+                    [rows if dimension == "rows" else dimension for dimension in tensor["shape"]]
+                )
+            )
+            total += count * sizes.get(tensor["dtype"], 1)
+    return total

@@ -1,0 +1,128 @@
+"""transformers' own Janus with its own growing cache, timed token by token: the baseline of the
+literature.
+
+The one module of the package that imports transformers (the extra `bench`).
+"""
+
+from __future__ import annotations
+
+import time
+import warnings
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from ssd_export.config import NUM_IMAGE_TOKENS
+from ssd_export.errors import UserError
+from ssd_export.model.prompt import PromptEncoder
+
+if TYPE_CHECKING:
+    from ssd_export.bench.cell import Cell, StepProgress
+
+EXTRA = (
+    'the transformers baseline needs transformers 5.3 or newer: pip install "ssd-export[bench]", or'
+    " use --baselines full"
+)
+
+
+class _Enough(Exception):
+    """Ends `generate` when as many tokens as wanted are timed."""
+
+
+def measure_transformers(cell: Cell, progress: StepProgress) -> dict[str, Any]:
+    """The same figures as of a bundle, for `generate` with greedy sampling and guidance.
+
+    Raises: UserError without transformers, or for a checkpoint that it cannot read.
+    """
+    from ssd_export.bench.cell import (
+        StepTimes,
+        peak_resident_bytes,
+        picture_figures,
+        step_figures,
+    )
+
+    began = time.perf_counter()
+    model, inputs = _open(cell)
+    facts: dict[str, Any] = {"load_seconds": time.perf_counter() - began}
+    times = _token_times(model, inputs, cell, progress)
+    facts["first_token_ms"] = 1000 * times[0][0]
+    seconds, cpu_seconds = (
+        [late - early for early, late in zip(clock, clock[1:])] for clock in zip(*times)
+    )
+    facts |= step_figures(StepTimes(seconds, cpu_seconds), cell.batch)
+    facts["peak_resident_bytes"] = peak_resident_bytes()
+    tokens = torch.zeros(1, NUM_IMAGE_TOKENS, dtype=torch.long, device=cell.provider)
+    with torch.inference_mode():
+        return facts | picture_figures(lambda: model.decode_image_tokens(tokens), facts, cell)
+
+
+def _open(cell: Cell) -> tuple[Any, dict[str, torch.Tensor]]:
+    from ssd_export.bench.cell import PROMPT
+
+    try:
+        from transformers import JanusForConditionalGeneration
+        from transformers.utils import logging
+    except ImportError as error:
+        raise UserError(EXTRA) from error
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    torch.set_num_threads(cell.threads)
+    dtype = torch.float16 if cell.provider == "cuda" else torch.float32
+    try:
+        model = (
+            JanusForConditionalGeneration.from_pretrained(cell.path, dtype=dtype)
+            .eval()
+            .to(cell.provider)
+        )
+    except (OSError, ValueError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0][:160]
+        raise UserError(
+            f"transformers cannot read {cell.path} ({reason}); give --model a checkpoint in the"
+            " layout of deepseek-community/Janus-Pro-1B, or use --baselines full"
+        ) from error
+    encoder = PromptEncoder.from_file(cell.path / "tokenizer.json")
+    model.generation_config.update(
+        bos_token_id=encoder.bos_id, eos_token_id=encoder.pad_id, pad_token_id=encoder.pad_id
+    )
+    model.generation_config.generation_kwargs = {"boi_token_id": encoder.begin_of_image_id}
+    ids = (
+        torch.from_numpy(encoder.encode([PROMPT] * cell.batch, NUM_IMAGE_TOKENS).ids[: cell.batch])
+        .long()
+        .to(cell.provider)
+    )
+    return model, {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+
+
+def _token_times(
+    model: Any, inputs: dict[str, torch.Tensor], cell: Cell, progress: StepProgress
+) -> list[tuple[float, float]]:
+    """Seconds after the start, passed and computed, at which each of the first steps + 1 tokens had
+    its logits.
+    """
+    from ssd_export.bench.cell import CFG_SCALE
+
+    times: list[tuple[float, float]] = []
+
+    def note(*_: object) -> None:
+        if cell.provider == "cuda":
+            torch.cuda.synchronize()
+        times.append((time.perf_counter() - began, time.process_time()))
+        if len(times) % 24 == 1:
+            progress(len(times) - 1, cell.steps)
+        if len(times) > cell.steps:
+            raise _Enough
+
+    hook = model.model.generation_head.register_forward_hook(note)
+    began = time.perf_counter()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            model.generate(
+                **inputs, generation_mode="image", do_sample=False, guidance_scale=CFG_SCALE
+            )
+    except _Enough:
+        pass
+    finally:
+        hook.remove()
+    progress(cell.steps, cell.steps)
+    return times

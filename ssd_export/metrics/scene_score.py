@@ -1,0 +1,193 @@
+"""Scene score: the share of captions, unseen in training, whose picture shows exactly what they
+say.
+
+Captions are drawn evenly over the four categories; the checker (demo/checker.py) judges each
+picture. Captions and random numbers follow from the seed, so two bundles with one seed are compared
+caption by caption.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from math import ceil
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from PIL import Image
+
+from ssd_export.config import GRID
+from ssd_export.demo.checker import Verdict, check
+from ssd_export.demo.scenes import CATEGORIES, SIZE, Scene, is_held_out, random_scene
+from ssd_export.errors import UserError
+from ssd_export.metrics.intervals import Share
+
+if TYPE_CHECKING:
+    from ssd_export.runtime.generate import CacheReport, ImageGenerator
+
+Progress = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True)
+class DrawOptions:
+    """How pictures are drawn; cfg_scale and temperature None: the bundle's."""
+
+    seed: int = 0
+    batch: int = 16
+    cfg_scale: float | None = None
+    temperature: float | None = None
+
+
+@dataclass(frozen=True)
+class SceneScore:
+    """What was asked, drawn and judged, in one order. ms_per_token: of the decode steps alone, at
+    this batch.
+    """
+
+    scenes: list[Scene]
+    verdicts: list[Verdict]
+    images: list[Image.Image]
+    tokens: np.ndarray
+    seconds: float
+    ms_per_token: float
+    cache: CacheReport
+
+    @property
+    def overall(self) -> Share:
+        return Share(sum(verdict.ok for verdict in self.verdicts), len(self.verdicts))
+
+    @property
+    def by_category(self) -> dict[str, Share]:
+        return share_by_category(self.scenes, self.verdicts)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Scores, times and every verdict, as plain data; the pictures are left out."""
+        pairs = zip(self.scenes, self.verdicts, strict=True)
+        return {
+            "overall": self.overall.to_dict(),
+            "categories": {name: share.to_dict() for name, share in self.by_category.items()},
+            "seconds": self.seconds,
+            "seconds_per_image": self.seconds / len(self.images),
+            "ms_per_token": self.ms_per_token,
+            "cache_bytes_per_image": self.cache.bytes_per_image,
+            "image_share_of_full_cache": self.cache.image_share,
+            "tokens_dropped_per_image": self.cache.tokens_dropped,
+            "pictures": [
+                {
+                    "category": scene.category,
+                    "caption": scene.caption,
+                    "ok": verdict.ok,
+                    "reasons": list(verdict.reasons),
+                }
+                for scene, verdict in pairs
+            ],
+        }
+
+
+def draw_scenes(num_scenes: int, seed: int, held_out: bool = True) -> list[Scene]:
+    """Scenes with captions that training never saw (or only ones that it may have), one category
+    after the other.
+
+    Any prefix is as even over the categories as it can be. Raises: UserError for num_scenes < 1.
+    """
+    if num_scenes < 1:
+        raise UserError(f"--num-prompts {num_scenes} scores nothing; use 300")
+    rng = np.random.default_rng([seed, 0x5CE4E])
+    scenes: list[Scene] = []
+    while len(scenes) < num_scenes:
+        scene = random_scene(rng, CATEGORIES[len(scenes) % len(CATEGORIES)])
+        if is_held_out(scene.caption) == held_out:
+            scenes.append(scene)
+    return scenes
+
+
+def score_scenes(
+    generator: ImageGenerator,
+    scenes: Sequence[Scene],
+    options: DrawOptions,
+    progress: Progress = lambda stage, done, total: None,
+) -> SceneScore:
+    """Draws the captions of the scenes and judges the pictures.
+
+    progress: told the stage "drawing ..." in grid rows of batches, then "judging".
+    Raises: UserError for options that generate refuses.
+    """
+    drawn = draw(generator, [scene.caption for scene in scenes], options, progress)
+    verdicts = []
+    for scene, image in zip(scenes, drawn.images, strict=True):
+        verdicts.append(judge_picture(image, scene.caption))
+        progress("judging", len(verdicts), len(scenes))
+    assert generator.cache is not None
+    return SceneScore(
+        list(scenes),
+        verdicts,
+        drawn.images,
+        drawn.tokens,
+        drawn.seconds,
+        drawn.ms_per_token,
+        generator.cache,
+    )
+
+
+def judge_picture(image: Image.Image, caption: str) -> Verdict:
+    """The checker's verdict; a picture of another size is first brought to that of a scene."""
+    if image.size != (SIZE, SIZE):
+        image = image.resize((SIZE, SIZE), Image.Resampling.BOX)
+    return check(image, caption)
+
+
+def share_by_category(scenes: Sequence[Scene], verdicts: Sequence[Verdict]) -> dict[str, Share]:
+    oks: dict[str, list[bool]] = {name: [] for name in CATEGORIES}
+    for scene, verdict in zip(scenes, verdicts, strict=True):
+        oks[scene.category].append(verdict.ok)
+    return {name: Share(sum(flags), len(flags)) for name, flags in oks.items()}
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """images, tokens int32 [N, 576] of N prompts. seconds: all of it; ms_per_token: decode steps
+    only, by the clock and by what this process computed on all its threads."""
+
+    images: list[Image.Image]
+    tokens: np.ndarray
+    seconds: float
+    ms_per_token: float
+    cpu_ms_per_token: float
+
+
+def draw(
+    generator: ImageGenerator,
+    prompts: Sequence[str],
+    options: DrawOptions,
+    progress: Progress = lambda stage, done, total: None,
+) -> Drawn:
+    """One picture for each prompt. The clock of a token runs over grid rows 1 to 22 of each batch,
+    which hold neither the prefill nor the image decoder."""
+    if options.batch < 1:
+        raise UserError(f"--batch {options.batch} draws nothing; use 16")
+    total = GRID * ceil(len(prompts) / options.batch)
+    events = generator.stream(
+        prompts,
+        seed=options.seed,
+        cfg_scale=options.cfg_scale,
+        temperature=options.temperature,
+        max_batch=options.batch,
+    )
+    began = last = _clocks()
+    stepping, num_tokens = np.zeros(2), 0
+    for count, event in enumerate(events, start=1):
+        now = _clocks()
+        if 0 < event.row < GRID - 1:
+            start = (count - 1) // GRID * options.batch
+            stepping += now - last
+            num_tokens += GRID * (min(start + options.batch, len(prompts)) - start)
+        last = now
+        progress(f"drawing {len(prompts)} pictures", count, total)
+    passed, computed = (1000 * stepping / num_tokens).tolist()
+    return Drawn(event.images or [], event.tokens, float((_clocks() - began)[0]), passed, computed)
+
+
+def _clocks() -> np.ndarray:
+    """Seconds by the clock, and of this process on all its threads."""
+    return np.array([time.perf_counter(), time.process_time()])

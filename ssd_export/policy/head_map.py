@@ -1,0 +1,316 @@
+"""Head maps: how far each query head looks beyond its neighbourhood, and from that which heads are
+semantic.
+
+head_map.json is one object: version 1, the model's shape, `metric` [layers][query heads] in 0..1
+(share of the image-to-image attention mass outside `neighbourhood`, "1d:N" or "2d:N" or "unknown"),
+`threshold`, where it came from, and optionally `cost_options` with `costs` [layers][KV
+heads][options] (ssd-auto) and `statistics`.
+Source: arXiv 2510.18716 section 3; ours differs in that a KV head's metric is the mean over its
+query heads.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import random
+from dataclasses import asdict, dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any
+
+from ssd_export.config import ModelConfig
+from ssd_export.errors import UserError
+from ssd_export.policy.table import HeadGroup, HeadOption, Rule, check_group
+
+VERSION = 1
+BUILT_IN_DIRECTORY = Path(__file__).parent.parent / "head_maps"
+SHAPE = ("num_layers", "num_heads", "num_kv_heads", "hidden_size")
+AGAIN = "run `ssd-export calibrate` again"
+Rows = tuple[tuple[float, ...], ...]
+
+
+@dataclass(frozen=True)
+class HeadMap:
+    """The metric of every query head of a model, and optionally the cost of every menu option by KV
+    head.
+
+    model_fingerprint "": fits any model of this shape. cost_options and costs are empty where not
+    calibrated.
+    statistics: further numbers by name, such as the share of attention on the prompt; kept, not
+    interpreted.
+    """
+
+    num_layers: int
+    num_heads: int
+    num_kv_heads: int
+    hidden_size: int
+    metric: Rows
+    threshold: float
+    neighbourhood: str = "unknown"
+    provenance: str = ""
+    prompts_hash: str = ""
+    model_fingerprint: str = ""
+    tool_version: str = ""
+    cost_options: tuple[HeadOption, ...] = ()
+    costs: tuple[Rows, ...] = ()
+    statistics: dict[str, Any] = field(default_factory=dict)
+
+    def kv_metric(self) -> Rows:
+        """[num_layers][num_kv_heads]: the mean over the query heads of each KV head."""
+        size = self.num_heads // self.num_kv_heads
+        return tuple(
+            tuple(
+                sum(layer[start : start + size]) / size for start in range(0, self.num_heads, size)
+            )
+            for layer in self.metric
+        )
+
+    def semantic(self) -> tuple[tuple[bool, ...], ...]:
+        """[num_layers][num_kv_heads]: True for a semantic head (metric above the threshold), else
+        spatial.
+        """
+        return tuple(tuple(value > self.threshold for value in layer) for layer in self.kv_metric())
+
+    @property
+    def semantic_share(self) -> float:
+        return sum(map(sum, self.semantic())) / (self.num_layers * self.num_kv_heads)
+
+    def with_semantic_share(self, share: float) -> HeadMap:
+        """The same map with the threshold that makes (about) this share of KV heads semantic."""
+        if not 0 <= share <= 1:
+            raise UserError(
+                f"semantic share {share} is outside [0, 1]; use 0.5 for half of the heads"
+            )
+        values = sorted((value for layer in self.kv_metric() for value in layer), reverse=True)
+        count = round(share * len(values))
+        return replace(self, threshold=0.0 if count == len(values) else values[count])
+
+    def first_layers(self, num_layers: int) -> HeadMap:
+        """The map of a model that is cut off after some layers."""
+        return replace(
+            self,
+            num_layers=num_layers,
+            metric=self.metric[:num_layers],
+            costs=self.costs[:num_layers],
+            model_fingerprint="",
+            statistics={},
+        )
+
+    def swapped(self) -> HeadMap:
+        """Control: semantic heads become spatial and spatial ones semantic."""
+        metric = tuple(tuple(1 - value for value in layer) for layer in self.metric)
+        return self._control(metric, 1 - self.threshold, "control: head types swapped")
+
+    def random(self, seed: int) -> HeadMap:
+        """Control: the metrics dealt out anew to the KV heads; as many semantic heads as before."""
+        size = self.num_heads // self.num_kv_heads
+        starts = range(0, self.num_heads, size)
+        heads = [layer[start : start + size] for layer in self.metric for start in starts]
+        random.Random(seed).shuffle(heads)
+        rows = [
+            heads[index : index + self.num_kv_heads]
+            for index in range(0, len(heads), self.num_kv_heads)
+        ]
+        metric = tuple(tuple(value for head in row for value in head) for row in rows)
+        return self._control(
+            metric, self.threshold, f"control: head types drawn at random, seed {seed}"
+        )
+
+    def _control(self, metric: Rows, threshold: float, provenance: str) -> HeadMap:
+        provenance = f"{provenance}; {self.provenance}"
+        return replace(
+            self,
+            metric=metric,
+            threshold=threshold,
+            provenance=provenance,
+            cost_options=(),
+            costs=(),
+            statistics={},
+        )
+
+    def for_model(self, config: ModelConfig, fingerprint: str = "") -> HeadMap:
+        """This map, if it was made for the model. Raises: UserError that names what differs."""
+        for name in SHAPE:
+            if getattr(self, name) != getattr(config, name):
+                raise UserError(
+                    f"the head map is for another model: {name} {getattr(self, name)}, the model "
+                    f"has {getattr(config, name)}; {AGAIN} for this model or drop --head-map"
+                )
+        if self.model_fingerprint and fingerprint and self.model_fingerprint != fingerprint:
+            raise UserError(
+                "the head map is for another model of the same shape (fingerprint "
+                f"{self.model_fingerprint[:12]}, the model has {fingerprint[:12]}); {AGAIN}"
+            )
+        return self
+
+    def validate(self, source: str = "head map") -> HeadMap:
+        """This map, if its numbers are whole. Raises: UserError for a wrong shape, NaN, no
+        shares.
+        """
+        if (
+            min(self.num_layers, self.num_heads, self.num_kv_heads) < 1
+            or self.num_heads % self.num_kv_heads
+        ):
+            raise UserError(
+                f"{source}: {self.num_heads} heads cannot share {self.num_kv_heads} KV heads; "
+                f"{AGAIN}"
+            )
+        _check_rows(self.metric, self.num_layers, self.num_heads, "metric", "heads", source)
+        values = [self.threshold, *(value for layer in self.metric for value in layer)]
+        if not all(-1e-6 <= value <= 1 + 1e-6 for value in values):
+            raise UserError(f"{source}: metrics and the threshold are shares from 0 to 1; {AGAIN}")
+        if len(self.costs) != (self.num_layers if self.cost_options else 0):
+            raise UserError(
+                f"{source}: costs of {len(self.costs)} layers, {self.num_layers} wanted; {AGAIN}"
+            )
+        for index, layer in enumerate(self.costs):
+            what = f"costs of layer {index}"
+            _check_rows(layer, self.num_kv_heads, len(self.cost_options), what, "options", source)
+        if any(cost < 0 for layer in self.costs for head in layer for cost in head):
+            raise UserError(f"{source}: a cost is below 0; {AGAIN}")
+        for rule, image_slots, evict_every in self.cost_options:
+            try:
+                check_group(HeadGroup(rule, image_slots + 1, evict_every, 1), prompt_slots=1)
+            except UserError as error:
+                raise UserError(
+                    f"{source}: its option of {image_slots} image slots breaks the cache's rules;"
+                    f" {AGAIN}"
+                ) from error
+        return self
+
+    def to_dict(self) -> dict[str, Any]:
+        options = [
+            {**asdict(rule), "image_slots": image_slots, "evict_every": evict_every}
+            for rule, image_slots, evict_every in self.cost_options
+        ]
+        values = {item.name: getattr(self, item.name) for item in fields(self)}
+        return {"version": VERSION, **values, "cost_options": options}
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any], source: str = "head map") -> HeadMap:
+        """The map that to_dict wrote, validated. Raises: UserError if something is missing or too
+        new.
+        """
+        if not isinstance(values, dict) or values.get("version") != VERSION:
+            version = values.get("version") if isinstance(values, dict) else None
+            raise UserError(
+                f"{source}: head map version {version}, this tool reads {VERSION}; {AGAIN}"
+            )
+        try:
+            known = {item.name: values[item.name] for item in fields(cls) if item.name in values}
+            known["metric"] = _rows(values["metric"])
+            known["costs"] = tuple(_rows(layer) for layer in values.get("costs", ()))
+            known["cost_options"] = tuple(
+                _option(dict(option)) for option in values.get("cost_options", ())
+            )
+            return cls(**known).validate(source)
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise UserError(f"{source}: not a whole head map ({error}); {AGAIN}") from error
+
+    @classmethod
+    def load(cls, path: str | Path) -> HeadMap:
+        """The map in a file. Raises: UserError if there is none or it is damaged."""
+        try:
+            values = json.loads(Path(path).read_text(encoding="utf-8"))
+        except OSError as error:
+            raise UserError(
+                f"cannot read head map {path} ({error.strerror}); give --head-map an existing file"
+            ) from error
+        except ValueError as error:  # not JSON, or not UTF-8
+            raise UserError(f"{path} is not a head map ({error}); {AGAIN}") from error
+        return cls.from_dict(values, source=str(path))
+
+    def save(self, path: str | Path) -> None:
+        """Writes the map, one layer a line. Raises: UserError if it is not whole or cannot be
+        written.
+        """
+        values = self.validate().to_dict()
+        try:
+            Path(path).write_text(_readable(values), encoding="utf-8")
+        except OSError as error:
+            raise UserError(
+                f"cannot write head map {path} ({error.strerror}); choose another"
+            ) from error
+
+
+def find_head_map(
+    config: ModelConfig,
+    explicit: str | Path | None = None,
+    fingerprint: str = "",
+    model_dir: str | Path | None = None,
+) -> HeadMap | None:
+    """The map asked for, else head_map.json beside the checkpoint, else a built-in one, else None.
+
+    Args: explicit: a file, the name of a built-in map, or a control of the map that would be found
+    without
+    it: "random:SEED" or "swapped".
+    Raises: UserError for a file that is missing, damaged or made for another model, and for a
+    control of no map.
+    """
+    is_control = str(explicit) == "swapped" or str(explicit).startswith("random:")
+    if explicit and not is_control:
+        built_in = BUILT_IN_DIRECTORY / f"{explicit}.json"
+        return HeadMap.load(built_in if built_in.is_file() else explicit).for_model(
+            config, fingerprint
+        )
+    found = _own_map(config, fingerprint, model_dir)
+    if not is_control:
+        return found
+    if found is None:
+        raise UserError(
+            f"--head-map {explicit} needs this model's own map; run `ssd-export calibrate` first"
+        )
+    if explicit == "swapped":
+        return found.swapped()
+    seed = str(explicit).removeprefix("random:")
+    if not seed.isdecimal():
+        raise UserError(f"--head-map {explicit}: {seed!r} is not a seed; use random:0")
+    return found.random(int(seed))
+
+
+def _own_map(config: ModelConfig, fingerprint: str, model_dir: str | Path | None) -> HeadMap | None:
+    beside = Path(model_dir) / "head_map.json" if model_dir else None
+    if beside and beside.is_file():
+        return HeadMap.load(beside).for_model(config, fingerprint)
+    for path in sorted(BUILT_IN_DIRECTORY.glob("*.json")):
+        head_map = HeadMap.load(path)
+        if all(getattr(head_map, name) == getattr(config, name) for name in SHAPE):
+            return head_map.for_model(config, fingerprint)
+    return None
+
+
+def _rows(values: Any) -> Rows:
+    return tuple(tuple(float(value) for value in row) for row in values)
+
+
+def _option(values: dict[str, Any]) -> HeadOption:
+    image_slots, evict_every = values.pop("image_slots"), values.pop("evict_every")
+    return HeadOption(Rule(**values), image_slots, evict_every)
+
+
+def _check_rows(
+    rows: Rows, num_rows: int, num_columns: int, what: str, columns: str, source: str
+) -> None:
+    sizes = {len(row) for row in rows}
+    if len(rows) != num_rows or sizes != {num_columns}:
+        raise UserError(
+            f"{source}: {what} has {len(rows)} rows of {sorted(sizes)} {columns}, "
+            f"{num_rows} rows of {num_columns} wanted; {AGAIN}"
+        )
+    if not all(math.isfinite(value) for row in rows for value in row):
+        raise UserError(f"{source}: {what} holds NaN or infinite values; {AGAIN}")
+
+
+def _readable(values: dict[str, Any]) -> str:
+    """JSON with one line for each key, and one for each item of a list."""
+    lines = []
+    for key, value in values.items():
+        text = json.dumps(value, allow_nan=False)
+        if isinstance(value, (list, tuple)) and value:
+            text = (
+                "[\n"
+                + ",\n".join("    " + json.dumps(item, allow_nan=False) for item in value)
+                + "\n  ]"
+            )
+        lines.append(f'  "{key}": {text}')
+    return "{\n" + ",\n".join(lines) + "\n}\n"

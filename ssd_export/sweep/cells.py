@@ -1,0 +1,194 @@
+"""The parts of a sweep's cells: a policy at a budget draws the pictures of a seed, or is asked for
+its teacher-forced loss.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Sequence
+from functools import cache, cached_property
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from ssd_export.config import ModelConfig
+from ssd_export.demo import codes
+from ssd_export.demo.scenes import SIZE
+from ssd_export.export.exporter import generation_defaults, model_folder
+from ssd_export.export.temporary_bundle import temporary_bundle
+from ssd_export.metrics.scene_score import Drawn, DrawOptions, draw, draw_scenes, judge_picture
+from ssd_export.metrics.similarity import kl_to_full_cache, psnr, token_agreement
+from ssd_export.metrics.teacher_forced import SceneLosses, TeacherForced
+from ssd_export.model.checkpoint import Checkpoint, open_checkpoint
+from ssd_export.policy.table import PolicyTable
+from ssd_export.runtime.generate import ImageGenerator
+from ssd_export.runtime.pictures import write_file, write_png
+from ssd_export.sweep.policy_variant import Variant
+from ssd_export.sweep.spec import FULL, SCENE_SEED, SHOWN, Part, SweepSpec
+
+Tell = Callable[[int, int], None]
+
+
+def draws_scenes(config: ModelConfig) -> bool:
+    """Whether a model speaks the demo model's image vocabulary, so that its pictures have a
+    score.
+    """
+    return config.codebook_size == codes.num_codes() and config.image_size == SIZE
+
+
+def policy_table(
+    spec: SweepSpec, checkpoint: Checkpoint, policy: str, budget: float
+) -> PolicyTable:
+    """Raises: UserError for a cell that cannot be: no head map, a budget too small."""
+    variant = Variant.parse(policy)
+    return variant.table(
+        variant.choice(spec.model, budget, spec.head_map), checkpoint, checkpoint.path
+    )
+
+
+def policy_hash(table: PolicyTable) -> str:
+    """sha256: what was measured under another table, from another head map say, is not a result of
+    this one.
+    """
+    return hashlib.sha256(json.dumps(table.to_dict()).encode()).hexdigest()
+
+
+class CellRunner:
+    """Runs parts; what they share (torch weights, true scenes under the full cache, policy tables)
+    is made once.
+    """
+
+    def __init__(self, spec: SweepSpec) -> None:
+        self.spec = spec
+        self._table = cache(
+            lambda policy, budget: policy_table(spec, self._checkpoint, policy, budget)
+        )
+
+    def __call__(self, part: Part, tell: Tell) -> None:
+        """Measures and writes a part; its JSON last, so that it is finished or absent.
+
+        Raises: UserError for a cell that cannot be: no head map, a budget too small.
+        """
+        table = self._table(part.policy, part.budget)
+        facts = {
+            "policy_hash": policy_hash(table),
+            "image_slots_mean": table.image_slots_mean,
+            "notes": list(table.notes),
+            "prompt_slots": table.prompt_slots,
+        }
+        facts |= (
+            self._teacher_forced(part.policy, table)
+            if part.seed is None
+            else self._drawn(part, part.seed, tell)
+        )
+        write_file(
+            part.file(self.spec.out), lambda file: file.write(json.dumps(facts, indent=1).encode())
+        )
+
+    @cached_property
+    def _checkpoint(self) -> Checkpoint:
+        return open_checkpoint(model_folder(self.spec.model)[1])
+
+    @cached_property
+    def _scored(self) -> bool:
+        return draws_scenes(self._checkpoint.config)
+
+    @cached_property
+    def _model(self) -> TeacherForced:
+        return TeacherForced(self._checkpoint)
+
+    @cached_property
+    def _scene_losses(self) -> SceneLosses:
+        return SceneLosses(self._model, draw_scenes(self.spec.num_scenes, SCENE_SEED))
+
+    def _drawn(self, part: Part, seed: int, tell: Tell) -> dict[str, Any]:
+        spec = self.spec
+        choice = Variant.parse(part.policy).choice(spec.model, part.budget, spec.head_map)
+        options = DrawOptions(seed, spec.batch, spec.cfg_scale, spec.temperature)
+        captions = [scene.caption for scene in draw_scenes(spec.num_prompts, seed)]
+        num_threads = 1 if spec.jobs > 1 else None
+        with (
+            temporary_bundle(choice) as path,
+            ImageGenerator.from_bundle(path, spec.runner, spec.provider, num_threads) as generator,
+        ):
+            drawn = draw(generator, captions, options, lambda _, done, total: tell(done, total))
+            facts = _costs(generator, drawn, spec.jobs) | self._judged(
+                generator, drawn, captions, part
+            )
+        write_file(
+            part.file(spec.out, ".npz"), lambda file: np.savez_compressed(file, drawn.tokens)
+        )
+        if seed == 0:
+            write_png(part.file(spec.out, ".png"), side_by_side(drawn.images[:SHOWN]), {})
+        return facts
+
+    def _judged(
+        self, generator: ImageGenerator, drawn: Drawn, captions: Sequence[str], part: Part
+    ) -> dict[str, Any]:
+        """The score, or what the full cache drew with the same random numbers beside it."""
+        if self._scored:
+            return {
+                "ok": [
+                    int(judge_picture(*pair).ok)
+                    for pair in zip(drawn.images, captions, strict=True)
+                ]
+            }
+        if part.policy == FULL:
+            return {}
+        reference = self._full_tokens(part.seed)
+        pairs = zip(drawn.images, reference, strict=True)
+        likeness = [
+            psnr(np.asarray(image), generator.runner.decode_image(tokens[None])[0])
+            for image, tokens in pairs
+        ]
+        return {
+            "psnr": likeness,
+            "token_agreement": token_agreement(drawn.tokens, reference).tolist(),
+        }
+
+    def _full_tokens(self, seed: int | None) -> np.ndarray:
+        with np.load(Part(FULL, 1.0, seed).file(self.spec.out, ".npz")) as arrays:
+            return arrays[arrays.files[0]]
+
+    def _teacher_forced(self, policy: str, table: PolicyTable) -> dict[str, Any]:
+        if self._scored:
+            losses, kl = self._scene_losses.of(table)
+            return {"losses": losses.tolist(), "kl": kl.tolist()}
+        count = min(self.spec.num_scenes, self.spec.num_prompts)
+        captions = [scene.caption for scene in draw_scenes(self.spec.num_prompts, 0)[:count]]
+        sequences = self._model.sequences(
+            captions, self._full_tokens(0)[:count], table.prompt_slots, unconditional=True
+        )
+        own = generation_defaults(self._checkpoint.path)["cfg_scale"]
+        cfg_scale = own if self.spec.cfg_scale is None else self.spec.cfg_scale
+        return {"kl": kl_to_full_cache(self._model, sequences, table, cfg_scale).tolist()}
+
+
+def _costs(generator: ImageGenerator, drawn: Drawn, jobs: int) -> dict[str, Any]:
+    """What the compression did, as allocated and counted, and the time that drawing took."""
+    cache = generator.cache
+    assert cache is not None
+    return {
+        "cache_bytes_per_image": cache.bytes_per_image,
+        "image_share_of_full_cache": cache.image_share,
+        "tokens_dropped_per_image": cache.tokens_dropped,
+        "ms_per_token": drawn.ms_per_token,
+        "cpu_ms_per_token": drawn.cpu_ms_per_token,
+        "seconds_per_image": drawn.seconds / len(drawn.images),
+        "jobs": jobs,
+    }
+
+
+def side_by_side(images: Sequence[Image.Image]) -> Image.Image:
+    strip = Image.new("RGB", (sum(image.width for image in images), images[0].height))
+    for index, image in enumerate(images):
+        strip.paste(image, (index * image.width, 0))
+    return strip
+
+
+def pictures_of(strip: Image.Image) -> Iterator[Image.Image]:
+    """The square pictures that side_by_side put together."""
+    for left in range(0, strip.width, strip.height):
+        yield strip.crop((left, 0, left + strip.height, strip.height))

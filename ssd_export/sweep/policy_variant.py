@@ -1,0 +1,105 @@
+"""A policy, and what is changed of it, in one word: h2o@evict-every=24, ssd-row@head-map=swapped,
+ssd-auto@groups=1.
+
+Keys are the options of `export` that decide a policy: window, evict-every, num-recent, groups and
+head-map (a file, a built-in map, random:SEED, swapped). Two more are for comparisons: num-sinks
+(first prompt tokens that are never released; -1 is the whole prompt) and groups=unlimited, which no
+bundle holds: torch alone replays it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from ssd_export.errors import UserError
+from ssd_export.export.exporter import settle_policy
+from ssd_export.export.temporary_bundle import PolicyChoice
+from ssd_export.model.checkpoint import Checkpoint
+from ssd_export.policy.allocation import allocate_each_head
+from ssd_export.policy.head_map import find_head_map
+from ssd_export.policy.presets import MAX_GROUPS, POLICIES, make_policy
+from ssd_export.policy.table import PolicyTable
+
+NUMBERS = ("window", "evict-every", "num-recent", "num-sinks", "groups")
+KEYS = (*NUMBERS, "head-map")
+UNLIMITED = "unlimited"
+SHOWN = "write h2o@evict-every=24"
+
+
+@dataclass(frozen=True)
+class Variant:
+    """name: as it was spelled; changes: fields of PolicyChoice and their values."""
+
+    name: str
+    policy: str
+    changes: tuple[tuple[str, int | str], ...] = ()
+    has_bundle: bool = True
+
+    @classmethod
+    def parse(cls, text: str) -> Variant:
+        """Raises: UserError for an unknown policy or key, or a value that is no number where one is
+        wanted.
+        """
+        policy, *parts = text.split("@")
+        if policy not in POLICIES:
+            raise UserError(
+                f"--policies: unknown policy {policy or '(none)'}; choose from"
+                f" {', '.join(POLICIES)}"
+            )
+        unlimited = f"groups={UNLIMITED}" in parts
+        if unlimited and (policy != "ssd-auto" or len(parts) > 1):
+            raise UserError(
+                f"--policies {text}: only ssd-auto, with nothing else changed, can have unlimited"
+                f" groups; use ssd-auto@groups={UNLIMITED}"
+            )
+        return cls(
+            text,
+            policy,
+            () if unlimited else tuple(_change(text, part) for part in parts),
+            not unlimited,
+        )
+
+    def choice(self, model: str, budget: float, head_map: str | None) -> PolicyChoice:
+        """What export would be told; head_map unless the variant has its own."""
+        return replace(PolicyChoice(model, self.policy, budget, head_map), **dict(self.changes))
+
+    def table(self, choice: PolicyChoice, checkpoint: Checkpoint, folder: Path) -> PolicyTable:
+        """Raises: UserError where there is none: no head map, a budget too small."""
+        if self.has_bundle:
+            return settle_policy(choice.export_spec(), checkpoint, folder)[0]
+        config = checkpoint.config
+        head_map = find_head_map(config, choice.head_map, checkpoint.fingerprint(), folder)
+        if head_map is None:
+            raise UserError(f"{self.name} needs a head map with costs; run `ssd-export calibrate`")
+        heads = allocate_each_head(head_map, choice.budget).heads
+        return make_policy(
+            self.policy,
+            config,
+            budget=choice.budget,
+            prompt_slots=choice.prompt_slots,
+            groups=config.num_kv_heads,
+            allocation=heads,
+        )
+
+
+def _change(text: str, part: str) -> tuple[str, int | str]:
+    key, _, value = part.partition("=")
+    if key not in KEYS or not value:
+        raise UserError(
+            f"--policies {text}: {part!r} is not KEY=VALUE with a key of {', '.join(KEYS)}; {SHOWN}"
+        )
+    if key not in NUMBERS:
+        return key.replace("-", "_"), value
+    try:
+        number = int(value)
+    except ValueError:
+        raise UserError(
+            f"--policies {text}: {key} wants a whole number, not {value!r}; {SHOWN}"
+        ) from None
+    if key == "groups" and not 1 <= number <= MAX_GROUPS:
+        raise UserError(
+            f"--policies {text}: groups={number} is outside 1..{MAX_GROUPS}; use"
+            f" groups={MAX_GROUPS} or {UNLIMITED}"
+        )
+    return key.replace("-", "_"), number

@@ -1,0 +1,135 @@
+"""build-engine's work: the engines of a plan, added to the bundle at once or not at all.
+
+One copy of the weights on the device: their matrices are inputs of prefill and decode_step, so that
+both engines are given the same buffers (each copied once to an address that is a multiple of 256,
+which TensorRT asks of inputs). Measured with TensorRT-RTX 1.7.1 in fp16: the layers are the same,
+145 of the demo model's decode step and 1261 of one in the shape of Janus-Pro-1B, where the engine
+is 42 MB instead of 2.6 GB and the builder's peak 0.8 instead of 8.3 GB
+(docs/measurements/build.json). The other way, both graphs in one network with common initializers,
+keeps 4.6 MB where one copy is 3.0 MB, and would run both at every call. Quantised matrices stay in
+both engines (memory.shared_weights says why). Whether a product with a constant matrix is faster on
+a GPU was not measured: none was at hand; `shared_weights = false` in a recipe puts them back.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from threading import Event
+from typing import Any
+
+from ssd_export.bundle import weight_format
+from ssd_export.errors import UserError
+from ssd_export.tensorrt import engine_manifest as provenance
+from ssd_export.tensorrt.allocator import return_large_buffers
+from ssd_export.tensorrt.build_graph import GraphEngine, build_graph
+from ssd_export.tensorrt.build_memory import check_memory
+from ssd_export.tensorrt.build_progress import Progress
+from ssd_export.tensorrt.builder_config import TIMING_CACHE
+from ssd_export.tensorrt.engine_manifest_writer import engine_json
+from ssd_export.tensorrt.interruptible import run_interruptible
+from ssd_export.tensorrt.plan import BuildPlan
+from ssd_export.tensorrt.plugin import load_library, make_plugin_graph, prepared_name
+
+Finished = Callable[[str, dict[str, Any], float], None]
+
+
+def build_engines(
+    plan: BuildPlan,
+    progress: Progress = lambda stage, done, total: None,
+    finished: Finished = lambda name, description, share: None,
+    stopping: Callable[[], None] = lambda: None,
+) -> dict[str, Any]:
+    """Builds the engines of a plan into its bundle, all or none, and returns their engine.json.
+
+    Args: finished: told each engine as it is built, and the share of the work that is done by then;
+    TensorRT-RTX
+        compiles in one long step that reports nothing. stopping: told once that an interrupt has
+        arrived.
+    Ctrl-C (KeyboardInterrupt) stops the builder after the step it is in and leaves the bundle as it
+    was.
+    Raises: UserError for too little memory, a graph that TensorRT does not take, or a warning that
+    means that the engine would not be what was exported.
+    """
+    if not plan.force_memory:
+        config = plan.bundle.config
+        check_memory(plan.needed_bytes, plan.free_bytes, config["dtype"], weight_format(config))
+    return_large_buffers()
+    cancelled, built = Event(), {}
+    with (
+        _disk_errors(plan.bundle.path),
+        tempfile.TemporaryDirectory(prefix=".building-", dir=plan.bundle.path) as scratch,
+    ):
+        if plan.plugin.library:
+            load_library(plan.flavour, plan.plugin.library)
+        sizes = {
+            spec.name: plan.bundle.files[f"onnx/{spec.name}.onnx"]["bytes"] for spec in plan.graphs
+        }
+        for spec in plan.graphs:
+            built[spec.name] = run_interruptible(
+                lambda spec=spec: build_graph(plan, spec, Path(scratch), progress, cancelled),
+                cancelled,
+                stopping,
+            )
+            share = sum(sizes[name] for name in built) / sum(sizes.values())
+            finished(spec.name, built[spec.name].description, share)
+        values = engine_json(plan, built)
+        plan.bundle.add_files(
+            _files(plan, built, values, Path(scratch)), instead_of=_earlier_files(plan)
+        )
+    return values
+
+
+@contextmanager
+def _disk_errors(path: Path) -> Iterator[None]:
+    """Turns a full disk or a folder that is not writable into one line."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(
+            f"cannot write the engines into {path} ({error.strerror or error}); free space there or"
+            " make it writable, or copy the bundle elsewhere"
+        ) from error
+
+
+def _files(
+    plan: BuildPlan, built: dict[str, GraphEngine], values: dict[str, Any], scratch: Path
+) -> dict[str, bytes | Path]:
+    """What the bundle gets, by name."""
+    files: dict[str, bytes | Path] = {
+        f"{plan.folder}/{graph.path.name}": graph.path for graph in built.values()
+    }
+    files[f"{plan.folder}/{provenance.FILE}"] = (json.dumps(values, indent=1) + "\n").encode()
+    if plan.plugin.library and not values["plugin"]["in_engine"]:
+        files[f"{plan.folder}/{plan.plugin.library.name}"] = plan.plugin.library.read_bytes()
+    cache = scratch / TIMING_CACHE
+    if cache.exists() and plan.timing_cache is None:
+        files[f"{plan.folder}/{TIMING_CACHE}"] = cache
+    return files
+
+
+def _earlier_files(plan: BuildPlan) -> list[str]:
+    """What an earlier build left in the same folder: other graphs perhaps, or the other flavour."""
+    cache = f"{plan.folder}/{TIMING_CACHE}"
+    return [
+        name for name in plan.bundle.files if name.startswith(f"{plan.folder}/") and name != cache
+    ]
+
+
+def prepare(plan: BuildPlan) -> list[str]:
+    """Adds to the bundle what a board lacks to build with the plugin: the decode step with the
+    kernel inside.
+
+    Returns the files' names. Raises: UserError where there are no kernels for the target.
+    """
+    names = ["decode_step"] + ["decode_step_top_k"] * plan.top_k
+    files = {
+        prepared_name(name, capability): make_plugin_graph(plan.bundle, name, (capability,))
+        for name in names
+        for capability in plan.capabilities
+    }
+    plan.bundle.add_files(files)
+    return list(files)

@@ -1,0 +1,189 @@
+"""One graph of a plan becomes one engine: parsed, its shared weights lifted out, built, and checked
+layer by layer.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from threading import Event
+from typing import Any
+
+from ssd_export.errors import UserError
+from ssd_export.graph_spec import GraphSpec
+from ssd_export.tensorrt.build_memory import StoredWeight, shared_weights
+from ssd_export.tensorrt.build_progress import Phases, Progress, progress_monitor
+from ssd_export.tensorrt.builder_config import builder_config, use_timing_cache
+from ssd_export.tensorrt.messages import judge, logger, one_line
+from ssd_export.tensorrt.network import check_interface, lift_weights, parse_graph
+from ssd_export.tensorrt.plan import BuildPlan
+from ssd_export.tensorrt.plugin import file_sha256, num_attention_nodes
+
+WITH_SHARED_WEIGHTS = ("prefill", "decode_step", "prefill_top_k", "decode_step_top_k")
+PLUGIN_LAYER = "PluginV3"
+
+
+@dataclass(frozen=True)
+class GraphEngine:
+    """One engine as engine.json describes it, its file, and the warnings the user should see."""
+
+    description: dict[str, Any]
+    path: Path
+    warnings: list[str]
+    library_is_in_engine: bool
+
+
+@dataclass(frozen=True)
+class ReadGraph:
+    """A graph as TensorRT's network. parser: the network uses what it owns. weights: those that
+    became inputs.
+    """
+
+    spec: GraphSpec
+    builder: Any
+    network: Any
+    parser: Any
+    weights: dict[str, StoredWeight]
+    warnings: list[str]
+    num_plugin_layers: int
+
+
+def build_graph(
+    plan: BuildPlan, spec: GraphSpec, scratch: Path, progress: Progress, cancelled: Event
+) -> GraphEngine:
+    """Builds the engine of a graph and writes it to the scratch folder.
+
+    Raises: UserError for a graph that TensorRT does not take or would take otherwise than it was
+    exported, KeyboardInterrupt once `cancelled` is set.
+    """
+    started = time.monotonic()
+    graph = read_graph(plan, spec)
+    engine = serialized_engine(plan, graph, scratch, progress, cancelled)
+    made = write_engine(plan, graph, engine, scratch)
+    return replace(
+        made, description=made.description | {"seconds": round(time.monotonic() - started, 1)}
+    )
+
+
+def read_graph(plan: BuildPlan, spec: GraphSpec) -> ReadGraph:
+    """The graph parsed, its shared weights lifted out, checked against its contract."""
+    trt = plan.flavour.trt
+    log, messages = logger(trt)
+    messages.clear()
+    source = plan.bundle.file(f"onnx/{spec.name}.onnx").resolve()
+    model = plan.plugin.models.get(spec.name)
+    builder, network, parser = parse_graph(trt, log, messages, source, model)
+    shared = {}
+    if plan.target.shared_weights and spec.name in WITH_SHARED_WEIGHTS:
+        shared = shared_weights(plan.bundle)
+    names = lift_weights(trt, network, {name: weight.shape for name, weight in shared.items()})
+    lifted = {name: shared[name] for name in names}
+    check_interface(spec, network, lifted)
+    num_plugin_layers = num_attention_nodes(plan.bundle) if model else 0
+    _check_plugin_layers(spec, _network_layers(trt, network), num_plugin_layers)
+    judge(spec.name, messages.warnings)
+    return ReadGraph(
+        spec, builder, network, parser, lifted, _own_copy(shared, lifted), num_plugin_layers
+    )
+
+
+def serialized_engine(
+    plan: BuildPlan, graph: ReadGraph, scratch: Path, progress: Progress, cancelled: Event
+) -> Any:
+    """The built engine in memory, which supports the buffer protocol."""
+    trt = plan.flavour.trt
+    _, messages = logger(trt)
+    config = builder_config(plan, graph.builder, graph.spec)
+    keep_timings = use_timing_cache(plan, config, scratch)
+    monitor = progress_monitor(trt, Phases(graph.spec.name, progress, cancelled))
+    config.progress_monitor = monitor
+    engine = graph.builder.build_serialized_network(graph.network, config)
+    if engine is None:
+        raise _failure(graph.spec, messages.errors, cancelled)
+    judge(graph.spec.name, messages.warnings)
+    keep_timings()
+    return engine
+
+
+def write_engine(plan: BuildPlan, graph: ReadGraph, engine: Any, scratch: Path) -> GraphEngine:
+    """The engine in a file, its layers as the builder listed them; seconds are the caller's to
+    add.
+    """
+    _, messages = logger(plan.flavour.trt)
+    layers = Counter(messages.layers)
+    if layers:  # some versions do not list them
+        _check_plugin_layers(graph.spec, layers, graph.num_plugin_layers)
+    path = scratch / f"{graph.spec.name}.engine"
+    path.write_bytes(memoryview(engine))
+    warnings = judge(graph.spec.name, messages.warnings) + graph.warnings
+    description = _describe(plan, graph, path, layers) | {
+        "activation_bytes": messages.activation_bytes
+    }
+    return GraphEngine(description, path, warnings, messages.library_is_in_engine)
+
+
+def _describe(
+    plan: BuildPlan, graph: ReadGraph, path: Path, layers: Counter[str]
+) -> dict[str, Any]:
+    spec = graph.spec
+    onnx_name = f"onnx/{spec.name}.onnx"
+    in_place = spec.aliases.items() if spec.name in plan.plugin.models else ()
+    return {
+        "engine": path.name,
+        "bytes": path.stat().st_size,
+        "sha256": file_sha256(path),
+        "onnx": onnx_name,
+        "onnx_sha256": plan.bundle.files[onnx_name]["sha256"],
+        "layers": dict(sorted(layers.items())),
+        "aliases": {out: past for out, past in in_place if out.startswith("present.")},
+        "weights": {
+            name: [w.dtype, list(w.shape), w.offset, w.num_bytes]
+            for name, w in graph.weights.items()
+        },
+    }
+
+
+def _own_copy(shared: Mapping[str, StoredWeight], lifted: Mapping[str, StoredWeight]) -> list[str]:
+    """A warning where the parser gave layers' matrices other names, so that they stayed in the
+    engine.
+    """
+    left = [name for name in shared if name.startswith("layers.") and name not in lifted]
+    return (
+        [f"{len(left)} weights stay in this engine: the device holds a second copy of them"]
+        if left
+        else []
+    )
+
+
+def _network_layers(trt: Any, network: Any) -> Counter[str]:
+    kinds = [network.get_layer(index).type for index in range(network.num_layers)]
+    return Counter({PLUGIN_LAYER: kinds.count(trt.LayerType.PLUGIN_V3)})
+
+
+def _check_plugin_layers(spec: GraphSpec, layers: Counter[str], wanted: int) -> None:
+    """One layer of the plugin for each attention node in the plugin flavour, none in the plain
+    one.
+    """
+    if layers[PLUGIN_LAYER] != wanted:
+        raise UserError(
+            f"{spec.name} has {layers[PLUGIN_LAYER]} plugin layers where {wanted} were expected;"
+            " use --plugin off"
+            if wanted
+            else (
+                f"{spec.name} is built of plain operators and has {layers[PLUGIN_LAYER]} plugin"
+                " layers; export the bundle again"
+            )
+        )
+
+
+def _failure(spec: GraphSpec, errors: list[str], cancelled: Event) -> BaseException:
+    if cancelled.is_set():
+        return KeyboardInterrupt()
+    reason = one_line(errors[0]) if errors else "it gave no reason"
+    return UserError(
+        f"TensorRT could not build {spec.name} ({reason}); try --plugin off, a smaller --batch or a"
+        " larger --workspace"
+    )

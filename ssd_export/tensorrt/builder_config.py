@@ -1,0 +1,65 @@
+"""The builder config of one graph: profile, workspace, GPUs, aliased plugin caches, and the timing
+cache.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from ssd_export.errors import UserError
+from ssd_export.graph_spec import GraphSpec
+from ssd_export.tensorrt.network import optimization_profile
+from ssd_export.tensorrt.plan import BuildPlan
+
+TIMING_CACHE = "timing.cache"
+
+
+def builder_config(plan: BuildPlan, builder: Any, spec: GraphSpec) -> Any:
+    """Float32 means float32 (no TF32); layers keep their names, which the builder's listing
+    shows.
+    """
+    trt = plan.flavour.trt
+    config = builder.create_builder_config()
+    config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
+    config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, plan.workspace_mib << 20)
+    config.add_optimization_profile(optimization_profile(builder, spec, plan.profile))
+    config.clear_flag(trt.BuilderFlag.TF32)
+    if spec.name in plan.plugin.models:
+        config.set_preview_feature(trt.PreviewFeature.ALIASED_PLUGIN_IO_10_03, True)
+        if plan.plugin.library:
+            config.plugins_to_serialize = [str(plan.plugin.library)]
+    if plan.flavour.builds_anywhere:
+        config.num_compute_capabilities = len(plan.capabilities)
+        for index, capability in enumerate(plan.capabilities):
+            config.set_compute_capability(getattr(trt.ComputeCapability, f"SM{capability}"), index)
+    return config
+
+
+def use_timing_cache(plan: BuildPlan, config: Any, scratch: Path) -> Callable[[], None]:
+    """Gives the builder what earlier builds measured; the function returned keeps what this one
+    adds.
+
+    TensorRT-RTX measures nothing while it builds and has no such cache.
+    """
+    if plan.flavour.builds_anywhere:
+        return lambda: None
+    in_bundle = f"{plan.folder}/{TIMING_CACHE}"
+    kept = plan.timing_cache or scratch / TIMING_CACHE
+    sources = [kept]
+    if in_bundle in plan.bundle.files and plan.timing_cache is None:
+        sources.append(plan.bundle.file(in_bundle))
+    before = next((path.read_bytes() for path in sources if path.exists()), b"")
+    config.set_timing_cache(config.create_timing_cache(before), False)
+
+    def keep() -> None:
+        try:
+            kept.write_bytes(memoryview(config.get_timing_cache().serialize()))
+        except OSError as error:
+            raise UserError(
+                f"cannot write the timing cache {kept} ({error.strerror}); choose another"
+                " --timing-cache"
+            ) from error
+
+    return keep

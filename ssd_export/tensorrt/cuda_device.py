@@ -1,0 +1,202 @@
+"""One GPU and one stream: memory, copies, captured graphs. The few calls of the CUDA driver that
+the trt runner makes.
+
+`cuda.bindings.driver` (cuda-python) opens the driver's own library, so nothing else of CUDA has to
+be installed. The module is an argument: tests run the same calls over host memory
+(tests/tensorrt/trt_double.py).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from ssd_export.errors import UserError
+
+ALIGNMENT = 256  # bytes, of every buffer: what TensorRT asks of inputs and scratch memory
+NO_GPU = (
+    "this machine has no NVIDIA GPU, or no driver for it; use the onnxruntime runner (--runner"
+    " ort), which needs neither"
+)
+
+
+@dataclass(frozen=True)
+class CudaGraph:
+    """Work that was captured once. executable: the driver's handle."""
+
+    executable: Any
+    num_nodes: int
+
+
+def open_driver() -> Any:
+    """cuda-python's driver module. Raises: UserError where it is not installed."""
+    try:
+        from cuda.bindings import driver
+    except ImportError as error:
+        raise UserError(
+            f'the trt runner needs cuda-python ({error}): pip install "cuda-bindings>=12.8", of the'
+            " major version of CUDA that nvidia-smi names"
+        ) from error
+    return driver
+
+
+class CudaDevice:
+    """The first GPU. All is queued on one stream in the order of the calls; `synchronize` and
+    `download` wait.
+    """
+
+    def __init__(self, driver: Any) -> None:
+        self._driver = driver
+        try:
+            self._call("cuInit", 0)
+            self._device = self._call("cuDeviceGet", 0)
+        except RuntimeError as error:  # also what cuda-python raises where there is no driver
+            raise UserError(f"{NO_GPU} ({error})") from error
+        self._context = self._call(
+            "cuDevicePrimaryCtxRetain", self._device
+        )  # the one that TensorRT uses
+        self._use()
+        self._stream = self._call(
+            "cuStreamCreate", int(driver.CUstream_flags.CU_STREAM_NON_BLOCKING)
+        )
+        self._sources: list[np.ndarray] = []  # arrays that the stream may still read
+
+    @property
+    def stream(self) -> int:
+        """The stream's handle, for TensorRT."""
+        return int(self._stream)
+
+    @property
+    def compute_capability(self) -> int:
+        """Times ten."""
+        names = self._driver.CUdevice_attribute
+        major, minor = (
+            self._call(
+                "cuDeviceGetAttribute",
+                getattr(names, f"CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_{part}"),
+                self._device,
+            )
+            for part in ("MAJOR", "MINOR")
+        )
+        return 10 * major + minor
+
+    def memory_bytes(self) -> tuple[int, int]:
+        """(free, total), as the driver counts."""
+        self._use()
+        return self._call("cuMemGetInfo")
+
+    def allocate(self, num_bytes: int) -> int:
+        """The address of new memory. Raises: UserError where the driver has no more, whatever it
+        said before.
+        """
+        self._use()
+        try:
+            return int(self._call("cuMemAlloc", num_bytes))
+        except RuntimeError as error:
+            raise UserError(
+                f"the GPU gave no {num_bytes:,} bytes ({error}); draw fewer pictures at once, or"
+                " close what uses it"
+            ) from error
+
+    def free(self, address: int) -> None:
+        self._use()
+        self._call("cuMemFree", address)
+
+    def upload(self, address: int, array: np.ndarray) -> None:
+        """Copies a contiguous array to the device; it may be changed after the next wait."""
+        self._use()
+        if array.nbytes:
+            self._call("cuMemcpyHtoDAsync", address, array.ctypes.data, array.nbytes, self._stream)
+            self._sources.append(array)
+
+    def download(self, address: int, shape: tuple[int, ...], dtype: np.dtype | type) -> np.ndarray:
+        """A copy of device memory. Waits for everything before."""
+        self._use()
+        array = np.empty(shape, dtype)
+        self._call("cuMemcpyDtoHAsync", array.ctypes.data, address, array.nbytes, self._stream)
+        self.synchronize()
+        return array
+
+    def fill(self, address: int, byte: int, num_bytes: int) -> None:
+        self._use()
+        self._call("cuMemsetD8Async", address, byte, num_bytes, self._stream)
+
+    def copy(self, target: int, source: int, num_bytes: int) -> None:
+        self._call("cuMemcpyDtoDAsync", target, source, num_bytes, self._stream)
+
+    def copy_rows(
+        self, target: int, target_pitch: int, source: int, source_pitch: int, width: int, rows: int
+    ) -> None:
+        """Copies the first `width` bytes of rows that are `pitch` bytes apart."""
+        self._use()
+        memory = self._driver.CUmemorytype.CU_MEMORYTYPE_DEVICE
+        what = self._driver.CUDA_MEMCPY2D()
+        what.srcMemoryType, what.srcDevice, what.srcPitch = (
+            memory,
+            self._driver.CUdeviceptr(source),
+            source_pitch,
+        )
+        what.dstMemoryType, what.dstDevice, what.dstPitch = (
+            memory,
+            self._driver.CUdeviceptr(target),
+            target_pitch,
+        )
+        what.WidthInBytes, what.Height = width, rows
+        self._call("cuMemcpy2DAsync", what, self._stream)
+
+    def capture(self, work: Callable[[], None]) -> CudaGraph:
+        """What work() queues, as a graph; nothing of it is executed now."""
+        self._use()
+        mode = self._driver.CUstreamCaptureMode.CU_STREAM_CAPTURE_MODE_THREAD_LOCAL
+        self._call("cuStreamBeginCapture", self._stream, mode)
+        try:
+            work()
+        except BaseException:
+            self._driver.cuStreamEndCapture(
+                self._stream
+            )  # leaves the stream usable; its own complaint adds nothing
+            raise
+        graph = self._call("cuStreamEndCapture", self._stream)
+        try:
+            _, num_nodes = self._call("cuGraphGetNodes", graph, 0)
+            return CudaGraph(self._call("cuGraphInstantiate", graph, 0), num_nodes)
+        finally:
+            self._call("cuGraphDestroy", graph)
+
+    def launch(self, graph: CudaGraph) -> None:
+        self._use()
+        self._call("cuGraphLaunch", graph.executable, self._stream)
+
+    def destroy(self, graph: CudaGraph) -> None:
+        """Waits for the stream: the graph may be under way."""
+        self.synchronize()
+        self._call("cuGraphExecDestroy", graph.executable)
+
+    def synchronize(self) -> None:
+        self._use()
+        self._call("cuStreamSynchronize", self._stream)
+        self._sources.clear()
+
+    def close(self) -> None:
+        self.synchronize()
+        self._call("cuStreamDestroy", self._stream)
+        self._call("cuDevicePrimaryCtxRelease", self._device)
+
+    def _use(self) -> None:
+        """A context is current for one thread, and pictures may be drawn in any."""
+        self._call("cuCtxSetCurrent", self._context)
+
+    def _call(self, name: str, *arguments: Any) -> Any:
+        """What the driver's function returns beside its result: nothing, one value or a tuple.
+        Raises: RuntimeError.
+        """
+        result, *values = getattr(self._driver, name)(*arguments)
+        if result != self._driver.CUresult.CUDA_SUCCESS:
+            _, reason = self._driver.cuGetErrorString(result)
+            raise RuntimeError(
+                f"{name}: {reason.decode() if isinstance(reason, bytes) else result}"
+            )
+        return values[0] if len(values) == 1 else tuple(values)

@@ -1,0 +1,113 @@
+"""Where everything that depends on the batch lies in one stretch of device memory, planned before
+it is allocated.
+
+    shared   tokens, step, caches, ...: what the decode step keeps from one run to the next
+    private  one region for all engines in turn, since they never run at once: scratch memory, the
+    prompt's keys and
+             values, pixels. Nothing in it outlives the next engine that runs.
+Every buffer begins at a multiple of 256 bytes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from math import prod
+
+import numpy as np
+
+from ssd_export.errors import UserError
+from ssd_export.graph_spec import TensorSpec
+from ssd_export.machine import gib
+from ssd_export.tensorrt.cuda_device import ALIGNMENT
+
+ITEM_BYTES = {
+    "float32": 4,
+    "float16": 2,
+    "bfloat16": 2,
+    "int32": 4,
+    "int64": 8,
+    "int8": 1,
+    "uint8": 1,
+}
+STORED_AS = {"bfloat16": "uint16"}  # numpy has no bfloat16
+WAYS_OUT = (
+    "draw fewer pictures at once, export with a smaller --budget, --kv-dtype int8 or --weights"
+    " int4, close what else uses the GPU, or use --runner ort"
+)
+
+
+@dataclass(frozen=True)
+class Buffer:
+    """A tensor in the plan. offset: from the start of the memory."""
+
+    offset: int
+    shape: tuple[int, ...]
+    dtype: str
+
+    @property
+    def num_bytes(self) -> int:
+        return prod(self.shape) * ITEM_BYTES[self.dtype]
+
+    @property
+    def stored_dtype(self) -> np.dtype:
+        return np.dtype(STORED_AS.get(self.dtype, self.dtype))
+
+
+@dataclass(frozen=True)
+class BufferPlan:
+    """shared, and for each engine its private buffers and (offset, bytes) of its scratch memory."""
+
+    shared: dict[str, Buffer]
+    private: dict[str, dict[str, Buffer]]
+    scratch: dict[str, tuple[int, int]]
+    num_bytes: int
+
+
+def plan_buffers(
+    shared: Iterable[TensorSpec],
+    private: Mapping[str, Iterable[TensorSpec]],
+    scratch: Mapping[str, int],
+) -> BufferPlan:
+    """Places for everything.
+
+    Args: shapes without names; private: the tensors that only one engine uses, by engine; scratch:
+    bytes, by engine.
+    """
+    placed, region = _place(shared, 0)
+    buffers: dict[str, dict[str, Buffer]] = {}
+    places: dict[str, tuple[int, int]] = {}
+    end = region
+    for engine, num_bytes in scratch.items():
+        buffers[engine], start = _place(private[engine], region)
+        places[engine] = (start, num_bytes)
+        end = max(end, _aligned(start + num_bytes))
+    return BufferPlan(placed, buffers, places, end)
+
+
+def _place(tensors: Iterable[TensorSpec], start: int) -> tuple[dict[str, Buffer], int]:
+    placed = {}
+    for tensor in tensors:
+        placed[tensor.name] = Buffer(start, tensor.shape, tensor.dtype)
+        start = _aligned(start + placed[tensor.name].num_bytes)
+    return placed, start
+
+
+def _aligned(offset: int) -> int:
+    return -(-offset // ALIGNMENT) * ALIGNMENT
+
+
+def place_weights(sizes: Mapping[str, int]) -> tuple[dict[str, int], int]:
+    """Offset of each weight, and the bytes of all."""
+    offsets, end = {}, 0
+    for name, num_bytes in sizes.items():
+        offsets[name], end = end, _aligned(end + num_bytes)
+    return offsets, end
+
+
+def check_device_memory(what: str, needed: int, free: int, ways_out: str) -> None:
+    """Raises: UserError where less is free than is needed, before anything is allocated."""
+    if needed > free:
+        raise UserError(
+            f"{what} needs {gib(needed)} of device memory and {gib(free)} are free: {ways_out}"
+        )

@@ -1,0 +1,183 @@
+"""The engines of a bundle that may be loaded on this machine: which folder, which files, which
+weights they share.
+
+An engine is code: only files that the manifest vouches for are loaded, after engine.json was
+checked against the GPU, the system, TensorRT's version and the bundle (tensorrt/engine_manifest.py).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ssd_export.bundle import Bundle
+from ssd_export.errors import UserError
+from ssd_export.tensorrt.engine_manifest import (
+    Here,
+    check_batch,
+    check_provenance,
+    read_engines,
+    rebuild,
+    this_arch,
+    this_os,
+)
+from ssd_export.tensorrt.flavors import EXTRAS, Flavour, is_installed, load_flavour
+from ssd_export.tensorrt.plugin import load_library
+
+
+@dataclass(frozen=True)
+class SharedWeight:
+    """An input of engines that never changes: its bytes in the weights file."""
+
+    offset: int
+    num_bytes: int
+
+
+@dataclass(frozen=True)
+class EngineFiles:
+    """A folder of engines that fits this machine. values: its engine.json."""
+
+    bundle: Bundle
+    folder: str
+    values: dict[str, Any]
+    flavour: Flavour
+
+    @property
+    def rebuild(self) -> str:
+        """The advice that ends a refusal."""
+        return rebuild(str(self.bundle.path))
+
+    @property
+    def releases_in_step(self) -> bool:
+        """Whether the decode step's plugin releases by itself (R7), so that there is no evict
+        engine.
+        """
+        return self.values["plugin"] is not None
+
+    @property
+    def min_images(self) -> int:
+        return self.values["profile"]["images"][0]
+
+    @property
+    def max_images(self) -> int:
+        return self.values["profile"]["images"][2]
+
+    @property
+    def max_prompt_tokens(self) -> int:
+        return self.values["profile"]["prompt_tokens"][2]
+
+    def check_batch(self, num_images: int) -> None:
+        """Raises: UserError for a batch outside the engines' profile."""
+        check_batch(self.values, num_images, str(self.bundle.path))
+
+    def has(self, graph: str) -> bool:
+        return graph in self.values["graphs"]
+
+    def path(self, graph: str) -> Path:
+        """Raises: UserError where there is no such engine, or another than engine.json
+        describes.
+        """
+        if not self.has(graph):
+            option = " --top-k" if graph.endswith("_top_k") else ""
+            raise UserError(
+                f"{self.folder} has no engine of {graph}; {self.rebuild}{option}, or use"
+                " --runner ort"
+            )
+        entry = self.values["graphs"][graph]
+        name = f"{self.folder}/{entry['engine']}"
+        if name not in self.bundle.files or self.bundle.files[name]["sha256"] != entry["sha256"]:
+            raise UserError(f"{name} is not the engine that engine.json describes; {self.rebuild}")
+        return self.bundle.file(name)
+
+    def num_bytes(self, graphs: Iterable[str]) -> int:
+        """Of the engine files, which is about what they take on the device."""
+        return sum(self.values["graphs"][graph]["bytes"] for graph in graphs if self.has(graph))
+
+    def weights(self, graph: str) -> dict[str, SharedWeight]:
+        """The weights that the engine takes as inputs, by name."""
+        entries = self.values["graphs"][graph]["weights"]
+        return {
+            name: SharedWeight(offset, num_bytes)
+            for name, (_, _, offset, num_bytes) in entries.items()
+        }
+
+    def all_weights(self) -> dict[str, SharedWeight]:
+        """Those of all engines: one copy serves them all."""
+        return {
+            name: weight
+            for graph in self.values["graphs"]
+            for name, weight in self.weights(graph).items()
+        }
+
+    @property
+    def weights_path(self) -> Path:
+        return self.bundle.file(self.values["weights_file"])
+
+    def register_plugin(self) -> bool:
+        """Makes the plugin known to TensorRT; returns whether the engine file itself carries its
+        library.
+
+        Raises: UserError where the library is missing.
+        """
+        plugin = self.values["plugin"]
+        if plugin is None or plugin["in_engine"]:
+            return plugin is not None
+        name = f"{self.folder}/{plugin['library']}"
+        if name not in self.bundle.files or self.bundle.files[name]["sha256"] != plugin["sha256"]:
+            raise UserError(
+                f"the engines need the plugin library {name}, which is not there as it was built;"
+                f" {self.rebuild}"
+            )
+        load_library(self.flavour, self.bundle.file(name).resolve())
+        return False
+
+
+def find_engines(bundle: Bundle, compute_capability: int) -> EngineFiles:
+    """The bundle's engines for this machine.
+
+    Raises: UserError, one line with the command that builds fitting ones, where there are none.
+    """
+    engines = read_engines(bundle)
+    again = rebuild(str(bundle.path))
+    if not engines:
+        raise UserError(
+            f"bundle {bundle.path} has no TensorRT engines; {again}, or use --runner ort"
+        )
+    refusals: list[UserError] = []
+    # Where none fits, the reason is that of the engines that come nearest: those for this GPU.
+    for folder in sorted(
+        engines,
+        key=lambda folder: compute_capability not in engines[folder]["compute_capabilities"],
+    ):
+        try:
+            return _checked(bundle, folder, engines[folder], compute_capability)
+        except UserError as error:
+            refusals.append(error)
+    raise refusals[0]
+
+
+def _checked(
+    bundle: Bundle, folder: str, values: dict[str, Any], compute_capability: int
+) -> EngineFiles:
+    name = values["flavour"]
+    if not is_installed(name):
+        raise UserError(
+            f"the engines of {folder} need {name}, which is not installed: pip install"
+            f" {EXTRAS[name]}"
+        )
+    flavour = load_flavour(name)
+    check_provenance(
+        values,
+        Here(
+            name,
+            flavour.version,
+            compute_capability,
+            this_os(),
+            this_arch(),
+            bundle.hash,
+            str(bundle.path),
+        ),
+    )
+    return EngineFiles(bundle, folder, values, flavour)

@@ -1,0 +1,211 @@
+"""What build-engine will do, settled and checked before any work: bundle, target, flavour, plugin,
+graphs, memory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from ssd_export.bundle import Bundle, open_bundle, weight_format
+from ssd_export.errors import UserError
+from ssd_export.graph_spec import GraphSpec
+from ssd_export.machine import free_bytes
+from ssd_export.tensorrt import engine_manifest as provenance
+from ssd_export.tensorrt.build_memory import needed_bytes
+from ssd_export.tensorrt.flavors import Flavour, is_installed, load_flavour, missing
+from ssd_export.tensorrt.network import Profile
+from ssd_export.tensorrt.plugin import find_library, plugin_graph
+from ssd_export.tensorrt.target import (
+    AUTO,
+    FIRST_WITH_FP8,
+    Batch,
+    Target,
+    choose_flavour,
+    choose_target,
+    fp8_targets,
+    gpu_here,
+)
+
+GRAPHS = ("prefill", "decode_step", "evict", "image_decoder")
+TOP_K_GRAPHS = ("prefill_top_k", "decode_step_top_k")
+DECODE_STEPS = ("decode_step", "decode_step_top_k")  # the graphs that attend over caches
+
+
+@dataclass(frozen=True)
+class BuildSpec:
+    """What is asked for, as build-engine's options say it; None leaves a number to the target's
+    recipe.
+    """
+
+    bundle: Path
+    target: str = AUTO
+    flavour: str = AUTO
+    plugin: str = AUTO
+    top_k: bool = False
+    batch: Batch | None = None
+    workspace_mib: int | None = None
+    timing_cache: Path | None = None
+    force_memory: bool = False
+
+
+@dataclass(frozen=True)
+class PluginPlan:
+    """The plugin's part of a build. models: the plugin flavour of each graph that attends over
+    caches; empty where the plugin is not used, because why_not. library: None where this process
+    has registered the plugin without one.
+    """
+
+    models: dict[str, bytes]
+    library: Path | None
+    why_not: str
+
+    @property
+    def is_used(self) -> bool:
+        return bool(self.models)
+
+
+@dataclass(frozen=True)
+class BuildPlan:
+    """What will be built, settled and checked. flavour: None where this machine can only prepare
+    (engine.prepare).
+    """
+
+    bundle: Bundle
+    target: Target
+    flavour: Flavour | None
+    capabilities: tuple[int, ...]
+    plugin: PluginPlan
+    top_k: bool
+    batch: Batch
+    profile: Profile
+    workspace_mib: int
+    timing_cache: Path | None
+    needed_bytes: int
+    free_bytes: int | None
+    force_memory: bool
+
+    @property
+    def folder(self) -> str:
+        """Where the engines will stand in the bundle."""
+        assert self.flavour is not None
+        return provenance.folder_name(self.flavour.name, self.flavour.version, self.capabilities)
+
+    @property
+    def graphs(self) -> list[GraphSpec]:
+        """The graphs to build, evict only where the plugin's kernel does not release by itself
+        (R7).
+        """
+        contracts = self.bundle.config["graphs"]
+        names = GRAPHS + TOP_K_GRAPHS * self.top_k
+        return [
+            GraphSpec.from_dict(contracts[name])
+            for name in names
+            if name in contracts and not (name == "evict" and self.plugin.is_used)
+        ]
+
+
+def plan_build(spec: BuildSpec, library: Callable[[], Path | None] = find_library) -> BuildPlan:
+    """Everything that can be known before the work.
+
+    Args: library: finds the plugin's library; returns None where the caller has registered the
+    plugin by itself.
+    Raises: UserError for a bundle, target, flavour, plugin or batch that will not do.
+    """
+    bundle, gpu = open_bundle(spec.bundle), gpu_here()
+    target = choose_target(spec.target, gpu)
+    flavour, capabilities = _choose(spec.flavour, target, gpu)
+    capabilities = _that_multiply_its_weights(bundle, target, capabilities)
+    if flavour is None and spec.plugin == "off":
+        raise UserError(
+            f"TensorRT builds for {target.title} on that machine itself: copy the bundle there and"
+            f" run ssd-export build-engine --bundle DIR --target {target.name} --plugin off"
+        )
+    plugin = PluginPlan({}, None, "")
+    if flavour is not None:
+        plugin = _plan_plugin(spec, bundle, capabilities, library)
+    batch = spec.batch or target.batch
+    return BuildPlan(
+        bundle=bundle,
+        target=target,
+        flavour=flavour,
+        capabilities=capabilities,
+        plugin=plugin,
+        top_k=spec.top_k,
+        batch=batch,
+        profile=Profile.of(batch, bundle.config["policy"]["prompt_slots"]),
+        workspace_mib=spec.workspace_mib or target.workspace_mib,
+        timing_cache=spec.timing_cache,
+        needed_bytes=needed_bytes(bundle, target, flavour) if flavour else 0,
+        free_bytes=free_bytes(),
+        force_memory=spec.force_memory,
+    )
+
+
+def _choose(asked: str, target: Target, gpu: int | None) -> tuple[Flavour | None, tuple[int, ...]]:
+    """The flavour to build with and the GPUs to build for; no flavour where only another machine
+    can build.
+    """
+    on_this_gpu = gpu in target.compute_capabilities
+    if asked == AUTO and not on_this_gpu:
+        if "tensorrt-rtx" not in target.flavours:
+            return None, target.compute_capabilities
+        asked = "tensorrt-rtx"  # the one flavour that builds for a GPU that is not here
+    name = choose_flavour(asked, target)
+    if not is_installed(name):
+        raise UserError(missing([name]))
+    if name == "tensorrt" and not on_this_gpu:
+        return None, target.compute_capabilities
+    flavour = load_flavour(name)
+    if not flavour.builds_anywhere:
+        return flavour, (gpu,)
+    capabilities = tuple(
+        capability for capability in target.compute_capabilities if flavour.accepts(capability)
+    )
+    if not capabilities:
+        raise UserError(
+            f"{name} {flavour.version} does not build for {target.title}; use --flavour tensorrt on"
+            " that machine"
+        )
+    return flavour, capabilities
+
+
+def _that_multiply_its_weights(
+    bundle: Bundle, target: Target, capabilities: tuple[int, ...]
+) -> tuple[int, ...]:
+    """The GPUs among these that know the format of the bundle's weights; one that does not fails
+    the whole build.
+    """
+    if weight_format(bundle.config) != "fp8":
+        return capabilities
+    able = tuple(capability for capability in capabilities if capability >= FIRST_WITH_FP8)
+    if not able:
+        raise UserError(
+            f"{target.title} has no fp8, in which the bundle's weights are; export with --weights"
+            f" int8 or int4, or use --target {' or '.join(fp8_targets())}"
+        )
+    return able
+
+
+def _plan_plugin(
+    spec: BuildSpec,
+    bundle: Bundle,
+    capabilities: tuple[int, ...],
+    library: Callable[[], Path | None],
+) -> PluginPlan:
+    """The plugin's library and graphs; for `auto` without it where something is missing, and what
+    that is.
+    """
+    if spec.plugin == "off":
+        return PluginPlan({}, None, "--plugin off")
+    names = DECODE_STEPS[: 1 + spec.top_k]
+    try:
+        found = library()
+        return PluginPlan(
+            {name: plugin_graph(bundle, name, capabilities) for name in names}, found, ""
+        )
+    except UserError as error:
+        if spec.plugin == "on":
+            raise
+        return PluginPlan({}, None, str(error))

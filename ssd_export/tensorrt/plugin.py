@@ -1,0 +1,159 @@
+"""The plugin's part of a build: where its library and kernel come from, and the decode step that
+uses it.
+
+The library is `libssd_export_plugin.so` (plugins/README.md): $SSD_EXPORT_PLUGIN, else build/plugins
+here or in the source tree. The kernel is taken from the folder $SSD_EXPORT_KERNELS, else
+build/kernels, else compiled now where Triton is installed. A board has no Triton: `build-engine
+--target jetson-orin` on a workstation leaves the finished decode step, kernel inside, in the bundle
+as engines/plugin-sm87/decode_step.onnx, and the board takes it from there.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import tempfile
+from importlib.util import find_spec
+from pathlib import Path
+
+from ssd_export.bundle import Bundle
+from ssd_export.errors import UserError
+from ssd_export.kernels.image import (
+    FIRST_EXACT_TARGET,
+    KernelImage,
+    Variant,
+    attach_kernel,
+    find_image,
+    read_image,
+    read_manifest,
+)
+from ssd_export.tensorrt.flavors import Flavour
+
+LIBRARY = "libssd_export_plugin.so"
+LIBRARY_VARIABLE, KERNELS_VARIABLE = "SSD_EXPORT_PLUGIN", "SSD_EXPORT_KERNELS"
+PLUGIN_NAME = "DecodeAttention"  # export.functions.OP_TYPE, which a board cannot import
+ROOTS = (Path(), Path(__file__).parents[2])
+HOW_TO_BUILD = (
+    f"cmake -S plugins -B build/plugins && cmake --build build/plugins, or set {LIBRARY_VARIABLE}"
+    f" to {LIBRARY}, or use --plugin off"
+)
+
+
+def find_library() -> Path:
+    """The plugin library, absolute. Raises: UserError where there is none."""
+    asked = os.environ.get(LIBRARY_VARIABLE)
+    places = [Path(asked)] if asked else [root / "build" / "plugins" / LIBRARY for root in ROOTS]
+    for place in places:
+        if place.is_file():
+            return place.resolve()
+    raise UserError(f"no plugin library at {places[0]}; build it: {HOW_TO_BUILD}")
+
+
+def load_library(flavour: Flavour, library: Path) -> None:
+    """Registers the plugin with TensorRT, once a process. Raises: UserError where the library does
+    not load.
+    """
+    registry = flavour.trt.get_plugin_registry()
+    if not any(creator.name == PLUGIN_NAME for creator in registry.all_creators):
+        registry.load_library(str(library))
+    if not any(creator.name == PLUGIN_NAME for creator in registry.all_creators):
+        raise UserError(
+            f"{library} does not load into {flavour.name} {flavour.version}; build it again:"
+            f" {HOW_TO_BUILD}"
+        )
+
+
+def prepared_name(graph: str, capability: int) -> str:
+    """Where a bundle keeps a decode step that was prepared for a board."""
+    return f"engines/plugin-sm{capability}/{graph}.onnx"
+
+
+def num_attention_nodes(bundle: Bundle) -> int:
+    """One for each head group of each layer."""
+    return sum(len(groups) for groups in bundle.config["policy"]["layers"])
+
+
+def plugin_graph(bundle: Bundle, graph: str, capabilities: tuple[int, ...]) -> bytes:
+    """The decode step that was prepared for this GPU, else one made now. Raises: UserError as
+    make_plugin_graph.
+    """
+    if len(capabilities) == 1 and prepared_name(graph, capabilities[0]) in bundle.files:
+        return bundle.file(prepared_name(graph, capabilities[0])).read_bytes()
+    return make_plugin_graph(bundle, graph, capabilities)
+
+
+def make_plugin_graph(bundle: Bundle, graph: str, capabilities: tuple[int, ...]) -> bytes:
+    """A decode step of the bundle as a ModelProto: a plugin node for each head group, the kernel
+    for these GPUs inside.
+
+    Args: graph: decode_step or decode_step_top_k.
+
+    Raises: UserError where there is no kernel for them, or the kernel does not read such caches.
+    """
+    if bundle.config["policy"].get("kv_dtype", "model") != "model":
+        raise UserError(
+            "the plugin's kernel reads caches in the model's dtype and this bundle's are int8;"
+            " build with --plugin off, or export with --kv-dtype model"
+        )
+    variant = Variant(bundle.config["dtype"], bundle.config["model"]["head_dim"])
+    image, data = kernel_for(capabilities, variant)
+    import onnx_ir as ir
+
+    from ssd_export.export.functions import DOMAIN, OP_TYPE
+    from ssd_export.export.plugin_flavour import plugin_flavour
+
+    model = plugin_flavour(ir.load(bundle.file(f"onnx/{graph}.onnx")))
+    if attach_kernel(model, image.attributes(data), DOMAIN, OP_TYPE) != num_attention_nodes(bundle):
+        raise ValueError(f"{graph}.onnx has not one {OP_TYPE} node for each head group")
+    return ir.to_proto(model).SerializeToString()
+
+
+def kernel_for(capabilities: tuple[int, ...], variant: Variant) -> tuple[KernelImage, bytes]:
+    """A kernel that runs on every one of these GPUs: the cubin for one, PTX for several.
+
+    Raises: UserError where there is none and Triton is not installed.
+    """
+    asked = os.environ.get(KERNELS_VARIABLE)
+    folders = [Path(asked)] if asked else [root / "build" / "kernels" for root in ROOTS]
+    folder = next((folder for folder in folders if folder.is_dir()), None)
+    if folder is not None:
+        return _from_folder(folder, capabilities, variant)
+    if find_spec("triton") is None:
+        raise UserError(
+            f"no kernel images in {folders[0]} and no Triton to compile them: pip install"
+            f" ssd-export[kernels], or set {KERNELS_VARIABLE} to a folder of python -m"
+            " ssd_export.kernels.compile, or use --plugin off"
+        )
+    from ssd_export.kernels.compile import compile_kernels
+
+    oldest = min(capabilities) if len(capabilities) == 1 else _portable(capabilities)
+    with tempfile.TemporaryDirectory() as scratch:
+        compile_kernels(Path(scratch), (oldest,), (variant.dtype,), (variant.head_dim,))
+        return _from_folder(Path(scratch), capabilities, variant)
+
+
+def _from_folder(
+    folder: Path, capabilities: tuple[int, ...], variant: Variant
+) -> tuple[KernelImage, bytes]:
+    images = read_manifest(folder)
+    if len(capabilities) == 1:
+        image, kind = find_image(images, capabilities[0], variant)
+        return image, read_image(folder, image, kind)
+    fitting = [image for image in images if image.target <= _portable(capabilities)]
+    newest = max(
+        (image.target for image in fitting if image.variant == variant),
+        default=_portable(capabilities),
+    )
+    image, _ = find_image(fitting, newest, variant)
+    return image, read_image(folder, image, "ptx")
+
+
+def _portable(capabilities: tuple[int, ...]) -> int:
+    """The newest target whose PTX runs on all of them: from 9.0 on, PTX is for one architecture
+    alone.
+    """
+    return min(*capabilities, FIRST_EXACT_TARGET - 1)
+
+
+def file_sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()

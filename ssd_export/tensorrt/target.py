@@ -1,0 +1,192 @@
+"""What an engine is built for: recipes in targets/*.toml, and the GPU of this machine.
+
+A recipe: title, flavours (in order of preference), compute_capabilities (times ten), batch
+("MIN:OPT:MAX" images), workspace_mib, shared_weights (weights are inputs of prefill and
+decode_step, so that both use one copy), memory_gib of the smallest machine, shares_memory (the
+system lives in it too).
+"""
+
+from __future__ import annotations
+
+import ctypes
+import re
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ssd_export.errors import UserError
+from ssd_export.tensorrt.flavors import is_installed, missing
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+RECIPES = Path(__file__).parent / "targets"
+AUTO = "auto"
+FIRST_WITH_FP8 = 89  # compute capability times ten: Ada
+COMPUTE_CAPABILITY_MAJOR, COMPUTE_CAPABILITY_MINOR = 75, 76  # CUdevice_attribute
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Images drawn at once: least, the number to tune for, most."""
+
+    min: int
+    opt: int
+    max: int
+
+    @classmethod
+    def parse(cls, text: str) -> Batch:
+        """Raises: UserError for anything but MIN:OPT:MAX in order."""
+        match = re.fullmatch(r"(\d{1,5}):(\d{1,5}):(\d{1,5})", text)
+        numbers = [int(number) for number in match.groups()] if match else []
+        if not numbers or not 1 <= numbers[0] <= numbers[1] <= numbers[2]:
+            raise UserError(
+                f"--batch {text} is not MIN:OPT:MAX images in order, at least 1; for example"
+                " --batch 1:4:8"
+            )
+        return cls(*numbers)
+
+    def __str__(self) -> str:
+        return f"{self.min}:{self.opt}:{self.max}"
+
+
+@dataclass(frozen=True)
+class Target:
+    """A recipe. name: what --target takes."""
+
+    name: str
+    title: str
+    flavours: tuple[str, ...]
+    compute_capabilities: tuple[int, ...]
+    batch: Batch
+    workspace_mib: int
+    shared_weights: bool
+
+
+def target_names() -> list[str]:
+    return sorted(path.stem for path in RECIPES.glob("*.toml"))
+
+
+def fp8_targets() -> list[str]:
+    """Targets all of whose GPUs multiply in fp8."""
+    capabilities = {name: _values(name)["compute_capabilities"] for name in target_names()}
+    return [
+        name for name, values in capabilities.items() if values and min(values) >= FIRST_WITH_FP8
+    ]
+
+
+def memory_of(name: str) -> tuple[int, bool]:
+    """(bytes of memory, whether the system shares it) of the smallest machine of a target; 0 where
+    it says nothing.
+
+    Raises: UserError for an unknown name.
+    """
+    if name not in target_names():
+        raise UserError(
+            f"unknown --target {name!r}; choose a size such as 8GB, or one of"
+            f" {', '.join(target_names())}"
+        )
+    values = _values(name)
+    return int(values.get("memory_gib", 0) * (1 << 30)), bool(values.get("shares_memory", False))
+
+
+def read_target(name: str) -> Target:
+    """The recipe of that name. Raises: UserError for an unknown name, or one that needs no
+    engine.
+    """
+    if name not in target_names():
+        raise UserError(
+            f"unknown --target {name!r}; choose auto or one of {', '.join(target_names())}"
+        )
+    values = _values(name)
+    if not values["flavours"]:
+        raise UserError(
+            f"{values['title']} needs no engine: ssd-export generate --runner ort runs the bundle"
+            " as it is"
+        )
+    return Target(
+        name=name,
+        title=values["title"],
+        flavours=tuple(values["flavours"]),
+        compute_capabilities=tuple(values["compute_capabilities"]),
+        batch=Batch.parse(values["batch"]),
+        workspace_mib=values["workspace_mib"],
+        shared_weights=values["shared_weights"],
+    )
+
+
+def _values(name: str) -> dict[str, Any]:
+    return tomllib.loads((RECIPES / f"{name}.toml").read_text(encoding="utf-8"))
+
+
+def choose_target(name: str, capability: int | None) -> Target:
+    """The recipe asked for; for `auto` that of the GPU here, narrowed to it, and rtx where there is
+    no GPU.
+
+    Raises: UserError for an unknown name, or a GPU that no recipe names.
+    """
+    if name != AUTO:
+        return read_target(name)
+    if capability is None:
+        return read_target("rtx")
+    for known in ("jetson-orin", "jetson-thor", "hopper", "ampere", "ada", "blackwell"):
+        target = read_target(known)
+        if capability in target.compute_capabilities:
+            return narrowed(target, capability)
+    raise UserError(
+        f"no target for this GPU (compute capability {capability / 10:.1f}); use --runner ort,"
+        " which needs no engine"
+    )
+
+
+def narrowed(target: Target, capability: int) -> Target:
+    """The same recipe for one GPU alone."""
+    return Target(
+        target.name,
+        target.title,
+        target.flavours,
+        (capability,),
+        target.batch,
+        target.workspace_mib,
+        target.shared_weights,
+    )
+
+
+def choose_flavour(asked: str, target: Target) -> str:
+    """The flavour asked for; for `auto` the first of the recipe that is installed.
+
+    Raises: UserError for one that the target does not have, or where none is installed.
+    """
+    if asked != AUTO:
+        if asked not in target.flavours:
+            raise UserError(
+                f"--flavour {asked} does not build for {target.name}; use --flavour"
+                f" {target.flavours[0]}"
+            )
+        return asked
+    for name in target.flavours:
+        if is_installed(name):
+            return name
+    raise UserError(missing(list(target.flavours)))
+
+
+def gpu_here() -> int | None:
+    """Compute capability, times ten, of the first GPU of this machine; None without a GPU or its
+    driver.
+    """
+    name = "nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1"
+    try:
+        cuda = ctypes.CDLL(name)
+    except OSError:
+        return None
+    device, major, minor = ctypes.c_int(), ctypes.c_int(), ctypes.c_int()
+    if cuda.cuInit(0) or cuda.cuDeviceGet(ctypes.byref(device), 0):
+        return None
+    if cuda.cuDeviceGetAttribute(ctypes.byref(major), COMPUTE_CAPABILITY_MAJOR, device):
+        return None
+    if cuda.cuDeviceGetAttribute(ctypes.byref(minor), COMPUTE_CAPABILITY_MINOR, device):
+        return None
+    return 10 * major.value + minor.value

@@ -1,0 +1,358 @@
+"""Rungs that draw: caches of the first steps, logits and slots of a whole picture, tokens from one
+seed, pixels.
+
+Subject and reference go in lockstep: the reference draws, the subject is given the same token, so
+one wrong step is seen where it happens and not in all that follow.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+
+from ssd_export.bundle import Bundle
+from ssd_export.config import NUM_IMAGE_TOKENS, ModelConfig
+from ssd_export.export.graphs import head_groups, part_names
+from ssd_export.metrics.similarity import psnr, ssim
+from ssd_export.model.prompt import PromptEncoder
+from ssd_export.policy.table import PolicyTable
+from ssd_export.runtime.generate import TextEmbeddings
+from ssd_export.runtime.runner import PromptBatch, Sampling, release_steps
+from ssd_export.runtime.uniforms import uniforms
+from ssd_export.verify.checks import Divergence, Rung
+from ssd_export.verify.compression import check_compression, check_dropped
+from ssd_export.verify.contract import heads_of_layer
+from ssd_export.verify.inspectable_runners import Probe
+from ssd_export.verify.tolerances import ONE_CODE, error, tolerance_of
+
+PROMPTS = (
+    "a red circle on white",
+    "a blue square above a yellow ring on sand",
+)  # of different length
+FIRST_STEPS = 8
+MAX_TIE_SHARE = 0.1  # of the steps: more of them are no accident
+FLOAT32_SUM = 1e-5  # of a running sum over the codebook
+LEAST_TIE = 1e-2  # of the relative tie tolerance: absolute, for scores near 0
+Progress = Callable[[str, int, int], None]
+
+
+class Ladder:
+    """Subject against reference on one batch of two prompts."""
+
+    def __init__(
+        self, bundle: Bundle, subject: Probe, reference: Probe, seed: int, progress: Progress
+    ) -> None:
+        self.table = PolicyTable.from_dict(bundle.config["policy"])
+        self.config = ModelConfig.from_dict(bundle.config["model"])
+        self._dtype = bundle.config["dtype"]
+        self.tolerance = tolerance_of(self._dtype, self.table.kv_dtype)
+        self.subject, self.reference, self._progress = subject, reference, progress
+        self.batch = prompt_batch(bundle, self.table, seed)
+        self._releases = release_steps(self.table, self.batch.lengths.tolist())
+        self._groups = list(head_groups(self.table))
+        self._tokens = np.zeros((len(PROMPTS), NUM_IMAGE_TOKENS), np.int32)
+        self._ties: list[int] = []  # steps
+        self._first_tie: dict[int, int] = {}  # step by image
+        self._borders: set[tuple[int, int]] = (
+            set()
+        )  # (image, step) where rounding explains another token
+
+    def compression(self) -> Rung:
+        self.subject.prefill(self.batch)
+        return check_compression(self.subject, self.table, self.config, self._dtype, len(PROMPTS))
+
+    def layers(self) -> Rung:
+        """Keys, values, positions and scores of every head, after the prefill and the first
+        steps.
+        """
+        greatest = 0.0
+        for step in self._lockstep("layers", FIRST_STEPS):
+            worst, divergence = self._compare_caches(step)
+            greatest = max(greatest, worst)
+            if divergence:
+                return Rung("layers", {"greatest_error": greatest}, divergence)
+        return Rung("layers", {"steps": FIRST_STEPS, "greatest_error": greatest})
+
+    def logits(self) -> Rung:
+        """Slots, logits and draws of all 576 tokens; at the end the tokens that were dropped are
+        counted.
+        """
+        greatest, divergence = 0.0, None
+        ranked: dict[tuple[int, int], tuple[np.ndarray, np.ndarray]] = {}
+        self._ties, self._first_tie, self._borders = [], {}, set()
+        for step in self._lockstep("logits", NUM_IMAGE_TOKENS):
+            divergence = self._compare_positions(step, ranked)
+            if divergence is None and step not in self._ties[-1:]:
+                size = error(self.subject.logits(), self.reference.logits())
+                greatest = max(greatest, size)
+                divergence = (
+                    self._logits_divergence(step, size)
+                    if size > self.tolerance.logits
+                    else self._compare_draws(step)
+                )
+            if divergence is None and len(self._ties) > MAX_TIE_SHARE * NUM_IMAGE_TOKENS:
+                divergence = Divergence(
+                    f"other tokens than the reference's were evicted {len(self._ties)} times,"
+                    " always of equal scores",
+                    step,
+                )
+            if divergence:
+                break
+        figures = {
+            "steps": step + 1,
+            "greatest_error": greatest,
+            "steps_with_ties": len(self._ties),
+            "border_draws": len(self._borders),
+        }
+        if divergence is None:
+            dropped, divergence = check_dropped(self.subject, self.table, self.batch.lengths)
+            figures |= dropped
+        return Rung("logits", figures, divergence)
+
+    def tokens(self) -> Rung:
+        """The subject on its own, from the same seed: each picture's tokens equal up to what
+        rounding explains.
+        """
+        self.subject.prefill(self.batch)
+        for step in range(1, NUM_IMAGE_TOKENS):
+            if step in self._releases:
+                self.subject.evict(step)
+            self.subject.decode_step(step)
+            self._progress("tokens", step + 1, NUM_IMAGE_TOKENS)
+        different = self.subject.tokens() != self._tokens
+        figures: dict[str, Any] = {"agreement": float(1 - different.mean())}
+        for image in np.flatnonzero(different.any(axis=1)).tolist():
+            step = int(np.flatnonzero(different[image])[0])
+            if (image, step) not in self._borders and self._first_tie.get(
+                image, NUM_IMAGE_TOKENS
+            ) > step:
+                return Rung(
+                    "tokens", figures, Divergence("another token was drawn", step, row=image)
+                )
+            figures.setdefault("rounding_parts_them_at_step", []).append(step)
+        return Rung("tokens", figures)
+
+    def image(self) -> Rung:
+        """The pictures that both decode from the reference's tokens."""
+        pairs = [
+            (self.subject.decode_image(one[None])[0], self.reference.decode_image(one[None])[0])
+            for one in self._tokens
+        ]
+        figures = {
+            "psnr": min(psnr(*pair) for pair in pairs),
+            "ssim": min(ssim(*pair) for pair in pairs),
+        }
+        self._progress("image", 1, 1)
+        for name, least in (("psnr", self.tolerance.min_psnr), ("ssim", self.tolerance.min_ssim)):
+            if not figures[name] >= least:
+                return Rung(
+                    "image",
+                    figures,
+                    Divergence(
+                        f"the picture's {name} is {figures[name]:.4g}, at least {least:g} is"
+                        " asked for"
+                    ),
+                )
+        return Rung("image", figures)
+
+    def _lockstep(self, stage: str, num_steps: int) -> Iterator[int]:
+        """Yields each step once both have taken it; then the subject is given the reference's
+        token.
+        """
+        for step in range(num_steps):
+            for probe in (self.reference, self.subject):
+                if step == 0:
+                    probe.prefill(self.batch)
+                    continue
+                if step in self._releases:
+                    probe.evict(step)
+                probe.decode_step(step)
+            self._tokens[:, step] = self.reference.tokens()[:, step]
+            yield step
+            self.subject.force(step, self._tokens[:, step])
+            self._progress(stage, step + 1, num_steps)
+
+    def _compare_caches(self, step: int) -> tuple[float, Divergence | None]:
+        """(greatest error, first divergence) over layers, groups, parts and heads, in this
+        order.
+        """
+        greatest = 0.0
+        for layer, index, group in self._groups:
+            for part in sorted(part_names(group.rule, self.table.kv_dtype), key="position".__ne__):
+                allowed = self._allowed(part)
+                ours, reference = (
+                    probe.part(layer, index, part) for probe in (self.subject, self.reference)
+                )
+                for head in range(group.num_heads):
+                    size = error(ours[:, head], reference[:, head])
+                    if size > allowed:
+                        return greatest, self._at(
+                            part, step, layer, index, head, ours, reference, size, allowed
+                        )
+                    greatest = max(greatest, size)
+        return greatest, None
+
+    def _at(
+        self,
+        what: str,
+        step: int,
+        layer: int,
+        group: int,
+        place: int,
+        ours: np.ndarray,
+        reference: np.ndarray,
+        size: float,
+        allowed: float,
+    ) -> Divergence:
+        rows = [error(a, b) for a, b in zip(ours[:, place], reference[:, place], strict=True)]
+        return Divergence(
+            what,
+            step,
+            layer,
+            group,
+            self._head(layer, group, place),
+            int(np.argmax(rows)),
+            size,
+            allowed,
+        )
+
+    def _head(self, layer: int, group: int, place: int) -> int:
+        """The checkpoint's number of a head by its place in the group."""
+        return [head for index, _, head in heads_of_layer(self.table, layer) if index == group][
+            place
+        ]
+
+    def _logits_divergence(self, step: int, size: float) -> Divergence:
+        _, cause = self._compare_caches(step)
+        if cause is None:
+            what = (
+                "logits (all caches agree: the query, output or MLP of the last layer, or what"
+                " follows)"
+            )
+            return Divergence(
+                what, step, self.config.num_layers - 1, error=size, allowed=self.tolerance.logits
+            )
+        what = f"logits; of the caches {cause.what} differs first"
+        return Divergence(
+            what, step, cause.layer, cause.group, cause.head, cause.row, size, self.tolerance.logits
+        )
+
+    def _compare_draws(self, step: int) -> Divergence | None:
+        """Whether both drew the same tokens from logits that agree; a border is noted, everything
+        else is a fault.
+        """
+        ours = self.subject.tokens()[:, step]
+        for image in np.flatnonzero(ours != self._tokens[:, step]).tolist():
+            rows = [image, image + len(PROMPTS)]
+            guided = [
+                self._guided(probe.logits()[rows]) for probe in (self.subject, self.reference)
+            ]
+            if not self._is_border(
+                *guided, int(ours[image]), float(self.batch.uniforms[step, image])
+            ):
+                return Divergence("another token was drawn from equal logits", step, row=image)
+            self._borders.add((image, step))
+        return None
+
+    def _guided(self, logits: np.ndarray) -> np.ndarray:
+        conditional, unconditional = logits.astype(np.float64)
+        sampling = self.batch.sampling
+        return (unconditional + sampling.cfg_scale * (conditional - unconditional)) / (
+            sampling.temperature or 1.0
+        )
+
+    def _is_border(
+        self, ours: np.ndarray, reference: np.ndarray, token: int, uniform: float
+    ) -> bool:
+        """Whether the subject's token is right but for the measured difference of the guided
+        logits.
+        """
+        moved = 2 * np.abs(ours - reference).max() + FLOAT32_SUM
+        if self.batch.sampling.temperature == 0:
+            return bool(reference.max() - reference[token] <= moved)
+        probs = np.exp(reference - reference.max())
+        cdf = np.concatenate([[0.0], np.cumsum(probs / probs.sum())])
+        return bool(cdf[token] - moved <= uniform <= cdf[token + 1] + moved)
+
+    def _compare_positions(
+        self, step: int, ranked: dict[tuple[int, int], tuple[np.ndarray, np.ndarray]]
+    ) -> Divergence | None:
+        """The first head that holds other tokens or in other slots. Of equal scores either may go:
+        then the subject is given all of the reference's caches, and the step is noted. ranked:
+        positions and scores before the step.
+        """
+        before = dict(ranked)
+        for layer, index, group in self._groups:
+            if group.rule.by_score:
+                ranked[layer, index] = (
+                    self.reference.part(layer, index, "position"),
+                    self.reference.part(layer, index, "score"),
+                )
+        for layer, index, _ in self._groups:
+            ours, reference = (
+                probe.part(layer, index, "position") for probe in (self.subject, self.reference)
+            )
+            places = np.argwhere((ours != reference).any(axis=2)).tolist()
+            for row, place in places:
+                position, score = (
+                    part[row, place] for part in before.get((layer, index), (reference, reference))
+                )
+                if not self._is_tie(ours[row, place], reference[row, place], position, score):
+                    equal = (ours >= 0).sum() == (reference >= 0).sum()
+                    what = (
+                        "another slot or token is held"
+                        if equal
+                        else "another number of slots is filled"
+                    )
+                    return Divergence(
+                        what, step, layer, index, self._head(layer, index, place), row
+                    )
+            if places:  # deeper layers have seen the other token in this step
+                self._ties.append(step)
+                for row, _ in places:
+                    self._first_tie.setdefault(row % len(PROMPTS), step)
+                self._copy_caches()
+                break
+        return None
+
+    def _allowed(self, part: str) -> float:
+        if part in ("key", "value") and self.table.kv_dtype == "int8":
+            return ONE_CODE
+        return 0.0 if part == "position" else self.tolerance.cache
+
+    def _copy_caches(self) -> None:
+        for layer, index, group in self._groups:
+            for part in part_names(group.rule, self.table.kv_dtype):
+                self.subject.put(layer, index, part, self.reference.part(layer, index, part))
+
+    def _is_tie(
+        self, ours: np.ndarray, reference: np.ndarray, position: np.ndarray, score: np.ndarray
+    ) -> bool:
+        """Whether both released equally many tokens, and those that only one released had equal
+        scores.
+        """
+        score_of = dict(zip(position.tolist(), score.tolist(), strict=True))
+        released = [set(position.tolist()) - set(held.tolist()) for held in (ours, reference)]
+        first, second = released[0] - released[1], released[1] - released[0]
+        if not first or len(first) != len(second):
+            return False
+        scores = [score_of[token] for token in first | second]
+        allowed = self.tolerance.tie * max(scores) + self.tolerance.tie * LEAST_TIE
+        return max(scores) - min(scores) <= allowed
+
+
+def prompt_batch(bundle: Bundle, table: PolicyTable, seed: int) -> PromptBatch:
+    """PROMPTS with the bundle's guidance and temperature."""
+    encoded = PromptEncoder.from_file(bundle.file("tokenizer.json")).encode(
+        PROMPTS, table.prompt_slots
+    )
+    defaults = bundle.config["generation"]
+    sampling = Sampling(float(defaults["cfg_scale"]), float(defaults["temperature"]))
+    return PromptBatch(
+        TextEmbeddings(bundle)(encoded.ids),
+        encoded.prompt_length,
+        uniforms(seed, len(PROMPTS)),
+        sampling,
+    )

@@ -1,0 +1,160 @@
+"""The ladder of proofs for a bundle: from what its files promise, op by op, up to the picture.
+
+    contract     the graphs take and give what the policy table promises; every head is where the
+    head map says compression  slots, bytes and budget as allocated
+    ops          attention functions and evict graph against the rules, step by step
+    weights      every tensor equals the checkpoint's (against checkpoint only)
+    layers       keys, values, positions, scores of every head over the first steps
+    logits       all 576 steps with the reference's tokens, slots exact; tokens dropped are counted
+    tokens       drawn alone from the same seed
+    image        pixels
+The first rung that fails ends the climb: what stands above it cannot be right.
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from ssd_export.bundle import TOOL_VERSION, Bundle, open_bundle
+from ssd_export.errors import UserError
+from ssd_export.export.source_checkpoint import checked, checkpoint_like, is_of
+from ssd_export.model.checkpoint import Checkpoint
+from ssd_export.policy.table import PolicyTable
+from ssd_export.verify.attention_op import check_ops
+from ssd_export.verify.checks import Rung
+from ssd_export.verify.contract import check_contract, check_weights
+from ssd_export.verify.generation import Ladder, Progress
+from ssd_export.verify.inspectable_runners import open_probe
+from ssd_export.verify.tolerances import Tolerance, tolerance_of
+
+LEVELS = ("ops", "layers", "logits", "tokens", "image")
+REFERENCES = ("torch", "ort", "trt", "checkpoint")
+REPORT = "reports/verify.json"
+
+
+@dataclass(frozen=True)
+class VerifySpec:
+    """against None: checkpoint where it is at hand, else torch. model None: the demo's checkpoint
+    if it is the bundle's.
+    """
+
+    bundle: Path
+    against: str | None = None
+    level: str = "image"
+    model: str | None = None
+    provider: str = "cpu"
+    seed: int = 0
+
+
+def verify(
+    spec: VerifySpec, progress: Progress = lambda stage, done, total: None
+) -> dict[str, Any]:
+    """The report: `ok`, the rungs in order, what was not run. Nothing is written.
+
+    Raises: UserError for a bundle that does not open, an unknown reference or level, a checkpoint
+    of another model.
+    """
+    if spec.level not in LEVELS:
+        raise UserError(f"unknown --level {spec.level!r}; choose one of {', '.join(LEVELS)}")
+    if spec.against is not None and spec.against not in REFERENCES:
+        raise UserError(
+            f"unknown --against {spec.against!r}; choose one of {', '.join(REFERENCES)}"
+        )
+    bundle = open_bundle(spec.bundle)
+    checkpoint = _checkpoint(bundle, spec)
+    against = spec.against or ("checkpoint" if checkpoint else "torch")
+    subject = "torch" if against == "ort" else "ort"
+    rungs, not_run = _climb(bundle, subject, against, checkpoint, spec, progress)
+    return {
+        "ok": all(rung.ok for rung in rungs),
+        "bundle_hash": bundle.hash,
+        "runner": subject,
+        "against": against,
+        "level": spec.level,
+        "provider": spec.provider,
+        "seed": spec.seed,
+        "dtype": bundle.config["dtype"],
+        "policy": bundle.config["policy"]["name"],
+        "tolerances": asdict(_tolerance(bundle)),
+        "tool_version": TOOL_VERSION,
+        "machine": f"{platform.system()} {platform.machine()}",
+        "rungs": [rung.to_dict() for rung in rungs],
+        "not_run": not_run,
+    }
+
+
+def _tolerance(bundle: Bundle) -> Tolerance:
+    return tolerance_of(
+        bundle.config["dtype"], PolicyTable.from_dict(bundle.config["policy"]).kv_dtype
+    )
+
+
+def add_report(bundle_path: Path, report: dict[str, Any]) -> Bundle:
+    """Puts the report into the bundle as reports/verify.json. Raises: UserError if the bundle
+    cannot be written.
+    """
+    return open_bundle(bundle_path).add_files(
+        {REPORT: (json.dumps(report, indent=1) + "\n").encode()}
+    )
+
+
+def _checkpoint(bundle: Bundle, spec: VerifySpec) -> Checkpoint | None:
+    """The checkpoint the bundle was made from, where it is at hand."""
+    if spec.against not in (None, "checkpoint"):
+        return None
+    if spec.model is None and bundle.config["model_name"] != "demo":
+        if spec.against == "checkpoint":
+            raise UserError(
+                f"--against checkpoint needs the checkpoint of {bundle.config['model_name']}; give"
+                " --model DIR"
+            )
+        return None
+    checkpoint = checkpoint_like(bundle, spec.model or "demo")
+    if spec.model is None and spec.against is None and not is_of(checkpoint, bundle):
+        return None  # another demo than the one that comes with this version
+    return checked(checkpoint, bundle)
+
+
+def _climb(
+    bundle: Bundle,
+    subject: str,
+    against: str,
+    checkpoint: Checkpoint | None,
+    spec: VerifySpec,
+    progress: Progress,
+) -> tuple[list[Rung], list[str]]:
+    """The rungs up to the level or the first failure, and the names of the others."""
+    ladder: list[Ladder] = []
+
+    def climb() -> Ladder:  # opened when first needed: a broken contract would not load
+        if not ladder:
+            probes = [
+                open_probe(name, bundle, spec.provider, checkpoint) for name in (subject, against)
+            ]
+            ladder.append(Ladder(bundle, *probes, spec.seed, progress))
+        return ladder[0]
+
+    steps: list[tuple[str, Callable[[], Rung]]] = [
+        ("contract", lambda: check_contract(bundle)),
+        ("compression", lambda: climb().compression()),
+        ("ops", lambda: check_ops(bundle, spec.provider)),
+    ]
+    if checkpoint is not None and against == "checkpoint" and spec.level != "ops":
+        steps.append(("weights", lambda: check_weights(bundle, checkpoint, progress)))
+    for level in LEVELS[1 : LEVELS.index(spec.level) + 1]:
+        steps.append((level, lambda level=level: getattr(climb(), level)()))
+    rungs: list[Rung] = []
+    try:
+        for _, run in steps:
+            rungs.append(run())
+            if not rungs[-1].ok:
+                break
+    finally:
+        for probe in (probe for one in ladder for probe in (one.subject, one.reference)):
+            probe.close()
+    return rungs, [name for name, _ in steps[len(rungs) :]]

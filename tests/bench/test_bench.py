@@ -1,0 +1,348 @@
+"""bench: the figures of a row, its bounds and baselines, what a child process says, and what is
+refused.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from ssd_export.bench import process as bench_process
+from ssd_export.bench.bench import (
+    BenchSpec,
+    _bounds,
+    _checkpoint,
+    _ratios,
+    check_spec,
+    kind_of,
+    run_bench,
+)
+from ssd_export.bench.cell import Cell, _batches, measure, picture_figures, time_steps
+from ssd_export.bench.full_cache_bundle import full_twin
+from ssd_export.bench.process import run_cell
+from ssd_export.bench.profile import summarise
+from ssd_export.bench.report import bench_figures, bench_tables
+from ssd_export.bench.roofline import MachineRates, StepCost, step_cost
+from ssd_export.bundle import open_bundle
+from ssd_export.cli.bench import command_line
+from ssd_export.config import ModelConfig
+from ssd_export.errors import UserError
+from ssd_export.export.source_checkpoint import checkpoint_like, is_of
+from ssd_export.model.checkpoint import open_checkpoint
+from ssd_export.policy.table import PolicyTable
+from ssd_export.runtime.generate import ImageGenerator
+from ssd_export.runtime.runner import Runner, release_steps
+from tests.janus_checkpoints import TinyJanus
+from tests.runtime.checkpoints import bundle, checkpoint
+
+TINY = TinyJanus()
+RATES = MachineRates(
+    read_bandwidth=10e9, copy_bandwidth=20e9, matrix_rate=1e12, dtype="float32", threads=1
+)
+
+
+def compressed() -> Path:
+    return bundle(checkpoint(TINY), "h2o", 0.2, evict_every=24)
+
+
+def test_a_run_with_the_full_cache_as_baseline() -> None:
+    told: list[str] = []
+    spec = BenchSpec(
+        (compressed(),),
+        batches=(1, 2),
+        baselines=("full",),
+        steps=30,
+        model=str(checkpoint(TINY)),
+        profile=True,
+    )
+    results = run_bench(spec, lambda stage, done, total: told.append(stage))
+    assert [(row["policy"], row["batch"]) for row in results["rows"]] == [
+        ("h2o", 1),
+        ("full", 1),
+        ("h2o", 2),
+        ("full", 2),
+    ]
+    for row in results["rows"]:
+        assert (
+            row["steps"] == 30
+            and 0 < row["ms_per_token"] <= row["ms_per_token_p95"]
+            and row["first_token_ms"] > 0
+        )
+        assert (
+            row["image_tokens_per_second"]
+            <= 1.01 * 1000 * row["batch"] / min(row["ms_per_token"], row["ms_per_token_p95"]) * 30
+        )
+        assert row["ratio_to_transformers"] is None and row["peak_resident_bytes"] > 20 << 20
+        assert 0 < row["share_of_read_bound"] and sum(
+            entry["share"] for entry in row["profile"]
+        ) == pytest.approx(1)
+    first, full = results["rows"][:2]
+    assert (
+        first["ratio_to_full"]
+        == pytest.approx(full["cpu_ms_per_token"] / first["cpu_ms_per_token"])
+        and full["ratio_to_full"] == 1
+    )
+    assert first["cache_bytes"] < 0.35 * full["cache_bytes"]
+    assert "h2o 0.2, fp32, batch 2" in told and "bandwidth and matrix rate" in told
+
+    tables = bench_tables(json.loads(json.dumps(results)))
+    assert [table["title"] for table in tables[:3]] == [
+        "Speed",
+        "Memory",
+        "Share of the roofline",
+    ] and len(tables) == 7
+    ratio = tables[0]["columns"].index("times transformers")
+    assert {row[ratio] for row in tables[0]["rows"]} == {"not run"}
+    assert bench_figures(results)["full-fp32-1-times_full_cache"] == "1.00"
+
+
+def test_transformers_is_timed_token_by_token() -> None:
+    cell = Cell("transformers", checkpoint(TINY), "ort", "cpu", batch=2, steps=5, threads=1)
+    told: list[int] = []
+    facts = measure(cell, lambda done, total: told.append(done))
+    assert (
+        facts["steps"] == 5
+        and facts["ms_per_token"] > 0
+        and facts["images_per_minute"] > 0
+        and told[-1] == 5
+    )
+
+
+def test_transformers_missing_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "transformers", None)
+    with pytest.raises(UserError, match=r"ssd-export\[bench\]"):
+        measure(
+            Cell("transformers", checkpoint(TINY), "ort", "cpu", 1, 1, 1), lambda done, total: None
+        )
+
+
+def test_the_twin_draws_what_the_full_cache_draws() -> None:
+    prompts, options = ["a red circle", "blue"], dict(seed=3, cfg_scale=2.0)
+    before = sorted(compressed().parent.iterdir())
+    with full_twin(open_bundle(compressed()), open_checkpoint(checkpoint(TINY))) as twin:
+        assert os.path.samefile(
+            twin.path / "onnx/weights.safetensors", compressed() / "onnx/weights.safetensors"
+        )
+        with ImageGenerator.from_bundle(twin.path) as generator:
+            found = generator(prompts, **options)
+    assert sorted(compressed().parent.iterdir()) == before
+    with ImageGenerator.from_bundle(bundle(checkpoint(TINY), "full", 1.0)) as generator:
+        wanted = generator(prompts, **options)
+    assert (found.tokens == wanted.tokens).all() and found.cache == wanted.cache
+
+
+def test_opening_a_graph_again_counts_once_a_picture() -> None:
+    facts = {"first_token_ms": 4000.0, "image_tokens_per_second": 20.0, "first_step_seconds": 2.5}
+    cell = Cell("bundle", None, "ort", "cpu", 2, 8, 1, picture_seconds=8.0)
+    seconds = 4.0 + 2.5 + 574 * 2 / 20 + 2 * 8.0
+    assert picture_figures(lambda: None, facts, cell)["images_per_minute"] == pytest.approx(
+        120 / seconds
+    )
+    del facts["first_step_seconds"]  # transformers: one step is as long as another
+    assert picture_figures(lambda: None, facts, cell)["images_per_minute"] == pytest.approx(
+        120 / (seconds - 2.5 + 0.1)
+    )
+
+
+class CountingRunner(Runner):
+    def __init__(self) -> None:
+        self.calls: list[tuple[str, int]] = []
+
+    def evict(self, step: int) -> None:
+        self.calls.append(("evict", step))
+
+    def decode_step(self, step: int) -> None:
+        self.calls.append(("step", step))
+
+
+@pytest.mark.parametrize("steps", [50, 575])
+def test_few_steps_release_as_often_as_the_end_of_a_picture(steps: int) -> None:
+    opened, runner = open_bundle(compressed()), CountingRunner()
+    batch = _batches(opened, 1)()
+    times = time_steps(
+        opened,
+        runner,
+        batch,
+        Cell("bundle", opened.path, "ort", "cpu", 1, steps, 1),
+        lambda done, total: None,
+    )
+    assert len(times.seconds) == len(times.cpu_seconds) == steps and [
+        step for what, step in runner.calls if what == "step"
+    ] == list(range(576 - steps, 576))
+    real = release_steps(PolicyTable.from_dict(opened.config["policy"]), batch.lengths.tolist())
+    assert [step for what, step in runner.calls if what == "evict"] == sorted(
+        s for s in real if s > 575 - steps
+    )
+    assert steps < 575 or real == {step for what, step in runner.calls if what == "evict"}
+
+
+def test_bytes_and_operations_of_a_step_by_hand() -> None:
+    opened = open_bundle(bundle(checkpoint(TINY), "full", 1.0))
+    config = ModelConfig.from_dict(opened.config["model"])
+    slots, rows = 32 + 576, 6
+    caches = config.num_layers * config.num_kv_heads * rows * slots * (2 * config.head_dim * 4 + 4)
+    hidden, inner = config.hidden_size, config.intermediate_size
+    layers = config.num_layers * (4 * hidden * hidden + 3 * hidden * inner)
+    head = hidden * hidden + hidden * config.codebook_size
+    aligner = config.codebook_dim * hidden + hidden * hidden
+    attention = config.num_layers * config.num_heads * slots * 2 * config.head_dim
+    cost = step_cost(opened, batch=3)
+    assert cost.cache_bytes == caches
+    assert cost.operations == 2 * (rows * (layers + head + attention) + 3 * aligner)
+    vectors = 4 * (
+        config.num_layers * 2 * hidden + hidden + hidden + config.codebook_size + 2 * hidden
+    )  # norms and biases
+    assert cost.weight_bytes == 4 * (layers + head + aligner) + vectors
+
+
+def test_bounds_by_memory_and_by_arithmetic() -> None:
+    memory = vars(StepCost(weight_bytes=8_000_000, cache_bytes=2_000_000, operations=1000))
+    bounds = _bounds({"step_cost": memory, "compared_ms": 2.0}, RATES)
+    assert (bounds["bound_ms_read"], bounds["bound_ms_copy"], bounds["limit"]) == (
+        1.0,
+        0.5,
+        "memory",
+    )
+    assert bounds["share_of_read_bound"] == 0.5 and bounds["share_of_copy_bound"] == 0.25
+    arithmetic = vars(StepCost(1000, 1000, operations=3_000_000_000))
+    bounds = _bounds({"step_cost": arithmetic, "compared_ms": 6.0}, RATES)
+    assert (bounds["bound_ms_read"], bounds["limit"]) == (3.0, "arithmetic")
+
+
+def test_ratios_compare_equal_batches_and_precisions() -> None:
+    def row(policy: str, kind: str, batch: int, ms: float) -> dict[str, object]:
+        return {"policy": policy, "kind": kind, "batch": batch, "compared_ms": ms}
+
+    rows = [
+        row("ssd-row", "fp32", 1, 2.0),
+        row("full", "fp32", 1, 6.0),
+        row("full", "fp32-int4", 1, 3.0),
+        row("full", "fp32", 8, 60.0),
+        row("transformers", "fp32", 1, 20.0),
+    ]
+    assert _ratios(rows[0], rows) == {"ratio_to_full": 3.0, "ratio_to_transformers": 10.0}
+    assert _ratios(rows[3], rows) == {"ratio_to_full": 1.0, "ratio_to_transformers": None}
+
+
+def test_a_profile_is_summed_by_operator(tmp_path: Path) -> None:
+    def event(op: str, name: str, micros: int) -> dict[str, object]:
+        return {
+            "cat": "Node",
+            "name": f"{name}_kernel_time",
+            "dur": micros,
+            "args": {"op_name": op},
+        }
+
+    step = [
+        event("MatMul", "DecodeAttention_0_MatMul", 300),
+        event("MatMul", "node_3", 500),
+        event("Add", "a", 50),
+        event("Add", "b", 50),
+        {"name": "model_run", "cat": "Session", "dur": 1000},
+    ]
+    evict = [event("TopK", "t", 40), {"name": "model_run", "cat": "Session", "dur": 100}]
+    files = {
+        "decode_step": tmp_path / "d.json",
+        "evict": tmp_path / "e.json",
+        "prefill": tmp_path / "none.json",
+    }
+    files["decode_step"].write_text(json.dumps(step * 2))
+    files["evict"].write_text(json.dumps(evict))
+    found = {
+        entry["operator"]: (entry["ms"], entry["calls"]) for entry in summarise(files, steps=2)
+    }
+    assert found == {
+        "MatMul, weights": (0.5, 1),
+        "MatMul, attention": (0.3, 1),
+        "Add": (0.1, 2),
+        "evict graph": (0.02, 0.5),
+        "outside operators": (pytest.approx(0.13), 0),
+    }
+
+
+def test_a_child_that_is_killed_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Killed:
+        exitcode = -9
+
+        def __init__(self, target: object, args: tuple, daemon: bool) -> None:
+            self._sender = args[1]
+
+        def start(self) -> None:
+            self._sender.close()
+
+        def join(self) -> None: ...
+
+        def terminate(self) -> None: ...
+
+    context = bench_process.multiprocessing.get_context("spawn")
+    monkeypatch.setattr(context.__class__, "Process", Killed)
+    with pytest.raises(UserError, match="want of memory; use a smaller --batch"):
+        run_cell(Cell("bundle", Path("nowhere"), "ort", "cpu", 4, 1, 1), lambda done, total: None)
+
+
+def test_an_error_of_a_child_is_the_parents() -> None:
+    with pytest.raises(UserError, match="nowhere"):
+        run_cell(Cell("bundle", Path("nowhere"), "ort", "cpu", 1, 1, 1), lambda done, total: None)
+
+
+def test_kinds_and_commands() -> None:
+    opened = open_bundle(compressed())
+    assert kind_of(opened) == "fp32"
+    assert (
+        kind_of(replace(opened, config=opened.config | {"precision": {"weights": "int4"}}))
+        == "fp32-int4"
+    )
+    spec = BenchSpec((Path("a b"),), batches=(1, 8), baselines=("full",), steps=48, profile=True)
+    assert (
+        command_line(spec)
+        == "python cli.py bench --bundle 'a b' --batch 1,8 --baselines full --steps 48 --profile"
+    )
+    assert command_line(BenchSpec((Path("x"),))) == "python cli.py bench --bundle x"
+
+
+@pytest.mark.parametrize(
+    "changes, fix",
+    [
+        (dict(baselines=("half",)), "choose from transformers,full"),
+        (dict(runner="onnx"), "use one of ort, torch, trt"),
+        (dict(batches=(0,)), "use 1,8,32"),
+        (dict(batches=()), "use 1,8,32"),
+        (dict(steps=576), "outside 1 .. 575; use 96"),
+        (dict(threads=0), "--threads 0"),
+        (dict(profile=True, runner="torch"), "--runner ort"),
+    ],
+)
+def test_bad_input(changes: dict[str, object], fix: str) -> None:
+    with pytest.raises(UserError, match=fix):
+        check_spec(BenchSpec((Path("x"),), **changes))
+
+
+def test_baselines_need_the_checkpoint_of_the_bundle() -> None:
+    with pytest.raises(UserError, match="give --model DIR, or --baselines none"):
+        run_bench(BenchSpec((compressed(),)))
+    with pytest.raises(UserError, match="another checkpoint"):
+        run_bench(BenchSpec((compressed(),), model=str(checkpoint(TinyJanus(num_layers=1)))))
+    other = bundle(checkpoint(TinyJanus(num_layers=1)), "full", 1.0)
+    with pytest.raises(UserError, match="different checkpoints"):
+        run_bench(BenchSpec((compressed(), other)))
+
+
+def test_a_bundle_of_the_first_layers_finds_its_checkpoint() -> None:
+    whole = open_checkpoint(checkpoint(TINY))
+    smaller = whole.first_layers(1)
+    opened = open_bundle(compressed())
+    config = {
+        **opened.config,
+        "model": {**opened.config["model"], "num_layers": 1},
+        "model_fingerprint": smaller.fingerprint(),
+    }
+    few = replace(opened, config=config)
+    assert is_of(checkpoint_like(few, str(whole.path)), few) and not is_of(whole, few)
+    assert is_of(checkpoint_like(opened, str(whole.path)), opened)
+    with pytest.raises(UserError, match="all 2 layers, the bundle with 1; use --baselines full"):
+        _checkpoint([few], BenchSpec((few.path,), model=str(whole.path)))

@@ -1,0 +1,227 @@
+"""The trt runner draws the ort runner's tokens, over doubles of CUDA and TensorRT that execute and
+check every run.
+
+What only a GPU can show is in benchmarks/gpu_report.py: TensorRT's own arithmetic, real
+graphs, speed.
+"""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from ssd_export.config import GRID
+from ssd_export.export.graphs import past_name
+from ssd_export.policy.presets import POLICIES
+from ssd_export.runtime.generate import ImageGenerator
+from ssd_export.runtime.ort_runner import OrtRunner
+from ssd_export.tensorrt.target import Batch
+from tests.runtime.checkpoints import PROMPTS
+from tests.tensorrt.trt_bundles import Doubles, copied_bundle, doubles, found_doubles
+from tests.tensorrt.trt_double import CAPABILITY, VERSION
+
+WAITING = {
+    "cuStreamSynchronize",
+    "cuMemcpyDtoHAsync",
+    "cuMemcpyHtoDAsync",
+    "cuMemAlloc",
+    "cuMemFree",
+}
+
+
+def ort_tokens(path: Path, **options: object) -> tuple[np.ndarray, ImageGenerator]:
+    generator = ImageGenerator.from_bundle(path, num_threads=1)
+    return generator(PROMPTS[:2], **options).tokens, generator
+
+
+def assert_same_picture(made: Doubles, **options: object) -> None:
+    """The same tokens, and at the end the same tokens in the same slots."""
+    wanted, reference = ort_tokens(made.path, **options)
+    with made.generator() as generator:
+        np.testing.assert_array_equal(generator(PROMPTS[:2], **options).tokens, wanted)
+        for layer, groups in enumerate(generator.table.layers):
+            for name in (past_name(layer, index, "position") for index in range(len(groups))):
+                np.testing.assert_array_equal(
+                    generator.runner.cache(name), reference.runner.cache(name), name
+                )
+    assert made.cuda.used_bytes == 0 and not made.cuda.graphs, "everything is given back"
+
+
+@pytest.mark.parametrize("policy", [name for name in POLICIES if name != "ssd-auto"])
+def test_same_tokens_and_slots_for_every_policy(
+    policy: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert_same_picture(doubles(monkeypatch, copied_bundle(tmp_path, policy)), seed=7)
+
+
+@pytest.mark.parametrize("policy", ["full", "ssd-row", "linear"])
+def test_same_tokens_with_the_plugin_which_releases_by_itself(
+    policy: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = doubles(monkeypatch, copied_bundle(tmp_path, policy), plugin=True)
+    assert_same_picture(made, seed=8)
+    assert "evict" not in made.trt.runs
+
+
+def test_tensorrt_itself_and_greedy_fp16(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = doubles(monkeypatch, copied_bundle(tmp_path, dtype="fp16"), is_rtx=False)
+    assert_same_picture(made, temperature=0)
+
+
+@pytest.mark.parametrize(
+    "stored",
+    [{"kv_dtype": "int8"}, {"weights": "int4", "dtype": "fp16"}],
+    ids=["int8 cache", "int4 weights"],
+)
+def test_same_tokens_with_quantised_caches_and_weights(
+    stored: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = doubles(monkeypatch, copied_bundle(tmp_path, **stored))
+    with (
+        made.generator() as generator,
+        ImageGenerator(made.bundle, OrtRunner(made.bundle, exact=True)) as reference,
+    ):
+        np.testing.assert_array_equal(
+            generator(PROMPTS[:2], seed=7).tokens, reference(PROMPTS[:2], seed=7).tokens
+        )
+
+
+def test_top_k_where_its_engines_were_built(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = doubles(monkeypatch, copied_bundle(tmp_path, "h2o"), top_k=True)
+    assert_same_picture(made, seed=3, top_k=5)
+    assert {"prefill_top_k", "decode_step_top_k"} <= set(made.trt.runs)
+    assert made.trt.runs.count("prefill") == 0
+
+
+def test_a_grid_row_is_one_launch_and_waits_for_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = doubles(monkeypatch, copied_bundle(tmp_path))
+    generator = made.generator()
+    rows: list[list[str]] = []
+    events = generator.stream(PROMPTS[:2], seed=1)
+    for _ in range(GRID):
+        start = len(made.cuda.calls)
+        event = next(events)
+        names = made.cuda.names()[start:]
+        rows.append(
+            names[
+                names.index("cuGraphLaunch")
+                if "cuStreamBeginCapture" not in names
+                else names.index("cuStreamBeginCapture") :
+            ]
+        )
+        assert (event.tokens[:, : (event.row + 1) * GRID].any(axis=1)).all()
+        assert not event.tokens[:, (event.row + 1) * GRID :].any(), (
+            "the row to come is not drawn yet"
+        )
+    for names in rows:
+        assert names.count("cuGraphLaunch") == 1
+        assert not WAITING & set(names[: names.index("cuGraphLaunch")]), (
+            "something waited before the row was launched"
+        )
+        after = [name for name in names[names.index("cuGraphLaunch") + 1 :] if name in WAITING]
+        assert after[:2] == ["cuMemcpyDtoHAsync", "cuStreamSynchronize"], (
+            "the tokens are read once, after the row"
+        )
+    assert [names.count("cuMemcpyDtoHAsync") for names in rows[:-1]] == [1] * (GRID - 1)
+    nodes = generator.runner.graph_nodes()
+    assert len(nodes) < 6 and {len(kind) for kind in nodes} == {GRID - 1, GRID}, "rows share graphs"
+    steps = made.trt.runs.count("decode_step")
+    assert steps == GRID * GRID - 1 + 1, "575 steps and the trial run"
+
+
+def test_rows_without_releases_share_one_graph(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with doubles(monkeypatch, copied_bundle(tmp_path, "full")).generator() as generator:
+        generator(PROMPTS[:1])
+        assert dict(generator.runner.graph_nodes()) == {
+            (False,) * (GRID - 1): 2 * (GRID - 1),
+            (False,) * GRID: 2 * GRID,
+        }
+
+
+def test_step_by_step_equals_row_by_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from ssd_export.runtime.runner import Runner
+
+    made = doubles(monkeypatch, copied_bundle(tmp_path))
+    wanted = made.generator()(PROMPTS[:2], seed=2).tokens
+    generator = made.generator()
+    monkeypatch.setattr(type(generator.runner), "decode_row", Runner.decode_row)
+    np.testing.assert_array_equal(generator(PROMPTS[:2], seed=2).tokens, wanted)
+
+
+def test_pictures_beyond_the_engine_s_batch_are_drawn_in_parts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = doubles(monkeypatch, copied_bundle(tmp_path), images=(1, 1, 2))
+    wanted = ImageGenerator.from_bundle(made.path, num_threads=1)(PROMPTS, seed=5)
+    with made.generator() as generator:
+        drawn = generator(PROMPTS, seed=5)
+    np.testing.assert_array_equal(drawn.tokens, wanted.tokens)
+    for ours, theirs in zip(drawn.images, wanted.images, strict=True):
+        np.testing.assert_array_equal(np.asarray(ours), np.asarray(theirs))
+    assert made.cuda.names().count("cuMemAlloc") == 3, (
+        "the weights once, and once for each batch size"
+    )
+    assert made.cuda.used_bytes == 0
+
+
+def test_pictures_are_decoded_as_many_at_once_as_the_profile_wants(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = doubles(monkeypatch, copied_bundle(tmp_path, "full"), images=(2, 2, 4))
+    tokens = np.random.default_rng(0).integers(0, 200, (3, GRID * GRID))
+    runner = made.runner()
+    wanted = ImageGenerator.from_bundle(made.path, num_threads=1).runner.decode_image(tokens)
+    np.testing.assert_array_equal(runner.decode_image(tokens), wanted)
+
+
+def test_many_kinds_of_rows_keep_a_bounded_number_of_graphs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from ssd_export.tensorrt import row_graphs
+
+    monkeypatch.setattr(row_graphs, "MAX_GRAPHS", 2)
+    made = doubles(monkeypatch, copied_bundle(tmp_path))
+    wanted, _ = ort_tokens(made.path, seed=4)
+    with made.generator() as generator:
+        np.testing.assert_array_equal(generator(PROMPTS[:2], seed=4).tokens, wanted)
+        assert len(made.cuda.graphs) == 2
+
+
+@pytest.mark.skipif(
+    find_spec("tensorrt_rtx") is None, reason="needs TensorRT-RTX: pip install ssd-export[rtx]"
+)
+@pytest.mark.parametrize("dtype", ["fp32", "fp16"])
+def test_engines_as_they_are_really_built(
+    dtype: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """engine.json, files and lifted weights of a build with TensorRT-RTX; only the loading and
+    running are doubles.
+    """
+    from ssd_export.bundle import open_bundle
+    from ssd_export.tensorrt.build import build_engines
+    from ssd_export.tensorrt.engine_files import find_engines
+    from ssd_export.tensorrt.plan import BuildSpec, plan_build
+
+    path = copied_bundle(tmp_path, dtype=dtype)
+    values = build_engines(
+        plan_build(
+            BuildSpec(
+                path, target="rtx", flavour="tensorrt-rtx", plugin="off", batch=Batch(1, 1, 2)
+            )
+        )
+    )
+    assert CAPABILITY in values["compute_capabilities"] and values["version"] == VERSION
+    files = find_engines(open_bundle(path), CAPABILITY)
+    assert files.flavour.trt.Runtime is not None and len(files.all_weights()) > 8
+    made = found_doubles(monkeypatch, path)
+    assert_same_picture(made, seed=7)
+    assert {"prefill", "decode_step", "evict", "image_decoder"} == set(made.trt.runs)

@@ -1,0 +1,307 @@
+"""TensorRT as a double that executes: engines are the bundle's ONNX graphs, run by ONNX Runtime on
+the memory of the CUDA double. Every run checks what TensorRT leaves to the caller: all addresses
+set and aligned, aliased outputs at the address of their input, no other overlap, enough scratch
+memory (whose content is destroyed), weights as in their file.
+"""
+
+from __future__ import annotations
+
+from enum import Enum
+from functools import lru_cache
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime as ort
+
+from ssd_export.bundle import open_bundle, weight_format
+from ssd_export.graph_spec import GraphSpec, TensorSpec
+from ssd_export.runtime.ort_session import open_session, session_entries
+from ssd_export.tensorrt import engine_manifest as provenance
+from ssd_export.tensorrt.flavors import Flavour
+from tests.tensorrt.cuda_double import STREAM, CudaDouble
+
+VERSION, CAPABILITY = "1.7.1.116", 89
+NAMES = {
+    "float32": "FLOAT",
+    "float16": "HALF",
+    "bfloat16": "BF16",
+    "int32": "INT32",
+    "int64": "INT64",
+    "int8": "INT8",
+}
+
+
+class Severity(Enum):
+    INTERNAL_ERROR, ERROR, WARNING, INFO, VERBOSE = range(5)
+
+
+class ILogger:
+    Severity = Severity
+
+
+class TensorLocation(Enum):
+    DEVICE, HOST = range(2)
+
+
+class ExecutionContextAllocationStrategy(Enum):
+    STATIC, ON_PROFILE_CHANGE, USER_MANAGED = range(3)
+
+
+class DynamicShapesKernelSpecializationStrategy(Enum):
+    LAZY, EAGER, NONE = range(3)
+
+
+class CudaGraphStrategy(Enum):
+    DISABLED, WHOLE_GRAPH_CAPTURE = range(2)
+
+
+class DataType(Enum):
+    FLOAT, HALF, BF16, INT32, INT64, INT8 = range(6)
+
+
+class TrtDouble:
+    """Stands for the module tensorrt_rtx, or tensorrt without is_rtx. contents: graph by an engine
+    file's bytes.
+    """
+
+    ILogger, TensorLocation, DataType = ILogger, TensorLocation, DataType
+    ExecutionContextAllocationStrategy = ExecutionContextAllocationStrategy
+    DynamicShapesKernelSpecializationStrategy = DynamicShapesKernelSpecializationStrategy
+    CudaGraphStrategy = CudaGraphStrategy
+
+    def __init__(self, cuda: CudaDouble, path: Path, is_rtx: bool = True) -> None:
+        self.cuda, self.is_rtx = cuda, is_rtx
+        self.bundle = open_bundle(path)
+        (self.engines,) = provenance.read_engines(self.bundle).values()
+        self.contents = {
+            self.bundle.file(f"{folder}/{entry['engine']}").read_bytes(): name
+            for folder in provenance.read_engines(self.bundle)
+            for name, entry in self.engines["graphs"].items()
+        }
+        self.weights = np.fromfile(self.bundle.file(self.engines["weights_file"]), np.uint8)
+        self.runs: list[str] = []
+
+    @property
+    def flavour(self) -> Flavour:
+        return Flavour("tensorrt-rtx" if self.is_rtx else "tensorrt", VERSION, self)
+
+    def Runtime(self, log: ILogger) -> RuntimeDouble:
+        return RuntimeDouble(self, log)
+
+
+class RuntimeDouble:
+    engine_host_code_allowed = False
+
+    def __init__(self, trt: TrtDouble, log: ILogger) -> None:
+        self._trt, self._log = trt, log
+
+    def deserialize_cuda_engine(self, serialized_engine: Any) -> EngineDouble | None:
+        plugin = self._trt.engines["plugin"]
+        graph = self._trt.contents.get(bytes(serialized_engine))
+        if graph is None or (plugin and plugin["in_engine"] and not self.engine_host_code_allowed):
+            self._log.log(
+                Severity.ERROR, "IRuntime::deserializeCudaEngine: Error Code 6:\nno such engine"
+            )
+            return None
+        return EngineDouble(self._trt, graph)
+
+
+class RuntimeConfigDouble:
+    dynamic_shapes_kernel_specialization_strategy = cuda_graph_strategy = strategy = None
+
+    def set_execution_context_allocation_strategy(
+        self, strategy: ExecutionContextAllocationStrategy
+    ) -> None:
+        self.strategy = strategy
+
+
+class EngineDouble:
+    def __init__(self, trt: TrtDouble, graph: str) -> None:
+        self.trt, self.graph = trt, graph
+        self.spec = GraphSpec.from_dict(trt.bundle.config["graphs"][graph])
+        entries = trt.engines["graphs"][graph]["weights"]
+        self.weights = {
+            name: TensorSpec(name, dtype, tuple(shape))
+            for name, (dtype, shape, _, _) in entries.items()
+        }
+        self.tensors = {
+            t.name: t for t in (*self.spec.inputs, *self.spec.outputs, *self.weights.values())
+        }
+
+    @property
+    def num_io_tensors(self) -> int:
+        return len(self.tensors)
+
+    @property
+    def device_memory_size_v2(self) -> int:
+        return 1 << 20
+
+    def get_tensor_name(self, index: int) -> str:
+        return list(self.tensors)[index]
+
+    def get_tensor_dtype(self, name: str) -> DataType:
+        return DataType[NAMES[self.tensors[name].dtype]]
+
+    def get_tensor_location(self, name: str) -> TensorLocation:
+        return TensorLocation.DEVICE
+
+    def create_runtime_config(self) -> RuntimeConfigDouble:
+        assert self.trt.is_rtx, "TensorRT 10.3 has no runtime configuration"
+        return RuntimeConfigDouble()
+
+    def create_execution_context(
+        self, how: RuntimeConfigDouble | ExecutionContextAllocationStrategy
+    ) -> ContextDouble:
+        strategy = how.strategy if isinstance(how, RuntimeConfigDouble) else how
+        assert strategy is ExecutionContextAllocationStrategy.USER_MANAGED
+        if self.trt.is_rtx:
+            assert (
+                how.dynamic_shapes_kernel_specialization_strategy
+                is DynamicShapesKernelSpecializationStrategy.EAGER
+            )
+            assert how.cuda_graph_strategy is CudaGraphStrategy.DISABLED
+        return ContextDouble(self)
+
+
+class ContextDouble:
+    def __init__(self, engine: EngineDouble) -> None:
+        self._engine, self._trt = engine, engine.trt
+        self._shapes: dict[str, tuple[int, ...]] = {}
+        self._addresses: dict[str, int] = {}
+        self._scratch = (0, 0)
+        self._ran_with: dict[str, tuple[int, ...]] = {}
+
+    def set_input_shape(self, name: str, shape: tuple[int, ...]) -> bool:
+        wanted = self._engine.tensors[name].shape
+        profile = self._trt.engines["profile"]
+        sizes = {
+            "images": profile["images"],
+            "rows": [2 * n for n in profile["images"]],
+            "prompt_tokens": profile["prompt_tokens"],
+        }
+        for size, dimension in zip(shape, wanted, strict=True):
+            least, _, most = sizes.get(dimension, [dimension] * 3)
+            if not least <= size <= most:
+                return False
+        self._shapes[name] = shape
+        return True
+
+    def update_device_memory_size_for_shapes(self) -> int:
+        """Odd on purpose; none for the evict graph, where the real call's 0 can also mean an
+        error.
+        """
+        assert self._unset() == []
+        return (
+            0
+            if self._engine.graph == "evict"
+            else 1003 * max(shape[0] for shape in self._shapes.values())
+        )
+
+    def set_device_memory(self, memory: int, size: int) -> None:
+        assert memory % 256 == 0 and size >= self.update_device_memory_size_for_shapes()
+        self._scratch = (memory, size)
+
+    def set_tensor_address(self, name: str, memory: int) -> bool:
+        self._addresses[name] = memory
+        return name in self._engine.tensors and memory % 256 == 0
+
+    def is_stream_capturable(self, stream: int) -> bool:
+        assert self._trt.is_rtx and stream == STREAM
+        return self._ran_with == self._shapes
+
+    def execute_async_v3(self, stream_handle: int) -> bool:
+        assert stream_handle == STREAM and not self._unset()
+        capturing = self._trt.cuda._captured is not None
+        assert not capturing or self._ran_with == self._shapes, (
+            "captured before a first run at these shapes"
+        )
+        self._ran_with = dict(self._shapes)
+        views = self._views()
+        self._trt.cuda.queue(lambda: self._run(views))
+        return True
+
+    def _unset(self) -> list[str]:
+        return [
+            t.name
+            for t in self._engine.spec.inputs
+            if any(isinstance(d, str) for d in t.shape) and t.name not in self._shapes
+        ]
+
+    def _views(self) -> dict[str, np.ndarray]:
+        """The memory of every tensor, as it is bound now, with all checks."""
+        engine, sizes = self._engine, {}
+        for name, shape in self._shapes.items():
+            sizes.update(
+                {
+                    d: n
+                    for d, n in zip(engine.tensors[name].shape, shape, strict=True)
+                    if isinstance(d, str)
+                }
+            )
+        assert engine.tensors.keys() == self._addresses.keys(), "a tensor has no address"
+        views = {}
+        for name, tensor in engine.tensors.items():
+            shape = tuple(sizes.get(dimension, dimension) for dimension in tensor.shape)
+            size = prod(shape) * np.dtype(tensor.dtype).itemsize
+            views[name] = (
+                self._trt.cuda.memory(self._addresses[name], size).view(tensor.dtype).reshape(shape)
+            )
+        for output, past in engine.spec.aliases.items():
+            assert self._addresses[output] == self._addresses[past], f"{output} is not in place"
+        self._check_overlaps(
+            {name: view for name, view in views.items() if name not in engine.spec.aliases}
+        )
+        for name, (_, _, offset, size) in self._trt.engines["graphs"][engine.graph][
+            "weights"
+        ].items():
+            assert (
+                views[name].reshape(-1).view(np.uint8) == self._trt.weights[offset : offset + size]
+            ).all(), name
+        return views
+
+    def _check_overlaps(self, views: dict[str, np.ndarray]) -> None:
+        spans = sorted(
+            [(v.ctypes.data, v.ctypes.data + v.nbytes, name) for name, v in views.items()]
+            + [(self._scratch[0], sum(self._scratch), "scratch memory")]
+        )
+        for (_, end, first), (start, _, second) in zip(spans, spans[1:], strict=False):
+            assert end <= start, f"{first} and {second} overlap in {self._engine.graph}"
+
+    def _run(self, views: dict[str, np.ndarray]) -> None:
+        spec, graph = self._engine.spec, self._engine.graph
+        self._trt.runs.append(graph)
+        self._trt.cuda.memory(*self._scratch).fill(0xCD)
+        given = {tensor.name: views[tensor.name] for tensor in spec.inputs}
+        if (
+            graph.startswith("decode_step")
+            and self._trt.engines["plugin"]
+            and "evict" in self._trt.bundle.config["graphs"]
+        ):
+            given |= self._released(given)
+        outputs = [tensor.name for tensor in spec.outputs]
+        for name, values in zip(outputs, self._session(graph).run(outputs, given), strict=True):
+            views[name][:] = values
+        self._trt.cuda.memory(*self._scratch).fill(0xCD)
+
+    def _released(self, given: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """What the plugin does before it writes: heads without an empty slot release (R7)."""
+        spec = GraphSpec.from_dict(self._trt.bundle.config["graphs"]["evict"])
+        outputs = [tensor.name for tensor in spec.outputs]
+        feeds = {tensor.name: given[tensor.name] for tensor in spec.inputs}
+        values = self._session("evict").run(outputs, feeds)
+        return {
+            name.replace("present", "past_key_values"): array
+            for name, array in zip(outputs, values, strict=True)
+        }
+
+    def _session(self, graph: str) -> ort.InferenceSession:
+        bundle = self._trt.bundle
+        return session(bundle.file(f"onnx/{graph}.onnx"), weight_format(bundle.config))
+
+
+@lru_cache(maxsize=32)
+def session(path: Path, weights: str) -> ort.InferenceSession:
+    """Quantised weights multiplied out, as TensorRT computes with them."""
+    return open_session(path, "cpu", 1, session_entries(weights, exact=True))
