@@ -23,8 +23,8 @@ from ssd_export.tensorrt.cuda_device import CudaDevice
 from ssd_export.tensorrt.engine import TrtEngine, open_runtime
 from ssd_export.tensorrt.flavors import load_flavour
 from ssd_export.tensorrt.target import gpu_here
-from tests.tensorrt import trt_double
 from tests.runtime.checkpoints import PROMPTS
+from tests.tensorrt import trt_double
 from tests.tensorrt.cuda_double import CUDA_MEMCPY2D, ENUMS, CudaDouble
 from tests.tensorrt.trt_bundles import copied_bundle, doubles
 
