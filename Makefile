@@ -26,7 +26,7 @@ demo: $(VENV)/installed
 # After the picture, because TensorRT-RTX is 104 MB to download. It builds for GPUs that are not there.
 demo-engine: $(VENV)/installed
 ifeq ($(PLATFORM),Linux x86_64)
-	@if reason=$$($(INSTALL) -e ".[rtx]" 2>&1); then \
+	@if reason=$$($(INSTALL) -e ".[export,ort,rtx]" 2>&1); then \
 	    echo "$(RUN) cli.py build-engine"; $(RUN) cli.py build-engine; \
 	else echo "no TensorRT-RTX engine: pip cannot install its wheel here ($$(echo "$$reason" | grep -m 1 ERROR))"; fi
 else
@@ -39,7 +39,7 @@ test: $(VENV)/installed-test
 	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(RUN) -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile $(TESTS)
 
 $(VENV)/installed: pyproject.toml constraints.txt | $(VENV)/bin/python
-	$(INSTALL) -e .
+	$(INSTALL) -e ".[export,ort]"
 	@touch $@
 
 $(VENV)/installed-test: pyproject.toml constraints.txt | $(VENV)/bin/python

@@ -11,7 +11,7 @@ except ModuleNotFoundError as error:
         raise
     sys.exit(
         f"error: {error.name} is not installed for {sys.executable}; run `make demo` once and then "
-        "`.venv/bin/python cli.py`, or `pip install -c constraints.txt -e .`"
+        "`.venv/bin/python cli.py`, or `pip install -c constraints.txt -e '.[export,ort]'`"
     )
 
 if __name__ == "__main__":
