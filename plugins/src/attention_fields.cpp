@@ -14,11 +14,12 @@ using Fields = AttentionFields;
 
 constexpr int32_t kMost = std::numeric_limits<int32_t>::max();
 constexpr int32_t kAllColumns = (1 << 24) - 1;
-constexpr int32_t kMostSharedBytes = 48 * 1024;  // what every GPU grants without being asked for more
+// What every GPU grants without being asked for more.
+constexpr int32_t kMostSharedBytes = 48 * 1024;
 
 struct IntegerField {
     char const* name;
-    int32_t Fields::*member;
+    int32_t Fields::* member;
     int32_t least;
     int32_t most;
 };
@@ -37,7 +38,7 @@ constexpr IntegerField kIntegers[] = {
 
 struct RealField {
     char const* name;
-    float Fields::*member;
+    float Fields::* member;
     float least;
     float most;
 };
@@ -48,19 +49,21 @@ constexpr RealField kReals[] = {
 
 struct TextField {
     char const* name;
-    std::string Fields::*member;
+    std::string Fields::* member;
     PluginFieldType type;
 };
 
 constexpr TextField kTexts[] = {
-    {"kernel_image", &Fields::kernel_image, PluginFieldType::kINT8},  // an int8 tensor: ONNX strings are UTF-8
+    // an int8 tensor: ONNX strings are UTF-8
+    {"kernel_image", &Fields::kernel_image, PluginFieldType::kINT8},
     {"kernel_name", &Fields::kernel_name, PluginFieldType::kCHAR},
     {"kernel_dtype", &Fields::kernel_dtype, PluginFieldType::kCHAR},
 };
 
 [[noreturn]] void reject(std::string const& message) { throw std::invalid_argument(message); }
 
-PluginField const& find(nvinfer1::PluginFieldCollection const& collection, std::string const& name) {
+PluginField const& find(nvinfer1::PluginFieldCollection const& collection,
+                        std::string const& name) {
     for (int32_t i = 0; i < collection.nbFields; ++i) {
         PluginField const& field = collection.fields[i];
         if (field.name != nullptr && field.name == name && field.data != nullptr) {
@@ -68,9 +71,11 @@ PluginField const& find(nvinfer1::PluginFieldCollection const& collection, std::
         }
     }
     bool const is_kernel = name.rfind("kernel_", 0) == 0;
-    reject("field " + name + " is missing; " +
-           (is_kernel ? "attach a compiled kernel to the ONNX nodes (ssd_export.kernels.image.attach_kernel)"
-                      : "export the bundle again with this version of ssd-export"));
+    reject(
+        "field " + name + " is missing; " +
+        (is_kernel
+             ? "attach a compiled kernel to the ONNX nodes (ssd_export.kernels.image.attach_kernel)"
+             : "export the bundle again with this version of ssd-export"));
 }
 
 int64_t read_integer(PluginField const& field) {
@@ -85,8 +90,9 @@ int64_t read_integer(PluginField const& field) {
 
 int32_t checked(IntegerField const& wanted, int64_t value) {
     if (value < wanted.least || value > wanted.most) {
-        reject(std::string(wanted.name) + "=" + std::to_string(value) + " is outside " + std::to_string(wanted.least) +
-               ".." + std::to_string(wanted.most) + "; export the bundle again");
+        reject(std::string(wanted.name) + "=" + std::to_string(value) + " is outside " +
+               std::to_string(wanted.least) + ".." + std::to_string(wanted.most) +
+               "; export the bundle again");
     }
     return static_cast<int32_t>(value);
 }
@@ -97,8 +103,9 @@ float read_real(PluginField const& field, RealField const& wanted) {
     }
     float const value = *static_cast<float const*>(field.data);
     if (!(value >= wanted.least && value <= wanted.most)) {  // NaN is outside, too
-        reject(std::string(wanted.name) + "=" + std::to_string(value) + " is outside " + std::to_string(wanted.least) +
-               ".." + std::to_string(wanted.most) + "; export the bundle again");
+        reject(std::string(wanted.name) + "=" + std::to_string(value) + " is outside " +
+               std::to_string(wanted.least) + ".." + std::to_string(wanted.most) +
+               "; export the bundle again");
     }
     return value;
 }
@@ -107,7 +114,8 @@ float read_real(PluginField const& field, RealField const& wanted) {
 std::string read_text(PluginField const& field, TextField const& wanted) {
     if (field.type != wanted.type || field.length < 1) {
         reject(std::string("field ") + field.name + " must be " +
-               (wanted.type == PluginFieldType::kINT8 ? "an int8 tensor" : "a string") + " that is not empty");
+               (wanted.type == PluginFieldType::kINT8 ? "an int8 tensor" : "a string") +
+               " that is not empty");
     }
     std::string text(static_cast<char const*>(field.data), static_cast<size_t>(field.length));
     if (wanted.type == PluginFieldType::kCHAR && text.back() == '\0') {
@@ -121,7 +129,8 @@ void check_image(std::string const& image) {
     static constexpr unsigned char kFatbin[] = {0x50, 0xed, 0x55, 0xba};
     bool const is_elf = image.compare(0, 4, "\177ELF") == 0;
     bool const is_fatbin = image.size() > 4 && std::memcmp(image.data(), kFatbin, 4) == 0;
-    bool const is_ptx = image.find(".version") != std::string::npos && image.find(".entry") != std::string::npos;
+    bool const is_ptx =
+        image.find(".version") != std::string::npos && image.find(".entry") != std::string::npos;
     if (!is_elf && !is_fatbin && !is_ptx) {
         reject("kernel_image is neither a cubin nor a fatbin nor PTX; compile the kernels again");
     }

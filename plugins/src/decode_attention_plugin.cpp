@@ -12,13 +12,25 @@ namespace {
 using nvinfer1::DataType;
 using nvinfer1::Dims;
 
-// Places of the inputs; present_key to present_score are outputs 1 to 4, in the order of past_key to past_score.
-enum Input { kQuery, kKey, kValue, kPosition, kPromptLength, kPastKey, kPastValue, kPastPosition, kPastScore };
+// Places of the inputs; present_key to present_score are outputs 1 to 4, in the order of past_key
+// to past_score.
+enum Input {
+    kQuery,
+    kKey,
+    kValue,
+    kPosition,
+    kPromptLength,
+    kPastKey,
+    kPastValue,
+    kPastPosition,
+    kPastScore
+};
 constexpr int32_t kNumCaches = 3;  // beside the score
 constexpr int32_t kAlignment = 16;
 
-char const* const kInputNames[] = {"query",    "key",        "value",         "position",  "prompt_length",
-                                   "past_key", "past_value", "past_position", "past_score"};
+char const* const kInputNames[] = {"query",      "key",           "value",
+                                   "position",   "prompt_length", "past_key",
+                                   "past_value", "past_position", "past_score"};
 
 int32_t aliased_input(int32_t output) { return output == 0 ? -1 : kPastKey + output - 1; }
 
@@ -57,7 +69,8 @@ void check_dims(Dims const& given, std::initializer_list<int64_t> wanted, int32_
     bool fits = given.nbDims == static_cast<int32_t>(wanted.size());
     int32_t place = 0;
     for (int64_t size : wanted) {
-        fits = fits && (given.d[place] == size || size < 0 || given.d[place] < 0);  // -1: known later
+        fits =
+            fits && (given.d[place] == size || size < 0 || given.d[place] < 0);  // -1: known later
         ++place;
     }
     if (!fits) {
@@ -65,38 +78,47 @@ void check_dims(Dims const& given, std::initializer_list<int64_t> wanted, int32_
         for (int64_t size : wanted) {
             dims.d[dims.nbDims++] = size;
         }
-        throw std::invalid_argument(std::string(kInputNames[input]) + " has shape " + text_of(given) + " where " +
-                                    text_of(dims) + " was expected; the ONNX file is damaged, export the bundle again");
+        throw std::invalid_argument(
+            std::string(kInputNames[input]) + " has shape " + text_of(given) + " where " +
+            text_of(dims) + " was expected; the ONNX file is damaged, export the bundle again");
     }
 }
 
-// The sizes in the input shapes, where dimensions that are not yet known are -1. Throws std::invalid_argument.
+// The sizes in the input shapes, where dimensions that are not yet known are -1. Throws
+// std::invalid_argument.
 template <typename DimsOf>
 Sizes sizes_of(AttentionFields const& fields, DimsOf dims_of) {
     Dims const& cache = dims_of(kPastKey);
     if (cache.nbDims != 4) {
-        throw std::invalid_argument("past_key has shape " + text_of(cache) + " where [rows x heads x slots x " +
-                                    std::to_string(fields.kernel_head_dim) + "] was expected; export the bundle again");
+        throw std::invalid_argument(
+            "past_key has shape " + text_of(cache) + " where [rows x heads x slots x " +
+            std::to_string(fields.kernel_head_dim) + "] was expected; export the bundle again");
     }
-    int64_t const rows = cache.d[0], heads = cache.d[1], slots = cache.d[2], dim = fields.kernel_head_dim;
+    int64_t const rows = cache.d[0], heads = cache.d[1], slots = cache.d[2],
+                  dim = fields.kernel_head_dim;
     if (cache.d[3] != dim) {
-        throw std::invalid_argument("the kernel is for head_dim " + std::to_string(dim) + ", the model has " +
-                                    std::to_string(cache.d[3]) + "; compile the kernels with --head-dims " +
+        throw std::invalid_argument("the kernel is for head_dim " + std::to_string(dim) +
+                                    ", the model has " + std::to_string(cache.d[3]) +
+                                    "; compile the kernels with --head-dims " +
                                     std::to_string(cache.d[3]));
     }
     if (heads < 1 || slots < 1 || slots > fields.kernel_max_slots) {
-        throw std::invalid_argument("past_key has " + std::to_string(slots) + " slots; the kernel holds 1 to " +
-                                    std::to_string(fields.kernel_max_slots) + ", compile the kernels with a larger "
+        throw std::invalid_argument("past_key has " + std::to_string(slots) +
+                                    " slots; the kernel holds 1 to " +
+                                    std::to_string(fields.kernel_max_slots) +
+                                    ", compile the kernels with a larger "
                                     "--max-slots");
     }
     if (fields.evict_every > slots) {
-        throw std::invalid_argument("evict_every=" + std::to_string(fields.evict_every) + " releases more than the " +
-                                    std::to_string(slots) + " slots there are; use evict_every <= num_slots");
+        throw std::invalid_argument("evict_every=" + std::to_string(fields.evict_every) +
+                                    " releases more than the " + std::to_string(slots) +
+                                    " slots there are; use evict_every <= num_slots");
     }
     Dims const& query = dims_of(kQuery);
     int64_t const query_heads = query.nbDims == 3 ? query.d[1] : 0;
     if (query_heads < heads || query_heads % heads != 0) {
-        throw std::invalid_argument("query has shape " + text_of(query) + ": no whole number of query heads for each of " +
+        throw std::invalid_argument("query has shape " + text_of(query) +
+                                    ": no whole number of query heads for each of " +
                                     std::to_string(heads) + " KV heads; export the bundle again");
     }
     check_dims(query, {rows, query_heads, dim}, kQuery);
@@ -109,28 +131,34 @@ Sizes sizes_of(AttentionFields const& fields, DimsOf dims_of) {
     if (fields.by_score != 0) {
         check_dims(dims_of(kPastScore), {rows, heads, slots}, kPastScore);
     }
-    return {rows, static_cast<int32_t>(heads), static_cast<int32_t>(slots), static_cast<int32_t>(query_heads / heads)};
+    return {rows, static_cast<int32_t>(heads), static_cast<int32_t>(slots),
+            static_cast<int32_t>(query_heads / heads)};
 }
 
 void check_num_inputs(int32_t given, int32_t wanted) {
     if (given != wanted) {
-        throw std::invalid_argument("the node has " + std::to_string(given) + " inputs where " + std::to_string(wanted) +
-                                    " were expected (past_score goes with by_score=1); export the bundle again");
+        throw std::invalid_argument(
+            "the node has " + std::to_string(given) + " inputs where " + std::to_string(wanted) +
+            " were expected (past_score goes with by_score=1); export the bundle again");
     }
 }
 
-void check_pointers(void const* const* inputs, void* const* outputs, int32_t num_inputs, int32_t num_outputs) {
+void check_pointers(void const* const* inputs, void* const* outputs, int32_t num_inputs,
+                    int32_t num_outputs) {
     for (int32_t output = 1; output < num_outputs; ++output) {
         if (outputs[output] != inputs[aliased_input(output)]) {
-            throw std::runtime_error(std::string(kInputNames[aliased_input(output)]) + " and its output have different "
-                                     "buffers; build with PreviewFeature.ALIASED_PLUGIN_IO_10_03 and bind one buffer to "
-                                     "both");
+            throw std::runtime_error(
+                std::string(kInputNames[aliased_input(output)]) +
+                " and its output have different "
+                "buffers; build with PreviewFeature.ALIASED_PLUGIN_IO_10_03 and bind one buffer to "
+                "both");
         }
     }
     for (int32_t input = 0; input < num_inputs; ++input) {
         bool const is_loaded_in_blocks = input != kPosition && input != kPromptLength;
         if (is_loaded_in_blocks && reinterpret_cast<uintptr_t>(inputs[input]) % kAlignment != 0) {
-            throw std::runtime_error(std::string(kInputNames[input]) + " is not aligned to 16 bytes; bind buffers as "
+            throw std::runtime_error(std::string(kInputNames[input]) +
+                                     " is not aligned to 16 bytes; bind buffers as "
                                      "cudaMalloc returns them");
         }
     }
@@ -153,9 +181,12 @@ int32_t reported(Work work) noexcept {
 nvinfer1::IPluginCapability* DecodeAttentionPlugin::getCapabilityInterface(
     nvinfer1::PluginCapabilityType type) noexcept {
     switch (type) {
-    case nvinfer1::PluginCapabilityType::kCORE: return static_cast<nvinfer1::IPluginV3OneCore*>(this);
-    case nvinfer1::PluginCapabilityType::kBUILD: return static_cast<nvinfer1::IPluginV3OneBuildV2*>(this);
-    case nvinfer1::PluginCapabilityType::kRUNTIME: return static_cast<nvinfer1::IPluginV3OneRuntime*>(this);
+    case nvinfer1::PluginCapabilityType::kCORE:
+        return static_cast<nvinfer1::IPluginV3OneCore*>(this);
+    case nvinfer1::PluginCapabilityType::kBUILD:
+        return static_cast<nvinfer1::IPluginV3OneBuildV2*>(this);
+    case nvinfer1::PluginCapabilityType::kRUNTIME:
+        return static_cast<nvinfer1::IPluginV3OneRuntime*>(this);
     }
     return nullptr;
 }
@@ -169,11 +200,16 @@ nvinfer1::IPluginV3* DecodeAttentionPlugin::clone() noexcept {
     return copy;
 }
 
-int32_t DecodeAttentionPlugin::getNbOutputs() const noexcept { return 1 + kNumCaches + fields_.by_score; }
+int32_t DecodeAttentionPlugin::getNbOutputs() const noexcept {
+    return 1 + kNumCaches + fields_.by_score;
+}
 
-int32_t DecodeAttentionPlugin::getAliasedInput(int32_t output) noexcept { return aliased_input(output); }
+int32_t DecodeAttentionPlugin::getAliasedInput(int32_t output) noexcept {
+    return aliased_input(output);
+}
 
-int32_t DecodeAttentionPlugin::getOutputDataTypes(DataType* outputs, int32_t num_outputs, DataType const* inputs,
+int32_t DecodeAttentionPlugin::getOutputDataTypes(DataType* outputs, int32_t num_outputs,
+                                                  DataType const* inputs,
                                                   int32_t num_inputs) const noexcept {
     return reported([&] {
         check_num_inputs(num_inputs, this->num_inputs());
@@ -183,9 +219,11 @@ int32_t DecodeAttentionPlugin::getOutputDataTypes(DataType* outputs, int32_t num
     });
 }
 
-int32_t DecodeAttentionPlugin::getOutputShapes(nvinfer1::DimsExprs const* inputs, int32_t num_inputs,
-                                               nvinfer1::DimsExprs const* shapes, int32_t num_shapes,
-                                               nvinfer1::DimsExprs* outputs, int32_t num_outputs,
+int32_t DecodeAttentionPlugin::getOutputShapes(nvinfer1::DimsExprs const* inputs,
+                                               int32_t num_inputs,
+                                               nvinfer1::DimsExprs const* shapes,
+                                               int32_t num_shapes, nvinfer1::DimsExprs* outputs,
+                                               int32_t num_outputs,
                                                nvinfer1::IExprBuilder& builder) noexcept {
     return reported([&] {
         check_num_inputs(num_inputs, this->num_inputs());
@@ -196,8 +234,9 @@ int32_t DecodeAttentionPlugin::getOutputShapes(nvinfer1::DimsExprs const* inputs
     });
 }
 
-bool DecodeAttentionPlugin::supportsFormatCombination(int32_t place, nvinfer1::DynamicPluginTensorDesc const* tensors,
-                                                      int32_t num_inputs, int32_t num_outputs) noexcept {
+bool DecodeAttentionPlugin::supportsFormatCombination(
+    int32_t place, nvinfer1::DynamicPluginTensorDesc const* tensors, int32_t num_inputs,
+    int32_t num_outputs) noexcept {
     nvinfer1::PluginTensorDesc const& tensor = tensors[place].desc;
     bool fits = false;
     reported([&] {
@@ -208,7 +247,8 @@ bool DecodeAttentionPlugin::supportsFormatCombination(int32_t place, nvinfer1::D
     return fits;
 }
 
-int32_t DecodeAttentionPlugin::configurePlugin(nvinfer1::DynamicPluginTensorDesc const* inputs, int32_t num_inputs,
+int32_t DecodeAttentionPlugin::configurePlugin(nvinfer1::DynamicPluginTensorDesc const* inputs,
+                                               int32_t num_inputs,
                                                nvinfer1::DynamicPluginTensorDesc const* outputs,
                                                int32_t num_outputs) noexcept {
     return reported([&] {
@@ -217,8 +257,10 @@ int32_t DecodeAttentionPlugin::configurePlugin(nvinfer1::DynamicPluginTensorDesc
     });
 }
 
-int32_t DecodeAttentionPlugin::onShapeChange(nvinfer1::PluginTensorDesc const* inputs, int32_t num_inputs,
-                                             nvinfer1::PluginTensorDesc const* outputs, int32_t num_outputs) noexcept {
+int32_t DecodeAttentionPlugin::onShapeChange(nvinfer1::PluginTensorDesc const* inputs,
+                                             int32_t num_inputs,
+                                             nvinfer1::PluginTensorDesc const* outputs,
+                                             int32_t num_outputs) noexcept {
     return reported([&] {
         check_num_inputs(num_inputs, this->num_inputs());
         sizes_of(fields_, [&](int32_t input) -> Dims const& { return inputs[input].dims; });
@@ -229,31 +271,54 @@ int32_t DecodeAttentionPlugin::onShapeChange(nvinfer1::PluginTensorDesc const* i
 }
 
 int32_t DecodeAttentionPlugin::enqueue(nvinfer1::PluginTensorDesc const* input_descs,
-                                       nvinfer1::PluginTensorDesc const* output_descs, void const* const* inputs,
-                                       void* const* outputs, void* workspace, cudaStream_t stream) noexcept {
+                                       nvinfer1::PluginTensorDesc const* output_descs,
+                                       void const* const* inputs, void* const* outputs,
+                                       void* workspace, cudaStream_t stream) noexcept {
     return reported([&] {
-        Sizes const sizes = sizes_of(fields_, [&](int32_t input) -> Dims const& { return input_descs[input].dims; });
+        Sizes const sizes = sizes_of(
+            fields_, [&](int32_t input) -> Dims const& { return input_descs[input].dims; });
         check_pointers(inputs, outputs, num_inputs(), getNbOutputs());
         if (kernel_ == nullptr) {
             kernel_ = Kernel::load(fields_);
         }
         void const* score = fields_.by_score != 0 ? inputs[kPastScore] : nullptr;
-        void* scratch = nullptr;  // compiled Triton kernels end with two scratch pointers; this one needs none
+        // compiled Triton kernels end with two scratch pointers; this one needs none
+        void* scratch = nullptr;
         int32_t token_stride = sizes.num_heads * fields_.kernel_head_dim;
         int32_t query_stride = token_stride * sizes.query_group_size;
         // In the order of kernels.json.
         void const* arguments[] = {
-            &inputs[kQuery], &inputs[kKey], &inputs[kValue], &inputs[kPosition], &inputs[kPromptLength],
-            &inputs[kPastKey], &inputs[kPastValue], &inputs[kPastPosition], &score, &outputs[0],
-            &query_stride, &token_stride, &token_stride, &sizes.num_heads, &sizes.query_group_size, &sizes.num_slots,
-            &fields_.num_sinks, &fields_.num_recent, &fields_.by_score, &fields_.pinned_columns, &fields_.evict_every,
-            &fields_.score_decay, &scratch, &scratch,
+            &inputs[kQuery],
+            &inputs[kKey],
+            &inputs[kValue],
+            &inputs[kPosition],
+            &inputs[kPromptLength],
+            &inputs[kPastKey],
+            &inputs[kPastValue],
+            &inputs[kPastPosition],
+            &score,
+            &outputs[0],
+            &query_stride,
+            &token_stride,
+            &token_stride,
+            &sizes.num_heads,
+            &sizes.query_group_size,
+            &sizes.num_slots,
+            &fields_.num_sinks,
+            &fields_.num_recent,
+            &fields_.by_score,
+            &fields_.pinned_columns,
+            &fields_.evict_every,
+            &fields_.score_decay,
+            &scratch,
+            &scratch,
         };
         kernel_->launch(sizes.rows * sizes.num_heads, fields_, arguments, stream);
     });
 }
 
-nvinfer1::IPluginV3* DecodeAttentionPlugin::attachToContext(nvinfer1::IPluginResourceContext* context) noexcept {
+nvinfer1::IPluginV3* DecodeAttentionPlugin::attachToContext(
+    nvinfer1::IPluginResourceContext* context) noexcept {
     return clone();
 }
 

@@ -8,15 +8,16 @@
 
 #include <dlfcn.h>
 
-// The name of a driver function as the library exports it; cuda.h maps some to a newer version ("cuModuleUnload_v2").
+// The name of a driver function as the library exports it; cuda.h maps some to a newer version
+// ("cuModuleUnload_v2").
 #define SSD_TEXT(name) #name
 #define SSD_EXPORTED(name) SSD_TEXT(name)
 
 namespace ssd_export {
 namespace {
 
-// The functions of the CUDA driver that a launch needs; opened on first use, so that the plugin loads, and engines are
-// built, on machines without one.
+// The functions of the CUDA driver that a launch needs; opened on first use, so that the plugin
+// loads, and engines are built, on machines without one.
 struct Driver {
     decltype(&::cuInit) init_;
     decltype(&::cuGetErrorString) error_string_;
@@ -39,21 +40,25 @@ struct Driver {
         }
         char const* reason = nullptr;
         error_string_(result, &reason);
-        bool const is_foreign = result == CUDA_ERROR_NO_BINARY_FOR_GPU || result == CUDA_ERROR_INVALID_PTX ||
-                                result == CUDA_ERROR_UNSUPPORTED_PTX_VERSION || result == CUDA_ERROR_INVALID_IMAGE;
-        throw std::runtime_error(std::string(doing) + ": " + (reason == nullptr ? "unknown error" : reason) +
-                                 (is_foreign ? "; the engine carries a kernel for another GPU or a newer driver, build "
-                                               "it again for this machine"
-                                             : ""));
+        bool const is_foreign =
+            result == CUDA_ERROR_NO_BINARY_FOR_GPU || result == CUDA_ERROR_INVALID_PTX ||
+            result == CUDA_ERROR_UNSUPPORTED_PTX_VERSION || result == CUDA_ERROR_INVALID_IMAGE;
+        throw std::runtime_error(
+            std::string(doing) + ": " + (reason == nullptr ? "unknown error" : reason) +
+            (is_foreign ? "; the engine carries a kernel for another GPU or a newer driver, build "
+                          "it again for this machine"
+                        : ""));
     }
 
 private:
     Driver() : library_(dlopen("libcuda.so.1", RTLD_NOW | RTLD_LOCAL)) {
         if (library_ == nullptr) {
-            throw std::runtime_error("libcuda.so.1 cannot be opened: this machine has no NVIDIA driver; engines can be "
-                                     "built here, but not run");
+            throw std::runtime_error(
+                "libcuda.so.1 cannot be opened: this machine has no NVIDIA driver; engines can be "
+                "built here, but not run");
         }
-#define SSD_FUNCTION(member, name) member = reinterpret_cast<decltype(member)>(symbol(SSD_EXPORTED(name)))
+#define SSD_FUNCTION(member, name) \
+    member = reinterpret_cast<decltype(member)>(symbol(SSD_EXPORTED(name)))
         SSD_FUNCTION(init_, cuInit);
         SSD_FUNCTION(error_string_, cuGetErrorString);
         SSD_FUNCTION(current_context_, cuCtxGetCurrent);
@@ -70,7 +75,8 @@ private:
     void* symbol(char const* name) const {
         void* address = dlsym(library_, name);
         if (address == nullptr) {
-            throw std::runtime_error(std::string("libcuda.so.1 has no ") + name + "; update the NVIDIA driver");
+            throw std::runtime_error(std::string("libcuda.so.1 has no ") + name +
+                                     "; update the NVIDIA driver");
         }
         return address;
     }
@@ -95,7 +101,8 @@ std::shared_ptr<Kernel const> Kernel::load(AttentionFields const& fields) {
     CUcontext context = nullptr;
     driver.check(driver.current_context_(&context), "cuCtxGetCurrent");
     if (context == nullptr) {
-        throw std::runtime_error("no CUDA context is current on this thread; call cudaSetDevice before TensorRT");
+        throw std::runtime_error(
+            "no CUDA context is current on this thread; call cudaSetDevice before TensorRT");
     }
     std::lock_guard<std::mutex> const lock(loaded_mutex);
     std::weak_ptr<Kernel const>& place = loaded()[Key(context, fields.kernel_image)];
@@ -127,17 +134,19 @@ Kernel::~Kernel() {
     }
 }
 
-void Kernel::launch(int64_t num_programs, AttentionFields const& fields, void const* const* arguments,
-                    CUstream stream) const {
+void Kernel::launch(int64_t num_programs, AttentionFields const& fields,
+                    void const* const* arguments, CUstream stream) const {
     if (num_programs > std::numeric_limits<int32_t>::max()) {
-        throw std::runtime_error("rows x heads = " + std::to_string(num_programs) + " is more than one launch holds");
+        throw std::runtime_error("rows x heads = " + std::to_string(num_programs) +
+                                 " is more than one launch holds");
     }
     Driver const& driver = Driver::get();
     auto const threads = static_cast<unsigned>(32 * fields.kernel_num_warps);
     auto const shared = static_cast<unsigned>(fields.kernel_shared_bytes);
-    driver.check(driver.launch_kernel_(function_, static_cast<unsigned>(num_programs), 1, 1, threads, 1, 1, shared, stream,
-                                       const_cast<void**>(arguments), nullptr),
-                 "cuLaunchKernel");
+    driver.check(
+        driver.launch_kernel_(function_, static_cast<unsigned>(num_programs), 1, 1, threads, 1, 1,
+                              shared, stream, const_cast<void**>(arguments), nullptr),
+        "cuLaunchKernel");
 }
 
 }  // namespace ssd_export

@@ -18,7 +18,8 @@ public:
         collection_ = {static_cast<int32_t>(names_.size()), names_.data()};
     }
 
-    nvinfer1::IPluginV3* createPlugin(char const* name, nvinfer1::PluginFieldCollection const* fields,
+    nvinfer1::IPluginV3* createPlugin(char const* name,
+                                      nvinfer1::PluginFieldCollection const* fields,
                                       nvinfer1::TensorRTPhase phase) noexcept override {
         try {
             static constexpr nvinfer1::PluginFieldCollection kNone{0, nullptr};
@@ -29,7 +30,9 @@ public:
         }
     }
 
-    nvinfer1::PluginFieldCollection const* getFieldNames() noexcept override { return &collection_; }
+    nvinfer1::PluginFieldCollection const* getFieldNames() noexcept override {
+        return &collection_;
+    }
     char const* getPluginName() const noexcept override { return kPluginName; }
     char const* getPluginVersion() const noexcept override { return kPluginVersion; }
     char const* getPluginNamespace() const noexcept override { return kPluginNamespace; }
@@ -44,7 +47,9 @@ private:
 
 #define SSD_PUBLIC extern "C" __attribute__((visibility("default")))
 
-SSD_PUBLIC void setLoggerFinder(nvinfer1::ILoggerFinder* finder) { ssd_export::set_logger_finder(finder); }
+SSD_PUBLIC void setLoggerFinder(nvinfer1::ILoggerFinder* finder) {
+    ssd_export::set_logger_finder(finder);
+}
 
 SSD_PUBLIC nvinfer1::IPluginCreatorInterface* const* getCreators(int32_t& count) {
     static ssd_export::DecodeAttentionCreator creator;

@@ -14,8 +14,9 @@ constexpr char kPluginName[] = "DecodeAttention";
 constexpr char kPluginNamespace[] = "ssd_export";
 constexpr char kPluginVersion[] = "1";
 
-// The node ssd_export::DecodeAttention (contract: ssd_export/export/functions.py): one launch of the kernel that the
-// node carries. Every present_* output is its past_* input, written in place; nothing is copied.
+// The node ssd_export::DecodeAttention (contract: ssd_export/export/functions.py): one launch of
+// the kernel that the node carries. Every present_* output is its past_* input, written in place;
+// nothing is copied.
 class DecodeAttentionPlugin final : public nvinfer1::IPluginV3,
                                     public nvinfer1::IPluginV3OneCore,
                                     public nvinfer1::IPluginV3OneBuildV2,
@@ -24,7 +25,8 @@ public:
     explicit DecodeAttentionPlugin(AttentionFields fields) : fields_(std::move(fields)) {}
 
     // IPluginV3
-    nvinfer1::IPluginCapability* getCapabilityInterface(nvinfer1::PluginCapabilityType type) noexcept override;
+    nvinfer1::IPluginCapability* getCapabilityInterface(
+        nvinfer1::PluginCapabilityType type) noexcept override;
     nvinfer1::IPluginV3* clone() noexcept override;
 
     // IPluginV3OneCore
@@ -35,30 +37,36 @@ public:
     // IPluginV3OneBuildV2
     int32_t getNbOutputs() const noexcept override;
     int32_t getAliasedInput(int32_t output) noexcept override;
-    int32_t getOutputDataTypes(nvinfer1::DataType* outputs, int32_t num_outputs, nvinfer1::DataType const* inputs,
+    int32_t getOutputDataTypes(nvinfer1::DataType* outputs, int32_t num_outputs,
+                               nvinfer1::DataType const* inputs,
                                int32_t num_inputs) const noexcept override;
-    int32_t getOutputShapes(nvinfer1::DimsExprs const* inputs, int32_t num_inputs, nvinfer1::DimsExprs const* shapes,
-                            int32_t num_shapes, nvinfer1::DimsExprs* outputs, int32_t num_outputs,
+    int32_t getOutputShapes(nvinfer1::DimsExprs const* inputs, int32_t num_inputs,
+                            nvinfer1::DimsExprs const* shapes, int32_t num_shapes,
+                            nvinfer1::DimsExprs* outputs, int32_t num_outputs,
                             nvinfer1::IExprBuilder& builder) noexcept override;
-    bool supportsFormatCombination(int32_t place, nvinfer1::DynamicPluginTensorDesc const* tensors, int32_t num_inputs,
-                                   int32_t num_outputs) noexcept override;
+    bool supportsFormatCombination(int32_t place, nvinfer1::DynamicPluginTensorDesc const* tensors,
+                                   int32_t num_inputs, int32_t num_outputs) noexcept override;
     int32_t configurePlugin(nvinfer1::DynamicPluginTensorDesc const* inputs, int32_t num_inputs,
-                            nvinfer1::DynamicPluginTensorDesc const* outputs, int32_t num_outputs) noexcept override;
+                            nvinfer1::DynamicPluginTensorDesc const* outputs,
+                            int32_t num_outputs) noexcept override;
 
     // IPluginV3OneRuntime
     int32_t onShapeChange(nvinfer1::PluginTensorDesc const* inputs, int32_t num_inputs,
-                          nvinfer1::PluginTensorDesc const* outputs, int32_t num_outputs) noexcept override;
-    int32_t enqueue(nvinfer1::PluginTensorDesc const* input_descs, nvinfer1::PluginTensorDesc const* output_descs,
-                    void const* const* inputs, void* const* outputs, void* workspace,
-                    cudaStream_t stream) noexcept override;
-    nvinfer1::IPluginV3* attachToContext(nvinfer1::IPluginResourceContext* context) noexcept override;
+                          nvinfer1::PluginTensorDesc const* outputs,
+                          int32_t num_outputs) noexcept override;
+    int32_t enqueue(nvinfer1::PluginTensorDesc const* input_descs,
+                    nvinfer1::PluginTensorDesc const* output_descs, void const* const* inputs,
+                    void* const* outputs, void* workspace, cudaStream_t stream) noexcept override;
+    nvinfer1::IPluginV3* attachToContext(
+        nvinfer1::IPluginResourceContext* context) noexcept override;
     nvinfer1::PluginFieldCollection const* getFieldsToSerialize() noexcept override;
 
 private:
     int32_t num_inputs() const { return 8 + fields_.by_score; }
 
     AttentionFields fields_;
-    std::shared_ptr<Kernel const> kernel_;  // loaded when shapes are set, before any stream is captured
+    // loaded when shapes are set, before any stream is captured
+    std::shared_ptr<Kernel const> kernel_;
     std::vector<nvinfer1::PluginField> serialized_;
     nvinfer1::PluginFieldCollection collection_{};
 };

@@ -13,15 +13,17 @@ namespace ssd_export {
 // A kernel image loaded into the current CUDA context; unloads when the last owner is gone.
 class Kernel {
 public:
-    // The image of these fields in the current context, loaded at most once per context. Opens the CUDA driver.
-    // Throws std::runtime_error where there is no driver, no GPU, or the image does not run on this GPU.
+    // The image of these fields in the current context, loaded at most once per context. Opens the
+    // CUDA driver. Throws std::runtime_error where there is no driver, no GPU, or the image does
+    // not run on this GPU.
     static std::shared_ptr<Kernel const> load(AttentionFields const& fields);
 
     Kernel(Kernel const&) = delete;
     Kernel& operator=(Kernel const&) = delete;
     ~Kernel();
 
-    // Starts num_programs programs of num_warps warps. Throws std::runtime_error where the driver refuses.
+    // Starts num_programs programs of num_warps warps. Throws std::runtime_error where the driver
+    // refuses.
     void launch(int64_t num_programs, AttentionFields const& fields, void const* const* arguments,
                 CUstream stream) const;
 
