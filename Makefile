@@ -5,18 +5,29 @@ TESTS ?= tests
 VENV := .venv
 RUN := $(VENV)/bin/python
 INSTALL := $(RUN) -m pip install --quiet --disable-pip-version-check -c constraints.txt
+CPP = $(shell git ls-files --cached --others --exclude-standard '*.cpp' '*.h' '*.hpp' '*.cu')
 
+# One thread in each process: on a busy machine the spinning workers of a second one make torch many times slower.
+PYTEST := OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(RUN) -m pytest
+# A process for each core, at most four for the memory they take.
+PARALLEL := --numprocesses auto --maxprocesses 4 --dist loadfile
 PLATFORM := $(shell uname -sm)
 
-.PHONY: help demo demo-engine test clean
+.PHONY: help demo demo-engine test test-fast lint types format docs bench clean
 .NOTPARALLEL:
 
 help:
-	@echo "make demo    export the demo model at a fifth of its KV cache and draw: PROMPT=\"$(PROMPT)\","
-	@echo "             then build a TensorRT-RTX engine of it (Linux on x86-64, no GPU needed; that alone: make demo-engine)"
-	@echo "make test    run the tests (a part: make test TESTS=tests/cli)"
-	@echo "make clean   remove .venv and the bundles"
-	@echo "PYTHON=...   the Python that makes .venv (now $(PYTHON))"
+	@echo "make demo       export the demo model at a fifth of its KV cache and generate PROMPT=\"$(PROMPT)\","
+	@echo "                then build a TensorRT-RTX engine (Linux on x86-64, no GPU needed; that alone: make demo-engine)"
+	@echo "make test       run the tests (a part: make test TESTS=tests/cli)"
+	@echo "make test-fast  run the tests that take no more than a few seconds each"
+	@echo "make lint       check the format and the rules of Python and C++"
+	@echo "make types      check the types of the package"
+	@echo "make format     format Python and C++"
+	@echo "make docs       build the documentation into build/site"
+	@echo "make bench      time the demo model beside transformers and the full cache"
+	@echo "make clean      remove .venv, the bundles and the site"
+	@echo "PYTHON=...      the Python that makes .venv (now $(PYTHON))"
 
 demo: $(VENV)/installed
 	$(RUN) cli.py export --budget 0.2 --force
@@ -33,17 +44,40 @@ else
 	@echo "no TensorRT-RTX engine: its wheel is for Linux on x86-64, and this is $(PLATFORM)"
 endif
 
-# A process for each core, at most four for the memory they take. One thread in each: on a busy machine the spinning
-# workers of a second one make torch many times slower.
+# pytest exits with 5 where it found no test: a part of the tests may have no serial ones.
 test: $(VENV)/installed-test
-	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(RUN) -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile $(TESTS)
+	$(PYTEST) $(PARALLEL) -m "not serial" $(TESTS)
+	$(PYTEST) -m serial $(TESTS) || [ $$? = 5 ]
+
+test-fast: $(VENV)/installed-test
+	$(PYTEST) $(PARALLEL) -m "not slow and not serial" $(TESTS)
+
+lint: $(VENV)/installed-lint
+	$(RUN) -m ruff format --check .
+	$(RUN) -m ruff check .
+	$(VENV)/bin/clang-format --dry-run -Werror $(CPP)
+
+types: $(VENV)/installed-test $(VENV)/installed-lint
+	$(RUN) -m mypy ssd_export
+
+format: $(VENV)/installed-lint
+	$(RUN) -m ruff format .
+	$(RUN) -m ruff check --fix .
+	$(VENV)/bin/clang-format -i $(CPP)
+
+docs: $(VENV)/installed-docs
+	$(RUN) -m mkdocs build --strict
+
+bench: $(VENV)/installed-test
+	$(RUN) cli.py export --budget 0.2 --force
+	$(RUN) cli.py bench --batch 1,8 --threads 1
 
 $(VENV)/installed: pyproject.toml constraints.txt | $(VENV)/bin/python
 	$(INSTALL) -e ".[export,ort]"
 	@touch $@
 
-$(VENV)/installed-test: pyproject.toml constraints.txt | $(VENV)/bin/python
-	$(INSTALL) -e ".[test]"
+$(VENV)/installed-%: pyproject.toml constraints.txt | $(VENV)/bin/python
+	$(INSTALL) -e ".[export,ort,$*]"
 	@touch $@ $(VENV)/installed
 
 $(VENV)/bin/python:
@@ -51,4 +85,4 @@ $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
 
 clean:
-	rm -rf $(VENV) bundles
+	rm -rf $(VENV) bundles build/site

@@ -5,7 +5,6 @@ so.
 from __future__ import annotations
 
 import json
-import os
 import re
 from pathlib import Path
 
@@ -61,9 +60,7 @@ def test_two_targets_compile_and_match_the_manifest(folder: Path) -> None:
         check_image(folder, image)
 
 
-@pytest.mark.skipif(
-    "SSD_SLOW_TESTS" not in os.environ, reason="all targets take a minute: set SSD_SLOW_TESTS=1"
-)
+@pytest.mark.slow
 def test_every_target_and_dtype_compiles(tmp_path: Path) -> None:
     targets, dtypes = (
         (75, 80, 86, 87, 89, 90, 100, 103, 110, 120, 121),

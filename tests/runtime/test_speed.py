@@ -27,6 +27,8 @@ PAIRS = 3
 PROMPTS = ("a red circle above a blue square on white",)
 
 
+@pytest.mark.slow
+@pytest.mark.serial
 @pytest.mark.skipif(not DEMO_CHECKPOINT.is_dir(), reason="needs the demo checkpoint")
 def test_three_times_faster_than_transformers_on_one_thread() -> None:
     model = JanusForConditionalGeneration.from_pretrained(
