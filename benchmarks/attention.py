@@ -26,12 +26,13 @@ from benchmarks.attention_layers import LayersRun
 from ssd_export.bench.report import lines_of
 from ssd_export.config import ModelConfig
 from ssd_export.export.exporter import DEMO_CHECKPOINT
+from ssd_export.machine import num_cpus
 from ssd_export.plan.shapes import PUBLISHED
 from ssd_export.policy.allocation import allocate
 from ssd_export.policy.head_map import HeadMap, find_head_map
 from ssd_export.policy.presets import make_policy
 from ssd_export.policy.table import PolicyTable
-from ssd_export.report.environment import busy_note, num_cores
+from ssd_export.report.environment import busy_note
 from ssd_export.report.measurement import measurement, write_measurement
 from ssd_export.report.measurement import table as table_of
 
@@ -196,7 +197,7 @@ def _names(_: click.Context, __: click.Parameter, text: str) -> list[str]:
 )
 @click.option(
     "--threads",
-    default=",".join(dict.fromkeys(map(str, (1, num_cores())))),
+    default=",".join(dict.fromkeys(map(str, (1, num_cpus())))),
     show_default=True,
     callback=_names,
 )

@@ -1,4 +1,4 @@
-"""What this machine has: memory, disk; and one line with a way out where that is not enough."""
+"""What this machine has, within the limits of its control groups: memory, CPUs, disk."""
 
 from __future__ import annotations
 
@@ -6,57 +6,73 @@ import os
 import shutil
 from pathlib import Path
 
+from ssd_export.cgroups import cpu_quotas, memory_limits
 from ssd_export.errors import UserError
 
-FREE_BYTES = (
-    Path("/proc/meminfo"),
-    Path("/sys/fs/cgroup/memory.max"),
-    Path("/sys/fs/cgroup/memory.current"),
-)
 SPARE_DISK_BYTES = 64 << 20
+ROOT = Path("/")
 
 
-def free_bytes(
-    meminfo: Path = FREE_BYTES[0], limit: Path = FREE_BYTES[1], used: Path = FREE_BYTES[2]
-) -> int | None:
-    """Memory and swap that can be had now, within the container's limit; None where the system does
-    not say.
+def free_bytes(root: Path = ROOT) -> int | None:
+    """Memory and swap that can be had now; None where the system does not say.
+
+    The least of what the machine has free, what every limit of the process's control groups leaves
+    and what `ulimit -v` leaves. Page cache that the kernel gives back counts as free.
+    Args: root: of the file system; tests give a folder.
     """
-    try:
-        lines = dict(line.split(":", 1) for line in meminfo.read_text().splitlines())
-        free = 1024 * sum(int(lines[name].split()[0]) for name in ("MemAvailable", "SwapFree"))
-    except (OSError, KeyError, ValueError):
+    meminfo = _meminfo(root)
+    if not {"MemAvailable", "SwapFree"} <= meminfo.keys():
         return None
-    try:
-        return min(free, int(limit.read_text()) - int(used.read_text()))
-    except (OSError, ValueError):  # no such limit, or "max"
-        return free
+    free = [meminfo["MemAvailable"] + meminfo["SwapFree"]]
+    free += [limit.free for limit in memory_limits(root, meminfo["SwapFree"])]
+    address_space = _address_space_limit()
+    if address_space is not None:
+        free.append(max(0, address_space - _statm(root, 0)))
+    return min(free)
 
 
-def total_bytes(meminfo: Path = FREE_BYTES[0], limit: Path = FREE_BYTES[1]) -> int | None:
+def total_bytes(root: Path = ROOT) -> int | None:
     """Memory of the machine, or of the container where that has less; None where the system does
     not say.
     """
-    try:
-        lines = dict(line.split(":", 1) for line in meminfo.read_text().splitlines())
-        total = 1024 * int(lines["MemTotal"].split()[0])
-    except (OSError, KeyError, ValueError):
+    meminfo = _meminfo(root)
+    if "MemTotal" not in meminfo:
         return None
-    try:
-        return min(total, int(limit.read_text()))
-    except (OSError, ValueError):  # no such limit, or "max"
-        return total
+    limits = [limit.limit for limit in memory_limits(root)]
+    return min([meminfo["MemTotal"], *limits, _address_space_limit() or meminfo["MemTotal"]])
+
+
+def num_cpus(root: Path = ROOT) -> int:
+    """CPUs that this process may keep busy: those of its affinity, within every CPU quota of its
+    control groups, at least 1.
+
+    A quota of 1.5 counts as 1: a second thread would be stopped half of the time, with the first
+    one waiting for it.
+    """
+    cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, min([cpus, *map(int, cpu_quotas(root))]))
+
+
+def thread_limit(root: Path = ROOT) -> int:
+    """Threads for a library that knows of no quota; 0, the library's own choice, where nothing
+    limits this process.
+    """
+    cpus = num_cpus(root)
+    return 0 if cpus >= (os.cpu_count() or 1) else cpus
 
 
 def free_disk_bytes(path: Path) -> int | None:
     """Bytes free where `path` is, or will be; None where the system does not say."""
     path = path.absolute()
-    while not path.exists() and path != path.parent:
-        path = path.parent
-    try:
-        return shutil.disk_usage(path).free
-    except OSError:
-        return None
+    while True:
+        try:
+            return shutil.disk_usage(path).free
+        except (FileNotFoundError, NotADirectoryError):
+            if path == path.parent:
+                return None
+            path = path.parent
+        except OSError:
+            return None
 
 
 def check_disk(path: Path, needed: int, what: str, way_out: str) -> None:
@@ -81,7 +97,33 @@ def resident_bytes() -> int:
     """What this process holds now: the libraries it has loaded, mostly. 0 where the system does not
     say.
     """
+    return _statm(ROOT, 1)
+
+
+def _statm(root: Path, field: int) -> int:
+    """Bytes of this process: field 0 its address space, 1 what is resident. 0 where unknown."""
     try:
-        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+        pages = int((root / "proc/self/statm").read_text().split()[field])
+        return pages * os.sysconf("SC_PAGE_SIZE")
     except (OSError, ValueError, IndexError, AttributeError):
         return 0
+
+
+def _address_space_limit() -> int | None:
+    """Bytes of `ulimit -v`, None where there is no such limit."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        return None
+    limit = resource.getrlimit(resource.RLIMIT_AS)[0]
+    return None if limit == resource.RLIM_INFINITY else limit
+
+
+def _meminfo(root: Path) -> dict[str, int]:
+    """/proc/meminfo in bytes; empty where the system does not say."""
+    try:
+        lines = (root / "proc/meminfo").read_text().splitlines()
+    except OSError:
+        return {}
+    pairs = (line.replace(":", " ").split() for line in lines)
+    return {pair[0]: 1024 * int(pair[1]) for pair in pairs if len(pair) > 1 and pair[1].isdecimal()}

@@ -8,7 +8,7 @@ from pathlib import Path
 
 PACKAGE = Path(__file__).parent.parent / "ssd_export"
 # The ground stands on nothing; each room may import the ground, and from the rooms what stands here.
-GROUND = {"errors", "config", "graph_spec", "machine", "worker_processes"}
+GROUND = {"cgroups", "errors", "config", "graph_spec", "machine", "worker_processes"}
 ROOMS: dict[str, set[str]] = {
     "bundle": set(),
     "policy": set(),
@@ -106,7 +106,7 @@ def loaded_by(source: str) -> frozenset[str]:
 def allowed(part: str) -> set[str]:
     """The parts that a part may import."""
     if part in GROUND:
-        return {"errors", "config"}
+        return {"cgroups", "errors", "config"}
     if part in ROOMS:
         return GROUND | ROOMS[part]
     return GROUND | ROOMS.keys() | ({*ABOVE} if part in TOP else set())

@@ -2,26 +2,29 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
 
 from ssd_export import machine
 from ssd_export.errors import UserError
-from ssd_export.machine import check_disk, free_bytes, free_disk_bytes, resident_bytes
+from ssd_export.machine import check_disk, free_bytes, free_disk_bytes, resident_bytes, total_bytes
 from ssd_export.plan.memory import check_fits
 
 
-def test_free_memory_is_bounded_by_the_container(tmp_path: Path) -> None:
-    meminfo, limit, used = (tmp_path / name for name in ("meminfo", "max", "current"))
-    meminfo.write_text("MemTotal: 9000 kB\nMemAvailable: 4000 kB\nSwapFree: 1000 kB\n")
-    assert free_bytes(meminfo, limit, used) == 5000 * 1024
-    limit.write_text("max\n")
-    used.write_text("100\n")
-    assert free_bytes(meminfo, limit, used) == 5000 * 1024
-    limit.write_text("1000100\n")
-    assert free_bytes(meminfo, limit, used) == 1000000
-    assert free_bytes(tmp_path / "nothing", limit, used) is None
+def test_an_address_space_limit_bounds_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`ulimit -v`: what is left of it, and no more, can be had."""
+    proc = tmp_path / "proc"
+    (proc / "self").mkdir(parents=True)
+    (proc / "meminfo").write_text("MemTotal: 9000 kB\nMemAvailable: 8000 kB\nSwapFree: 0 kB\n")
+    (proc / "self" / "statm").write_text("100 50 0 0 0 0 0\n")
+    page = os.sysconf("SC_PAGE_SIZE")
+    limit = 100 * page + (1 << 20)
+    monkeypatch.setattr("resource.getrlimit", lambda kind: (limit, limit))
+    assert (free_bytes(tmp_path), total_bytes(tmp_path)) == (1 << 20, limit)
 
 
 def test_disk_is_that_of_the_nearest_folder_that_exists(

@@ -24,8 +24,8 @@ from ssd_export.config import NUM_IMAGE_TOKENS
 from ssd_export.errors import UserError
 from ssd_export.export.exporter import DTYPES
 from ssd_export.export.source_checkpoint import checked, checkpoint_like
+from ssd_export.machine import num_cpus
 from ssd_export.model.checkpoint import Checkpoint
-from ssd_export.report.environment import num_cores
 from ssd_export.runtime.generate import RUNNERS
 from ssd_export.runtime.ort_runner import SMALL_HIDDEN_SIZE
 
@@ -129,7 +129,7 @@ def _default_threads(bundles: list[Bundle]) -> int:
     return (
         1
         if all(bundle.config["model"]["hidden_size"] <= SMALL_HIDDEN_SIZE for bundle in bundles)
-        else num_cores()
+        else num_cpus()
     )
 
 

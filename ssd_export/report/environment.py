@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ssd_export.bundle import TOOL_VERSION
+from ssd_export.machine import num_cpus, total_bytes
 
 PACKAGES = (
     "numpy",
@@ -33,23 +34,10 @@ def machine() -> dict[str, Any]:
     return {
         "system": f"{platform.system()} {platform.machine()}",
         "cpu": _processor(),
-        "cores": num_cores(),
-        "memory_gib": round(memory_bytes() / 2**30, 1),
+        "cores": num_cpus(),
+        "memory_gib": round((total_bytes() or 0) / 2**30, 1),
         "device": device_name(),
     }
-
-
-def num_cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def memory_bytes() -> int:
-    """Memory of the machine, 0 where the system does not say."""
-    try:
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    except (AttributeError, ValueError, OSError):
-        return 0
 
 
 def versions(packages: tuple[str, ...] = PACKAGES) -> dict[str, str]:

@@ -18,7 +18,7 @@ from ssd_export.bundle import Bundle, weight_format
 from ssd_export.config import NUM_IMAGE_TOKENS
 from ssd_export.errors import UserError
 from ssd_export.graph_spec import GraphSpec, TensorSpec
-from ssd_export.machine import total_bytes
+from ssd_export.machine import thread_limit, total_bytes
 from ssd_export.plan.memory import widens_on_use
 from ssd_export.plan.sizes import WeightSizes
 from ssd_export.policy.table import PolicyTable, release_graph
@@ -69,7 +69,9 @@ class OrtRunner(Runner):
             name: GraphSpec.from_dict(entry) for name, entry in bundle.config["graphs"].items()
         }
         hidden_size = bundle.config["model"]["hidden_size"]
-        self._num_threads = num_threads or (1 if hidden_size <= SMALL_HIDDEN_SIZE else 0)
+        self._num_threads = num_threads or (
+            1 if hidden_size <= SMALL_HIDDEN_SIZE else thread_limit()
+        )
         self._holds_one_session = provider == "cpu" and hidden_size > SMALL_HIDDEN_SIZE
         self._session_entries = session_entries(weight_format(bundle.config), exact)
         self.widens_on_use = provider == "cpu" and (

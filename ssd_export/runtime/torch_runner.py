@@ -14,6 +14,7 @@ from ssd_export.cache.attention import decode_attention, fill_from_prompt, prefi
 from ssd_export.cache.state import GroupState
 from ssd_export.config import NUM_IMAGE_TOKENS, ModelConfig
 from ssd_export.errors import UserError
+from ssd_export.machine import num_cpus
 from ssd_export.model.decoder import ImageTokenModel
 from ssd_export.model.image_decoder import ImageDecoder
 from ssd_export.model.quantization import dequantize
@@ -37,8 +38,7 @@ class TorchRunner(Runner):
             raise UserError(
                 "torch finds no CUDA GPU; use --provider cpu, or install torch for CUDA"
             )
-        if num_threads:
-            torch.set_num_threads(num_threads)
+        torch.set_num_threads(num_threads or min(num_cpus(), torch.get_num_threads()))
         self._device = provider
         self._config = ModelConfig.from_dict(bundle.config["model"])
         self._table = PolicyTable.from_dict(bundle.config["policy"])

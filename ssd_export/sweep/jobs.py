@@ -8,10 +8,9 @@ from __future__ import annotations
 
 from ssd_export.config import NUM_IMAGE_TOKENS, ModelConfig
 from ssd_export.errors import UserError
-from ssd_export.machine import free_bytes, gib
+from ssd_export.machine import free_bytes, gib, num_cpus
 from ssd_export.metrics.teacher_forced import ROWS
 from ssd_export.model.checkpoint import EMBED_TOKENS, Checkpoint
-from ssd_export.report.environment import num_cores
 from ssd_export.runtime.ort_runner import SMALL_HIDDEN_SIZE
 
 LIBRARIES_BYTES = 350_000_000  # Python, torch, ONNX Runtime
@@ -57,9 +56,9 @@ def settle_jobs(jobs: int | None, checkpoint: Checkpoint, batch: int, on_cpu: bo
     Raises: UserError for more than memory allows.
     """
     each, free = process_bytes(checkpoint, batch), free_bytes()
-    fit = jobs or num_cores() if free is None else max(1, free // each)
+    fit = jobs or num_cpus() if free is None else max(1, free // each)
     if jobs is None:
-        return min(num_cores(), fit) if on_cpu and is_small(checkpoint.config) else 1
+        return min(num_cpus(), fit) if on_cpu and is_small(checkpoint.config) else 1
     if jobs > fit:
         raise UserError(
             f"--jobs {jobs} takes about {gib(jobs * each)} of memory and {gib(free or 0)} are free;"

@@ -18,7 +18,6 @@ teacher-forced KL, PSNR). Differences are taken case by case. A policy may be a 
 from __future__ import annotations
 
 import json
-import os
 import platform
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -28,6 +27,7 @@ from typing import Any
 from ssd_export.bundle import TOOL_VERSION
 from ssd_export.errors import UserError
 from ssd_export.export.exporter import model_folder
+from ssd_export.machine import num_cpus
 from ssd_export.model.checkpoint import Checkpoint, open_checkpoint
 from ssd_export.policy.head_map import find_head_map
 from ssd_export.runtime.pictures import make_folder, write_file
@@ -201,7 +201,7 @@ def _settings(spec: SweepSpec, name: str, checkpoint: Checkpoint) -> dict[str, A
         "model_fingerprint": checkpoint.fingerprint(),
         "tool_version": TOOL_VERSION,
         "measure": SCORE if scored else "agreement with the full cache",
-        "machine": f"{platform.machine()}, {os.cpu_count()} cores, {platform.system()}",
+        "machine": f"{platform.machine()}, {num_cpus()} cores, {platform.system()}",
     }
 
 

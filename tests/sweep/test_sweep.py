@@ -360,7 +360,7 @@ def test_jobs_follow_cores_memory_and_the_model(
     from ssd_export.sweep import jobs as sweep_jobs
 
     opened = open_checkpoint(checkpoint)
-    monkeypatch.setattr(sweep_jobs, "num_cores", lambda: 8)
+    monkeypatch.setattr(sweep_jobs, "num_cpus", lambda: 8)
     each = sweep_jobs.process_bytes(opened, 4)
     assert 350e6 < each < 1e9
     monkeypatch.setattr(sweep_jobs, "free_bytes", lambda: 3 * each)
