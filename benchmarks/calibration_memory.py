@@ -48,8 +48,8 @@ def measure_stages(folder: Path) -> dict[str, Any]:
     from ssd_export.config import NUM_IMAGE_TOKENS
     from ssd_export.model.checkpoint import open_checkpoint
     from ssd_export.model.prompt import EncodedPrompts
-    from ssd_export.runtime.runner import Sampling
     from ssd_export.runtime.uniforms import uniforms
+    from ssd_export.sampling import Sampling
 
     checkpoint, rng = open_checkpoint(folder), np.random.default_rng(0)
     config, sampling, peaks = checkpoint.config, Sampling(5.0, 1.0), {}

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import tempfile
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,14 +17,13 @@ from typing import Any
 
 from ssd_export.bench.roofline import MachineRates, StepCost, step_cost
 from ssd_export.bundle import Bundle, open_bundle
-from ssd_export.config import GRID, NUM_IMAGE_TOKENS
+from ssd_export.config import NUM_IMAGE_TOKENS
 from ssd_export.errors import UserError
-from ssd_export.model.prompt import PromptEncoder
 from ssd_export.policy.table import PolicyTable
 from ssd_export.report.measurement import table
-from ssd_export.runtime.generate import TextEmbeddings
-from ssd_export.runtime.runner import PromptBatch, Sampling, release_steps
-from ssd_export.runtime.uniforms import uniforms
+from ssd_export.runtime.loop import decode
+from ssd_export.runtime.prompt_batch import PromptBatches
+from ssd_export.sampling import Sampling
 from ssd_export.tensorrt.build import build_engines
 from ssd_export.tensorrt.plan import BuildSpec, plan_build
 from ssd_export.tensorrt.runner import TrtRunner, open_device
@@ -103,12 +103,12 @@ def speeds_of(
 
 
 def speed_of(runner: TrtRunner, bundle: Bundle, num_images: int, plugin: bool) -> Speed:
-    batch = prompt_batch(bundle, num_images)
+    batch = PromptBatches.from_bundle(bundle)([PROMPT] * num_images, Sampling(), seed=0)
     policy = PolicyTable.from_dict(bundle.config["policy"])
-    releases = release_steps(policy, batch.lengths.tolist())
     for _ in range(2):  # the first captures the graphs
-        prefill = _timed(runner, lambda: runner.prefill(batch))
-        seconds = _timed(runner, lambda: _draw(runner, releases))
+        loop = decode(runner, batch, policy)
+        prefill = _timed(runner, lambda loop=loop: next(loop))
+        seconds = _timed(runner, lambda loop=loop: deque(loop, maxlen=0))
     tokens = runner.tokens()[:1]
     runner.decode_image(tokens)
     picture = _timed(runner, lambda: runner.decode_image(tokens))
@@ -123,20 +123,6 @@ def speed_of(runner: TrtRunner, bundle: Bundle, num_images: int, plugin: bool) -
         runner.memory_report(),
         graphs,
         cost,
-    )
-
-
-def prompt_batch(bundle: Bundle, num_images: int) -> PromptBatch:
-    """One prompt, so many times."""
-    encoded = PromptEncoder.from_file(bundle.file("tokenizer.json")).encode(
-        [PROMPT] * num_images, bundle.config["policy"]["prompt_slots"]
-    )
-    sampling = Sampling(5.0, 1.0)
-    return PromptBatch(
-        TextEmbeddings(bundle)(encoded.ids),
-        encoded.prompt_length,
-        uniforms(0, num_images),
-        sampling,
     )
 
 
@@ -200,11 +186,6 @@ def _bound_ms(cost: StepCost, rates: MachineRates) -> float:
     return 1000 * cost.bound_seconds(
         max(rates.read_bandwidth, rates.copy_bandwidth), rates.matrix_rate
     )
-
-
-def _draw(runner: TrtRunner, releases: frozenset[int]) -> None:
-    for row in range(GRID):
-        runner.decode_row(range(max(1, row * GRID), (row + 1) * GRID), releases)
 
 
 def _timed(runner: TrtRunner, work: Callable[[], object]) -> float:

@@ -119,17 +119,19 @@ def draw(
     """Draws in this process, whose memory is measured."""
     from ssd_export.bundle import open_bundle
     from ssd_export.runtime.generate import ImageGenerator
+    from ssd_export.runtime.loop import decode, single_steps
     from ssd_export.runtime.ort_runner import OrtRunner
-    from ssd_export.runtime.runner import Sampling, release_steps
-    from ssd_export.runtime.uniforms import uniforms
+    from ssd_export.runtime.prompt_batch import PromptBatches
+    from ssd_export.sampling import Sampling
 
     began = time.perf_counter()
     opened = open_bundle(bundle)
     checked = time.perf_counter()
     runner = OrtRunner(opened, num_threads=num_threads, widen_on_use=widen_on_use)
     with ImageGenerator(opened, runner) as generator:
-        batch = generator._batch([PROMPT], uniforms(0, 1), Sampling(5.0, 1.0))
-        runner.prefill(batch)
+        batch = PromptBatches.from_bundle(opened)([PROMPT], Sampling(), seed=0)
+        loop = decode(runner, batch, generator.table, single_steps(num_tokens))
+        next(loop)
         figures = {
             "seconds_to_check": checked - began,
             "seconds_to_first_token": time.perf_counter() - checked,
@@ -140,11 +142,10 @@ def draw(
             "num_threads": num_threads,
             "decoder_batch": decoder_batch,
         }
-        releases, seconds = release_steps(generator.table, batch.lengths.tolist()), []
-        for step in range(1, num_tokens):
-            started = time.perf_counter()
-            runner.decode_row(range(step, step + 1), releases)
+        seconds, started = [], time.perf_counter()
+        for _ in loop:
             seconds.append(time.perf_counter() - started)
+            started = time.perf_counter()
         if seconds:
             figures["seconds_to_second_token"] = seconds[0]  # opens the decode step
             figures["peak_bytes_tokens"] = peak_bytes()

@@ -8,7 +8,15 @@ from pathlib import Path
 
 PACKAGE = Path(__file__).parent.parent / "ssd_export"
 # The ground stands on nothing; each room may import the ground, and from the rooms what stands here.
-GROUND = {"cgroups", "errors", "config", "graph_spec", "machine", "worker_processes"}
+GROUND = {
+    "cgroups",
+    "config",
+    "errors",
+    "graph_spec",
+    "machine",
+    "sampling",
+    "worker_processes",
+}
 ROOMS: dict[str, set[str]] = {
     "bundle": set(),
     "policy": set(),

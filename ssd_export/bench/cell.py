@@ -8,7 +8,7 @@ import platform
 import statistics
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,15 +18,16 @@ import numpy as np
 from ssd_export.bundle import Bundle, open_bundle
 from ssd_export.config import GRID, NUM_IMAGE_TOKENS
 from ssd_export.errors import UserError
-from ssd_export.model.prompt import PromptEncoder
 from ssd_export.policy.table import PolicyTable
 from ssd_export.report.environment import device_memory_bytes
-from ssd_export.runtime.generate import TextEmbeddings, open_runner
-from ssd_export.runtime.runner import PromptBatch, Runner, Sampling, release_steps
-from ssd_export.runtime.uniforms import uniforms
+from ssd_export.runtime.generate import open_runner
+from ssd_export.runtime.loop import decode, grid_rows, single_steps
+from ssd_export.runtime.prompt_batch import PromptBatch, PromptBatches
+from ssd_export.runtime.runner import Runner
+from ssd_export.sampling import Sampling
 
 PROMPT = "a red circle on white"
-CFG_SCALE = 5.0
+WARM_UP_TOKENS = 3  # the prefill and two steps: every graph is opened, every buffer touched
 SHORT_SECONDS = (
     2.0  # a picture that is decoded faster is decoded twice: the first time opens the graph
 )
@@ -68,17 +69,18 @@ def measure(cell: Cell, progress: StepProgress) -> dict[str, Any]:
     bundle = open_bundle(cell.path)
     runner = open_runner(bundle, cell.runner, cell.provider, cell.threads)
     try:
-        make_batch = _batches(bundle, cell.batch)
-        warm_up(runner, make_batch())
+        table, batches = PolicyTable.from_dict(bundle.config["policy"]), _batches(bundle, cell)
+        for _ in decode(runner, batches(), table, single_steps(WARM_UP_TOKENS)):
+            runner.tokens()
         facts = {"load_seconds": time.perf_counter() - began}
         began = time.perf_counter()
-        batch = make_batch()
-        runner.prefill(batch)
+        # The first step by itself: a runner opens again for it what it closed for the prompt.
+        loop = decode(runner, batches(), table, [*single_steps(2), *timed_parts(cell)])
+        next(loop)
         runner.tokens()
         facts["first_token_ms"] = 1000 * (time.perf_counter() - began)
-        # by itself, because a runner opens again for it what it closed for the prompt's sake
-        facts["first_step_seconds"] = _seconds(lambda: (runner.decode_step(1), runner.tokens()))
-        facts |= step_figures(time_steps(bundle, runner, batch, cell, progress), cell.batch)
+        facts["first_step_seconds"] = _seconds(lambda: (next(loop), runner.tokens()))
+        facts |= step_figures(time_steps(loop, runner, cell, progress), cell.batch)
         facts["cache_bytes"] = runner.cache_bytes()
         facts["peak_resident_bytes"] = peak_resident_bytes()
         if device_before is not None:
@@ -107,31 +109,12 @@ def _rates(cell: Cell) -> dict[str, Any]:
         ) from error
 
 
-def _batches(bundle: Bundle, batch: int) -> Callable[[], PromptBatch]:
+def _batches(bundle: Bundle, cell: Cell) -> Callable[[], PromptBatch]:
     """Makes the batch of one prompt: tokenizing and looking up embeddings are part of the time to
     the first token.
     """
-    encoder, embeddings = (
-        PromptEncoder.from_file(bundle.file("tokenizer.json")),
-        TextEmbeddings(bundle),
-    )
-    table, randoms = PolicyTable.from_dict(bundle.config["policy"]), uniforms(0, batch)
-
-    def make() -> PromptBatch:
-        encoded = encoder.encode([PROMPT] * batch, table.prompt_slots)
-        return PromptBatch(
-            embeddings(encoded.ids), encoded.prompt_length, randoms, Sampling(CFG_SCALE, 1.0)
-        )
-
-    return make
-
-
-def warm_up(runner: Runner, batch: PromptBatch) -> None:
-    """Opens every graph and touches every buffer once."""
-    runner.prefill(batch)
-    for step in (1, 2):
-        runner.decode_step(step)
-    runner.tokens()
+    batches = PromptBatches.from_bundle(bundle)
+    return lambda: batches([PROMPT] * cell.batch, Sampling(), seed=0)
 
 
 @dataclass(frozen=True)
@@ -147,31 +130,32 @@ class StepTimes:
     cpu_seconds: list[float]
 
 
-def time_steps(
-    bundle: Bundle, runner: Runner, batch: PromptBatch, cell: Cell, progress: StepProgress
-) -> StepTimes:
-    """The time of each decode step; on a device, where steps are queued, of each grid row's steps,
-    shared evenly.
+def timed_parts(cell: Cell) -> list[range]:
+    """The last steps of an image, over caches that hold less: the work of a step does not depend on
+    how much of the cache is filled, only releases do.
 
-    They are the last steps of a picture, over caches that hold less: the work of a step does not
-    depend on how much of the cache is filled, only releases do.
+    One by one; on a device, where steps are queued, a grid row at a time.
     """
-    releases = release_steps(PolicyTable.from_dict(bundle.config["policy"]), batch.lengths.tolist())
-    times, before = StepTimes([], []), NUM_IMAGE_TOKENS - 1 - cell.steps
-    for first in range((before + 1) // GRID * GRID, NUM_IMAGE_TOKENS, GRID):
-        row = range(max(before + 1, first), first + GRID)
-        parts = [row] if on_device(cell) else [range(step, step + 1) for step in row]
-        for part in parts:
-            cpu_began = time.process_time()
-            spent = _seconds(
-                lambda part=part: (
-                    runner.decode_row(part, releases),
-                    on_device(cell) and runner.tokens(),
-                )
-            )
-            times.seconds.extend([spent / len(part)] * len(part))
-            times.cpu_seconds.extend([(time.process_time() - cpu_began) / len(part)] * len(part))
-        progress(row.stop - 1 - before, cell.steps)
+    first = NUM_IMAGE_TOKENS - cell.steps
+    return grid_rows(first) if on_device(cell) else single_steps(first=first)
+
+
+def time_steps(
+    loop: Iterator[range], runner: Runner, cell: Cell, progress: StepProgress
+) -> StepTimes:
+    """The time of each decode step of a loop over timed_parts; on a device a grid row's time is
+    shared evenly among its steps.
+    """
+    times = StepTimes([], [])
+    for _ in timed_parts(cell):
+        began, cpu_began = time.perf_counter(), time.process_time()
+        steps = next(loop)
+        if on_device(cell):
+            runner.tokens()  # waits for the device
+        times.seconds.extend([(time.perf_counter() - began) / len(steps)] * len(steps))
+        times.cpu_seconds.extend([(time.process_time() - cpu_began) / len(steps)] * len(steps))
+        if steps.stop % GRID == 0:
+            progress(len(times.seconds), cell.steps)
     return times
 
 
@@ -218,9 +202,10 @@ def _profile(cell: Cell, progress: StepProgress) -> list[dict[str, Any]]:
     bundle = open_bundle(cell.path)
     with tempfile.TemporaryDirectory(prefix="ssd-export-profile-") as folder:
         runner = OrtRunner(bundle, cell.provider, cell.threads, profile=Path(folder) / "profile")
-        batch = _batches(bundle, cell.batch)()
-        runner.prefill(batch)
-        time_steps(bundle, runner, batch, cell, progress)
+        table = PolicyTable.from_dict(bundle.config["policy"])
+        loop = decode(runner, _batches(bundle, cell)(), table, timed_parts(cell))
+        next(loop)
+        time_steps(loop, runner, cell, progress)
         return summarise(runner.end_profiling(), cell.steps)
 
 

@@ -15,6 +15,7 @@ import torch
 from ssd_export.config import NUM_IMAGE_TOKENS
 from ssd_export.errors import UserError
 from ssd_export.model.prompt import PromptEncoder
+from ssd_export.sampling import Sampling
 
 if TYPE_CHECKING:
     from ssd_export.bench.cell import Cell, StepProgress
@@ -99,7 +100,6 @@ def _token_times(
     """Seconds after the start, passed and computed, at which each of the first steps + 1 tokens had
     its logits.
     """
-    from ssd_export.bench.cell import CFG_SCALE
 
     times: list[tuple[float, float]] = []
 
@@ -118,7 +118,10 @@ def _token_times(
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             model.generate(
-                **inputs, generation_mode="image", do_sample=False, guidance_scale=CFG_SCALE
+                **inputs,
+                generation_mode="image",
+                do_sample=False,
+                guidance_scale=Sampling().cfg_scale,
             )
     except _Enough:
         pass

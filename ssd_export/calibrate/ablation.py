@@ -17,7 +17,7 @@ from ssd_export.cache.replay import DenseAttention, attend_with_option, keeps_ev
 from ssd_export.calibrate.sensitivity import causal, rope, sampled_logits, wide
 from ssd_export.model.decoder import ImageTokenModel
 from ssd_export.policy.table import HeadOption
-from ssd_export.runtime.runner import Sampling
+from ssd_export.sampling import Sampling
 
 ROWS = 8  # rows that go through the layers together
 

@@ -33,8 +33,8 @@ from ssd_export.model.prompt import PromptEncoder
 from ssd_export.policy.head_map import HeadMap
 from ssd_export.policy.menu import MENU
 from ssd_export.policy.table import HeadOption
-from ssd_export.runtime.runner import Sampling
 from ssd_export.runtime.uniforms import uniforms
+from ssd_export.sampling import Sampling
 
 ABLATION, FISHER = "ablation", "fisher"  # how costs are found
 BATCH = 4  # pictures drawn together; the numbers depend on it by rounding only

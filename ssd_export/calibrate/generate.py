@@ -16,8 +16,8 @@ from ssd_export.model.checkpoint import Checkpoint
 from ssd_export.model.decoder import ImageTokenModel
 from ssd_export.model.image_decoder import ImageDecoder
 from ssd_export.model.prompt import EncodedPrompts
-from ssd_export.runtime.runner import Sampling
 from ssd_export.runtime.torch_runner import draw_tokens
+from ssd_export.sampling import Sampling
 
 SMALL = 500_000_000  # parameters; 2 GB in float32
 

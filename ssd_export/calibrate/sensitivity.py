@@ -21,7 +21,7 @@ from ssd_export.cache.replay import DenseAttention, attend_with_option
 from ssd_export.config import NUM_IMAGE_TOKENS
 from ssd_export.model.decoder import ImageTokenModel
 from ssd_export.policy.table import HeadOption
-from ssd_export.runtime.runner import Sampling
+from ssd_export.sampling import Sampling
 
 # Divides the logits once more: where the model is sure of a token, nothing changes its likelihood a
 # little, and what a head reads there may be all that makes it sure.

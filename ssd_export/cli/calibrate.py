@@ -198,7 +198,7 @@ def _calibrate(spec: CalibrateSpec) -> None:
     from ssd_export.cli.progress import ProgressReport
     from ssd_export.export.exporter import generation_defaults, model_folder
     from ssd_export.model.checkpoint import open_checkpoint
-    from ssd_export.runtime.runner import Sampling
+    from ssd_export.sampling import Sampling
 
     neighbourhood = Neighbourhood.parse(spec.neighbourhood)
     given = _prompts(spec)

@@ -19,10 +19,12 @@ from PIL import Image
 from ssd_export.bundle import Bundle, open_bundle
 from ssd_export.config import GRID, NUM_IMAGE_TOKENS, ModelConfig
 from ssd_export.errors import UserError
-from ssd_export.model.prompt import PromptEncoder
+from ssd_export.policy.schedule import tokens_dropped
 from ssd_export.policy.table import PolicyTable
-from ssd_export.runtime.runner import PromptBatch, Runner, Sampling, release_steps, tokens_dropped
-from ssd_export.runtime.uniforms import uniforms
+from ssd_export.runtime.loop import decode
+from ssd_export.runtime.prompt_batch import PromptBatch, PromptBatches, bundle_sampling
+from ssd_export.runtime.runner import Runner
+from ssd_export.sampling import as_count, as_seed
 
 RUNNERS = ("ort", "torch", "trt")
 NOT_DRAWN_YET = 235  # grey level of the part of a preview that is still to come
@@ -82,8 +84,7 @@ class ImageGenerator:
         self.bundle, self.runner = bundle, runner
         self.config = ModelConfig.from_dict(bundle.config["model"])
         self.table = PolicyTable.from_dict(bundle.config["policy"])
-        self._prompts = PromptEncoder.from_file(bundle.file("tokenizer.json"))
-        self._embeddings = TextEmbeddings(bundle)
+        self._batches = PromptBatches.from_bundle(bundle)
         self.cache: CacheReport | None = None
 
     @classmethod
@@ -151,23 +152,24 @@ class ImageGenerator:
         """
         if isinstance(prompts, str):
             raise UserError('prompts is one string; give a list such as ["a red circle on white"]')
-        sampling = self._sampling(cfg_scale, temperature, top_k)
-        if min(num_images, max_batch, decoder_batch) < 1:
-            raise UserError(
-                f"num_images={num_images}, max_batch={max_batch}, decoder_batch={decoder_batch}:"
-                " use 1 or more"
+        sampling = bundle_sampling(self.bundle).changed(cfg_scale, temperature, top_k)
+        seed = as_seed(seed)
+        num_images, max_batch, decoder_batch = (
+            as_count(value, name)
+            for name, value in (
+                ("num_images", num_images),
+                ("max_batch", max_batch),
+                ("decoder_batch", decoder_batch),
             )
+        )
+        self._batches.check(prompts)
         every = [prompt for prompt in prompts for _ in range(num_images)]
-        self._prompts.encode(
-            every[:1] if not every else list(prompts), self.table.prompt_slots
-        )  # all bad ones, at once
         max_batch = min(max_batch, self.runner.max_images)
-        randoms = uniforms(seed, len(every))
         tokens = np.zeros((len(every), NUM_IMAGE_TOKENS), np.int32)
         images: list[Image.Image] = []
         for start in range(0, len(every), max_batch):
             part = slice(start, min(start + max_batch, len(every)))
-            batch = self._batch(every[part], np.ascontiguousarray(randoms[:, part]), sampling)
+            batch = self._batches(every[part], sampling, seed, start)
             last = part.stop == len(every)
             for row in self._rows(batch):
                 tokens[part] = self.runner.tokens()
@@ -184,30 +186,12 @@ class ImageGenerator:
                 )
                 yield RowEvent(row, tokens.copy(), shown, done)
 
-    def _sampling(self, cfg_scale: float | None, temperature: float | None, top_k: int) -> Sampling:
-        defaults = self.bundle.config["generation"]
-        cfg_scale = defaults["cfg_scale"] if cfg_scale is None else cfg_scale
-        temperature = defaults["temperature"] if temperature is None else temperature
-        if not (
-            np.isfinite(cfg_scale) and np.isfinite(temperature) and temperature >= 0 and top_k >= 0
-        ):
-            raise UserError(
-                f"cfg_scale={cfg_scale}, temperature={temperature}, top_k={top_k}: use finite"
-                " numbers, temperature >= 0 (0 is greedy) and top_k >= 0 (0 keeps all)"
-            )
-        return Sampling(float(cfg_scale), float(temperature), int(top_k))
-
-    def _batch(self, prompts: list[str], randoms: np.ndarray, sampling: Sampling) -> PromptBatch:
-        encoded = self._prompts.encode(prompts, self.table.prompt_slots)
-        return PromptBatch(self._embeddings(encoded.ids), encoded.prompt_length, randoms, sampling)
-
     def _rows(self, batch: PromptBatch) -> Iterator[int]:
         """Draws the batch; yields after every grid row."""
-        releases = release_steps(self.table, batch.lengths.tolist())
-        self.runner.prefill(batch)
+        steps = decode(self.runner, batch, self.table)
+        next(steps)
         self.cache = self._checked_cache(batch)
-        for row in range(GRID):
-            self.runner.decode_row(range(max(1, row * GRID), (row + 1) * GRID), releases)
+        for row, _ in enumerate(steps):
             yield row
 
     def _checked_cache(self, batch: PromptBatch) -> CacheReport:
@@ -253,27 +237,6 @@ class ImageGenerator:
             pixels[pixels.shape[0] * (row + 1) // GRID :] = NOT_DRAWN_YET
             previews.append(Image.fromarray(pixels))
         return previews
-
-
-class TextEmbeddings:
-    """Rows of the text embedding table, read from the mapped weights file; the table itself is
-    never loaded.
-    """
-
-    def __init__(self, bundle: Bundle) -> None:
-        entry = bundle.config["text_embeddings"]
-        self._is_bfloat16 = entry["dtype"] == "bfloat16"
-        dtype = np.uint16 if self._is_bfloat16 else entry["dtype"]
-        self._table = np.memmap(
-            bundle.file(entry["file"]), dtype, "r", entry["offset"], tuple(entry["shape"])
-        )
-
-    def __call__(self, ids: np.ndarray) -> np.ndarray:
-        """float32 [..., hidden] of ids [...]."""
-        rows = np.asarray(self._table[ids])
-        if self._is_bfloat16:
-            return (rows.astype(np.uint32) << 16).view(np.float32)
-        return rows.astype(np.float32)
 
 
 def open_runner(bundle: Bundle, name: str, provider: str, num_threads: int | None) -> Runner:

@@ -21,9 +21,11 @@ from ssd_export.graph_spec import GraphSpec, TensorSpec
 from ssd_export.machine import thread_limit, total_bytes
 from ssd_export.plan.memory import widens_on_use
 from ssd_export.plan.sizes import WeightSizes
+from ssd_export.policy.schedule import full_before
 from ssd_export.policy.table import PolicyTable, release_graph
 from ssd_export.runtime.ort_session import PROVIDERS, open_session, session_entries
-from ssd_export.runtime.runner import PromptBatch, Runner, full_before
+from ssd_export.runtime.prompt_batch import PromptBatch
+from ssd_export.runtime.runner import Runner
 
 ELEMENT_TYPES = {
     "float32": 1,

@@ -1,5 +1,4 @@
-"""The seam between what is drawn and where: one Runner per backend, one loop (`generate.py`) for
-all.
+"""The seam between what is generated and where: one Runner a backend, one loop (`loop.py`) for all.
 
 A runner holds the weights and the caches of one batch of pictures. Arrays that cross the seam are
 numpy on the host.
@@ -8,43 +7,12 @@ numpy on the host.
 from __future__ import annotations
 
 import sys
-from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection
 from typing import Protocol
 
 import numpy as np
 
-from ssd_export.config import NUM_IMAGE_TOKENS
-from ssd_export.policy.table import PolicyTable
-
-
-@dataclass(frozen=True)
-class Sampling:
-    """cfg_scale: guidance u + cfg_scale (c - u); temperature: 0 is greedy; top_k: 0 keeps every
-    token.
-    """
-
-    cfg_scale: float
-    temperature: float
-    top_k: int = 0
-
-
-@dataclass(frozen=True)
-class PromptBatch:
-    """What starts a batch of N pictures.
-
-    embeds: float32 [2 N, T, hidden], padded on the right; lengths: int32 [2 N]; uniforms: float32
-    [576, N] in [0, 1).
-    """
-
-    embeds: np.ndarray
-    lengths: np.ndarray
-    uniforms: np.ndarray
-    sampling: Sampling
-
-    @property
-    def num_images(self) -> int:
-        return self.uniforms.shape[1]
+from ssd_export.runtime.prompt_batch import PromptBatch
 
 
 class Runner(Protocol):
@@ -90,36 +58,3 @@ class Runner(Protocol):
 
     def close(self) -> None:
         """Frees what the runner holds."""
-
-
-def release_steps(table: PolicyTable, lengths: Sequence[int]) -> frozenset[int]:
-    """Steps before which some head that releases several slots at a time has no empty slot (R7)."""
-    return frozenset().union(*(full_before(kind, lengths) for kind in table.release_kinds))
-
-
-def full_before(kind: tuple[int, int], lengths: Sequence[int]) -> frozenset[int]:
-    """The steps before which heads of that kind are full, in a row with a prompt of one of these
-    lengths.
-
-    A head with num_slots slots and a prompt of length L is full before step num_slots - L + 1, and
-    then after every evict_every writes.
-    """
-    num_slots, evict_every = kind
-    firsts = {num_slots - length + 1 for length in lengths}
-    return frozenset(
-        step for first in firsts for step in range(first, NUM_IMAGE_TOKENS, evict_every)
-    )
-
-
-def tokens_dropped(table: PolicyTable, length: int) -> int:
-    """(layer, KV head, token) triples that a row with a prompt of this length drops while a picture
-    is drawn.
-
-    575 of the 576 tokens are written (the last one is only drawn).
-    """
-    dropped = 0
-    for group in (group for layer in table.layers for group in layer):
-        overflow = length + NUM_IMAGE_TOKENS - 1 - group.num_slots
-        if overflow > 0:
-            dropped += group.num_heads * -(-overflow // group.evict_every) * group.evict_every
-    return dropped

@@ -20,7 +20,9 @@ from ssd_export.model.image_decoder import ImageDecoder
 from ssd_export.model.quantization import dequantize
 from ssd_export.policy.layout import group_slices, query_slices
 from ssd_export.policy.table import HeadGroup, PolicyTable
-from ssd_export.runtime.runner import PromptBatch, Runner, Sampling
+from ssd_export.runtime.prompt_batch import PromptBatch
+from ssd_export.runtime.runner import Runner
+from ssd_export.sampling import Sampling
 
 BLOCK = 128
 LEAST_TEMPERATURE = 1e-6

@@ -38,9 +38,9 @@ def philox4x32(counter: tuple[np.ndarray, ...], key: tuple[int, int]) -> tuple[n
     return c0, c1, c2, c3
 
 
-def uniforms(seed: int, num_images: int) -> np.ndarray:
-    """float32 [576, num_images] in [0, 1): one number a token; column i is the same for any
-    num_images.
+def uniforms(seed: int, num_images: int, first_image: int = 0) -> np.ndarray:
+    """float32 [576, num_images] in [0, 1): one number a token; the column of an image is the same
+    for any num_images and first_image.
 
     Raises: ValueError for a seed outside 0 .. 2**64 - 1.
     """
@@ -48,7 +48,7 @@ def uniforms(seed: int, num_images: int) -> np.ndarray:
         raise ValueError(f"seed {seed} is not an unsigned 64-bit number")
     step, image = np.meshgrid(
         np.arange(NUM_IMAGE_TOKENS, dtype=np.uint64),
-        np.arange(num_images, dtype=np.uint64),
+        np.arange(first_image, first_image + num_images, dtype=np.uint64),
         indexing="ij",
     )
     zero = np.zeros_like(step)

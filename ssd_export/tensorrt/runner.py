@@ -17,7 +17,8 @@ from ssd_export.bundle import Bundle
 from ssd_export.config import NUM_IMAGE_TOKENS
 from ssd_export.errors import UserError
 from ssd_export.graph_spec import GraphSpec
-from ssd_export.runtime.runner import PromptBatch, Runner
+from ssd_export.runtime.prompt_batch import PromptBatch
+from ssd_export.runtime.runner import Runner
 from ssd_export.tensorrt.batch_memory import BatchMemory
 from ssd_export.tensorrt.cuda_device import NO_GPU, CudaDevice, open_driver
 from ssd_export.tensorrt.engine_files import EngineFiles, find_engines

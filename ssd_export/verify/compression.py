@@ -10,8 +10,8 @@ import numpy as np
 
 from ssd_export.config import NUM_IMAGE_TOKENS, ModelConfig
 from ssd_export.export.graphs import head_groups
+from ssd_export.policy.schedule import tokens_dropped
 from ssd_export.policy.table import PolicyTable
-from ssd_export.runtime.runner import tokens_dropped
 from ssd_export.verify.checks import Divergence, Rung
 from ssd_export.verify.inspectable_runners import Probe
 

@@ -16,11 +16,9 @@ from ssd_export.bundle import Bundle
 from ssd_export.config import NUM_IMAGE_TOKENS, ModelConfig
 from ssd_export.export.graphs import head_groups, part_names
 from ssd_export.metrics.similarity import psnr, ssim
-from ssd_export.model.prompt import PromptEncoder
 from ssd_export.policy.table import PolicyTable
-from ssd_export.runtime.generate import TextEmbeddings
-from ssd_export.runtime.runner import PromptBatch, Sampling, release_steps
-from ssd_export.runtime.uniforms import uniforms
+from ssd_export.runtime.loop import decode, single_steps
+from ssd_export.runtime.prompt_batch import PromptBatch, PromptBatches, bundle_sampling
 from ssd_export.verify.checks import Divergence, Rung
 from ssd_export.verify.compression import check_compression, check_dropped
 from ssd_export.verify.contract import heads_of_layer
@@ -49,8 +47,7 @@ class Ladder:
         self._dtype = bundle.config["dtype"]
         self.tolerance = tolerance_of(self._dtype, self.table.kv_dtype)
         self.subject, self.reference, self._progress = subject, reference, progress
-        self.batch = prompt_batch(bundle, self.table, seed)
-        self._releases = release_steps(self.table, self.batch.lengths.tolist())
+        self.batch = prompt_batch(bundle, seed)
         self._groups = list(head_groups(self.table))
         self._tokens = np.zeros((len(PROMPTS), NUM_IMAGE_TOKENS), np.int32)
         self._ties: list[int] = []  # steps
@@ -60,7 +57,7 @@ class Ladder:
         )  # (image, step) where rounding explains another token
 
     def compression(self) -> Rung:
-        self.subject.prefill(self.batch)
+        next(self._decode(self.subject))
         return check_compression(self.subject, self.table, self.config, self._dtype, len(PROMPTS))
 
     def layers(self) -> Rung:
@@ -115,12 +112,8 @@ class Ladder:
         """The subject on its own, from the same seed: each picture's tokens equal up to what
         rounding explains.
         """
-        self.subject.prefill(self.batch)
-        for step in range(1, NUM_IMAGE_TOKENS):
-            if step in self._releases:
-                self.subject.evict(step)
-            self.subject.decode_step(step)
-            self._progress("tokens", step + 1, NUM_IMAGE_TOKENS)
+        for steps in self._decode(self.subject):
+            self._progress("tokens", steps.stop, NUM_IMAGE_TOKENS)
         different = self.subject.tokens() != self._tokens
         figures: dict[str, Any] = {"agreement": float(1 - different.mean())}
         for image in np.flatnonzero(different.any(axis=1)).tolist():
@@ -157,18 +150,15 @@ class Ladder:
                 )
         return Rung("image", figures)
 
+    def _decode(self, runner: Probe, num_tokens: int = NUM_IMAGE_TOKENS) -> Iterator[range]:
+        return decode(runner, self.batch, self.table, single_steps(num_tokens))
+
     def _lockstep(self, stage: str, num_steps: int) -> Iterator[int]:
         """Yields each step once both have taken it; then the subject is given the reference's
         token.
         """
-        for step in range(num_steps):
-            for probe in (self.reference, self.subject):
-                if step == 0:
-                    probe.prefill(self.batch)
-                    continue
-                if step in self._releases:
-                    probe.evict(step)
-                probe.decode_step(step)
+        both = (self._decode(runner, num_steps) for runner in (self.reference, self.subject))
+        for (step,), _ in zip(*both, strict=True):
             self._tokens[:, step] = self.reference.tokens()[:, step]
             yield step
             self.subject.force(step, self._tokens[:, step])
@@ -343,16 +333,6 @@ class Ladder:
         return max(scores) - min(scores) <= allowed
 
 
-def prompt_batch(bundle: Bundle, table: PolicyTable, seed: int) -> PromptBatch:
+def prompt_batch(bundle: Bundle, seed: int) -> PromptBatch:
     """PROMPTS with the bundle's guidance and temperature."""
-    encoded = PromptEncoder.from_file(bundle.file("tokenizer.json")).encode(
-        PROMPTS, table.prompt_slots
-    )
-    defaults = bundle.config["generation"]
-    sampling = Sampling(float(defaults["cfg_scale"]), float(defaults["temperature"]))
-    return PromptBatch(
-        TextEmbeddings(bundle)(encoded.ids),
-        encoded.prompt_length,
-        uniforms(seed, len(PROMPTS)),
-        sampling,
-    )
+    return PromptBatches.from_bundle(bundle)(PROMPTS, bundle_sampling(bundle), seed)

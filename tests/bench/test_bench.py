@@ -22,7 +22,7 @@ from ssd_export.bench.bench import (
     kind_of,
     run_bench,
 )
-from ssd_export.bench.cell import Cell, _batches, measure, picture_figures, time_steps
+from ssd_export.bench.cell import Cell, _batches, measure, picture_figures, time_steps, timed_parts
 from ssd_export.bench.full_cache_bundle import full_twin
 from ssd_export.bench.process import run_cell
 from ssd_export.bench.profile import summarise
@@ -34,9 +34,12 @@ from ssd_export.config import ModelConfig
 from ssd_export.errors import UserError
 from ssd_export.export.source_checkpoint import checkpoint_like, is_of
 from ssd_export.model.checkpoint import open_checkpoint
+from ssd_export.policy.schedule import release_steps
 from ssd_export.policy.table import PolicyTable
 from ssd_export.runtime.generate import ImageGenerator
-from ssd_export.runtime.runner import Runner, release_steps
+from ssd_export.runtime.loop import decode
+from ssd_export.runtime.prompt_batch import PromptBatch
+from ssd_export.runtime.runner import Runner
 from tests.janus_checkpoints import TinyJanus
 from tests.runtime.checkpoints import bundle, checkpoint
 
@@ -153,6 +156,9 @@ class CountingRunner(Runner):
     def __init__(self) -> None:
         self.calls: list[tuple[str, int]] = []
 
+    def prefill(self, batch: PromptBatch) -> None:
+        self.calls.append(("prefill", 0))
+
     def evict(self, step: int) -> None:
         self.calls.append(("evict", step))
 
@@ -163,18 +169,15 @@ class CountingRunner(Runner):
 @pytest.mark.parametrize("steps", [50, 575])
 def test_few_steps_release_as_often_as_the_end_of_a_picture(steps: int) -> None:
     opened, runner = open_bundle(compressed()), CountingRunner()
-    batch = _batches(opened, 1)()
-    times = time_steps(
-        opened,
-        runner,
-        batch,
-        Cell("bundle", opened.path, "ort", "cpu", 1, steps, 1),
-        lambda done, total: None,
-    )
+    cell = Cell("bundle", opened.path, "ort", "cpu", 1, steps, 1)
+    batch, table = _batches(opened, cell)(), PolicyTable.from_dict(opened.config["policy"])
+    loop = decode(runner, batch, table, timed_parts(cell))
+    next(loop)
+    times = time_steps(loop, runner, cell, lambda done, total: None)
     assert len(times.seconds) == len(times.cpu_seconds) == steps and [
         step for what, step in runner.calls if what == "step"
     ] == list(range(576 - steps, 576))
-    real = release_steps(PolicyTable.from_dict(opened.config["policy"]), batch.lengths.tolist())
+    real = release_steps(table, batch.lengths.tolist())
     assert [step for what, step in runner.calls if what == "evict"] == sorted(
         s for s in real if s > 575 - steps
     )

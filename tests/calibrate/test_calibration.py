@@ -28,8 +28,8 @@ from ssd_export.model.checkpoint import Checkpoint, open_checkpoint
 from ssd_export.model.prompt import PromptEncoder
 from ssd_export.policy.head_map import HeadMap
 from ssd_export.policy.menu import scored, window
-from ssd_export.runtime.runner import Sampling
 from ssd_export.runtime.uniforms import uniforms
+from ssd_export.sampling import Sampling
 from tests.janus_checkpoints import (
     TinyJanus,
     build_model,

@@ -22,7 +22,7 @@ from ssd_export.model.prompt import PromptEncoder
 from ssd_export.policy.menu import scored, window
 from ssd_export.policy.presets import policy_from_head_options
 from ssd_export.policy.table import HeadOption, PolicyTable, Rule
-from ssd_export.runtime.runner import Sampling
+from ssd_export.sampling import Sampling
 from tests.janus_checkpoints import TinyJanus, build_model, write_transformers_checkpoint
 
 TINY = {

@@ -17,7 +17,7 @@ from ssd_export.calibrate.measure import HeadSums
 from ssd_export.calibrate.neighbourhood import Neighbourhood
 from ssd_export.model.checkpoint import open_checkpoint
 from ssd_export.policy.menu import scored, window
-from ssd_export.runtime.runner import Sampling
+from ssd_export.sampling import Sampling
 from tests.janus_checkpoints import TinyJanus, write_transformers_checkpoint
 
 PROMPT, BYTES_FLOAT = 9, 4

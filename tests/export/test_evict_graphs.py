@@ -7,8 +7,8 @@ from collections import Counter
 from ssd_export.config import ModelConfig, VQConfig
 from ssd_export.export.graphs import evict_specs
 from ssd_export.policy.presets import HeadOption, Rule, make_policy, policy_from_head_options
+from ssd_export.policy.schedule import full_before, release_steps
 from ssd_export.policy.table import PolicyTable
-from ssd_export.runtime.runner import full_before, release_steps
 
 CONFIG = ModelConfig(100, 32, 2, 4, 4, 8, 64, 1e4, 1e-6, 1024, 16, 8, VQConfig(8, 8, (1, 1), 1), 96)
 OPTIONS = [

@@ -26,7 +26,6 @@ from ssd_export.model.quantization import (
     quantize,
     to_stored,
 )
-from ssd_export.policy.table import PolicyTable
 from ssd_export.runtime.generate import ImageGenerator
 from ssd_export.runtime.ort_runner import OrtRunner
 from ssd_export.runtime.ort_session import session_entries
@@ -226,7 +225,7 @@ def test_fast_kernels_stay_close_to_the_exact_ones(weights: str) -> None:
     spread.
     """
     opened = open_bundle(quantized_bundle(weights))
-    batch = prompt_batch(opened, PolicyTable.from_dict(opened.config["policy"]), seed=7)
+    batch = prompt_batch(opened, seed=7)
     runners = OrtRunner(opened, exact=True), OrtRunner(opened)
     for runner in runners:
         runner.prefill(batch)

@@ -18,9 +18,9 @@ from ssd_export.metrics.teacher_forced import SceneLosses, Sequences, TeacherFor
 from ssd_export.model.checkpoint import open_checkpoint
 from ssd_export.policy.table import PolicyTable
 from ssd_export.runtime.generate import ImageGenerator
-from ssd_export.runtime.runner import Sampling
 from ssd_export.runtime.torch_runner import draw_tokens
 from ssd_export.runtime.uniforms import uniforms
+from ssd_export.sampling import Sampling
 
 
 @pytest.fixture(scope="module")

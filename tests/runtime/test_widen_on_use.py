@@ -15,7 +15,6 @@ import pytest
 from ssd_export.bundle import open_bundle
 from ssd_export.plan.memory import widens_on_use
 from ssd_export.plan.sizes import WeightSizes
-from ssd_export.policy.table import PolicyTable
 from ssd_export.runtime import ort_runner
 from ssd_export.runtime.ort_runner import OrtRunner
 from ssd_export.runtime.ort_session import FOLDER_OF_WEIGHTS, open_session
@@ -41,7 +40,7 @@ def test_the_same_numbers(weights: str) -> None:
     dtype says.
     """
     opened = open_bundle(half_bundle(weights))
-    batch = prompt_batch(opened, PolicyTable.from_dict(opened.config["policy"]), seed=7)
+    batch = prompt_batch(opened, seed=7)
     on_use, at_once = (OrtRunner(opened, widen_on_use=choice) for choice in (True, False))
     for step in range(8):
         for runner in (on_use, at_once):
@@ -87,7 +86,7 @@ def test_a_widened_matrix_waits_for_nothing(tmp_path: Path) -> None:
     """
     opened = open_bundle(half_bundle())
     runner = OrtRunner(opened, profile=tmp_path / "profile", widen_on_use=True)
-    runner.prefill(prompt_batch(opened, PolicyTable.from_dict(opened.config["policy"]), seed=7))
+    runner.prefill(prompt_batch(opened, seed=7))
     runner.decode_step(1)
     events = json.loads(runner.end_profiling()["decode_step"].read_text())
     names = [

@@ -20,6 +20,7 @@ from ssd_export.export.exporter import export_bundle
 from ssd_export.export.temporary_bundle import PolicyChoice
 from ssd_export.policy.head_map import HeadMap
 from ssd_export.policy.table import HeadGroup, PolicyTable
+from ssd_export.runtime import loop
 from ssd_export.verify import generation as ladder
 from ssd_export.verify.inspectable_runners import OrtProbe
 from ssd_export.verify.verify import REPORT, VerifySpec, add_report, verify
@@ -246,9 +247,9 @@ def test_an_eviction_off_by_one_in_a_graph(
 
 
 def test_an_eviction_one_step_late(exported: Exported, monkeypatch: pytest.MonkeyPatch) -> None:
-    release_steps = ladder.release_steps
+    release_steps = loop.release_steps
     monkeypatch.setattr(
-        ladder, "release_steps", lambda *args: {step + 1 for step in release_steps(*args)}
+        loop, "release_steps", lambda *args: {step + 1 for step in release_steps(*args)}
     )
     path = exported("linear")
     table = PolicyTable.from_dict(open_bundle(path).config["policy"])

@@ -1,0 +1,98 @@
+"""What a batch of images starts from: embedded prompts, random numbers and the sampling, made in
+one place for every caller.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from ssd_export.bundle import Bundle
+from ssd_export.model.prompt import PromptEncoder
+from ssd_export.runtime.uniforms import uniforms
+from ssd_export.sampling import Sampling
+
+
+@dataclass(frozen=True)
+class PromptBatch:
+    """What starts a batch of N images.
+
+    embeds: float32 [2 N, T, hidden], padded on the right; lengths: int32 [2 N]; uniforms: float32
+    [576, N] in [0, 1).
+    """
+
+    embeds: np.ndarray
+    lengths: np.ndarray
+    uniforms: np.ndarray
+    sampling: Sampling
+
+    @property
+    def num_images(self) -> int:
+        return self.uniforms.shape[1]
+
+
+@dataclass(frozen=True)
+class PromptBatches:
+    """Makes the batches of one model.
+
+    embed: float32 [..., hidden] of token ids [...]; prompt_slots: the longest prompt, in tokens.
+    """
+
+    encoder: PromptEncoder
+    embed: Callable[[np.ndarray], np.ndarray]
+    prompt_slots: int
+
+    @classmethod
+    def from_bundle(cls, bundle: Bundle) -> PromptBatches:
+        """Raises: UserError for a damaged tokenizer."""
+        return cls(
+            PromptEncoder.from_file(bundle.file("tokenizer.json")),
+            TextEmbeddings(bundle),
+            bundle.config["policy"]["prompt_slots"],
+        )
+
+    def check(self, prompts: Sequence[str]) -> None:
+        """Raises: UserError for no prompt, or one that cannot be encoded."""
+        self.encoder.encode(prompts, self.prompt_slots)
+
+    def __call__(
+        self, prompts: Sequence[str], sampling: Sampling, seed: int, first_image: int = 0
+    ) -> PromptBatch:
+        """A batch of one image a prompt.
+
+        Args: first_image: the number of the first one. Image i is the same in any batch: its random
+        numbers depend on seed and i alone.
+        Raises: UserError for no prompt, or one that cannot be encoded.
+        """
+        encoded = self.encoder.encode(prompts, self.prompt_slots)
+        randoms = uniforms(seed, len(prompts), first_image)
+        return PromptBatch(self.embed(encoded.ids), encoded.prompt_length, randoms, sampling)
+
+
+class TextEmbeddings:
+    """Rows of the text embedding table, read from the mapped weights file; the table itself is
+    never loaded.
+    """
+
+    def __init__(self, bundle: Bundle) -> None:
+        entry = bundle.config["text_embeddings"]
+        self._is_bfloat16 = entry["dtype"] == "bfloat16"
+        dtype = np.uint16 if self._is_bfloat16 else entry["dtype"]
+        self._table = np.memmap(
+            bundle.file(entry["file"]), dtype, "r", entry["offset"], tuple(entry["shape"])
+        )
+
+    def __call__(self, ids: np.ndarray) -> np.ndarray:
+        """float32 [..., hidden] of ids [...]."""
+        rows = np.asarray(self._table[ids])
+        if self._is_bfloat16:
+            return (rows.astype(np.uint32) << 16).view(np.float32)
+        return rows.astype(np.float32)
+
+
+def bundle_sampling(bundle: Bundle) -> Sampling:
+    """The guidance and temperature that the bundle's checkpoint came with."""
+    defaults = bundle.config["generation"]
+    return Sampling(defaults["cfg_scale"], defaults["temperature"])
