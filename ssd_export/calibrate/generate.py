@@ -40,7 +40,7 @@ def load_model(
     own = checkpoint.tensor(next(name for name in names if name.endswith("q_proj.weight"))).dtype
     dtype = dtype or (torch.float32 if is_small(model) else own)
     model.load_state_dict(
-        {name: checkpoint.tensor(name).to(device, dtype) for name in names}, assign=True
+        {name: checkpoint.tensor(name, dtype).to(device) for name in names}, assign=True
     )
     return model.eval().requires_grad_(False)
 
@@ -55,7 +55,7 @@ def decode_picture(checkpoint: Checkpoint, tokens: np.ndarray) -> np.ndarray:
     with torch.device("meta"):
         decoder = ImageDecoder(checkpoint.config)
     decoder.load_state_dict(
-        {name: checkpoint.tensor(name).float() for name in decoder.state_dict()}, assign=True
+        {name: checkpoint.tensor(name, torch.float32) for name in decoder.state_dict()}, assign=True
     )
     with torch.inference_mode():
         pixels = decoder.eval()(torch.from_numpy(tokens.astype(np.int64))[None])[0]

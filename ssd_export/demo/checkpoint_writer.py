@@ -15,8 +15,10 @@ from tokenizers import Tokenizer
 from torch import Tensor
 
 from ssd_export.config import NUM_IMAGE_TOKENS, ModelConfig
+from ssd_export.model.conversion import convert
 from ssd_export.model.prompt import BEGIN_OF_IMAGE, BOS, PAD
 
+DIVERGED = "the training diverged; train with another --seed"
 EOS, IMAGE = "<｜end▁of▁sentence｜>", "<image_placeholder>"
 
 
@@ -36,7 +38,7 @@ def write_demo_checkpoint(
     """
     folder.mkdir(parents=True, exist_ok=True)
     weights = {
-        f"model.{name}": tensor.to(torch.float16).contiguous()
+        f"model.{name}": convert(tensor, torch.float16, name, DIVERGED, chosen=False).contiguous()
         for name, tensor in {**model, **decoder}.items()
     }
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})

@@ -15,6 +15,7 @@ import onnx_ir as ir
 import torch
 from torch import Tensor
 
+from ssd_export.errors import UserError
 from ssd_export.export.operators import DTYPES, OPSET, Operators
 from ssd_export.model.quantization import BLOCKS, STORED_DTYPES, Scheme, quantize, to_stored
 
@@ -32,9 +33,9 @@ class QuantizedMatrix:
     """
 
     def __init__(
-        self, sources: list[Callable[[], Tensor]], scheme: Scheme, dtype: torch.dtype
+        self, name: str, sources: list[Callable[[], Tensor]], scheme: Scheme, dtype: torch.dtype
     ) -> None:
-        self._sources, self._scheme, self._dtype = sources, scheme, dtype
+        self._name, self._sources, self._scheme, self._dtype = name, sources, scheme, dtype
         self._waiting: dict[str, Tensor] = {}
 
     def codes(self) -> Tensor:
@@ -45,12 +46,18 @@ class QuantizedMatrix:
 
     def _take(self, part: str) -> Tensor:
         if part not in self._waiting:
-            made = [quantize(source(), self._scheme, self._dtype) for source in self._sources]
+            made = [self._quantize(source()) for source in self._sources]
             codes, scale = (torch.cat(parts) for parts in zip(*made, strict=True))
             self._waiting = dict(
                 zip(("codes", "scale"), to_stored(codes, scale, self._scheme), strict=True)
             )
         return self._waiting.pop(part)
+
+    def _quantize(self, linear: Tensor) -> tuple[Tensor, Tensor]:
+        try:
+            return quantize(linear, self._scheme, self._dtype)
+        except UserError as error:
+            raise UserError(f"{self._name}: {error}") from None
 
 
 def scale_name(name: str) -> str:

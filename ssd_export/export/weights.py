@@ -23,6 +23,7 @@ from torch import Tensor
 from ssd_export.export.journal import Journal
 from ssd_export.export.quantize import QuantizedMatrix, scale_name
 from ssd_export.model.checkpoint import EMBED_TOKENS, Checkpoint, permute_heads
+from ssd_export.model.conversion import check_finite
 from ssd_export.model.quantization import (
     STORED_DTYPES,
     Scheme,
@@ -42,6 +43,7 @@ SAFETENSORS_NAMES = {
     torch.float8_e4m3fn: "F8_E4M3",
 }
 ALIGNMENT = 64
+NOT_FINITE = "use --dtype fp32, or --weights none"
 
 
 @dataclass(frozen=True)
@@ -78,7 +80,7 @@ def plan_weights(
     config = checkpoint.config
 
     def read(name: str) -> Tensor:
-        return permute_heads(name, checkpoint.tensor(name), table.head_order, config).to(dtype)
+        return permute_heads(name, checkpoint.tensor(name, dtype), table.head_order, config)
 
     def working_bytes(copies: float, *sources: str) -> int:
         """Copies in dtype of all sources together, beside one of them as it is stored."""
@@ -108,7 +110,7 @@ def plan_weights(
         if scheme is None:
             return [whole]
         made = QuantizedMatrix(
-            [lambda source=source: read(source) for source in sources], scheme, dtype
+            name, [lambda source=source: read(source) for source in sources], scheme, dtype
         )
         return [
             Weight(
@@ -183,7 +185,8 @@ def write_weights(
 
     Args: progress: told the bytes of what is there already, then of each tensor written.
     Returns: (offset, length) in bytes of each tensor.
-    Raises: ValueError if a tensor is not what was planned (a bug).
+    Raises: UserError for a value that is not finite; ValueError if a tensor is not what was planned
+    (a bug).
     """
     weights = list(weights)
     header, places = _header(weights)
@@ -198,6 +201,8 @@ def write_weights(
                 raise ValueError(
                     f"{weight.name} is {tensor.dtype} {tuple(tensor.shape)}, planned {weight}"
                 )
+            if tensor.dtype.is_floating_point and tensor.element_size() > 1:
+                check_finite(tensor, f"{weight.name}, as it would be written,", NOT_FINITE)
             stream.write(
                 tensor.contiguous().view(torch.uint8).numpy().data if tensor.numel() else b""
             )

@@ -20,11 +20,13 @@ from torch import Tensor
 from ssd_export.config import ModelConfig
 from ssd_export.errors import UserError
 from ssd_export.model.config_reader import ConfigFile, layout_of, read_model_config
+from ssd_export.model.conversion import convert
 from ssd_export.model.decoder import ImageTokenModel
 from ssd_export.model.image_decoder import ImageDecoder
 from ssd_export.model.prompt import PromptEncoder
 from ssd_export.model.weight_files import WeightFile, open_weight_files, read_json
 
+DAMAGED = "the file is damaged or the training diverged; download the checkpoint again"
 EMBED_TOKENS = "language_model.embed_tokens.weight"
 FROM_ORIGINAL = [
     (re.compile(r"^language_model\.model\."), "language_model."),
@@ -86,8 +88,10 @@ class Checkpoint:
         dtype = place.file.dtype(place.stored_name)
         return torch.Size(place.shape).numel() * (2 if dtype is None else dtype.itemsize)
 
-    def tensor(self, name: str) -> Tensor:
-        """The tensor in memory of its own. Raises: UserError for NaN, infinity, a dtype that is not
+    def tensor(self, name: str, dtype: torch.dtype | None = None) -> Tensor:
+        """The tensor in memory of its own, in dtype; without one as it is stored.
+
+        Raises: UserError for NaN, infinity, values that dtype does not hold, a tensor that is not
         float.
         """
         tensor = self._places[name].read()
@@ -95,14 +99,7 @@ class Checkpoint:
             raise UserError(
                 f"{self._where(name)} is {tensor.dtype}: give the unquantised float weights"
             )
-        low, high = torch.aminmax(
-            tensor
-        )  # no temporaries: the text embedding alone is 840 MB at 7B
-        if not (low.isfinite() and high.isfinite()):
-            raise UserError(
-                f"{self._where(name)} holds NaN or infinite weights: download the checkpoint again"
-            )
-        return tensor
+        return convert(tensor, dtype or tensor.dtype, self._where(name), DAMAGED)
 
     def fingerprint(self) -> str:
         """sha256 of names, shapes, dtypes and samples of the content; equal for both layouts,

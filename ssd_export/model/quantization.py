@@ -21,11 +21,15 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ssd_export.errors import UserError
+
 WEIGHT_FORMATS = ("none", "int8", "int4", "fp8")
 CODES = {"int8": (-127, 127), "int4": (-8, 7), "fp8": (-448, 448)}  # least and greatest
 # greatest magnitude of a block / scale: the one of least squared error is taken. On the demo
 # model's weights the error of int4 falls from 11.8 % (7 alone) to 10.3 %.
 DIVISORS = {"int8": (127.0,), "int4": (7.0, 7.5, 8.0, 8.5), "fp8": (448.0,)}
+ROUNDED_DOWN = 0.99  # of a scale: what is less cuts the greatest weights off
+ROUNDED_UP = 1.2  # of a weight: a code times its scale is never more
 ROWS_AT_ONCE = 64  # output channels: what is worked on stays in the processor's cache
 STORED_DTYPES = {"int8": torch.int8, "int4": torch.uint8, "fp8": torch.float8_e4m3fn}
 BLOCKS = (128, 64, 32, 16)  # of int4: the first that divides the input size
@@ -69,6 +73,7 @@ def quantize(linear: Tensor, scheme: Scheme, dtype: torch.dtype) -> tuple[Tensor
 
     The codes are those of the scale as `dtype` holds it, so its rounding costs nothing. Codes:
     int8, or float8_e4m3fn.
+    Raises: UserError where a product of both is more than dtype holds.
     """
     made = [_quantize_rows(rows, scheme, dtype) for rows in linear.split(ROWS_AT_ONCE)]
     codes, scale = (torch.cat(parts) for parts in zip(*made, strict=True))
@@ -87,14 +92,35 @@ def _quantize_rows(linear: Tensor, scheme: Scheme, dtype: torch.dtype) -> tuple[
         other = _scale(greatest, divisor, dtype)
         error = _squared_error(blocks, other, scheme)
         scale, least = torch.where(error < least, other, scale), torch.minimum(error, least)
-    codes = _codes(blocks, scale, scheme).flatten(1)
+    codes = _codes(blocks, scale, scheme)
+    if float(greatest.max()) * ROUNDED_UP > torch.finfo(dtype).max:
+        _check_products(codes, scale, scheme)
+    codes = codes.flatten(1)
     return codes.to(torch.float8_e4m3fn if scheme.format == "fp8" else torch.int8), scale
 
 
 def _scale(greatest: Tensor, divisor: float, dtype: torch.dtype) -> Tensor:
-    """[rows, blocks]; 1 where it would be 0."""
-    scale = (greatest / divisor).to(dtype)
+    """[rows, blocks]; 1 where all weights are 0.
+
+    Below 6e-5 float16 is coarse, below 3e-8 it is 0: a scale that was rounded far down, and would
+    cut the greatest weights off, becomes the next one.
+    """
+    exact = greatest / divisor
+    scale = exact.to(dtype)
+    step = torch.finfo(dtype).smallest_normal * torch.finfo(dtype).eps
+    scale = torch.where(scale.float() < ROUNDED_DOWN * exact, scale + step, scale)
     return torch.where(scale == 0, torch.ones_like(scale), scale)
+
+
+def _check_products(codes: Tensor, scale: Tensor, scheme: Scheme) -> None:
+    """Raises: UserError where a code times its scale, as a runtime multiplies them, is infinite."""
+    products = (codes.abs().amax(dim=2) * scale.float()).to(scale.dtype)
+    if not products.isfinite().all():
+        raise UserError(
+            f"in {scheme.format} a weight is rounded to more than"
+            f" {str(scale.dtype).removeprefix('torch.')} holds ({torch.finfo(scale.dtype).max:g}):"
+            " use --dtype fp32 or bf16"
+        )
 
 
 def _codes(blocks: Tensor, scale: Tensor, scheme: Scheme) -> Tensor:

@@ -83,7 +83,9 @@ class CheckpointProbe(TorchProbe):
         quantize_layers(self._model, weight_format(bundle.config), self._table)
         self._image_decoder = ImageDecoder(checkpoint.config).to(provider, self._dtype)
         names = self._image_decoder.state_dict()
-        self._image_decoder.load_state_dict({name: checkpoint.tensor(name) for name in names})
+        self._image_decoder.load_state_dict(
+            {name: checkpoint.tensor(name, self._dtype) for name in names}
+        )
         self._image_decoder.eval().requires_grad_(False)
         self._states = []
 
