@@ -24,7 +24,7 @@ from pathlib import Path
 from threading import Event
 from typing import Any, TypeVar
 
-from ssd_export.bundle import open_bundle, weight_format
+from ssd_export.bundle import open_bundle
 from ssd_export.report.measurement import measurement, table, write_measurement
 from ssd_export.tensorrt.allocator import return_large_buffers
 from ssd_export.tensorrt.build_graph import read_graph, serialized_engine, write_engine
@@ -72,8 +72,8 @@ def measure_build(bundle: Path, target: str, batch: str, shared: bool) -> dict[s
 
 
 def _weights(plan: BuildPlan) -> str:
-    stored = weight_format(plan.bundle.config)
-    return plan.bundle.config["dtype"] if stored == "none" else stored
+    stored = plan.bundle.config.precision.weights
+    return plan.bundle.config.dtype if stored == "none" else stored
 
 
 def _phases(plan: BuildPlan, scratch: Path) -> tuple[dict[str, int], dict[str, Any]]:
@@ -148,7 +148,7 @@ def main() -> None:
     asked = parser.parse_args()
     runs = []
     for bundle in asked.bundles:
-        quantised = weight_format(open_bundle(bundle).config) != "none"
+        quantised = open_bundle(bundle).config.precision.weights != "none"
         for shared in (True,) if quantised else (True, False):
             with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as process:
                 runs.append(

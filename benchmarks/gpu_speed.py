@@ -19,7 +19,6 @@ from ssd_export.bench.roofline import MachineRates, StepCost, step_cost
 from ssd_export.bundle import Bundle, open_bundle
 from ssd_export.config import NUM_IMAGE_TOKENS
 from ssd_export.errors import UserError
-from ssd_export.policy.table import PolicyTable
 from ssd_export.report.measurement import table
 from ssd_export.runtime.loop import decode
 from ssd_export.runtime.prompt_batch import PromptBatches
@@ -104,7 +103,7 @@ def speeds_of(
 
 def speed_of(runner: TrtRunner, bundle: Bundle, num_images: int, plugin: bool) -> Speed:
     batch = PromptBatches.from_bundle(bundle)([PROMPT] * num_images, Sampling(), seed=0)
-    policy = PolicyTable.from_dict(bundle.config["policy"])
+    policy = bundle.config.policy
     for _ in range(2):  # the first captures the graphs
         loop = decode(runner, batch, policy)
         prefill = _timed(runner, lambda loop=loop: next(loop))

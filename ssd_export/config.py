@@ -57,8 +57,3 @@ class ModelConfig:
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
-
-    @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> ModelConfig:
-        vq = {**values["vq"], "channel_multipliers": tuple(values["vq"]["channel_multipliers"])}
-        return cls(**{**values, "vq": VQConfig(**vq)})

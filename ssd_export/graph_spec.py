@@ -4,8 +4,7 @@ from the bundle.
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
-from typing import Any
+from dataclasses import dataclass, field
 
 Dimension = int | str
 
@@ -27,14 +26,3 @@ class GraphSpec:
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
     aliases: dict[str, str] = field(default_factory=dict)
-
-    def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
-
-    @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> GraphSpec:
-        inputs, outputs = (
-            tuple(TensorSpec(t["name"], t["dtype"], tuple(t["shape"])) for t in values[side])
-            for side in ("inputs", "outputs")
-        )
-        return cls(values["name"], inputs, outputs, dict(values["aliases"]))

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from ssd_export.bundle import _describe, _write_manifest
+from ssd_export.bundle.manifest import FileEntry, write_manifest
 from ssd_export.demo.codes import num_codes
 from ssd_export.export.exporter import export_bundle
 from ssd_export.export.temporary_bundle import PolicyChoice
@@ -83,7 +83,7 @@ def vouch(bundle: Path) -> None:
         for p in bundle.rglob("*")
         if p.is_file() and p.name != "manifest.json"
     )
-    _write_manifest(bundle, {name: _describe(bundle / name) for name in names})
+    write_manifest(bundle, {name: FileEntry.of(bundle / name) for name in names})
 
 
 @pytest.fixture(scope="session")

@@ -12,14 +12,17 @@ GROUND = {
     "cgroups",
     "config",
     "errors",
+    "files",
     "graph_spec",
     "machine",
     "sampling",
+    "typed_json",
+    "version",
     "worker_processes",
 }
 ROOMS: dict[str, set[str]] = {
-    "bundle": set(),
     "policy": set(),
+    "bundle": {"policy"},
     "cache": {"policy"},
     "plan": {"bundle", "policy"},
     "kernels": {"cache", "policy"},
@@ -114,7 +117,7 @@ def loaded_by(source: str) -> frozenset[str]:
 def allowed(part: str) -> set[str]:
     """The parts that a part may import."""
     if part in GROUND:
-        return {"cgroups", "errors", "config"}
+        return {"cgroups", "config", "errors", "files"}
     if part in ROOMS:
         return GROUND | ROOMS[part]
     return GROUND | ROOMS.keys() | ({*ABOVE} if part in TOP else set())

@@ -19,7 +19,7 @@ from ssd_export.bench.cell import Cell, on_device
 from ssd_export.bench.full_cache_bundle import full_twin
 from ssd_export.bench.process import run_cell
 from ssd_export.bench.roofline import MachineRates, StepCost, step_cost
-from ssd_export.bundle import Bundle, open_bundle, weight_format
+from ssd_export.bundle import Bundle, open_bundle
 from ssd_export.config import NUM_IMAGE_TOKENS
 from ssd_export.errors import UserError
 from ssd_export.export.exporter import DTYPES
@@ -119,8 +119,8 @@ def run_bench(
         "threads": threads,
         "steps": spec.steps,
         "baselines": list(spec.baselines),
-        "model": bundles[0].config["model_name"],
-        "model_config": bundles[0].config["model"],
+        "model": bundles[0].config.model_name,
+        "model_config": bundles[0].config.model.to_dict(),
     }
     return {"settings": settings, "rates": rates.to_dict(), "rows": rows}
 
@@ -128,7 +128,7 @@ def run_bench(
 def _default_threads(bundles: list[Bundle]) -> int:
     return (
         1
-        if all(bundle.config["model"]["hidden_size"] <= SMALL_HIDDEN_SIZE for bundle in bundles)
+        if all(bundle.config.model.hidden_size <= SMALL_HIDDEN_SIZE for bundle in bundles)
         else num_cpus()
     )
 
@@ -137,14 +137,14 @@ def _checkpoint(bundles: list[Bundle], spec: BenchSpec) -> Checkpoint | None:
     """The checkpoint of the bundles, None where no baseline needs one. Raises: UserError where it
     is not at hand.
     """
-    if len({bundle.config["model_fingerprint"] for bundle in bundles}) > 1:
+    if len({bundle.config.model_fingerprint for bundle in bundles}) > 1:
         raise UserError(
             "the bundles were made from different checkpoints; bench those of one checkpoint at a"
             " time"
         )
     if TRANSFORMERS not in spec.baselines and not _without_full(bundles, spec):
         return None
-    name = bundles[0].config["model_name"]
+    name = bundles[0].config.model_name
     if spec.model is None and name != "demo":
         raise UserError(
             f"the baselines need the checkpoint of {name}; give --model DIR, or --baselines none"
@@ -164,22 +164,22 @@ def _checkpoint(bundles: list[Bundle], spec: BenchSpec) -> Checkpoint | None:
 def kind_of(bundle: Bundle) -> str:
     """What bundles must have in common to be compared: fp32, or fp16-int4."""
     dtype = next(
-        name for name, dtype in DTYPES.items() if str(dtype) == f"torch.{bundle.config['dtype']}"
+        name for name, dtype in DTYPES.items() if str(dtype) == f"torch.{bundle.config.dtype}"
     )
-    weights = weight_format(bundle.config)
+    weights = bundle.config.precision.weights
     (cache,) = {
-        tensor["dtype"]
-        for tensor in bundle.config["graphs"]["decode_step"]["inputs"]
-        if tensor["name"].endswith(".key")
+        tensor.dtype
+        for tensor in bundle.config.graphs["decode_step"].inputs
+        if tensor.name.endswith(".key")
     }
-    stored = f"kv-{cache}" if cache != bundle.config["dtype"] else None
+    stored = f"kv-{cache}" if cache != bundle.config.dtype else None
     return "-".join(
         part for part in (dtype, None if weights == "none" else weights, stored) if part
     )
 
 
 def _is_full(bundle: Bundle) -> bool:
-    return bundle.config["policy"]["name"] == FULL
+    return bundle.config.policy.name == FULL
 
 
 def _without_full(bundles: list[Bundle], spec: BenchSpec) -> list[Bundle]:
@@ -204,8 +204,8 @@ def _rows(
     first row.
     """
     for bundle in subjects:
-        policy = bundle.config["policy"]
-        name = f"{policy['name']} {policy['budget']:g}, {kind_of(bundle)}"
+        policy = bundle.config.policy
+        name = f"{policy.name} {policy.budget:g}, {kind_of(bundle)}"
         cell = replace(
             common, kind="bundle", path=bundle.path, picture_seconds=pictures.get(spec.runner)
         )
@@ -218,8 +218,8 @@ def _rows(
             )
         cost = step_cost(bundle, cell.batch)
         yield {
-            "policy": policy["name"],
-            "budget": policy["budget"],
+            "policy": policy.name,
+            "budget": policy.budget,
             "kind": kind_of(bundle),
             "runner": spec.runner,
             "batch": cell.batch,

@@ -18,7 +18,6 @@ import numpy as np
 from ssd_export.bundle import Bundle, open_bundle
 from ssd_export.config import GRID, NUM_IMAGE_TOKENS
 from ssd_export.errors import UserError
-from ssd_export.policy.table import PolicyTable
 from ssd_export.report.environment import device_memory_bytes
 from ssd_export.runtime.generate import open_runner
 from ssd_export.runtime.loop import decode, grid_rows, single_steps
@@ -69,7 +68,7 @@ def measure(cell: Cell, progress: StepProgress) -> dict[str, Any]:
     bundle = open_bundle(cell.path)
     runner = open_runner(bundle, cell.runner, cell.provider, cell.threads)
     try:
-        table, batches = PolicyTable.from_dict(bundle.config["policy"]), _batches(bundle, cell)
+        table, batches = bundle.config.policy, _batches(bundle, cell)
         for _ in decode(runner, batches(), table, single_steps(WARM_UP_TOKENS)):
             runner.tokens()
         facts = {"load_seconds": time.perf_counter() - began}
@@ -202,7 +201,7 @@ def _profile(cell: Cell, progress: StepProgress) -> list[dict[str, Any]]:
     bundle = open_bundle(cell.path)
     with tempfile.TemporaryDirectory(prefix="ssd-export-profile-") as folder:
         runner = OrtRunner(bundle, cell.provider, cell.threads, profile=Path(folder) / "profile")
-        table = PolicyTable.from_dict(bundle.config["policy"])
+        table = bundle.config.policy
         loop = decode(runner, _batches(bundle, cell)(), table, timed_parts(cell))
         next(loop)
         time_steps(loop, runner, cell, progress)

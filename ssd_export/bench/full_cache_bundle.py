@@ -16,7 +16,7 @@ from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from ssd_export.bundle import Bundle, open_bundle, weight_format, write_bundle, write_config
+from ssd_export.bundle import Bundle, open_bundle, write_bundle, write_config
 from ssd_export.config import NUM_IMAGE_TOKENS
 from ssd_export.export.exporter import DTYPES, write_graphs
 from ssd_export.export.weights import WEIGHTS_FILE, plan_weights
@@ -41,25 +41,23 @@ def full_twin(bundle: Bundle, checkpoint: Checkpoint) -> Iterator[Bundle]:
 
 
 def _write(bundle: Bundle, checkpoint: Checkpoint, folder: Path) -> None:
-    table = full_table(PolicyTable.from_dict(bundle.config["policy"]))
-    dtype = next(
-        dtype for dtype in DTYPES.values() if str(dtype) == f"torch.{bundle.config['dtype']}"
-    )
-    weights = plan_weights(checkpoint, table, dtype, weight_format(bundle.config))
+    table = full_table(bundle.config.policy)
+    dtype = next(dtype for dtype in DTYPES.values() if str(dtype) == f"torch.{bundle.config.dtype}")
+    weights = plan_weights(checkpoint, table, dtype, bundle.config.precision.weights)
     (folder / "onnx").mkdir()
     _link(bundle.file(WEIGHTS), folder / WEIGHTS)
     specs = write_graphs(
         folder / "onnx",
         checkpoint.config,
         table,
-        bundle.config["dtype"],
+        bundle.config.dtype,
         weights,
         tensor_places(folder / WEIGHTS),
     )
     for name in ("tokenizer.json", "config.json"):
         shutil.copyfile(bundle.file(name), folder / name)
-    graphs = {spec.name: spec.to_dict() for spec in specs}
-    write_config(folder, {**bundle.config, "policy": table.to_dict(), "graphs": graphs})
+    graphs = {spec.name: spec for spec in specs}
+    write_config(folder, replace(bundle.config, policy=table, graphs=graphs))
 
 
 def full_table(table: PolicyTable) -> PolicyTable:

@@ -20,8 +20,6 @@ import numpy as np
 import onnx_ir as ir
 
 from ssd_export.bundle import Bundle
-from ssd_export.config import ModelConfig
-from ssd_export.policy.table import PolicyTable
 
 ARRAY_BYTES = 128 << 20  # beyond every cache
 ROW_LENGTH = 4096
@@ -132,10 +130,7 @@ def _best(work: Callable[[], object], clock: Callable[[], float] = time.perf_cou
 
 def step_cost(bundle: Bundle, batch: int) -> StepCost:
     """The cost of a decode step of this bundle for `batch` pictures (twice as many rows)."""
-    config, table = (
-        ModelConfig.from_dict(bundle.config["model"]),
-        PolicyTable.from_dict(bundle.config["policy"]),
-    )
+    config, table = bundle.config.model, bundle.config.policy
     rows = 2 * batch
     hidden, head_dim = config.hidden_size, config.head_dim
     attention = hidden * head_dim * 2 * (config.num_heads + config.num_kv_heads)
@@ -173,12 +168,10 @@ def cache_read_bytes(bundle: Bundle, rows: int) -> int:
         "uint8": 1,
     }
     total = 0
-    for tensor in bundle.config["graphs"]["decode_step"]["inputs"]:
-        if tensor["name"].startswith("past_key_values."):
+    for tensor in bundle.config.graphs["decode_step"].inputs:
+        if tensor.name.startswith("past_key_values."):
             count = int(
-                np.prod(
-                    [rows if dimension == "rows" else dimension for dimension in tensor["shape"]]
-                )
+                np.prod([rows if dimension == "rows" else dimension for dimension in tensor.shape])
             )
-            total += count * sizes.get(tensor["dtype"], 1)
+            total += count * sizes.get(tensor.dtype, 1)
     return total

@@ -191,7 +191,6 @@ def _check_places(spec: CalibrateSpec) -> None:
 
 
 def _calibrate(spec: CalibrateSpec) -> None:
-    from ssd_export.bundle import TOOL_VERSION
     from ssd_export.calibrate.calibration import ABLATION, FISHER, CalibrationSpec, calibrate
     from ssd_export.calibrate.generate import is_small, load_model
     from ssd_export.calibrate.neighbourhood import Neighbourhood
@@ -199,6 +198,7 @@ def _calibrate(spec: CalibrateSpec) -> None:
     from ssd_export.export.exporter import generation_defaults, model_folder
     from ssd_export.model.checkpoint import open_checkpoint
     from ssd_export.sampling import Sampling
+    from ssd_export.version import TOOL_VERSION
 
     neighbourhood = Neighbourhood.parse(spec.neighbourhood)
     given = _prompts(spec)
@@ -212,7 +212,7 @@ def _calibrate(spec: CalibrateSpec) -> None:
         spec.num_images,
         neighbourhood,
         spec.seed,
-        Sampling(defaults["cfg_scale"], defaults["temperature"]),
+        Sampling(defaults.cfg_scale, defaults.temperature),
         spec.prompt_slots,
         costs=spec.costs or (ABLATION if is_small(model) else FISHER),
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -210,15 +210,15 @@ def _score(
         ) as generator:
             drawing = replace(drawing, batch=batch or default_batch(generator.config))
             score = score_scenes(generator, scenes, drawing, progress)
-            defaults = generator.bundle.config["generation"]
+            defaults = generator.bundle.config.generation
             facts = {
-                "model": generator.bundle.config["model_name"],
+                "model": generator.bundle.config.model_name,
                 "policy": generator.table.name,
                 "budget": generator.table.budget,
                 "image_slots_mean": generator.table.image_slots_mean,
                 "bundle_hash": generator.bundle.hash,
-                "dtype": generator.bundle.config["dtype"],
-                "precision": generator.bundle.config.get("precision", {"weights": "none"}),
+                "dtype": generator.bundle.config.dtype,
+                "precision": asdict(generator.bundle.config.precision),
                 "kv_dtype": generator.table.kv_dtype,
                 "runner": spec.runner,
                 "provider": spec.provider,
@@ -226,10 +226,10 @@ def _score(
                 "seed": drawing.seed,
                 "batch": drawing.batch,
                 "cfg_scale": (
-                    defaults["cfg_scale"] if drawing.cfg_scale is None else drawing.cfg_scale
+                    defaults.cfg_scale if drawing.cfg_scale is None else drawing.cfg_scale
                 ),
                 "temperature": (
-                    defaults["temperature"] if drawing.temperature is None else drawing.temperature
+                    defaults.temperature if drawing.temperature is None else drawing.temperature
                 ),
             }
     return score, facts

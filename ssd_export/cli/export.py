@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import click
@@ -234,11 +233,10 @@ def check_weights(weights: str, target: str | None) -> None:
 
 def _print_precision(path: Path) -> None:
     """Where int4 could not use its usual blocks, on stderr."""
+    from ssd_export.bundle import read_config
     from ssd_export.export.quantize import block_lines
 
-    for line in block_lines(
-        json.loads((path / "ssd_config.json").read_text(encoding="utf-8")).get("precision", {})
-    ):
+    for line in block_lines(read_config(path).precision):
         click.echo(line, err=True)
 
 
@@ -246,15 +244,14 @@ def _print_allocation(path: Path) -> None:
     """What ssd-auto chose for each layer and what it is expected to lose, on stderr: stdout is the
     bundle's folder.
     """
+    from ssd_export.bundle import read_config
     from ssd_export.cli.allocation_table import group_lines, predicted_lines
-    from ssd_export.config import ModelConfig
     from ssd_export.policy.head_map import HeadMap
-    from ssd_export.policy.table import PolicyTable
 
-    written = json.loads((path / "ssd_config.json").read_text(encoding="utf-8"))
-    table = PolicyTable.from_dict(written["policy"])
+    config = read_config(path)
+    table = config.policy
     if table.name != "ssd-auto":
         return
-    head_map, config = HeadMap.load(path / "head_map.json"), ModelConfig.from_dict(written["model"])
-    for line in group_lines(table) + predicted_lines(head_map, config, table):
+    head_map = HeadMap.load(path / "head_map.json")
+    for line in group_lines(table) + predicted_lines(head_map, config.model, table):
         click.echo(line, err=True)

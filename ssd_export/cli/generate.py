@@ -212,14 +212,12 @@ def check_memory(bundle: Bundle, num_images: int, decoder_batch: int) -> None:
     """Raises: UserError where drawing that many pictures at once on this CPU takes more memory than
     is free.
     """
-    from ssd_export.config import ModelConfig
     from ssd_export.machine import total_bytes
     from ssd_export.plan.memory import check_fits, drawing_bytes
     from ssd_export.plan.sizes import ITEM_SIZE, WeightSizes
-    from ssd_export.policy.table import PolicyTable
 
-    config, dtype = ModelConfig.from_dict(bundle.config["model"]), bundle.config["dtype"]
-    table = PolicyTable.from_dict(bundle.config["policy"])
+    config, dtype = bundle.config.model, bundle.config.dtype
+    table = bundle.config.policy
     cache = table.cache_bytes(config, ITEM_SIZE[dtype], 2 * num_images)
     needed = drawing_bytes(
         config, WeightSizes.of_bundle(bundle), dtype, cache, decoder_batch, total_bytes()
@@ -274,12 +272,12 @@ def _write(generator: ImageGenerator, spec: GenerateSpec, event: RowEvent) -> li
     """Writes tokens and pictures; the pictures' paths, the sheet first."""
     import numpy as np
 
-    from ssd_export.bundle import TOOL_VERSION
     from ssd_export.runtime.pictures import write_file, write_pictures
+    from ssd_export.version import TOOL_VERSION
 
-    defaults = generator.bundle.config["generation"]
-    cfg_scale = defaults["cfg_scale"] if spec.cfg_scale is None else spec.cfg_scale
-    temperature = defaults["temperature"] if spec.temperature is None else spec.temperature
+    defaults = generator.bundle.config.generation
+    cfg_scale = defaults.cfg_scale if spec.cfg_scale is None else spec.cfg_scale
+    temperature = defaults.temperature if spec.temperature is None else spec.temperature
     shared = {
         "seed": str(spec.seed),
         "policy": generator.table.name,

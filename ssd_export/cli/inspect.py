@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -38,23 +39,19 @@ def command(bundle: Path | None, as_json: bool) -> None:
 
 def bundle_facts(bundle: Bundle) -> dict[str, Any]:
     """Everything that inspect shows, as plain data; bytes are those of one picture (two rows)."""
-    from ssd_export.config import ModelConfig
-    from ssd_export.policy.table import PolicyTable
-
     config = bundle.config
-    table, model = PolicyTable.from_dict(config["policy"]), ModelConfig.from_dict(config["model"])
-    size = DTYPE_BYTES[config["dtype"]]
-    sizes = {name: entry["bytes"] for name, entry in bundle.files.items()}
+    table, model, size = config.policy, config.model, DTYPE_BYTES[config.dtype]
+    sizes = {name: entry.bytes for name, entry in bundle.files.items()}
     return {
         "path": str(bundle.path),
         "hash": bundle.hash,
-        "schema_version": config["schema_version"],
-        "tool_version": config["tool_version"],
-        "dtype": config["dtype"],
-        "precision": config.get("precision", {"weights": "none"}),
-        "model": config["model"],
-        "layers_of_the_model": config.get("layers_of_the_model", config["model"]["num_layers"]),
-        "model_revision": config.get("model_revision"),
+        "schema_version": config.schema_version,
+        "tool_version": config.tool_version,
+        "dtype": config.dtype,
+        "precision": asdict(config.precision),
+        "model": model.to_dict(),
+        "layers_of_the_model": config.layers_of_the_model,
+        "model_revision": config.model_revision,
         "policy": {
             "name": table.name,
             "budget": table.budget,
@@ -205,16 +202,16 @@ def _weight_lines(precision: dict[str, Any]) -> list[str]:
         return []
     how = (
         f"blocks of {precision['block']} inputs"
-        if "block" in precision
+        if precision["block"]
         else "a scale for every output channel"
     )
     size = _size(precision["quantized_bytes"])
     lines = [f"the layers' matrices in {precision['weights']}, {how}: {size} with their scales"]
-    others = sorted(set(precision.get("other_blocks", {}).values()), reverse=True)
+    others = sorted(set(precision["other_blocks"].values()), reverse=True)
     for block in others:
         count = sum(own == block for own in precision["other_blocks"].values())
         lines.append(f"{count} of them in blocks of {block}, which divides their inputs")
-    kept = len(precision.get("kept", ()))
+    kept = len(precision["kept"])
     return lines + ([f"{kept} matrices as they are: no block divides their inputs"] if kept else [])
 
 

@@ -16,8 +16,8 @@ from types import FrameType
 
 import click
 
-from ssd_export.bundle import TOOL_VERSION
 from ssd_export.errors import UserError
+from ssd_export.version import TOOL_VERSION
 
 VERBS = (
     "plan",

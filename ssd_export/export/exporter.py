@@ -4,7 +4,6 @@ graphs, contracts.
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
@@ -15,7 +14,14 @@ from typing import Any
 import onnx_ir as ir
 import torch
 
-from ssd_export.bundle import TOOL_VERSION, check_target, write_bundle, write_config
+from ssd_export.bundle import (
+    BundleConfig,
+    GenerationDefaults,
+    TextEmbeddingTable,
+    check_target,
+    write_bundle,
+    write_config,
+)
 from ssd_export.config import NUM_IMAGE_TOKENS, ModelConfig
 from ssd_export.errors import UserError
 from ssd_export.export.graphs import evict_specs
@@ -40,10 +46,12 @@ from ssd_export.policy.allocation import allocate
 from ssd_export.policy.head_map import HeadMap, find_head_map
 from ssd_export.policy.presets import make_policy, needs_head_map
 from ssd_export.policy.table import PolicyTable
+from ssd_export.typed_json import read_json
+from ssd_export.version import TOOL_VERSION
 
 DEMO_CHECKPOINT = Path(__file__).parent.parent / "demo" / "checkpoint"
+GENERATION_HELP = 'write {"cfg_scale": 5.0, "temperature": 1.0} there, or delete it'
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
-DEFAULT_GENERATION = {"cfg_scale": 5.0, "temperature": 1.0}
 Progress = Callable[[str, int, int], None]
 
 
@@ -304,25 +312,25 @@ def _write_files(folder: Path, plan: ExportPlan, journal: Journal, progress: Pro
     offset, _ = places[EMBED_TOKENS]
     write_config(
         folder,
-        {
-            "model_name": plan.model.name,
-            "model_revision": plan.model.revision,
-            "model_fingerprint": checkpoint.fingerprint(),
-            "layers_of_the_model": checkpoint.num_layers_of_the_model,
-            "model": checkpoint.config.to_dict(),
-            "dtype": dtype,
-            "precision": precision_facts(spec.weights, plan.weights),
-            "target": spec.target,
-            "policy": table.to_dict(),
-            "generation": generation_defaults(checkpoint.path),
-            "text_embeddings": {
-                "file": f"onnx/{WEIGHTS_FILE}",
-                "offset": offset,
-                "dtype": dtype,
-                "shape": [checkpoint.config.vocab_size, checkpoint.config.hidden_size],
-            },
-            "graphs": {graph.name: graph.to_dict() for graph in specs},
-        },
+        BundleConfig(
+            model_name=plan.model.name,
+            model_revision=plan.model.revision,
+            model_fingerprint=checkpoint.fingerprint(),
+            layers_of_the_model=checkpoint.num_layers_of_the_model,
+            model=checkpoint.config,
+            dtype=dtype,
+            precision=precision_facts(spec.weights, plan.weights),
+            target=spec.target,
+            policy=table,
+            generation=generation_defaults(checkpoint.path),
+            text_embeddings=TextEmbeddingTable(
+                file=f"onnx/{WEIGHTS_FILE}",
+                offset=offset,
+                dtype=dtype,
+                shape=(checkpoint.config.vocab_size, checkpoint.config.hidden_size),
+            ),
+            graphs={graph.name: graph for graph in specs},
+        ),
     )
 
 
@@ -369,9 +377,14 @@ def write_graphs(
     return specs
 
 
-def generation_defaults(folder: Path) -> dict[str, float]:
+def generation_defaults(folder: Path) -> GenerationDefaults:
     """cfg_scale and temperature: Janus' own unless the checkpoint brings a `ssd_generation.json` of
-    its own.
+    its own. Raises: UserError for one that cannot be read or holds other values than numbers.
     """
     own = folder / "ssd_generation.json"
-    return DEFAULT_GENERATION | (json.loads(own.read_text()) if own.exists() else {})
+    if not own.exists():
+        return GenerationDefaults()
+    try:
+        return read_json(own, GenerationDefaults, GENERATION_HELP)
+    except OSError as error:
+        raise UserError(f"{own} cannot be read ({error.strerror}); check its permissions") from None

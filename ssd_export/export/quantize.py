@@ -8,13 +8,14 @@ image decoder keep the model's dtype.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING
 
 import onnx_ir as ir
 import torch
 from torch import Tensor
 
+from ssd_export.bundle.config import Precision, WeightFormat
 from ssd_export.errors import UserError
 from ssd_export.export.operators import DTYPES, OPSET, Operators
 from ssd_export.model.quantization import BLOCKS, STORED_DTYPES, Scheme, quantize, to_stored
@@ -89,26 +90,21 @@ def dequantize_node(ops: Operators, codes: ir.Value, scale: ir.Value, scheme: Sc
     return ops.op("DequantizeLinear", codes, scale, axis=1)
 
 
-def precision_facts(weights_format: str, weights: Iterable[Weight]) -> dict[str, Any]:
-    """What `ssd_config.json` says of the weights' precision.
-
-    Returns: weights: the format; quantized_bytes: codes and scales; and of int4 block: inputs that
-    share a scale,
-    other_blocks: {matrix: block} where that does not divide the inputs, kept: matrices that no
-    block suits.
-    """
+def precision_facts(weights_format: WeightFormat, weights: Iterable[Weight]) -> Precision:
+    """What `ssd_config.json` says of the weights' precision."""
     weights = list(weights)
-    quantized = [weight for weight in weights if weight.scheme]
-    facts: dict[str, Any] = {"weights": weights_format}
-    if weights_format == "int4":
-        matrices = [weight for weight in weights if is_layer_matrix(weight.name)]
-        blocks = {weight.name: weight.scheme.block for weight in matrices if weight.scheme}
-        facts["block"] = BLOCKS[0]
-        facts["other_blocks"] = {
-            name: block for name, block in blocks.items() if block != BLOCKS[0]
-        }
-        facts["kept"] = [weight.name for weight in matrices if weight.scheme is None]
-    return facts | {"quantized_bytes": sum(weight.num_bytes for weight in quantized)}
+    quantized_bytes = sum(weight.num_bytes for weight in weights if weight.scheme)
+    if weights_format != "int4":
+        return Precision(weights_format, quantized_bytes)
+    matrices = [weight for weight in weights if is_layer_matrix(weight.name)]
+    blocks = {weight.name: weight.scheme.block for weight in matrices if weight.scheme}
+    return Precision(
+        weights_format,
+        quantized_bytes,
+        block=BLOCKS[0],
+        other_blocks={name: block for name, block in blocks.items() if block != BLOCKS[0]},
+        kept=tuple(weight.name for weight in matrices if weight.scheme is None),
+    )
 
 
 def is_layer_matrix(name: str) -> bool:
@@ -118,19 +114,19 @@ def is_layer_matrix(name: str) -> bool:
     return name.startswith("layers.") and not name.endswith(".scale")
 
 
-def block_lines(facts: Mapping[str, Any]) -> list[str]:
+def block_lines(facts: Precision) -> list[str]:
     """What to print where int4 blocks are not the usual ones: tensors of a kind in one line."""
     lines = []
-    for block in sorted(set(facts.get("other_blocks", {}).values()), reverse=True):
-        names = [name for name, own in facts["other_blocks"].items() if own == block]
+    for block in sorted(set(facts.other_blocks.values()), reverse=True):
+        names = [name for name, own in facts.other_blocks.items() if own == block]
         lines.append(
-            f"int4 in blocks of {block}, because {facts['block']} does not divide their inputs:"
+            f"int4 in blocks of {block}, because {facts.block} does not divide their inputs:"
             f" {_kinds(names)}"
         )
-    if facts.get("kept"):
+    if facts.kept:
         lines.append(
             f"not quantised, because no block of {', '.join(map(str, BLOCKS))} divides their inputs"
-            f" or their outputs are odd: {_kinds(facts['kept'])}"
+            f" or their outputs are odd: {_kinds(facts.kept)}"
         )
     return lines
 

@@ -14,7 +14,7 @@ def checkpoint_like(bundle: Bundle, model: str) -> Checkpoint:
     """
     checkpoint, num_layers = (
         open_checkpoint(model_folder(model)[1]),
-        bundle.config["model"]["num_layers"],
+        bundle.config.model.num_layers,
     )
     return (
         checkpoint.first_layers(num_layers)
@@ -24,14 +24,14 @@ def checkpoint_like(bundle: Bundle, model: str) -> Checkpoint:
 
 
 def is_of(checkpoint: Checkpoint, bundle: Bundle) -> bool:
-    return checkpoint.fingerprint() == bundle.config["model_fingerprint"]
+    return checkpoint.fingerprint() == bundle.config.model_fingerprint
 
 
 def checked(checkpoint: Checkpoint, bundle: Bundle) -> Checkpoint:
     """The checkpoint. Raises: UserError if the bundle was made from another one."""
     if is_of(checkpoint, bundle):
         return checkpoint
-    wanted = bundle.config["model_fingerprint"]
+    wanted = bundle.config.model_fingerprint
     raise UserError(
         f"the bundle was made from another checkpoint (fingerprint {wanted[:12]}) than"
         f" {checkpoint.path} ({checkpoint.fingerprint()[:12]}); give its --model, or export again"

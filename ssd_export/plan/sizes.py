@@ -98,4 +98,4 @@ def stored_weights(bundle: Bundle) -> dict[str, StoredWeight]:
 
 def weights_file(bundle: Bundle) -> str:
     """Its name in the bundle, which the text embeddings share."""
-    return bundle.config["text_embeddings"]["file"]
+    return bundle.config.text_embeddings.file

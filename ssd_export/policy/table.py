@@ -211,24 +211,6 @@ class PolicyTable:
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
 
-    @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> PolicyTable:
-        """The table that to_dict wrote, validated. Raises: UserError if it is damaged."""
-        try:
-            layers = tuple(
-                tuple(HeadGroup(**{**group, "rule": Rule(**group["rule"])}) for group in layer)
-                for layer in values["layers"]
-            )
-            order = tuple(tuple(layer) for layer in values["head_order"])
-            notes = tuple(values.get("notes", ()))
-            return cls(
-                **{**values, "layers": layers, "head_order": order, "notes": notes}
-            ).validate()
-        except (KeyError, TypeError, AttributeError) as error:
-            raise UserError(
-                f"the policy table is damaged ({error}); export the bundle again"
-            ) from error
-
 
 def check_group(group: HeadGroup, prompt_slots: int, where: str = "head group") -> None:
     """Returns if the group obeys R9 and holds the prompt. Raises: UserError with the least slots

@@ -10,8 +10,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from ssd_export.bundle import TOOL_VERSION
 from ssd_export.machine import num_cpus, total_bytes
+from ssd_export.version import TOOL_VERSION
 
 PACKAGES = (
     "numpy",

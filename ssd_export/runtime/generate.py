@@ -17,10 +17,9 @@ import numpy as np
 from PIL import Image
 
 from ssd_export.bundle import Bundle, open_bundle
-from ssd_export.config import GRID, NUM_IMAGE_TOKENS, ModelConfig
+from ssd_export.config import GRID, NUM_IMAGE_TOKENS
 from ssd_export.errors import UserError
 from ssd_export.policy.schedule import tokens_dropped
-from ssd_export.policy.table import PolicyTable
 from ssd_export.runtime.loop import decode
 from ssd_export.runtime.prompt_batch import PromptBatch, PromptBatches, bundle_sampling
 from ssd_export.runtime.runner import Runner
@@ -82,8 +81,8 @@ class ImageGenerator:
 
     def __init__(self, bundle: Bundle, runner: Runner) -> None:
         self.bundle, self.runner = bundle, runner
-        self.config = ModelConfig.from_dict(bundle.config["model"])
-        self.table = PolicyTable.from_dict(bundle.config["policy"])
+        self.config = bundle.config.model
+        self.table = bundle.config.policy
         self._batches = PromptBatches.from_bundle(bundle)
         self.cache: CacheReport | None = None
 
@@ -198,7 +197,7 @@ class ImageGenerator:
         """Proves that what is allocated is what the policy promises. Raises: RuntimeError if not (a
         bug).
         """
-        size = ITEM_SIZE[self.bundle.config["dtype"]]
+        size = ITEM_SIZE[self.bundle.config.dtype]
         allocated, promised = (
             self.runner.cache_bytes(),
             self.table.cache_bytes(self.config, size, 2 * batch.num_images),

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import onnxruntime as ort
 
-from ssd_export.bundle import Bundle, weight_format
+from ssd_export.bundle import Bundle
 from ssd_export.config import NUM_IMAGE_TOKENS
 from ssd_export.errors import UserError
 from ssd_export.graph_spec import GraphSpec, TensorSpec
@@ -22,7 +22,7 @@ from ssd_export.machine import thread_limit, total_bytes
 from ssd_export.plan.memory import widens_on_use
 from ssd_export.plan.sizes import WeightSizes
 from ssd_export.policy.schedule import full_before
-from ssd_export.policy.table import PolicyTable, release_graph
+from ssd_export.policy.table import release_graph
 from ssd_export.runtime.ort_session import PROVIDERS, open_session, session_entries
 from ssd_export.runtime.prompt_batch import PromptBatch
 from ssd_export.runtime.runner import Runner
@@ -60,22 +60,20 @@ class OrtRunner(Runner):
         """
         if provider not in PROVIDERS:
             raise UserError(f"unknown provider {provider!r}; use one of {', '.join(PROVIDERS)}")
-        if bundle.config["dtype"] == "bfloat16" and provider == "cpu":
+        if bundle.config.dtype == "bfloat16" and provider == "cpu":
             raise UserError(
                 "ONNX Runtime has no bfloat16 on the CPU; use --provider cuda, --runner torch, or"
                 " export with --dtype fp32"
             )
         self._bundle, self._provider = bundle, provider
-        self._table = PolicyTable.from_dict(bundle.config["policy"])
-        self._specs = {
-            name: GraphSpec.from_dict(entry) for name, entry in bundle.config["graphs"].items()
-        }
-        hidden_size = bundle.config["model"]["hidden_size"]
+        self._table = bundle.config.policy
+        self._specs = bundle.config.graphs
+        hidden_size = bundle.config.model.hidden_size
         self._num_threads = num_threads or (
             1 if hidden_size <= SMALL_HIDDEN_SIZE else thread_limit()
         )
         self._holds_one_session = provider == "cpu" and hidden_size > SMALL_HIDDEN_SIZE
-        self._session_entries = session_entries(weight_format(bundle.config), exact)
+        self._session_entries = session_entries(bundle.config.precision.weights, exact)
         self.widens_on_use = provider == "cpu" and (
             chooses_to_widen_on_use(bundle) if widen_on_use is None else widen_on_use
         )
@@ -262,5 +260,5 @@ def _not_aliased(spec: GraphSpec) -> list[TensorSpec]:
 
 def chooses_to_widen_on_use(bundle: Bundle) -> bool:
     """Whether float16 weights, widened once and for all, would be too much for this machine."""
-    dtype = bundle.config["dtype"]
+    dtype = bundle.config.dtype
     return dtype == "float16" and widens_on_use(WeightSizes.of_bundle(bundle), dtype, total_bytes())

@@ -50,7 +50,7 @@ class PromptBatches:
         return cls(
             PromptEncoder.from_file(bundle.file("tokenizer.json")),
             TextEmbeddings(bundle),
-            bundle.config["policy"]["prompt_slots"],
+            bundle.config.policy.prompt_slots,
         )
 
     def check(self, prompts: Sequence[str]) -> None:
@@ -77,12 +77,10 @@ class TextEmbeddings:
     """
 
     def __init__(self, bundle: Bundle) -> None:
-        entry = bundle.config["text_embeddings"]
-        self._is_bfloat16 = entry["dtype"] == "bfloat16"
-        dtype = np.uint16 if self._is_bfloat16 else entry["dtype"]
-        self._table = np.memmap(
-            bundle.file(entry["file"]), dtype, "r", entry["offset"], tuple(entry["shape"])
-        )
+        entry = bundle.config.text_embeddings
+        self._is_bfloat16 = entry.dtype == "bfloat16"
+        dtype = np.uint16 if self._is_bfloat16 else entry.dtype
+        self._table = np.memmap(bundle.file(entry.file), dtype, "r", entry.offset, entry.shape)
 
     def __call__(self, ids: np.ndarray) -> np.ndarray:
         """float32 [..., hidden] of ids [...]."""
@@ -94,5 +92,5 @@ class TextEmbeddings:
 
 def bundle_sampling(bundle: Bundle) -> Sampling:
     """The guidance and temperature that the bundle's checkpoint came with."""
-    defaults = bundle.config["generation"]
-    return Sampling(defaults["cfg_scale"], defaults["temperature"])
+    defaults = bundle.config.generation
+    return Sampling(defaults.cfg_scale, defaults.temperature)

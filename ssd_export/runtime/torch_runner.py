@@ -19,7 +19,7 @@ from ssd_export.model.decoder import ImageTokenModel
 from ssd_export.model.image_decoder import ImageDecoder
 from ssd_export.model.quantization import dequantize
 from ssd_export.policy.layout import group_slices, query_slices
-from ssd_export.policy.table import HeadGroup, PolicyTable
+from ssd_export.policy.table import HeadGroup
 from ssd_export.runtime.prompt_batch import PromptBatch
 from ssd_export.runtime.runner import Runner
 from ssd_export.sampling import Sampling
@@ -42,9 +42,9 @@ class TorchRunner(Runner):
             )
         torch.set_num_threads(num_threads or min(num_cpus(), torch.get_num_threads()))
         self._device = provider
-        self._config = ModelConfig.from_dict(bundle.config["model"])
-        self._table = PolicyTable.from_dict(bundle.config["policy"])
-        self._dtype = getattr(torch, bundle.config["dtype"])
+        self._config = bundle.config.model
+        self._table = bundle.config.policy
+        self._dtype = getattr(torch, bundle.config.dtype)
         self._model, self._image_decoder = load_modules(bundle, self._config, self._device)
         self._states: list[list[GroupState]] = []
 

@@ -24,7 +24,6 @@ from dataclasses import asdict, dataclass, field, replace
 from functools import cache, partial
 from typing import Any
 
-from ssd_export.bundle import TOOL_VERSION
 from ssd_export.errors import UserError
 from ssd_export.export.exporter import model_folder
 from ssd_export.machine import num_cpus
@@ -34,6 +33,7 @@ from ssd_export.runtime.pictures import make_folder, write_file
 from ssd_export.sweep.cells import CellRunner, draws_scenes, policy_hash, policy_table
 from ssd_export.sweep.jobs import default_batch, settle_jobs
 from ssd_export.sweep.spec import FULL, Part, SweepSpec, cell_name, check_spec
+from ssd_export.version import TOOL_VERSION
 from ssd_export.worker_processes import Outcome, run_parts
 
 SCORE = "scene score"

@@ -21,7 +21,6 @@ from pathlib import Path
 from threading import Event
 from typing import Any
 
-from ssd_export.bundle import weight_format
 from ssd_export.errors import UserError
 from ssd_export.tensorrt import engine_manifest as provenance
 from ssd_export.tensorrt.allocator import return_large_buffers
@@ -56,7 +55,7 @@ def build_engines(
     """
     if not plan.force_memory:
         config = plan.bundle.config
-        check_memory(plan.needed_bytes, plan.free_bytes, config["dtype"], weight_format(config))
+        check_memory(plan.needed_bytes, plan.free_bytes, config.dtype, config.precision.weights)
     return_large_buffers()
     cancelled, built = Event(), {}
     with (
@@ -66,7 +65,7 @@ def build_engines(
         if plan.plugin.library:
             load_library(plan.flavour, plan.plugin.library)
         sizes = {
-            spec.name: plan.bundle.files[f"onnx/{spec.name}.onnx"]["bytes"] for spec in plan.graphs
+            spec.name: plan.bundle.files[f"onnx/{spec.name}.onnx"].bytes for spec in plan.graphs
         }
         for spec in plan.graphs:
             built[spec.name] = run_interruptible(

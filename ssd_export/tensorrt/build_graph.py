@@ -136,7 +136,7 @@ def _describe(
         "bytes": path.stat().st_size,
         "sha256": file_sha256(path),
         "onnx": onnx_name,
-        "onnx_sha256": plan.bundle.files[onnx_name]["sha256"],
+        "onnx_sha256": plan.bundle.files[onnx_name].sha256,
         "layers": dict(sorted(layers.items())),
         "aliases": {out: past for out, past in in_place if out.startswith("present.")},
         "weights": {

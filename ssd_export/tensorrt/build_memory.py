@@ -53,7 +53,7 @@ def shared_weights(bundle: Bundle) -> dict[str, StoredWeight]:
 
 def needed_bytes(bundle: Bundle, target: Target, flavour: Flavour) -> int:
     """What building this bundle's largest engine will take at its peak."""
-    embeddings = bundle.config["text_embeddings"]["offset"]  # no engine holds them
+    embeddings = bundle.config.text_embeddings.offset  # no engine holds them
     weights = stored_weights(bundle)
     inputs = shared_weights(bundle) if target.shared_weights else {}
     shared = sum(weight.num_bytes for weight in inputs.values() if weight.offset != embeddings)

@@ -87,7 +87,7 @@ class EngineFiles:
             )
         entry = self.values["graphs"][graph]
         name = f"{self.folder}/{entry['engine']}"
-        if name not in self.bundle.files or self.bundle.files[name]["sha256"] != entry["sha256"]:
+        if name not in self.bundle.files or self.bundle.files[name].sha256 != entry["sha256"]:
             raise UserError(f"{name} is not the engine that engine.json describes; {self.rebuild}")
         return self.bundle.file(name)
 
@@ -125,7 +125,7 @@ class EngineFiles:
         if plugin is None or plugin["in_engine"]:
             return plugin is not None
         name = f"{self.folder}/{plugin['library']}"
-        if name not in self.bundle.files or self.bundle.files[name]["sha256"] != plugin["sha256"]:
+        if name not in self.bundle.files or self.bundle.files[name].sha256 != plugin["sha256"]:
             raise UserError(
                 f"the engines need the plugin library {name}, which is not there as it was built;"
                 f" {self.rebuild}"

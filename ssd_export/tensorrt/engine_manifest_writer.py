@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from ssd_export.bundle import TOOL_VERSION
 from ssd_export.tensorrt import engine_manifest as provenance
 from ssd_export.tensorrt.build_graph import GraphEngine
 from ssd_export.tensorrt.build_memory import weights_file
 from ssd_export.tensorrt.plan import DECODE_STEPS, BuildPlan
 from ssd_export.tensorrt.plugin import file_sha256, num_attention_nodes
+from ssd_export.version import TOOL_VERSION
 
 
 def engine_json(plan: BuildPlan, built: Mapping[str, GraphEngine]) -> dict[str, Any]:

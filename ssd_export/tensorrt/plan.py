@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from ssd_export.bundle import Bundle, open_bundle, weight_format
+from ssd_export.bundle import Bundle, open_bundle
 from ssd_export.errors import UserError
 from ssd_export.graph_spec import GraphSpec
 from ssd_export.machine import free_bytes
@@ -97,10 +97,10 @@ class BuildPlan:
         """The graphs to build, evict only where the plugin's kernel does not release by itself
         (R7).
         """
-        contracts = self.bundle.config["graphs"]
+        contracts = self.bundle.config.graphs
         names = GRAPHS + TOP_K_GRAPHS * self.top_k
         return [
-            GraphSpec.from_dict(contracts[name])
+            contracts[name]
             for name in names
             if name in contracts and not (name == "evict" and self.plugin.is_used)
         ]
@@ -134,7 +134,7 @@ def plan_build(spec: BuildSpec, library: Callable[[], Path | None] = find_librar
         plugin=plugin,
         top_k=spec.top_k,
         batch=batch,
-        profile=Profile.of(batch, bundle.config["policy"]["prompt_slots"]),
+        profile=Profile.of(batch, bundle.config.policy.prompt_slots),
         workspace_mib=spec.workspace_mib or target.workspace_mib,
         timing_cache=spec.timing_cache,
         needed_bytes=needed_bytes(bundle, target, flavour) if flavour else 0,
@@ -177,7 +177,7 @@ def _that_multiply_its_weights(
     """The GPUs among these that know the format of the bundle's weights; one that does not fails
     the whole build.
     """
-    if weight_format(bundle.config) != "fp8":
+    if bundle.config.precision.weights != "fp8":
         return capabilities
     able = tuple(capability for capability in capabilities if capability >= FIRST_WITH_FP8)
     if not able:

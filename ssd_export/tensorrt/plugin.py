@@ -70,7 +70,7 @@ def prepared_name(graph: str, capability: int) -> str:
 
 def num_attention_nodes(bundle: Bundle) -> int:
     """One for each head group of each layer."""
-    return sum(len(groups) for groups in bundle.config["policy"]["layers"])
+    return sum(len(groups) for groups in bundle.config.policy.layers)
 
 
 def plugin_graph(bundle: Bundle, graph: str, capabilities: tuple[int, ...]) -> bytes:
@@ -90,12 +90,12 @@ def make_plugin_graph(bundle: Bundle, graph: str, capabilities: tuple[int, ...])
 
     Raises: UserError where there is no kernel for them, or the kernel does not read such caches.
     """
-    if bundle.config["policy"].get("kv_dtype", "model") != "model":
+    if bundle.config.policy.kv_dtype != "model":
         raise UserError(
             "the plugin's kernel reads caches in the model's dtype and this bundle's are int8;"
             " build with --plugin off, or export with --kv-dtype model"
         )
-    variant = Variant(bundle.config["dtype"], bundle.config["model"]["head_dim"])
+    variant = Variant(bundle.config.dtype, bundle.config.model.head_dim)
     image, data = kernel_for(capabilities, variant)
     import onnx_ir as ir
 

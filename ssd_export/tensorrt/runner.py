@@ -16,7 +16,6 @@ import numpy as np
 from ssd_export.bundle import Bundle
 from ssd_export.config import NUM_IMAGE_TOKENS
 from ssd_export.errors import UserError
-from ssd_export.graph_spec import GraphSpec
 from ssd_export.runtime.prompt_batch import PromptBatch
 from ssd_export.runtime.runner import Runner
 from ssd_export.tensorrt.batch_memory import BatchMemory
@@ -51,9 +50,7 @@ class TrtRunner(Runner):
     def __init__(self, bundle: Bundle, files: EngineFiles, device: CudaDevice) -> None:
         self._device, self._files = device, files
         self.max_images = files.max_images
-        specs = {
-            name: GraphSpec.from_dict(entry) for name, entry in bundle.config["graphs"].items()
-        }
+        specs = bundle.config.graphs
         self._evicts = EVICT in specs and not files.releases_in_step
         self._engines = LoadedEngines(files, specs, device)
         self._batch: tuple[int, bool] | None = None  # images, top-k

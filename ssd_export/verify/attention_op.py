@@ -20,7 +20,6 @@ from ssd_export.config import NUM_IMAGE_TOKENS, ModelConfig
 from ssd_export.export.functions import DOMAIN
 from ssd_export.export.graphs import cache_parts, head_groups, part_names, past_name, present_name
 from ssd_export.export.operators import DTYPES, IR_VERSION, OPSET
-from ssd_export.graph_spec import GraphSpec
 from ssd_export.policy.table import HeadGroup, PolicyTable
 from ssd_export.runtime.ort_session import open_session
 from ssd_export.verify.checks import Divergence, Rung
@@ -33,13 +32,10 @@ SCORE_GAP = 0.05  # between tokens of neighbouring positions
 
 def check_ops(bundle: Bundle, provider: str = "cpu") -> Rung:
     """Every different attention function of decode_step over two releases, then the evict graph."""
-    dtype = bundle.config["dtype"]
+    dtype = bundle.config.dtype
     if dtype == "bfloat16":
         return Rung("ops", {"skipped": "numpy has no bfloat16 to feed a single operator with"})
-    table, config = (
-        PolicyTable.from_dict(bundle.config["policy"]),
-        ModelConfig.from_dict(bundle.config["model"]),
-    )
+    table, config = bundle.config.policy, bundle.config.model
     greatest, num_functions = 0.0, 0
     for layer, index, node, function in _functions(ir.load(bundle.file("onnx/decode_step.onnx"))):
         num_functions += 1
@@ -56,7 +52,7 @@ def check_ops(bundle: Bundle, provider: str = "cpu") -> Rung:
     figures = {
         "functions": num_functions,
         "greatest_error": greatest,
-        "evict_graph": "evict" in bundle.config["graphs"],
+        "evict_graph": "evict" in bundle.config.graphs,
     }
     return Rung(
         "ops",
@@ -236,7 +232,7 @@ def _check_evict(
     bundle: Bundle, table: PolicyTable, config: ModelConfig, provider: str
 ) -> Divergence | None:
     """The evict graph on caches of which row 0 is full and row 1 is not."""
-    spec = GraphSpec.from_dict(bundle.config["graphs"]["evict"])
+    spec = bundle.config.graphs["evict"]
     wanted = {tensor.name for tensor in spec.inputs}
     rng = np.random.default_rng(1)
     lengths = torch.tensor([table.prompt_slots, max(1, table.prompt_slots // 2)], dtype=torch.int32)
@@ -246,7 +242,7 @@ def _check_evict(
         if past_name(layer, index, "position") not in wanted:
             continue
         state, position = _state(
-            rng, group, config, bundle.config["dtype"], lengths, room=0, num_steps=1
+            rng, group, config, bundle.config.dtype, lengths, room=0, num_steps=1
         )
         position = lengths + (step - 1)
         states[layer, index] = state

@@ -10,7 +10,7 @@ import onnx_ir as ir
 import torch
 from safetensors import safe_open
 
-from ssd_export.bundle import Bundle, weight_format
+from ssd_export.bundle import Bundle
 from ssd_export.config import ModelConfig
 from ssd_export.errors import UserError
 from ssd_export.export.graphs import decode_step_spec, evict_specs, image_decoder_spec, prefill_spec
@@ -27,13 +27,9 @@ from ssd_export.verify.checks import Divergence, Rung
 def check_contract(bundle: Bundle) -> Rung:
     """Rung `contract`: the graphs in the bundle take and give what its policy table promises, and
     every head is in the group that the head map says."""
-    table, config = (
-        PolicyTable.from_dict(bundle.config["policy"]),
-        ModelConfig.from_dict(bundle.config["model"]),
-    )
-    specs = {name: GraphSpec.from_dict(entry) for name, entry in bundle.config["graphs"].items()}
+    table, config, specs = bundle.config.policy, bundle.config.model, bundle.config.graphs
     figures: dict[str, Any] = {"graphs": sorted(specs), "head_map": "head_map.json" in bundle.files}
-    for wanted in _promised(config, table, bundle.config["dtype"]):
+    for wanted in _promised(config, table, bundle.config.dtype):
         found = specs.get(wanted.name)
         if found != wanted:
             return Rung(
@@ -80,7 +76,7 @@ def _misplaced_head(bundle: Bundle, config: ModelConfig, table: PolicyTable) -> 
         return None
     try:
         head_map = HeadMap.load(bundle.file("head_map.json")).for_model(
-            config, bundle.config["model_fingerprint"]
+            config, bundle.config.model_fingerprint
         )
     except UserError as error:
         return Divergence(f"head_map.json: {error}")
@@ -162,9 +158,9 @@ def check_weights(
 ) -> Rung:
     """Rung `weights`: every tensor of the bundle equals the checkpoint's, bit for bit, after
     permutation, rounding and quantisation."""
-    table = PolicyTable.from_dict(bundle.config["policy"])
+    table = bundle.config.policy
     weights = plan_weights(
-        checkpoint, table, getattr(torch, bundle.config["dtype"]), weight_format(bundle.config)
+        checkpoint, table, getattr(torch, bundle.config.dtype), bundle.config.precision.weights
     )
     with safe_open(bundle.file("onnx/weights.safetensors"), framework="pt") as file:
         names = set(file.keys())

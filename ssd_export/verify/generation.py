@@ -13,10 +13,9 @@ from typing import Any
 import numpy as np
 
 from ssd_export.bundle import Bundle
-from ssd_export.config import NUM_IMAGE_TOKENS, ModelConfig
+from ssd_export.config import NUM_IMAGE_TOKENS
 from ssd_export.export.graphs import head_groups, part_names
 from ssd_export.metrics.similarity import psnr, ssim
-from ssd_export.policy.table import PolicyTable
 from ssd_export.runtime.loop import decode, single_steps
 from ssd_export.runtime.prompt_batch import PromptBatch, PromptBatches, bundle_sampling
 from ssd_export.verify.checks import Divergence, Rung
@@ -42,9 +41,9 @@ class Ladder:
     def __init__(
         self, bundle: Bundle, subject: Probe, reference: Probe, seed: int, progress: Progress
     ) -> None:
-        self.table = PolicyTable.from_dict(bundle.config["policy"])
-        self.config = ModelConfig.from_dict(bundle.config["model"])
-        self._dtype = bundle.config["dtype"]
+        self.table = bundle.config.policy
+        self.config = bundle.config.model
+        self._dtype = bundle.config.dtype
         self.tolerance = tolerance_of(self._dtype, self.table.kv_dtype)
         self.subject, self.reference, self._progress = subject, reference, progress
         self.batch = prompt_batch(bundle, seed)

@@ -10,9 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ssd_export.bundle import Bundle, weight_format
+from ssd_export.bundle import Bundle
 from ssd_export.calibrate.generate import load_model
-from ssd_export.config import ModelConfig
 from ssd_export.errors import UserError
 from ssd_export.model.checkpoint import Checkpoint, permute_heads
 from ssd_export.model.decoder import ImageTokenModel
@@ -76,11 +75,11 @@ class CheckpointProbe(TorchProbe):
     activations, so neither the exporter's weights nor its permutation is trusted."""
 
     def __init__(self, bundle: Bundle, checkpoint: Checkpoint, provider: str = "cpu") -> None:
-        self._device, self._config = provider, ModelConfig.from_dict(bundle.config["model"])
-        self._table = PolicyTable.from_dict(bundle.config["policy"])
-        self._dtype = getattr(torch, bundle.config["dtype"])
+        self._device, self._config = provider, bundle.config.model
+        self._table = bundle.config.policy
+        self._dtype = getattr(torch, bundle.config.dtype)
         self._model = load_model(checkpoint, provider, self._dtype, text_embedding=False)
-        quantize_layers(self._model, weight_format(bundle.config), self._table)
+        quantize_layers(self._model, bundle.config.precision.weights, self._table)
         self._image_decoder = ImageDecoder(checkpoint.config).to(provider, self._dtype)
         names = self._image_decoder.state_dict()
         self._image_decoder.load_state_dict(

@@ -20,17 +20,17 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from ssd_export.bundle import TOOL_VERSION, Bundle, open_bundle
+from ssd_export.bundle import Bundle, open_bundle
 from ssd_export.errors import UserError
 from ssd_export.export.source_checkpoint import checked, checkpoint_like, is_of
 from ssd_export.model.checkpoint import Checkpoint
-from ssd_export.policy.table import PolicyTable
 from ssd_export.verify.attention_op import check_ops
 from ssd_export.verify.checks import Rung
 from ssd_export.verify.contract import check_contract, check_weights
 from ssd_export.verify.generation import Ladder, Progress
 from ssd_export.verify.inspectable_runners import open_probe
 from ssd_export.verify.tolerances import Tolerance, tolerance_of
+from ssd_export.version import TOOL_VERSION
 
 LEVELS = ("ops", "layers", "logits", "tokens", "image")
 REFERENCES = ("torch", "ort", "trt", "checkpoint")
@@ -78,8 +78,8 @@ def verify(
         "level": spec.level,
         "provider": spec.provider,
         "seed": spec.seed,
-        "dtype": bundle.config["dtype"],
-        "policy": bundle.config["policy"]["name"],
+        "dtype": bundle.config.dtype,
+        "policy": bundle.config.policy.name,
         "tolerances": asdict(_tolerance(bundle)),
         "tool_version": TOOL_VERSION,
         "machine": f"{platform.system()} {platform.machine()}",
@@ -89,9 +89,7 @@ def verify(
 
 
 def _tolerance(bundle: Bundle) -> Tolerance:
-    return tolerance_of(
-        bundle.config["dtype"], PolicyTable.from_dict(bundle.config["policy"]).kv_dtype
-    )
+    return tolerance_of(bundle.config.dtype, bundle.config.policy.kv_dtype)
 
 
 def add_report(bundle_path: Path, report: dict[str, Any]) -> Bundle:
@@ -107,10 +105,10 @@ def _checkpoint(bundle: Bundle, spec: VerifySpec) -> Checkpoint | None:
     """The checkpoint the bundle was made from, where it is at hand."""
     if spec.against not in (None, "checkpoint"):
         return None
-    if spec.model is None and bundle.config["model_name"] != "demo":
+    if spec.model is None and bundle.config.model_name != "demo":
         if spec.against == "checkpoint":
             raise UserError(
-                f"--against checkpoint needs the checkpoint of {bundle.config['model_name']}; give"
+                f"--against checkpoint needs the checkpoint of {bundle.config.model_name}; give"
                 " --model DIR"
             )
         return None

@@ -30,12 +30,10 @@ from ssd_export.bench.report import bench_figures, bench_tables
 from ssd_export.bench.roofline import MachineRates, StepCost, step_cost
 from ssd_export.bundle import open_bundle
 from ssd_export.cli.bench import command_line
-from ssd_export.config import ModelConfig
 from ssd_export.errors import UserError
 from ssd_export.export.source_checkpoint import checkpoint_like, is_of
 from ssd_export.model.checkpoint import open_checkpoint
 from ssd_export.policy.schedule import release_steps
-from ssd_export.policy.table import PolicyTable
 from ssd_export.runtime.generate import ImageGenerator
 from ssd_export.runtime.loop import decode
 from ssd_export.runtime.prompt_batch import PromptBatch
@@ -170,7 +168,7 @@ class CountingRunner(Runner):
 def test_few_steps_release_as_often_as_the_end_of_a_picture(steps: int) -> None:
     opened, runner = open_bundle(compressed()), CountingRunner()
     cell = Cell("bundle", opened.path, "ort", "cpu", 1, steps, 1)
-    batch, table = _batches(opened, cell)(), PolicyTable.from_dict(opened.config["policy"])
+    batch, table = _batches(opened, cell)(), opened.config.policy
     loop = decode(runner, batch, table, timed_parts(cell))
     next(loop)
     times = time_steps(loop, runner, cell, lambda done, total: None)
@@ -186,7 +184,7 @@ def test_few_steps_release_as_often_as_the_end_of_a_picture(steps: int) -> None:
 
 def test_bytes_and_operations_of_a_step_by_hand() -> None:
     opened = open_bundle(bundle(checkpoint(TINY), "full", 1.0))
-    config = ModelConfig.from_dict(opened.config["model"])
+    config = opened.config.model
     slots, rows = 32 + 576, 6
     caches = config.num_layers * config.num_kv_heads * rows * slots * (2 * config.head_dim * 4 + 4)
     hidden, inner = config.hidden_size, config.intermediate_size
@@ -339,11 +337,11 @@ def test_a_bundle_of_the_first_layers_finds_its_checkpoint() -> None:
     whole = open_checkpoint(checkpoint(TINY))
     smaller = whole.first_layers(1)
     opened = open_bundle(compressed())
-    config = {
-        **opened.config,
-        "model": {**opened.config["model"], "num_layers": 1},
-        "model_fingerprint": smaller.fingerprint(),
-    }
+    config = replace(
+        opened.config,
+        model=replace(opened.config.model, num_layers=1),
+        model_fingerprint=smaller.fingerprint(),
+    )
     few = replace(opened, config=config)
     assert is_of(checkpoint_like(few, str(whole.path)), few) and not is_of(whole, few)
     assert is_of(checkpoint_like(opened, str(whole.path)), opened)

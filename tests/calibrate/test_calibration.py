@@ -10,7 +10,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ssd_export.bundle import TOOL_VERSION
 from ssd_export.calibrate import calibration
 from ssd_export.calibrate.attention_maps import chosen_tokens
 from ssd_export.calibrate.calibration import (
@@ -30,6 +29,7 @@ from ssd_export.policy.head_map import HeadMap
 from ssd_export.policy.menu import scored, window
 from ssd_export.runtime.uniforms import uniforms
 from ssd_export.sampling import Sampling
+from ssd_export.version import TOOL_VERSION
 from tests.janus_checkpoints import (
     TinyJanus,
     build_model,

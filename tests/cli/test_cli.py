@@ -21,48 +21,23 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ssd_export.bundle import TOOL_VERSION, open_bundle, write_bundle, write_config
+from ssd_export.bundle import open_bundle, write_bundle
 from ssd_export.cli.main import VERBS, main
 from ssd_export.cli.progress import ProgressReport
-from ssd_export.config import ModelConfig, VQConfig
 from ssd_export.errors import UserError
 from ssd_export.policy.presets import make_policy
+from ssd_export.version import TOOL_VERSION
+from tests.bundle.small_bundles import MODEL, fill, small_config
 
 ROOT = Path(__file__).parent.parent.parent
-CONFIG = ModelConfig(
-    vocab_size=100,
-    hidden_size=32,
-    num_layers=3,
-    num_heads=4,
-    num_kv_heads=2,
-    head_dim=8,
-    intermediate_size=64,
-    rope_theta=1e4,
-    rms_norm_eps=1e-6,
-    max_positions=1024,
-    codebook_size=64,
-    codebook_dim=8,
-    vq=VQConfig(32, 32, (1, 1), 1),
-    image_size=48,
-)
 HEAVY = ("torch", "onnx", "onnxruntime", "numpy", "rich", "PIL")
 Run = Callable[..., SimpleNamespace]
 
 
 def small_bundle(path: Path, policy: str = "h2o", budget: float = 0.2) -> Path:
-    table = make_policy(policy, CONFIG, budget=budget)
+    table = make_policy(policy, MODEL, budget=budget)
     with write_bundle(path, False) as folder:
-        write_config(
-            folder,
-            {
-                "model": CONFIG.to_dict(),
-                "policy": table.to_dict(),
-                "dtype": "float16",
-                "graphs": {},
-                "generation": {"cfg_scale": 5.0, "temperature": 1.0},
-            },
-        )
-        (folder / "onnx").mkdir()
+        fill(folder, small_config(policy=table))
         (folder / "onnx" / "decode_step.onnx").write_bytes(bytes(123_456))
     return path
 
@@ -487,14 +462,14 @@ def test_inspect_shows_what_is_in_a_bundle(run: Run, tmp_path: Path) -> None:
             "reports/verify.json": b"{}",
         }
     )
-    table = make_policy("streaming-llm", CONFIG, budget=0.2)
+    table = make_policy("streaming-llm", MODEL, budget=0.2)
     facts = json.loads(run("inspect", "b", "--json").out)
     assert facts["hash"] == bundle.hash and facts["policy"]["image_slots_mean"] == 115
     assert facts["bytes_per_image"] == {
-        "cache": table.cache_bytes(CONFIG, 2, 2),
-        "full_cache": table.full_cache_bytes(CONFIG, 2, 2),
-        "image_slots": table.image_cache_bytes(CONFIG, 2, 2),
-        "full_image_slots": table.full_image_cache_bytes(CONFIG, 2, 2),
+        "cache": table.cache_bytes(MODEL, 2, 2),
+        "full_cache": table.full_cache_bytes(MODEL, 2, 2),
+        "image_slots": table.image_cache_bytes(MODEL, 2, 2),
+        "full_image_slots": table.full_image_cache_bytes(MODEL, 2, 2),
     }
     assert facts["policy"]["layers"][2] == [
         {"rule": "newest tokens + the prompt", "num_heads": 2, "num_slots": 179, "evict_every": 1}

@@ -11,10 +11,8 @@ import numpy as np
 import pytest
 
 from ssd_export.bundle import open_bundle
-from ssd_export.config import ModelConfig
 from ssd_export.errors import UserError
 from ssd_export.export.graphs import head_groups, past_name
-from ssd_export.policy.table import PolicyTable
 from ssd_export.runtime.generate import ImageGenerator
 from ssd_export.verify.verify import VerifySpec, verify
 from tests.janus_checkpoints import TinyJanus
@@ -94,12 +92,12 @@ def test_int8_weights_and_cache_go_together() -> None:
 
 def test_a_bundle_says_what_its_cache_is() -> None:
     opened = open_bundle(bundle_of(kv_dtype="int8"))
-    table = PolicyTable.from_dict(opened.config["policy"])
+    table = opened.config.policy
     assert table.kv_dtype == "int8"
     dtypes = {
-        t["name"].split(".")[-1]: t["dtype"]
-        for t in opened.config["graphs"]["decode_step"]["inputs"]
-        if t["name"].startswith("past")
+        t.name.split(".")[-1]: t.dtype
+        for t in opened.config.graphs["decode_step"].inputs
+        if t.name.startswith("past")
     }
     assert dtypes == {
         "key": "int8",
@@ -109,8 +107,8 @@ def test_a_bundle_says_what_its_cache_is() -> None:
         "position": "int32",
         "score": "float32",
     }
-    config = ModelConfig.from_dict(opened.config["model"])
-    plain = PolicyTable.from_dict(open_bundle(bundle_of()).config["policy"])
+    config = opened.config.model
+    plain = open_bundle(bundle_of()).config.policy
     assert table.cache_bytes(config, 4, 2) < plain.cache_bytes(config, 4, 2)
 
 

@@ -14,7 +14,7 @@ import onnxruntime as ort
 import pytest
 import torch
 
-from ssd_export.bundle import open_bundle
+from ssd_export.bundle import Precision, open_bundle
 from ssd_export.export.exporter import export_bundle
 from ssd_export.export.quantize import block_lines, precision_facts
 from ssd_export.export.weights import plan_weights
@@ -181,8 +181,8 @@ def test_the_weights_file_counts_its_bytes(weights: str) -> None:
     wanted += 4 * sum(
         int(np.prod(entry["shape"])) for name, entry in layer.items() if name.endswith(".scale")
     )
-    facts = open_bundle(path).config["precision"]
-    assert facts["weights"] == weights and facts["quantized_bytes"] == wanted
+    facts = open_bundle(path).config.precision
+    assert facts.weights == weights and facts.quantized_bytes == wanted
     end = max(entry["data_offsets"][1] for entry in tensors.values())
     assert (path / "onnx" / "weights.safetensors").stat().st_size == header + end
     plain = read_header(quantized_bundle("none") / "onnx" / "weights.safetensors")[1]
@@ -258,8 +258,8 @@ def test_matrices_without_a_block_keep_their_dtype_and_it_is_said() -> None:
     """No block divides 40 inputs: the bundle says so, and draws the same on both."""
     odd = TinyJanus(seed=3, intermediate_size=40)
     path = bundle(checkpoint(odd), "full", 1.0, weights="int4")
-    facts = open_bundle(path).config["precision"]
-    assert facts["kept"] == [f"layers.{layer}.down" for layer in range(odd.num_layers)]
+    facts = open_bundle(path).config.precision
+    assert facts.kept == tuple(f"layers.{layer}.down" for layer in range(odd.num_layers))
     assert any(
         "not quantised" in line and f"down ({odd.num_layers} layers)" in line
         for line in block_lines(facts)
@@ -279,10 +279,7 @@ def test_codes_and_scale_may_be_made_in_any_order() -> None:
     }
     for weight in reversed(plan_weights(opened, table, torch.float32, "int4")):
         assert torch.equal(weight.make(), forwards[weight.name]), weight.name
-    assert precision_facts("none", plan_weights(opened, table, torch.float32)) == {
-        "weights": "none",
-        "quantized_bytes": 0,
-    }
+    assert precision_facts("none", plan_weights(opened, table, torch.float32)) == Precision()
 
 
 def test_two_exports_are_the_same_bytes() -> None:

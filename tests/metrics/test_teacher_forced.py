@@ -29,7 +29,7 @@ def model(checkpoint: Path) -> TeacherForced:
 
 
 def table_of(bundle: Path) -> PolicyTable:
-    return PolicyTable.from_dict(open_bundle(bundle).config["policy"])
+    return open_bundle(bundle).config.policy
 
 
 @pytest.fixture(scope="module")

@@ -28,6 +28,7 @@ from ssd_export.policy.presets import (
     Rule,
     policy_from_head_options,
 )
+from ssd_export.typed_json import parse_json, to_json
 from tests.cases import Case, Expected, expected, inputs
 
 PROMPT_SLOTS = 5
@@ -65,7 +66,7 @@ def test_groups_are_slices_of_the_permuted_heads() -> None:
     assert query_head_order((1, 0), 2) == (2, 3, 0, 1)
     assert head_rows((1, 0), 3) == (3, 4, 5, 0, 1, 2)
     assert inverse_order((1, 3, 0, 2)) == (2, 0, 3, 1)
-    assert PolicyTable.from_dict(table.to_dict()) == table
+    assert parse_json(to_json(table).encode(), PolicyTable, "table", "") == table
 
 
 def test_the_state_takes_the_bytes_that_the_table_says() -> None:

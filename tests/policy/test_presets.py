@@ -31,6 +31,7 @@ from ssd_export.policy.presets import (
     needs_head_map,
     policy_from_head_options,
 )
+from ssd_export.typed_json import parse_json
 
 VQ = VQConfig(512, 128, (1, 1, 2, 2, 4), 2)
 JANUS_1B = ModelConfig(102400, 2048, 24, 16, 16, 128, 5632, 1e4, 1e-6, 16384, 16384, 8, VQ, 384)
@@ -125,7 +126,7 @@ def test_any_budget_gives_a_valid_table_with_the_slots_it_pays_for(
     slots = sum(group.num_heads * (group.num_slots - prompt_slots) for group in groups)
     wanted = Fraction(mills, 1000) * 576 * 6
     assert wanted - 6 < slots <= wanted
-    assert PolicyTable.from_dict(json.loads(json.dumps(table.to_dict()))) == table
+    assert read_back(table.to_dict()) == table
 
 
 @pytest.mark.parametrize("name", POLICIES)
@@ -246,22 +247,26 @@ def test_group_errors(group: HeadGroup, message: str) -> None:
         check_group(group, prompt_slots=5)
 
 
+def read_back(values: dict[str, object]) -> PolicyTable:
+    return parse_json(json.dumps(values).encode(), PolicyTable, "table", "export again").validate()
+
+
 def test_damaged_tables_are_refused() -> None:
     values = policy("ssd-row").to_dict()
     short, doubled = values["head_order"][:-1], [[0] * 16] * 24
     for damage, message in [
-        ({"layers": None}, "damaged"),
-        ({"surplus": 1}, "damaged"),
+        ({"layers": None}, "layers is null, expected a list"),
+        ({"prompt_slots": "64"}, 'prompt_slots is "64", expected a whole number'),
         ({"layers": []}, "0 layers"),
         ({"score_decay": 2}, "score_decay"),
         ({"head_order": doubled}, "permutation"),
         ({"head_order": short}, "23 head"),
     ]:
         with pytest.raises(UserError, match=message):
-            PolicyTable.from_dict({**values, **damage})
+            read_back({**values, **damage})
     del values["prompt_slots"]
-    with pytest.raises(UserError, match="prompt_slots"):
-        PolicyTable.from_dict(values)
+    with pytest.raises(UserError, match="prompt_slots is missing"):
+        read_back(values)
 
 
 def test_policies_need_neither_torch_nor_numpy() -> None:

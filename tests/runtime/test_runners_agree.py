@@ -144,4 +144,4 @@ def test_half_precision_bundles_draw(dtype: str) -> None:
         event_torch = next(other.stream(PROMPTS[:2], seed=1))
         same = (event.tokens == event_torch.tokens).mean()
         assert same > 0.9, f"{same:.0%} of the first grid row's tokens agree in fp16"
-    assert open_bundle(path).config["dtype"] == {"fp16": "float16", "bf16": "bfloat16"}[dtype]
+    assert open_bundle(path).config.dtype == {"fp16": "float16", "bf16": "bfloat16"}[dtype]

@@ -31,7 +31,7 @@ def write_engines(
     graph.
     """
     bundle = open_bundle(path)
-    graphs = [name for name in bundle.config["graphs"] if top_k or not name.endswith("_top_k")]
+    graphs = [name for name in bundle.config.graphs if top_k or not name.endswith("_top_k")]
     graphs = [name for name in graphs if not (plugin and name == "evict")]
     folder = provenance.folder_name(flavour, VERSION, (CAPABILITY,))
     shared = {
@@ -49,7 +49,7 @@ def write_engines(
         "bundle_hash": bundle.hash,
         "profile": {
             "images": list(images),
-            "prompt_tokens": [1, 16, bundle.config["policy"]["prompt_slots"]],
+            "prompt_tokens": [1, 16, bundle.config.policy.prompt_slots],
         },
         "plugin": {
             "library": PLUGIN_LIBRARY,

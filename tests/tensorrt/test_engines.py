@@ -22,7 +22,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
-from ssd_export.bundle import open_bundle
+from ssd_export.bundle import Precision, open_bundle
 from ssd_export.errors import UserError
 from ssd_export.export.functions import DOMAIN, OP_TYPE
 from ssd_export.tensorrt import build as engine
@@ -320,7 +320,9 @@ def test_gpus_without_fp8_are_left_out_or_refused(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert plan_build(spec(path)).capabilities == (86, 89, 120)
-    monkeypatch.setattr(build_plan, "weight_format", lambda config: "fp8")
+    bundle = open_bundle(path)
+    fp8 = replace(bundle, config=replace(bundle.config, precision=Precision("fp8")))
+    monkeypatch.setattr(build_plan, "open_bundle", lambda path: fp8)
     assert plan_build(spec(path)).capabilities == (89, 120)
     with pytest.raises(
         UserError, match="has no fp8, .* --weights int8 or int4, or use --target ada or "

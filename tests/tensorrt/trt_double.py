@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 import onnxruntime as ort
 
-from ssd_export.bundle import open_bundle, weight_format
-from ssd_export.graph_spec import GraphSpec, TensorSpec
+from ssd_export.bundle import open_bundle
+from ssd_export.graph_spec import TensorSpec
 from ssd_export.runtime.ort_session import open_session, session_entries
 from ssd_export.tensorrt import engine_manifest as provenance
 from ssd_export.tensorrt.flavors import Flavour
@@ -120,7 +120,7 @@ class RuntimeConfigDouble:
 class EngineDouble:
     def __init__(self, trt: TrtDouble, graph: str) -> None:
         self.trt, self.graph = trt, graph
-        self.spec = GraphSpec.from_dict(trt.bundle.config["graphs"][graph])
+        self.spec = trt.bundle.config.graphs[graph]
         entries = trt.engines["graphs"][graph]["weights"]
         self.weights = {
             name: TensorSpec(name, dtype, tuple(shape))
@@ -277,7 +277,7 @@ class ContextDouble:
         if (
             graph.startswith("decode_step")
             and self._trt.engines["plugin"]
-            and "evict" in self._trt.bundle.config["graphs"]
+            and "evict" in self._trt.bundle.config.graphs
         ):
             given |= self._released(given)
         outputs = [tensor.name for tensor in spec.outputs]
@@ -287,7 +287,7 @@ class ContextDouble:
 
     def _released(self, given: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         """What the plugin does before it writes: heads without an empty slot release (R7)."""
-        spec = GraphSpec.from_dict(self._trt.bundle.config["graphs"]["evict"])
+        spec = self._trt.bundle.config.graphs["evict"]
         outputs = [tensor.name for tensor in spec.outputs]
         feeds = {tensor.name: given[tensor.name] for tensor in spec.inputs}
         values = self._session("evict").run(outputs, feeds)
@@ -298,7 +298,7 @@ class ContextDouble:
 
     def _session(self, graph: str) -> ort.InferenceSession:
         bundle = self._trt.bundle
-        return session(bundle.file(f"onnx/{graph}.onnx"), weight_format(bundle.config))
+        return session(bundle.file(f"onnx/{graph}.onnx"), bundle.config.precision.weights)
 
 
 @lru_cache(maxsize=32)

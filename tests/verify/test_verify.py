@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -252,7 +252,7 @@ def test_an_eviction_one_step_late(exported: Exported, monkeypatch: pytest.Monke
         loop, "release_steps", lambda *args: {step + 1 for step in release_steps(*args)}
     )
     path = exported("linear")
-    table = PolicyTable.from_dict(open_bundle(path).config["policy"])
+    table = open_bundle(path).config.policy
     rung = failed(verify(VerifySpec(path, "torch", "logits")))
     found, group = rung["first_divergence"], table.layers[0][0]
     assert (
@@ -277,8 +277,11 @@ def test_a_cache_that_is_not_compressed(exported: Exported, change_config: Calla
 def test_a_table_that_promises_other_slots_than_the_graphs_have(
     exported: Exported, change_config: Callable, vouched: Vouch
 ) -> None:
-    path, full = exported("h2o"), open_bundle(exported("full", 1.0)).config["graphs"]
-    change_config(path, lambda values: values.update(graphs=full))
+    path, full = exported("h2o"), open_bundle(exported("full", 1.0)).config.graphs
+    change_config(
+        path,
+        lambda values: values.update(graphs={name: asdict(spec) for name, spec in full.items()}),
+    )
     assert failed(verify(VerifySpec(path, "torch")))["name"] == "contract"
     path = exported("h2o")
     graph = ir.load(exported("full", 1.0) / "onnx" / "decode_step.onnx")

@@ -1,0 +1,129 @@
+"""ssd_config.json: what a bundle is, typed, parsed and validated once when it is opened."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from ssd_export.config import ModelConfig
+from ssd_export.errors import UserError
+from ssd_export.files import reason
+from ssd_export.graph_spec import GraphSpec
+from ssd_export.policy.table import PolicyTable
+from ssd_export.sampling import Sampling
+from ssd_export.typed_json import read_json, to_json
+from ssd_export.version import TOOL_VERSION
+
+SCHEMA_VERSION = 1
+CONFIG = "ssd_config.json"
+EXPORT_AGAIN = "export it again with --force, or copy it again from where it came"
+WeightFormat = Literal["none", "int8", "int4", "fp8"]
+ModelDtype = Literal["float32", "float16", "bfloat16"]
+
+
+@dataclass(frozen=True)
+class Precision:
+    """How the matrices of the language model's layers are stored.
+
+    quantized_bytes: codes and scales. Of int4 alone: block, inputs that share a scale; other_blocks,
+    {matrix: block} where that does not divide the inputs; kept, matrices that no block suits.
+    """
+
+    weights: WeightFormat = "none"
+    quantized_bytes: int = 0
+    block: int | None = None
+    other_blocks: dict[str, int] = field(default_factory=dict)
+    kept: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class GenerationDefaults:
+    """What `generate` uses where it is not told otherwise."""
+
+    cfg_scale: float = Sampling.cfg_scale
+    temperature: float = Sampling.temperature
+
+
+@dataclass(frozen=True)
+class TextEmbeddingTable:
+    """Where the text embedding table stands: row-major at `offset` bytes of the weights file."""
+
+    file: str
+    offset: int
+    dtype: ModelDtype
+    shape: tuple[int, int]
+
+
+@dataclass(frozen=True, kw_only=True)
+class BundleConfig:
+    """What a bundle is.
+
+    model_revision: the hub's commit, of a checkpoint that came from there.
+    layers_of_the_model: of the checkpoint; the bundle may have its first ones alone.
+    dtype: of weights, and of keys and values where the policy does not store them in int8.
+    target: the device that the bundle was exported for, if any was named.
+    graphs: the contract of each graph by its name; the file is onnx/<name>.onnx.
+    """
+
+    schema_version: int = SCHEMA_VERSION
+    tool_version: str = TOOL_VERSION
+    model_name: str
+    model_revision: str | None
+    model_fingerprint: str
+    layers_of_the_model: int
+    model: ModelConfig
+    dtype: ModelDtype
+    precision: Precision
+    target: str | None
+    policy: PolicyTable
+    generation: GenerationDefaults
+    text_embeddings: TextEmbeddingTable
+    graphs: dict[str, GraphSpec]
+
+
+@dataclass(frozen=True)
+class _Version:
+    schema_version: int = 0
+    tool_version: str = "of a later version"
+
+
+def write_config(folder: Path, config: BundleConfig) -> None:
+    """Writes ssd_config.json. Raises: OSError."""
+    (folder / CONFIG).write_text(to_json(config), encoding="utf-8")
+
+
+def read_config(folder: Path, if_missing: str = "") -> BundleConfig:
+    """The validated ssd_config.json of a folder.
+
+    Args: if_missing: the message where there is none, instead of the usual one.
+    Raises: UserError where it is missing, of another schema version, or any value is wrong.
+    """
+    path = folder / CONFIG
+    try:
+        version = read_json(path, _Version, EXPORT_AGAIN)
+        _check_schema(folder, version)
+        config = read_json(path, BundleConfig, EXPORT_AGAIN)
+    except (FileNotFoundError, NotADirectoryError):
+        raise UserError(
+            if_missing
+            or f"no bundle at {folder}: make one with `ssd-export export`, or give --bundle DIR"
+        ) from None
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({reason(error)}); check its permissions") from None
+    config.policy.validate()
+    return config
+
+
+def _check_schema(folder: Path, found: _Version) -> None:
+    if found.schema_version < 1:
+        raise UserError(
+            f"{folder / CONFIG} has no schema version: this is no bundle of ssd-export;"
+            f" {EXPORT_AGAIN}"
+        )
+    if found.schema_version > SCHEMA_VERSION:
+        raise UserError(
+            f"bundle {folder} has schema version {found.schema_version} and this is ssd-export"
+            f" {TOOL_VERSION}, which reads up to {SCHEMA_VERSION}: use ssd-export"
+            f" {found.tool_version} or newer, or export it again with this one"
+        )

@@ -1,0 +1,159 @@
+"""Writing a bundle: whole or absent, replaced only by one that is complete."""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from ssd_export.bundle.config import CONFIG, read_config
+from ssd_export.bundle.hashes import HashMemory
+from ssd_export.bundle.manifest import MANIFEST, FileEntry, write_manifest
+from ssd_export.errors import UserError
+from ssd_export.files import beside, reason
+
+JOURNAL = "journal.jsonl"  # of an unfinished export (export/journal.py)
+DISK_IS_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+@contextmanager
+def write_bundle(target: Path, force: bool, unfinished: Path | None = None) -> Iterator[Path]:
+    """A temporary folder beside the target; when the block ends it gets its manifest and becomes
+    the target.
+
+    Whatever ends the block otherwise (an error, Ctrl-C) leaves nothing, and an old bundle
+    untouched. With force an old bundle is replaced, once the new one is complete.
+    Args: unfinished: the folder to write in, new or left by an earlier call. It then stays where
+    Ctrl-C, a signal or a full disk ends the block, so that a later call can go on; its file JOURNAL
+    never becomes part of the bundle.
+    Raises: UserError, before the block runs, for a target in the way or not writable; then for a
+    full disk.
+    """
+    target = _checked_target(target, force)
+    new_parents = [parent for parent in target.parents if not parent.exists()]
+    complete = keep = False
+    folder: Path | None = None
+    try:
+        folder = _make_folder(
+            beside(target, "partial") if unfinished is None else unfinished, target
+        )
+        with disk_errors(target):
+            try:
+                yield folder
+            except (KeyboardInterrupt, SystemExit, OSError) as error:
+                stopped = not isinstance(error, OSError) or error.errno in DISK_IS_FULL
+                keep = unfinished is not None and stopped
+                raise
+            _finish(folder, target, force)
+            complete = True
+    finally:
+        if not (complete or keep):
+            if folder:
+                shutil.rmtree(folder, ignore_errors=True)
+            with suppress(OSError):
+                for parent in new_parents:
+                    parent.rmdir()
+
+
+def check_target(target: Path, force: bool) -> None:
+    """Raises: UserError where write_bundle would refuse the target."""
+    _checked_target(target, force)
+
+
+def _checked_target(target: Path, force: bool) -> Path:
+    """The target, links followed, if a bundle may be written there."""
+    try:
+        target = target.resolve()
+        if not target.exists():
+            return target
+        if not target.is_dir():
+            raise UserError(f"{target} is a file; choose a folder with --out")
+        if not any(target.iterdir()):
+            return target
+    except (OSError, RuntimeError) as error:
+        raise UserError(
+            f"cannot write to {target} ({reason(error)}); choose another folder with --out"
+        ) from error
+    if not force:
+        raise UserError(
+            f"{target} exists; replace it with --force, or choose another folder with --out"
+        )
+    if not ((target / CONFIG).is_file() and (target / MANIFEST).is_file()):
+        raise UserError(
+            f"{target} exists and is not a bundle, so --force does not replace it; choose another"
+            " --out"
+        )
+    return target
+
+
+def _make_folder(folder: Path, target: Path) -> Path:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(
+            f"cannot write {target} ({reason(error)}); choose another folder with --out"
+        ) from error
+    return folder
+
+
+def _finish(folder: Path, target: Path, force: bool) -> None:
+    """Writes the manifest and renames folder to target."""
+    read_config(folder, f"the writer of a bundle left no {CONFIG}")
+    names = sorted(
+        path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()
+    )
+    files = {name: FileEntry.of(folder / name) for name in names if name != JOURNAL}
+    write_manifest(folder, files)
+    (folder / JOURNAL).unlink(missing_ok=True)
+    if target.exists():
+        _checked_target(target, force)  # it may have come into being meanwhile
+        old = beside(target, "old")
+        os.replace(target, old)
+        try:
+            os.replace(folder, target)
+        except BaseException:
+            os.replace(old, target)
+            raise
+        shutil.rmtree(old, ignore_errors=True)
+    else:
+        os.replace(folder, target)
+    memory = HashMemory()
+    for name, entry in files.items():
+        memory.note(target / name, entry.sha256)
+    memory.save()
+
+
+@contextmanager
+def disk_errors(target: Path) -> Iterator[None]:
+    """Turns what a user can mend about a disk into one line; every other error passes."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        number = getattr(error, "errno", None)
+        if number in DISK_IS_FULL or "No space left on device" in str(error):
+            raise UserError(
+                f"no space left to write {target}; free some, or choose another disk with --out"
+            ) from error
+        if number not in (
+            errno.EACCES,
+            errno.EPERM,
+            errno.EROFS,
+            errno.ENOTDIR,
+            errno.ENAMETOOLONG,
+            errno.EBUSY,
+            errno.EEXIST,
+        ):
+            raise
+        filename = getattr(error, "filename", None)
+        if filename and not Path(os.fsdecode(filename)).is_relative_to(target.parent):
+            raise UserError(
+                f"{os.fsdecode(filename)}: {reason(error)}; check the path and its permissions"
+            ) from error
+        raise UserError(
+            f"cannot write {target} ({reason(error)}); choose another folder with --out"
+        ) from error
