@@ -15,6 +15,7 @@ GROUND = {
     "files",
     "graph_spec",
     "machine",
+    "os_errors",
     "sampling",
     "typed_json",
     "version",
