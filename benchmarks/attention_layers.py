@@ -23,7 +23,7 @@ from ssd_export.export.functions import (
     attention_function,
     release_nodes,
 )
-from ssd_export.export.operators import DTYPES, IR_VERSION, OPSET, Operators
+from ssd_export.export.operators import IR_VERSION, OPSET, Operators, onnx_dtype
 from ssd_export.policy.table import HeadGroup, PolicyTable, releases_between_steps
 
 NOISE = 1_000_003  # random numbers that the arrays repeat
@@ -117,7 +117,7 @@ def group_run(
         name: ir.Value(
             name=name,
             shape=ir.Shape(shape),
-            type=ir.TensorType(DTYPES["int32" if name in integers else "float32"]),
+            type=ir.TensorType(onnx_dtype("int32" if name in integers else "float32")),
         )
         for name, shape in shapes.items()
         if name != "out"

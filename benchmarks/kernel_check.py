@@ -22,13 +22,8 @@ from ssd_export.cache import attention as reference
 from ssd_export.cache.state import GroupState
 from ssd_export.policy.presets import Rule
 from ssd_export.policy.table import HeadGroup
+from ssd_export.verify.tolerances import TOLERANCES
 
-OUT_TOLERANCE = {
-    "float32": 1e-5,
-    "float16": 2e-3,
-    "bfloat16": 1.6e-2,
-}  # outputs below 4, the kernel is float32 inside
-SCORE_TOLERANCE = 1e-5
 TIE = 1e-4  # relative: of scores nearer than this either token may go
 COMPARED = 4  # steps after the first head is full
 LENGTHS = (7, 5, 7, 2)  # of the prompts, one row each
@@ -80,7 +75,7 @@ def check_kernel(device: str, cases: tuple[KernelCase, ...] = CASES) -> dict[str
         "failures": [],
     }
     for case in cases:
-        for dtype in OUT_TOLERANCE:
+        for dtype in TOLERANCES:
             _check_case(case, dtype, device, result)
     result["ok"] = not result["failures"] and result["released"] > 0
     return result
@@ -142,7 +137,10 @@ def _compare(
     if state.score is not None:
         difference = (ours.score - state.score).masked_fill(state.position < 0, 0).abs()
         errors["score_error"] = (difference / state.score.clamp(min=1)).max().item()
-    for what, limit in (("out_error", OUT_TOLERANCE[dtype]), ("score_error", SCORE_TOLERANCE)):
+    for what, limit in (
+        ("out_error", TOLERANCES[dtype].kernel),
+        ("score_error", TOLERANCES["float32"].op),
+    ):
         result[what][dtype] = max(result[what].get(dtype, 0.0), errors[what])
         if not errors[what] <= limit:
             result["failures"].append(

@@ -27,13 +27,12 @@ from torch import Tensor
 
 from ssd_export.config import ModelConfig, VQConfig
 from ssd_export.demo.tokenizer import SPECIAL_TOKENS
+from ssd_export.dtypes import MODEL_DTYPES, of_torch
 from ssd_export.model.checkpoint import canonical_name
 from ssd_export.model.decoder import ImageTokenModel
 from ssd_export.model.image_decoder import ImageDecoder
 from ssd_export.plan.shapes import PUBLISHED
 
-DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
-SAFETENSORS_NAMES = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
 SHARD_BYTES = 5_000_000_000
 NOISE_LENGTH = (1 << 22) + 15  # odd: no row of a matrix starts where the row above did
 GAINS = {
@@ -111,7 +110,7 @@ def write_checkpoint(
     if any(out.iterdir()):
         raise SystemExit(f"{out} is not empty: give a new folder")
     shapes = {_stored_name(name, layout): size for name, size in stored_shapes(config).items()}
-    noise = NoiseWriter(DTYPES[dtype], layout, seed)
+    noise = NoiseWriter(MODEL_DTYPES[dtype].torch, layout, seed)
     if layout == "original":
         _write_shards(out, shapes, noise, "pytorch_model", "bin")
         values = original_config(config)
@@ -278,7 +277,7 @@ def _write_safetensors(path: Path, shapes: Shapes, noise: NoiseWriter) -> None:
     entries, end = {}, 0
     for name, shape in shapes.items():
         start, end = end, end + torch.Size(shape).numel() * noise.dtype.itemsize
-        kind = SAFETENSORS_NAMES[noise.dtype]
+        kind = of_torch(noise.dtype).safetensors
         entries[name] = {"dtype": kind, "shape": list(shape), "data_offsets": [start, end]}
     header = json.dumps(entries).encode()
     header += b" " * (-len(header) % 8)
@@ -316,7 +315,7 @@ def main() -> None:
     )
     parser.add_argument("--shape", choices=sorted(SHAPES), default="janus-pro-1b")
     parser.add_argument("--layout", choices=("transformers", "original"), default="transformers")
-    parser.add_argument("--dtype", choices=sorted(DTYPES), default="fp16")
+    parser.add_argument("--dtype", choices=sorted(MODEL_DTYPES), default="fp16")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--num-layers", type=int, help="only the first layers of the shape")
     parser.add_argument("out", type=Path)

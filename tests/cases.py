@@ -1,7 +1,7 @@
-"""One table of cache cases, and one of tolerances, for every backend of decode attention.
+"""One table of cache cases for every backend of decode attention.
 
 A backend that runs `inputs(case)` must hold the oracle's positions exactly after every step, and
-outputs and scores within TOLERANCE of its dtype. Inputs are multiples of 1/32 below 4, so float32,
+outputs and scores within the tolerance (`op`) of its dtype. Inputs are multiples of 1/32 below 4, so float32,
 float16 and bfloat16 hold them exactly.
 """
 
@@ -14,9 +14,8 @@ from typing import Protocol
 import numpy as np
 
 from ssd_export.policy.presets import HeadGroup, Rule
+from ssd_export.verify.tolerances import TOLERANCES
 from tests.oracle import OracleHead
-
-TOLERANCE = {"float32": 1e-5, "float16": 2e-2, "bfloat16": 1e-1}
 
 
 @dataclass(frozen=True)
@@ -252,7 +251,7 @@ def assert_matches_oracle(case: Case, backend: Backend, dtype: str = "float32") 
     """Returns if the backend holds the oracle's tokens slot for slot and its numbers within
     tolerance.
     """
-    wanted, tolerance = expected(case), TOLERANCE[dtype]
+    wanted, tolerance = expected(case), TOLERANCES[dtype].op
 
     def compare(moment: int, position: np.ndarray, score: np.ndarray | None) -> None:
         np.testing.assert_array_equal(

@@ -11,6 +11,7 @@ PACKAGE = Path(__file__).parent.parent / "ssd_export"
 GROUND = {
     "cgroups",
     "config",
+    "dtypes",
     "errors",
     "files",
     "graph_spec",
@@ -118,7 +119,7 @@ def loaded_by(source: str) -> frozenset[str]:
 def allowed(part: str) -> set[str]:
     """The parts that a part may import."""
     if part in GROUND:
-        return {"cgroups", "config", "errors", "files"}
+        return {"cgroups", "config", "dtypes", "errors", "files"}
     if part in ROOMS:
         return GROUND | ROOMS[part]
     return GROUND | ROOMS.keys() | ({*ABOVE} if part in TOP else set())

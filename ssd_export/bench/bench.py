@@ -21,8 +21,8 @@ from ssd_export.bench.process import run_cell
 from ssd_export.bench.roofline import MachineRates, StepCost, step_cost
 from ssd_export.bundle import Bundle, open_bundle
 from ssd_export.config import NUM_IMAGE_TOKENS
+from ssd_export.dtypes import DTYPES
 from ssd_export.errors import UserError
-from ssd_export.export.exporter import DTYPES
 from ssd_export.export.source_checkpoint import checked, checkpoint_like
 from ssd_export.machine import num_cpus
 from ssd_export.model.checkpoint import Checkpoint
@@ -163,9 +163,7 @@ def _checkpoint(bundles: list[Bundle], spec: BenchSpec) -> Checkpoint | None:
 
 def kind_of(bundle: Bundle) -> str:
     """What bundles must have in common to be compared: fp32, or fp16-int4."""
-    dtype = next(
-        name for name, dtype in DTYPES.items() if str(dtype) == f"torch.{bundle.config.dtype}"
-    )
+    dtype = DTYPES[bundle.config.dtype].short
     weights = bundle.config.precision.weights
     (cache,) = {
         tensor.dtype

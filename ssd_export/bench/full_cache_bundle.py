@@ -18,7 +18,8 @@ from tempfile import TemporaryDirectory
 
 from ssd_export.bundle import Bundle, open_bundle, write_bundle, write_config
 from ssd_export.config import NUM_IMAGE_TOKENS
-from ssd_export.export.exporter import DTYPES, write_graphs
+from ssd_export.dtypes import DTYPES
+from ssd_export.export.exporter import write_graphs
 from ssd_export.export.weights import WEIGHTS_FILE, plan_weights
 from ssd_export.model.checkpoint import Checkpoint
 from ssd_export.policy.table import HeadGroup, PolicyTable, Rule
@@ -42,7 +43,7 @@ def full_twin(bundle: Bundle, checkpoint: Checkpoint) -> Iterator[Bundle]:
 
 def _write(bundle: Bundle, checkpoint: Checkpoint, folder: Path) -> None:
     table = full_table(bundle.config.policy)
-    dtype = next(dtype for dtype in DTYPES.values() if str(dtype) == f"torch.{bundle.config.dtype}")
+    dtype = DTYPES[bundle.config.dtype].torch
     weights = plan_weights(checkpoint, table, dtype, bundle.config.precision.weights)
     (folder / "onnx").mkdir()
     _link(bundle.file(WEIGHTS), folder / WEIGHTS)

@@ -20,6 +20,7 @@ import numpy as np
 import onnx_ir as ir
 
 from ssd_export.bundle import Bundle
+from ssd_export.dtypes import DTYPES
 
 ARRAY_BYTES = 128 << 20  # beyond every cache
 ROW_LENGTH = 4096
@@ -158,20 +159,11 @@ def decode_weight_bytes(bundle: Bundle) -> int:
 
 def cache_read_bytes(bundle: Bundle, rows: int) -> int:
     """Bytes of all cache tensors, each read once a step."""
-    sizes = {
-        "float32": 4,
-        "int32": 4,
-        "int64": 8,
-        "float16": 2,
-        "bfloat16": 2,
-        "int8": 1,
-        "uint8": 1,
-    }
     total = 0
     for tensor in bundle.config.graphs["decode_step"].inputs:
         if tensor.name.startswith("past_key_values."):
             count = int(
                 np.prod([rows if dimension == "rows" else dimension for dimension in tensor.shape])
             )
-            total += count * sizes.get(tensor.dtype, 1)
+            total += count * DTYPES[tensor.dtype].num_bytes
     return total

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 from ssd_export.config import ModelConfig
+from ssd_export.dtypes import ModelDtype
 from ssd_export.errors import UserError
 from ssd_export.files import reason
 from ssd_export.graph_spec import GraphSpec
@@ -19,7 +20,6 @@ SCHEMA_VERSION = 1
 CONFIG = "ssd_config.json"
 EXPORT_AGAIN = "export it again with --force, or copy it again from where it came"
 WeightFormat = Literal["none", "int8", "int4", "fp8"]
-ModelDtype = Literal["float32", "float16", "bfloat16"]
 
 
 @dataclass(frozen=True)

@@ -7,10 +7,10 @@ from pathlib import Path
 import click
 
 from ssd_export.cli import options
+from ssd_export.dtypes import MODEL_DTYPES
 from ssd_export.errors import UserError
 from ssd_export.policy.presets import DEFAULT_GROUPS, MAX_GROUPS
 
-DTYPES = ("fp32", "fp16", "bf16")
 WEIGHTS = ("none", "int8", "int4", "fp8")
 
 
@@ -70,7 +70,7 @@ WEIGHTS = ("none", "int8", "int4", "fp8")
     "--dtype",
     default="fp32",
     show_default=True,
-    metavar="|".join(DTYPES),
+    metavar="|".join(MODEL_DTYPES),
     help="Precision of weights and cache.",
 )
 @click.option(
@@ -160,8 +160,8 @@ def command(
     """
     options.check_budget(budget)
     options.check_prompt_slots(prompt_slots)
-    if dtype not in DTYPES:
-        raise UserError(f"unknown --dtype {dtype!r}; choose one of {', '.join(DTYPES)}")
+    if dtype not in MODEL_DTYPES:
+        raise UserError(f"unknown --dtype {dtype!r}; choose one of {', '.join(MODEL_DTYPES)}")
 
     check_weights(weights, target)
     options.check_kv_dtype(kv_dtype)

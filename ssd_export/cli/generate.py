@@ -212,13 +212,14 @@ def check_memory(bundle: Bundle, num_images: int, decoder_batch: int) -> None:
     """Raises: UserError where drawing that many pictures at once on this CPU takes more memory than
     is free.
     """
+    from ssd_export.dtypes import DTYPES
     from ssd_export.machine import total_bytes
     from ssd_export.plan.memory import check_fits, drawing_bytes
-    from ssd_export.plan.sizes import ITEM_SIZE, WeightSizes
+    from ssd_export.plan.sizes import WeightSizes
 
     config, dtype = bundle.config.model, bundle.config.dtype
     table = bundle.config.policy
-    cache = table.cache_bytes(config, ITEM_SIZE[dtype], 2 * num_images)
+    cache = table.cache_bytes(config, DTYPES[dtype].num_bytes, 2 * num_images)
     needed = drawing_bytes(
         config, WeightSizes.of_bundle(bundle), dtype, cache, decoder_batch, total_bytes()
     )

@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from ssd_export.dtypes import DTYPES
+
 if TYPE_CHECKING:
     from ssd_export.bundle import Bundle
     from ssd_export.policy.table import HeadGroup, PolicyTable
 
-DTYPE_BYTES = {"fp32": 4, "float32": 4, "fp16": 2, "float16": 2, "bf16": 2, "bfloat16": 2}
 WIDTH_OF_A_PIPE = 160  # no line is folded in a file or a pipe
 ROWS = 2  # one picture: a conditional and an unconditional row
 
@@ -40,7 +41,7 @@ def command(bundle: Path | None, as_json: bool) -> None:
 def bundle_facts(bundle: Bundle) -> dict[str, Any]:
     """Everything that inspect shows, as plain data; bytes are those of one picture (two rows)."""
     config = bundle.config
-    table, model, size = config.policy, config.model, DTYPE_BYTES[config.dtype]
+    table, model, size = config.policy, config.model, DTYPES[config.dtype].num_bytes
     sizes = {name: entry.bytes for name, entry in bundle.files.items()}
     return {
         "path": str(bundle.path),

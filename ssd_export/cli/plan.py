@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ssd_export.cli import options
-from ssd_export.cli.export import DTYPES, WEIGHTS, check_weights
+from ssd_export.cli.export import WEIGHTS, check_weights
+from ssd_export.dtypes import MODEL_DTYPES
 from ssd_export.errors import UserError
 
 if TYPE_CHECKING:
@@ -74,7 +75,11 @@ class PlanSpec:
 )
 @options.prompt_slots
 @click.option(
-    "--dtype", default="fp16", show_default=True, metavar="|".join(DTYPES), help="As for export."
+    "--dtype",
+    default="fp16",
+    show_default=True,
+    metavar="|".join(MODEL_DTYPES),
+    help="As for export.",
 )
 @click.option("--num-layers", type=int, metavar="COUNT", help="As for export.  [default: all]")
 @click.option(
@@ -103,8 +108,8 @@ def command(target: str | None, fits: bool, as_json: bool, **asked: Any) -> None
         options.check_budget(spec.budget)
     options.check_prompt_slots(spec.prompt_slots)
     options.check_kv_dtype(spec.kv_dtype)
-    if spec.dtype not in DTYPES:
-        raise UserError(f"unknown --dtype {spec.dtype!r}; choose one of {', '.join(DTYPES)}")
+    if spec.dtype not in MODEL_DTYPES:
+        raise UserError(f"unknown --dtype {spec.dtype!r}; choose one of {', '.join(MODEL_DTYPES)}")
 
     from ssd_export.plan.fit import BATCHES, BUDGETS, Settings, fit
     from ssd_export.plan.fit import WEIGHTS as PRECISIONS
@@ -201,7 +206,7 @@ def plan_of(spec: PlanSpec, device: Device, settings: Settings) -> Plan:
         sizes=WeightSizes.of(
             (w.name, str(w.dtype).removeprefix("torch."), w.num_bytes) for w in made.weights
         ),
-        dtype={"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}[spec.dtype],
+        dtype=MODEL_DTYPES[spec.dtype].name,
         num_images=settings.num_images,
         decoder_batch=spec.decoder_batch,
         download_bytes=0 if is_here else stored,

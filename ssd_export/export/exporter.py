@@ -9,10 +9,9 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import onnx_ir as ir
-import torch
 
 from ssd_export.bundle import (
     BundleConfig,
@@ -23,6 +22,7 @@ from ssd_export.bundle import (
     write_config,
 )
 from ssd_export.config import NUM_IMAGE_TOKENS, ModelConfig
+from ssd_export.dtypes import MODEL_DTYPES, ModelDtype
 from ssd_export.errors import UserError
 from ssd_export.export.graphs import evict_specs
 from ssd_export.export.image_decoder_writer import write_image_decoder
@@ -51,7 +51,6 @@ from ssd_export.version import TOOL_VERSION
 
 DEMO_CHECKPOINT = Path(__file__).parent.parent / "demo" / "checkpoint"
 GENERATION_HELP = 'write {"cfg_scale": 5.0, "temperature": 1.0} there, or delete it'
-DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 Progress = Callable[[str, int, int], None]
 
 
@@ -164,7 +163,7 @@ def plan_export(spec: ExportSpec, download: bool = True) -> ExportPlan:
     if spec.num_layers is not None:
         checkpoint = checkpoint.first_layers(spec.num_layers)
     name = model.name if spec.num_layers is None else f"{model.name}-{spec.num_layers}-layers"
-    weights = plan_weights(checkpoint, table, DTYPES[spec.dtype], spec.weights)
+    weights = plan_weights(checkpoint, table, MODEL_DTYPES[spec.dtype].torch, spec.weights)
     out = (
         spec.out
         or Path("bundles") / f"{name}-{table.name}-b{table.budget:g}-{precision_name(spec)}"
@@ -300,7 +299,7 @@ def settle_policy(
 def _write_files(folder: Path, plan: ExportPlan, journal: Journal, progress: Progress) -> None:
     spec, checkpoint, table = plan.spec, plan.checkpoint, plan.table
     (folder / "onnx").mkdir(exist_ok=True)
-    dtype = str(DTYPES[spec.dtype]).removeprefix("torch.")
+    dtype = cast(ModelDtype, MODEL_DTYPES[spec.dtype].name)
     places = _write_weights(folder / "onnx" / WEIGHTS_FILE, plan.weights, journal, progress)
     specs = write_graphs(
         folder / "onnx", checkpoint.config, table, dtype, plan.weights, places, progress

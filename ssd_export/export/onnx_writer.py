@@ -25,7 +25,7 @@ from ssd_export.export.functions import (
     release_nodes,
 )
 from ssd_export.export.graphs import head_groups, past_name, present_name
-from ssd_export.export.operators import DTYPES, IR_VERSION, Operators
+from ssd_export.export.operators import IR_VERSION, Operators, onnx_dtype
 from ssd_export.export.quantize import dequantize_node, onnx_type, opset_of, scale_name
 from ssd_export.export.sampler import draw_tokens
 from ssd_export.export.weights import WEIGHTS_FILE, Weight
@@ -88,7 +88,7 @@ class GraphWriter:
         """The recorded nodes between the inputs and outputs of a spec, checked to be all there."""
         for out in spec.outputs:
             outputs[out.name].name = out.name
-            outputs[out.name].type = ir.TensorType(DTYPES[out.dtype])
+            outputs[out.name].type = ir.TensorType(onnx_dtype(out.dtype))
             outputs[out.name].shape = ir.Shape(out.shape)
         imports = {"": self.opset} | ({DOMAIN: 1} if functions else {})
         graph = ir.Graph(
@@ -110,7 +110,7 @@ def graph_inputs(spec: GraphSpec) -> dict[str, ir.Value]:
 
 def _value(tensor: TensorSpec) -> ir.Value:
     return ir.Value(
-        name=tensor.name, shape=ir.Shape(tensor.shape), type=ir.TensorType(DTYPES[tensor.dtype])
+        name=tensor.name, shape=ir.Shape(tensor.shape), type=ir.TensorType(onnx_dtype(tensor.dtype))
     )
 
 

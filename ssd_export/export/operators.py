@@ -10,16 +10,15 @@ import numpy as np
 import onnx_ir as ir
 from onnx_ir.tape import Tape
 
+from ssd_export.dtypes import DTYPES
+
 OPSET = 18
 IR_VERSION = 10
-DTYPES = {
-    "float32": ir.DataType.FLOAT,
-    "float16": ir.DataType.FLOAT16,
-    "bfloat16": ir.DataType.BFLOAT16,
-    "int32": ir.DataType.INT32,
-    "int64": ir.DataType.INT64,
-    "int8": ir.DataType.INT8,
-}
+
+
+def onnx_dtype(dtype: str) -> ir.DataType:
+    """ONNX's element type of one of ours."""
+    return ir.DataType(DTYPES[dtype].onnx)
 
 
 class Operators:
@@ -55,7 +54,7 @@ class Operators:
 
     def constant(self, values: object, dtype: str = "int64") -> ir.Value:
         if dtype == "bfloat16":
-            return self.op("Cast", self.constant(values, "float32"), to=DTYPES[dtype])
+            return self.op("Cast", self.constant(values, "float32"), to=onnx_dtype(dtype))
         array = np.asarray(values, dtype)
         key = (dtype, array.shape, array.tobytes())
         if key not in self._constants:
@@ -63,7 +62,7 @@ class Operators:
         return self._constants[key]
 
     def cast(self, value: ir.Value, dtype: str) -> ir.Value:
-        return self.op("Cast", value, to=DTYPES[dtype])
+        return self.op("Cast", value, to=onnx_dtype(dtype))
 
     def reshape(self, value: ir.Value, shape: Sequence[int]) -> ir.Value:
         """0 keeps a dimension, -1 is worked out."""

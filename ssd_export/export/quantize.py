@@ -16,8 +16,9 @@ import torch
 from torch import Tensor
 
 from ssd_export.bundle.config import Precision, WeightFormat
+from ssd_export.dtypes import of_torch
 from ssd_export.errors import UserError
-from ssd_export.export.operators import DTYPES, OPSET, Operators
+from ssd_export.export.operators import OPSET, Operators, onnx_dtype
 from ssd_export.model.quantization import BLOCKS, STORED_DTYPES, Scheme, quantize, to_stored
 
 if TYPE_CHECKING:
@@ -68,7 +69,7 @@ def scale_name(name: str) -> str:
 def onnx_type(weight: Weight) -> tuple[ir.DataType, tuple[int, ...]]:
     """Type and shape of a tensor of the weights file as an initializer."""
     if weight.scheme is None or weight.dtype != STORED_DTYPES[weight.scheme.format]:
-        return DTYPES[str(weight.dtype).removeprefix("torch.")], weight.shape
+        return onnx_dtype(of_torch(weight.dtype).name), weight.shape
     rows, columns = weight.shape
     return ONNX_TYPES[weight.scheme.format], (
         rows,

@@ -20,6 +20,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from ssd_export.dtypes import of_torch
 from ssd_export.export.journal import Journal
 from ssd_export.export.quantize import QuantizedMatrix, scale_name
 from ssd_export.model.checkpoint import EMBED_TOKENS, Checkpoint, permute_heads
@@ -34,14 +35,6 @@ from ssd_export.model.quantization import (
 from ssd_export.policy.table import PolicyTable
 
 WEIGHTS_FILE = "weights.safetensors"
-SAFETENSORS_NAMES = {
-    torch.float32: "F32",
-    torch.float16: "F16",
-    torch.bfloat16: "BF16",
-    torch.int8: "I8",
-    torch.uint8: "U8",
-    torch.float8_e4m3fn: "F8_E4M3",
-}
 ALIGNMENT = 64
 NOT_FINITE = "use --dtype fp32, or --weights none"
 
@@ -216,7 +209,7 @@ def _header(weights: list[Weight]) -> tuple[bytes, dict[str, tuple[int, int]]]:
     for weight in weights:
         end = offset + weight.num_bytes
         entries[weight.name] = {
-            "dtype": SAFETENSORS_NAMES[weight.dtype],
+            "dtype": of_torch(weight.dtype).safetensors,
             "shape": list(weight.shape),
             "data_offsets": [offset, end],
         }

@@ -25,6 +25,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from ssd_export.dtypes import MODEL_DTYPES
 from ssd_export.errors import UserError
 from ssd_export.kernels.image import MANIFEST_FILE, SCHEMA, KernelImage, Variant
 
@@ -43,7 +44,7 @@ PTX_VERSIONS = {
 }
 TARGETS = tuple(PTX_VERSIONS)
 NEEDS_NEW_ASSEMBLER = (110,)  # CUDA 13 gave this architecture its number
-DTYPES = {"float16": "fp16", "bfloat16": "bf16", "float32": "fp32"}
+KERNEL_DTYPES = tuple(row.name for row in MODEL_DTYPES.values())
 HEAD_DIMS = (32, 128)  # the demo model; Janus-Pro 1B and 7B
 MAX_SLOTS = 1024
 SCRATCH = ({"name": "global_scratch", "type": "null"}, {"name": "profile_scratch", "type": "null"})
@@ -52,7 +53,7 @@ SCRATCH = ({"name": "global_scratch", "type": "null"}, {"name": "profile_scratch
 def compile_kernels(
     out: Path,
     targets: Iterable[int] = TARGETS,
-    dtypes: Iterable[str] = tuple(DTYPES),
+    dtypes: Iterable[str] = KERNEL_DTYPES,
     head_dims: Iterable[int] = HEAD_DIMS,
     max_slots: int = MAX_SLOTS,
 ) -> list[KernelImage]:
@@ -185,7 +186,8 @@ def _arguments() -> list[dict[str, str]]:
 
 
 def _triton_type(kind: str, variant: Variant) -> str:
-    short = {**DTYPES, "int32": "i32", "T": DTYPES[variant.dtype]}
+    short = {row.name: row.short for row in MODEL_DTYPES.values()}
+    short |= {"int32": "i32", "T": short[variant.dtype]}
     return "*" + short[kind[1:]] if kind[0] == "*" else short[kind]
 
 
@@ -212,8 +214,8 @@ def _check_asked(
                 f"no kernel target {target}; choose from {', '.join(map(str, TARGETS))}"
             )
     for dtype in dtypes:
-        if dtype not in DTYPES:
-            raise UserError(f"no kernel dtype {dtype!r}; choose from {', '.join(DTYPES)}")
+        if dtype not in KERNEL_DTYPES:
+            raise UserError(f"no kernel dtype {dtype!r}; choose from {', '.join(KERNEL_DTYPES)}")
     if (
         min(head_dims, default=1) < 1
         or max(head_dims, default=1) > 256
@@ -244,7 +246,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--dtypes",
         type=lambda text: tuple(text.split(",")),
-        default=tuple(DTYPES),
+        default=KERNEL_DTYPES,
         metavar="DTYPE,...",
     )
     parser.add_argument("--head-dims", type=numbers, default=HEAD_DIMS, metavar="D,...")

@@ -9,9 +9,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ssd_export.dtypes import MODEL_DTYPES, of_torch
 from ssd_export.errors import UserError
-
-OPTIONS = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}  # of --dtype
 
 
 def check_finite(tensor: Tensor, where: str, way_out: str) -> tuple[float, float]:
@@ -47,11 +46,11 @@ def convert(
     if not _holds(dtype, value):
         limit = torch.finfo(dtype).max
         problem = "becomes zero" if abs(value) < limit else f"is more than its limit {limit:g}"
-        others = [option for other, option in OPTIONS.items() if _holds(other, value)]
+        others = [option for option, row in MODEL_DTYPES.items() if _holds(row.torch, value)]
         fix = f"use --dtype {' or '.join(others)}" if others and chosen else way_out
         raise UserError(
             f"{where} has a greatest magnitude of {value:g}, which in"
-            f" {str(dtype).removeprefix('torch.')} {problem}: {fix}"
+            f" {of_torch(dtype).name} {problem}: {fix}"
         )
     return tensor.to(dtype)
 

@@ -19,6 +19,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from ssd_export.dtypes import BY_SAFETENSORS
 from ssd_export.errors import UserError
 
 INDEXES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
@@ -27,20 +28,6 @@ COPY_BYTES = (
     32 << 20
 )  # of a mapped pickle that are in memory at once, beside the tensor they are copied to
 MADV_DONTNEED = 4
-SAFETENSORS_DTYPES = {
-    "F64": torch.float64,
-    "F32": torch.float32,
-    "F16": torch.float16,
-    "BF16": torch.bfloat16,
-    "F8_E4M3": torch.float8_e4m3fn,
-    "F8_E5M2": torch.float8_e5m2,
-    "I64": torch.int64,
-    "I32": torch.int32,
-    "I16": torch.int16,
-    "I8": torch.int8,
-    "U8": torch.uint8,
-    "BOOL": torch.bool,
-}
 
 
 class _Safetensors:
@@ -59,7 +46,8 @@ class _Safetensors:
         self.shapes = {name: tuple(entry["shape"]) for name, entry in entries.items()}
 
     def dtype(self, name: str) -> torch.dtype | None:
-        return SAFETENSORS_DTYPES.get(self._entries[name]["dtype"])
+        row = BY_SAFETENSORS.get(self._entries[name]["dtype"])
+        return None if row is None else row.torch
 
     def read(self, name: str) -> Tensor:
         return self._read(name, 0, torch.Size(self.shapes[name]).numel()).reshape(self.shapes[name])

@@ -7,8 +7,9 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from ssd_export.config import ModelConfig
+from ssd_export.dtypes import DTYPES
 from ssd_export.plan.memory import image_decoder_bytes
-from ssd_export.plan.sizes import ITEM_SIZE, WeightSizes
+from ssd_export.plan.sizes import WeightSizes
 from ssd_export.policy.table import BYTES_POSITION, BYTES_SCORE, PolicyTable
 
 CONTEXT_BYTES = (
@@ -80,7 +81,9 @@ def device_memory(
                 if group.rule.by_score
                 else "by position"
             )
-            own = replace(table, layers=((group,),)).cache_bytes(config, ITEM_SIZE[dtype], rows)
+            own = replace(table, layers=((group,),)).cache_bytes(
+                config, DTYPES[dtype].num_bytes, rows
+            )
             beside = (
                 rows
                 * group.num_heads
@@ -88,7 +91,7 @@ def device_memory(
                 * (BYTES_POSITION + BYTES_SCORE * group.rule.by_score)
             )
             keys_and_values[kind] = keys_and_values.get(kind, 0) + own - beside
-    cache = table.cache_bytes(config, ITEM_SIZE[dtype], rows)
+    cache = table.cache_bytes(config, DTYPES[dtype].num_bytes, rows)
     return DeviceMemory(
         weights=sizes.steps * (1 if shared_weights else 2) + 2 * sizes.codes + sizes.image_decoder,
         keys_and_values=keys_and_values,
@@ -106,7 +109,9 @@ def activation_bytes(config: ModelConfig, table: PolicyTable, dtype: str, rows: 
     numbers = tokens * (3 * config.hidden_size + 3 * config.intermediate_size)
     prompt = 2 * config.num_layers * config.num_kv_heads * config.head_dim * tokens
     scores = 4 * 2 * tokens * config.num_heads * table.prompt_slots
-    return (numbers + prompt) * ITEM_SIZE[dtype] + scores + 4 * 3 * rows * config.codebook_size
+    return (
+        (numbers + prompt) * DTYPES[dtype].num_bytes + scores + 4 * 3 * rows * config.codebook_size
+    )
 
 
 def usable_bytes(memory_bytes: int, shared: bool) -> int:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from ssd_export.config import ModelConfig
+from ssd_export.dtypes import DTYPES
 from ssd_export.errors import UserError
 from ssd_export.machine import free_bytes, gib, resident_bytes
 from ssd_export.plan.sizes import WeightSizes
@@ -97,7 +98,7 @@ def image_decoder_bytes(config: ModelConfig, dtype: str, decoder_batch: int) -> 
     """Activations of the image decoder: feature maps of the full size, at the width of the last
     level.
     """
-    size = {"float32": 4, "float16": 2, "bfloat16": 2}[dtype]
+    size = DTYPES[dtype].num_bytes
     return FEATURE_MAPS * decoder_batch * config.vq.base_channels * config.image_size**2 * size
 
 

@@ -7,20 +7,12 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from ssd_export.bundle import Bundle
+from ssd_export.dtypes import BY_SAFETENSORS
 
 EMBED_TOKENS = (
     "language_model.embed_tokens.weight"  # as in model/checkpoint.py, which imports torch
 )
-SAFETENSORS_DTYPES = {
-    "F32": "float32",
-    "F16": "float16",
-    "BF16": "bfloat16",
-    "I8": "int8",
-    "U8": "uint8",
-    "F8_E4M3": "float8_e4m3fn",
-}
 CODES = ("int8", "uint8", "float8_e4m3fn")  # of quantised matrices
-ITEM_SIZE = {"float32": 4, "float16": 2, "bfloat16": 2}
 
 
 @dataclass(frozen=True)
@@ -86,7 +78,7 @@ def stored_weights(bundle: Bundle) -> dict[str, StoredWeight]:
         entries = json.loads(file.read(length))
     return {
         name: StoredWeight(
-            SAFETENSORS_DTYPES[entry["dtype"]],
+            BY_SAFETENSORS[entry["dtype"]].name,
             tuple(entry["shape"]),
             8 + length + entry["data_offsets"][0],
             entry["data_offsets"][1] - entry["data_offsets"][0],

@@ -7,10 +7,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ssd_export.config import NUM_IMAGE_TOKENS, ModelConfig
+from ssd_export.dtypes import DTYPES
 from ssd_export.machine import total_bytes
 from ssd_export.plan.device import DeviceMemory, device_memory
 from ssd_export.plan.memory import drawing_bytes, widens_on_use
-from ssd_export.plan.sizes import ITEM_SIZE, WeightSizes
+from ssd_export.plan.sizes import WeightSizes
 from ssd_export.policy.table import PolicyTable
 
 GRAPH_BYTES_OF_A_LAYER = 110_000  # of all graphs together
@@ -59,7 +60,9 @@ class Plan:
     @property
     def cache_bytes(self) -> int:
         """Of all pictures drawn at once."""
-        return self.table.cache_bytes(self.config, ITEM_SIZE[self.dtype], 2 * self.num_images)
+        return self.table.cache_bytes(
+            self.config, DTYPES[self.dtype].num_bytes, 2 * self.num_images
+        )
 
     @property
     def device(self) -> DeviceMemory:

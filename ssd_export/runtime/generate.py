@@ -18,6 +18,7 @@ from PIL import Image
 
 from ssd_export.bundle import Bundle, open_bundle
 from ssd_export.config import GRID, NUM_IMAGE_TOKENS
+from ssd_export.dtypes import DTYPES
 from ssd_export.errors import UserError
 from ssd_export.policy.schedule import tokens_dropped
 from ssd_export.runtime.loop import decode
@@ -27,7 +28,6 @@ from ssd_export.sampling import as_count, as_seed
 
 RUNNERS = ("ort", "torch", "trt")
 NOT_DRAWN_YET = 235  # grey level of the part of a preview that is still to come
-ITEM_SIZE = {"float32": 4, "float16": 2, "bfloat16": 2}
 MAX_BATCH = 16
 
 
@@ -197,7 +197,7 @@ class ImageGenerator:
         """Proves that what is allocated is what the policy promises. Raises: RuntimeError if not (a
         bug).
         """
-        size = ITEM_SIZE[self.bundle.config.dtype]
+        size = DTYPES[self.bundle.config.dtype].num_bytes
         allocated, promised = (
             self.runner.cache_bytes(),
             self.table.cache_bytes(self.config, size, 2 * batch.num_images),

@@ -16,6 +16,7 @@ import onnxruntime as ort
 
 from ssd_export.bundle import Bundle
 from ssd_export.config import NUM_IMAGE_TOKENS
+from ssd_export.dtypes import DTYPES
 from ssd_export.errors import UserError
 from ssd_export.graph_spec import GraphSpec, TensorSpec
 from ssd_export.machine import thread_limit, total_bytes
@@ -27,14 +28,6 @@ from ssd_export.runtime.ort_session import PROVIDERS, open_session, session_entr
 from ssd_export.runtime.prompt_batch import PromptBatch
 from ssd_export.runtime.runner import Runner
 
-ELEMENT_TYPES = {
-    "float32": 1,
-    "int8": 3,
-    "int32": 6,
-    "int64": 7,
-    "float16": 10,
-    "bfloat16": 16,
-}  # onnx.TensorProto
 WITH_WEIGHTS = ("prefill", "decode_step")  # graphs that hold those of the language model
 SMALL_HIDDEN_SIZE = 512  # below it a step's operators are too short to be worth a second thread
 
@@ -215,7 +208,7 @@ class OrtRunner(Runner):
     def _new_value(self, tensor: TensorSpec) -> ort.OrtValue:
         shape = [self._dimensions.get(d, d) for d in tensor.shape]
         return ort.OrtValue.ortvalue_from_shape_and_type(
-            shape, ELEMENT_TYPES[tensor.dtype], self._provider, 0
+            shape, DTYPES[tensor.dtype].onnx, self._provider, 0
         )
 
     def _fill_caches(self, results: dict[str, np.ndarray], lengths: np.ndarray) -> None:

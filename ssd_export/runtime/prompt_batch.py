@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ssd_export.bundle import Bundle
+from ssd_export.dtypes import DTYPES
 from ssd_export.model.prompt import PromptEncoder
 from ssd_export.runtime.uniforms import uniforms
 from ssd_export.sampling import Sampling
@@ -79,7 +80,7 @@ class TextEmbeddings:
     def __init__(self, bundle: Bundle) -> None:
         entry = bundle.config.text_embeddings
         self._is_bfloat16 = entry.dtype == "bfloat16"
-        dtype = np.uint16 if self._is_bfloat16 else entry.dtype
+        dtype = DTYPES[entry.dtype].numpy
         self._table = np.memmap(bundle.file(entry.file), dtype, "r", entry.offset, entry.shape)
 
     def __call__(self, ids: np.ndarray) -> np.ndarray:

@@ -16,21 +16,12 @@ from math import prod
 
 import numpy as np
 
+from ssd_export.dtypes import DTYPES
 from ssd_export.errors import UserError
 from ssd_export.graph_spec import TensorSpec
 from ssd_export.machine import gib
 from ssd_export.tensorrt.cuda_device import ALIGNMENT
 
-ITEM_BYTES = {
-    "float32": 4,
-    "float16": 2,
-    "bfloat16": 2,
-    "int32": 4,
-    "int64": 8,
-    "int8": 1,
-    "uint8": 1,
-}
-STORED_AS = {"bfloat16": "uint16"}  # numpy has no bfloat16
 WAYS_OUT = (
     "draw fewer pictures at once, export with a smaller --budget, --kv-dtype int8 or --weights"
     " int4, close what else uses the GPU, or use --runner ort"
@@ -47,11 +38,11 @@ class Buffer:
 
     @property
     def num_bytes(self) -> int:
-        return prod(self.shape) * ITEM_BYTES[self.dtype]
+        return prod(self.shape) * DTYPES[self.dtype].num_bytes
 
     @property
     def stored_dtype(self) -> np.dtype:
-        return np.dtype(STORED_AS.get(self.dtype, self.dtype))
+        return DTYPES[self.dtype].numpy
 
 
 @dataclass(frozen=True)

@@ -13,19 +13,11 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
+from ssd_export.dtypes import BY_TENSORRT
 from ssd_export.errors import UserError
 from ssd_export.graph_spec import GraphSpec
 from ssd_export.tensorrt.flavors import Flavour
 from ssd_export.tensorrt.messages import logger, one_line
-
-DTYPES = {
-    "FLOAT": "float32",
-    "HALF": "float16",
-    "BF16": "bfloat16",
-    "INT32": "int32",
-    "INT64": "int64",
-    "INT8": "int8",
-}
 
 
 def open_runtime(flavour: Flavour, host_code_allowed: bool) -> Any:
@@ -109,9 +101,10 @@ class TrtEngine:
         tensors = {tensor.name: tensor.dtype for tensor in (*self.spec.inputs, *self.spec.outputs)}
         different = names ^ {*tensors, *weights}
         for name in names & tensors.keys():
-            dtype = DTYPES.get(engine.get_tensor_dtype(name).name)
+            dtype = BY_TENSORRT.get(engine.get_tensor_dtype(name).name)
             if (
-                dtype != tensors[name]
+                dtype is None
+                or dtype.name != tensors[name]
                 or engine.get_tensor_location(name) != trt.TensorLocation.DEVICE
             ):
                 different.add(name)

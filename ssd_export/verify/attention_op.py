@@ -19,7 +19,7 @@ from ssd_export.cache.state import EMPTY, GroupState
 from ssd_export.config import NUM_IMAGE_TOKENS, ModelConfig
 from ssd_export.export.functions import DOMAIN
 from ssd_export.export.graphs import cache_parts, head_groups, part_names, past_name, present_name
-from ssd_export.export.operators import DTYPES, IR_VERSION, OPSET
+from ssd_export.export.operators import IR_VERSION, OPSET, onnx_dtype
 from ssd_export.policy.table import HeadGroup, PolicyTable
 from ssd_export.runtime.ort_session import open_session
 from ssd_export.verify.checks import Divergence, Rung
@@ -170,14 +170,14 @@ def _single_node_session(
         shapes.append((ROWS, *spec.shape[1:]))
         dtypes.append(spec.dtype)
     inputs = [
-        ir.Value(name=f"in{i}", shape=ir.Shape(shape), type=ir.TensorType(DTYPES[kind]))
+        ir.Value(name=f"in{i}", shape=ir.Shape(shape), type=ir.TensorType(onnx_dtype(kind)))
         for i, (shape, kind) in enumerate(zip(shapes, dtypes, strict=True))
     ]
     single = ir.Node(
         DOMAIN, node.op_type, inputs, list(node.attributes.values()), num_outputs=len(node.outputs)
     )
     for i, (output, kind) in enumerate(zip(single.outputs, [dtype, *dtypes[5:]], strict=True)):
-        output.name, output.type = f"out{i}", ir.TensorType(DTYPES[kind])
+        output.name, output.type = f"out{i}", ir.TensorType(onnx_dtype(kind))
     graph = ir.Graph(
         inputs, single.outputs, nodes=[single], opset_imports={"": OPSET, DOMAIN: 1}, name="op"
     )

@@ -9,13 +9,12 @@ from typing import Any
 import numpy as np
 
 from ssd_export.config import NUM_IMAGE_TOKENS, ModelConfig
+from ssd_export.dtypes import DTYPES
 from ssd_export.export.graphs import head_groups
 from ssd_export.policy.schedule import tokens_dropped
 from ssd_export.policy.table import PolicyTable
 from ssd_export.verify.checks import Divergence, Rung
 from ssd_export.verify.inspectable_runners import Probe
-
-DTYPE_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
 
 
 def check_compression(
@@ -42,7 +41,7 @@ def check_compression(
                 f" {group.num_heads} of {group.num_slots}"
             )
             divergence = Divergence(what, layer=layer, group=index)
-    size, rows = DTYPE_BYTES[dtype], 2 * num_images
+    size, rows = DTYPES[dtype].num_bytes, 2 * num_images
     figures: dict[str, Any] = {
         "groups": groups,
         "bytes_allocated": probe.cache_bytes(),

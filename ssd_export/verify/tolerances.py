@@ -1,5 +1,5 @@
-"""How far two backends may be apart, by the dtype of weights and cache: the one table that `verify`
-reads.
+"""How far two backends may be apart, by the dtype of weights and cache: the one table that `verify`,
+the tests and the benchmarks read.
 
 Slots and tokens are compared exactly, but for what rounding explains: of two tokens whose scores
 are equal within `tie` (relative) either may be evicted, and a random number may fall on either side
@@ -16,11 +16,13 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Tolerance:
-    """op: outputs and scores of one attention step; cache: keys, values and scores in a model; psnr
-    in dB.
+    """op: outputs and scores of one attention step; kernel: outputs (below 4) of the decode attention
+    kernel, which is float32 inside, so that its scores keep to float32's op; cache: keys, values
+    and scores in a model; psnr in dB.
     """
 
     op: float
+    kernel: float
     cache: float
     logits: float
     tie: float
@@ -29,9 +31,9 @@ class Tolerance:
 
 
 TOLERANCES = {
-    "float32": Tolerance(1e-5, 1e-3, 1e-3, 1e-4, 50.0, 0.999),
-    "float16": Tolerance(2e-2, 2e-2, 2e-2, 2e-2, 35.0, 0.98),
-    "bfloat16": Tolerance(1e-1, 1e-1, 1e-1, 1e-1, 30.0, 0.95),
+    "float32": Tolerance(1e-5, 1e-5, 1e-3, 1e-3, 1e-4, 50.0, 0.999),
+    "float16": Tolerance(2e-2, 2e-3, 2e-2, 2e-2, 2e-2, 35.0, 0.98),
+    "bfloat16": Tolerance(1e-1, 1.6e-2, 1e-1, 1e-1, 1e-1, 30.0, 0.95),
 }
 
 

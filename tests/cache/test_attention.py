@@ -17,10 +17,10 @@ from ssd_export.cache.attention import decode_attention, fill_from_prompt, prefi
 from ssd_export.cache.state import GroupState
 from ssd_export.errors import UserError
 from ssd_export.policy.presets import HeadGroup, Rule, check_group
+from ssd_export.verify.tolerances import TOLERANCES
 from tests.cases import (
     CASES,
     INT8_CASES,
-    TOLERANCE,
     Case,
     Inputs,
     assert_matches_oracle,
@@ -29,7 +29,7 @@ from tests.cases import (
 )
 
 BY_NAME = {case.name: case for case in CASES}
-TIGHT = TOLERANCE["float32"]
+TIGHT = TOLERANCES["float32"].op
 
 
 class Reference:

@@ -10,7 +10,7 @@ import onnxruntime as ort
 import pytest
 
 from ssd_export.export.functions import DOMAIN, AttentionNode, attention_function, release_nodes
-from ssd_export.export.operators import DTYPES, IR_VERSION, OPSET, Operators
+from ssd_export.export.operators import IR_VERSION, OPSET, Operators, onnx_dtype
 from tests.cases import CASES, INT8_CASES, Case, assert_matches_oracle, inputs
 
 
@@ -118,7 +118,7 @@ class OrtBackend:
             "past_score": ("float32", group),
         }
         return {
-            name: ir.Value(name=name, shape=ir.Shape(shape), type=ir.TensorType(DTYPES[dtype]))
+            name: ir.Value(name=name, shape=ir.Shape(shape), type=ir.TensorType(onnx_dtype(dtype)))
             for name, (dtype, shape) in shapes.items()
         }
 

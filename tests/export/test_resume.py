@@ -12,6 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
 from benchmarks.synthetic_checkpoint import write_checkpoint
 from ssd_export.bundle import JOURNAL, open_bundle
@@ -98,7 +99,7 @@ def test_what_can_be_resumed_is_kept_and_goes_on(
 
 def plan_of(model: Path) -> tuple:
     plan = exporter.plan_export(spec(model, Path("unused")))
-    return plan.checkpoint, plan.table, exporter.DTYPES["fp16"], "int4"
+    return plan.checkpoint, plan.table, torch.float16, "int4"
 
 
 def test_a_failure_that_cannot_be_resumed_leaves_nothing(model: Path, tmp_path: Path) -> None:

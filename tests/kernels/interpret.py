@@ -18,6 +18,7 @@ from torch import Tensor
 
 from ssd_export.cache import attention as reference
 from ssd_export.cache.state import GroupState
+from ssd_export.dtypes import DTYPES, MODEL_DTYPES
 from ssd_export.kernels.decode_attention import decode_attention
 from tests.cases import CASES, GUARDED, Case, Inputs, inputs
 
@@ -54,7 +55,6 @@ BIG_CASES = (
 )
 ALL_CASES = {case.name: case for case in (*CASES, *BIG_CASES)}
 BFLOAT16_EVERY = 4  # cases: the interpreter differs from float16 in the last conversion alone
-DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
 
 class Comparison:
@@ -167,7 +167,7 @@ def wanted_runs() -> list[tuple[str, str]]:
     return [
         (name, dtype)
         for name in ALL_CASES
-        for dtype in DTYPES
+        for dtype in (row.name for row in MODEL_DTYPES.values())
         if dtype != "bfloat16" or name in some
     ]
 
@@ -177,7 +177,7 @@ def results(names: list[str]) -> Iterator[dict[str, object]]:
         comparison = Comparison(ALL_CASES[name])
         for case, dtype in wanted_runs():
             if case == name:
-                yield {"case": name, "dtype": dtype, **comparison.compare(DTYPES[dtype])}
+                yield {"case": name, "dtype": dtype, **comparison.compare(DTYPES[dtype].torch)}
     yield {"case": "garbage", "dtype": "float32", "stays_inside": garbage_stays_inside()}
 
 

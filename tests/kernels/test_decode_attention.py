@@ -15,6 +15,7 @@ import torch
 
 from ssd_export.cache.state import GroupState
 from ssd_export.policy.presets import HeadGroup, Rule
+from ssd_export.verify.tolerances import TOLERANCES
 from tests.cases import CASES
 
 pytest.importorskip("triton", reason="needs Triton: pip install ssd-export[kernels]")
@@ -22,9 +23,6 @@ from ssd_export.kernels.decode_attention import decode_attention
 from tests.kernels.interpret import ALL_CASES, wanted_runs
 
 ROOT = Path(__file__).parents[2]
-# Outputs, by dtype: the kernel is float32 inside, so this is the rounding of an output below 4.
-OUT_TOLERANCE = {"float32": 1e-5, "float16": 2e-3, "bfloat16": 1.6e-2}
-SCORE_TOLERANCE = 1e-5
 
 
 @pytest.fixture(scope="module")
@@ -47,8 +45,8 @@ def interpreted() -> dict[tuple[str, str], dict[str, object]]:
 def test_kernel_equals_the_reference(interpreted: dict, case: str, dtype: str) -> None:
     result = interpreted[case, dtype]
     assert result["slots_equal"] and result["caches_equal"]
-    assert result["out_error"] <= OUT_TOLERANCE[dtype]
-    assert result["score_error"] <= SCORE_TOLERANCE
+    assert result["out_error"] <= TOLERANCES[dtype].kernel
+    assert result["score_error"] <= TOLERANCES["float32"].op
 
 
 def test_the_table_is_covered_and_releases_are_crossed(interpreted: dict) -> None:
