@@ -165,12 +165,8 @@ def kind_of(bundle: Bundle) -> str:
     """What bundles must have in common to be compared: fp32, or fp16-int4."""
     dtype = DTYPES[bundle.config.dtype].short
     weights = bundle.config.precision.weights
-    (cache,) = {
-        tensor.dtype
-        for tensor in bundle.config.graphs["decode_step"].inputs
-        if tensor.name.endswith(".key")
-    }
-    stored = f"kv-{cache}" if cache != bundle.config.dtype else None
+    cache = bundle.config.policy.kv_dtype
+    stored = f"kv-{cache}" if cache != "model" else None
     return "-".join(
         part for part in (dtype, None if weights == "none" else weights, stored) if part
     )

@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
+from math import prod
 
 import numpy as np
 import onnx_ir as ir
@@ -159,11 +160,8 @@ def decode_weight_bytes(bundle: Bundle) -> int:
 
 def cache_read_bytes(bundle: Bundle, rows: int) -> int:
     """Bytes of all cache tensors, each read once a step."""
-    total = 0
-    for tensor in bundle.config.graphs["decode_step"].inputs:
-        if tensor.name.startswith("past_key_values."):
-            count = int(
-                np.prod([rows if dimension == "rows" else dimension for dimension in tensor.shape])
-            )
-            total += count * DTYPES[tensor.dtype].num_bytes
-    return total
+    return sum(
+        prod(rows if dimension == "rows" else int(dimension) for dimension in tensor.shape)
+        * DTYPES[tensor.dtype].num_bytes
+        for tensor in bundle.config.graphs["decode_step"].cache_inputs.values()
+    )

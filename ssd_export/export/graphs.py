@@ -31,7 +31,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from ssd_export.config import NUM_IMAGE_TOKENS, ModelConfig
-from ssd_export.graph_spec import Dimension, GraphSpec, TensorSpec
+from ssd_export.graph_spec import CacheTensor, Dimension, GraphSpec, TensorSpec
 from ssd_export.policy.table import (
     HeadGroup,
     PolicyTable,
@@ -40,14 +40,6 @@ from ssd_export.policy.table import (
     release_kind,
     releases_between_steps,
 )
-
-
-def past_name(layer: int, group: int, part: str) -> str:
-    return f"past_key_values.{layer}.{group}.{part}"
-
-
-def present_name(layer: int, group: int, part: str) -> str:
-    return f"present.{layer}.{group}.{part}"
 
 
 def head_groups(table: PolicyTable) -> Iterator[tuple[int, int, HeadGroup]]:
@@ -107,10 +99,10 @@ def decode_step_spec(
     aliases = {"present_tokens": "tokens"}
     for layer, index, group in head_groups(table):
         for part, spec in cache_parts(group, config, dtype, group.num_slots, table.kv_dtype):
-            past, present = past_name(layer, index, part), present_name(layer, index, part)
-            inputs.append(_named(past, spec))
-            outputs.append(_named(present, spec))
-            aliases[present] = past
+            cache = CacheTensor(layer, index, part)
+            inputs.append(_named(cache.past, spec))
+            outputs.append(_named(cache.present, spec))
+            aliases[cache.present] = cache.past
     return GraphSpec(
         "decode_step_top_k" if top_k else "decode_step", tuple(inputs), tuple(outputs), aliases
     )
@@ -131,7 +123,7 @@ def prefill_spec(
     for layer, index, group in head_groups(table):
         for part, spec in cache_parts(group, config, dtype, "prompt_tokens", table.kv_dtype):
             if part != "position":
-                outputs.append(_named(present_name(layer, index, part), spec))
+                outputs.append(_named(CacheTensor(layer, index, part).present, spec))
     return GraphSpec("prefill_top_k" if top_k else "prefill", tuple(inputs), tuple(outputs))
 
 
@@ -159,13 +151,13 @@ def evict_spec(
         for part, spec in cache_parts(group, config, dtype, group.num_slots, table.kv_dtype):
             if part not in ("position", "score"):
                 continue
-            past, present = past_name(layer, index, part), present_name(layer, index, part)
-            inputs.append(_named(past, spec))
+            cache = CacheTensor(layer, index, part)
+            inputs.append(_named(cache.past, spec))
             if part == "position":
-                outputs.append(_named(present, spec))
-                aliases[present] = past
+                outputs.append(_named(cache.present, spec))
+                aliases[cache.present] = cache.past
             elif table.score_decay != 1:
-                outputs.append(_named(present, spec))
+                outputs.append(_named(cache.present, spec))
     if inputs:
         lengths = [
             TensorSpec("step", "int64", (1,)),

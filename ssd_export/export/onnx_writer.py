@@ -24,12 +24,12 @@ from ssd_export.export.functions import (
     quantize_rows,
     release_nodes,
 )
-from ssd_export.export.graphs import head_groups, past_name, present_name
+from ssd_export.export.graphs import head_groups
 from ssd_export.export.operators import IR_VERSION, Operators, onnx_dtype
 from ssd_export.export.quantize import dequantize_node, onnx_type, opset_of, scale_name
 from ssd_export.export.sampler import draw_tokens
 from ssd_export.export.weights import WEIGHTS_FILE, Weight
-from ssd_export.graph_spec import GraphSpec, TensorSpec
+from ssd_export.graph_spec import CacheTensor, GraphSpec, TensorSpec
 from ssd_export.model.decoder import Rope
 from ssd_export.policy.layout import query_slices
 from ssd_export.policy.table import HeadGroup, PolicyTable
@@ -140,7 +140,7 @@ def write_decode_step(writer: GraphWriter, top_k: bool = False) -> tuple[GraphSp
                 group, writer.table, config.query_group_size, config.head_dim, writer.dtype
             )
             parts = graphs.part_names(group.rule, writer.table.kv_dtype)
-            past = [inputs[past_name(layer, index, part)] for part in parts]
+            past = [inputs[CacheTensor(layer, index, part).past] for part in parts]
             out, *present = functions.call(
                 ops,
                 node,
@@ -153,7 +153,7 @@ def write_decode_step(writer: GraphWriter, top_k: bool = False) -> tuple[GraphSp
             )
             attended.append(out)
             outputs |= {
-                present_name(layer, index, part): value
+                CacheTensor(layer, index, part).present: value
                 for part, value in zip(parts, present, strict=True)
             }
         merged = attended[0] if len(attended) == 1 else ops.op("Concat", *attended, axis=1)
@@ -206,10 +206,12 @@ def write_prefill(writer: GraphWriter, top_k: bool = False) -> tuple[GraphSpec, 
             for part, rows in (("key", key), ("value", value)):
                 if writer.table.kv_dtype == "int8":
                     rows, scale = quantize_rows(ops, rows, writer.dtype)
-                    outputs[present_name(layer, index, f"{part}_scale")] = scale
-                outputs[present_name(layer, index, part)] = rows
+                    outputs[CacheTensor(layer, index, f"{part}_scale").present] = scale
+                outputs[CacheTensor(layer, index, part).present] = rows
             if group.rule.by_score:
-                outputs[present_name(layer, index, "score")] = prompt_scores(ops, probs, is_prompt)
+                outputs[CacheTensor(layer, index, "score").present] = prompt_scores(
+                    ops, probs, is_prompt
+                )
         merged = attended[0] if len(attended) == 1 else ops.op("Concat", *attended, axis=2)
         hidden = after_attention(writer, hidden, ops.reshape(merged, [0, 0, -1]), layer)
     last = ops.op("Sub", prompt_length, ops.constant([1], "int32"))
@@ -232,7 +234,7 @@ def write_evict(writer: GraphWriter, spec: GraphSpec) -> tuple[GraphSpec, ir.Mod
     position = ops.op("Add", inputs["prompt_length"], past)
     outputs: dict[str, ir.Value] = {}
     for layer, index, group in head_groups(writer.table):
-        if past_name(layer, index, "position") not in inputs:
+        if CacheTensor(layer, index, "position").past not in inputs:
             continue
         node = AttentionNode.of(
             group,
@@ -241,18 +243,18 @@ def write_evict(writer: GraphWriter, spec: GraphSpec) -> tuple[GraphSpec, ir.Mod
             writer.config.head_dim,
             writer.dtype,
         )
-        score = inputs.get(past_name(layer, index, "score"))
+        score = inputs.get(CacheTensor(layer, index, "score").past)
         released, scaled = release_nodes(
             ops,
             node,
             position,
             inputs["prompt_length"],
-            inputs[past_name(layer, index, "position")],
+            inputs[CacheTensor(layer, index, "position").past],
             score,
         )
-        outputs[present_name(layer, index, "position")] = released
+        outputs[CacheTensor(layer, index, "position").present] = released
         if scaled is not None:
-            outputs[present_name(layer, index, "score")] = scaled
+            outputs[CacheTensor(layer, index, "score").present] = scaled
     kept = {tensor.name for tensor in spec.outputs}
     return spec, writer.model(
         spec, inputs, {name: value for name, value in outputs.items() if name in kept}

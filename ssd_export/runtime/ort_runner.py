@@ -18,7 +18,7 @@ from ssd_export.bundle import Bundle
 from ssd_export.config import NUM_IMAGE_TOKENS
 from ssd_export.dtypes import DTYPES
 from ssd_export.errors import UserError
-from ssd_export.graph_spec import GraphSpec, TensorSpec
+from ssd_export.graph_spec import CacheTensor, GraphSpec, TensorSpec
 from ssd_export.machine import thread_limit, total_bytes
 from ssd_export.plan.memory import widens_on_use
 from ssd_export.plan.sizes import WeightSizes
@@ -116,9 +116,10 @@ class OrtRunner(Runner):
     def evict(self, step: int) -> None:
         for name in self._evictions.get(step, ()):
             self._run(name, step)
-            for tensor in _not_aliased(self._specs[name]):
-                past = self._values[tensor.name.replace("present", "past_key_values")]
-                past.update_inplace(self._values[tensor.name].numpy())
+            spec = self._specs[name]
+            for cache, tensor in spec.cache_outputs.items():
+                if tensor.name not in spec.aliases:
+                    self._values[cache.past].update_inplace(self._values[cache.present].numpy())
 
     def decode_step(self, step: int) -> None:
         self._run(self._step_name, step)
@@ -131,9 +132,9 @@ class OrtRunner(Runner):
     def logits(self) -> np.ndarray:
         return self._values["logits"].numpy().copy()
 
-    def cache(self, name: str) -> np.ndarray:
-        """A copy of a cache tensor, by its past_key_values name."""
-        return self._values[name].numpy().copy()
+    def cache(self, tensor: CacheTensor) -> np.ndarray:
+        """A copy of a cache tensor."""
+        return self._values[tensor.past].numpy().copy()
 
     def decode_image(self, tokens: np.ndarray) -> np.ndarray:
         (pixels,) = self._session("image_decoder").run(
@@ -143,9 +144,9 @@ class OrtRunner(Runner):
 
     def cache_bytes(self) -> int:
         return sum(
-            value.tensor_size_in_bytes()
-            for name, value in self._values.items()
-            if name.startswith("past_")
+            self._values[cache.past].tensor_size_in_bytes()
+            for cache in self._specs["decode_step"].cache_inputs
+            if cache.past in self._values
         )
 
     def end_profiling(self) -> dict[str, Path]:
@@ -213,16 +214,14 @@ class OrtRunner(Runner):
 
     def _fill_caches(self, results: dict[str, np.ndarray], lengths: np.ndarray) -> None:
         """Prompt token t to slot t, everything else empty and zero (R8; 0 x NaN would be NaN)."""
-        for tensor in self._specs["decode_step"].inputs:
-            if not tensor.name.startswith("past_key_values."):
-                continue
+        for cache, tensor in self._specs["decode_step"].cache_inputs.items():
             shape = [self._dimensions.get(d, d) for d in tensor.shape]
-            if tensor.name.endswith("position"):
+            if cache.kind == "position":
                 slot = np.arange(shape[2], dtype=np.int32)
                 filled = np.where(slot < lengths[:, None, None], slot, np.int32(-1))
                 filled = np.ascontiguousarray(np.broadcast_to(filled, shape))
             else:
-                prompt = results[tensor.name.replace("past_key_values", "present")]
+                prompt = results[cache.present]
                 filled = np.zeros(shape, prompt.dtype)
                 held = np.arange(prompt.shape[2]) < lengths[:, None, None]
                 filled[:, :, : prompt.shape[2]] = np.where(

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 
-from ssd_export.graph_spec import GraphSpec, TensorSpec
+from ssd_export.graph_spec import CacheTensor, TensorSpec
 from ssd_export.tensorrt.cuda_device import CudaDevice
 from ssd_export.tensorrt.device_buffers import (
     WAYS_OUT,
@@ -75,12 +75,13 @@ class BatchMemory:
         )
 
     def cache_bytes(self) -> int:
-        return sum(self.buffer(tensor.name).num_bytes for tensor in caches(self._decode))
+        return sum(self.buffer(cache.past).num_bytes for cache in self._decode.cache_inputs)
 
     def clear(self) -> None:
         """Zeros (0 x NaN would be NaN), and no token in any slot."""
         for name, buffer in self.plan.shared.items():
-            byte = EMPTY if name.endswith(".position") else 0
+            cache = CacheTensor.parse(name)
+            byte = EMPTY if cache is not None and cache.kind == "position" else 0
             self._device.fill(self._address + buffer.offset, byte, buffer.num_bytes)
 
     def fill_caches(self, prefill: str, lengths: np.ndarray) -> None:
@@ -89,20 +90,10 @@ class BatchMemory:
         num_tokens = pattern.shape[2]
         positions = np.broadcast_to(np.arange(num_tokens, dtype=np.int32), pattern.shape)
         self.upload(PROMPT_POSITIONS, np.ascontiguousarray(positions), prefill)
-        for tensor in caches(self._decode):
-            is_position = tensor.name.endswith(".position")
-            source = (
-                PROMPT_POSITIONS
-                if is_position
-                else tensor.name.replace("past_key_values", "present")
-            )
-            self._fill(
-                tensor.name,
-                self.address(source, prefill),
-                num_tokens,
-                lengths,
-                0 if is_position else 1,
-            )
+        for cache in self._decode.cache_inputs:
+            is_position = cache.kind == "position"
+            source = self.address(PROMPT_POSITIONS if is_position else cache.present, prefill)
+            self._fill(cache.past, source, num_tokens, lengths, 0 if is_position else 1)
 
     def close(self) -> None:
         self._device.synchronize()
@@ -136,11 +127,6 @@ class BatchMemory:
             engine.bind(tensor.name, self.address(SAME_AS.get(name, name), spec.name))
 
 
-def caches(spec: GraphSpec) -> list[TensorSpec]:
-    """The cache tensors of a decode step."""
-    return [tensor for tensor in spec.inputs if tensor.name.startswith("past_key_values.")]
-
-
 def _plan(engines: Sequence[TrtEngine], sizes: Mapping[str, Mapping[str, int]]) -> BufferPlan:
     """Places for all tensors of the engines, the first being the decode step."""
     decode = engines[0].spec
@@ -162,7 +148,7 @@ def _plan(engines: Sequence[TrtEngine], sizes: Mapping[str, Mapping[str, int]]) 
         ]
         private[spec.name] = [_sized(tensor, sizes[spec.name]) for tensor in own]
         if "prompt_tokens" in sizes[spec.name]:
-            heads = max(tensor.shape[1] for tensor in caches(decode))
+            heads = max(tensor.shape[1] for tensor in decode.cache_inputs.values())
             shape = (sizes[spec.name]["rows"], heads, sizes[spec.name]["prompt_tokens"])
             private[spec.name].append(TensorSpec(PROMPT_POSITIONS, "int32", shape))
     return plan_buffers(shared, private, scratch)

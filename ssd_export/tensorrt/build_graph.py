@@ -13,7 +13,7 @@ from threading import Event
 from typing import Any
 
 from ssd_export.errors import UserError
-from ssd_export.graph_spec import GraphSpec
+from ssd_export.graph_spec import CacheTensor, GraphSpec
 from ssd_export.tensorrt.build_memory import StoredWeight, shared_weights
 from ssd_export.tensorrt.build_progress import Phases, Progress, progress_monitor
 from ssd_export.tensorrt.builder_config import builder_config, use_timing_cache
@@ -138,7 +138,7 @@ def _describe(
         "onnx": onnx_name,
         "onnx_sha256": plan.bundle.files[onnx_name].sha256,
         "layers": dict(sorted(layers.items())),
-        "aliases": {out: past for out, past in in_place if out.startswith("present.")},
+        "aliases": {out: past for out, past in in_place if CacheTensor.parse(out)},
         "weights": {
             name: [w.dtype, list(w.shape), w.offset, w.num_bytes]
             for name, w in graph.weights.items()

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import numpy as np
 
-from ssd_export.export.graphs import past_name
+from ssd_export.graph_spec import CacheTensor
 from ssd_export.tensorrt.runner import TrtRunner
 
 
 class TrtProbe(TrtRunner):
     def part(self, layer: int, group: int, part: str) -> np.ndarray:
-        values = self.cache(past_name(layer, group, part))
+        values = self.cache(CacheTensor(layer, group, part))
         return (
             (values.astype(np.uint32) << 16).view(np.float32)
             if values.dtype == np.uint16
@@ -19,7 +19,7 @@ class TrtProbe(TrtRunner):
 
     def put(self, layer: int, group: int, part: str, values: np.ndarray) -> None:
         """Values that a cache of this dtype held: a bfloat16 is the upper half of its float32."""
-        name = past_name(layer, group, part)
+        name = CacheTensor(layer, group, part).past
         dtype = self._memory.buffer(name).stored_dtype
         stored = (
             (values.view(np.uint32) >> 16).astype(dtype)

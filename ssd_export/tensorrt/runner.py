@@ -16,6 +16,7 @@ import numpy as np
 from ssd_export.bundle import Bundle
 from ssd_export.config import NUM_IMAGE_TOKENS
 from ssd_export.errors import UserError
+from ssd_export.graph_spec import CacheTensor
 from ssd_export.runtime.prompt_batch import PromptBatch
 from ssd_export.runtime.runner import Runner
 from ssd_export.tensorrt.batch_memory import BatchMemory
@@ -100,9 +101,9 @@ class TrtRunner(Runner):
     def logits(self) -> np.ndarray:
         return self._memory.download("logits")
 
-    def cache(self, name: str) -> np.ndarray:
-        """A copy of a cache tensor, by its past_key_values name; bfloat16 as its uint16 bits."""
-        return self._memory.download(name)
+    def cache(self, tensor: CacheTensor) -> np.ndarray:
+        """A copy of a cache tensor; bfloat16 as its uint16 bits."""
+        return self._memory.download(tensor.past)
 
     def decode_image(self, tokens: np.ndarray) -> np.ndarray:
         """As many at a time as the engine's profile asks for at least; the last are repeated to
@@ -209,12 +210,12 @@ class TrtRunner(Runner):
 
     def _queue_evict(self) -> None:
         self._evict.enqueue(self._device.stream)
-        for tensor in self._evict.spec.outputs:
-            if tensor.name not in self._evict.spec.aliases:
-                past = tensor.name.replace("present", "past_key_values")
-                source = self._memory.address(tensor.name, EVICT)
+        spec, memory = self._evict.spec, self._memory
+        for cache in spec.cache_outputs:
+            if cache.present not in spec.aliases:
+                source = memory.address(cache.present, EVICT)
                 self._device.copy(
-                    self._memory.address(past), source, self._memory.buffer(past).num_bytes
+                    memory.address(cache.past), source, memory.buffer(cache.past).num_bytes
                 )
 
     def _go_to(self, step: int) -> None:

@@ -18,8 +18,9 @@ from ssd_export.cache.quantized_rows import quantize_rows
 from ssd_export.cache.state import EMPTY, GroupState
 from ssd_export.config import NUM_IMAGE_TOKENS, ModelConfig
 from ssd_export.export.functions import DOMAIN
-from ssd_export.export.graphs import cache_parts, head_groups, part_names, past_name, present_name
+from ssd_export.export.graphs import cache_parts, head_groups, part_names
 from ssd_export.export.operators import IR_VERSION, OPSET, onnx_dtype
+from ssd_export.graph_spec import CacheTensor
 from ssd_export.policy.table import HeadGroup, PolicyTable
 from ssd_export.runtime.ort_session import open_session
 from ssd_export.verify.checks import Divergence, Rung
@@ -67,10 +68,8 @@ def _functions(model: ir.Model) -> Iterator[tuple[int, int, ir.Node, ir.Function
     for node in model.graph:
         if node.domain == DOMAIN and node.op_type not in seen:
             seen.add(node.op_type)
-            layer, index = next(
-                value.name for value in node.inputs if value.name.startswith("past_")
-            ).split(".")[1:3]
-            yield int(layer), int(index), node, model.functions[node.op_identifier()]
+            cache = next(filter(None, (CacheTensor.parse(value.name) for value in node.inputs)))
+            yield cache.layer, cache.group, node, model.functions[node.op_identifier()]
 
 
 def _head(table: PolicyTable, layer: int, group: int, place: int | None) -> int | None:
@@ -239,7 +238,7 @@ def _check_evict(
     states, step = {}, NUM_IMAGE_TOKENS - 1
     feeds = {"step": np.array([step], np.int64), "prompt_length": lengths.numpy()}
     for layer, index, group in head_groups(table):
-        if past_name(layer, index, "position") not in wanted:
+        if CacheTensor(layer, index, "position").past not in wanted:
             continue
         state, position = _state(
             rng, group, config, bundle.config.dtype, lengths, room=0, num_steps=1
@@ -247,8 +246,8 @@ def _check_evict(
         position = lengths + (step - 1)
         states[layer, index] = state
         for part in ("position", "score"):
-            if past_name(layer, index, part) in wanted:
-                feeds[past_name(layer, index, part)] = getattr(state, part).numpy().copy()
+            if CacheTensor(layer, index, part).past in wanted:
+                feeds[CacheTensor(layer, index, part).past] = getattr(state, part).numpy().copy()
         release_full_heads(state, group, lengths, position, table.score_decay)
     names = [tensor.name for tensor in spec.outputs]
     found = dict(
@@ -259,7 +258,10 @@ def _check_evict(
         )
     )
     for (layer, index), state in states.items():
-        ours, reference = found[present_name(layer, index, "position")], state.position.numpy()
+        ours, reference = (
+            found[CacheTensor(layer, index, "position").present],
+            state.position.numpy(),
+        )
         if not np.array_equal(ours, reference):
             head = int(np.argwhere((ours != reference).any(axis=(0, 2)))[0, 0])
             what = (

@@ -13,6 +13,7 @@ from torch import Tensor
 from ssd_export.bundle import Bundle
 from ssd_export.calibrate.generate import load_model
 from ssd_export.errors import UserError
+from ssd_export.graph_spec import CacheTensor
 from ssd_export.model.checkpoint import Checkpoint, permute_heads
 from ssd_export.model.decoder import ImageTokenModel
 from ssd_export.model.image_decoder import ImageDecoder
@@ -41,12 +42,11 @@ class Probe(Runner, Protocol):
 
 class OrtProbe(OrtRunner):
     def part(self, layer: int, group: int, part: str) -> np.ndarray:
-        return self.cache(f"past_key_values.{layer}.{group}.{part}").copy()
+        return self.cache(CacheTensor(layer, group, part))
 
     def put(self, layer: int, group: int, part: str, values: np.ndarray) -> None:
-        self._values[f"past_key_values.{layer}.{group}.{part}"].update_inplace(
-            np.ascontiguousarray(values)
-        )
+        past = CacheTensor(layer, group, part).past
+        self._values[past].update_inplace(np.ascontiguousarray(values))
 
     def force(self, step: int, tokens: np.ndarray) -> None:
         every = self._values["tokens"].numpy().copy()

@@ -28,7 +28,7 @@ from ssd_export.bench.process import run_cell
 from ssd_export.bench.profile import summarise
 from ssd_export.bench.report import bench_figures, bench_tables
 from ssd_export.bench.roofline import MachineRates, StepCost, step_cost
-from ssd_export.bundle import open_bundle
+from ssd_export.bundle import Precision, open_bundle
 from ssd_export.cli.bench import command_line
 from ssd_export.errors import UserError
 from ssd_export.export.source_checkpoint import checkpoint_like, is_of
@@ -294,10 +294,8 @@ def test_an_error_of_a_child_is_the_parents() -> None:
 def test_kinds_and_commands() -> None:
     opened = open_bundle(compressed())
     assert kind_of(opened) == "fp32"
-    assert (
-        kind_of(replace(opened, config=opened.config | {"precision": {"weights": "int4"}}))
-        == "fp32-int4"
-    )
+    int4 = replace(opened.config, precision=Precision("int4"))
+    assert kind_of(replace(opened, config=int4)) == "fp32-int4"
     spec = BenchSpec((Path("a b"),), batches=(1, 8), baselines=("full",), steps=48, profile=True)
     assert (
         command_line(spec)

@@ -145,8 +145,8 @@ def test_engines_stand_in_the_bundle(run: Run, path: Path) -> None:
     files = open_bundle(path).files
     for name, graph in values["graphs"].items():
         stored = files[f"engines/{folder.name}/{graph['engine']}"]
-        assert (stored["sha256"], stored["bytes"]) == (graph["sha256"], graph["bytes"])
-        assert files[graph["onnx"]]["sha256"] == graph["onnx_sha256"]
+        assert (stored.sha256, stored.bytes) == (graph["sha256"], graph["bytes"])
+        assert files[graph["onnx"]].sha256 == graph["onnx_sha256"]
         assert f"\n{name}: " in result.err
     assert "s left\n" in result.err, "each engine is told as it is built"
 

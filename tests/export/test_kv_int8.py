@@ -12,7 +12,8 @@ import pytest
 
 from ssd_export.bundle import open_bundle
 from ssd_export.errors import UserError
-from ssd_export.export.graphs import head_groups, past_name
+from ssd_export.export.graphs import head_groups
+from ssd_export.graph_spec import CacheTensor
 from ssd_export.runtime.generate import ImageGenerator
 from ssd_export.verify.verify import VerifySpec, verify
 from tests.janus_checkpoints import TinyJanus
@@ -52,7 +53,7 @@ def test_slots_hold_what_the_policy_says() -> None:
         _, generator = draw(bundle_of(kv_dtype=kv_dtype), "ort")
         positions.append(
             {
-                (layer, index): generator.runner.cache(past_name(layer, index, "position"))
+                (layer, index): generator.runner.cache(CacheTensor(layer, index, "position"))
                 for layer, index, group in head_groups(generator.table)
                 if not group.rule.by_score
             }
@@ -95,9 +96,8 @@ def test_a_bundle_says_what_its_cache_is() -> None:
     table = opened.config.policy
     assert table.kv_dtype == "int8"
     dtypes = {
-        t.name.split(".")[-1]: t.dtype
-        for t in opened.config.graphs["decode_step"].inputs
-        if t.name.startswith("past")
+        cache.kind: tensor.dtype
+        for cache, tensor in opened.config.graphs["decode_step"].cache_inputs.items()
     }
     assert dtypes == {
         "key": "int8",

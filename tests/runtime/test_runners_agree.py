@@ -11,7 +11,7 @@ import pytest
 
 from ssd_export.bundle import open_bundle
 from ssd_export.export import exporter
-from ssd_export.export.graphs import past_name
+from ssd_export.graph_spec import CacheTensor
 from ssd_export.model.checkpoint import open_checkpoint
 from ssd_export.policy.presets import POLICIES, HeadOption, Rule, policy_from_head_options
 from ssd_export.runtime.generate import ImageGenerator
@@ -48,7 +48,7 @@ def bundle_of(policy: str, **changes: object) -> object:
 def assert_same_slots(ort: ImageGenerator, torch: ImageGenerator) -> None:
     for layer, groups in enumerate(ort.table.layers):
         for index in range(len(groups)):
-            position = ort.runner.cache(past_name(layer, index, "position"))
+            position = ort.runner.cache(CacheTensor(layer, index, "position"))
             np.testing.assert_array_equal(
                 position, torch.runner.state(layer, index).position, f"layer {layer}, group {index}"
             )

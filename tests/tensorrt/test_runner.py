@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from ssd_export.config import GRID
-from ssd_export.export.graphs import past_name
+from ssd_export.graph_spec import CacheTensor
 from ssd_export.policy.presets import POLICIES
 from ssd_export.runtime.generate import ImageGenerator
 from ssd_export.runtime.ort_runner import OrtRunner
@@ -43,9 +43,9 @@ def assert_same_picture(made: Doubles, **options: object) -> None:
     with made.generator() as generator:
         np.testing.assert_array_equal(generator(PROMPTS[:2], **options).tokens, wanted)
         for layer, groups in enumerate(generator.table.layers):
-            for name in (past_name(layer, index, "position") for index in range(len(groups))):
+            for cache in (CacheTensor(layer, index, "position") for index in range(len(groups))):
                 np.testing.assert_array_equal(
-                    generator.runner.cache(name), reference.runner.cache(name), name
+                    generator.runner.cache(cache), reference.runner.cache(cache), cache.past
                 )
     assert made.cuda.used_bytes == 0 and not made.cuda.graphs, "everything is given back"
 
