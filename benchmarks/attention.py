@@ -27,7 +27,7 @@ from ssd_export.bench.report import lines_of
 from ssd_export.config import ModelConfig
 from ssd_export.export.exporter import DEMO_CHECKPOINT
 from ssd_export.machine import num_cpus
-from ssd_export.plan.shapes import PUBLISHED
+from ssd_export.model.families import PUBLISHED
 from ssd_export.policy.allocation import allocate
 from ssd_export.policy.head_map import HeadMap, find_head_map
 from ssd_export.policy.presets import make_policy
@@ -119,7 +119,8 @@ class Comparison:
 
 def compare(policies: Sequence[str], threads: int, options: Options) -> list[Comparison]:
     """Each policy against the same full cache, run by run in turn."""
-    config, rows = PUBLISHED[options.shape], 2 * options.images
+    config = PUBLISHED[options.shape]
+    rows = config.rows_per_image * options.images
     full = LayersRun(policy_table("full", config, 1.0), [0], config, rows, threads)
     layers = range(
         config.num_layers // NUM_LAYERS // 2, config.num_layers, config.num_layers // NUM_LAYERS

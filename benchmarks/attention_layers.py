@@ -123,7 +123,7 @@ def group_run(
         if name != "out"
     }
     release = None
-    if releases_between_steps(group, table.prompt_slots):
+    if releases_between_steps(group, table.prompt_slots, table.grid):
         release = _session(_release_model(node, inputs), threads)
     return GroupRun(node, _session(_step_model(node, inputs), threads), release, values)
 

@@ -26,7 +26,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.measured_process import peak_bytes
-from ssd_export.plan.shapes import PUBLISHED
+from ssd_export.model.families import PUBLISHED
 from ssd_export.report.measurement import measurement, read_measurement, table, write_measurement
 
 JSON = Path("docs/measurements/calibration_memory.json")
@@ -45,9 +45,9 @@ def measure_stages(folder: Path) -> dict[str, Any]:
     from ssd_export.calibrate.generate import draw_pictures, load_model
     from ssd_export.calibrate.measure import HeadSums
     from ssd_export.calibrate.neighbourhood import Neighbourhood
-    from ssd_export.config import NUM_IMAGE_TOKENS
     from ssd_export.model.checkpoint import open_checkpoint
     from ssd_export.model.prompt import EncodedPrompts
+    from ssd_export.policy.menu import menu
     from ssd_export.runtime.uniforms import uniforms
     from ssd_export.sampling import Sampling
 
@@ -57,14 +57,22 @@ def measure_stages(folder: Path) -> dict[str, Any]:
         checkpoint, dtype=torch.float16
     )  # as all layers are: a few alone would be widened to float32
     peaks["load"] = _peak_of_stage()
-    ids = rng.integers(0, config.vocab_size, (2 * BATCH, PROMPT_SLOTS), np.int32)
-    prompts = EncodedPrompts(ids, np.full(2 * BATCH, PROMPT_SLOTS, np.int32))
-    draw_pictures(model, prompts, uniforms(0, BATCH)[:TOKENS], sampling)
+    rows = config.rows_per_image * BATCH
+    ids = rng.integers(0, config.vocab_size, (rows, PROMPT_SLOTS), np.int32)
+    prompts = EncodedPrompts(ids, np.full(rows, PROMPT_SLOTS, np.int32))
+    draw_pictures(model, prompts, uniforms(0, BATCH, TOKENS), sampling)
     peaks["draw"] = _peak_of_stage()
     spec = CalibrationSpec(
-        ("random",), 1, Neighbourhood(1, 48), 0, sampling, PROMPT_SLOTS, costs=FISHER
+        ("random",),
+        1,
+        Neighbourhood.default(config.grid),
+        0,
+        sampling,
+        PROMPT_SLOTS,
+        menu(config.grid),
+        costs=FISHER,
     )
-    tokens = rng.integers(0, config.codebook_size, NUM_IMAGE_TOKENS, np.int32)
+    tokens = rng.integers(0, config.codebook_size, config.grid.num_tokens, np.int32)
     began = time.perf_counter()
     add_picture(HeadSums.zero(config, len(spec.options)), model, [ids[0], ids[BATCH]], tokens, spec)
     seconds = time.perf_counter() - began

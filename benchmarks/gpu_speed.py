@@ -17,7 +17,6 @@ from typing import Any
 
 from ssd_export.bench.roofline import MachineRates, StepCost, step_cost
 from ssd_export.bundle import Bundle, open_bundle
-from ssd_export.config import NUM_IMAGE_TOKENS
 from ssd_export.errors import UserError
 from ssd_export.report.measurement import table
 from ssd_export.runtime.loop import decode
@@ -30,18 +29,18 @@ from ssd_export.tensorrt.target import Batch
 
 PROMPT = "a red circle above a blue square"
 BUDGETS = (("full", 1.0), (None, 0.2))  # None: the default policy of the shape
-NUM_STEPS = NUM_IMAGE_TOKENS - 1
 
 
 @dataclass(frozen=True)
 class Speed:
-    """One batch of one bundle. seconds: of 575 decode steps; *_bytes: device memory; cost: what a
+    """One batch of one bundle. seconds: of all decode steps; *_bytes: device memory; cost: what a
     step must move.
     """
 
     policy: str
     plugin: bool
     batch: int
+    num_steps: int
     seconds: float
     prefill_ms: float
     picture_ms: float
@@ -51,11 +50,11 @@ class Speed:
 
     @property
     def ms_per_token(self) -> float:
-        return 1000 * self.seconds / NUM_STEPS
+        return 1000 * self.seconds / self.num_steps
 
     @property
     def tokens_per_second(self) -> float:
-        return self.batch * NUM_STEPS / self.seconds
+        return self.batch * self.num_steps / self.seconds
 
 
 def measure_speed(
@@ -116,6 +115,7 @@ def speed_of(runner: TrtRunner, bundle: Bundle, num_images: int, plugin: bool) -
         f"{policy.name} {policy.budget:g}",
         plugin,
         num_images,
+        policy.grid.num_tokens - 1,
         seconds,
         1000 * prefill,
         1000 * picture,

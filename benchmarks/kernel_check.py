@@ -20,6 +20,7 @@ from torch import Tensor
 
 from ssd_export.cache import attention as reference
 from ssd_export.cache.state import GroupState
+from ssd_export.model.families.janus import GRID
 from ssd_export.policy.presets import Rule
 from ssd_export.policy.table import HeadGroup
 from ssd_export.verify.tolerances import TOLERANCES
@@ -103,12 +104,12 @@ def _check_case(case: KernelCase, dtype: str, device: str, result: dict[str, Any
         ]
         before, given = _copy(state, torch.float32), _copy(state, getattr(torch, dtype))
         wanted = reference.decode_attention(
-            *token, state, case.group, lengths, lengths + step, case.score_decay
+            *token, state, case.group, lengths, lengths + step, case.score_decay, GRID.width
         )
         if step >= ahead:
             typed = [part.to(given.key.dtype) for part in token]
             out = decode_attention(
-                *typed, given, case.group, lengths, lengths + step, case.score_decay
+                *typed, given, case.group, lengths, lengths + step, case.score_decay, GRID.width
             )
             _compare(case, dtype, step, before, (wanted, state), (out, given), result)
 

@@ -21,8 +21,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ssd_export.config import NUM_IMAGE_TOKENS
-
 PROMPT = "a red circle above a blue square on white"
 WIDEN = {"on-use": True, "at-once": False}
 # The command line, and then its peak of resident memory in the file that the first argument names.
@@ -114,7 +112,11 @@ def measure_drawing(bundle: Path, arguments: Sequence[str]) -> dict[str, Any]:
 
 
 def draw(
-    bundle: Path, num_tokens: int, num_threads: int, widen_on_use: bool | None, decoder_batch: int
+    bundle: Path,
+    num_tokens: int | None,
+    num_threads: int,
+    widen_on_use: bool | None,
+    decoder_batch: int,
 ) -> dict[str, Any]:
     """Draws in this process, whose memory is measured."""
     from ssd_export.bundle import open_bundle
@@ -129,6 +131,7 @@ def draw(
     checked = time.perf_counter()
     runner = OrtRunner(opened, num_threads=num_threads, widen_on_use=widen_on_use)
     with ImageGenerator(opened, runner) as generator:
+        num_tokens = num_tokens or generator.config.grid.num_tokens
         batch = PromptBatches.from_bundle(opened)([PROMPT], Sampling(), seed=0)
         loop = decode(runner, batch, generator.table, single_steps(num_tokens))
         next(loop)
@@ -162,7 +165,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("bundle", type=Path)
-    parser.add_argument("--tokens", type=int, default=NUM_IMAGE_TOKENS)
+    parser.add_argument("--tokens", type=int, help="of the image  [default: all]")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument(
         "--widen",

@@ -30,8 +30,8 @@ from ssd_export.demo.tokenizer import SPECIAL_TOKENS
 from ssd_export.dtypes import MODEL_DTYPES, of_torch
 from ssd_export.model.checkpoint import canonical_name
 from ssd_export.model.decoder import ImageTokenModel
+from ssd_export.model.families import PUBLISHED
 from ssd_export.model.image_decoder import ImageDecoder
-from ssd_export.plan.shapes import PUBLISHED
 
 SHARD_BYTES = 5_000_000_000
 NOISE_LENGTH = (1 << 22) + 15  # odd: no row of a matrix starts where the row above did
@@ -51,7 +51,6 @@ SMALL = replace(
     intermediate_size=512,
     codebook_size=512,
     vq=VQConfig(64, 32, (1, 2), 1),
-    image_size=48,
 )
 SHAPES = {**PUBLISHED, "small": SMALL}
 TO_ORIGINAL = [
@@ -160,8 +159,8 @@ def transformers_config(config: ModelConfig) -> dict[str, object]:
         "text_config": _llama_config(config),
         "vision_config": {
             "model_type": "janus_vision_model",
-            "image_size": 384,
-            "num_image_tokens": 576,
+            "image_size": config.image_width,
+            "num_image_tokens": config.grid.num_tokens,
         },
         "vq_config": {
             "latent_channels": vq.latent_channels,

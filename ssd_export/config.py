@@ -1,5 +1,6 @@
-"""What a Janus-Pro checkpoint is, in numbers: the language model, the image vocabulary, the
-picture.
+"""What a model is, in numbers: the language model, the image vocabulary, the grid of image tokens.
+
+What a family of models has in common stands in its file under model/families/.
 """
 
 from __future__ import annotations
@@ -7,15 +8,32 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
-GRID = 24
-NUM_IMAGE_TOKENS = GRID * GRID
-NEIGHBOURHOOD = 48  # newest image tokens, the asking one included: what a spatial head looks at
 TAU = 0.2  # a head with more of its attention outside is semantic; the published maps' threshold
 
 
 @dataclass(frozen=True)
+class Grid:
+    """The image tokens of one image, drawn row by row from the upper left."""
+
+    height: int
+    width: int
+
+    @property
+    def num_tokens(self) -> int:
+        return self.height * self.width
+
+    @property
+    def neighborhood(self) -> int:
+        """Newest image tokens, the asking one included: what a spatial head looks at (two rows)."""
+        return 2 * self.width
+
+    def __str__(self) -> str:
+        return f"{self.height} x {self.width}"
+
+
+@dataclass(frozen=True)
 class VQConfig:
-    """Shape of the VQ-16 image decoder (codes of the 24 x 24 grid -> pixels).
+    """Shape of the VQ-16 image decoder (codes of the grid -> pixels).
 
     latent_channels: width of the decoder's input, after the 1x1 convolution from codebook_dim.
     base_channels, channel_multipliers: widths from the highest to the lowest resolution.
@@ -28,11 +46,19 @@ class VQConfig:
     num_res_blocks: int
     out_channels: int = 3
 
+    @property
+    def pixels_per_token(self) -> int:
+        """Width and height of the patch that one image token becomes."""
+        return 1 << (len(self.channel_multipliers) - 1)
+
 
 @dataclass(frozen=True)
 class ModelConfig:
     """The numbers that every graph, cache and picture is built from. Immutable; the same on every
     backend.
+
+    family: a name in model/families/; rows_per_image: of the batch, 2 with classifier-free
+    guidance (the conditional and the unconditional row), else 1.
     """
 
     vocab_size: int
@@ -48,12 +74,24 @@ class ModelConfig:
     codebook_size: int
     codebook_dim: int
     vq: VQConfig
-    image_size: int
+    family: str
+    grid: Grid
+    rows_per_image: int
 
     @property
     def query_group_size(self) -> int:
         """Query heads that share one KV head (1: multi-head attention)."""
         return self.num_heads // self.num_kv_heads
+
+    @property
+    def image_height(self) -> int:
+        """Pixels."""
+        return self.grid.height * self.vq.pixels_per_token
+
+    @property
+    def image_width(self) -> int:
+        """Pixels."""
+        return self.grid.width * self.vq.pixels_per_token
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)

@@ -13,6 +13,7 @@ from typing import Protocol
 
 import numpy as np
 
+from ssd_export.config import Grid
 from ssd_export.policy.presets import HeadGroup, Rule
 from ssd_export.verify.tolerances import TOLERANCES
 from tests.oracle import OracleHead
@@ -35,6 +36,11 @@ class Case:
     steps: int = 40
     seed: int = 0
     kv_dtype: str = "model"
+    grid_width: int = 24
+
+    @property
+    def grid(self) -> Grid:
+        return Grid(self.grid_width, self.grid_width)
 
     @property
     def group(self) -> HeadGroup:
@@ -121,6 +127,24 @@ CASES = (
         steps=60,
         seed=29,
     ),
+    Case(
+        "grid-16-margin-columns",
+        Rule(-1, 3, True, 1 | 1 << 14 | 1 << 15),
+        5 + 2 + 48 + 16,
+        16,
+        steps=110,
+        seed=31,
+        grid_width=16,
+    ),
+    Case(
+        "grid-32-last-column",
+        Rule(-1, 0, True, 1 | 1 << 31),
+        5 + 64 + 8,
+        8,
+        steps=110,
+        seed=32,
+        grid_width=32,
+    ),
     Case("99-slots", Rule(-1, 20, True), 99, 6, num_heads=1, steps=111, seed=30),
 )
 
@@ -188,7 +212,12 @@ def expected(case: Case) -> Expected:
     for row, length in enumerate(case.prompt_lengths):
         for head in range(case.num_heads):
             oracle = OracleHead(
-                case.rule, case.num_slots, case.evict_every, case.score_decay, length
+                case.rule,
+                case.num_slots,
+                case.evict_every,
+                case.score_decay,
+                length,
+                case.grid_width,
             )
             members = slice(head * size, (head + 1) * size)
             prompt = oracle.prefill(

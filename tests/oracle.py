@@ -29,10 +29,17 @@ class OracleHead:
     """One KV head of one row, with the query heads that share it."""
 
     def __init__(
-        self, rule: Rule, num_slots: int, evict_every: int, score_decay: float, prompt_length: int
+        self,
+        rule: Rule,
+        num_slots: int,
+        evict_every: int,
+        score_decay: float,
+        prompt_length: int,
+        grid_width: int,
     ) -> None:
         self.rule, self.num_slots, self.evict_every = rule, num_slots, evict_every
         self.score_decay, self.prompt_length = score_decay, prompt_length
+        self.grid_width = grid_width
         self.slots: list[Held | None] = [None] * num_slots
         self.smallest_gap = (
             math.inf
@@ -92,7 +99,7 @@ class OracleHead:
         if held.position < num_sinks or held.position > newest - rule.num_recent:
             return math.inf
         if held.position >= self.prompt_length:
-            column = (held.position - self.prompt_length) % 24
+            column = (held.position - self.prompt_length) % self.grid_width
             if rule.pinned_columns & 2**column:
                 return math.inf
         return held.score if rule.by_score else float(held.position)

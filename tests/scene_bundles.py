@@ -16,6 +16,7 @@ from ssd_export.demo.codes import num_codes
 from ssd_export.export.exporter import export_bundle
 from ssd_export.export.temporary_bundle import PolicyChoice
 from ssd_export.model.checkpoint import open_checkpoint
+from ssd_export.model.families import janus
 from ssd_export.policy.head_map import HeadMap
 from tests.janus_checkpoints import TinyJanus, write_transformers_checkpoint
 
@@ -38,7 +39,14 @@ def checkpoint(one_thread: None, tmp_path_factory: pytest.TempPathFactory) -> Pa
     config = open_checkpoint(folder).config
     metric = ((0.1, 0.9, 0.1, 0.8), (0.1, 0.7, 0.2, 0.3))
     HeadMap(
-        config.num_layers, config.num_heads, config.num_kv_heads, config.hidden_size, metric, 0.5
+        janus.NAME,
+        janus.GRID,
+        config.num_layers,
+        config.num_heads,
+        config.num_kv_heads,
+        config.hidden_size,
+        metric,
+        0.5,
     ).save(folder / "head_map.json")
     return folder
 

@@ -172,7 +172,7 @@ def test_verbs_load_nothing_heavy_before_they_run() -> None:
 
 
 def test_the_reader_of_imports_sees_what_it_should() -> None:
-    assert "ssd_export.config.GRID" in imports("policy/table.py")
+    assert "ssd_export.config.Grid" in imports("policy/table.py")
     assert own_source("ssd_export.policy.table.Rule") == "policy/table.py"
     assert own_source("ssd_export.cache") == "cache/__init__.py"
     assert "torch" in loaded_by("cache/rules.py")

@@ -13,7 +13,8 @@ using nvinfer1::PluginFieldType;
 using Fields = AttentionFields;
 
 constexpr int32_t kMost = std::numeric_limits<int32_t>::max();
-constexpr int32_t kAllColumns = (1 << 24) - 1;
+constexpr int32_t kLeast = std::numeric_limits<int32_t>::min();
+constexpr int32_t kMaskBits = 32;  // bit 31 of pinned_columns is its sign
 // What every GPU grants without being asked for more.
 constexpr int32_t kMostSharedBytes = 48 * 1024;
 
@@ -28,7 +29,8 @@ constexpr IntegerField kIntegers[] = {
     {"num_sinks", &Fields::num_sinks, -1, kMost},
     {"num_recent", &Fields::num_recent, 0, kMost},
     {"by_score", &Fields::by_score, 0, 1},
-    {"pinned_columns", &Fields::pinned_columns, 0, kAllColumns},
+    {"pinned_columns", &Fields::pinned_columns, kLeast, kMost},
+    {"grid_width", &Fields::grid_width, 1, kMost},
     {"evict_every", &Fields::evict_every, 1, kMost},
     {"kernel_head_dim", &Fields::kernel_head_dim, 1, 256},
     {"kernel_max_slots", &Fields::kernel_max_slots, 1, kMost},
@@ -124,6 +126,15 @@ std::string read_text(PluginField const& field, TextField const& wanted) {
     return text;
 }
 
+// Returns if every pinned column is one of the grid's.
+void check_columns(AttentionFields const& fields) {
+    auto const mask = static_cast<uint32_t>(fields.pinned_columns);
+    if (fields.grid_width < kMaskBits && (mask >> fields.grid_width) != 0) {
+        reject("pinned_columns=" + std::to_string(mask) + " pins columns that a grid of width " +
+               std::to_string(fields.grid_width) + " does not have; export the bundle again");
+    }
+}
+
 // Returns if the image begins as a cubin (ELF), a fatbin or PTX text does.
 void check_image(std::string const& image) {
     static constexpr unsigned char kFatbin[] = {0x50, 0xed, 0x55, 0xba};
@@ -191,6 +202,7 @@ AttentionFields read_fields(nvinfer1::PluginFieldCollection const& collection) {
     for (auto const& wanted : kTexts) {
         fields.*wanted.member = read_text(find(collection, wanted.name), wanted);
     }
+    check_columns(fields);
     fields.data_type();  // throws for an unknown one
     check_image(fields.kernel_image);
     return fields;

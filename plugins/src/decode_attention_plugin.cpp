@@ -308,6 +308,7 @@ int32_t DecodeAttentionPlugin::enqueue(nvinfer1::PluginTensorDesc const* input_d
             &fields_.num_recent,
             &fields_.by_score,
             &fields_.pinned_columns,
+            &fields_.grid_width,
             &fields_.evict_every,
             &fields_.score_decay,
             &scratch,

@@ -20,7 +20,6 @@ from ssd_export.bench.full_cache_bundle import full_twin
 from ssd_export.bench.process import run_cell
 from ssd_export.bench.roofline import MachineRates, StepCost, step_cost
 from ssd_export.bundle import Bundle, open_bundle
-from ssd_export.config import NUM_IMAGE_TOKENS
 from ssd_export.dtypes import DTYPES
 from ssd_export.errors import UserError
 from ssd_export.export.source_checkpoint import checked, checkpoint_like
@@ -65,8 +64,8 @@ def check_spec(spec: BenchSpec) -> BenchSpec:
         raise UserError(
             f"--batch {','.join(map(str, spec.batches)) or '(none)'} draws nothing; use 1,8,32"
         )
-    if not 1 <= spec.steps < NUM_IMAGE_TOKENS:
-        raise UserError(f"--steps {spec.steps} is outside 1 .. {NUM_IMAGE_TOKENS - 1}; use 96")
+    if spec.steps < 1:
+        raise UserError(f"--steps {spec.steps} times nothing; use 96")
     if spec.threads is not None and spec.threads < 1:
         raise UserError(
             f"--threads {spec.threads} computes nothing; use 1 or more, or leave it out"
@@ -89,6 +88,7 @@ def run_bench(
     """
     check_spec(spec)
     bundles = [open_bundle(path) for path in spec.bundles]
+    _check_steps(bundles, spec)
     checkpoint = _checkpoint(bundles, spec)
     threads = spec.threads or _default_threads(bundles)
     common = Cell("rates", None, spec.runner, spec.provider, 1, spec.steps, threads)
@@ -123,6 +123,13 @@ def run_bench(
         "model_config": bundles[0].config.model.to_dict(),
     }
     return {"settings": settings, "rates": rates.to_dict(), "rows": rows}
+
+
+def _check_steps(bundles: list[Bundle], spec: BenchSpec) -> None:
+    """Raises: UserError for more steps than an image has."""
+    most = min(bundle.config.model.grid.num_tokens for bundle in bundles) - 1
+    if spec.steps > most:
+        raise UserError(f"--steps {spec.steps} is outside 1 .. {most}; use {min(96, most)}")
 
 
 def _default_threads(bundles: list[Bundle]) -> int:

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from ssd_export.bundle import Bundle, open_bundle
-from ssd_export.config import GRID, NUM_IMAGE_TOKENS
+from ssd_export.config import Grid
 from ssd_export.errors import UserError
 from ssd_export.report.environment import device_memory_bytes
 from ssd_export.runtime.generate import open_runner
@@ -74,17 +74,18 @@ def measure(cell: Cell, progress: StepProgress) -> dict[str, Any]:
         facts = {"load_seconds": time.perf_counter() - began}
         began = time.perf_counter()
         # The first step by itself: a runner opens again for it what it closed for the prompt.
-        loop = decode(runner, batches(), table, [*single_steps(2), *timed_parts(cell)])
+        loop = decode(runner, batches(), table, [*single_steps(2), *timed_parts(cell, table.grid)])
         next(loop)
         runner.tokens()
         facts["first_token_ms"] = 1000 * (time.perf_counter() - began)
         facts["first_step_seconds"] = _seconds(lambda: (next(loop), runner.tokens()))
-        facts |= step_figures(time_steps(loop, runner, cell, progress), cell.batch)
+        facts |= step_figures(time_steps(loop, runner, cell, table.grid, progress), cell.batch)
         facts["cache_bytes"] = runner.cache_bytes()
         facts["peak_resident_bytes"] = peak_resident_bytes()
         if device_before is not None:
             facts["device_bytes"] = (device_memory_bytes() or 0) - device_before
-        facts |= picture_figures(lambda: runner.decode_image(runner.tokens()[:1]), facts, cell)
+        one = runner.tokens()[:1]
+        facts |= picture_figures(lambda: runner.decode_image(one), facts, cell, one.shape[1])
     finally:
         runner.close()
     return facts
@@ -129,31 +130,31 @@ class StepTimes:
     cpu_seconds: list[float]
 
 
-def timed_parts(cell: Cell) -> list[range]:
+def timed_parts(cell: Cell, grid: Grid) -> list[range]:
     """The last steps of an image, over caches that hold less: the work of a step does not depend on
     how much of the cache is filled, only releases do.
 
     One by one; on a device, where steps are queued, a grid row at a time.
     """
-    first = NUM_IMAGE_TOKENS - cell.steps
-    return grid_rows(first) if on_device(cell) else single_steps(first=first)
+    first = grid.num_tokens - cell.steps
+    return grid_rows(grid, first) if on_device(cell) else single_steps(grid.num_tokens, first)
 
 
 def time_steps(
-    loop: Iterator[range], runner: Runner, cell: Cell, progress: StepProgress
+    loop: Iterator[range], runner: Runner, cell: Cell, grid: Grid, progress: StepProgress
 ) -> StepTimes:
     """The time of each decode step of a loop over timed_parts; on a device a grid row's time is
     shared evenly among its steps.
     """
     times = StepTimes([], [])
-    for _ in timed_parts(cell):
+    for _ in timed_parts(cell, grid):
         began, cpu_began = time.perf_counter(), time.process_time()
         steps = next(loop)
         if on_device(cell):
             runner.tokens()  # waits for the device
         times.seconds.extend([(time.perf_counter() - began) / len(steps)] * len(steps))
         times.cpu_seconds.extend([(time.process_time() - cpu_began) / len(steps)] * len(steps))
-        if steps.stop % GRID == 0:
+        if steps.stop % grid.width == 0:
             progress(len(times.seconds), cell.steps)
     return times
 
@@ -169,7 +170,7 @@ def step_figures(times: StepTimes, batch: int) -> dict[str, Any]:
 
 
 def picture_figures(
-    decode: Callable[[], object], facts: dict[str, Any], cell: Cell
+    decode: Callable[[], object], facts: dict[str, Any], cell: Cell, num_tokens: int
 ) -> dict[str, Any]:
     """The image decoder's time for one picture, and what that makes of whole pictures a minute."""
     seconds, measured = cell.picture_seconds, {}
@@ -179,7 +180,7 @@ def picture_figures(
             seconds = _seconds(decode)
         measured = {"peak_resident_bytes_with_decoder": peak_resident_bytes()}
     a_step = cell.batch / facts["image_tokens_per_second"]
-    steps = facts.get("first_step_seconds", a_step) + (NUM_IMAGE_TOKENS - 2) * a_step
+    steps = facts.get("first_step_seconds", a_step) + (num_tokens - 2) * a_step
     whole = facts["first_token_ms"] / 1000 + steps + cell.batch * seconds
     return {
         "picture_decoder_seconds": seconds,
@@ -202,9 +203,9 @@ def _profile(cell: Cell, progress: StepProgress) -> list[dict[str, Any]]:
     with tempfile.TemporaryDirectory(prefix="ssd-export-profile-") as folder:
         runner = OrtRunner(bundle, cell.provider, cell.threads, profile=Path(folder) / "profile")
         table = bundle.config.policy
-        loop = decode(runner, _batches(bundle, cell)(), table, timed_parts(cell))
+        loop = decode(runner, _batches(bundle, cell)(), table, timed_parts(cell, table.grid))
         next(loop)
-        time_steps(loop, runner, cell, progress)
+        time_steps(loop, runner, cell, table.grid, progress)
         return summarise(runner.end_profiling(), cell.steps)
 
 

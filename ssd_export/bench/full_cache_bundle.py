@@ -17,7 +17,6 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from ssd_export.bundle import Bundle, open_bundle, write_bundle, write_config
-from ssd_export.config import NUM_IMAGE_TOKENS
 from ssd_export.dtypes import DTYPES
 from ssd_export.export.exporter import write_graphs
 from ssd_export.export.weights import WEIGHTS_FILE, plan_weights
@@ -63,7 +62,7 @@ def _write(bundle: Bundle, checkpoint: Checkpoint, folder: Path) -> None:
 
 def full_table(table: PolicyTable) -> PolicyTable:
     """The table that keeps everything, with the heads in the same order."""
-    slots = table.prompt_slots + NUM_IMAGE_TOKENS
+    slots = table.prompt_slots + table.grid.num_tokens
     layers = tuple(
         (HeadGroup(Rule(-1, 0, False), slots, 1, sum(group.num_heads for group in groups)),)
         for groups in table.layers

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from ssd_export.config import NUM_IMAGE_TOKENS
 from ssd_export.errors import UserError
+from ssd_export.model.families import janus
 from ssd_export.model.prompt import PromptEncoder
 from ssd_export.sampling import Sampling
 
@@ -24,6 +24,9 @@ EXTRA = (
     'the transformers baseline needs transformers 5.3 or newer: pip install "ssd-export[bench]", or'
     " use --baselines full"
 )
+
+
+MAX_PROMPT = 64  # the cache grows with the prompt, so any bound that it fits does
 
 
 class _Enough(Exception):
@@ -52,9 +55,11 @@ def measure_transformers(cell: Cell, progress: StepProgress) -> dict[str, Any]:
     )
     facts |= step_figures(StepTimes(seconds, cpu_seconds), cell.batch)
     facts["peak_resident_bytes"] = peak_resident_bytes()
-    tokens = torch.zeros(1, NUM_IMAGE_TOKENS, dtype=torch.long, device=cell.provider)
+    tokens = torch.zeros(1, janus.GRID.num_tokens, dtype=torch.long, device=cell.provider)
     with torch.inference_mode():
-        return facts | picture_figures(lambda: model.decode_image_tokens(tokens), facts, cell)
+        return facts | picture_figures(
+            lambda: model.decode_image_tokens(tokens), facts, cell, janus.GRID.num_tokens
+        )
 
 
 def _open(cell: Cell) -> tuple[Any, dict[str, torch.Tensor]]:
@@ -87,7 +92,7 @@ def _open(cell: Cell) -> tuple[Any, dict[str, torch.Tensor]]:
     )
     model.generation_config.generation_kwargs = {"boi_token_id": encoder.begin_of_image_id}
     ids = (
-        torch.from_numpy(encoder.encode([PROMPT] * cell.batch, NUM_IMAGE_TOKENS).ids[: cell.batch])
+        torch.from_numpy(encoder.encode([PROMPT] * cell.batch, MAX_PROMPT).ids[: cell.batch])
         .long()
         .to(cell.provider)
     )
@@ -107,7 +112,7 @@ def _token_times(
         if cell.provider == "cuda":
             torch.cuda.synchronize()
         times.append((time.perf_counter() - began, time.process_time()))
-        if len(times) % 24 == 1:
+        if len(times) % janus.GRID.width == 1:
             progress(len(times) - 1, cell.steps)
         if len(times) > cell.steps:
             raise _Enough

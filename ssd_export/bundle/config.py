@@ -16,7 +16,7 @@ from ssd_export.sampling import Sampling
 from ssd_export.typed_json import read_json, to_json
 from ssd_export.version import TOOL_VERSION
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 CONFIG = "ssd_config.json"
 EXPORT_AGAIN = "export it again with --force, or copy it again from where it came"
 WeightFormat = Literal["none", "int8", "int4", "fp8"]
@@ -121,9 +121,15 @@ def _check_schema(folder: Path, found: _Version) -> None:
             f"{folder / CONFIG} has no schema version: this is no bundle of ssd-export;"
             f" {EXPORT_AGAIN}"
         )
+    if found.schema_version < SCHEMA_VERSION:
+        raise UserError(
+            f"bundle {folder} has schema version {found.schema_version}, from an earlier ssd-export,"
+            f" and this one reads version {SCHEMA_VERSION}; make it again with `ssd-export export"
+            f" --out {folder} --force`"
+        )
     if found.schema_version > SCHEMA_VERSION:
         raise UserError(
             f"bundle {folder} has schema version {found.schema_version} and this is ssd-export"
-            f" {TOOL_VERSION}, which reads up to {SCHEMA_VERSION}: use ssd-export"
+            f" {TOOL_VERSION}, which reads version {SCHEMA_VERSION}: use ssd-export"
             f" {found.tool_version} or newer, or export it again with this one"
         )

@@ -75,6 +75,7 @@ def decode_attention(
     prompt_length: Tensor,
     position: Tensor,
     score_decay: float,
+    grid_width: int,
 ) -> Tensor:
     """One decode step of a head group (R7): the new token's attention over its cache. Changes
     state.
@@ -83,7 +84,7 @@ def decode_attention(
     position being the new token's.
     Returns: out [B, H*G, D].
     """
-    release_full_heads(state, group, prompt_length, position, score_decay)
+    release_full_heads(state, group, prompt_length, position, score_decay, grid_width)
     slot = slot_for_new_token(state.position)[..., None]  # [B, H, 1]
     write_new_token(state, slot, key, value, position)
     rows, num_heads, head_dim = key.shape
@@ -104,7 +105,12 @@ def decode_attention(
 
 
 def release_full_heads(
-    state: GroupState, group: HeadGroup, prompt_length: Tensor, position: Tensor, score_decay: float
+    state: GroupState,
+    group: HeadGroup,
+    prompt_length: Tensor,
+    position: Tensor,
+    score_decay: float,
+    grid_width: int,
 ) -> None:
     """Makes evict_every slots empty in each head of each row that has none (the first part of
     R7).
@@ -112,7 +118,9 @@ def release_full_heads(
     full = (state.position >= 0).all(dim=-1, keepdim=True)  # [B, H, 1]
     if not full.any():
         return
-    retained = retention(state.position, state.score, group.rule, prompt_length, position)
+    retained = retention(
+        state.position, state.score, group.rule, prompt_length, position, grid_width
+    )
     released = release(state.position, retained, group.evict_every)
     state.position.copy_(torch.where(full, released, state.position))
     if state.score is not None:

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ssd_export.cache.rules import release, retention
 from ssd_export.cache.state import EMPTY
+from ssd_export.config import Grid
 from ssd_export.policy.table import HeadOption
 
 
@@ -32,10 +33,11 @@ class DenseAttention:
     value: Tensor
     out: Tensor
     prompt_length: int
+    grid: Grid
 
     @classmethod
     def compute(
-        cls, query: Tensor, key: Tensor, value: Tensor, prompt_length: int
+        cls, query: Tensor, key: Tensor, value: Tensor, prompt_length: int, grid: Grid
     ) -> DenseAttention:
         """Args: query [B, H*G, T, D]; key, value [B, H, T, D], after RoPE."""
         rows, num_kv_heads, length, head_dim = key.shape
@@ -45,7 +47,7 @@ class DenseAttention:
         later = torch.ones(length, length, dtype=torch.bool, device=key.device).triu(1)
         logits.masked_fill_(later, -torch.inf)
         probs = logits.softmax(dim=-1)
-        return cls(logits, probs, value, probs @ value[:, :, None], prompt_length)
+        return cls(logits, probs, value, probs @ value[:, :, None], prompt_length, grid)
 
     @property
     def num_image_tokens(self) -> int:
@@ -118,7 +120,9 @@ def _blocks(
     )  # what prompt and first tokens gave (R2)
     prompt_length = torch.full((rows,), start, device=logits.device)
     for step in range(capacity, total, option.evict_every):
-        retained = retention(position, score, option.rule, prompt_length, prompt_length + step)
+        retained = retention(
+            position, score, option.rule, prompt_length, prompt_length + step, dense.grid.width
+        )
         position = release(position, retained, option.evict_every)
         score = score * score_decay
         queries = torch.arange(

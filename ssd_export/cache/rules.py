@@ -10,12 +10,16 @@ import torch
 from torch import Tensor
 
 from ssd_export.cache.state import EMPTY
-from ssd_export.config import GRID
 from ssd_export.policy.table import Rule
 
 
 def retention(
-    position: Tensor, score: Tensor | None, rule: Rule, prompt_length: Tensor, newest: Tensor
+    position: Tensor,
+    score: Tensor | None,
+    rule: Rule,
+    prompt_length: Tensor,
+    newest: Tensor,
+    grid_width: int,
 ) -> Tensor:
     """How much each slot deserves to stay (R3): +inf protected, also where empty. float32 [B, H,
     S].
@@ -27,14 +31,14 @@ def retention(
     num_sinks = prompt_length if rule.num_sinks < 0 else rule.num_sinks
     protected = (position < num_sinks) | (position > newest - rule.num_recent)
     if rule.pinned_columns:
-        protected |= _pinned(position - prompt_length, rule.pinned_columns)
+        protected |= _pinned(position - prompt_length, rule.pinned_columns, grid_width)
     rank = score if rule.by_score else position.float()
     return rank.masked_fill(protected | (position < 0), torch.inf)
 
 
-def _pinned(image_index: Tensor, pinned_columns: int) -> Tensor:
-    columns = [bool(pinned_columns >> column & 1) for column in range(GRID)]
-    return (image_index >= 0) & torch.tensor(columns, device=image_index.device)[image_index % GRID]
+def _pinned(image_index: Tensor, pinned_columns: int, grid_width: int) -> Tensor:
+    columns = torch.tensor([bool(pinned_columns >> column & 1) for column in range(grid_width)])
+    return (image_index >= 0) & columns.to(image_index.device)[image_index % grid_width]
 
 
 def release(position: Tensor, retained: Tensor, count: int) -> Tensor:

@@ -57,7 +57,8 @@ class Ablation:
         layer = wide(self._model.language_model.layers[index])
         layer.self_attn(layer.input_layernorm(hidden), self._cos, self._sin, attend)
         query, key, value, attended = seen
-        dense = DenseAttention.compute(query, key, value, self._prompt_length)
+        grid = self._model.config.grid
+        dense = DenseAttention.compute(query, key, value, self._prompt_length, grid)
         costs = torch.zeros(key.shape[1], len(options), dtype=torch.float64)
         for place, option in enumerate(options):
             if not keeps_everything(dense, option, prompt_slots):
@@ -94,6 +95,6 @@ class Ablation:
         )
 
     def _log_probabilities(self, hidden: Tensor) -> Tensor:
-        """[N, 576, V] of what tokens are sampled from."""
+        """[N, image tokens, V] of what tokens are sampled from."""
         logits = self._head(self._norm(hidden[:, self._prompt_length - 1 :]))
         return sampled_logits(logits, self._sampling).log_softmax(dim=-1)

@@ -9,12 +9,12 @@ import torch
 
 from ssd_export.cache.replay import DenseAttention
 from ssd_export.calibrate.generate import sequence_of
-from ssd_export.config import GRID, NUM_IMAGE_TOKENS
+from ssd_export.config import Grid
 from ssd_export.model.decoder import ImageTokenModel
 from ssd_export.policy.head_map import HeadMap
 
 LEAST_CONTRAST = 0.25
-BANDS = ((5, 11), (11, 17), (17, 23))  # grid rows, one chosen token in each
+NUM_BANDS = 3  # of grid rows, one chosen token in each
 
 
 def most_typical_heads(head_map: HeadMap) -> tuple[tuple[int, int], tuple[int, int]]:
@@ -26,19 +26,26 @@ def most_typical_heads(head_map: HeadMap) -> tuple[tuple[int, int], tuple[int, i
     return (int(low[0]), int(low[1])), (int(high[0]), int(high[1]))
 
 
-def chosen_tokens(picture: np.ndarray) -> list[int]:
+def bands(grid: Grid) -> list[range]:
+    """Equal bands of grid rows: the last one ends a row above the picture's edge."""
+    height = grid.height // (NUM_BANDS + 1)
+    first = grid.height - 1 - NUM_BANDS * height
+    return [range(first + i * height, first + (i + 1) * height) for i in range(NUM_BANDS)]
+
+
+def chosen_tokens(picture: np.ndarray, grid: Grid) -> list[int]:
     """The image token of most contrast in the upper, middle and lower part of a picture (uint8
-    [size, size, 3]); a part with little contrast beside the others has none."""
-    size = picture.shape[0] // GRID
-    patches = (
-        picture.astype(np.float32).reshape(GRID, size, GRID, size, 3).std(axis=(1, 3)).sum(axis=-1)
-    )
+    [height, width, 3]); a part with little contrast beside the others has none."""
+    size = picture.shape[0] // grid.height
+    pixels = picture.astype(np.float32).reshape(grid.height, size, grid.width, size, 3)
+    patches = pixels.std(axis=(1, 3)).sum(axis=-1)
     inner = np.pad(patches[:, 2:-2], ((0, 0), (2, 2)), constant_values=-1)
-    enough = LEAST_CONTRAST * inner[BANDS[0][0] : BANDS[-1][1]].max()
+    contrasts = [inner[rows.start : rows.stop] for rows in bands(grid)]
+    enough = LEAST_CONTRAST * max(contrast.max() for contrast in contrasts)
     return [
-        GRID * first + int(inner[first:last].argmax())
-        for first, last in BANDS
-        if inner[first:last].max() >= enough
+        grid.width * rows.start + int(contrast.argmax())
+        for rows, contrast in zip(bands(grid), contrasts, strict=True)
+        if contrast.max() >= enough
     ]
 
 
@@ -50,17 +57,17 @@ def head_attention(
     heads: Sequence[tuple[int, int]],
     queries: Sequence[int],
 ) -> np.ndarray:
-    """float32 [heads, queries, 576]: what each query image token of a conditional row gives every
+    """float32 [heads, queries, image tokens]: what each query image token of a conditional row gives every
     image token.
     """
     hidden = sequence_of(model, [ids], tokens)
-    start = len(ids)
-    maps = np.zeros((len(heads), len(queries), NUM_IMAGE_TOKENS), np.float32)
+    start, grid = len(ids), model.config.grid
+    maps = np.zeros((len(heads), len(queries), grid.num_tokens), np.float32)
 
     def attend(
         layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor
     ) -> torch.Tensor:
-        dense = DenseAttention.compute(query, key, value, start)
+        dense = DenseAttention.compute(query, key, value, start, grid)
         for index, (chosen_layer, head) in enumerate(heads):
             if chosen_layer == layer:
                 probs = dense.probs.flatten(1, 2)[0, head, start:, start:]

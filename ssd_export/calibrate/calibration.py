@@ -25,13 +25,12 @@ from ssd_export.calibrate.measure import HeadSums, attention_shares
 from ssd_export.calibrate.neighbourhood import Neighbourhood
 from ssd_export.calibrate.ranks import rank_correlation
 from ssd_export.calibrate.sensitivity import Fisher, hidden_states
-from ssd_export.config import GRID
+from ssd_export.config import ModelConfig
 from ssd_export.errors import UserError
 from ssd_export.model.checkpoint import Checkpoint
 from ssd_export.model.decoder import ImageTokenModel
 from ssd_export.model.prompt import PromptEncoder
 from ssd_export.policy.head_map import HeadMap
-from ssd_export.policy.menu import MENU
 from ssd_export.policy.table import HeadOption
 from ssd_export.runtime.uniforms import uniforms
 from ssd_export.sampling import Sampling
@@ -52,7 +51,7 @@ class CalibrationSpec:
     seed: int
     sampling: Sampling
     prompt_slots: int
-    options: tuple[HeadOption, ...] = MENU
+    options: tuple[HeadOption, ...]
     costs: str = ABLATION
 
     @property
@@ -116,7 +115,7 @@ class CalibrationState:
 
 @dataclass(frozen=True)
 class Calibration:
-    """The finished run. first_picture: int32 [576]; stability: rank correlation of the metric
+    """The finished run. first_picture: int32 [image tokens]; stability: rank correlation of the metric
     between pictures of the prompts with even and with odd index, None with a single prompt.
     """
 
@@ -150,8 +149,8 @@ def calibrate(
     )
     state = CalibrationState.load(state_file, identity) or empty
     num_resumed = state.num_done
-    randoms = uniforms(spec.seed, spec.num_images)
-    meter = _Meter(progress, spec, config.num_layers, state.num_done)
+    randoms = uniforms(spec.seed, spec.num_images, config.grid.num_tokens)
+    meter = _Meter(progress, spec, config, state.num_done)
     while state.num_done < spec.num_images:
         batch = range(state.num_done, min(state.num_done + BATCH, spec.num_images))
         prompts = encoder.encode(
@@ -181,12 +180,13 @@ class _Meter:
     """
 
     def __init__(
-        self, progress: Progress, spec: CalibrationSpec, num_layers: int, num_done: int
+        self, progress: Progress, spec: CalibrationSpec, config: ModelConfig, num_done: int
     ) -> None:
+        layers = range(config.num_layers)
         self._passed = [
-            num_layers - layer if spec.costs == ABLATION else 1 for layer in range(num_layers)
+            config.num_layers - layer if spec.costs == ABLATION else 1 for layer in layers
         ]
-        each = GRID + sum(self._passed)
+        each = config.grid.height + sum(self._passed)
         self._progress, self._done, self._total = progress, num_done * each, spec.num_images * each
         self.advance(0)
 
@@ -218,7 +218,7 @@ def add_picture(
     memory at a time.
 
     Args: ids: its conditional and, where there is guidance, its unconditional row; tokens int
-    [576]; number: of the picture, which decides what half its metric counts for and, with the seed,
+    [image tokens]; number: of the picture, which decides what half its metric counts for and, with the seed,
     the signs of Fisher's gradient.
     """
     start, half = len(ids[0]), (number % len(spec.prompts)) % 2
@@ -270,6 +270,8 @@ def _head_map(
         "column_share": _rounded(sums.column_share / total),
     }
     return HeadMap(
+        config.family,
+        config.grid,
         config.num_layers,
         config.num_heads,
         config.num_kv_heads,

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ssd_export.config import GRID, NUM_IMAGE_TOKENS, ModelConfig
+from ssd_export.config import ModelConfig
 from ssd_export.model.checkpoint import Checkpoint
 from ssd_export.model.decoder import ImageTokenModel
 from ssd_export.model.image_decoder import ImageDecoder
@@ -51,7 +51,7 @@ def is_small(model: ImageTokenModel) -> bool:
 
 
 def decode_picture(checkpoint: Checkpoint, tokens: np.ndarray) -> np.ndarray:
-    """Pixels uint8 [height, width, 3] of image tokens [576]."""
+    """Pixels uint8 [height, width, 3] of image tokens [grid tokens]."""
     with torch.device("meta"):
         decoder = ImageDecoder(checkpoint.config)
     decoder.load_state_dict(
@@ -76,13 +76,13 @@ class FullCache:
             2,
             len(prompt_length),
             config.num_kv_heads,
-            num_prompt_places + NUM_IMAGE_TOKENS,
+            num_prompt_places + config.grid.num_tokens,
             config.head_dim,
         )
         self._kv = torch.zeros(shape, dtype=dtype)
         self._prompt_length, self._num_prompt_places = prompt_length, num_prompt_places
         self._grouped = config.query_group_size > 1
-        place = torch.arange(num_prompt_places + NUM_IMAGE_TOKENS)
+        place = torch.arange(num_prompt_places + config.grid.num_tokens)
         self._held = (place < prompt_length[:, None]) | (place >= num_prompt_places)  # [B, places]
         self._end = 0
 
@@ -118,10 +118,10 @@ def draw_pictures(
     sampling: Sampling,
     row_drawn: Callable[[], None] = lambda: None,
 ) -> np.ndarray:
-    """Image tokens int32 [N, 576].
+    """Image tokens int32 [N, grid tokens].
 
-    Args: prompts of 2 N rows; uniforms float32 [576, N] in [0, 1), fewer where only the first
-    tokens are wanted; row_drawn is called after every grid row.
+    Args: prompts of rows_per_image x N rows; uniforms float32 [grid tokens, N] in [0, 1), fewer
+    where only the first tokens are wanted; row_drawn is called after every grid row.
     """
     lengths, ids = (
         torch.from_numpy(prompts.prompt_length).long(),
@@ -132,19 +132,20 @@ def draw_pictures(
     drawn = torch.from_numpy(np.ascontiguousarray(uniforms))
     hidden = model(hidden, cache.positions(ids.shape[1]), cache.attend)
     last = hidden[torch.arange(len(ids)), lengths - 1]
+    rows, width = model.config.rows_per_image, model.config.grid.width
     tokens = [draw_tokens(model.image_logits(last).float(), drawn[0], sampling)]
     for step in range(1, len(drawn)):
-        hidden = model.embed_image_tokens(tokens[-1].long()).repeat(2, 1)[:, None]
+        hidden = model.embed_image_tokens(tokens[-1].long()).repeat(rows, 1)[:, None]
         hidden = model(hidden, cache.positions(1), cache.attend)
         tokens.append(draw_tokens(model.image_logits(hidden[:, 0]).float(), drawn[step], sampling))
-        if (step + 1) % GRID == 0:
+        if (step + 1) % width == 0:
             row_drawn()
     return torch.stack(tokens, dim=1).numpy()
 
 
 @torch.no_grad()
 def sequence_of(model: ImageTokenModel, ids: Sequence[np.ndarray], tokens: np.ndarray) -> Tensor:
-    """Hidden states [B, L + 575, hidden] that teacher forcing starts from; ids: rows of one length
+    """Hidden states [B, L + grid tokens - 1, hidden] that teacher forcing starts from; ids: rows of one length
     L, without padding.
 
     The last token is drawn and never read.

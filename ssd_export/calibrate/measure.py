@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ssd_export.cache.replay import DenseAttention
 from ssd_export.calibrate.neighbourhood import Neighbourhood
-from ssd_export.config import GRID, ModelConfig
+from ssd_export.config import ModelConfig
 
 
 @dataclass
@@ -19,7 +19,7 @@ class HeadSums:
 
     metric: [2, layers, heads], of the prompts with an even and with an odd index; num_pictures:
     [2];
-    prompt_share: [layers, heads], mass on the prompt; column_share: [layers, heads, 24], of the
+    prompt_share: [layers, heads], mass on the prompt; column_share: [layers, heads, columns], of the
     mass on image tokens; divergence: [layers, KV heads, options], as Ablation or Fisher give it.
     """
 
@@ -36,7 +36,7 @@ class HeadSums:
             np.zeros((2, *heads)),
             np.zeros(2),
             np.zeros(heads),
-            np.zeros((*heads, GRID)),
+            np.zeros((*heads, config.grid.width)),
             np.zeros((config.num_layers, config.num_kv_heads, num_options)),
         )
 
@@ -64,21 +64,21 @@ def attention_shares(
     dense: DenseAttention, neighbourhood: Neighbourhood
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Means over the rows of a picture: metric [heads], share on the prompt [heads], by grid column
-    [heads, 24].
+    [heads, columns].
 
     metric = mass of all image queries on image tokens outside the neighbourhood / on all image
     tokens.
     """
-    start = dense.prompt_length
+    start, width = dense.prompt_length, dense.grid.width
     probs = dense.probs[:, :, :, start:].flatten(1, 2)  # [B, heads, I, T]
     image = probs[..., start:]
-    near = neighbourhood.mask(dense.num_image_tokens).to(image.device)
+    near = neighbourhood.mask(dense.num_image_tokens, width).to(image.device)
     mass = image.sum(dim=2, dtype=torch.float64)  # [B, heads, image key]
     total = mass.sum(dim=-1)
     outside = image.masked_fill(near, 0).sum(dim=(2, 3), dtype=torch.float64)
     columns = (
-        torch.nn.functional.pad(mass, (0, -mass.shape[-1] % GRID))
-        .unflatten(-1, (-1, GRID))
+        torch.nn.functional.pad(mass, (0, -mass.shape[-1] % width))
+        .unflatten(-1, (-1, width))
         .sum(dim=-2)
     )
     on_prompt = probs[..., :start].sum(dim=(2, 3), dtype=torch.float64) / dense.num_image_tokens

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ssd_export.config import GRID, NUM_IMAGE_TOKENS
+from ssd_export.config import Grid
 from ssd_export.errors import UserError
 
 SPELLING = re.compile(r"([12])d:(\d{1,4})")
@@ -18,34 +18,41 @@ SPELLING = re.compile(r"([12])d:(\d{1,4})")
 
 @dataclass(frozen=True)
 class Neighbourhood:
-    """1d:N is the N newest image tokens, the query's own included (so 1d:25 reaches the token one
-    grid row above); 2d:R is every drawn token at most R grid rows and R columns away.
+    """1d:N is the N newest image tokens, the query's own included (a grid row and one more reach the token
+    one grid row above); 2d:R is every drawn token at most R grid rows and R columns away.
     """
 
     dimensions: int
     size: int
 
     @classmethod
-    def parse(cls, text: str) -> Neighbourhood:
+    def default(cls, grid: Grid) -> Neighbourhood:
+        """The last two grid rows of image tokens."""
+        return cls(1, grid.neighborhood)
+
+    @classmethod
+    def parse(cls, text: str, grid: Grid) -> Neighbourhood:
         """Raises: UserError for another spelling, or a size that holds nothing or everything."""
         match = SPELLING.fullmatch(text)
+        usual = cls.default(grid)
         if not match:
             raise UserError(
-                f"--neighbourhood {text!r} is unknown; use 1d:48 (the last 48 tokens) or 2d:1 (3"
-                " x 3)"
+                f"--neighbourhood {text!r} is unknown; use {usual} (the last {usual.size} tokens)"
+                " or 2d:1 (3 x 3)"
             )
         dimensions, size = int(match[1]), int(match[2])
-        least, largest = (1, NUM_IMAGE_TOKENS - 1) if dimensions == 1 else (0, GRID - 2)
+        least, largest = (1, grid.num_tokens - 1) if dimensions == 1 else (0, grid.width - 2)
         if not least <= size <= largest:
             raise UserError(
-                f"--neighbourhood {text}: the size is outside {least}..{largest}; use 1d:48 or 2d:1"
+                f"--neighbourhood {text}: the size is outside {least}..{largest}; use {usual} or"
+                " 2d:1"
             )
         return cls(dimensions, size)
 
     def __str__(self) -> str:
         return f"{self.dimensions}d:{self.size}"
 
-    def mask(self, num_tokens: int) -> Tensor:
+    def mask(self, num_tokens: int, grid_width: int) -> Tensor:
         """bool [num_tokens, num_tokens]: whether image token k is in the neighbourhood of image
         token q, [q, k].
 
@@ -54,6 +61,6 @@ class Neighbourhood:
         token = torch.arange(num_tokens)
         if self.dimensions == 1:
             return token[:, None] - token[None, :] < self.size
-        row, column = token // GRID, token % GRID
+        row, column = token // grid_width, token % grid_width
         near_row = (row[:, None] - row[None, :]).abs() <= self.size
         return near_row & ((column[:, None] - column[None, :]).abs() <= self.size)

@@ -16,7 +16,7 @@ from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
-from ssd_export.config import GRID
+from ssd_export.config import Grid
 from ssd_export.policy.head_map import HeadMap
 
 # Two of the colours of Okabe and Ito, and cividis: the same to all kinds of colour vision.
@@ -134,16 +134,17 @@ def attention_plot(
 ) -> None:
     """Where chosen tokens of two heads look, over the grid and over the picture.
 
-    Args: picture uint8 [size, size, 3]; maps float32 [2, queries, 576], heads[0] spatial and
+    Args: picture uint8 [height, width, 3]; maps float32 [2, queries, image tokens], heads[0] spatial and
     heads[1] semantic.
     """
+    grid = head_map.grid
     with plt.rc_context(STYLE):
         figure, axes = plt.subplots(
             2, 1 + len(queries), figsize=(3.1 * (1 + len(queries)), 7), layout="constrained"
         )
         for row, (layer, head) in enumerate(heads):
             colour, kind = ((SPATIAL, "most spatial"), (SEMANTIC, "most semantic"))[row]
-            axes[row, 0].imshow(picture, extent=(0, GRID, GRID, 0))
+            axes[row, 0].imshow(picture, extent=(0, grid.width, grid.height, 0))
             axes[row, 0].set_title(
                 f"{kind}: layer {layer}, head {head}\n{100 * head_map.metric[layer][head]:.0f} %"
                 " outside its neighbourhood",
@@ -151,7 +152,7 @@ def attention_plot(
                 loc="left",
             )
             for axis, query, attention in zip(axes[row, 1:], queries, maps[row], strict=True):
-                _overlay(axis, picture, attention.reshape(GRID, GRID), query, colour)
+                _overlay(axis, picture, attention, query, colour, grid)
             for axis in axes[row]:
                 axis.set(xticks=[], yticks=[])
                 axis.spines[:].set_visible(False)
@@ -165,28 +166,31 @@ def attention_plot(
 
 
 def _overlay(
-    axis: plt.Axes, picture: np.ndarray, attention: np.ndarray, query: int, colour: str
+    axis: plt.Axes,
+    picture: np.ndarray,
+    attention: np.ndarray,
+    query: int,
+    colour: str,
+    grid: Grid,
 ) -> None:
+    extent = (0, grid.width, grid.height, 0)
+    row, column = divmod(query, grid.width)
     grey = picture.mean(axis=-1) / 255 * 0.45 + 0.55
-    axis.imshow(grey, cmap="gray", vmin=0, vmax=1, extent=(0, GRID, GRID, 0))
+    axis.imshow(grey, cmap="gray", vmin=0, vmax=1, extent=extent)
     strength = np.sqrt(
-        attention / attention.max()
+        attention.reshape(grid.height, grid.width) / attention.max()
     )  # the root: 1 % of the peak is a tenth of its ink
-    layer = np.empty((GRID, GRID, 4))
+    layer = np.empty((grid.height, grid.width, 4))
     layer[..., :3], layer[..., 3] = to_rgb(colour), strength
-    axis.imshow(layer, extent=(0, GRID, GRID, 0), interpolation="nearest")
-    for line in range(GRID + 1):
-        (
-            axis.axhline(line, color="white", linewidth=0.3),
-            axis.axvline(line, color="white", linewidth=0.3),
-        )
-    axis.add_patch(
-        Rectangle((query % GRID, query // GRID), 1, 1, fill=False, edgecolor="black", linewidth=2)
-    )
-    axis.set(xlim=(0, GRID), ylim=(GRID, 0))
+    axis.imshow(layer, extent=extent, interpolation="nearest")
+    for line in range(grid.height + 1):
+        axis.axhline(line, color="white", linewidth=0.3)
+    for line in range(grid.width + 1):
+        axis.axvline(line, color="white", linewidth=0.3)
+    axis.add_patch(Rectangle((column, row), 1, 1, fill=False, edgecolor="black", linewidth=2))
+    axis.set(xlim=(0, grid.width), ylim=(grid.height, 0))
     axis.set_title(
-        f"token in row {query // GRID}, column {query % GRID}\ngives one token up to"
-        f" {100 * attention.max():.0f} %",
+        f"token in row {row}, column {column}\ngives one token up to {100 * attention.max():.0f} %",
         loc="left",
     )
 
@@ -195,10 +199,11 @@ def column_plot(head_map: HeadMap, path: Path) -> None:
     """Share of the attention on image tokens that each grid column gets, for spatial and for
     semantic heads.
     """
-    shares = np.asarray(head_map.statistics["column_share"])  # [layers, heads, 24]
+    shares = np.asarray(head_map.statistics["column_share"])  # [layers, heads, columns]
     size = head_map.num_heads // head_map.num_kv_heads
     semantic = np.repeat(np.asarray(head_map.semantic()), size, axis=1)
-    column = np.arange(GRID)
+    width = head_map.grid.width
+    column = np.arange(width)
     with plt.rc_context(STYLE):
         figure, axis = plt.subplots(figsize=(9, 4), layout="constrained")
         for shift, kind, colour, hatch in (
@@ -218,13 +223,13 @@ def column_plot(head_map: HeadMap, path: Path) -> None:
                     linewidth=0,
                     label=name,
                 )
-        axis.hlines(100 / GRID, -0.6, GRID - 0.4, color="black", linewidth=1, linestyle="--")
-        axis.text(GRID - 0.3, 100 / GRID, "even", va="center")
+        axis.hlines(100 / width, -0.6, width - 0.4, color="black", linewidth=1, linestyle="--")
+        axis.text(width - 0.3, 100 / width, "even", va="center")
         axis.set(
             xlabel="grid column",
             ylabel="% of the attention on image tokens",
             xticks=column,
-            xlim=(-0.7, GRID + 0.9),
+            xlim=(-0.7, width + 0.9),
         )
         axis.set_title("Attention by grid column", loc="left")
         axis.legend(

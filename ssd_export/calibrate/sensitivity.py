@@ -18,7 +18,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ssd_export.cache.replay import DenseAttention, attend_with_option
-from ssd_export.config import NUM_IMAGE_TOKENS
 from ssd_export.model.decoder import ImageTokenModel
 from ssd_export.policy.table import HeadOption
 from ssd_export.sampling import Sampling
@@ -53,7 +52,7 @@ def hidden_states(model: ImageTokenModel, hidden: Tensor) -> list[Tensor]:
 
 
 def sampled_logits(logits: Tensor, sampling: Sampling) -> Tensor:
-    """[N, 576, V], what tokens are sampled from, of N conditional rows and, with guidance, their N
+    """[N, image tokens, V], what tokens are sampled from, of N conditional rows and, with guidance, their N
     unconditional ones after them.
     """
     if sampling.cfg_scale != 1:
@@ -63,7 +62,8 @@ def sampled_logits(logits: Tensor, sampling: Sampling) -> Tensor:
 
 
 def signed_likelihood(logits: Tensor, signs: Tensor) -> Tensor:
-    """Sum over steps and tokens of +-sqrt(p) log p, the roots held fixed; logits, signs [576, V].
+    """Sum over steps and tokens of +-sqrt(p) log p, the roots held fixed; logits, signs
+    [image tokens, V].
 
     Over random signs, g g^T of its gradient g has the mean sum p (grad log p)(grad log p)^T,
     Fisher's information, as that of a sampled token's log-likelihood has; but an unlikely token is
@@ -73,11 +73,9 @@ def signed_likelihood(logits: Tensor, signs: Tensor) -> Tensor:
     return (likelihood * (likelihood.detach() / 2).exp() * signs).sum()
 
 
-def random_signs(rng: np.random.Generator, num_tokens: int) -> Tensor:
-    """float32 [576, V] of -1 and 1."""
-    return torch.from_numpy(
-        2 * rng.integers(0, 2, (NUM_IMAGE_TOKENS, num_tokens), np.int8) - 1
-    ).float()
+def random_signs(rng: np.random.Generator, shape: tuple[int, ...]) -> Tensor:
+    """float32 of -1 and 1."""
+    return torch.from_numpy(2 * rng.integers(0, 2, shape, np.int8) - 1).float()
 
 
 def output_gradient(
@@ -95,7 +93,7 @@ def output_gradient(
     with torch.enable_grad():
         leaf = hidden.clone().requires_grad_()
         scaled = sampled_logits(head(norm(leaf[:, prompt_length - 1 :])), sampling)[0]
-        signs = random_signs(rng, scaled.shape[-1]).to(scaled.device)
+        signs = random_signs(rng, tuple(scaled.shape)).to(scaled.device)
         (gradient,) = torch.autograd.grad(signed_likelihood(scaled, signs), leaf)
     return gradient
 
@@ -116,7 +114,7 @@ def pass_back(
         passed = wide(model.language_model.layers[index])(leaf, *rope(model, hidden), attend)
         by_read, before = torch.autograd.grad(passed, (seen[3], leaf), gradient)
     query, key, value, _ = (tensor.detach() for tensor in seen)
-    dense = DenseAttention.compute(query, key, value, prompt_length)
+    dense = DenseAttention.compute(query, key, value, prompt_length, model.config.grid)
     read = by_read[:, :, prompt_length:].unflatten(1, dense.out.shape[1:3])  # [B, H, G, I, D]
     return LayerView(dense, read.transpose(2, 3).flatten(3)), before
 

@@ -29,7 +29,11 @@ def predicted_lines(head_map: HeadMap, config: ModelConfig, table: PolicyTable) 
     from ssd_export.policy.presets import make_policy
 
     slots = table.prompt_slots
-    rivals = {"ssd-row": {"head_map": head_map}, "h2o": {"evict_every": 24}, "streaming-llm": {}}
+    rivals = {
+        "ssd-row": {"head_map": head_map},
+        "h2o": {"evict_every": config.grid.width},
+        "streaming-llm": {},
+    }
     errors = {table.name: predicted_error(table, head_map)}
     for name, options in rivals.items():
         try:

@@ -49,7 +49,7 @@ if TYPE_CHECKING:
     default=96,
     show_default=True,
     metavar="COUNT",
-    help="Decode steps to time, at most 575.",
+    help="Decode steps to time, fewer than an image has tokens.",
 )
 @click.option(
     "--threads",

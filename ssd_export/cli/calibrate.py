@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import click
 
 from ssd_export.cli import options
-from ssd_export.config import NEIGHBOURHOOD, TAU
+from ssd_export.config import TAU
 from ssd_export.errors import UserError
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ class CalibrateSpec:
     model: str
     prompts: Path | None
     num_images: int
-    neighbourhood: str
+    neighbourhood: str | None
     tau: float
     semantic_share: float | None
     seed: int
@@ -63,11 +63,10 @@ class CalibrateSpec:
 )
 @click.option(
     "--neighbourhood",
-    default=f"1d:{NEIGHBOURHOOD}",
-    show_default=True,
     metavar="1d:TOKENS|2d:RADIUS",
     help=(
         "What counts as near: the last TOKENS image tokens, or RADIUS grid rows and columns around."
+        "  [default: the tokens of two grid rows]"
     ),
 )
 @click.option(
@@ -125,7 +124,7 @@ def command(
     model: str,
     prompts: Path | None,
     num_images: int,
-    neighbourhood: str,
+    neighbourhood: str | None,
     tau: float | None,
     semantic_share: float | None,
     seed: int,
@@ -197,13 +196,19 @@ def _calibrate(spec: CalibrateSpec) -> None:
     from ssd_export.cli.progress import ProgressReport
     from ssd_export.export.exporter import generation_defaults, model_folder
     from ssd_export.model.checkpoint import open_checkpoint
+    from ssd_export.policy.menu import menu
     from ssd_export.sampling import Sampling
     from ssd_export.version import TOOL_VERSION
 
-    neighbourhood = Neighbourhood.parse(spec.neighbourhood)
     given = _prompts(spec)
     _, folder = model_folder(spec.model)
     checkpoint = open_checkpoint(folder)
+    grid = checkpoint.config.grid
+    neighbourhood = (
+        Neighbourhood.default(grid)
+        if spec.neighbourhood is None
+        else Neighbourhood.parse(spec.neighbourhood, grid)
+    )
     other = None if spec.compare is None else _other_map(spec.compare, checkpoint.config)
     defaults = generation_defaults(folder)
     model = load_model(checkpoint)
@@ -214,6 +219,7 @@ def _calibrate(spec: CalibrateSpec) -> None:
         spec.seed,
         Sampling(defaults.cfg_scale, defaults.temperature),
         spec.prompt_slots,
+        menu(grid),
         costs=spec.costs or (ABLATION if is_small(model) else FISHER),
     )
     began = time.perf_counter()
@@ -362,7 +368,7 @@ def _plot(
         .encode(what.prompts[:1], what.prompt_slots)
         .ids[0]
     )
-    heads, queries = most_typical_heads(head_map), chosen_tokens(picture)
+    heads, queries = most_typical_heads(head_map), chosen_tokens(picture, checkpoint.config.grid)
     maps = head_attention(model, ids, done.first_picture, heads, queries)
     heat, attention, columns = plot_paths(path)
     heat_map(head_map, heat)

@@ -56,7 +56,7 @@ class EvalSpec:
     "--budget",
     type=float,
     metavar="SHARE",
-    help="Its share of the 576 image-token slots.  [default: 0.2]",
+    help="Its share of the image-token slots.  [default: 0.2]",
 )
 @options.head_map
 @click.option(

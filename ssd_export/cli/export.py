@@ -30,7 +30,7 @@ WEIGHTS = ("none", "int8", "int4", "fp8")
     default=0.2,
     show_default=True,
     metavar="SHARE",
-    help="Mean number of cache slots for image tokens, as a share of the 576: above 0, at most 1.",
+    help="Mean number of cache slots for image tokens, as a share of all image tokens: above 0, at most 1.",
 )
 @click.option(
     "--window",

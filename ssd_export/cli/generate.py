@@ -96,7 +96,7 @@ class GenerateSpec:
     "--save-tokens",
     type=click.Path(path_type=Path),
     metavar="FILE.npy",
-    help="Write the image tokens, int32 [pictures, 576].  [default: not written]",
+    help="Write the image tokens, int32 [pictures, image tokens].  [default: not written]",
 )
 @click.option(
     "--preview",
@@ -245,11 +245,10 @@ def _check_places(spec: GenerateSpec) -> None:
 def _draw(generator: ImageGenerator, spec: GenerateSpec) -> RowEvent:
     """The last event; previews are written on the way."""
     from ssd_export.cli.progress import ProgressReport
-    from ssd_export.config import GRID
     from ssd_export.runtime.pictures import contact_sheet, write_png
 
     max_batch = min(spec.batch, generator.runner.max_images)
-    total = GRID * math.ceil(spec.total_images / max_batch)
+    total = generator.config.grid.height * math.ceil(spec.total_images / max_batch)
     events = generator.stream(
         spec.prompts,
         seed=spec.seed,

@@ -16,7 +16,6 @@ if TYPE_CHECKING:
     from ssd_export.policy.table import HeadGroup, PolicyTable
 
 WIDTH_OF_A_PIPE = 160  # no line is folded in a file or a pipe
-ROWS = 2  # one picture: a conditional and an unconditional row
 
 
 @click.command()
@@ -39,9 +38,10 @@ def command(bundle: Path | None, as_json: bool) -> None:
 
 
 def bundle_facts(bundle: Bundle) -> dict[str, Any]:
-    """Everything that inspect shows, as plain data; bytes are those of one picture (two rows)."""
+    """Everything that inspect shows, as plain data; bytes are those of one image."""
     config = bundle.config
-    table, model, size = config.policy, config.model, DTYPES[config.dtype].num_bytes
+    table, model = config.policy, config.model
+    size, rows = DTYPES[config.dtype].num_bytes, model.rows_per_image
     sizes = {name: entry.bytes for name, entry in bundle.files.items()}
     return {
         "path": str(bundle.path),
@@ -50,7 +50,11 @@ def bundle_facts(bundle: Bundle) -> dict[str, Any]:
         "tool_version": config.tool_version,
         "dtype": config.dtype,
         "precision": asdict(config.precision),
-        "model": model.to_dict(),
+        "model": {
+            **model.to_dict(),
+            "num_image_tokens": model.grid.num_tokens,
+            "image_size": [model.image_height, model.image_width],
+        },
         "layers_of_the_model": config.layers_of_the_model,
         "model_revision": config.model_revision,
         "policy": {
@@ -65,10 +69,10 @@ def bundle_facts(bundle: Bundle) -> dict[str, Any]:
             "layers": _layers(table),
         },
         "bytes_per_image": {
-            "cache": table.cache_bytes(model, size, ROWS),
-            "full_cache": table.full_cache_bytes(model, size, ROWS),
-            "image_slots": table.image_cache_bytes(model, size, ROWS),
-            "full_image_slots": table.full_image_cache_bytes(model, size, ROWS),
+            "cache": table.cache_bytes(model, size, rows),
+            "full_cache": table.full_cache_bytes(model, size, rows),
+            "image_slots": table.image_cache_bytes(model, size, rows),
+            "full_image_slots": table.full_image_cache_bytes(model, size, rows),
         },
         "graphs": {name: size for name, size in sizes.items() if name.startswith("onnx/")},
         "engines": {name: size for name, size in sizes.items() if name.startswith("engines/")},
@@ -94,17 +98,16 @@ def _layers(table: PolicyTable) -> list[list[dict[str, Any]]]:
 
 def _rule(group: HeadGroup, table: PolicyTable) -> str:
     """What the heads of a group keep, in words."""
-    from ssd_export.config import GRID, NUM_IMAGE_TOKENS
-
     rule = group.rule
-    if group.num_slots >= table.prompt_slots + NUM_IMAGE_TOKENS:
+    if group.num_slots >= table.prompt_slots + table.grid.num_tokens:
         return "everything"
     parts = [
         "highest scores" if rule.by_score else "newest tokens",
         "the prompt" if rule.num_sinks < 0 else f"{rule.num_sinks} sinks" if rule.num_sinks else "",
         f"{rule.num_recent} recent" if rule.num_recent else "",
         (
-            "grid columns " + ", ".join(str(c) for c in range(GRID) if rule.pinned_columns >> c & 1)
+            "grid columns "
+            + ", ".join(str(c) for c in range(table.grid.width) if rule.pinned_columns >> c & 1)
             if rule.pinned_columns
             else ""
         ),
@@ -153,7 +156,7 @@ def _summary(facts: dict[str, Any]) -> list[tuple[str, str]]:
             (
                 f"{_layer_count(facts)} layers, {model['num_heads']} heads, {model['num_kv_heads']}"
                 f" KV heads of {model['head_dim']}, hidden size {model['hidden_size']},"
-                f" {model['image_size']} x {model['image_size']} pixels"
+                f" {' x '.join(map(str, model['image_size']))} pixels"
             ),
         ),
         *((("revision", facts["model_revision"]),) if facts["model_revision"] else ()),
@@ -169,9 +172,9 @@ def _summary(facts: dict[str, Any]) -> list[tuple[str, str]]:
         (
             "slots of a head",
             (
-                f"{policy['image_slots_mean']:.1f} of 576 for image tokens on average (budget in"
-                f" force {policy['budget_in_force']:.4f}) and {policy['prompt_slots']} for the"
-                " prompt"
+                f"{policy['image_slots_mean']:.1f} of {model['num_image_tokens']} for image tokens on"
+                f" average (budget in force {policy['budget_in_force']:.4f}) and"
+                f" {policy['prompt_slots']} for the prompt"
             ),
         ),
         (

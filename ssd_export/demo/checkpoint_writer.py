@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from tokenizers import Tokenizer
 from torch import Tensor
 
-from ssd_export.config import NUM_IMAGE_TOKENS, ModelConfig
+from ssd_export.config import ModelConfig
 from ssd_export.model.conversion import convert
 from ssd_export.model.prompt import BEGIN_OF_IMAGE, BOS, PAD
 
@@ -89,7 +89,7 @@ def _janus_config(
             "model_type": "janus_vision_model",
             "image_size": 48,
             "patch_size": 2,
-            "num_image_tokens": NUM_IMAGE_TOKENS,
+            "num_image_tokens": config.grid.num_tokens,
             "hidden_size": 32,
             "num_hidden_layers": 1,
             "num_attention_heads": 2,

@@ -24,11 +24,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ssd_export.config import NEIGHBOURHOOD, TAU, ModelConfig, VQConfig
+from ssd_export.config import TAU, ModelConfig, VQConfig
 from ssd_export.demo import codes
 from ssd_export.demo.batches import Batch, Mix, PromptIds, draw_batch
 from ssd_export.demo.tokenizer import train_tokenizer
 from ssd_export.model.decoder import Attend, ImageTokenModel
+from ssd_export.model.families import janus
 
 
 @dataclass(frozen=True)
@@ -74,7 +75,9 @@ def demo_config(recipe: Recipe, vocab_size: int) -> ModelConfig:
         vq=VQConfig(
             latent_channels=64, base_channels=32, channel_multipliers=(1, 1, 2), num_res_blocks=1
         ),
-        image_size=codes.SIZE,
+        family=janus.NAME,
+        grid=janus.GRID,
+        rows_per_image=janus.ROWS_PER_IMAGE,
     )
 
 
@@ -86,8 +89,8 @@ class SpatialHeads:
     """Causal attention that measures on the way how far every head looks, with a penalty on those
     that look nearest.
 
-    52 % of Janus-Pro-1B's heads put at most a fifth of their attention outside the 48 newest image
-    tokens; left to itself a model of 24 heads has a handful. So the half of its heads that looks
+    52 % of Janus-Pro-1B's heads put at most a fifth of their attention outside the image tokens of
+    two grid rows; left to itself a model of 24 heads has a handful. So the half of its heads that looks
     nearest is asked to look nearer.
     metrics: of each layer, [heads], attention mass on image tokens outside the neighbourhood over
     the mass on all image tokens (the metric of `calibrate`), from NUM_ASKING random image tokens of
@@ -109,7 +112,7 @@ class SpatialHeads:
         is_image = (index >= 0) & (index < num_places)
         place = batch.places.gather(1, index.clamp(0, num_places - 1))[:, None]
         self.seen = (is_image[:, None] & (place <= asking))[:, None]
-        self.outside = self.seen & (place <= asking - NEIGHBOURHOOD)[:, None]
+        self.outside = self.seen & (place <= asking - janus.GRID.neighborhood)[:, None]
         self.causal = (torch.arange(total, device=place.device) <= self.asking[:, :, None])[:, None]
         self.metrics: list[Tensor] = []
 

@@ -21,7 +21,7 @@ from ssd_export.bundle import (
     write_bundle,
     write_config,
 )
-from ssd_export.config import NUM_IMAGE_TOKENS, ModelConfig
+from ssd_export.config import ModelConfig
 from ssd_export.dtypes import MODEL_DTYPES, ModelDtype
 from ssd_export.errors import UserError
 from ssd_export.export.graphs import evict_specs
@@ -39,9 +39,9 @@ from ssd_export.model.checkpoint import (
     first_layers,
     open_checkpoint,
 )
+from ssd_export.model.families import PUBLISHED, published_shape
 from ssd_export.model.hub import fetch, is_hub_id
 from ssd_export.plan.memory import check_fits, export_bytes
-from ssd_export.plan.shapes import PUBLISHED, published_shape
 from ssd_export.policy.allocation import allocate
 from ssd_export.policy.head_map import HeadMap, find_head_map
 from ssd_export.policy.presets import make_policy, needs_head_map
@@ -260,12 +260,12 @@ def settle_policy(
     --num-layers.
     """
     config = checkpoint.config
-    needed = spec.prompt_slots + NUM_IMAGE_TOKENS
-    if needed > config.max_positions:
+    num_tokens = config.grid.num_tokens
+    if spec.prompt_slots + num_tokens > config.max_positions:
         raise UserError(
-            f"{spec.prompt_slots} prompt slots and {NUM_IMAGE_TOKENS} image tokens are more than"
+            f"{spec.prompt_slots} prompt slots and {num_tokens} image tokens are more than"
             f" the model's {config.max_positions} positions; use --prompt-slots"
-            f" {config.max_positions - NUM_IMAGE_TOKENS} or less"
+            f" {config.max_positions - num_tokens} or less"
         )
     head_map = allocation = None
     if spec.policy is None or needs_head_map(spec.policy):

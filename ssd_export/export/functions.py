@@ -27,10 +27,16 @@ from functools import partial, reduce
 
 import onnx_ir as ir
 
-from ssd_export.config import GRID
 from ssd_export.export.graphs import part_names
 from ssd_export.export.operators import OPSET, Operators
-from ssd_export.policy.table import GREATEST_CODE, LEAST_SCALE, HeadGroup, PolicyTable, Rule
+from ssd_export.policy.table import (
+    GREATEST_CODE,
+    LEAST_SCALE,
+    HeadGroup,
+    PolicyTable,
+    Rule,
+    pinned_bits,
+)
 
 DOMAIN = "ssd_export"
 OP_TYPE = "DecodeAttention"
@@ -50,6 +56,7 @@ class AttentionNode:
     head_dim: int
     dtype: str
     releases: bool  # False where the cache can never be full
+    grid_width: int
     kv_dtype: str = "model"
 
     @classmethod
@@ -65,7 +72,8 @@ class AttentionNode:
             query_group_size,
             head_dim,
             dtype,
-            group.can_fill(table.prompt_slots),
+            group.can_fill(table.prompt_slots, table.grid),
+            table.grid.width,
             table.kv_dtype,
         )
 
@@ -75,7 +83,8 @@ class AttentionNode:
             "num_sinks": self.rule.num_sinks,
             "num_recent": self.rule.num_recent,
             "by_score": int(self.rule.by_score),
-            "pinned_columns": self.rule.pinned_columns,
+            "pinned_columns": pinned_bits(self.rule.pinned_columns),
+            "grid_width": self.grid_width,
             "evict_every": self.evict_every,
             "score_decay": float(self.score_decay),
         }
@@ -261,7 +270,7 @@ def _slot(
             "ArgMin", past_position, axis=-1
         ), None  # the first -1; without empty slots the oldest token
     rank = past_score if rule.by_score else ops.cast(past_position, "float32")
-    rank = _protect(ops, rule, rank, position, prompt_length, past_position)
+    rank = _protect(ops, node, rank, position, prompt_length, past_position)
     empty = ops.op("Less", past_position, ops.constant(0, "int32"))
     rank = ops.op("Where", empty, ops.constant(-1.0, "float32"), rank)
     lowest = ops.op("ReduceMin", rank, ops.constant([-1]))
@@ -274,7 +283,7 @@ def _protects(rule: Rule) -> bool:
 
 def _protect(
     ops: Operators,
-    rule: Rule,
+    node: AttentionNode,
     rank: ir.Value,
     position: ir.Value,
     prompt_length: ir.Value,
@@ -283,7 +292,7 @@ def _protect(
     """rank where R3 does not protect, PROTECTED where it does (empty slots count as sinks here;
     callers see to them).
     """
-    protected = []
+    protected, rule = [], node.rule
     if rule.num_sinks != 0:
         sinks = prompt_length if rule.num_sinks < 0 else ops.constant(rule.num_sinks, "int32")
         protected.append(ops.op("Less", past_position, sinks))
@@ -291,7 +300,7 @@ def _protect(
         oldest = ops.op("Sub", position, ops.constant(rule.num_recent, "int32"))
         protected.append(ops.op("Greater", past_position, oldest))
     if rule.pinned_columns:
-        protected.append(_in_pinned_column(ops, rule, prompt_length, past_position))
+        protected.append(_in_pinned_column(ops, node, prompt_length, past_position))
     if not protected:
         return rank
     # one Where for all: it is three passes in ONNX Runtime, Or is one
@@ -301,18 +310,19 @@ def _protect(
 
 
 def _in_pinned_column(
-    ops: Operators, rule: Rule, prompt_length: ir.Value, past_position: ir.Value
+    ops: Operators, node: AttentionNode, prompt_length: ir.Value, past_position: ir.Value
 ) -> ir.Value:
-    """Prompt tokens have a negative index; they are looked up as column 24, which is never
-    pinned.
+    """Prompt tokens have a negative index; they are looked up as a column after the last, which is
+    never pinned.
     """
+    width = node.grid_width
     index = ops.op("Sub", past_position, prompt_length)
-    column = ops.op("Mod", index, ops.constant(GRID, "int32"))
+    column = ops.op("Mod", index, ops.constant(width, "int32"))
     is_prompt = ops.op("Less", index, ops.constant(0, "int32"))
-    pinned = [bool(rule.pinned_columns >> number & 1) for number in range(GRID)] + [False]
+    pinned = [bool(node.rule.pinned_columns >> number & 1) for number in range(width)] + [False]
     table = ops.constant([float(flag) for flag in pinned], "float32")
     looked_up = ops.op(
-        "Gather", table, ops.op("Where", is_prompt, ops.constant(GRID, "int32"), column)
+        "Gather", table, ops.op("Where", is_prompt, ops.constant(width, "int32"), column)
     )
     return ops.op("Greater", looked_up, ops.constant(0.5, "float32"))
 
@@ -336,7 +346,7 @@ def release_nodes(
         ops.reshape(row, [-1, 1, 1]) for row in (next_position, prompt_length)
     )
     rank = score if node.rule.by_score else ops.cast(position, "float32")
-    rank = _protect(ops, node.rule, rank, next_position, prompt_length, position)
+    rank = _protect(ops, node, rank, next_position, prompt_length, position)
     _, least = ops.many("TopK", rank, ops.constant([node.evict_every]), num_outputs=2, largest=0)
     empty = ops.constant(-1, "int32")
     released = ops.op(

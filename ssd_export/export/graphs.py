@@ -5,12 +5,14 @@ This is the one place where they are made; the writer, the runners, the engine b
 library read them from here or from `ssd_config.json`.
 
 A dimension is a number or one of these names:
-    images  N, pictures drawn at once             rows    2 N, conditional rows first, then
-    unconditional prompt_tokens  T, the longest prompt of the batch
+    images         N, pictures drawn at once
+    rows           N or, with guidance, 2 N: conditional rows first, then unconditional ones
+    prompt_tokens  T, the longest prompt of the batch
+I is the number of image tokens of the model's grid.
 
-decode_step (step s = 1..575 draws token s from token s - 1):
-    tokens [576, images] int32 is read at row s - 1 and written at row s; step [1] int64 comes back
-    plus one; prompt_length [rows] int32; uniforms [576, images]; cfg_scale, temperature [1]
+decode_step (step s = 1 .. I - 1 draws token s from token s - 1):
+    tokens [I, images] int32 is read at row s - 1 and written at row s; step [1] int64 comes back
+    plus one; prompt_length [rows] int32; uniforms [I, images]; cfg_scale, temperature [1]
     (temperature 0: greedy); past_key_values.{layer}.{group}.{key|value|position|score} ->
     present.{layer}.{group}.{...}, aliased; with keys and values in int8 also
     {key_scale|value_scale}, float32 (cache/quantized_rows.py).
@@ -23,14 +25,14 @@ R7). The
 evict_*: the same for the groups that release before the same steps, where others release before
 other ones. Either
     evict alone or those that are due: evict ranks every group whenever one is full.
-image_decoder: codes [images, 576] -> pixels [images, height, width, 3] in 0..255, not rounded.
+image_decoder: codes [images, I] -> pixels [images, height, width, 3] in 0..255, not rounded.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
-from ssd_export.config import NUM_IMAGE_TOKENS, ModelConfig
+from ssd_export.config import ModelConfig
 from ssd_export.graph_spec import CacheTensor, Dimension, GraphSpec, TensorSpec
 from ssd_export.policy.table import (
     HeadGroup,
@@ -72,9 +74,9 @@ def _named(name: str, spec: TensorSpec) -> TensorSpec:
     return TensorSpec(name, spec.dtype, spec.shape)
 
 
-def _sampling_inputs(top_k: bool) -> list[TensorSpec]:
+def _sampling_inputs(config: ModelConfig, top_k: bool) -> list[TensorSpec]:
     inputs = [
-        TensorSpec("uniforms", "float32", (NUM_IMAGE_TOKENS, "images")),
+        TensorSpec("uniforms", "float32", (config.grid.num_tokens, "images")),
         TensorSpec("cfg_scale", "float32", (1,)),
         TensorSpec("temperature", "float32", (1,)),
     ]
@@ -84,13 +86,13 @@ def _sampling_inputs(top_k: bool) -> list[TensorSpec]:
 def decode_step_spec(
     config: ModelConfig, table: PolicyTable, dtype: str, top_k: bool = False
 ) -> GraphSpec:
-    tokens = TensorSpec("tokens", "int32", (NUM_IMAGE_TOKENS, "images"))
+    tokens = TensorSpec("tokens", "int32", (config.grid.num_tokens, "images"))
     inputs = [
         tokens,
         TensorSpec("step", "int64", (1,)),
         TensorSpec("prompt_length", "int32", ("rows",)),
     ]
-    inputs += _sampling_inputs(top_k)
+    inputs += _sampling_inputs(config, top_k)
     outputs = [
         _named("present_tokens", tokens),
         TensorSpec("next_step", "int64", (1,)),
@@ -114,7 +116,7 @@ def prefill_spec(
     inputs = [
         TensorSpec("inputs_embeds", "float32", ("rows", "prompt_tokens", config.hidden_size)),
         TensorSpec("prompt_length", "int32", ("rows",)),
-        *_sampling_inputs(top_k),
+        *_sampling_inputs(config, top_k),
     ]
     outputs = [
         TensorSpec("token", "int32", ("images",)),
@@ -143,7 +145,7 @@ def evict_spec(
     outputs: list[TensorSpec] = []
     aliases: dict[str, str] = {}
     for layer, index, group in head_groups(table):
-        if not releases_between_steps(group, table.prompt_slots) or kind not in (
+        if not releases_between_steps(group, table.prompt_slots, table.grid) or kind not in (
             None,
             release_kind(group),
         ):
@@ -170,9 +172,9 @@ def evict_spec(
 
 
 def image_decoder_spec(config: ModelConfig) -> GraphSpec:
-    size = config.image_size
+    pixels = ("images", config.image_height, config.image_width, config.vq.out_channels)
     return GraphSpec(
         "image_decoder",
-        (TensorSpec("codes", "int32", ("images", NUM_IMAGE_TOKENS)),),
-        (TensorSpec("pixels", "float32", ("images", size, size, 3)),),
+        (TensorSpec("codes", "int32", ("images", config.grid.num_tokens)),),
+        (TensorSpec("pixels", "float32", pixels),),
     )

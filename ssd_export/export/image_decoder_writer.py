@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from ssd_export.config import GRID
 from ssd_export.export.graphs import image_decoder_spec
 from ssd_export.export.onnx_writer import GraphWriter, graph_inputs
 from ssd_export.graph_spec import GraphSpec
@@ -49,7 +48,7 @@ def write_image_decoder(writer: GraphWriter) -> tuple[GraphSpec, ir.Model]:
 
 
 def _latents(writer: GraphWriter, codes: ir.Value) -> ir.Value:
-    """Unit vectors of the codebook, [N, codebook_dim, 24, 24], through the 1x1 convolution."""
+    """Unit vectors of the codebook, [N, codebook_dim, height, width], through the 1x1 convolution."""
     ops = writer.ops
     entries = ops.op("Gather", writer.weight("vqmodel.quantize.embedding.weight"), codes, axis=0)
     wide = entries if writer.dtype == "float32" else ops.cast(entries, "float32")
@@ -58,9 +57,10 @@ def _latents(writer: GraphWriter, codes: ir.Value) -> ir.Value:
     )
     unit = ops.op("Div", wide, length)
     unit = unit if writer.dtype == "float32" else ops.cast(unit, writer.dtype)
-    grid = ops.op("Transpose", unit, perm=[0, 2, 1])
-    grid = ops.reshape(grid, [0, writer.config.codebook_dim, GRID, GRID])
-    return _conv(writer, grid, "vqmodel.post_quant_conv", padding=0)
+    grid = writer.config.grid
+    latents = ops.op("Transpose", unit, perm=[0, 2, 1])
+    latents = ops.reshape(latents, [0, writer.config.codebook_dim, grid.height, grid.width])
+    return _conv(writer, latents, "vqmodel.post_quant_conv", padding=0)
 
 
 def _conv(writer: GraphWriter, x: ir.Value, name: str, padding: int) -> ir.Value:
@@ -110,8 +110,8 @@ def _residual(
 
 
 def _attention(writer: GraphWriter, x: ir.Value, name: str, channels: int) -> ir.Value:
-    """Single-head attention among the 576 places of the lowest resolution."""
-    ops = writer.ops
+    """Single-head attention among the places of the grid."""
+    ops, grid = writer.ops, writer.config.grid
     normed = _group_norm(writer, x, f"{name}.norm")
     query, key, value = (
         ops.reshape(_conv(writer, normed, f"{name}.{part}", padding=0), [0, channels, -1])
@@ -125,7 +125,7 @@ def _attention(writer: GraphWriter, x: ir.Value, name: str, channels: int) -> ir
     if writer.dtype != "float32":
         weights = ops.cast(weights, writer.dtype)
     attended = ops.op("MatMul", value, ops.op("Transpose", weights, perm=[0, 2, 1]))
-    attended = ops.reshape(attended, [0, channels, GRID, GRID])
+    attended = ops.reshape(attended, [0, channels, grid.height, grid.width])
     return ops.op("Add", x, _conv(writer, attended, f"{name}.proj_out", padding=0))
 
 

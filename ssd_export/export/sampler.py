@@ -31,8 +31,8 @@ def draw_tokens(
     step: ir.Value,
     inputs: dict[str, ir.Value],
 ) -> ir.Value:
-    """int32 [N] from logits float32 [2 N, V]; step int64 [1] chooses the row of `uniforms` [576,
-    N].
+    """int32 [N] from logits float32 [2 N, V]; step int64 [1] chooses the row of `uniforms` [I,
+    N], I being the number of image tokens.
 
     `inputs` holds uniforms, cfg_scale, temperature and, in the graphs with top-k, top_k.
     """

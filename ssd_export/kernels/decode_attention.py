@@ -25,13 +25,11 @@ import triton.language as tl
 from torch import Tensor
 
 from ssd_export.cache.state import EMPTY, GroupState
-from ssd_export.config import GRID
-from ssd_export.policy.table import HeadGroup
+from ssd_export.policy.table import HeadGroup, pinned_bits
 
 NUM_WARPS = 4
 BLOCK_ELEMENTS = 4096  # of one block of keys: 32 float32 registers a thread for its running sums
 MAX_BLOCK_SLOTS = 64
-COLUMNS = tl.constexpr(GRID)
 RELEASED = tl.constexpr(float("inf"))
 PROTECTED = tl.constexpr(3.0e38)  # finite, so that RELEASED ranks above it
 NOTHING_YET = tl.constexpr(-1.0e30)  # finite: -inf minus -inf is NaN
@@ -51,6 +49,7 @@ SCALARS = (
     "num_recent",
     "by_score",
     "pinned_columns",
+    "grid_width",
     "evict_every",
     "score_decay",
 )
@@ -65,6 +64,7 @@ def decode_attention(
     prompt_length: Tensor,
     position: Tensor,
     score_decay: float,
+    grid_width: int,
 ) -> Tensor:
     """One decode step of a head group (R7), as cache.attention.decode_attention but on the GPU.
     Changes state.
@@ -99,7 +99,8 @@ def decode_attention(
         rule.num_sinks,
         rule.num_recent,
         int(rule.by_score),
-        rule.pinned_columns,
+        pinned_bits(rule.pinned_columns),
+        grid_width,
         group.evict_every,
         float(score_decay),
         **constants(head_dim, num_slots),
@@ -193,6 +194,7 @@ def decode_attention_kernel(
     num_recent,
     by_score,
     pinned_columns,
+    grid_width,
     evict_every,
     score_decay,
     HEAD_DIM: tl.constexpr,
@@ -221,6 +223,7 @@ def decode_attention_kernel(
         num_recent,
         by_score,
         pinned_columns,
+        grid_width,
         evict_every,
         score_decay,
         SLOT_CAPACITY,
@@ -274,6 +277,7 @@ def _take_slot(
     num_recent,
     by_score,
     pinned_columns,
+    grid_width,
     evict_every,
     score_decay,
     SLOT_CAPACITY: tl.constexpr,
@@ -287,7 +291,15 @@ def _take_slot(
     position = tl.load(position_ptr + slot, mask=is_slot, other=0)
     score = tl.load(score_ptr + slot, mask=is_scored, other=0.0)
     retention = _retention(
-        position, score, newest, prompt_length, num_sinks, num_recent, by_score, pinned_columns
+        position,
+        score,
+        newest,
+        prompt_length,
+        num_sinks,
+        num_recent,
+        by_score,
+        pinned_columns,
+        grid_width,
     )
     retention = tl.where(is_slot, retention, RELEASED)
     is_full = tl.min(position, 0) >= 0
@@ -307,15 +319,21 @@ def _take_slot(
 
 @triton.jit
 def _retention(
-    position, score, newest, prompt_length, num_sinks, num_recent, by_score, pinned_columns
+    position,
+    score,
+    newest,
+    prompt_length,
+    num_sinks,
+    num_recent,
+    by_score,
+    pinned_columns,
+    grid_width,
 ):
     """R3, PROTECTED for what it protects."""
     sinks = tl.where(num_sinks < 0, prompt_length, num_sinks)
     image_index = position - prompt_length
-    column = tl.where(
-        image_index < 0, COLUMNS, image_index % COLUMNS
-    )  # a prompt token's is never pinned
-    is_pinned = ((pinned_columns >> column) & 1) != 0
+    column = tl.maximum(image_index, 0) % grid_width
+    is_pinned = (image_index >= 0) & (((pinned_columns >> column) & 1) != 0)
     is_protected = (position < sinks) | (position > newest - num_recent) | is_pinned
     rank = tl.where(by_score != 0, score, position.to(tl.float32))
     return tl.where(is_protected, PROTECTED, rank)

@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image
 
-from ssd_export.config import GRID
 from ssd_export.demo.checker import Verdict, check
 from ssd_export.demo.scenes import CATEGORIES, SIZE, Scene, is_held_out, random_scene
 from ssd_export.errors import UserError
@@ -146,7 +145,7 @@ def share_by_category(scenes: Sequence[Scene], verdicts: Sequence[Verdict]) -> d
 
 @dataclass(frozen=True)
 class Drawn:
-    """images, tokens int32 [N, 576] of N prompts. seconds: all of it; ms_per_token: decode steps
+    """images, tokens int32 [N, image tokens] of N prompts. seconds: all of it; ms_per_token: decode steps
     only, by the clock and by what this process computed on all its threads."""
 
     images: list[Image.Image]
@@ -162,11 +161,12 @@ def draw(
     options: DrawOptions,
     progress: Progress = lambda stage, done, total: None,
 ) -> Drawn:
-    """One picture for each prompt. The clock of a token runs over grid rows 1 to 22 of each batch,
-    which hold neither the prefill nor the image decoder."""
+    """One picture for each prompt. The clock of a token runs over all grid rows of a batch but
+    the first and the last, which hold the prefill and the image decoder."""
     if options.batch < 1:
         raise UserError(f"--batch {options.batch} draws nothing; use 16")
-    total = GRID * ceil(len(prompts) / options.batch)
+    grid = generator.config.grid
+    total = grid.height * ceil(len(prompts) / options.batch)
     events = generator.stream(
         prompts,
         seed=options.seed,
@@ -178,10 +178,10 @@ def draw(
     stepping, num_tokens = np.zeros(2), 0
     for count, event in enumerate(events, start=1):
         now = _clocks()
-        if 0 < event.row < GRID - 1:
-            start = (count - 1) // GRID * options.batch
+        if 0 < event.row < grid.height - 1:
+            start = (count - 1) // grid.height * options.batch
             stepping += now - last
-            num_tokens += GRID * (min(start + options.batch, len(prompts)) - start)
+            num_tokens += grid.width * (min(start + options.batch, len(prompts)) - start)
         last = now
         progress(f"drawing {len(prompts)} pictures", count, total)
     passed, computed = (1000 * stepping / num_tokens).tolist()

@@ -84,7 +84,7 @@ def kl_to_full_cache(
 
 @torch.inference_mode()
 def _guided(model: TeacherForced, hidden: Tensor, cfg_scale: float) -> Tensor:
-    """Log-probabilities [576, V] of one picture; hidden [2, 576, hidden size]."""
+    """Log-probabilities [I, V] of one picture of I tokens; hidden [2, I, hidden size]."""
     conditional, unconditional = model.model.image_logits(hidden).float()
     return (unconditional + cfg_scale * (conditional - unconditional)).log_softmax(dim=-1)
 

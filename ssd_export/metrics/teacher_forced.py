@@ -34,7 +34,7 @@ Progress = Callable[[str, int, int], None]
 @dataclass(frozen=True)
 class Sequences:
     """Prompts with image tokens: embeds [B, P, hidden], padded on the right; lengths int64 [B];
-    tokens int64 [B, 576].
+    tokens int64 [B, I], I being the number of image tokens.
     """
 
     embeds: Tensor
@@ -68,7 +68,7 @@ class TeacherForced:
         prompt_slots: int,
         unconditional: bool = False,
     ) -> Sequences:
-        """Conditional rows of N prompts with tokens [N, 576], then, if asked for, their N
+        """Conditional rows of N prompts with tokens [N, I], then, if asked for, their N
         unconditional rows.
 
         Raises: UserError for a prompt that does not fit prompt_slots.
@@ -90,7 +90,7 @@ class TeacherForced:
         table: PolicyTable | None,
         progress: Progress = lambda stage, done, total: None,
     ) -> Tensor:
-        """Final hidden states [B, 576, hidden]; image_logits of place s are those that token s is
+        """Final hidden states [B, I, hidden]; image_logits of place s are those that token s is
         drawn from.
 
         Args: table: None is plain causal attention over everything; progress is told the rows.
@@ -111,7 +111,7 @@ class TeacherForced:
     @torch.inference_mode()
     def losses(self, hidden: Tensor, tokens: Tensor) -> np.ndarray:
         """Mean cross entropy per image token of each row, float64 [B]; hidden as `hidden` gives it,
-        tokens [B, 576].
+        tokens [B, I].
         """
         losses = []
         for part, target in zip(hidden.split(ROWS), tokens.split(ROWS)):
@@ -172,10 +172,11 @@ class Replay:
             return F.scaled_dot_product_attention(
                 query, key, value, is_causal=True, enable_gqa=grouped
             )
-        groups, order = self._table.layers[layer], list(self._table.head_order[layer])
+        table = self._table
+        groups, order = table.layers[layer], list(table.head_order[layer])
         query_order = list(query_head_order(order, self._config.query_group_size))
         dense = DenseAttention.compute(
-            query[:, query_order], key[:, order], value[:, order], self._prompt_length
+            query[:, query_order], key[:, order], value[:, order], self._prompt_length, table.grid
         )
         slices = zip(groups, group_slices(groups), strict=True)
         image = [self._image_part(dense, group, heads) for group, heads in slices]
@@ -185,7 +186,7 @@ class Replay:
     def _ever_full(self, layer: int) -> bool:
         table = self._table
         return table is not None and any(
-            group.can_fill(table.prompt_slots) for group in table.layers[layer]
+            group.can_fill(table.prompt_slots, table.grid) for group in table.layers[layer]
         )
 
     def _image_part(self, dense: DenseAttention, group: HeadGroup, heads: slice) -> Tensor:

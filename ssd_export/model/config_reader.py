@@ -12,8 +12,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ssd_export.config import GRID, NUM_IMAGE_TOKENS, ModelConfig, VQConfig
+from ssd_export.config import ModelConfig, VQConfig
 from ssd_export.errors import UserError
+from ssd_export.model.families import janus
 from ssd_export.model.image_decoder import NUM_GROUPS
 
 LAYOUTS = {"janus": "transformers", "multi_modality": "original"}  # by config.json's model_type
@@ -109,7 +110,7 @@ def read_model_config(file: ConfigFile, shapes: Shapes) -> ModelConfig:
 
 def _transformers_config(file: ConfigFile) -> ModelConfig:
     vision, vq = file.section("vision_config"), file.section("vq_config")
-    vision.require("num_image_tokens", NUM_IMAGE_TOKENS, NUM_IMAGE_TOKENS)
+    vision.require("num_image_tokens", janus.GRID.num_tokens, janus.GRID.num_tokens)
     vq.require("num_hidden_layers", 2, 2)
     vq.require("hidden_act", "gelu", "gelu")
     vq_config = VQConfig(
@@ -165,7 +166,9 @@ def _model_config(text: ConfigFile, codebook: tuple[int, int], vq: VQConfig) -> 
         codebook_size=codebook[0],
         codebook_dim=codebook[1],
         vq=vq,
-        image_size=GRID << (len(vq.channel_multipliers) - 1),
+        family=janus.NAME,
+        grid=janus.GRID,
+        rows_per_image=janus.ROWS_PER_IMAGE,
     )
 
 

@@ -1,4 +1,4 @@
-"""The VQ-16 decoder: 24 x 24 codes of the image vocabulary -> pixels.
+"""The VQ-16 decoder: the grid's codes of the image vocabulary -> pixels.
 
 Parameter names are the checkpoint's canonical names (`vqmodel.*`). GroupNorm and softmax are
 computed in float32 at every dtype. Source: transformers' modeling_janus.py (JanusVQVAE.decode),
@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ssd_export.config import GRID, ModelConfig, VQConfig
+from ssd_export.config import Grid, ModelConfig, VQConfig
 
 NUM_GROUPS = 32
 EPS = 1e-6
@@ -124,7 +124,7 @@ class Level(nn.Module):
 
 
 class PixelDecoder(nn.Module):
-    """Latents [N, latent_channels, 24, 24] -> pixels [N, out_channels, S, S]."""
+    """Latents [N, latent_channels, height, width] -> pixels [N, out_channels, ...]."""
 
     def __init__(self, vq: VQConfig) -> None:
         super().__init__()
@@ -153,22 +153,27 @@ class PixelDecoder(nn.Module):
 
 
 class Codebook(nn.Module):
-    """Codes [N, 576] -> unit vectors [N, codebook_dim, 24, 24]."""
+    """Codes [N, grid tokens] -> unit vectors [N, codebook_dim, height, width]."""
 
-    def __init__(self, size: int, dim: int) -> None:
+    def __init__(self, size: int, dim: int, grid: Grid) -> None:
         super().__init__()
+        self.grid = grid
         self.embedding = nn.Embedding(size, dim)
 
     def forward(self, codes: Tensor) -> Tensor:
         entries = self.embedding(codes)
         entries = F.normalize(entries.float(), p=2, dim=-1).to(entries.dtype)
-        return entries.unflatten(1, (GRID, GRID)).permute(0, 3, 1, 2).contiguous()
+        return (
+            entries.unflatten(1, (self.grid.height, self.grid.width))
+            .permute(0, 3, 1, 2)
+            .contiguous()
+        )
 
 
 class VQModel(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        self.quantize = Codebook(config.codebook_size, config.codebook_dim)
+        self.quantize = Codebook(config.codebook_size, config.codebook_dim, config.grid)
         self.post_quant_conv = nn.Conv2d(
             config.codebook_dim, config.vq.latent_channels, kernel_size=1
         )
@@ -179,7 +184,7 @@ class VQModel(nn.Module):
 
 
 class ImageDecoder(nn.Module):
-    """Codes (integer [N, 576], row by row) -> pixels [N, 3, S, S], about -1..1, not clipped."""
+    """Codes (integer [N, grid tokens], row by row) -> pixels [N, 3, height, width], about -1..1, not clipped."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()

@@ -70,13 +70,13 @@ def device_memory(
     shared_weights: prefill and decode step are given one copy of their weights. Quantised matrices
     stay inside the engines, one copy in each of the two.
     """
-    rows = 2 * num_images
+    rows = config.rows_per_image * num_images
     keys_and_values: dict[str, int] = {}
     for layer in table.layers:
         for group in layer:
             kind = (
                 "all"
-                if not group.can_fill(table.prompt_slots)
+                if not group.can_fill(table.prompt_slots, table.grid)
                 else "by score"
                 if group.rule.by_score
                 else "by position"

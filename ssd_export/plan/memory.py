@@ -98,8 +98,8 @@ def image_decoder_bytes(config: ModelConfig, dtype: str, decoder_batch: int) -> 
     """Activations of the image decoder: feature maps of the full size, at the width of the last
     level.
     """
-    size = DTYPES[dtype].num_bytes
-    return FEATURE_MAPS * decoder_batch * config.vq.base_channels * config.image_size**2 * size
+    size, pixels = DTYPES[dtype].num_bytes, config.image_height * config.image_width
+    return FEATURE_MAPS * decoder_batch * config.vq.base_channels * pixels * size
 
 
 def check_fits(what: str, needed: int, ways_out: Sequence[str], free: int | None = None) -> None:

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ssd_export.config import NUM_IMAGE_TOKENS, ModelConfig
+from ssd_export.config import ModelConfig
 from ssd_export.dtypes import DTYPES
 from ssd_export.machine import total_bytes
 from ssd_export.plan.device import DeviceMemory, device_memory
@@ -60,9 +60,8 @@ class Plan:
     @property
     def cache_bytes(self) -> int:
         """Of all pictures drawn at once."""
-        return self.table.cache_bytes(
-            self.config, DTYPES[self.dtype].num_bytes, 2 * self.num_images
-        )
+        rows = self.config.rows_per_image * self.num_images
+        return self.table.cache_bytes(self.config, DTYPES[self.dtype].num_bytes, rows)
 
     @property
     def device(self) -> DeviceMemory:
@@ -103,7 +102,7 @@ class Plan:
         if self.flavour is not None:
             stages.append(self._build())
         seconds = (
-            NUM_IMAGE_TOKENS
+            self.config.grid.num_tokens
             * (self.sizes.steps + self.sizes.codes)
             * max(1, self.num_images / 4)
             / HOST_RATE

@@ -16,7 +16,7 @@ from math import floor
 
 import numpy as np
 
-from ssd_export.config import NUM_IMAGE_TOKENS
+from ssd_export.config import Grid
 from ssd_export.errors import UserError
 from ssd_export.policy.head_map import HeadMap
 from ssd_export.policy.presets import DEFAULT_GROUPS, MAX_GROUPS
@@ -38,7 +38,8 @@ class Allocation:
 
 
 def allocate(head_map: HeadMap, budget: float, groups: int = DEFAULT_GROUPS) -> Allocation:
-    """The options of least summed cost whose image slots are on average at most budget x 576.
+    """The options of least summed cost whose image slots are on average at most budget x image
+    tokens.
 
     Raises: UserError for a map without costs, groups outside 1..3 and a budget below the smallest
     option.
@@ -52,10 +53,10 @@ def allocate_each_head(head_map: HeadMap, budget: float) -> Allocation:
     """As allocate, with any number of options in a layer: what the limit on groups costs. No bundle
     holds it.
     """
-    return _allocate(head_map, budget, sum(map(is_eligible, head_map.cost_options)))
+    return _allocate(head_map, budget, len(head_map.cost_options))
 
 
-def is_eligible(option: HeadOption) -> bool:
+def is_eligible(option: HeadOption, grid: Grid) -> bool:
     """Whether ssd-auto may choose the option: it ranks by score, or it keeps everything.
 
     A window costs a head little on average and much in the few pictures in which what it looks for
@@ -63,7 +64,7 @@ def is_eligible(option: HeadOption) -> bool:
     the choice, even if for spatial heads alone, the demo model lost ten times more at a fifth
     (docs/heads.md). They stay in the menu: `predicted_error` compares other policies by them.
     """
-    return option.rule.by_score or option.image_slots >= NUM_IMAGE_TOKENS
+    return option.rule.by_score or option.image_slots >= grid.num_tokens
 
 
 def _allocate(head_map: HeadMap, budget: float, groups: int) -> Allocation:
@@ -72,7 +73,10 @@ def _allocate(head_map: HeadMap, budget: float, groups: int) -> Allocation:
             "ssd-auto needs a head map with costs and this one has none; run `ssd-export"
             " calibrate`, or use --policy ssd-row"
         )
-    eligible = [index for index, option in enumerate(head_map.cost_options) if is_eligible(option)]
+    grid = head_map.grid
+    eligible = [
+        index for index, option in enumerate(head_map.cost_options) if is_eligible(option, grid)
+    ]
     if not eligible:
         raise UserError(
             "the head map's menu has windows only, and ssd-auto chooses among ranked sets;"
@@ -81,9 +85,9 @@ def _allocate(head_map: HeadMap, budget: float, groups: int) -> Allocation:
     options = [head_map.cost_options[index] for index in eligible]
     costs = np.asarray(head_map.costs, np.float64)[..., eligible]  # [layers, heads, options]
     slots = np.array([option.image_slots for option in options])
-    total = floor(Fraction(str(budget)) * NUM_IMAGE_TOKENS * costs.shape[0] * costs.shape[1])
+    total = floor(Fraction(str(budget)) * grid.num_tokens * costs.shape[0] * costs.shape[1])
     if slots.min() * costs.shape[0] * costs.shape[1] > total:
-        enough = -(-int(slots.min()) * 10_000 // NUM_IMAGE_TOKENS) / 10_000
+        enough = -(-int(slots.min()) * 10_000 // grid.num_tokens) / 10_000
         raise UserError(
             f"budget={budget} is below the smallest option of the head map, {slots.min()} image"
             f" slots; use budget >= {enough}"
@@ -197,12 +201,13 @@ def predicted_error(table: PolicyTable, head_map: HeadMap) -> float:
 
 
 def _interpolated(head_map: HeadMap, layer: int, head: int, rule: Rule, image_slots: int) -> float:
-    if image_slots >= NUM_IMAGE_TOKENS:
+    num_tokens = head_map.grid.num_tokens
+    if image_slots >= num_tokens:
         return 0.0
     menu = [
         (option, cost)
         for option, cost in zip(head_map.cost_options, head_map.costs[layer][head])
-        if option.rule.by_score == rule.by_score and option.image_slots < NUM_IMAGE_TOKENS
+        if option.rule.by_score == rule.by_score and option.image_slots < num_tokens
     ]
     wanted = _quarters_recent(rule, image_slots)
     guard = min(

@@ -1,8 +1,8 @@
 """Head maps: how far each query head looks beyond its neighbourhood, and from that which heads are
 semantic.
 
-head_map.json is one object: version 1, the model's shape, `metric` [layers][query heads] in 0..1
-(share of the image-to-image attention mass outside `neighbourhood`, "1d:N" or "2d:N" or "unknown"),
+head_map.json is one object: version 2, the model's family, grid and shape, `metric` [layers][query
+heads] in 0..1 (share of the image-to-image attention mass outside `neighbourhood`, "1d:N" or "2d:N" or "unknown"),
 `threshold`, where it came from, and optionally `cost_options` with `costs` [layers][KV
 heads][options] (ssd-auto) and `statistics`.
 Source: arXiv 2510.18716 section 3; ours differs in that a KV head's metric is the mean over its
@@ -18,13 +18,13 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
-from ssd_export.config import ModelConfig
+from ssd_export.config import Grid, ModelConfig
 from ssd_export.errors import UserError
 from ssd_export.policy.table import HeadGroup, HeadOption, Rule, check_group
 
-VERSION = 1
+VERSION = 2
 BUILT_IN_DIRECTORY = Path(__file__).parent.parent / "head_maps"
-SHAPE = ("num_layers", "num_heads", "num_kv_heads", "hidden_size")
+SHAPE = ("family", "grid", "num_layers", "num_heads", "num_kv_heads", "hidden_size")
 AGAIN = "run `ssd-export calibrate` again"
 Rows = tuple[tuple[float, ...], ...]
 
@@ -40,6 +40,8 @@ class HeadMap:
     interpreted.
     """
 
+    family: str
+    grid: Grid
     num_layers: int
     num_heads: int
     num_kv_heads: int
@@ -170,7 +172,7 @@ class HeadMap:
             raise UserError(f"{source}: a cost is below 0; {AGAIN}")
         for rule, image_slots, evict_every in self.cost_options:
             try:
-                check_group(HeadGroup(rule, image_slots + 1, evict_every, 1), prompt_slots=1)
+                check_group(HeadGroup(rule, image_slots + 1, evict_every, 1), 1, self.grid)
             except UserError as error:
                 raise UserError(
                     f"{source}: its option of {image_slots} image slots breaks the cache's rules;"
@@ -184,7 +186,7 @@ class HeadMap:
             for rule, image_slots, evict_every in self.cost_options
         ]
         values = {item.name: getattr(self, item.name) for item in fields(self)}
-        return {"version": VERSION, **values, "cost_options": options}
+        return {"version": VERSION, **values, "grid": asdict(self.grid), "cost_options": options}
 
     @classmethod
     def from_dict(cls, values: dict[str, Any], source: str = "head map") -> HeadMap:
@@ -198,6 +200,7 @@ class HeadMap:
             )
         try:
             known = {item.name: values[item.name] for item in fields(cls) if item.name in values}
+            known["grid"] = Grid(**values["grid"])
             known["metric"] = _rows(values["metric"])
             known["costs"] = tuple(_rows(layer) for layer in values.get("costs", ()))
             known["cost_options"] = tuple(

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from ssd_export.config import GRID, NUM_IMAGE_TOKENS
+from ssd_export.config import Grid
 from ssd_export.policy.table import HeadOption, Rule
 
-WINDOW_SLOTS = (16, 32, 64, 128, 256)
-HALF_RECENT_SLOTS = (64, 128, 256)
-MOSTLY_RECENT_SLOTS = (32, 48, 64, 96, 128, 192, 256, 384)
+PARTS = 36  # sizes are given in parts of all image tokens
+WINDOW_PARTS = (1, 2, 4, 8, 16)
+HALF_RECENT_PARTS = (4, 8, 16)
+MOSTLY_RECENT_PARTS = (2, 3, 4, 6, 8, 12, 16, 24)
 
 
 def window(slots: int) -> HeadOption:
@@ -17,25 +18,32 @@ def window(slots: int) -> HeadOption:
     return HeadOption(Rule(-1, 0, False), slots, 1)
 
 
-def scored(slots: int) -> HeadOption:
-    """The prompt, the newest half, and what ranks highest; released once a grid row."""
-    return HeadOption(Rule(-1, slots // 2, True), slots, GRID)
+def scored(slots: int, grid: Grid) -> HeadOption:
+    """The prompt, the newest half, and what ranks highest."""
+    return _ranked(slots // 2, slots, grid)
 
 
-def mostly_recent(slots: int) -> HeadOption:
-    """The newest three quarters and what ranks highest; released once a grid row where R9 allows
-    it, or more often.
-    """
-    num_recent = 3 * slots // 4
-    evict_every = next(
-        count for count in (GRID, GRID // 2, GRID // 4) if num_recent - 1 + count <= slots
-    )
+def mostly_recent(slots: int, grid: Grid) -> HeadOption:
+    """The prompt, the newest three quarters, and what ranks highest."""
+    return _ranked(3 * slots // 4, slots, grid)
+
+
+def _ranked(num_recent: int, slots: int, grid: Grid) -> HeadOption:
+    """Released once a grid row where R9 allows it, or more often."""
+    widths = (grid.width, grid.width // 2, grid.width // 4, 1)
+    evict_every = next(count for count in widths if max(num_recent - 1, 0) + count <= slots)
     return HeadOption(Rule(-1, num_recent, True), slots, evict_every)
 
 
-MENU = (
-    *map(window, WINDOW_SLOTS),
-    *map(scored, HALF_RECENT_SLOTS),
-    *map(mostly_recent, MOSTLY_RECENT_SLOTS),
-    window(NUM_IMAGE_TOKENS),
-)
+def menu(grid: Grid) -> tuple[HeadOption, ...]:
+    """The options of a model with this grid; the last one keeps everything."""
+
+    def slots(parts: int) -> int:
+        return parts * grid.num_tokens // PARTS
+
+    return (
+        *(window(slots(parts)) for parts in WINDOW_PARTS),
+        *(scored(slots(parts), grid) for parts in HALF_RECENT_PARTS),
+        *(mostly_recent(slots(parts), grid) for parts in MOSTLY_RECENT_PARTS),
+        window(grid.num_tokens),
+    )

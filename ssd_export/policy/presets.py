@@ -17,7 +17,7 @@ R3  retention (float32) = +inf if the token is a protected sink (position < num_
 -1 means
     the whole prompt), or recent (position > newest - num_recent, newest being the position of the
     token about to be written, so that num_recent - 1 of the held tokens are protected), or an image
-    token in a pinned grid column ((position - prompt length) mod 24 is a set bit of
+    token in a pinned grid column ((position - prompt length) mod the grid's width is a set bit of
     pinned_columns). Otherwise score if by_score, else position.
 R4  Of tokens of equal retention the one in the lower slot is released first (an arg-min from the
 left).
@@ -30,13 +30,13 @@ R8  Prefill attends densely and causally over the prompt and writes prompt token
 padding of a
     prompt shorter than prompt_slots is an empty slot and is never attended. num_slots >
     prompt_slots, so the whole prompt fits; what R3 does not protect of it can be evicted later.
-R9  Valid, for each head: num_sinks + max(num_recent - 1, 0) + 24 x pinned columns + evict_every <=
-num_slots
-    (-1 read as prompt_slots), or num_slots >= prompt_slots + 576 (nothing is ever evicted).
+R9  Valid, for each head: num_sinks + max(num_recent - 1, 0) + grid height x pinned columns +
+    evict_every <= num_slots (-1 read as prompt_slots), or num_slots >= prompt_slots + image tokens
+    (nothing is ever evicted).
 
 Row b writes its first image token at position prompt_length[b]. num_slots = prompt slots + image
 slots, and a budget is the mean of the image slots over all KV heads of the model, buffer included,
-divided by 576.
+divided by the number of image tokens.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ from collections.abc import Sequence
 from fractions import Fraction
 from math import ceil, floor
 
-from ssd_export.config import GRID, NUM_IMAGE_TOKENS, ModelConfig
+from ssd_export.config import Grid, ModelConfig
 from ssd_export.errors import UserError
 from ssd_export.policy.head_map import HeadMap
 from ssd_export.policy.layout import group_equal_heads
@@ -72,8 +72,6 @@ MAX_GROUPS = 3
 DEFAULT_GROUPS = (
     2  # each has operators of its own in every step; a third gains at small budgets (docs/heads.md)
 )
-WINDOW = 64
-MARGIN_COLUMNS = 1 << 0 | 1 << 22 | 1 << 23
 Allocation = Sequence[Sequence[HeadOption | tuple[Rule, int, int]]]
 
 
@@ -98,8 +96,8 @@ def make_policy(
     groups: int = MAX_GROUPS,
     allocation: Allocation | None = None,
 ) -> PolicyTable:
-    """The valid table of a named policy, mean image slots as near below budget x 576 as whole slots
-    allow.
+    """The valid table of a named policy, mean image slots as near below budget x image tokens as whole
+    slots allow.
 
     Args: window (spatial heads), evict_every and num_recent (all heads, or the semantic ones where
     heads are told apart) and num_sinks replace the policy's defaults; a default that a small budget
@@ -120,7 +118,7 @@ def make_policy(
         )
     _check_asked(evict_every=evict_every, num_recent=num_recent, num_sinks=num_sinks)
     if name == "full" or budget == 1:
-        everything = HeadOption(Rule(-1, 0, False), NUM_IMAGE_TOKENS, 1)
+        everything = HeadOption(Rule(-1, 0, False), config.grid.num_tokens, 1)
         per_head = [[everything] * config.num_kv_heads] * config.num_layers
         return policy_from_head_options(config, name, 1.0, prompt_slots, per_head)
     if name == "ssd-auto":
@@ -179,7 +177,14 @@ def policy_from_head_options(
         )
         head_order.append(order)
     return PolicyTable(
-        name, budget, prompt_slots, score_decay, tuple(layers), tuple(head_order), tuple(notes)
+        name,
+        budget,
+        prompt_slots,
+        score_decay,
+        config.grid,
+        tuple(layers),
+        tuple(head_order),
+        tuple(notes),
     ).validate()
 
 
@@ -200,17 +205,18 @@ def _one_kind(
     prompt_slots: int,
 ) -> PolicyTable:
     """streaming-llm, h2o, tova, linear: every head alike."""
-    slots = floor(Fraction(str(budget)) * NUM_IMAGE_TOKENS)
+    grid = config.grid
+    slots = floor(Fraction(str(budget)) * grid.num_tokens)
     if slots < 1:
         raise UserError(
             f"budget={budget} leaves no slot for image tokens; use budget >= "
-            f"{_up(1 / NUM_IMAGE_TOKENS)}"
+            f"{_up(1 / grid.num_tokens)}"
         )
     notes: list[str] = []
     if evict_every is None:
-        evict_every = _grid_row_buffer(slots, notes) if name == "linear" else 1
+        evict_every = _grid_row_buffer(slots, grid.width, notes) if name == "linear" else 1
     if num_recent is None:
-        wanted = {"h2o": slots // 2, "linear": 2 * GRID}.get(name, 0)
+        wanted = {"h2o": slots // 2, "linear": 2 * grid.width}.get(name, 0)
         num_recent = _recent_guard(wanted, slots - evict_every)
         if name == "linear" and num_recent < wanted:
             notes.append(
@@ -249,17 +255,20 @@ def _two_kinds(
             "calibrate`, give --head-map FILE, or use --policy h2o"
         )
     semantic = head_map.for_model(config).semantic()
-    pinned = MARGIN_COLUMNS if name == "margin" else 0
-    least = GRID * pinned.bit_count() + max((num_recent or 0) - 1, 0) + (evict_every or 1)
+    grid = config.grid
+    pinned = margin_columns(grid) if name == "margin" else 0
+    least = grid.height * pinned.bit_count() + max((num_recent or 0) - 1, 0) + (evict_every or 1)
     notes: list[str] = []
     num_semantic = sum(map(sum, semantic))
     num_spatial = config.num_layers * config.num_kv_heads - num_semantic
     window, slots = _window_and_scored_slots(
-        budget, window, num_spatial, num_semantic, least, notes
+        budget, window, num_spatial, num_semantic, least, grid, notes
     )
     if evict_every is None:
-        free = slots - GRID * pinned.bit_count()
-        evict_every = 1 if name == "ssd" or not num_semantic else _grid_row_buffer(free, notes)
+        free = slots - grid.height * pinned.bit_count()
+        evict_every = (
+            1 if name == "ssd" or not num_semantic else _grid_row_buffer(free, grid.width, notes)
+        )
     if num_recent is None:
         num_recent = 0 if name == "margin" else _recent_guard(slots // 2, slots - evict_every)
     sinks = -1 if num_sinks is None else num_sinks
@@ -279,52 +288,63 @@ def _window_and_scored_slots(
     num_spatial: int,
     num_semantic: int,
     least: int,
+    grid: Grid,
     notes: list[str],
 ) -> tuple[int, int]:
     """Image slots of a spatial and of a semantic head that use up the budget over all heads.
 
-    A window that was asked for is kept. Otherwise it is 64, or less where the mean is small (0.7 of
+    A window that was asked for is kept. Otherwise it is default_window, or less where the mean is small (0.7 of
     it: a window larger than a scored set serves neither kind), or more where semantic heads hold
     everything already; never too small for the token above.
     """
-    smallest = GRID + 1  # a ring of 25 holds t - 24 while it writes t
+    usual, num_tokens = default_window(grid), grid.num_tokens
+    smallest = grid.width + 1  # holds the token one grid row above while it writes one
     if asked is not None and asked < smallest:
         raise UserError(
             f"window={asked} does not hold the token one grid row above; use window >= {smallest}"
         )
     heads = num_spatial + num_semantic
-    total = floor(Fraction(str(budget)) * NUM_IMAGE_TOKENS * heads)
+    total = floor(Fraction(str(budget)) * num_tokens * heads)
     affordable = (total - num_semantic * least) // max(num_spatial, 1)
     window = min(
-        asked or max(smallest, min(WINDOW, 7 * total // (10 * heads), affordable)), NUM_IMAGE_TOKENS
+        asked or max(smallest, min(usual, 7 * total // (10 * heads), affordable)), num_tokens
     )
     if num_spatial * window + num_semantic * least > total:
-        enough = (num_spatial * window + num_semantic * least) / (heads * NUM_IMAGE_TOKENS)
+        enough = (num_spatial * window + num_semantic * least) / (heads * num_tokens)
         raise UserError(
             f"budget={budget} is too small for window={window} on {num_spatial} of {heads} heads "
             f"and at least {least} image slots on the others; use budget >= {_up(enough)}"
             + (" or a smaller window" if window > smallest and num_spatial else "")
         )
-    slots = (
-        min((total - num_spatial * window) // num_semantic, NUM_IMAGE_TOKENS) if num_semantic else 0
-    )
-    if asked is None and num_spatial and slots in (0, NUM_IMAGE_TOKENS):
-        window = min((total - num_semantic * slots) // num_spatial, NUM_IMAGE_TOKENS)
-    if asked is None and num_spatial and window < WINDOW:
+    slots = min((total - num_spatial * window) // num_semantic, num_tokens) if num_semantic else 0
+    if asked is None and num_spatial and slots in (0, num_tokens):
+        window = min((total - num_semantic * slots) // num_spatial, num_tokens)
+    if asked is None and num_spatial and window < usual:
         notes.append(
-            f"window {window} instead of {WINDOW}: the budget is {total // heads} slots a head"
+            f"window {window} instead of {usual}: the budget is {total // heads} slots a head"
         )
     return window, slots
 
 
-def _grid_row_buffer(slots: int, notes: list[str]) -> int:
-    """24 slots to fill between two releases, or a divisor of 24 that leaves at least as many tokens
-    kept.
+def default_window(grid: Grid) -> int:
+    """Image slots of a spatial head where nothing else is asked: two grid rows and two thirds."""
+    return 8 * grid.width // 3
+
+
+def margin_columns(grid: Grid) -> int:
+    """The first column and the last two: what `margin` pins."""
+    return 1 | 0b11 << grid.width - 2
+
+
+def _grid_row_buffer(slots: int, width: int, notes: list[str]) -> int:
+    """A grid row of slots to fill between two releases, or a divisor of it that leaves at least as
+    many tokens kept.
     """
-    size = max(divisor for divisor in (1, 2, 3, 4, 6, 8, 12, 24) if divisor <= max(slots // 2, 1))
-    if size < GRID:
+    most = max(slots // 2, 1)
+    size = max(count for count in range(1, width + 1) if width % count == 0 and count <= most)
+    if size < width:
         notes.append(
-            f"evict_every {size} instead of {GRID}: {slots} image slots would be mostly buffer"
+            f"evict_every {size} instead of {width}: {slots} image slots would be mostly buffer"
         )
     return size
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
 
-from ssd_export.config import GRID, NUM_IMAGE_TOKENS, ModelConfig
+from ssd_export.config import Grid, ModelConfig
 from ssd_export.errors import UserError
 
 BYTES_POSITION, BYTES_SCORE = 4, 4  # int32 and float32, whatever the dtype of keys and values
@@ -17,6 +17,7 @@ BYTES_ROW_SCALE = 4  # float32, of one key or value in int8
 GREATEST_CODE = 127.0
 LEAST_SCALE = 1e-30  # of a row of zeros, which would divide by zero
 KV_DTYPES = ("model", "int8")
+MAX_PINNED_COLUMNS = 32  # bits of the mask that kernels and graphs take
 
 
 @dataclass(frozen=True)
@@ -38,12 +39,12 @@ class Rule:
     def num_pinned_columns(self) -> int:
         return self.pinned_columns.bit_count()
 
-    def num_protected(self, prompt_slots: int) -> int:
+    def num_protected(self, prompt_slots: int, grid: Grid) -> int:
         """The most tokens that this rule can protect at a release: R9's left side without
         evict_every.
         """
         sinks = prompt_slots if self.num_sinks < 0 else self.num_sinks
-        return sinks + max(self.num_recent - 1, 0) + GRID * self.num_pinned_columns
+        return sinks + max(self.num_recent - 1, 0) + grid.height * self.num_pinned_columns
 
 
 class HeadOption(NamedTuple):
@@ -67,18 +68,23 @@ class HeadGroup:
     evict_every: int
     num_heads: int
 
-    def can_fill(self, prompt_slots: int) -> bool:
+    def can_fill(self, prompt_slots: int, grid: Grid) -> bool:
         """Whether a picture can take every slot, so that releases happen at all (R9's second case
         is when not).
         """
-        return self.num_slots < prompt_slots + NUM_IMAGE_TOKENS
+        return self.num_slots < prompt_slots + grid.num_tokens
 
 
-def releases_between_steps(group: HeadGroup, prompt_slots: int) -> bool:
+def pinned_bits(pinned_columns: int) -> int:
+    """The mask as kernels and graphs take it, an int32: bit 31 is its sign."""
+    return pinned_columns - (1 << 32) if pinned_columns >> 31 else pinned_columns
+
+
+def releases_between_steps(group: HeadGroup, prompt_slots: int, grid: Grid) -> bool:
     """Whether a group releases several slots at a time, and so before a step; one slot is released
     within it (R7).
     """
-    return group.evict_every > 1 and group.can_fill(prompt_slots)
+    return group.evict_every > 1 and group.can_fill(prompt_slots, grid)
 
 
 def release_kind(group: HeadGroup) -> tuple[int, int]:
@@ -95,6 +101,7 @@ def release_graph(kind: tuple[int, int]) -> str:
 class PolicyTable:
     """Rules and slots of every head of a model, by layer and head group.
 
+    grid: of the model's image tokens.
     layers: 1 to 3 groups a layer, none of them empty.
     head_order: for each layer, the original KV head at each place after the heads were permuted by
     group.
@@ -107,6 +114,7 @@ class PolicyTable:
     budget: float
     prompt_slots: int
     score_decay: float
+    grid: Grid
     layers: tuple[tuple[HeadGroup, ...], ...]
     head_order: tuple[tuple[int, ...], ...]
     notes: tuple[str, ...] = ()
@@ -121,7 +129,7 @@ class PolicyTable:
 
     @property
     def budget_in_force(self) -> float:
-        return self.image_slots_mean / NUM_IMAGE_TOKENS
+        return self.image_slots_mean / self.grid.num_tokens
 
     @property
     def release_kinds(self) -> list[tuple[int, int]]:
@@ -131,7 +139,7 @@ class PolicyTable:
             {
                 release_kind(group)
                 for group in groups
-                if releases_between_steps(group, self.prompt_slots)
+                if releases_between_steps(group, self.prompt_slots, self.grid)
             }
         )
 
@@ -159,16 +167,16 @@ class PolicyTable:
         )
 
     def full_cache_bytes(self, config: ModelConfig, dtype_bytes: int, rows: int) -> int:
-        """Keys and values alone of a cache of prompt slots + 576 tokens: what the saving is
-        measured by.
+        """Keys and values alone of a cache of the prompt slots and all image tokens: what the
+        saving is measured by.
         """
-        return (self.prompt_slots + NUM_IMAGE_TOKENS) * self._full_token_bytes(
+        return (self.prompt_slots + self.grid.num_tokens) * self._full_token_bytes(
             config, dtype_bytes, rows
         )
 
     def full_image_cache_bytes(self, config: ModelConfig, dtype_bytes: int, rows: int) -> int:
-        """full_cache_bytes of the 576 image tokens alone."""
-        return NUM_IMAGE_TOKENS * self._full_token_bytes(config, dtype_bytes, rows)
+        """full_cache_bytes of the image tokens alone."""
+        return self.grid.num_tokens * self._full_token_bytes(config, dtype_bytes, rows)
 
     def _slot_bytes(self, rule: Rule, config: ModelConfig, dtype_bytes: int) -> int:
         row = (
@@ -205,29 +213,34 @@ class PolicyTable:
                     "groups; export again"
                 )
             for group in groups:
-                check_group(group, self.prompt_slots, f"layer {index}")
+                check_group(group, self.prompt_slots, self.grid, f"layer {index}")
         return self
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
 
 
-def check_group(group: HeadGroup, prompt_slots: int, where: str = "head group") -> None:
+def check_group(group: HeadGroup, prompt_slots: int, grid: Grid, where: str = "head group") -> None:
     """Returns if the group obeys R9 and holds the prompt. Raises: UserError with the least slots
     that do.
     """
     rule = group.rule
-    if rule.num_sinks < -1 or rule.num_recent < 0 or not 0 <= rule.pinned_columns < 1 << GRID:
+    if rule.pinned_columns >> MAX_PINNED_COLUMNS:
+        raise UserError(
+            f"{where}: a grid of {grid} is too wide to pin columns from {MAX_PINNED_COLUMNS} on;"
+            " use a policy that pins none, such as ssd-row"
+        )
+    if rule.num_sinks < -1 or rule.num_recent < 0 or not 0 <= rule.pinned_columns < 1 << grid.width:
         raise UserError(
             f"{where}: {rule} is out of range; use num_sinks >= -1, num_recent >= 0 and a "
-            f"pinned_columns mask of {GRID} bits"
+            f"pinned_columns mask of {grid.width} bits"
         )
     if group.num_heads < 1 or group.evict_every < 1:
         raise UserError(
             f"{where}: num_heads={group.num_heads} and evict_every={group.evict_every} must be "
             "at least 1; leave empty groups out"
         )
-    if not group.can_fill(prompt_slots):
+    if not group.can_fill(prompt_slots, grid):
         return
     image_slots = group.num_slots - prompt_slots
     if image_slots < 1:
@@ -235,7 +248,7 @@ def check_group(group: HeadGroup, prompt_slots: int, where: str = "head group") 
             f"{where}: {group.num_slots} slots leave none for image tokens beside {prompt_slots} "
             "prompt slots; use a larger budget"
         )
-    protected = rule.num_protected(prompt_slots)
+    protected = rule.num_protected(prompt_slots, grid)
     least = protected + group.evict_every
     if group.num_slots < least:
         sinks = "the prompt" if rule.num_sinks < 0 else f"{rule.num_sinks} sinks"

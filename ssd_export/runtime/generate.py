@@ -17,7 +17,6 @@ import numpy as np
 from PIL import Image
 
 from ssd_export.bundle import Bundle, open_bundle
-from ssd_export.config import GRID, NUM_IMAGE_TOKENS
 from ssd_export.dtypes import DTYPES
 from ssd_export.errors import UserError
 from ssd_export.policy.schedule import tokens_dropped
@@ -35,9 +34,9 @@ MAX_BATCH = 16
 class CacheReport:
     """What the compression did, as allocated and counted, not as configured.
 
-    bytes: all cache tensors of the batch; bytes_per_image: of the two rows of one picture;
-    image_bytes_per_image: its image slots alone; full_image_bytes_per_image: 576 slots for every
-    head, keys and values.
+    bytes: all cache tensors of the batch; bytes_per_image: of the rows of one picture;
+    image_bytes_per_image: its image slots alone; full_image_bytes_per_image: a slot for every image
+    token and head, keys and values.
     tokens_dropped: (layer, KV head, token) triples released while one picture was drawn.
     """
 
@@ -54,8 +53,8 @@ class CacheReport:
 
 @dataclass(frozen=True)
 class RowEvent:
-    """Grid row `row` (0..23) is drawn. tokens: int32 [N, 576], 0 where still to come; images:
-    previews, or None.
+    """Grid row `row` (0 the first) is drawn. tokens: int32 [N, image tokens], 0 where still to
+    come; images: previews, or None.
     """
 
     row: int
@@ -66,8 +65,8 @@ class RowEvent:
 
 @dataclass(frozen=True)
 class GenerationResult:
-    """images: N PIL pictures; tokens: int32 [N, 576]; prompt i * num_images .. gives the images of
-    prompt i.
+    """images: N PIL pictures; tokens: int32 [N, image tokens]; prompt i * num_images .. gives the
+    images of prompt i.
     """
 
     images: list[Image.Image]
@@ -164,7 +163,8 @@ class ImageGenerator:
         self._batches.check(prompts)
         every = [prompt for prompt in prompts for _ in range(num_images)]
         max_batch = min(max_batch, self.runner.max_images)
-        tokens = np.zeros((len(every), NUM_IMAGE_TOKENS), np.int32)
+        grid = self.config.grid
+        tokens = np.zeros((len(every), grid.num_tokens), np.int32)
         images: list[Image.Image] = []
         for start in range(0, len(every), max_batch):
             part = slice(start, min(start + max_batch, len(every)))
@@ -172,7 +172,7 @@ class ImageGenerator:
             last = part.stop == len(every)
             for row in self._rows(batch):
                 tokens[part] = self.runner.tokens()
-                finished = row == GRID - 1
+                finished = row == grid.height - 1
                 if finished:
                     images += self._pictures(tokens[part], decoder_batch)
                 done = finished and last
@@ -197,10 +197,10 @@ class ImageGenerator:
         """Proves that what is allocated is what the policy promises. Raises: RuntimeError if not (a
         bug).
         """
-        size = DTYPES[self.bundle.config.dtype].num_bytes
+        size, rows = DTYPES[self.bundle.config.dtype].num_bytes, self.config.rows_per_image
         allocated, promised = (
             self.runner.cache_bytes(),
-            self.table.cache_bytes(self.config, size, 2 * batch.num_images),
+            self.table.cache_bytes(self.config, size, rows * batch.num_images),
         )
         if allocated != promised:
             raise RuntimeError(
@@ -209,11 +209,11 @@ class ImageGenerator:
         return CacheReport(
             bytes=allocated,
             bytes_per_image=allocated // batch.num_images,
-            image_bytes_per_image=self.table.image_cache_bytes(self.config, size, rows=2),
-            full_image_bytes_per_image=self.table.full_image_cache_bytes(self.config, size, rows=2),
+            image_bytes_per_image=self.table.image_cache_bytes(self.config, size, rows),
+            full_image_bytes_per_image=self.table.full_image_cache_bytes(self.config, size, rows),
             tokens_dropped=sum(
                 tokens_dropped(self.table, length)
-                for length in batch.lengths[[0, batch.num_images]].tolist()
+                for length in batch.lengths[:: batch.num_images].tolist()
             ),
         )
 
@@ -228,12 +228,13 @@ class ImageGenerator:
         """Pictures of what is drawn: the rows to come repeat the last one for the decoder's sake
         and are greyed out.
         """
-        grid = tokens.reshape(-1, GRID, GRID).copy()
+        height = self.config.grid.height
+        grid = tokens.reshape(-1, height, self.config.grid.width).copy()
         grid[:, row + 1 :] = grid[:, row : row + 1]
         previews = []
         for picture in self._pictures(grid.reshape(tokens.shape), decoder_batch):
             pixels = np.array(picture)
-            pixels[pixels.shape[0] * (row + 1) // GRID :] = NOT_DRAWN_YET
+            pixels[pixels.shape[0] * (row + 1) // height :] = NOT_DRAWN_YET
             previews.append(Image.fromarray(pixels))
         return previews
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
-from ssd_export.config import GRID, NUM_IMAGE_TOKENS
+from ssd_export.config import Grid
 from ssd_export.policy.schedule import release_steps
 from ssd_export.policy.table import PolicyTable
 from ssd_export.runtime.prompt_batch import PromptBatch
@@ -27,17 +27,18 @@ def decode(
     releases = release_steps(table, batch.lengths.tolist())
     runner.prefill(batch)
     yield range(1)
-    for steps in grid_rows() if parts is None else parts:
+    for steps in grid_rows(table.grid) if parts is None else parts:
         runner.decode_row(steps, releases)
         yield steps
 
 
-def grid_rows(first: int = 1) -> list[range]:
+def grid_rows(grid: Grid, first: int = 1) -> list[range]:
     """The decode steps from `first` on, a grid row at a time. Step 0 is the prefill's."""
-    rows = (range(start, start + GRID) for start in range(0, NUM_IMAGE_TOKENS, GRID))
+    starts = range(0, grid.num_tokens, grid.width)
+    rows = (range(start, start + grid.width) for start in starts)
     return [range(max(first, row.start), row.stop) for row in rows if row.stop > first]
 
 
-def single_steps(num_tokens: int = NUM_IMAGE_TOKENS, first: int = 1) -> list[range]:
+def single_steps(num_tokens: int, first: int = 1) -> list[range]:
     """The decode steps from `first` on up to num_tokens tokens, one at a time."""
     return [range(step, step + 1) for step in range(first, num_tokens)]

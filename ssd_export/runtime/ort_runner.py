@@ -15,7 +15,6 @@ import numpy as np
 import onnxruntime as ort
 
 from ssd_export.bundle import Bundle
-from ssd_export.config import NUM_IMAGE_TOKENS
 from ssd_export.dtypes import DTYPES
 from ssd_export.errors import UserError
 from ssd_export.graph_spec import CacheTensor, GraphSpec, TensorSpec
@@ -104,7 +103,7 @@ class OrtRunner(Runner):
         )
         for given in wanted[1:]:
             self._values[given].update_inplace(feeds[given])
-        tokens = np.zeros((NUM_IMAGE_TOKENS, batch.num_images), np.int32)
+        tokens = np.zeros((self._table.grid.num_tokens, batch.num_images), np.int32)
         tokens[0] = results["token"]
         self._values["tokens"].update_inplace(tokens)
         self._values["logits"].update_inplace(results["logits"])
@@ -187,7 +186,7 @@ class OrtRunner(Runner):
         evictions: dict[int, list[str]] = {}
         for kind in self._table.release_kinds:
             name = release_graph(kind) if release_graph(kind) in self._specs else "evict"
-            for step in full_before(kind, lengths):
+            for step in full_before(kind, lengths, self._table.grid.num_tokens):
                 names = evictions.setdefault(step, [])
                 names += [name] * (name not in names)
         return evictions
@@ -196,7 +195,7 @@ class OrtRunner(Runner):
         """Values of every input and output of the steps at this batch size, an aliased output being
         its input.
         """
-        dimensions = {"images": batch.num_images, "rows": 2 * batch.num_images}
+        dimensions = {"images": batch.num_images, "rows": len(batch.lengths)}
         if dimensions == self._dimensions:
             return
         self._dimensions, self._bindings = dimensions, {}

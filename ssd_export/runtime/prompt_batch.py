@@ -20,8 +20,8 @@ from ssd_export.sampling import Sampling
 class PromptBatch:
     """What starts a batch of N images.
 
-    embeds: float32 [2 N, T, hidden], padded on the right; lengths: int32 [2 N]; uniforms: float32
-    [576, N] in [0, 1).
+    embeds: float32 [rows, T, hidden], padded on the right; lengths: int32 [rows]; uniforms: float32
+    [image tokens, N] in [0, 1). rows: N or, with guidance, 2 N, the conditional ones first.
     """
 
     embeds: np.ndarray
@@ -38,12 +38,14 @@ class PromptBatch:
 class PromptBatches:
     """Makes the batches of one model.
 
-    embed: float32 [..., hidden] of token ids [...]; prompt_slots: the longest prompt, in tokens.
+    embed: float32 [..., hidden] of token ids [...]; prompt_slots: the longest prompt, in tokens;
+    num_tokens: image tokens of an image.
     """
 
     encoder: PromptEncoder
     embed: Callable[[np.ndarray], np.ndarray]
     prompt_slots: int
+    num_tokens: int
 
     @classmethod
     def from_bundle(cls, bundle: Bundle) -> PromptBatches:
@@ -52,6 +54,7 @@ class PromptBatches:
             PromptEncoder.from_file(bundle.file("tokenizer.json")),
             TextEmbeddings(bundle),
             bundle.config.policy.prompt_slots,
+            bundle.config.model.grid.num_tokens,
         )
 
     def check(self, prompts: Sequence[str]) -> None:
@@ -68,7 +71,7 @@ class PromptBatches:
         Raises: UserError for no prompt, or one that cannot be encoded.
         """
         encoded = self.encoder.encode(prompts, self.prompt_slots)
-        randoms = uniforms(seed, len(prompts), first_image)
+        randoms = uniforms(seed, len(prompts), self.num_tokens, first_image)
         return PromptBatch(self.embed(encoded.ids), encoded.prompt_length, randoms, sampling)
 
 

@@ -16,8 +16,8 @@ from ssd_export.runtime.prompt_batch import PromptBatch
 
 
 class Runner(Protocol):
-    """One backend with the weights loaded. Call order: prefill, then for steps 1..575 evict (when
-    due) and decode_step, or decode_row, which does both for several steps. Backends inherit what
+    """One backend with the weights loaded. Call order: prefill, then for each later image token evict
+    (when due) and decode_step, or decode_row, which does both for several steps. Backends inherit what
     has a body here.
 
     max_images: the most pictures of one batch.
@@ -45,13 +45,13 @@ class Runner(Protocol):
             self.decode_step(step)
 
     def tokens(self) -> np.ndarray:
-        """int32 [N, 576]; what is not drawn yet is 0. Waits for the device."""
+        """int32 [N, image tokens]; what is not drawn yet is 0. Waits for the device."""
 
     def logits(self) -> np.ndarray:
-        """float32 [2 N, V] of the token drawn last, before guidance."""
+        """float32 [rows, V] of the token drawn last, before guidance."""
 
     def decode_image(self, tokens: np.ndarray) -> np.ndarray:
-        """Pixels uint8 [n, height, width, 3] of codes int32 [n, 576]."""
+        """Pixels uint8 [n, height, width, 3] of codes int32 [n, image tokens]."""
 
     def cache_bytes(self) -> int:
         """Bytes allocated for the caches of the current batch."""

@@ -12,7 +12,7 @@ from torch import Tensor
 from ssd_export.bundle import Bundle
 from ssd_export.cache.attention import decode_attention, fill_from_prompt, prefill_attention
 from ssd_export.cache.state import GroupState
-from ssd_export.config import NUM_IMAGE_TOKENS, ModelConfig
+from ssd_export.config import ModelConfig
 from ssd_export.errors import UserError
 from ssd_export.machine import num_cpus
 from ssd_export.model.decoder import ImageTokenModel
@@ -70,7 +70,10 @@ class TorchRunner(Runner):
             for groups in self._table.layers
         ]
         self._tokens = torch.zeros(
-            NUM_IMAGE_TOKENS, batch.num_images, dtype=torch.int32, device=self._device
+            self._config.grid.num_tokens,
+            batch.num_images,
+            dtype=torch.int32,
+            device=self._device,
         )
         positions = torch.arange(num_tokens, device=self._device).expand(rows, -1)
         hidden = self._model(embeds, positions, self._attend_prompt)
@@ -85,7 +88,9 @@ class TorchRunner(Runner):
         hidden = self._model.embed_image_tokens(self._tokens[step - 1].long())
         self._position = self._lengths + (step - 1)
         hidden = self._model(
-            hidden.repeat(2, 1)[:, None], self._position[:, None], self._attend_cache
+            hidden.repeat(self._config.rows_per_image, 1)[:, None],
+            self._position[:, None],
+            self._attend_cache,
         )
         self._draw(hidden[:, 0], step)
 
@@ -148,6 +153,7 @@ class TorchRunner(Runner):
                 self._lengths,
                 self._position,
                 self._table.score_decay,
+                self._table.grid.width,
             )
         return out
 

@@ -12,8 +12,6 @@ from __future__ import annotations
 
 import numpy as np
 
-from ssd_export.config import NUM_IMAGE_TOKENS
-
 MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
 WEYL = (0x9E3779B9, 0xBB67AE85)  # golden ratio, square root of 3
 ROUNDS = 10
@@ -38,16 +36,16 @@ def philox4x32(counter: tuple[np.ndarray, ...], key: tuple[int, int]) -> tuple[n
     return c0, c1, c2, c3
 
 
-def uniforms(seed: int, num_images: int, first_image: int = 0) -> np.ndarray:
-    """float32 [576, num_images] in [0, 1): one number a token; the column of an image is the same
-    for any num_images and first_image.
+def uniforms(seed: int, num_images: int, num_tokens: int, first_image: int = 0) -> np.ndarray:
+    """float32 [num_tokens, num_images] in [0, 1): one number an image token; the column of an image
+    is the same for any num_images and first_image.
 
     Raises: ValueError for a seed outside 0 .. 2**64 - 1.
     """
     if not 0 <= seed < 1 << 64:
         raise ValueError(f"seed {seed} is not an unsigned 64-bit number")
     step, image = np.meshgrid(
-        np.arange(NUM_IMAGE_TOKENS, dtype=np.uint64),
+        np.arange(num_tokens, dtype=np.uint64),
         np.arange(first_image, first_image + num_images, dtype=np.uint64),
         indexing="ij",
     )

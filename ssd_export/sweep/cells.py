@@ -35,7 +35,8 @@ def draws_scenes(config: ModelConfig) -> bool:
     """Whether a model speaks the demo model's image vocabulary, so that its pictures have a
     score.
     """
-    return config.codebook_size == codes.num_codes() and config.image_size == SIZE
+    size = config.image_height, config.image_width
+    return config.codebook_size == codes.num_codes() and size == (SIZE, SIZE)
 
 
 def policy_table(

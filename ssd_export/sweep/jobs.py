@@ -6,7 +6,7 @@ twice as much. A large one fills every core by itself, and each process holds it
 
 from __future__ import annotations
 
-from ssd_export.config import NUM_IMAGE_TOKENS, ModelConfig
+from ssd_export.config import ModelConfig
 from ssd_export.errors import UserError
 from ssd_export.machine import free_bytes, gib, num_cpus
 from ssd_export.metrics.teacher_forced import ROWS
@@ -37,8 +37,8 @@ def process_bytes(checkpoint: Checkpoint, batch: int) -> int:
     weights = sum(
         _num_values(checkpoint, name) for name in checkpoint.names() if name != EMBED_TOKENS
     )
-    slots = PROMPT + NUM_IMAGE_TOKENS
-    caches = 2 * batch * config.num_layers * config.num_kv_heads * slots * (2 * config.head_dim + 2)
+    slots, rows = PROMPT + config.grid.num_tokens, config.rows_per_image * batch
+    caches = rows * config.num_layers * config.num_kv_heads * slots * (2 * config.head_dim + 2)
     maps = MAPS * ROWS * config.num_heads * slots * slots
     return LIBRARIES_BYTES + 4 * (COPIES * weights + caches + maps)
 

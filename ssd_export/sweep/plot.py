@@ -46,7 +46,8 @@ def plot(rows: Sequence[Row], file: BinaryIO) -> None:
 
 def _draw(axes: Axes, panel: _Panel, rows: Sequence[Row]) -> None:
     policies = list(dict.fromkeys(row["policy"] for row in rows if row["policy"] != FULL))
-    axes.set(title=panel.title, xlabel="image slots of the average head, of 576")
+    num_tokens = rows[0]["image_slots_mean"]  # the full cache holds every image token
+    axes.set(title=panel.title, xlabel=f"image slots of the average head, of {num_tokens:.0f}")
     axes.set_xscale("log")
     axes.grid(alpha=0.3)
     if panel.logarithmic:

@@ -14,7 +14,6 @@ from collections.abc import Collection
 import numpy as np
 
 from ssd_export.bundle import Bundle
-from ssd_export.config import NUM_IMAGE_TOKENS
 from ssd_export.errors import UserError
 from ssd_export.graph_spec import CacheTensor
 from ssd_export.runtime.prompt_batch import PromptBatch
@@ -114,7 +113,7 @@ class TrtRunner(Runner):
         count, pictures = self._files.min_images, []
         for start in range(0, len(tokens), count):
             part = np.resize(
-                np.asarray(tokens[start : start + count], np.int32), (count, NUM_IMAGE_TOKENS)
+                np.asarray(tokens[start : start + count], np.int32), (count, tokens.shape[1])
             )
             self._memory.upload("codes", part, IMAGE_DECODER)
             self._engines[IMAGE_DECODER].enqueue(self._device.stream)

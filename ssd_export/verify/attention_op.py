@@ -16,7 +16,7 @@ from ssd_export.bundle import Bundle
 from ssd_export.cache.attention import decode_attention, release_full_heads
 from ssd_export.cache.quantized_rows import quantize_rows
 from ssd_export.cache.state import EMPTY, GroupState
-from ssd_export.config import NUM_IMAGE_TOKENS, ModelConfig
+from ssd_export.config import ModelConfig
 from ssd_export.export.functions import DOMAIN
 from ssd_export.export.graphs import cache_parts, head_groups, part_names
 from ssd_export.export.operators import IR_VERSION, OPSET, onnx_dtype
@@ -93,11 +93,12 @@ def _check_function(
     session = _single_node_session(node, function, group, config, dtype, table.kv_dtype, provider)
     lengths = torch.tensor([table.prompt_slots, max(1, table.prompt_slots // 2)], dtype=torch.int32)
     room = 2  # empty slots of row 0; row 1 has one more, so that rows release at different steps
-    num_steps = room if not group.can_fill(table.prompt_slots) else room + 2 * group.evict_every + 1
+    fills = group.can_fill(table.prompt_slots, table.grid)
+    num_steps = room + 2 * group.evict_every + 1 if fills else room
     state, position = _state(rng, group, config, dtype, lengths, room, num_steps, table.kv_dtype)
     for step in range(num_steps):
         (
-            release_full_heads(state, group, lengths, position, table.score_decay)
+            release_full_heads(state, group, lengths, position, table.score_decay, table.grid.width)
             if group.evict_every > 1
             else None
         )
@@ -119,7 +120,7 @@ def _check_function(
             },
         )
         out = decode_attention(
-            query, key, value, state, group, lengths, position, table.score_decay
+            query, key, value, state, group, lengths, position, table.score_decay, config.grid.width
         )
         wanted = [out.unflatten(1, (group.num_heads, -1))] + [
             getattr(state, part) for part in parts
@@ -209,7 +210,7 @@ def _state(
         (state.key, state.key_scale), (state.value, state.value_scale) = map(
             quantize_rows, (state.key, state.value)
         )
-    position = lengths + (NUM_IMAGE_TOKENS - num_steps)
+    position = lengths + (config.grid.num_tokens - num_steps)
     for row in range(ROWS):
         length, newest = int(lengths[row]), int(position[row])
         num_images = min(max(group.num_slots - room - row - length, 0), newest - length)
@@ -235,7 +236,7 @@ def _check_evict(
     wanted = {tensor.name for tensor in spec.inputs}
     rng = np.random.default_rng(1)
     lengths = torch.tensor([table.prompt_slots, max(1, table.prompt_slots // 2)], dtype=torch.int32)
-    states, step = {}, NUM_IMAGE_TOKENS - 1
+    states, step = {}, table.grid.num_tokens - 1
     feeds = {"step": np.array([step], np.int64), "prompt_length": lengths.numpy()}
     for layer, index, group in head_groups(table):
         if CacheTensor(layer, index, "position").past not in wanted:
@@ -248,7 +249,7 @@ def _check_evict(
         for part in ("position", "score"):
             if CacheTensor(layer, index, part).past in wanted:
                 feeds[CacheTensor(layer, index, part).past] = getattr(state, part).numpy().copy()
-        release_full_heads(state, group, lengths, position, table.score_decay)
+        release_full_heads(state, group, lengths, position, table.score_decay, table.grid.width)
     names = [tensor.name for tensor in spec.outputs]
     found = dict(
         zip(

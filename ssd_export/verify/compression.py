@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from ssd_export.config import NUM_IMAGE_TOKENS, ModelConfig
+from ssd_export.config import ModelConfig
 from ssd_export.dtypes import DTYPES
 from ssd_export.export.graphs import head_groups
 from ssd_export.policy.schedule import tokens_dropped
@@ -41,7 +41,7 @@ def check_compression(
                 f" {group.num_heads} of {group.num_slots}"
             )
             divergence = Divergence(what, layer=layer, group=index)
-    size, rows = DTYPES[dtype].num_bytes, 2 * num_images
+    size, rows = DTYPES[dtype].num_bytes, config.rows_per_image * num_images
     figures: dict[str, Any] = {
         "groups": groups,
         "bytes_allocated": probe.cache_bytes(),
@@ -54,7 +54,7 @@ def check_compression(
             / table.full_image_cache_bytes(config, size, rows)
         ),
     }
-    return Rung("compression", figures, divergence or _over_promise(figures))
+    return Rung("compression", figures, divergence or _over_promise(figures, table.grid.num_tokens))
 
 
 def _mean_image_slots(groups: list[dict[str, Any]], table: PolicyTable) -> float:
@@ -62,13 +62,13 @@ def _mean_image_slots(groups: list[dict[str, Any]], table: PolicyTable) -> float
     return sum(group["heads"] * (group["slots"] - table.prompt_slots) for group in groups) / heads
 
 
-def _over_promise(figures: dict[str, Any]) -> Divergence | None:
+def _over_promise(figures: dict[str, Any], num_tokens: int) -> Divergence | None:
     if figures["bytes_allocated"] != figures["bytes_promised"]:
         return Divergence(
             f"{figures['bytes_allocated']:,} cache bytes are allocated, promised are"
             f" {figures['bytes_promised']:,}"
         )
-    allowed = figures["budget"] * NUM_IMAGE_TOKENS
+    allowed = figures["budget"] * num_tokens
     if figures["image_slots_mean"] > allowed + 1e-6:
         return Divergence(
             f"the cache is not compressed: {figures['image_slots_mean']:.1f} image slots a head are"
@@ -87,7 +87,7 @@ def check_dropped(
     for layer, index, _ in head_groups(table):
         held += (probe.part(layer, index, "position") >= 0).sum(axis=(1, 2))
     num_heads = sum(group.num_heads for _, _, group in head_groups(table))
-    dropped = num_heads * (lengths + NUM_IMAGE_TOKENS - 1) - held
+    dropped = num_heads * (lengths + table.grid.num_tokens - 1) - held
     promised = [tokens_dropped(table, int(length)) for length in lengths]
     for row, (counted, wanted) in enumerate(zip(dropped.tolist(), promised, strict=True)):
         if counted != wanted:

@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 
 from ssd_export.bundle import Bundle
-from ssd_export.config import NUM_IMAGE_TOKENS
 from ssd_export.export.graphs import head_groups, part_names
 from ssd_export.metrics.similarity import psnr, ssim
 from ssd_export.runtime.loop import decode, single_steps
@@ -48,7 +47,8 @@ class Ladder:
         self.subject, self.reference, self._progress = subject, reference, progress
         self.batch = prompt_batch(bundle, seed)
         self._groups = list(head_groups(self.table))
-        self._tokens = np.zeros((len(PROMPTS), NUM_IMAGE_TOKENS), np.int32)
+        self._num_tokens = self.config.grid.num_tokens
+        self._tokens = np.zeros((len(PROMPTS), self._num_tokens), np.int32)
         self._ties: list[int] = []  # steps
         self._first_tie: dict[int, int] = {}  # step by image
         self._borders: set[tuple[int, int]] = (
@@ -72,13 +72,13 @@ class Ladder:
         return Rung("layers", {"steps": FIRST_STEPS, "greatest_error": greatest})
 
     def logits(self) -> Rung:
-        """Slots, logits and draws of all 576 tokens; at the end the tokens that were dropped are
+        """Slots, logits and draws of all image tokens; at the end the tokens that were dropped are
         counted.
         """
         greatest, divergence = 0.0, None
         ranked: dict[tuple[int, int], tuple[np.ndarray, np.ndarray]] = {}
         self._ties, self._first_tie, self._borders = [], {}, set()
-        for step in self._lockstep("logits", NUM_IMAGE_TOKENS):
+        for step in self._lockstep("logits", self._num_tokens):
             divergence = self._compare_positions(step, ranked)
             if divergence is None and step not in self._ties[-1:]:
                 size = error(self.subject.logits(), self.reference.logits())
@@ -88,7 +88,7 @@ class Ladder:
                     if size > self.tolerance.logits
                     else self._compare_draws(step)
                 )
-            if divergence is None and len(self._ties) > MAX_TIE_SHARE * NUM_IMAGE_TOKENS:
+            if divergence is None and len(self._ties) > MAX_TIE_SHARE * self._num_tokens:
                 divergence = Divergence(
                     f"other tokens than the reference's were evicted {len(self._ties)} times,"
                     " always of equal scores",
@@ -111,14 +111,14 @@ class Ladder:
         """The subject on its own, from the same seed: each picture's tokens equal up to what
         rounding explains.
         """
-        for steps in self._decode(self.subject):
-            self._progress("tokens", steps.stop, NUM_IMAGE_TOKENS)
+        for steps in self._decode(self.subject, self._num_tokens):
+            self._progress("tokens", steps.stop, self._num_tokens)
         different = self.subject.tokens() != self._tokens
         figures: dict[str, Any] = {"agreement": float(1 - different.mean())}
         for image in np.flatnonzero(different.any(axis=1)).tolist():
             step = int(np.flatnonzero(different[image])[0])
             if (image, step) not in self._borders and self._first_tie.get(
-                image, NUM_IMAGE_TOKENS
+                image, self._num_tokens
             ) > step:
                 return Rung(
                     "tokens", figures, Divergence("another token was drawn", step, row=image)
@@ -149,7 +149,7 @@ class Ladder:
                 )
         return Rung("image", figures)
 
-    def _decode(self, runner: Probe, num_tokens: int = NUM_IMAGE_TOKENS) -> Iterator[range]:
+    def _decode(self, runner: Probe, num_tokens: int) -> Iterator[range]:
         return decode(runner, self.batch, self.table, single_steps(num_tokens))
 
     def _lockstep(self, stage: str, num_steps: int) -> Iterator[int]:

@@ -5,7 +5,7 @@
     ops          attention functions and evict graph against the rules, step by step
     weights      every tensor equals the checkpoint's (against checkpoint only)
     layers       keys, values, positions, scores of every head over the first steps
-    logits       all 576 steps with the reference's tokens, slots exact; tokens dropped are counted
+    logits       all steps with the reference's tokens, slots exact; tokens dropped are counted
     tokens       drawn alone from the same seed
     image        pixels
 The first rung that fails ends the climb: what stands above it cannot be right.

@@ -115,7 +115,7 @@ def test_a_report_keeps_what_was_measured_when_a_part_breaks(
 ) -> None:
     memory = dict(engines=1, weights=1, buffers=1, caches=1)
     cost = dict(weight_bytes=10**9, cache_bytes=0, operations=1)
-    speed = gpu_speed.Speed("full 1", True, 1, 0.575, 1.0, 1.0, memory, "1", cost)
+    speed = gpu_speed.Speed("full 1", True, 1, 575, 0.575, 1.0, 1.0, memory, "1", cost)
 
     def breaks(shape: str, batches: tuple[int, ...], say: object) -> Iterator[gpu_speed.Speed]:
         yield speed
@@ -158,10 +158,10 @@ def test_a_sanitizer_that_is_not_installed_is_not_run(monkeypatch: pytest.Monkey
 def test_the_kernel_check_sees_a_wrong_kernel(fault: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The reference in the kernel's place, right and wrong."""
 
-    def kernel(query, key, value, state, group, lengths, position, decay):
+    def kernel(query, key, value, state, group, lengths, position, decay, grid_width):
         wide = [part.float() for part in (query, key, value)]
         held = GroupState(state.key.float(), state.value.float(), state.position, state.score)
-        out = decode_attention(*wide, held, group, lengths, position, decay)
+        out = decode_attention(*wide, held, group, lengths, position, decay, grid_width)
         state.key.copy_(held.key)
         state.value.copy_(held.value)
         if fault == "score" and state.score is not None:

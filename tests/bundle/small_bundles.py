@@ -22,6 +22,7 @@ from ssd_export.export.graphs import (
     image_decoder_spec,
     prefill_spec,
 )
+from ssd_export.model.families import janus
 from ssd_export.policy.presets import make_policy
 from ssd_export.policy.table import PolicyTable
 
@@ -39,7 +40,9 @@ MODEL = ModelConfig(
     codebook_size=64,
     codebook_dim=8,
     vq=VQConfig(32, 32, (1, 1), 1),
-    image_size=48,
+    family=janus.NAME,
+    grid=janus.GRID,
+    rows_per_image=janus.ROWS_PER_IMAGE,
 )
 WEIGHTS = bytes(index % 251 for index in range(MODEL.vocab_size * MODEL.hidden_size * 2))
 

@@ -270,6 +270,16 @@ def test_a_missing_or_cut_file_is_named(tmp_path: Path, name: str) -> None:
         assert name in one_line(cut) and name in one_line(missing)
 
 
+def test_an_earlier_schema_names_the_command_that_exports_again(tmp_path: Path) -> None:
+    path = write(tmp_path / "bundle")
+    values = json.loads((path / CONFIG).read_text())
+    (path / CONFIG).write_text(json.dumps({**values, "schema_version": 1}))
+    with pytest.raises(
+        UserError, match=f"schema version 1, .*`ssd-export export --out {path} --force`"
+    ):
+        open_bundle(path)
+
+
 def test_a_future_schema_names_the_tool_version(tmp_path: Path) -> None:
     path = write(tmp_path / "b")
     values = json.loads((path / CONFIG).read_text())

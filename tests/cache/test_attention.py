@@ -16,6 +16,7 @@ from torch import Tensor
 from ssd_export.cache.attention import decode_attention, fill_from_prompt, prefill_attention
 from ssd_export.cache.state import GroupState
 from ssd_export.errors import UserError
+from ssd_export.model.families.janus import GRID
 from ssd_export.policy.presets import HeadGroup, Rule, check_group
 from ssd_export.verify.tolerances import TOLERANCES
 from tests.cases import (
@@ -66,6 +67,7 @@ class Reference:
             data.prompt_length,
             data.prompt_length + index,
             self.case.score_decay,
+            self.case.grid_width,
         )
         return out.float().numpy(), *self.held()
 
@@ -105,7 +107,7 @@ def kept_tokens(position: np.ndarray, length: int) -> Tensor:
 
 @pytest.mark.parametrize("case", CASES + INT8_CASES, ids=lambda case: case.name)
 def test_reference_equals_the_oracle_slot_for_slot(case: Case) -> None:
-    check_group(case.group, case.prompt_slots)
+    check_group(case.group, case.prompt_slots, case.grid)
     assert_matches_oracle(case, Reference(case))
 
 
@@ -132,7 +134,7 @@ def random_cases(draw: st.DrawFn) -> Case:
     columns = sum(1 << column for column in draw(st.sets(st.integers(0, 23), max_size=2)))
     rule = Rule(draw(st.integers(-1, 6)), draw(st.integers(0, 10)), draw(st.booleans()), columns)
     evict_every = draw(st.sampled_from((1, 2, 5, 6, 13, 24)))
-    least = max(prompt_slots + 1, rule.num_protected(prompt_slots) + evict_every)
+    least = max(prompt_slots + 1, rule.num_protected(prompt_slots, GRID) + evict_every)
     lengths = draw(st.lists(st.integers(1, prompt_slots), min_size=1, max_size=3))
     return Case(
         "random",
@@ -153,14 +155,14 @@ def random_cases(draw: st.DrawFn) -> Case:
 @settings(max_examples=120)
 @given(random_cases())
 def test_random_rules_equal_the_oracle(case: Case) -> None:
-    check_group(case.group, case.prompt_slots)
+    check_group(case.group, case.prompt_slots, case.grid)
     assume(expected(case).smallest_gap > TIGHT)
     assert_matches_oracle(case, Reference(case))
 
 
 @pytest.mark.parametrize("name", ["full", "full-gqa"])
 def test_full_equals_plain_causal_attention_to_the_last_token(name: str) -> None:
-    case = replace(BY_NAME[name], steps=575)
+    case = replace(BY_NAME[name], steps=GRID.num_tokens - 1)
     backend = Reference(case)
     backend.prefill()
     for index in range(case.steps):
@@ -170,7 +172,7 @@ def test_full_equals_plain_causal_attention_to_the_last_token(name: str) -> None
                 wanted = dense_attention(case, backend.data, row, index)
                 np.testing.assert_allclose(out[row], wanted.numpy(), rtol=TIGHT, atol=TIGHT)
     held = (position >= 0).sum(-1)
-    assert (held == backend.data.prompt_length.numpy()[:, None] + 575).all(), (
+    assert (held == backend.data.prompt_length.numpy()[:, None] + case.steps).all(), (
         "nothing may be evicted"
     )
 
@@ -255,14 +257,23 @@ def protected_tokens(rule: Rule, length: int, newest: int) -> set[int]:
     sinks = range(length if rule.num_sinks < 0 else rule.num_sinks)
     recent = range(max(newest - rule.num_recent + 1, 0), newest)
     pinned = (
-        token for token in range(length, newest) if rule.pinned_columns >> (token - length) % 24 & 1
+        token
+        for token in range(length, newest)
+        if rule.pinned_columns >> (token - length) % GRID.width & 1
     )
     return {token for token in (*sinks, *recent, *pinned) if token < newest}
 
 
 def loses_a_protected_token(rule: Rule, num_slots: int, evict_every: int) -> bool:
     case = Case(
-        "r9", rule, num_slots, evict_every, num_heads=1, head_dim=1, prompt_lengths=(5,), steps=575
+        "r9",
+        rule,
+        num_slots,
+        evict_every,
+        num_heads=1,
+        head_dim=1,
+        prompt_lengths=(5,),
+        steps=GRID.num_tokens - 1,
     )
     backend = Reference(case)
     backend.prefill()
@@ -275,11 +286,11 @@ def loses_a_protected_token(rule: Rule, num_slots: int, evict_every: int) -> boo
 
 @pytest.mark.parametrize("rule, evict_every", R9_RULES)
 def test_r9_is_exact_on_both_sides(rule: Rule, evict_every: int) -> None:
-    least = rule.num_protected(prompt_slots=5) + evict_every
-    check_group(HeadGroup(rule, least, evict_every, 1), prompt_slots=5)
+    least = rule.num_protected(5, GRID) + evict_every
+    check_group(HeadGroup(rule, least, evict_every, 1), 5, GRID)
     assert not loses_a_protected_token(rule, least, evict_every)
     with pytest.raises(UserError, match=f"image slots >= {least - 5}"):
-        check_group(HeadGroup(rule, least - 1, evict_every, 1), prompt_slots=5)
+        check_group(HeadGroup(rule, least - 1, evict_every, 1), 5, GRID)
     assert loses_a_protected_token(rule, least - 1, evict_every)
 
 

@@ -8,16 +8,18 @@ import torch
 from ssd_export.cache.attention import decode_attention, fill_from_prompt, prefill_attention
 from ssd_export.cache.replay import DenseAttention, attend_with_option
 from ssd_export.cache.state import GroupState
-from ssd_export.policy.menu import MENU, mostly_recent, scored, window
+from ssd_export.config import Grid
+from ssd_export.model.families.janus import GRID
+from ssd_export.policy.menu import menu, mostly_recent, scored, window
 from ssd_export.policy.table import HeadGroup, HeadOption, Rule
 
 ROWS, HEADS, SIZE, DIM = 2, 3, 2, 8
 OPTIONS = (
     window(16),
     window(25),
-    scored(64),
-    scored(48),
-    mostly_recent(32),
+    scored(64, GRID),
+    scored(48, GRID),
+    mostly_recent(32, GRID),
     HeadOption(Rule(-1, 0, False), 40, 6),
     HeadOption(Rule(4, 0, False), 30, 1),
     HeadOption(Rule(20, 5, False), 40, 7),
@@ -65,6 +67,7 @@ def token_by_token(
             lengths,
             torch.full((ROWS,), t),
             decay,
+            GRID.width,
         )
         for t in range(prompt, query.shape[2])
     ]
@@ -77,7 +80,7 @@ def test_equals_the_reference_token_by_token(
     option: HeadOption, prompt: int, slots: int, decay: float
 ) -> None:
     query, key, value = sequence(prompt + 190, seed=prompt)
-    dense = DenseAttention.compute(query, key, value, prompt)
+    dense = DenseAttention.compute(query, key, value, prompt, GRID)
     before = [tensor.clone() for tensor in (dense.logits, dense.probs, dense.out)]
     got = attend_with_option(dense, option, slots, decay)
     wanted = token_by_token(query, key, value, option, prompt, slots, decay)
@@ -90,20 +93,20 @@ def test_equals_the_reference_token_by_token(
 
 def test_enough_slots_is_full_attention() -> None:
     query, key, value = sequence(100, seed=1)
-    dense = DenseAttention.compute(query, key, value, 10)
+    dense = DenseAttention.compute(query, key, value, 10, GRID)
     expected = torch.nn.functional.scaled_dot_product_attention(
         query, key, value, is_causal=True, enable_gqa=True
     )
     full = attend_with_option(dense, window(90), 10)
     torch.testing.assert_close(full.flatten(1, 2), expected[:, :, 10:], rtol=1e-4, atol=1e-5)
-    torch.testing.assert_close(attend_with_option(dense, scored(66), 34), full)
+    torch.testing.assert_close(attend_with_option(dense, scored(66, GRID), 34), full)
 
 
 def test_a_token_that_had_all_the_attention_can_leave() -> None:
     """exp() of what is left would underflow beside the token that was evicted."""
     query, key, value = sequence(80, seed=2)
     key[:, :, 12] *= 400
-    dense = DenseAttention.compute(query, key, value, 10)
+    dense = DenseAttention.compute(query, key, value, 10, GRID)
     for option in (window(16), HeadOption(Rule(-1, 20, True), 30, 6)):
         got = attend_with_option(dense, option, 10)
         assert got.isfinite().all()
@@ -112,13 +115,16 @@ def test_a_token_that_had_all_the_attention_can_leave() -> None:
         )
 
 
-def test_the_menu_is_valid_for_any_prompt() -> None:
+@pytest.mark.parametrize("side", [8, 16, 24, 32])
+def test_the_menu_is_valid_for_any_prompt(side: int) -> None:
     from ssd_export.policy.table import check_group
 
-    for option in MENU:
+    grid = Grid(side, side)
+    for option in menu(grid):
         for prompt_slots in (1, 64):
             check_group(
                 HeadGroup(option.rule, prompt_slots + option.image_slots, option.evict_every, 1),
                 prompt_slots,
+                grid,
             )
-    assert len(set(MENU)) == len(MENU)
+    assert len(set(menu(grid))) == len(menu(grid))

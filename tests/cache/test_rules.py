@@ -9,6 +9,7 @@ import torch
 from ssd_export.cache.attention import release_full_heads
 from ssd_export.cache.rules import release, retention, slot_for_new_token
 from ssd_export.cache.state import GroupState
+from ssd_export.model.families.janus import GRID
 from ssd_export.policy.presets import HeadGroup, Rule
 
 INF = math.inf
@@ -19,7 +20,9 @@ def retained(
 ) -> list[float]:
     position = torch.tensor(positions, dtype=torch.int32)[None, None]
     score = torch.tensor(scores)[None, None]
-    values = retention(position, score, rule, torch.tensor([prompt_length]), torch.tensor([newest]))
+    values = retention(
+        position, score, rule, torch.tensor([prompt_length]), torch.tensor([newest]), GRID.width
+    )
     assert values.dtype == torch.float32
     return values.flatten().tolist()
 
@@ -48,7 +51,9 @@ def test_r3_pins_grid_columns_of_image_tokens_only() -> None:
 def test_r3_takes_each_rows_own_prompt_length() -> None:
     position = torch.arange(6, dtype=torch.int32).expand(2, 1, 6)
     length, newest = torch.tensor([1, 3]), torch.tensor([6, 5])
-    values = retention(position, torch.zeros(2, 1, 6), Rule(-1, 2, True), length, newest)
+    values = retention(
+        position, torch.zeros(2, 1, 6), Rule(-1, 2, True), length, newest, GRID.width
+    )
     assert values[:, 0].tolist() == [[INF, 0, 0, 0, 0, INF], [INF, INF, INF, 0, INF, INF]]
 
 
@@ -71,7 +76,9 @@ def test_r7_releases_only_full_heads_and_decays_only_their_scores() -> None:
     state = GroupState.empty(2, group, head_dim=1)
     state.position[:] = torch.tensor([[[0, 1, 2], [0, -1, 2]], [[-1, -1, 2], [2, 1, 0]]])
     state.score[:] = torch.tensor([1.0, 3.0, 2.0])
-    release_full_heads(state, group, torch.tensor([1, 1]), torch.tensor([3, 3]), score_decay=0.5)
+    release_full_heads(
+        state, group, torch.tensor([1, 1]), torch.tensor([3, 3]), score_decay=0.5, grid_width=4
+    )
     assert state.position.tolist() == [[[-1, 1, -1], [0, -1, 2]], [[-1, -1, 2], [-1, 1, -1]]]
     assert state.score.tolist() == [
         [[0.5, 1.5, 1.0], [1.0, 3.0, 2.0]],

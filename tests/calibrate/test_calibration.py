@@ -24,6 +24,7 @@ from ssd_export.calibrate.neighbourhood import Neighbourhood
 from ssd_export.calibrate.ranks import rank_correlation
 from ssd_export.errors import UserError
 from ssd_export.model.checkpoint import Checkpoint, open_checkpoint
+from ssd_export.model.families.janus import GRID
 from ssd_export.model.prompt import PromptEncoder
 from ssd_export.policy.head_map import HeadMap
 from ssd_export.policy.menu import scored, window
@@ -46,7 +47,7 @@ SPEC = CalibrationSpec(
     5,
     Sampling(2.0, 1.0),
     32,
-    (window(32), window(128), scored(64), scored(128), window(576)),
+    (window(32), window(128), scored(64, GRID), scored(128, GRID), window(576)),
 )
 
 
@@ -78,7 +79,9 @@ def test_draws_what_transformers_draws(checkpoint: Checkpoint) -> None:
     """Prompts of different length in one batch, greedy."""
     prompts = ["a red circle", "two green triangles beside the yellow star on white"]
     encoded = PromptEncoder.from_file(checkpoint.tokenizer_path).encode(prompts, 64)
-    tokens = draw_pictures(load_model(checkpoint), encoded, uniforms(0, 2), Sampling(2.0, 0.0))
+    tokens = draw_pictures(
+        load_model(checkpoint), encoded, uniforms(0, 2, GRID.num_tokens), Sampling(2.0, 0.0)
+    )
     wanted, gap = oracle_tokens(build_model(TINY), train_tokenizer(), prompts, cfg_scale=2.0)
     assert gap > 1e-4
     np.testing.assert_array_equal(tokens, wanted.numpy())
@@ -204,7 +207,7 @@ def test_without_guidance_the_unconditional_row_counts_for_nothing(
 def test_the_plots_show_tokens_with_contrast_around_them() -> None:
     picture = np.full((96, 96, 3), 200, np.uint8)
     picture[30:34, 42:46] = 0  # grid row 7 or 8, column 10 or 11: in the upper part alone
-    (token,) = chosen_tokens(picture)
+    (token,) = chosen_tokens(picture, GRID)
     assert token // 24 in (7, 8) and token % 24 in (10, 11)
     picture[82:86, 22:26] = 90
-    assert [query // 24 // 6 for query in chosen_tokens(picture)] == [1, 3]
+    assert [query // 24 // 6 for query in chosen_tokens(picture, GRID)] == [1, 3]

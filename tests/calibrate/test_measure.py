@@ -18,6 +18,7 @@ from ssd_export.errors import UserError
 from ssd_export.metrics.teacher_forced import Replay
 from ssd_export.model.checkpoint import open_checkpoint
 from ssd_export.model.decoder import ImageTokenModel
+from ssd_export.model.families.janus import GRID
 from ssd_export.model.prompt import PromptEncoder
 from ssd_export.policy.menu import scored, window
 from ssd_export.policy.presets import policy_from_head_options
@@ -29,7 +30,7 @@ TINY = {
     "mha": TinyJanus(num_layers=2, num_heads=2, num_kv_heads=2),
     "gqa": TinyJanus(num_layers=2, num_heads=4, num_kv_heads=2, seed=1),
 }
-OPTIONS = (window(25), scored(64), HeadOption(Rule(-1, 0, True), 90, 6), window(576))
+OPTIONS = (window(25), scored(64, GRID), HeadOption(Rule(-1, 0, True), 90, 6), window(576))
 PROMPT = "two green triangles"
 PROMPT_SLOTS = 24
 GUIDED = Sampling(5.0, 1.0)
@@ -86,7 +87,7 @@ def measured(
     spec = CalibrationSpec(
         (PROMPT, "x"),
         1,
-        Neighbourhood.parse(neighbourhood),
+        Neighbourhood.parse(neighbourhood, GRID),
         0,
         sampling,
         PROMPT_SLOTS,
@@ -149,7 +150,7 @@ def test_window_cost_equals_brute_force(reference: Reference) -> None:
     conditional, unconditional = model.image_logits(hidden[:, start - 1 :])
     guided = unconditional + 5.0 * (conditional - unconditional)
     likelihood = (guided / SOFTENING).log_softmax(-1)
-    signs = random_signs(np.random.default_rng([0, 1]), guided.shape[1]).double()
+    signs = random_signs(np.random.default_rng([0, 1]), tuple(guided.shape)).double()
     signed = (likelihood * likelihood.exp().sqrt().detach() * signs).sum()
     for layer, gradient in enumerate(torch.autograd.grad(signed, reads)):
         for head in range(config.num_kv_heads):
@@ -228,14 +229,14 @@ def test_signs_give_fishers_information() -> None:
 )
 def test_neighbourhoods_that_are_none(text: str) -> None:
     with pytest.raises(UserError, match="use 1d:48"):
-        Neighbourhood.parse(text)
+        Neighbourhood.parse(text, GRID)
 
 
 def test_one_row_above_is_in_both_neighbourhoods() -> None:
     for text in ("1d:25", "2d:1"):
-        mask = Neighbourhood.parse(text).mask(575)
+        mask = Neighbourhood.parse(text, GRID).mask(575, GRID.width)
         assert mask[30, 6] and mask[30, 30] and not mask[100, 30]
-    assert not Neighbourhood.parse("1d:24").mask(575)[30, 6]
-    assert not Neighbourhood.parse("2d:1").mask(575)[24, 23], (
+    assert not Neighbourhood.parse("1d:24", GRID).mask(575, GRID.width)[30, 6]
+    assert not Neighbourhood.parse("2d:1", GRID).mask(575, GRID.width)[24, 23], (
         "the end of the row above is far away on the grid"
     )

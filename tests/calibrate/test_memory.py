@@ -16,6 +16,7 @@ from ssd_export.calibrate.generate import load_model
 from ssd_export.calibrate.measure import HeadSums
 from ssd_export.calibrate.neighbourhood import Neighbourhood
 from ssd_export.model.checkpoint import open_checkpoint
+from ssd_export.model.families.janus import GRID
 from ssd_export.policy.menu import scored, window
 from ssd_export.sampling import Sampling
 from tests.janus_checkpoints import TinyJanus, write_transformers_checkpoint
@@ -24,7 +25,7 @@ PROMPT, BYTES_FLOAT = 9, 4
 TOKENS = PROMPT + 575
 ROWS = 2
 SPEC = CalibrationSpec(
-    ("x",), 1, Neighbourhood(1, 48), 0, Sampling(5.0, 1.0), 16, (window(32), scored(64))
+    ("x",), 1, Neighbourhood(1, 48), 0, Sampling(5.0, 1.0), 16, (window(32), scored(64, GRID))
 )
 
 

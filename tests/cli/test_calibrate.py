@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 from ssd_export.cli.main import main
+from ssd_export.model.families import janus
 from ssd_export.policy.head_map import HeadMap
 from tests.janus_checkpoints import TinyJanus, write_transformers_checkpoint
 
@@ -60,7 +61,16 @@ def calibrated(folder: Path) -> Path:
 
 
 def write_other(path: Path, num_layers: int = 2) -> Path:
-    HeadMap(num_layers, 2, 2, 64, metric=((0.1, 0.9),) * num_layers, threshold=0.2).save(path)
+    HeadMap(
+        janus.NAME,
+        janus.GRID,
+        num_layers,
+        2,
+        2,
+        64,
+        metric=((0.1, 0.9),) * num_layers,
+        threshold=0.2,
+    ).save(path)
     return path
 
 

@@ -310,7 +310,7 @@ class FakeGenerator:
     asked: dict[str, Any] = {}
 
     def __init__(self, path: Path) -> None:
-        self.bundle = open_bundle(path)
+        self.bundle, self.config = open_bundle(path), MODEL
         self.table = SimpleNamespace(name="h2o", budget=0.2)
         self.runner = SimpleNamespace(max_images=1000)
         self.cache = SimpleNamespace(

@@ -11,7 +11,6 @@ import pytest
 import torch
 from transformers import JanusForConditionalGeneration
 
-from ssd_export.config import NEIGHBOURHOOD
 from ssd_export.demo import codes
 from ssd_export.demo.batches import Mix, PromptIds, choose_places, draw_batch
 from ssd_export.demo.recipe import train_demo
@@ -28,6 +27,7 @@ from ssd_export.demo.train import (
 )
 from ssd_export.demo.train_decoder import DecoderRecipe
 from ssd_export.model.decoder import ImageTokenModel
+from ssd_export.model.families import janus
 from ssd_export.runtime.generate import ImageGenerator
 from tests.janus_checkpoints import oracle_tokens
 from tests.runtime.checkpoints import bundle
@@ -193,7 +193,7 @@ def test_spatial_heads_are_measured_as_calibrate_does(num_places: int) -> None:
                     mass = logits.softmax(0)[length:]
                     places = batch.places[row, : len(mass)]
                     on_image += mass.sum().item()
-                    outside += mass[places <= places[-1] - NEIGHBOURHOOD].sum().item()
+                    outside += mass[places <= places[-1] - janus.GRID.neighborhood].sum().item()
             assert metrics[head].item() == pytest.approx(outside / on_image, rel=1e-4)
     both = torch.cat(heads.metrics)
     assert heads.penalty(0.5).item() == pytest.approx(both.sort().values[:2].mean().item())

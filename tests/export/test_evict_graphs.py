@@ -6,11 +6,30 @@ from collections import Counter
 
 from ssd_export.config import ModelConfig, VQConfig
 from ssd_export.export.graphs import evict_specs
+from ssd_export.model.families import janus
 from ssd_export.policy.presets import HeadOption, Rule, make_policy, policy_from_head_options
 from ssd_export.policy.schedule import full_before, release_steps
 from ssd_export.policy.table import PolicyTable
 
-CONFIG = ModelConfig(100, 32, 2, 4, 4, 8, 64, 1e4, 1e-6, 1024, 16, 8, VQConfig(8, 8, (1, 1), 1), 96)
+CONFIG = ModelConfig(
+    100,
+    32,
+    2,
+    4,
+    4,
+    8,
+    64,
+    1e4,
+    1e-6,
+    1024,
+    16,
+    8,
+    VQConfig(8, 8, (1, 1), 1),
+    janus.NAME,
+    janus.GRID,
+    janus.ROWS_PER_IMAGE,
+)
+NUM_TOKENS = janus.GRID.num_tokens
 OPTIONS = [
     HeadOption(Rule(-1, 4, True), slots, every)
     for slots, every in ((30, 6), (48, 12), (64, 1), (30, 6))
@@ -41,6 +60,6 @@ def test_one_kind_needs_no_second_graph_and_no_release_none() -> None:
 
 def test_heads_are_full_after_the_slots_and_then_after_every_release() -> None:
     table = mixed()
-    steps = full_before((62, 6), [32, 30])
+    steps = full_before((62, 6), [32, 30], NUM_TOKENS)
     assert {31, 37, 33, 39} <= steps and not {30, 32, 34} & steps
-    assert release_steps(table, [32, 30]) == steps | full_before((80, 12), [32, 30])
+    assert release_steps(table, [32, 30]) == steps | full_before((80, 12), [32, 30], NUM_TOKENS)

@@ -21,7 +21,7 @@ class OrtBackend:
 
     def __init__(self, case: Case, dtype: str) -> None:
         self.case, self.data, self.dtype = case, inputs(case), dtype
-        releases = case.num_slots < case.prompt_slots + 576
+        releases = case.num_slots < case.prompt_slots + case.grid.num_tokens
         self.node = AttentionNode(
             case.rule,
             case.num_slots,
@@ -32,6 +32,7 @@ class OrtBackend:
             case.head_dim,
             dtype,
             releases,
+            case.grid_width,
             case.kv_dtype,
         )
         self.step_session = _session(self._step_model())

@@ -94,7 +94,15 @@ class Comparison:
         )
         position = data.prompt_length + step
         return attend(
-            query, key, value, state, case.group, data.prompt_length, position, case.score_decay
+            query,
+            key,
+            value,
+            state,
+            case.group,
+            data.prompt_length,
+            position,
+            case.score_decay,
+            case.grid_width,
         )
 
     def compare(self, dtype: torch.dtype) -> dict[str, object]:
@@ -157,7 +165,7 @@ def garbage_stays_inside() -> bool:
     state = GroupState(parts[0], parts[1], parts[2][..., 0], parts[3][..., 0])
     token = torch.ones(case.rows, case.num_heads, case.head_dim)
     zeros = torch.zeros(case.rows, dtype=torch.int32)
-    decode_attention(token, token, token, state, case.group, zeros, zeros + 9, 1.0)
+    decode_attention(token, token, token, state, case.group, zeros, zeros + 9, 1.0, case.grid_width)
     return all(bool((buffer[-padding:] == 7).all()) for buffer in buffers)
 
 

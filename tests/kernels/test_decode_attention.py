@@ -76,7 +76,7 @@ def call(**changed: torch.Tensor) -> None:
         "position": torch.zeros(3, dtype=torch.int64),
     }
     state.score = changed.pop("score", state.score)
-    decode_attention(**(given | changed), state=state, group=GROUP, score_decay=1.0)
+    decode_attention(**(given | changed), state=state, group=GROUP, score_decay=1.0, grid_width=4)
 
 
 @pytest.mark.parametrize(

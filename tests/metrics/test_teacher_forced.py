@@ -53,7 +53,7 @@ def test_the_replay_draws_what_the_exported_graphs_draw(
         tokens = generator(captions, seed=5, cfg_scale=2.0, temperature=1.0).tokens
     sequences = model.sequences(captions, tokens, 64, unconditional=True)
     logits = model.model.image_logits(model.hidden(sequences, table_of(path)))  # [4, 576, V]
-    randoms = torch.from_numpy(uniforms(5, 2))
+    randoms = torch.from_numpy(uniforms(5, 2, 576))
     drawn = torch.stack(
         [draw_tokens(logits[:, step], randoms[step], sampling) for step in range(576)], dim=1
     )

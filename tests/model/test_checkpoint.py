@@ -110,7 +110,11 @@ def test_llama_defaults_where_the_original_7b_config_is_silent() -> None:
     assert (config.head_dim, config.intermediate_size, config.rope_theta) == (128, 11008, 10000.0)
     assert (config.rms_norm_eps, config.max_positions, config.vocab_size) == (1e-6, 16384, 102400)
     assert (config.vq.channel_multipliers, config.vq.base_channels) == ((1, 1, 2, 2, 4), 128)
-    assert (config.vq.num_res_blocks, config.vq.latent_channels, config.image_size) == (2, 256, 384)
+    assert (config.vq.num_res_blocks, config.vq.latent_channels, config.image_width) == (
+        2,
+        256,
+        384,
+    )
 
 
 def test_a_transformers_config_of_before_version_5(both: tuple[Checkpoint, Checkpoint]) -> None:

@@ -10,9 +10,9 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import JanusForConditionalGeneration
 
-from ssd_export.config import NUM_IMAGE_TOKENS
 from ssd_export.model.checkpoint import Checkpoint, open_checkpoint
 from ssd_export.model.decoder import ImageTokenModel
+from ssd_export.model.families.janus import GRID
 from ssd_export.model.image_decoder import ImageDecoder
 from ssd_export.model.prompt import EncodedPrompts, PromptEncoder
 from tests.janus_checkpoints import (
@@ -79,7 +79,7 @@ def assert_pixels_equal(
     checkpoint: Checkpoint, oracle: JanusForConditionalGeneration, codes: Tensor
 ) -> None:
     pixels = load(ImageDecoder(checkpoint.config), checkpoint)(codes)
-    assert pixels.shape[1:] == (3, checkpoint.config.image_size, checkpoint.config.image_size)
+    assert pixels.shape[1:] == (3, checkpoint.config.image_height, checkpoint.config.image_width)
     assert torch.equal(pixels, oracle.model.vqmodel.decode(codes))
 
 
@@ -99,7 +99,7 @@ def draw(model: ImageTokenModel, encoded: EncodedPrompts, cfg_scale: float) -> T
     hidden = model(model.embed_text_tokens(ids), ahead.expand(rows, -1), cache)
     hidden = hidden[torch.arange(rows), lengths - 1]
     tokens = []
-    for step in range(NUM_IMAGE_TOKENS):
+    for step in range(GRID.num_tokens):
         conditional, unconditional = model.image_logits(hidden).chunk(2)
         tokens.append((unconditional + cfg_scale * (conditional - unconditional)).argmax(-1))
         held = F.pad(held, (0, 1), value=True)
@@ -147,8 +147,8 @@ def test_image_decoder_with_five_levels_equals_transformers(tmp_path: Path) -> N
     """
     tiny = TinyJanus(channel_multipliers=(1, 1, 2, 2, 4))
     checkpoint = open_checkpoint(write_original_checkpoint(tmp_path, tiny))
-    assert checkpoint.config.image_size == 384
+    assert checkpoint.config.image_width == 384
     codes = torch.randint(
-        0, tiny.codebook_size, (1, NUM_IMAGE_TOKENS), generator=torch.Generator().manual_seed(0)
+        0, tiny.codebook_size, (1, GRID.num_tokens), generator=torch.Generator().manual_seed(0)
     )
     assert_pixels_equal(checkpoint, build_model(tiny), codes)

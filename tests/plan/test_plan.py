@@ -10,8 +10,8 @@ import pytest
 
 from ssd_export.cli.plan import Device, PlanSpec, commands, find_device, plan_of
 from ssd_export.errors import UserError
+from ssd_export.model.families import PUBLISHED, published_shape
 from ssd_export.plan.fit import Settings, fit
-from ssd_export.plan.shapes import PUBLISHED, published_shape
 from ssd_export.plan.stages import Plan, time_class
 
 SPEC = PlanSpec("janus-pro-1b", None, None, None, "model", None, 1, 64, "fp16", None)

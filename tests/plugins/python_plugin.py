@@ -19,6 +19,7 @@ INTEGERS = (
     "num_recent",
     "by_score",
     "pinned_columns",
+    "grid_width",
     "evict_every",
     "kernel_head_dim",
     "kernel_max_slots",

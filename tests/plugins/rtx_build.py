@@ -18,6 +18,7 @@ import tensorrt_rtx as trt
 
 from ssd_export.export.functions import DOMAIN, OP_TYPE, AttentionNode
 from ssd_export.kernels.image import KernelImage, Variant, attach_kernel
+from ssd_export.model.families.janus import GRID
 from ssd_export.policy.presets import Rule
 
 PTX = (
@@ -47,7 +48,9 @@ def model(groups: list[tuple[Rule, int, int]], changed: dict, shapes: dict) -> i
     float16, float32, int32 = ir.DataType.FLOAT16, ir.DataType.FLOAT, ir.DataType.INT32
     for number, (rule, num_slots, evict_every) in enumerate(groups):
         attributes = (
-            AttentionNode(rule, num_slots, 2, evict_every, 1.0, 2, 64, "float16", True).attributes()
+            AttentionNode(
+                rule, num_slots, 2, evict_every, 1.0, 2, 64, "float16", True, GRID.width
+            ).attributes()
             | changed
         )
         slots = ("rows", 2, num_slots)
@@ -163,7 +166,7 @@ def main(library: str) -> None:
         "pinned_columns": {
             "groups": [scored],
             "kernel": kernel,
-            "changed": {"pinned_columns": 1 << 24},
+            "changed": {"pinned_columns": 1 << GRID.width},
         },
         "score missing": {"groups": [window], "kernel": kernel, "changed": {"by_score": 1}},
         "too many slots": {"groups": [(window[0], 1025, 1)], "kernel": kernel},

@@ -10,8 +10,9 @@ from itertools import product
 import numpy as np
 import pytest
 
-from ssd_export.config import NUM_IMAGE_TOKENS
 from ssd_export.errors import UserError
+from ssd_export.model.families import janus
+from ssd_export.model.families.janus import GRID
 from ssd_export.policy.allocation import allocate, predicted_error
 from ssd_export.policy.head_map import HeadMap
 from ssd_export.policy.presets import make_policy, policy_from_head_options
@@ -22,7 +23,7 @@ SIZES = (16, 32, 64, 128, 256)
 MENU = (
     *(HeadOption(Rule(-1, 0, False), size, 1) for size in SIZES),
     *(HeadOption(Rule(-1, size // 2, True), size, min(24, size // 4)) for size in SIZES),
-    HeadOption(Rule(-1, 0, False), NUM_IMAGE_TOKENS, 1),
+    HeadOption(Rule(-1, 0, False), GRID.num_tokens, 1),
 )
 
 
@@ -37,11 +38,13 @@ def head_map(num_layers: int, num_heads: int, seed: int = 0) -> HeadMap:
         scale, decay = 10 ** rng.uniform(-4, -1), rng.uniform(0.5, 2)
         liking = {True: rng.uniform(0.2, 2), False: 1.0}
         for index, option in enumerate(MENU):
-            rest = 1 - option.image_slots / NUM_IMAGE_TOKENS
+            rest = 1 - option.image_slots / GRID.num_tokens
             costs[layer, head, index] = (
                 scale * liking[option.rule.by_score] * rest * option.image_slots**-decay
             )
     return HeadMap(
+        janus.NAME,
+        GRID,
         num_layers,
         num_heads,
         num_heads,
@@ -74,7 +77,7 @@ def test_not_far_from_the_best_of_all_choices(groups: int, budget: float) -> Non
     for seed in range(3):
         costs = head_map(2, 2, seed)
         found = allocate(costs, budget, groups)
-        best = best_by_trying_everything(costs, int(budget * NUM_IMAGE_TOKENS * 4), groups)
+        best = best_by_trying_everything(costs, int(budget * GRID.num_tokens * 4), groups)
         assert best <= found.cost * (1 + 1e-9) and found.cost <= 2 * best
 
 
@@ -86,7 +89,7 @@ def test_next_to_the_lower_bound_with_many_heads(budget: float) -> None:
     costs = head_map(12, 3, seed=7)
     table = np.asarray(costs.costs).reshape(-1, len(MENU))[:, ELIGIBLE]
     slots = np.array([MENU[index].image_slots for index in ELIGIBLE])
-    total = int(budget * NUM_IMAGE_TOKENS * 36)
+    total = int(budget * GRID.num_tokens * 36)
     bound = max(
         (table + p * slots).min(axis=1).sum() - p * total for p in np.geomspace(1e-9, 1e-1, 400)
     )
@@ -98,7 +101,7 @@ def test_keeps_the_budget_and_uses_it(groups: int) -> None:
     costs, last = head_map(6, 8), np.inf
     for budget in (0.03, 0.05, 0.1, 0.2, 0.5, 0.9):
         found = allocate(costs, budget, groups)
-        limit = budget * NUM_IMAGE_TOKENS * 48
+        limit = budget * GRID.num_tokens * 48
         assert found.image_slots == sum(
             option.image_slots for layer in found.heads for option in layer
         )

@@ -89,7 +89,8 @@ def _option(image_slots: int, evict_every: int = 1) -> dict:
 @pytest.mark.parametrize(
     "damage, message",
     [
-        ({"version": 2}, "version 2, this tool reads 1"),
+        ({"version": 1}, "version 1, this tool reads 2"),
+        ({"grid": None}, "not a whole head map"),
         ({"metric": [[0.1] * 6] * 2}, r"metric has 2 rows of \[6\] heads, 3 rows of 6 wanted"),
         ({"metric": [[0.1] * 5] * 3}, r"rows of \[5\] heads"),
         ({"metric": [[0.1] * 6, [0.1] * 5, [0.1] * 6]}, r"rows of \[5, 6\] heads"),

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from ssd_export.cache.attention import decode_attention, fill_from_prompt, prefill_attention
 from ssd_export.cache.state import GroupState
 from ssd_export.config import ModelConfig, VQConfig
+from ssd_export.model.families import janus
 from ssd_export.policy.layout import (
     group_slices,
     head_rows,
@@ -50,7 +51,9 @@ def config_of(num_layers: int, num_kv_heads: int, query_group_size: int = 1) -> 
         16,
         8,
         VQConfig(8, 8, (1, 1), 1),
-        96,
+        janus.NAME,
+        janus.GRID,
+        janus.ROWS_PER_IMAGE,
     )
 
 
@@ -87,7 +90,7 @@ def random_layers(draw: st.DrawFn) -> tuple[list[HeadOption], int, float, int]:
     for _ in range(draw(st.integers(1, 3))):
         rule = Rule(draw(st.sampled_from((-1, 0, 4))), draw(st.integers(0, 6)), draw(st.booleans()))
         evict_every = draw(st.sampled_from((1, 6, 24)))
-        least = max(1, rule.num_protected(PROMPT_SLOTS) + evict_every - PROMPT_SLOTS)
+        least = max(1, rule.num_protected(PROMPT_SLOTS, janus.GRID) + evict_every - PROMPT_SLOTS)
         kinds.append(HeadOption(rule, least + draw(st.integers(0, 6)), evict_every))
     options = [draw(st.sampled_from(kinds)) for _ in range(draw(st.integers(1, 5)))]
     decay = draw(st.sampled_from((0.0, 0.9, 1.0)))
@@ -107,7 +110,7 @@ def test_random_tables_equal_the_oracle_head_by_head(
     case = Case(
         "layer",
         Rule(-1, 0, False),
-        PROMPT_SLOTS + 576,
+        PROMPT_SLOTS + janus.GRID.num_tokens,
         num_heads=len(options),
         query_group_size=size,
         score_decay=decay,
@@ -174,6 +177,7 @@ def run_layer(table: PolicyTable, case: Case) -> tuple[np.ndarray, dict[int, np.
                 length,
                 length + step,
                 table.score_decay,
+                table.grid.width,
             )
             for state, (group, heads, wide) in zip(states, parts)
         ]

@@ -15,12 +15,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ssd_export.config import ModelConfig, VQConfig
+from ssd_export.config import ModelConfig
 from ssd_export.errors import UserError
+from ssd_export.model.families import PUBLISHED, janus
 from ssd_export.policy.head_map import HeadMap, find_head_map
 from ssd_export.policy.presets import (
     HEAD_TYPE_POLICIES,
-    MARGIN_COLUMNS,
     POLICIES,
     HeadGroup,
     HeadOption,
@@ -28,17 +28,16 @@ from ssd_export.policy.presets import (
     Rule,
     check_group,
     make_policy,
+    margin_columns,
     needs_head_map,
     policy_from_head_options,
 )
 from ssd_export.typed_json import parse_json
 
-VQ = VQConfig(512, 128, (1, 1, 2, 2, 4), 2)
-JANUS_1B = ModelConfig(102400, 2048, 24, 16, 16, 128, 5632, 1e4, 1e-6, 16384, 16384, 8, VQ, 384)
-JANUS_7B = replace(JANUS_1B, hidden_size=4096, num_layers=30, num_heads=32, num_kv_heads=32)
+JANUS_1B, JANUS_7B = (PUBLISHED[f"janus-pro-{size}"] for size in ("1b", "7b"))
 GQA = replace(JANUS_1B, hidden_size=64, num_layers=3, num_heads=6, num_kv_heads=2)
 GQA_METRIC = ((0.0, 0.1, 0.4, 0.9, 0.9, 0.9), (0.1,) * 6, (0.3, 0.3, 0.3, 0.0, 0.0, 0.1))
-GQA_MAP = HeadMap(3, 6, 2, 64, GQA_METRIC, 0.2)
+GQA_MAP = HeadMap(janus.NAME, janus.GRID, 3, 6, 2, 64, GQA_METRIC, 0.2)
 ONE_SIZE = ("streaming-llm", "h2o", "tova", "linear")
 
 
@@ -70,7 +69,10 @@ def test_the_tables_at_a_fifth() -> None:
     assert kinds(policy("ssd")) == {window, (Rule(-1, 85, True), 170, 1)}
     assert kinds(policy("ssd", num_recent=0)) == {window, (Rule(-1, 0, True), 170, 1)}
     assert kinds(policy("ssd-row")) == {window, (Rule(-1, 85, True), 170, 24)}
-    assert kinds(policy("margin")) == {window, (Rule(-1, 0, False, MARGIN_COLUMNS), 170, 24)}
+    assert kinds(policy("margin")) == {
+        window,
+        (Rule(-1, 0, False, margin_columns(janus.GRID)), 170, 24),
+    }
     assert {name for name in POLICIES if policy(name, 1.0).score_decay == 1.0} == set(POLICIES)
     assert [policy(name).score_decay for name in ("tova", "linear", "h2o", "ssd-row")] == [
         0.0,
@@ -244,7 +246,7 @@ def test_the_budget_a_message_names_works(options: dict) -> None:
 )
 def test_group_errors(group: HeadGroup, message: str) -> None:
     with pytest.raises(UserError, match=message):
-        check_group(group, prompt_slots=5)
+        check_group(group, 5, janus.GRID)
 
 
 def read_back(values: dict[str, object]) -> PolicyTable:

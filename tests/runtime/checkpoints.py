@@ -12,6 +12,7 @@ from tempfile import mkdtemp
 
 from ssd_export.export.exporter import ExportSpec, export_bundle
 from ssd_export.model.checkpoint import open_checkpoint
+from ssd_export.model.families import janus
 from ssd_export.policy.head_map import HeadMap
 from tests.janus_checkpoints import (
     TinyJanus,
@@ -75,6 +76,13 @@ def head_map_file(model: Path) -> Path:
     )
     path = scratch() / f"{model.name}-head-map.json"
     HeadMap(
-        config.num_layers, config.num_heads, config.num_kv_heads, config.hidden_size, metric, 0.4
+        janus.NAME,
+        janus.GRID,
+        config.num_layers,
+        config.num_heads,
+        config.num_kv_heads,
+        config.hidden_size,
+        metric,
+        0.4,
     ).save(path)
     return path

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ssd_export.model.families.janus import GRID
 from ssd_export.policy.schedule import release_steps
 from ssd_export.policy.table import HeadGroup, PolicyTable, Rule
 from ssd_export.runtime.loop import decode, grid_rows, single_steps
@@ -17,7 +18,7 @@ from ssd_export.runtime.runner import Runner
 from ssd_export.sampling import Sampling
 
 GROUP = HeadGroup(Rule(-1, 20, True), num_slots=100, evict_every=12, num_heads=2)
-TABLE = PolicyTable("h2o", 0.2, 32, 1.0, ((GROUP,),), head_order=((0, 1),))
+TABLE = PolicyTable("h2o", 0.2, 32, 1.0, GRID, ((GROUP,),), head_order=((0, 1),))
 
 
 class RecordingRunner(Runner):
@@ -69,7 +70,7 @@ def test_the_caller_decides_how_far_it_goes() -> None:
 
 @pytest.mark.parametrize("first", [1, 23, 24, 25, 300, 575])
 def test_rows_and_steps_cover_what_is_left(first: int) -> None:
-    for parts in (grid_rows(first), single_steps(first=first)):
+    for parts in (grid_rows(TABLE.grid, first), single_steps(576, first)):
         assert [step for part in parts for step in part] == list(range(first, 576))
         assert all(len({step // 24 for step in part}) == 1 for part in parts)
-    assert len(grid_rows()) == 24 and single_steps(1) == []
+    assert len(grid_rows(TABLE.grid)) == 24 and single_steps(1) == []

@@ -9,6 +9,8 @@ from hypothesis import strategies as st
 
 from ssd_export.runtime.uniforms import philox4x32, uniforms
 
+NUM_TOKENS = 576
+
 # Random123, tests/kat_vectors, philox4x32 10: counter, key, output.
 KNOWN_ANSWERS = [
     (
@@ -54,37 +56,41 @@ def test_philox_gives_the_published_answers(counter: str, key: str, output: str)
 @settings(max_examples=25)
 @given(st.integers(0, (1 << 64) - 1), st.integers(0, 575), st.integers(0, 4))
 def test_uniforms_equal_the_scalar_form(seed: int, step: int, image: int) -> None:
-    assert uniforms(seed, 5)[step, image] == scalar_uniform(seed, step, image)
+    assert uniforms(seed, 5, NUM_TOKENS)[step, image] == scalar_uniform(seed, step, image)
 
 
 def test_a_picture_does_not_depend_on_its_company() -> None:
-    many = uniforms(7, 9)
+    many = uniforms(7, 9, NUM_TOKENS)
     for num_images in (1, 2, 5):
-        np.testing.assert_array_equal(uniforms(7, num_images), many[:, :num_images])
+        np.testing.assert_array_equal(uniforms(7, num_images, NUM_TOKENS), many[:, :num_images])
 
 
 def test_shape_dtype_and_range() -> None:
-    numbers = uniforms(3, 200)
-    assert numbers.shape == (576, 200) and numbers.dtype == np.float32
+    numbers = uniforms(3, 200, NUM_TOKENS)
+    assert numbers.shape == (NUM_TOKENS, 200) and numbers.dtype == np.float32
     assert numbers.min() >= 0 and numbers.max() < 1
     assert len(np.unique(numbers * 2**24 % 1)) == 1  # whole multiples of 2**-24
 
 
 def test_uniformity_and_independence() -> None:
-    numbers = uniforms(2**63 + 11, 200).astype(np.float64)
+    numbers = uniforms(2**63 + 11, 200, NUM_TOKENS).astype(np.float64)
     counts, _ = np.histogram(numbers, bins=64, range=(0, 1))
     chi_squared = ((counts - numbers.size / 64) ** 2 / (numbers.size / 64)).sum()
     assert 25 < chi_squared < 115  # 63 degrees of freedom, either tail below 1e-4
-    for shifted in (numbers[1:, :-1], numbers[:-1, 1:], uniforms(2**63 + 12, 200)[:-1, :-1]):
+    for shifted in (
+        numbers[1:, :-1],
+        numbers[:-1, 1:],
+        uniforms(2**63 + 12, 200, NUM_TOKENS)[:-1, :-1],
+    ):
         assert abs(np.corrcoef(numbers[:-1, :-1].ravel(), shifted.ravel())[0, 1]) < 0.02
 
 
 def test_every_bit_of_the_seed_counts() -> None:
-    pictures = {uniforms(1 << bit, 1).tobytes() for bit in range(64)}
+    pictures = {uniforms(1 << bit, 1, NUM_TOKENS).tobytes() for bit in range(64)}
     assert len(pictures) == 64
 
 
 @pytest.mark.parametrize("seed", [-1, 1 << 64])
 def test_a_seed_beyond_64_bits_is_refused(seed: int) -> None:
     with pytest.raises(ValueError, match="unsigned 64-bit"):
-        uniforms(seed, 1)
+        uniforms(seed, 1, NUM_TOKENS)

@@ -15,7 +15,7 @@ from benchmarks.write_documents import Measurements
 from ssd_export.errors import UserError
 from ssd_export.model.checkpoint import open_checkpoint
 from ssd_export.policy.head_map import HeadMap
-from ssd_export.policy.menu import MENU
+from ssd_export.policy.menu import menu
 from ssd_export.report.measurement import publish, read_measurement
 from ssd_export.sweep import sweep
 from ssd_export.sweep.cells import pictures_of, side_by_side
@@ -137,11 +137,11 @@ def test_variants_and_the_loss_alone(checkpoint: Path, tmp_path: Path) -> None:
     too.
     """
     config = open_checkpoint(checkpoint).config
-    costs = np.random.default_rng(1).random((config.num_layers, config.num_kv_heads, len(MENU))) * (
-        1 - np.arange(len(MENU)) / len(MENU)
-    )
+    options = menu(config.grid)
+    shape = (config.num_layers, config.num_kv_heads, len(options))
+    costs = np.random.default_rng(1).random(shape) * (1 - np.arange(len(options)) / len(options))
     head_map = replace(
-        HeadMap.load(checkpoint / "head_map.json"), cost_options=MENU, costs=costs.tolist()
+        HeadMap.load(checkpoint / "head_map.json"), cost_options=options, costs=costs.tolist()
     )
     head_map.save(tmp_path / "map.json")
     names = (

@@ -13,8 +13,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ssd_export.config import GRID
 from ssd_export.graph_spec import CacheTensor
+from ssd_export.model.families.janus import GRID
 from ssd_export.policy.presets import POLICIES
 from ssd_export.runtime.generate import ImageGenerator
 from ssd_export.runtime.ort_runner import OrtRunner
@@ -105,7 +105,7 @@ def test_a_grid_row_is_one_launch_and_waits_for_nothing(
     generator = made.generator()
     rows: list[list[str]] = []
     events = generator.stream(PROMPTS[:2], seed=1)
-    for _ in range(GRID):
+    for _ in range(GRID.width):
         start = len(made.cuda.calls)
         event = next(events)
         names = made.cuda.names()[start:]
@@ -116,8 +116,8 @@ def test_a_grid_row_is_one_launch_and_waits_for_nothing(
                 else names.index("cuStreamBeginCapture") :
             ]
         )
-        assert (event.tokens[:, : (event.row + 1) * GRID].any(axis=1)).all()
-        assert not event.tokens[:, (event.row + 1) * GRID :].any(), (
+        assert (event.tokens[:, : (event.row + 1) * GRID.width].any(axis=1)).all()
+        assert not event.tokens[:, (event.row + 1) * GRID.width :].any(), (
             "the row to come is not drawn yet"
         )
     for names in rows:
@@ -129,11 +129,13 @@ def test_a_grid_row_is_one_launch_and_waits_for_nothing(
         assert after[:2] == ["cuMemcpyDtoHAsync", "cuStreamSynchronize"], (
             "the tokens are read once, after the row"
         )
-    assert [names.count("cuMemcpyDtoHAsync") for names in rows[:-1]] == [1] * (GRID - 1)
+    assert [names.count("cuMemcpyDtoHAsync") for names in rows[:-1]] == [1] * (GRID.width - 1)
     nodes = generator.runner.graph_nodes()
-    assert len(nodes) < 6 and {len(kind) for kind in nodes} == {GRID - 1, GRID}, "rows share graphs"
+    assert len(nodes) < 6 and {len(kind) for kind in nodes} == {GRID.width - 1, GRID.width}, (
+        "rows share graphs"
+    )
     steps = made.trt.runs.count("decode_step")
-    assert steps == GRID * GRID - 1 + 1, "575 steps and the trial run"
+    assert steps == GRID.width * GRID.width - 1 + 1, "575 steps and the trial run"
 
 
 def test_rows_without_releases_share_one_graph(
@@ -142,8 +144,8 @@ def test_rows_without_releases_share_one_graph(
     with doubles(monkeypatch, copied_bundle(tmp_path, "full")).generator() as generator:
         generator(PROMPTS[:1])
         assert dict(generator.runner.graph_nodes()) == {
-            (False,) * (GRID - 1): 2 * (GRID - 1),
-            (False,) * GRID: 2 * GRID,
+            (False,) * (GRID.width - 1): 2 * (GRID.width - 1),
+            (False,) * GRID.width: 2 * GRID.width,
         }
 
 
@@ -177,7 +179,7 @@ def test_pictures_are_decoded_as_many_at_once_as_the_profile_wants(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made = doubles(monkeypatch, copied_bundle(tmp_path, "full"), images=(2, 2, 4))
-    tokens = np.random.default_rng(0).integers(0, 200, (3, GRID * GRID))
+    tokens = np.random.default_rng(0).integers(0, 200, (3, GRID.width * GRID.width))
     runner = made.runner()
     wanted = ImageGenerator.from_bundle(made.path, num_threads=1).runner.decode_image(tokens)
     np.testing.assert_array_equal(runner.decode_image(tokens), wanted)

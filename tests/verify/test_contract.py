@@ -13,11 +13,19 @@ import pytest
 from ssd_export.bundle import open_bundle
 from ssd_export.export.exporter import export_bundle
 from ssd_export.export.temporary_bundle import PolicyChoice
+from ssd_export.model.families.janus import GRID
 from ssd_export.policy.head_map import HeadMap
 from ssd_export.policy.menu import scored, window
 from ssd_export.verify.contract import check_contract
 
-MENU = (scored(48), window(64), window(128), scored(64), scored(128), window(576))
+MENU = (
+    scored(48, GRID),
+    window(64),
+    window(128),
+    scored(64, GRID),
+    scored(128, GRID),
+    window(GRID.num_tokens),
+)
 
 
 @pytest.fixture(scope="module")

@@ -1,10 +1,12 @@
-"""The published Janus-Pro models in numbers, so that a plan needs neither the weights nor a
-network.
-"""
+"""Janus: what every Janus-Pro checkpoint has in common, and the published models in numbers."""
 
 from __future__ import annotations
 
-from ssd_export.config import ModelConfig, VQConfig
+from ssd_export.config import Grid, ModelConfig, VQConfig
+
+NAME = "janus"
+GRID = Grid(24, 24)
+ROWS_PER_IMAGE = 2  # the conditional row and, for classifier-free guidance, the unconditional one
 
 VQ_16 = VQConfig(
     latent_channels=256, base_channels=128, channel_multipliers=(1, 1, 2, 2, 4), num_res_blocks=2
@@ -28,7 +30,9 @@ def _janus_pro(
         codebook_size=16_384,
         codebook_dim=8,
         vq=VQ_16,
-        image_size=384,
+        family=NAME,
+        grid=GRID,
+        rows_per_image=ROWS_PER_IMAGE,
     )
 
 
@@ -36,10 +40,3 @@ PUBLISHED = {
     "janus-pro-1b": _janus_pro(24, 2048, 16, 5632),
     "janus-pro-7b": _janus_pro(30, 4096, 32, 11008),
 }
-
-
-def published_shape(model: str) -> ModelConfig | None:
-    """The shape of a published model by its name or hub id (deepseek-community/Janus-Pro-1B), None
-    for any other.
-    """
-    return PUBLISHED.get(model.rsplit("/", 1)[-1].lower())
