@@ -66,7 +66,7 @@ format: $(VENV)/installed-lint
 	$(VENV)/bin/clang-format -i $(CPP)
 
 docs: $(VENV)/installed-docs
-	$(RUN) -m mkdocs build --strict
+	$(RUN) -m sphinx --fail-on-warning --keep-going --quiet -c docs . build/site
 
 bench: $(VENV)/installed-test
 	$(RUN) cli.py export --budget 0.2 --force

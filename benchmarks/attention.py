@@ -6,8 +6,8 @@ full one.
 
 The caches are stepped in turn in the same process; a run is the median over its steps, and a ratio
 that of two runs one after the other. A step includes the releases that fall due. Layers differ
-where heads do: six of them, evenly spaced, stand for all. ssd-auto is given the demo model's costs,
-dealt out to the heads of the larger shape.
+where heads do: six of them, evenly spaced, stand for all. ssd-auto gets the demo model's costs, spread
+over the heads of the larger shape.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ NUM_LAYERS = 6  # that stand for all of them
 
 
 def policy_table(name: str, config: ModelConfig, budget: float) -> PolicyTable:
-    """The table of a policy for a published shape; ssd-auto with costs dealt out from the demo
+    """The table of a policy for a published shape; ssd-auto with the costs of the demo
     model's heads.
     """
     head_map, allocation = find_head_map(config), None

@@ -5,7 +5,7 @@ scene by scene.
 
 A sweep (sweep.py) over true scenes whose captions training and calibration never saw. Every policy
 has as many slots on average; what it loses is compared with what ssd-auto loses on the same scenes.
-ssd-row is compared with head types dealt out at random, each dealing by itself and scene by scene
+ssd-row is compared with head types permuted at random, each permutation by itself and scene by scene
 the mean of all, and with types swapped. With --num-prompts the scene score is measured too.
 Interrupted, it goes on from its folder of cells.
 """
@@ -33,7 +33,7 @@ from ssd_export.sweep.spec import FULL, SweepSpec
 from ssd_export.sweep.sweep import SweepResult, run_sweep, settle
 
 BUDGETS = (0.1, 0.2)
-NUM_PREDICTED = 200  # dealings whose error is predicted, which takes a second
+NUM_PREDICTED = 200  # permutations whose error is predicted, which takes a second
 AUTO, ROW = "ssd-auto", "ssd-row"
 GROUPS = tuple(f"{AUTO}@groups={groups}" for groups in (1, 3, "unlimited"))
 SWAPPED = f"{ROW}@head-map=swapped"
@@ -48,19 +48,19 @@ RIVALS = (
 Cells = dict[tuple[str, float], dict[str, Any]]
 
 
-def dealings(num_random: int) -> tuple[str, ...]:
-    """ssd-row with head types dealt out at random."""
+def permutations(num_random: int) -> tuple[str, ...]:
+    """ssd-row with head types permuted at random."""
     return tuple(f"{ROW}@head-map=random:{seed}" for seed in range(num_random))
 
 
 def mean_of(num_random: int) -> str:
-    """The name under which the dealings stand together."""
+    """The name of the mean over all permutations."""
     return f"{ROW}@head-map=random, mean of {num_random}"
 
 
 def policies(num_random: int) -> tuple[str, ...]:
     """What is measured."""
-    return (AUTO, *GROUPS, *RIVALS, SWAPPED, *dealings(num_random))
+    return (AUTO, *GROUPS, *RIVALS, SWAPPED, *permutations(num_random))
 
 
 def report(
@@ -71,7 +71,7 @@ def report(
     """
     cells = {(cell["policy"], cell["budget"]): cell for cell in result.cells}
     cells |= _means(cells, num_random)
-    controls = (mean_of(num_random), SWAPPED, *dealings(num_random))
+    controls = (mean_of(num_random), SWAPPED, *permutations(num_random))
     full = Mean.of(cells[FULL, 1.0]["losses"])
     unit = (
         f"Thousandths of a nat per image token, mean over {full.num_values} true scenes ± one"
@@ -112,8 +112,8 @@ def report(
                 "budget",
                 "measured types",
                 "swapped",
-                f"mean of {NUM_PREDICTED} dealings ± their standard deviation",
-                "dealings predicted better",
+                f"mean of {NUM_PREDICTED} permutations ± their standard deviation",
+                "permutations predicted better",
             ],
             [_predicted_row(head_map, config, budget) for budget in BUDGETS],
             "Thousandths of a nat per image token, from the costs of the calibration pictures.",
@@ -137,13 +137,13 @@ def _predicted_row(head_map: HeadMap, config: ModelConfig, budget: float) -> lis
             make_policy(ROW, config, budget=budget, head_map=types), head_map
         )
 
-    own, dealt = error(head_map), [error(head_map.random(seed)) for seed in range(NUM_PREDICTED)]
-    better = sum(value < own for value in dealt)
+    own, permuted = error(head_map), [error(head_map.random(seed)) for seed in range(NUM_PREDICTED)]
+    better = sum(value < own for value in permuted)
     return [
         f"{budget}",
         f"{own:.3f}",
         f"{error(head_map.swapped()):.3f}",
-        f"{fmean(dealt):.3f} ± {stdev(dealt):.3f}",
+        f"{fmean(permuted):.3f} ± {stdev(permuted):.3f}",
         f"{better} of {NUM_PREDICTED}",
     ]
 
@@ -221,21 +221,23 @@ def _paired_rows(
 
 
 def _means(cells: Cells, num_random: int) -> Cells:
-    """What the dealings lose on average, scene by scene, where all of them were measured."""
+    """What the permutations lose on average, scene by scene, where all of them were measured."""
     means: Cells = {}
     for budget in BUDGETS:
-        dealt = [
-            cells[policy, budget] for policy in dealings(num_random) if (policy, budget) in cells
+        permuted = [
+            cells[policy, budget]
+            for policy in permutations(num_random)
+            if (policy, budget) in cells
         ]
-        if dealt and len(dealt) == num_random:
+        if permuted and len(permuted) == num_random:
             mean: dict[str, Any] = {
-                "image_slots_mean": fmean(cell["image_slots_mean"] for cell in dealt)
+                "image_slots_mean": fmean(cell["image_slots_mean"] for cell in permuted)
             }
             for name in ("losses", "kl", "ok"):
-                if name in dealt[0]:
+                if name in permuted[0]:
                     mean[name] = [
                         fmean(values)
-                        for values in zip(*(cell[name] for cell in dealt), strict=True)
+                        for values in zip(*(cell[name] for cell in permuted), strict=True)
                     ]
             means[mean_of(num_random), budget] = mean
     return means
@@ -294,7 +296,7 @@ def main() -> None:
         "--random",
         type=int,
         default=5,
-        help="random dealings of the head types that ssd-row is compared with",
+        help="random permutations of the head types that ssd-row is compared with",
     )
     parser.add_argument(
         "--num-prompts",

@@ -2,7 +2,7 @@
 
     python -m benchmarks.write_documents [--check]
 
-docs/benchmarks.md is written whole from docs/measurements/*.json. In the other documents the text
+docs/reference/benchmarks.md is written whole from docs/measurements/*.json. In the other documents the text
 between two comments is:
 
     <!-- measured:heads -->                  command, machine, versions and all tables of
@@ -16,6 +16,7 @@ document differs.
 from __future__ import annotations
 
 import argparse
+import os
 import re
 import sys
 from collections.abc import Iterator
@@ -31,8 +32,8 @@ from ssd_export.sweep.acceptance import goal_figures
 from ssd_export.sweep.report import markdown
 
 REPOSITORY = Path(__file__).parent.parent
-MEASUREMENTS, BENCHMARKS = Path("docs/measurements"), Path("docs/benchmarks.md")
-MARKED = ("README.md", "docs/*.md", "plugins/README.md", "ssd_export/demo/checkpoint/README.md")
+MEASUREMENTS, BENCHMARKS = Path("docs/measurements"), Path("docs/reference/benchmarks.md")
+MARKED = ("README.md", "docs/**/*.md", "plugins/README.md", "ssd_export/demo/checkpoint/README.md")
 REGION = re.compile(
     r"(<!-- measured:([\w-]+)(?:\.([\w.-]+))? -->)(.*?)(<!-- /measured -->)", re.DOTALL
 )
@@ -40,7 +41,7 @@ REGION = re.compile(
 
 @dataclass(frozen=True)
 class Section:
-    """A part of docs/benchmarks.md: heading, what to know, the measurements by name, pictures
+    """A part of docs/reference/benchmarks.md: heading, what to know, the measurements by name, pictures
     beside them.
     """
 
@@ -87,7 +88,7 @@ SECTIONS = (
         ("attention_ratio",),
     ),
     Section("Export and memory at real size", "", ("real_size",)),
-    Section("Quantised weights and caches", "", ("quantization",)),
+    Section("Quantized weights and caches", "", ("quantization",)),
     Section("Building engines without a GPU", "", ("build",)),
     Section("On a GPU", "", ("gpu",)),
 )
@@ -168,7 +169,7 @@ def _tables(results: dict[str, Any]) -> Iterator[str]:
 
 
 def benchmarks(root: Path, measured: Measurements) -> str:
-    """docs/benchmarks.md."""
+    """docs/reference/benchmarks.md."""
     parts = [INTRODUCTION.strip()]
     for section in SECTIONS:
         parts += [
@@ -178,7 +179,7 @@ def benchmarks(root: Path, measured: Measurements) -> str:
         ]
         if measured[section.names[0]] is not None:
             parts += [
-                f"![{Path(name).stem}]({Path(name).relative_to(BENCHMARKS.parent)})"
+                f"![{Path(name).stem}]({os.path.relpath(name, BENCHMARKS.parent)})"
                 for name in section.pictures
                 if (root / name).exists()
             ]

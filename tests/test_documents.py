@@ -78,6 +78,7 @@ def test_what_is_measured_and_what_is_not(repository: Path) -> None:
 
 def test_a_number_edited_by_hand_is_found(repository: Path) -> None:
     for path, text in documents(repository).items():
+        path.parent.mkdir(exist_ok=True)
         path.write_text(text)
     assert differing(repository) == []
     path = repository / "README.md"

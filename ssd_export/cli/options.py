@@ -23,7 +23,7 @@ head_map = click.option(
     metavar="FILE|NAME|random:SEED|swapped",
     help=(
         "Head kinds and costs from `ssd-export calibrate`, a built-in map (janus-pro-1b,"
-        " janus-pro-7b), or a control of the model's own map: its head types dealt out at random,"
+        " janus-pro-7b), or a control of the model's own map: its head types permuted at random,"
         " or swapped.  [default: the model's own map]"
     ),
 )

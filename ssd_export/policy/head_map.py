@@ -104,7 +104,7 @@ class HeadMap:
         return self._control(metric, 1 - self.threshold, "control: head types swapped")
 
     def random(self, seed: int) -> HeadMap:
-        """Control: the metrics dealt out anew to the KV heads; as many semantic heads as before."""
+        """Control: the metrics permuted among the KV heads; as many semantic heads as before."""
         size = self.num_heads // self.num_kv_heads
         starts = range(0, self.num_heads, size)
         heads = [layer[start : start + size] for layer in self.metric for start in starts]

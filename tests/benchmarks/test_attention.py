@@ -46,7 +46,7 @@ def test_bytes_are_those_of_the_policy_table() -> None:
 
 
 @NEEDS_DEMO
-def test_costs_are_dealt_out_to_every_head_of_the_larger_shape() -> None:
+def test_costs_are_assigned_to_every_head_of_the_larger_shape() -> None:
     small = HeadMap.load(DEMO_CHECKPOINT / "head_map.json")
     large = stretched(small, CONFIG).validate()
     assert (

@@ -14,8 +14,8 @@ from benchmarks.heads_report import (
     RIVALS,
     ROW,
     SWAPPED,
-    dealings,
     mean_of,
+    permutations,
     policies,
     report,
 )
@@ -27,7 +27,7 @@ from tests.policy.test_presets import GQA, GQA_METRIC
 NUM_RANDOM = 3
 COSTS = replace(head_map(3, 2), num_heads=6, hidden_size=GQA.hidden_size, metric=GQA_METRIC)
 POLICIES = policies(NUM_RANDOM)
-CONTROLS = (mean_of(NUM_RANDOM), SWAPPED, *dealings(NUM_RANDOM))
+CONTROLS = (mean_of(NUM_RANDOM), SWAPPED, *permutations(NUM_RANDOM))
 
 
 def result(**drawn: list[int]) -> SweepResult:
@@ -99,18 +99,18 @@ def test_scores_stand_beside_losses_where_pictures_were_drawn() -> None:
     assert len(whole["cells"]) == 1 + 2 * len(POLICIES) and len(whole["cells"][0]["losses"]) == 8
 
 
-def test_the_dealings_are_averaged_scene_by_scene() -> None:
+def test_permutations_are_averaged_scene_by_scene() -> None:
     whole = report(result(), COSTS, GQA, NUM_RANDOM)["tables"]
     controls = table(whole, "measured head types")
     assert list(controls) == list(CONTROLS)
-    each = [float(controls[name][2].split(" ")[0]) for name in dealings(NUM_RANDOM)]
+    each = [float(controls[name][2].split(" ")[0]) for name in permutations(NUM_RANDOM)]
     mean, errors = controls[mean_of(NUM_RANDOM)][2].split(" (")
     assert (
         float(mean.split(" ")[0]) == pytest.approx(sum(each) / 3, abs=0.002)
         and float(errors[:-1]) < -500
     )
     fewer = SweepResult(
-        {}, [cell for cell in result().cells if cell["policy"] != dealings(1)[0]], {}
+        {}, [cell for cell in result().cells if cell["policy"] != permutations(1)[0]], {}
     )
     rows = table(report(fewer, COSTS, GQA, NUM_RANDOM)["tables"], "measured head types")
     assert rows[mean_of(NUM_RANDOM)] == [None] * 4
@@ -124,8 +124,10 @@ def test_head_types_are_compared_by_what_the_map_predicts_too() -> None:
     dear = replace(COSTS, costs=tuple(tuple(map(tuple, layer)) for layer in costs.tolist()))
     rows = table(report(result(), dear, GQA, NUM_RANDOM)["tables"], "predicts")
     for budget in BUDGETS:
-        own, swapped, dealt, better = rows[f"{budget}"]
-        assert float(own) < float(dealt.split(" ± ")[0]) < float(swapped) and better == "0 of 200"
+        own, swapped, permuted, better = rows[f"{budget}"]
+        assert (
+            float(own) < float(permuted.split(" ± ")[0]) < float(swapped) and better == "0 of 200"
+        )
 
 
 def test_a_policy_without_a_table_is_not_run() -> None:

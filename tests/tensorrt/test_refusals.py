@@ -228,7 +228,7 @@ main(["generate", "a red circle", "--runner", "trt", "--bundle", sys.argv[1], "-
 
 def test_a_board_draws_without_the_exporter_s_packages(tmp_path: Path) -> None:
     """numpy, click, rich, pillow, tokenizers, TensorRT and cuda-python are what
-    docs/deploy-jetson.md asks for.
+    docs/how-to/deploy-jetson.md asks for.
     """
     command = [
         sys.executable,
