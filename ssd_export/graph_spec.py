@@ -40,7 +40,7 @@ class CacheTensor:
 
 @dataclass(frozen=True)
 class TensorSpec:
-    """shape: numbers, or the names that export/graphs.py lists."""
+    """shape: numbers, or the names that bundle/graphs.py lists."""
 
     name: str
     dtype: str

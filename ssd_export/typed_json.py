@@ -7,11 +7,11 @@ so that no room needs it but this module.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
-from dataclasses import asdict
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args, get_type_hints
 
 import msgspec
 
@@ -46,7 +46,7 @@ def parse_json(content: bytes, form: type[T], source: str, way_out: str) -> T:
     try:
         return msgspec.json.decode(content, type=form)
     except msgspec.ValidationError as error:
-        text = _explain(str(error), content)
+        text = _explain(str(error), content, form)
     except RecursionError:
         text = "nested too deeply"
     except ValueError as error:  # malformed, or not UTF-8
@@ -56,7 +56,7 @@ def parse_json(content: bytes, form: type[T], source: str, way_out: str) -> T:
 
 def to_json(value: Any) -> str:
     """A dataclass as the text of a JSON file, as parse_json reads it back."""
-    return json.dumps(asdict(value), indent=1, allow_nan=False) + "\n"
+    return json.dumps(dataclasses.asdict(value), indent=1, allow_nan=False) + "\n"
 
 
 def wrong_value(source: str, place: str, expected: str, found: Any, way_out: str) -> UserError:
@@ -70,28 +70,48 @@ def shown(value: Any) -> str:
     return text if len(text) <= SHOWN else f"{text[:SHOWN]}..."
 
 
-def _explain(message: str, content: bytes) -> str:
+def _explain(message: str, content: bytes, form: Any) -> str:
     """msgspec's message with the names of the place and the value found there."""
     problem, _, where = message.partition(" - at `")
     steps = re.findall(r"\.([^.\[\]`]+)|\[(\d+|\.\.\.)\]", where)
+    names = [name or index for name, index in steps]
     try:
-        value, place = _walk(msgspec.json.decode(content), [a or b for a, b in steps], problem)
+        value, place = _walk(msgspec.json.decode(content), names, problem)
     except RecursionError:
         return "nested too deeply"
-    except (ValueError, LookupError):  # wrong twice: what was skipped is no JSON
-        return f"not in its form ({message})"
+    except (
+        LookupError,
+        TypeError,
+        ValueError,
+        AttributeError,
+    ):  # wrong twice: what was skipped is no JSON
+        return f"not in its form ({message[:200]})"
     if missing := re.search(r"missing required field `(.*)`", problem):
         return f"{'.'.join(filter(None, (place, missing[1])))} is missing"
-    if wanted := re.fullmatch(r"Expected (.*), got .*", problem):
-        kinds = re.sub(r"`|\w+", lambda word: KINDS.get(word[0], word[0].strip("`")), wanted[1])
-        expected = kinds.replace(" | ", " or ")
-        return f"{place or 'the whole'} is {shown(value)}, expected {expected}"
-    return f"{place or 'the whole'} is {shown(value)}: {problem[0].lower()}{problem[1:]}"
+    if problem.startswith("Invalid enum value"):
+        problem = f"expected {' or '.join(map(str, get_args(_form_at(form, names))))}"
+    text = re.sub(r"`([^`]*)`", lambda quoted: _in_words(quoted[1]), problem.partition(", got ")[0])
+    return f"{place or 'the whole'} is {shown(value)}, {text[0].lower()}{text[1:]}"
+
+
+def _in_words(kinds: str) -> str:
+    """msgspec's `int | null` as "a whole number or null"."""
+    return " or ".join(KINDS.get(kind, kind) for kind in kinds.split(" | "))
+
+
+def _form_at(form: Any, steps: list[str]) -> Any:
+    """The type of a place: of a field by its name, of any item of a list or a dict."""
+    for step in steps:
+        if dataclasses.is_dataclass(form):
+            form = get_type_hints(form)[step]
+        else:
+            form = [item for item in get_args(form) if item is not Ellipsis][-1]
+    return form
 
 
 def _walk(value: Any, steps: list[str], problem: str) -> tuple[Any, str]:
     """The value that msgspec found wrong, and its place. Of a dict's entries msgspec gives no name
-    (`[...]`): it is the first entry that the problem fits."""
+    (`[...]`): it is the first entry that the problem fits. Raises: LookupError where none does."""
     place = ""
     for index, step in enumerate(steps):
         if step == "...":
@@ -105,18 +125,25 @@ def _walk(value: Any, steps: list[str], problem: str) -> tuple[Any, str]:
 
 
 def _first_wrong(entries: dict[str, Any], steps: list[str], problem: str) -> str:
-    got = re.search(r"got `(\w+)`", problem)
-    missing = re.search(r"missing required field `(.*)`", problem)
     for key, value in entries.items():
         try:
             found, _ = _walk(value, steps, problem)
-        except (LookupError, TypeError, ValueError):
+        except (LookupError, TypeError, ValueError, AttributeError):
             continue
-        if missing and isinstance(found, dict) and missing[1] not in found:
+        if _is_it(found, problem):
             return key
-        if got and _kind(found) == got[1]:
-            return key
-    return next(iter(entries))
+    raise LookupError(problem)
+
+
+def _is_it(value: Any, problem: str) -> bool:
+    """Whether a value has the problem that msgspec tells."""
+    if missing := re.search(r"missing required field `(.*)`", problem):
+        return isinstance(value, dict) and missing[1] not in value
+    if length := re.search(r"of length (\d+)", problem):
+        return isinstance(value, list) and len(value) != int(length[1])
+    if got := re.search(r"got `(\w+)`", problem):
+        return _kind(value) == got[1]
+    return isinstance(value, str) and problem == f"Invalid enum value {value!r}"
 
 
 def _kind(value: Any) -> str:

@@ -10,9 +10,9 @@ from ssd_export.bundle.config import (
     GenerationDefaults,
     Precision,
     TextEmbeddingTable,
-    read_config,
     write_config,
 )
+from ssd_export.bundle.config_reader import read_config
 from ssd_export.bundle.latest import latest_bundle, remember_latest, resolve_bundle
 from ssd_export.bundle.manifest import MANIFEST, FileEntry
 from ssd_export.bundle.write import JOURNAL, check_target, write_bundle

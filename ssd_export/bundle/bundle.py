@@ -15,7 +15,9 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from ssd_export.bundle.config import EXPORT_AGAIN, BundleConfig, read_config
+from ssd_export.bundle.config import EXPORT_AGAIN, BundleConfig
+from ssd_export.bundle.config_checks import check_files
+from ssd_export.bundle.config_reader import read_config
 from ssd_export.bundle.hashes import HashMemory
 from ssd_export.bundle.manifest import (
     ADDED_LATER,
@@ -110,6 +112,7 @@ def open_bundle(path: str | Path) -> Bundle:
     path = Path(path)
     config = read_config(path)
     manifest = read_manifest(path)
+    check_files(config, manifest.files, str(path))
     memory = HashMemory()
     for name, entry in manifest.files.items():
         _check_file(path, name, entry, memory)

@@ -8,12 +8,10 @@ from typing import Literal
 
 from ssd_export.config import ModelConfig
 from ssd_export.dtypes import ModelDtype
-from ssd_export.errors import UserError
-from ssd_export.files import reason
 from ssd_export.graph_spec import GraphSpec
 from ssd_export.policy.table import PolicyTable
 from ssd_export.sampling import Sampling
-from ssd_export.typed_json import read_json, to_json
+from ssd_export.typed_json import to_json
 from ssd_export.version import TOOL_VERSION
 
 SCHEMA_VERSION = 2
@@ -82,54 +80,6 @@ class BundleConfig:
     graphs: dict[str, GraphSpec]
 
 
-@dataclass(frozen=True)
-class _Version:
-    schema_version: int = 0
-    tool_version: str = "of a later version"
-
-
 def write_config(folder: Path, config: BundleConfig) -> None:
     """Writes ssd_config.json. Raises: OSError."""
     (folder / CONFIG).write_text(to_json(config), encoding="utf-8")
-
-
-def read_config(folder: Path, if_missing: str = "") -> BundleConfig:
-    """The validated ssd_config.json of a folder.
-
-    Args: if_missing: the message where there is none, instead of the usual one.
-    Raises: UserError where it is missing, of another schema version, or any value is wrong.
-    """
-    path = folder / CONFIG
-    try:
-        version = read_json(path, _Version, EXPORT_AGAIN)
-        _check_schema(folder, version)
-        config = read_json(path, BundleConfig, EXPORT_AGAIN)
-    except (FileNotFoundError, NotADirectoryError):
-        raise UserError(
-            if_missing
-            or f"no bundle at {folder}: make one with `ssd-export export`, or give --bundle DIR"
-        ) from None
-    except OSError as error:
-        raise UserError(f"{path} cannot be read ({reason(error)}); check its permissions") from None
-    config.policy.validate()
-    return config
-
-
-def _check_schema(folder: Path, found: _Version) -> None:
-    if found.schema_version < 1:
-        raise UserError(
-            f"{folder / CONFIG} has no schema version: this is no bundle of ssd-export;"
-            f" {EXPORT_AGAIN}"
-        )
-    if found.schema_version < SCHEMA_VERSION:
-        raise UserError(
-            f"bundle {folder} has schema version {found.schema_version}, from an earlier ssd-export,"
-            f" and this one reads version {SCHEMA_VERSION}; make it again with `ssd-export export"
-            f" --out {folder} --force`"
-        )
-    if found.schema_version > SCHEMA_VERSION:
-        raise UserError(
-            f"bundle {folder} has schema version {found.schema_version} and this is ssd-export"
-            f" {TOOL_VERSION}, which reads version {SCHEMA_VERSION}: use ssd-export"
-            f" {found.tool_version} or newer, or export it again with this one"
-        )

@@ -18,7 +18,8 @@ from pathlib import Path, PurePosixPath
 from ssd_export.bundle.config import CONFIG, EXPORT_AGAIN, SCHEMA_VERSION
 from ssd_export.bundle.hashes import sha256
 from ssd_export.errors import UserError
-from ssd_export.files import read_file, reason, replace_text
+from ssd_export.files import read_file, replace_text
+from ssd_export.os_errors import os_error
 from ssd_export.typed_json import MAX_BYTES, parse_json, to_json
 
 MANIFEST = "manifest.json"
@@ -64,7 +65,7 @@ def read_manifest(folder: Path) -> Manifest:
     except FileNotFoundError:
         raise UserError(f"bundle {folder}: {MANIFEST} is missing; {EXPORT_AGAIN}") from None
     except OSError as error:
-        raise UserError(f"{path} cannot be read ({reason(error)}); check its permissions") from None
+        raise os_error(error, "read", path) from error
     manifest = parse_json(content, Manifest, f"{path} is damaged", EXPORT_AGAIN)
     for name, entry in manifest.files.items():
         if not is_inside(name) or entry.bytes < 0 or not SHA256.fullmatch(entry.sha256):

@@ -9,7 +9,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from ssd_export.bundle.config import CONFIG, read_config
+from ssd_export.bundle.config import CONFIG
+from ssd_export.bundle.config_reader import read_config
 from ssd_export.bundle.hashes import HashMemory
 from ssd_export.bundle.manifest import MANIFEST, FileEntry, write_manifest
 from ssd_export.errors import UserError

@@ -21,10 +21,10 @@ from ssd_export.bundle import (
     write_bundle,
     write_config,
 )
+from ssd_export.bundle.graphs import evict_specs
 from ssd_export.config import ModelConfig
 from ssd_export.dtypes import MODEL_DTYPES, ModelDtype
 from ssd_export.errors import UserError
-from ssd_export.export.graphs import evict_specs
 from ssd_export.export.image_decoder_writer import write_image_decoder
 from ssd_export.export.journal import Journal, unfinished_folder
 from ssd_export.export.onnx_writer import GraphWriter, write_decode_step, write_evict, write_prefill

@@ -27,7 +27,7 @@ from functools import partial, reduce
 
 import onnx_ir as ir
 
-from ssd_export.export.graphs import part_names
+from ssd_export.bundle.graphs import part_names
 from ssd_export.export.operators import OPSET, Operators
 from ssd_export.policy.table import (
     GREATEST_CODE,

@@ -14,8 +14,9 @@ from dataclasses import dataclass, field
 import numpy as np
 import onnx_ir as ir
 
+from ssd_export.bundle import graphs
+from ssd_export.bundle.graphs import head_groups
 from ssd_export.config import ModelConfig
-from ssd_export.export import graphs
 from ssd_export.export.functions import (
     DOMAIN,
     OP_TYPE,
@@ -24,7 +25,6 @@ from ssd_export.export.functions import (
     quantize_rows,
     release_nodes,
 )
-from ssd_export.export.graphs import head_groups
 from ssd_export.export.operators import IR_VERSION, Operators, onnx_dtype
 from ssd_export.export.quantize import dequantize_node, onnx_type, opset_of, scale_name
 from ssd_export.export.sampler import draw_tokens

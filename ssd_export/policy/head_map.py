@@ -20,7 +20,10 @@ from typing import Any
 
 from ssd_export.config import Grid, ModelConfig
 from ssd_export.errors import UserError
+from ssd_export.files import read_file
+from ssd_export.os_errors import is_file, os_error
 from ssd_export.policy.table import HeadGroup, HeadOption, Rule, check_group
+from ssd_export.typed_json import MAX_BYTES, parse_json
 
 VERSION = 2
 BUILT_IN_DIRECTORY = Path(__file__).parent.parent / "head_maps"
@@ -189,39 +192,21 @@ class HeadMap:
         return {"version": VERSION, **values, "grid": asdict(self.grid), "cost_options": options}
 
     @classmethod
-    def from_dict(cls, values: dict[str, Any], source: str = "head map") -> HeadMap:
-        """The map that to_dict wrote, validated. Raises: UserError if something is missing or too
-        new.
-        """
-        if not isinstance(values, dict) or values.get("version") != VERSION:
-            version = values.get("version") if isinstance(values, dict) else None
-            raise UserError(
-                f"{source}: head map version {version}, this tool reads {VERSION}; {AGAIN}"
-            )
-        try:
-            known = {item.name: values[item.name] for item in fields(cls) if item.name in values}
-            known["grid"] = Grid(**values["grid"])
-            known["metric"] = _rows(values["metric"])
-            known["costs"] = tuple(_rows(layer) for layer in values.get("costs", ()))
-            known["cost_options"] = tuple(
-                _option(dict(option)) for option in values.get("cost_options", ())
-            )
-            return cls(**known).validate(source)
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise UserError(f"{source}: not a whole head map ({error}); {AGAIN}") from error
-
-    @classmethod
     def load(cls, path: str | Path) -> HeadMap:
         """The map in a file. Raises: UserError if there is none or it is damaged."""
         try:
-            values = json.loads(Path(path).read_text(encoding="utf-8"))
+            content = read_file(Path(path), MAX_BYTES)
         except OSError as error:
+            raise os_error(error, "read head map", path) from error
+        version = parse_json(content, _Version, str(path), AGAIN).version
+        if version != VERSION:
             raise UserError(
-                f"cannot read head map {path} ({error.strerror}); give --head-map an existing file"
-            ) from error
-        except ValueError as error:  # not JSON, or not UTF-8
-            raise UserError(f"{path} is not a head map ({error}); {AGAIN}") from error
-        return cls.from_dict(values, source=str(path))
+                f"{path}: head map version {version}, this tool reads {VERSION}; {AGAIN}"
+            )
+        file = parse_json(content, _HeadMapFile, str(path), AGAIN)
+        options = tuple(option.as_option() for option in file.cost_options)
+        values = {item.name: getattr(file, item.name) for item in fields(cls)}
+        return cls(**{**values, "cost_options": options}).validate(str(path))
 
     def save(self, path: str | Path) -> None:
         """Writes the map, one layer a line. Raises: UserError if it is not whole or cannot be
@@ -231,9 +216,35 @@ class HeadMap:
         try:
             Path(path).write_text(_readable(values), encoding="utf-8")
         except OSError as error:
-            raise UserError(
-                f"cannot write head map {path} ({error.strerror}); choose another"
-            ) from error
+            raise os_error(error, "write head map", path) from error
+
+
+@dataclass(frozen=True)
+class _Version:
+    version: int = 0
+
+
+@dataclass(frozen=True)
+class _OptionEntry:
+    """An option of `cost_options` as the file has it: a rule and two numbers side by side."""
+
+    num_sinks: int
+    num_recent: int
+    by_score: bool
+    image_slots: int
+    evict_every: int
+    pinned_columns: int = 0
+
+    def as_option(self) -> HeadOption:
+        rule = Rule(self.num_sinks, self.num_recent, self.by_score, self.pinned_columns)
+        return HeadOption(rule, self.image_slots, self.evict_every)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _HeadMapFile(HeadMap):
+    """The fields of head_map.json."""
+
+    cost_options: tuple[_OptionEntry, ...] = ()  # type: ignore[assignment]
 
 
 def find_head_map(
@@ -273,22 +284,13 @@ def find_head_map(
 
 def _own_map(config: ModelConfig, fingerprint: str, model_dir: str | Path | None) -> HeadMap | None:
     beside = Path(model_dir) / "head_map.json" if model_dir else None
-    if beside and beside.is_file():
+    if beside and is_file(beside):
         return HeadMap.load(beside).for_model(config, fingerprint)
     for path in sorted(BUILT_IN_DIRECTORY.glob("*.json")):
         head_map = HeadMap.load(path)
         if all(getattr(head_map, name) == getattr(config, name) for name in SHAPE):
             return head_map.for_model(config, fingerprint)
     return None
-
-
-def _rows(values: Any) -> Rows:
-    return tuple(tuple(float(value) for value in row) for row in values)
-
-
-def _option(values: dict[str, Any]) -> HeadOption:
-    image_slots, evict_every = values.pop("image_slots"), values.pop("evict_every")
-    return HeadOption(Rule(**values), image_slots, evict_every)
 
 
 def _check_rows(

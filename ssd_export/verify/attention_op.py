@@ -13,12 +13,12 @@ import torch
 from onnxruntime import InferenceSession
 
 from ssd_export.bundle import Bundle
+from ssd_export.bundle.graphs import cache_parts, head_groups, part_names
 from ssd_export.cache.attention import decode_attention, release_full_heads
 from ssd_export.cache.quantized_rows import quantize_rows
 from ssd_export.cache.state import EMPTY, GroupState
 from ssd_export.config import ModelConfig
 from ssd_export.export.functions import DOMAIN
-from ssd_export.export.graphs import cache_parts, head_groups, part_names
 from ssd_export.export.operators import IR_VERSION, OPSET, onnx_dtype
 from ssd_export.graph_spec import CacheTensor
 from ssd_export.policy.table import HeadGroup, PolicyTable

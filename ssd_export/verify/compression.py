@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
+from ssd_export.bundle.graphs import head_groups
 from ssd_export.config import ModelConfig
 from ssd_export.dtypes import DTYPES
-from ssd_export.export.graphs import head_groups
 from ssd_export.policy.schedule import tokens_dropped
 from ssd_export.policy.table import PolicyTable
 from ssd_export.verify.checks import Divergence, Rung

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from ssd_export.bundle import Bundle
-from ssd_export.export.graphs import head_groups, part_names
+from ssd_export.bundle.graphs import head_groups, part_names
 from ssd_export.metrics.similarity import psnr, ssim
 from ssd_export.runtime.loop import decode, single_steps
 from ssd_export.runtime.prompt_batch import PromptBatch, PromptBatches, bundle_sampling

@@ -15,13 +15,8 @@ from ssd_export.bundle import (
     write_bundle,
     write_config,
 )
+from ssd_export.bundle.graphs import promised_graphs
 from ssd_export.config import ModelConfig, VQConfig
-from ssd_export.export.graphs import (
-    decode_step_spec,
-    evict_specs,
-    image_decoder_spec,
-    prefill_spec,
-)
 from ssd_export.model.families import janus
 from ssd_export.policy.presets import make_policy
 from ssd_export.policy.table import PolicyTable
@@ -52,12 +47,7 @@ def small_config(
 ) -> BundleConfig:
     """What an export of the model would say; changes: other fields."""
     table = policy or make_policy("h2o", model, budget=0.2)
-    specs = [
-        make(model, table, "float16", top_k)
-        for make in (prefill_spec, decode_step_spec)
-        for top_k in (False, True)
-    ]
-    specs += [image_decoder_spec(model), *evict_specs(model, table, "float16")]
+    specs = promised_graphs(model, table, "float16")
     config = BundleConfig(
         model_name="small",
         model_revision=None,

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections import Counter
 
+from ssd_export.bundle.graphs import evict_specs
 from ssd_export.config import ModelConfig, VQConfig
-from ssd_export.export.graphs import evict_specs
 from ssd_export.model.families import janus
 from ssd_export.policy.presets import HeadOption, Rule, make_policy, policy_from_head_options
 from ssd_export.policy.schedule import full_before, release_steps

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from ssd_export.bundle import open_bundle
+from ssd_export.bundle.graphs import head_groups
 from ssd_export.errors import UserError
-from ssd_export.export.graphs import head_groups
 from ssd_export.graph_spec import CacheTensor
 from ssd_export.runtime.generate import ImageGenerator
 from ssd_export.verify.verify import VerifySpec, verify

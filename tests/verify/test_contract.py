@@ -67,7 +67,7 @@ def test_what_export_allocated_is_what_the_map_says(bundle: Path) -> None:
             "the heads' options cost",
         ),
         (
-            lambda m: replace(m, cost_options=(scored(49), *m.cost_options[1:])),
+            lambda m: replace(m, cost_options=(scored(49, GRID), *m.cost_options[1:])),
             "no option of 48 image slots",
         ),
         (lambda m: replace(m, cost_options=(), costs=()), "has no costs"),

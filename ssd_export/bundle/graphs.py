@@ -44,6 +44,16 @@ from ssd_export.policy.table import (
 )
 
 
+def promised_graphs(config: ModelConfig, table: PolicyTable, dtype: str) -> list[GraphSpec]:
+    """Every graph of a bundle of this model and policy."""
+    graphs = [
+        make(config, table, dtype, top_k)
+        for make in (prefill_spec, decode_step_spec)
+        for top_k in (False, True)
+    ]
+    return [*graphs, image_decoder_spec(config), *evict_specs(config, table, dtype)]
+
+
 def head_groups(table: PolicyTable) -> Iterator[tuple[int, int, HeadGroup]]:
     """(layer, group index, group) of the whole table."""
     for layer, groups in enumerate(table.layers):

@@ -1,0 +1,69 @@
+"""Reads ssd_config.json: its schema version first, then every value, checked."""
+
+from __future__ import annotations
+
+import shlex
+from dataclasses import dataclass
+from pathlib import Path
+
+from ssd_export.bundle.config import CONFIG, EXPORT_AGAIN, SCHEMA_VERSION, BundleConfig
+from ssd_export.bundle.config_checks import check_config
+from ssd_export.errors import UserError
+from ssd_export.files import read_file
+from ssd_export.os_errors import NOT_THERE, os_error
+from ssd_export.typed_json import MAX_BYTES, parse_json, shown
+from ssd_export.version import TOOL_VERSION
+
+
+@dataclass(frozen=True)
+class _Version:
+    schema_version: int = 0
+    tool_version: str = "of a later version"
+
+
+def read_config(folder: Path, if_missing: str = "") -> BundleConfig:
+    """The checked ssd_config.json of a folder.
+
+    Args: if_missing: the message where there is none, instead of the usual one.
+    Raises: UserError where it is missing, of another schema version, or any value is wrong.
+    """
+    path = folder / CONFIG
+    try:
+        content = read_file(path, MAX_BYTES)
+    except OSError as error:
+        if error.errno not in NOT_THERE:
+            raise os_error(error, "read", path) from error
+        raise UserError(
+            if_missing
+            or f"no bundle at {folder}: make one with `ssd-export export`, or give --bundle DIR"
+        ) from None
+    return parse_config(content, str(path))
+
+
+def parse_config(content: bytes, source: str) -> BundleConfig:
+    """The checked value of ssd_config.json's text. Raises: UserError as read_config."""
+    _check_schema(parse_json(content, _Version, source, EXPORT_AGAIN), source)
+    config = parse_json(content, BundleConfig, source, EXPORT_AGAIN)
+    check_config(config, source)
+    return config
+
+
+def _check_schema(found: _Version, source: str) -> None:
+    if found.schema_version < 1:
+        raise UserError(
+            f"{source} has no schema version: this is no bundle of ssd-export; {EXPORT_AGAIN}"
+        )
+    if found.schema_version < SCHEMA_VERSION:
+        folder = shlex.quote(str(Path(source).parent))
+        raise UserError(
+            f"{source} has schema version {found.schema_version}, from an earlier ssd-export, and"
+            f" this one reads version {SCHEMA_VERSION}; make it again with `ssd-export export --out"
+            f" {folder} --force`"
+        )
+    if found.schema_version > SCHEMA_VERSION:
+        theirs = shown(found.tool_version).strip('"')
+        raise UserError(
+            f"{source} has schema version {found.schema_version} and this is ssd-export"
+            f" {TOOL_VERSION}, which reads version {SCHEMA_VERSION}: use ssd-export"
+            f" {theirs} or newer, or export it again with this one"
+        )
