@@ -1,0 +1,80 @@
+#pragma once
+
+#include <cstdint>
+#include <map>
+#include <string>
+#include <vector>
+
+#include <nlohmann/json_fwd.hpp>
+
+#include "policy.h"
+
+namespace ssd_runtime {
+
+enum class Dtype { float32, float16, bfloat16, int8, int32, int64 };
+constexpr Dtype all_dtypes[] = {Dtype::float32, Dtype::float16, Dtype::bfloat16,
+                                Dtype::int8,    Dtype::int32,   Dtype::int64};
+
+size_t item_bytes(Dtype dtype);
+char const* dtype_name(Dtype dtype);
+
+// A dimension is a number or a name such as "rows"; number is -1 where it has a name.
+struct Dimension {
+    int64_t number = -1;
+    std::string name;
+};
+
+struct TensorSpec {
+    std::string name;
+    Dtype dtype;
+    std::vector<Dimension> shape;
+
+    // Throws Failure SSD_BAD_BUNDLE for a name that `sizes` lacks, or a tensor too large to count.
+    std::vector<int64_t> shape_with(std::map<std::string, int64_t> const& sizes) const;
+};
+
+// Number of elements. Throws Failure where it overflows.
+size_t num_elements(std::vector<int64_t> const& shape);
+
+// What goes into a graph and what comes out. aliases: output -> the input whose memory it shares.
+struct GraphSpec {
+    std::string name;
+    std::vector<TensorSpec> inputs, outputs;
+    std::map<std::string, std::string> aliases;
+
+    TensorSpec const* input(std::string const& tensor) const;
+    bool is_aliased(TensorSpec const& output) const { return aliases.count(output.name) > 0; }
+};
+
+struct ModelConfig {
+    int64_t hidden_size, num_layers, num_kv_heads, head_dim, intermediate_size, codebook_size;
+    int64_t image_size, base_channels;
+};
+
+struct TextEmbeddings {
+    std::string file;
+    uint64_t offset;
+    Dtype dtype;
+    int64_t num_rows, width;
+};
+
+// ssd_config.json. grid: tokens of a row and of a column of the picture.
+struct Config {
+    ModelConfig model;
+    Dtype dtype;
+    std::string weight_format;  // none, int8, int4, fp8
+    PolicyTable policy;
+    float cfg_scale, temperature;
+    TextEmbeddings text_embeddings;
+    std::map<std::string, GraphSpec> graphs;
+    int64_t num_image_tokens, grid;
+
+    // path, advice: begin and end what Failure SSD_BAD_BUNDLE says of a wrong value.
+    static Config parse(nlohmann::ordered_json const& parsed, std::string const& path,
+                        std::string const& advice);
+
+    // Throws Failure SSD_BAD_BUNDLE where the bundle lacks it.
+    GraphSpec const& graph(std::string const& name) const;
+};
+
+}  // namespace ssd_runtime

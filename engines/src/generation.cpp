@@ -1,0 +1,325 @@
+#include "generation.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+
+#include "failure.h"
+#include "noise.h"
+
+namespace ssd_runtime {
+namespace {
+
+constexpr uint8_t not_drawn_yet = 235;  // gray of the part of a preview that is still to come
+constexpr uint64_t most_images = 1U << 20U;
+
+}  // namespace
+
+Generation::Use::Use(Generation const& generation, bool only_reads) : user_(generation.user_) {
+    std::thread::id free;
+    if (user_.compare_exchange_strong(free, std::this_thread::get_id())) {
+        return;
+    }
+    is_nested_ = only_reads && free == std::this_thread::get_id();  // now: the thread that uses it
+    if (!is_nested_) {
+        fail(SSD_BUSY,
+             "this generation is in use by another call; wait until that returns, or "
+             "create another generation of the same model");
+    }
+}
+
+Generation::Use::~Use() {
+    if (!is_nested_) {
+        user_ = std::thread::id();
+    }
+}
+
+Generation::Generation(std::shared_ptr<Model> model, ssd_generate_params const& params)
+    : model_(std::move(model)),
+      sampling_{params.cfg_scale, params.temperature, int64_t{params.top_k}},
+      seed_(params.seed),
+      max_batch_(std::min(params.max_batch, model_->backend().max_images())),
+      decoder_batch_(params.decoder_batch),
+      preview_(params.preview != 0),
+      on_row_(params.on_row),
+      user_data_(params.user_data),
+      runner_(model_->backend().make_runner()),
+      pixels_(nullptr) {
+    check_numbers(params);
+    read_prompts(params);
+    place_pixels(params);
+}
+
+void Generation::check_numbers(ssd_generate_params const& params) const {
+    constexpr float most_cfg_scale = 1e6F;  // guided logits stay finite up to here
+    if (std::isnan(params.cfg_scale)) {
+        fail(SSD_INVALID_ARGUMENT, "cfg_scale nan is not a number; use 5, or 1 for no guidance");
+    }
+    if (!(params.cfg_scale >= 0 && params.cfg_scale <= most_cfg_scale)) {
+        fail(SSD_INVALID_ARGUMENT, "cfg_scale ", params.cfg_scale, " is outside 0 .. ",
+             most_cfg_scale, "; use 5, or 1 for no guidance");
+    }
+    if (std::isnan(params.temperature)) {
+        fail(SSD_INVALID_ARGUMENT, "temperature nan is not a number; use 1.0, or 0 for greedy");
+    }
+    if (!(std::isfinite(params.temperature) && params.temperature >= 0)) {
+        fail(SSD_INVALID_ARGUMENT, "temperature ", params.temperature,
+             " is not a finite number of at least 0; use 1.0, or 0 for greedy");
+    }
+    if (params.top_k > INT32_MAX) {
+        fail(SSD_INVALID_ARGUMENT, "top_k ", params.top_k, " is above ", INT32_MAX,
+             "; use 0 for all tokens");
+    }
+    std::pair<char const*, uint32_t> const counts[] = {{"num_images", params.num_images},
+                                                       {"max_batch", params.max_batch},
+                                                       {"decoder_batch", params.decoder_batch}};
+    for (auto const& [name, count] : counts) {
+        if (count < 1) {
+            fail(SSD_INVALID_ARGUMENT, name, " ", count, " is below 1; use 1 or more");
+        }
+    }
+    if (params.num_prompts == 0 || params.prompts == nullptr) {
+        fail(SSD_INVALID_ARGUMENT, "no prompt: say what to draw");
+    }
+    if (params.num_prompts > most_images / params.num_images) {
+        fail(SSD_INVALID_ARGUMENT, params.num_prompts, " prompts with ", params.num_images,
+             " images each are more than the ", most_images,
+             " of one generation; make several generations");
+    }
+}
+
+void Generation::read_prompts(ssd_generate_params const& params) {
+    std::vector<std::vector<int32_t>> encoded;
+    std::vector<std::string> names;
+    for (size_t i = 0; i < params.num_prompts; ++i) {
+        ssd_prompt const& prompt = params.prompts[i];
+        if (prompt.text != nullptr) {
+            encoded.push_back(model_->prompts().encode(prompt.text));
+            names.push_back(in_quotes(prompt.text));
+        } else if (prompt.ids != nullptr) {
+            encoded.emplace_back(prompt.ids, prompt.ids + prompt.num_ids);
+            names.push_back(text("number ", i));
+        } else {
+            fail(SSD_INVALID_ARGUMENT, "prompt ", i, " has neither text nor ids: say what to draw");
+        }
+    }
+    Config const& config = model_->config();
+    // All bad ones at once, before any work.
+    model_->prompts().rows(encoded, names, config.policy.prompt_slots,
+                           model_->embeddings().num_rows());
+    for (size_t i = 0; i < encoded.size(); ++i) {
+        rows_.insert(rows_.end(), params.num_images, encoded[i]);
+        names_.insert(names_.end(), params.num_images, names[i]);
+    }
+    tokens_.resize(rows_.size() * static_cast<size_t>(config.num_image_tokens));
+}
+
+void Generation::place_pixels(ssd_generate_params const& params) {
+    size_t const needed = rows_.size() * image_bytes();
+    if (params.pixels == nullptr) {
+        own_pixels_.resize(needed);
+        pixels_ = own_pixels_.data();
+        return;
+    }
+    if (params.pixels_bytes < needed) {
+        fail(SSD_INVALID_ARGUMENT, "pixels_bytes=", params.pixels_bytes, " holds no ", rows_.size(),
+             " images; give ", needed, " bytes");
+    }
+    pixels_ = params.pixels;
+}
+
+size_t Generation::num_tokens() const {
+    return static_cast<size_t>(model_->config().num_image_tokens);
+}
+
+size_t Generation::image_bytes() const {
+    auto const size = static_cast<size_t>(model_->config().model.image_size);
+    return size * size * 3;
+}
+
+PromptBatch Generation::make_batch() const {
+    Config const& config = model_->config();
+    auto const begin = rows_.begin() + first_;
+    auto const name = names_.begin() + first_;
+    EncodedPrompts const encoded =
+        model_->prompts().rows({begin, begin + count_}, {name, name + count_},
+                               config.policy.prompt_slots, model_->embeddings().num_rows());
+    return {model_->embeddings().rows(encoded.ids), encoded.width, encoded.lengths,
+            uniforms(seed_, config.num_image_tokens, first_, count_), sampling_};
+}
+
+void Generation::begin_batch() {
+    count_ = std::min(max_batch_, static_cast<uint32_t>(rows_.size()) - first_);
+    PromptBatch const batch = make_batch();
+    lengths_ = batch.lengths;
+    runner_->prefill(batch);
+    Config const& config = model_->config();
+    uint64_t const promised = config.policy.cache_bytes(
+        config.model.head_dim, item_bytes(config.dtype), 2 * int64_t{count_});
+    if (runner_->cache_bytes() != promised) {
+        fail(SSD_INTERNAL_ERROR, "the backend holds ", runner_->cache_bytes(),
+             " cache bytes, the policy table says ", promised, "; export the bundle again");
+    }
+}
+
+bool Generation::step_row(ssd_row_event& event) {
+    if (finished_ == rows_.size()) {
+        fill_event(event, static_cast<uint32_t>(model_->config().grid) - 1);
+        return false;
+    }
+    check_usable();
+    try {
+        fill_event(event, generate_row());
+    } catch (std::exception const&) {
+        has_failed_ = true;
+        check_usable();  // an interrupted backend throws: that is no fault
+        throw;
+    }
+    if (row_ == model_->config().grid) {
+        first_ += count_;
+        row_ = 0;
+    }
+    return true;
+}
+
+// The number of the row that was generated.
+uint32_t Generation::generate_row() {
+    int64_t const grid = model_->config().grid;
+    if (row_ == 0) {
+        begin_batch();
+    }
+    runner_->decode_row(std::max<int64_t>(1, row_ * grid), (row_ + 1) * grid, stop_);
+    if (stop_) {
+        throw Failure(SSD_CANCELLED, "cancelled");
+    }
+    std::vector<int32_t> const tokens = runner_->tokens();
+    auto const begin = static_cast<std::ptrdiff_t>(first_ * num_tokens());
+    std::copy(tokens.begin(), tokens.end(), tokens_.begin() + begin);
+    ++row_;
+    if (row_ == grid) {
+        decode(tokens_.data() + begin, pixels_ + first_ * image_bytes());
+        finished_ = first_ + count_;
+    } else if (preview_) {
+        make_preview();
+    }
+    return row_ - 1;
+}
+
+void Generation::check_usable() {
+    if (stop_ || (stop_after_images_ && row_ == 0)) {
+        stop_ = true;
+        throw Failure(SSD_CANCELLED, "cancelled; the images that were finished are kept");
+    }
+    if (has_failed_) {
+        fail(SSD_INTERNAL_ERROR, "this generation failed before; create another one");
+    }
+}
+
+void Generation::decode(int32_t const* tokens, uint8_t* pixels) {
+    for (uint32_t start = 0; start < count_; start += decoder_batch_) {
+        runner_->decode_image(tokens + start * num_tokens(),
+                              std::min(decoder_batch_, count_ - start),
+                              pixels + start * image_bytes());
+    }
+}
+
+// The rows to come repeat the last one for the decoder's sake and are grayed out.
+void Generation::make_preview() {
+    Config const& config = model_->config();
+    auto const grid = static_cast<size_t>(config.grid);
+    int32_t const* const begin = tokens_.data() + first_ * num_tokens();
+    std::vector<int32_t> codes(begin, begin + count_ * num_tokens());
+    for (size_t image = 0; image < count_; ++image) {
+        int32_t* const tokens = codes.data() + image * num_tokens();
+        for (size_t row = row_; row < grid; ++row) {
+            std::copy_n(tokens + (row_ - 1) * grid, grid, tokens + row * grid);
+        }
+    }
+    preview_pixels_.resize(count_ * image_bytes());
+    decode(codes.data(), preview_pixels_.data());
+    auto const size = static_cast<size_t>(config.model.image_size);
+    size_t const drawn = size * row_ / grid * size * 3;
+    for (size_t image = 0; image < count_; ++image) {
+        uint8_t* const pixels = preview_pixels_.data() + image * image_bytes();
+        std::memset(pixels + drawn, not_drawn_yet, image_bytes() - drawn);
+    }
+}
+
+void Generation::fill_event(ssd_row_event& event, uint32_t row) const {
+    Config const& config = model_->config();
+    bool const is_last_row = row + 1 == static_cast<uint32_t>(config.grid);
+    uint32_t const first = std::min(first_, static_cast<uint32_t>(rows_.size()) - count_);
+    uint8_t const* const finished = pixels_ + first * image_bytes();
+    event.row = row;
+    event.num_rows = static_cast<uint32_t>(config.grid);
+    event.first_image = first;
+    event.num_images = count_;
+    event.total_images = static_cast<uint32_t>(rows_.size());
+    event.num_tokens = static_cast<uint32_t>(config.num_image_tokens);
+    event.done = is_last_row && finished_ == rows_.size() ? 1 : 0;
+    event.tokens = tokens_.data() + first * num_tokens();
+    event.pixels = is_last_row ? finished : preview_ ? preview_pixels_.data() : nullptr;
+    event.width = event.height = static_cast<uint32_t>(config.model.image_size);
+}
+
+void Generation::run() {
+    ssd_row_event event{};
+    event.struct_size = sizeof event;
+    while (step_row(event)) {
+        if (on_row_ == nullptr) {
+            continue;
+        }
+        int answer = 0;
+        try {
+            answer = on_row_(&event, user_data_);
+        } catch (std::exception const& error) {
+            fail(SSD_CALLBACK_FAILED, "the row callback threw an exception (", error.what(),
+                 "); catch it there and return non-zero to stop");
+        } catch (...) {
+            fail(SSD_CALLBACK_FAILED,
+                 "the row callback threw an exception; catch it there and return non-zero to stop");
+        }
+        if (answer != 0 && event.done == 0) {
+            cancel(SSD_CANCEL_NOW);
+        }
+    }
+}
+
+void Generation::cancel(ssd_cancel_when when) {
+    if (when == SSD_CANCEL_AFTER_IMAGES) {
+        stop_after_images_ = true;
+        return;
+    }
+    stop_ = true;
+    runner_->interrupt();
+}
+
+ssd_images Generation::images() const {
+    Config const& config = model_->config();
+    auto const size = static_cast<uint32_t>(config.model.image_size);
+    return {sizeof(ssd_images),
+            finished_,
+            size,
+            size,
+            static_cast<uint32_t>(config.num_image_tokens),
+            pixels_,
+            tokens_.data()};
+}
+
+ssd_cache_report Generation::cache_report() const {
+    if (lengths_.empty()) {
+        fail(SSD_INVALID_ARGUMENT,
+             "no cache is allocated before the first row is generated; generate a row first");
+    }
+    Config const& config = model_->config();
+    size_t const item = item_bytes(config.dtype);
+    return {sizeof(ssd_cache_report),
+            count_,
+            runner_->cache_bytes(),
+            config.policy.image_cache_bytes(config.model.head_dim, item, 2),
+            config.policy.full_cache_bytes(config.model.head_dim, item, 2, config.num_image_tokens),
+            config.policy.tokens_dropped(lengths_.front()) +
+                config.policy.tokens_dropped(lengths_[count_])};
+}
+
+}  // namespace ssd_runtime

@@ -1,0 +1,111 @@
+#include "model.h"
+
+#include <algorithm>
+#include <cstdio>
+
+#include "failure.h"
+#include "files.h"
+#if SSD_RUNTIME_ONNXRUNTIME
+#include "ort/ort_runner.h"
+#endif
+#if SSD_RUNTIME_TENSORRT
+#include "trt/trt_backend.h"
+#endif
+
+namespace ssd_runtime {
+namespace {
+
+char const onnxruntime[] = "onnxruntime";
+char const tensorrt[] = "tensorrt";
+
+// What the process and ONNX Runtime take without any weights, and how many copies of the weights
+// its kernels hold while they are packed (ssd_export/plan/memory.py measured both).
+constexpr uint64_t base_bytes = 60'000'000;
+constexpr double copies_float32 = 1.05, copies_half = 2.1, copies_of_codes = 1.5;
+constexpr int64_t feature_maps = 5;  // of the image decoder's largest size that are alive at once
+
+std::string tokenizer_content(Bundle const& bundle) {
+    std::string content;
+    read_file(bundle.file("tokenizer.json"), content);
+    return content;
+}
+
+std::unique_ptr<Backend> open_backend(Bundle const& bundle, ModelRequest const& request) {
+    std::string backend = request.backend;
+    std::string provider = request.provider;
+#if SSD_RUNTIME_ONNXRUNTIME
+    if (backend.empty() || backend == onnxruntime) {
+        return open_ort_backend(bundle, provider.empty() ? "cpu" : provider, request.device,
+                                request.num_threads);
+    }
+#endif
+#if SSD_RUNTIME_TENSORRT
+    if (backend.empty() || backend == tensorrt) {
+        if (!provider.empty() && provider != "cuda") {
+            fail(SSD_INVALID_ARGUMENT, "the backend tensorrt runs on the provider cuda, not on ",
+                 in_quotes(provider));
+        }
+        return open_trt_backend(bundle, request.device);
+    }
+#endif
+    if (backend == onnxruntime || backend == tensorrt) {
+        fail(SSD_UNAVAILABLE, "this ssd_runtime was built without the backend ", backend,
+             "; build it with -DSSD_RUNTIME_", backend == tensorrt ? "TENSORRT" : "ONNXRUNTIME",
+             "=ON");
+    }
+    fail(SSD_INVALID_ARGUMENT, "unknown backend ", in_quotes(backend), "; use one of ", onnxruntime,
+         ", ", tensorrt);
+}
+
+template <size_t Size>
+void copy_text(char (&target)[Size], std::string const& source) {
+    std::snprintf(target, Size, "%s", source.c_str());
+}
+
+}  // namespace
+
+Model::Model(ModelRequest const& request)
+    : bundle_(request.bundle),
+      prompts_(tokenizer_content(bundle_), bundle_.file("tokenizer.json")),
+      embeddings_(bundle_.config().text_embeddings,
+                  bundle_.file(bundle_.config().text_embeddings.file)),
+      backend_(open_backend(bundle_, request)) {}
+
+void Model::describe(ssd_model_info& info) const {
+    Config const& known = config();
+    info.grid_rows = info.grid_columns = static_cast<uint32_t>(known.grid);
+    info.width = info.height = static_cast<uint32_t>(known.model.image_size);
+    info.codebook_size = static_cast<uint32_t>(known.model.codebook_size);
+    info.prompt_slots = static_cast<uint32_t>(known.policy.prompt_slots);
+    info.max_images = backend().max_images();
+    info.has_tokenizer = prompts_.has_tokenizer() ? 1 : 0;
+    info.cfg_scale = known.cfg_scale;
+    info.temperature = known.temperature;
+    copy_text(info.policy, known.policy.name);
+    info.budget = known.policy.budget;
+    copy_text(info.bundle_hash, bundle_.hash());
+}
+
+void Model::plan(uint32_t num_images, uint32_t decoder_batch, ssd_memory_plan& plan) const {
+    Config const& known = config();
+    size_t const item = item_bytes(known.dtype);
+    int64_t const rows = 2 * int64_t{num_images};
+    plan.num_images = num_images;
+    plan.weight_bytes = bundle_.num_bytes(known.text_embeddings.file);
+    plan.cache_bytes = known.policy.cache_bytes(known.model.head_dim, item, rows);
+    plan.full_cache_bytes = known.policy.full_cache_bytes(
+        known.model.head_dim, item, rows, known.policy.prompt_slots + known.num_image_tokens);
+    auto const pixels = static_cast<uint64_t>(known.model.image_size * known.model.image_size);
+    plan.decoder_bytes = feature_maps * uint64_t{decoder_batch} *
+                         static_cast<uint64_t>(known.model.base_channels) * pixels *
+                         (backend().is_cpu() ? sizeof(float) : item);
+    double const copies = !backend().is_cpu()             ? 1.0
+                          : known.weight_format != "none" ? copies_of_codes
+                          : known.dtype == Dtype::float32 ? copies_float32
+                                                          : copies_half;
+    plan.peak_bytes = base_bytes + plan.cache_bytes + plan.decoder_bytes +
+                      static_cast<uint64_t>(copies * static_cast<double>(plan.weight_bytes));
+    plan.free_bytes = backend().free_bytes();
+}
+
+}  // namespace ssd_runtime

@@ -1,0 +1,421 @@
+#include "ort/ort_runner.h"
+
+#include <algorithm>
+#include <cstring>
+#include <numeric>
+
+#include "cuda_driver.h"
+#include "failure.h"
+#include "machine.h"
+
+namespace ssd_runtime {
+namespace {
+
+char const past_prefix[] = "past_key_values.";
+
+bool is_past(std::string const& name) { return name.rfind(past_prefix, 0) == 0; }
+
+bool ends_with(std::string const& name, std::string const& end) {
+    return name.size() >= end.size() &&
+           name.compare(name.size() - end.size(), end.size(), end) == 0;
+}
+
+// past_key_values.3.0.key <-> present.3.0.key
+std::string present_of(std::string const& past) {
+    return "present." + past.substr(sizeof past_prefix - 1);
+}
+std::string past_of(std::string const& present) {
+    return past_prefix + present.substr(std::strlen("present."));
+}
+
+size_t size_in_bytes(Ort::Value const& value) {
+    Ort::TensorTypeAndShapeInfo const info = value.GetTensorTypeAndShapeInfo();
+    for (Dtype const dtype : all_dtypes) {
+        if (ort_type(dtype) == info.GetElementType()) {
+            return info.GetElementCount() * item_bytes(dtype);
+        }
+    }
+    fail(SSD_INTERNAL_ERROR, "ONNX Runtime holds a tensor of a type that no bundle has");
+}
+
+// Prompt token t to slot t, everything else empty and zero (R8; 0 x NaN would be NaN).
+class PromptSlots {
+public:
+    // shape: rows, heads, slots, and what a slot holds.
+    PromptSlots(TensorSpec const& tensor, std::vector<int64_t> const& shape,
+                PromptBatch const& batch)
+        : lengths_(batch.lengths), width_(static_cast<size_t>(batch.width)) {
+        if (shape.size() < 3 || shape[0] != static_cast<int64_t>(lengths_.size())) {
+            fail(SSD_BAD_BUNDLE, "the bundle's ", tensor.name,
+                 " is no cache of rows, heads and slots; export the bundle again");
+        }
+        heads_ = static_cast<size_t>(shape[1]);
+        slots_ = static_cast<size_t>(shape[2]);
+        slot_bytes_ = item_bytes(tensor.dtype) * num_elements({shape.begin() + 3, shape.end()});
+    }
+
+    // prompt: [rows, heads, width, ...], or NULL for positions.
+    void write(std::byte const* prompt, std::byte* target, size_t size) const {
+        std::memset(target, 0, size);
+        for (size_t row = 0; row < lengths_.size(); ++row) {
+            size_t const held = std::min(static_cast<size_t>(lengths_[row]), slots_);
+            for (size_t head = row * heads_; head < (row + 1) * heads_; ++head) {
+                std::byte* const to = target + head * slots_ * slot_bytes_;
+                if (prompt == nullptr) {
+                    write_positions(to, held);
+                } else {
+                    std::memcpy(to, prompt + head * width_ * slot_bytes_, held * slot_bytes_);
+                }
+            }
+        }
+    }
+
+private:
+    void write_positions(std::byte* target, size_t held) const {
+        std::vector<int32_t> position(slots_, -1);
+        std::iota(position.begin(), position.begin() + static_cast<std::ptrdiff_t>(held), 0);
+        std::memcpy(target, position.data(), slots_ * sizeof(int32_t));
+    }
+
+    std::vector<int32_t> const& lengths_;
+    size_t width_, heads_, slots_, slot_bytes_;
+};
+
+class OrtBackend : public Backend {
+public:
+    OrtBackend(Bundle const& bundle, std::shared_ptr<OrtSessions> sessions)
+        : bundle_(bundle), sessions_(std::move(sessions)) {}
+
+    std::unique_ptr<Runner> make_runner() override {
+        return std::make_unique<OrtRunner>(bundle_, sessions_);
+    }
+    uint32_t max_images() const override { return UINT32_MAX; }
+    bool is_cpu() const override { return !sessions_->is_cuda(); }
+    uint64_t free_bytes() const override {
+        if (is_cpu()) {
+            return machine_memory().free_bytes;
+        }
+        uint64_t free = 0;
+        uint64_t total = 0;
+        CudaDriver::get().use(sessions_->device());
+        CudaDriver::get().memory_bytes(free, total);
+        return free;
+    }
+
+private:
+    Bundle const& bundle_;
+    std::shared_ptr<OrtSessions> sessions_;
+};
+
+}  // namespace
+
+std::unique_ptr<Backend> open_ort_backend(Bundle const& bundle, std::string const& provider,
+                                          int device, int num_threads) {
+    return std::make_unique<OrtBackend>(
+        bundle, std::make_shared<OrtSessions>(bundle, provider, device, num_threads));
+}
+
+OrtRunner::OrtRunner(Bundle const& bundle, std::shared_ptr<OrtSessions> sessions)
+    : bundle_(bundle),
+      config_(bundle.config()),
+      sessions_(std::move(sessions)),
+      host_(Ort::MemoryInfo::CreateCpu(OrtArenaAllocator, OrtMemTypeDefault)),
+      device_(
+          sessions_->is_cuda()
+              ? Ort::MemoryInfo("Cuda", OrtDeviceAllocator, sessions_->device(), OrtMemTypeDefault)
+              : Ort::MemoryInfo::CreateCpu(OrtDeviceAllocator, OrtMemTypeDefault)) {}
+
+void OrtRunner::prefill(PromptBatch const& batch) {
+    std::string const suffix = batch.sampling.top_k > 0 ? "_top_k" : "";
+    std::string const graph = "prefill" + suffix;
+    bound_.clear();  // the decode step's session may have to make room
+    allocate(batch.num_images(), "decode_step" + suffix);
+    GraphSpec const& spec = config_.graph(graph);
+    sizes_["prompt_tokens"] = batch.width;
+    std::map<std::string, std::pair<void const*, size_t>> const given = {
+        {"inputs_embeds", {batch.embeds.data(), batch.embeds.size() * sizeof(float)}},
+        {"prompt_length", {batch.lengths.data(), batch.lengths.size() * sizeof(int32_t)}},
+        {"uniforms", {batch.uniforms.data(), batch.uniforms.size() * sizeof(float)}},
+        {"cfg_scale", {&batch.sampling.cfg_scale, sizeof(float)}},
+        {"temperature", {&batch.sampling.temperature, sizeof(float)}},
+        {"top_k", {&batch.sampling.top_k, sizeof(int64_t)}}};
+    std::map<std::string, Ort::Value> feeds;
+    for (TensorSpec const& tensor : spec.inputs) {
+        auto const found = given.find(tensor.name);
+        if (found == given.end()) {
+            fail(SSD_BAD_BUNDLE, "graph ", graph, " has the unknown input ", tensor.name,
+                 "; use a newer ssd_runtime, or export the bundle again");
+        }
+        auto const [data, size] = found->second;
+        feeds.emplace(tensor.name, on_host(tensor, const_cast<void*>(data), size));
+        if (values_.count(tensor.name) > 0) {
+            upload(tensor.name, data, size);
+        }
+    }
+    fill_caches(spec, run_once(graph, feeds), batch);
+    plan_releases(batch.lengths);
+}
+
+std::vector<Ort::Value> OrtRunner::run_once(std::string const& graph,
+                                            std::map<std::string, Ort::Value> const& feeds) {
+    GraphSpec const& spec = config_.graph(graph);
+    std::vector<char const*> inputs, outputs;
+    std::vector<OrtValue const*> values;
+    for (auto const& [name, value] : feeds) {
+        inputs.push_back(name.c_str());
+        values.push_back(value);
+    }
+    std::vector<OrtValue*> results(spec.outputs.size(), nullptr);
+    for (TensorSpec const& tensor : spec.outputs) {
+        outputs.push_back(tensor.name.c_str());
+    }
+    std::shared_ptr<Ort::Session> const session = sessions_->get(graph);
+    Ort::ThrowOnError(Ort::GetApi().Run(*session, run_options_, inputs.data(), values.data(),
+                                        values.size(), outputs.data(), outputs.size(),
+                                        results.data()));
+    std::vector<Ort::Value> owned;
+    for (OrtValue* result : results) {
+        owned.emplace_back(result);
+    }
+    return owned;
+}
+
+void OrtRunner::fill_caches(GraphSpec const& prefill, std::vector<Ort::Value> const& results,
+                            PromptBatch const& batch) {
+    std::map<std::string, void const*> made;
+    for (size_t i = 0; i < results.size(); ++i) {
+        TensorSpec const& tensor = prefill.outputs[i];
+        if (results[i].GetTensorTypeAndShapeInfo().GetShape() != tensor.shape_with(sizes_)) {
+            fail(SSD_BAD_BUNDLE, "graph ", prefill.name, " made ", tensor.name,
+                 " of another shape than the bundle says; export the bundle again");
+        }
+        made[tensor.name] = results[i].GetTensorRawData();
+    }
+    auto const result = [&](std::string const& name) {
+        auto const found = made.find(name);
+        if (found == made.end()) {
+            fail(SSD_BAD_BUNDLE, "graph ", prefill.name, " has no output ", name,
+                 "; export the bundle again");
+        }
+        return static_cast<std::byte const*>(found->second);
+    };
+    auto const images = static_cast<size_t>(batch.num_images());
+    std::byte const* const first_tokens = result("token");
+    fill("tokens", [&](std::byte* target, size_t size) {
+        std::memset(target, 0, size);
+        std::memcpy(target, first_tokens, images * sizeof(int32_t));
+    });
+    for (TensorSpec const& tensor : config_.graph(step_graph_).inputs) {
+        if (!is_past(tensor.name)) {
+            continue;
+        }
+        bool const is_position = ends_with(tensor.name, ".position");
+        std::byte const* const prompt = is_position ? nullptr : result(present_of(tensor.name));
+        PromptSlots const slots(tensor, tensor.shape_with(sizes_), batch);
+        fill(tensor.name,
+             [&](std::byte* target, size_t size) { slots.write(prompt, target, size); });
+    }
+}
+
+// Calls write(host memory, bytes) for the content of a value; on the CPU that is the value itself.
+template <typename Write>
+void OrtRunner::fill(std::string const& name, Write write) {
+    Ort::Value& value = values_.at(name);
+    size_t const size = size_in_bytes(value);
+    if (!sessions_->is_cuda()) {
+        write(static_cast<std::byte*>(value.GetTensorMutableRawData()), size);
+        return;
+    }
+    std::vector<std::byte> staging(size);
+    write(staging.data(), size);
+    CudaDriver::get().use(sessions_->device());
+    CudaDriver::get().copy_to_device(value.GetTensorMutableRawData(), staging.data(), size);
+}
+
+void OrtRunner::plan_releases(std::vector<int32_t> const& lengths) {
+    releases_.clear();
+    for (ReleaseKind const& kind : config_.policy.release_kinds()) {
+        bool const has_own = config_.graphs.count(release_graph(kind)) > 0;
+        std::string const graph = has_own ? release_graph(kind) : "evict";
+        for (int64_t const step : config_.policy.full_before(kind, lengths)) {
+            std::vector<std::string>& due = releases_[step];
+            if (std::find(due.begin(), due.end(), graph) == due.end()) {
+                due.push_back(graph);
+            }
+        }
+    }
+}
+
+void OrtRunner::decode_row(int64_t first, int64_t last, std::atomic<bool> const& stop) {
+    for (int64_t step = first; step < last && !stop; ++step) {
+        auto const due = releases_.find(step);
+        if (due != releases_.end()) {
+            for (std::string const& graph : due->second) {
+                run(graph, step);
+                copy_back(config_.graph(graph));
+            }
+        }
+        run(step_graph_, step);
+    }
+}
+
+void OrtRunner::run(std::string const& graph, int64_t step) {
+    upload("step", &step, sizeof step);
+    Bound& to_run = bound(graph);
+    to_run.session->Run(run_options_, to_run.binding);
+}
+
+// Scores that a release changes are not aliased: nothing orders their write after the ranking.
+void OrtRunner::copy_back(GraphSpec const& evict) {
+    for (TensorSpec const& tensor : evict.outputs) {
+        if (evict.is_aliased(tensor)) {
+            continue;
+        }
+        Ort::Value const& changed = values_.at(tensor.name);
+        size_t const size = size_in_bytes(changed);
+        if (!sessions_->is_cuda()) {
+            upload(past_of(tensor.name), changed.GetTensorRawData(), size);
+            continue;
+        }
+        std::vector<std::byte> staging(size);
+        CudaDriver::get().copy_to_host(staging.data(), changed.GetTensorRawData(), size);
+        upload(past_of(tensor.name), staging.data(), size);
+    }
+}
+
+OrtRunner::Bound& OrtRunner::bound(std::string const& graph) {
+    auto const found = bound_.find(graph);
+    if (found != bound_.end()) {
+        return found->second;
+    }
+    GraphSpec const& spec = config_.graph(graph);
+    std::shared_ptr<Ort::Session> session = sessions_->get(graph);
+    Ort::IoBinding binding(*session);
+    auto const value = [&](std::string const& name) -> Ort::Value const& {
+        auto const held = values_.find(name);
+        if (held == values_.end()) {
+            fail(SSD_BAD_BUNDLE, "graph ", graph, " has the unknown tensor ", name,
+                 "; use a newer ssd_runtime, or export the bundle again");
+        }
+        return held->second;
+    };
+    for (TensorSpec const& tensor : spec.inputs) {
+        binding.BindInput(tensor.name.c_str(), value(tensor.name));
+    }
+    for (TensorSpec const& tensor : spec.outputs) {
+        auto const alias = spec.aliases.find(tensor.name);
+        binding.BindOutput(tensor.name.c_str(),
+                           value(alias == spec.aliases.end() ? tensor.name : alias->second));
+    }
+    return bound_.emplace(graph, Bound{&spec, session, std::move(binding)}).first->second;
+}
+
+void OrtRunner::allocate(int64_t num_images, std::string const& step_graph) {
+    std::map<std::string, int64_t> const sizes = {{"images", num_images}, {"rows", 2 * num_images}};
+    bool const fits = step_graph_ == step_graph && sizes_["images"] == num_images;
+    step_graph_ = step_graph;
+    sizes_ = sizes;
+    if (fits) {
+        return;
+    }
+    values_.clear();
+    allocator_.reset();
+    allocator_ = std::make_unique<Ort::Allocator>(*sessions_->get("prefill"), device_);
+    std::vector<GraphSpec const*> graphs = {&config_.graph(step_graph)};
+    if (config_.graphs.count("evict") > 0) {
+        graphs.push_back(&config_.graph("evict"));
+    }
+    for (GraphSpec const* graph : graphs) {
+        for (TensorSpec const& tensor : graph->inputs) {
+            if (values_.count(tensor.name) == 0) {
+                values_.emplace(tensor.name, new_value(tensor));
+            }
+        }
+        for (TensorSpec const& tensor : graph->outputs) {
+            if (!graph->is_aliased(tensor) && values_.count(tensor.name) == 0) {
+                values_.emplace(tensor.name, new_value(tensor));
+            }
+        }
+    }
+}
+
+Ort::Value OrtRunner::new_value(TensorSpec const& tensor) {
+    std::vector<int64_t> const shape = tensor.shape_with(sizes_);
+    num_elements(shape);  // refuses what no machine could hold
+    return Ort::Value::CreateTensor(*allocator_, shape.data(), shape.size(),
+                                    ort_type(tensor.dtype));
+}
+
+Ort::Value OrtRunner::on_host(TensorSpec const& tensor, void* data, size_t size) const {
+    std::vector<int64_t> const shape = tensor.shape_with(sizes_);
+    if (num_elements(shape) * item_bytes(tensor.dtype) != size) {
+        fail(SSD_BAD_BUNDLE, "the bundle's ", tensor.name,
+             " has another size than this ssd_runtime makes; export the bundle again");
+    }
+    return Ort::Value::CreateTensor(host_, data, size, shape.data(), shape.size(),
+                                    ort_type(tensor.dtype));
+}
+
+void OrtRunner::upload(std::string const& name, void const* data, size_t size) {
+    fill(name, [&](std::byte* target, size_t capacity) {
+        if (size != capacity) {
+            fail(SSD_BAD_BUNDLE, "the bundle's ", name, " has ", capacity,
+                 " bytes where this ssd_runtime makes ", size, "; export the bundle again");
+        }
+        std::memcpy(target, data, size);
+    });
+}
+
+std::vector<int32_t> OrtRunner::tokens() {
+    auto const steps = static_cast<size_t>(config_.num_image_tokens);
+    auto const images = static_cast<size_t>(sizes_.at("images"));
+    std::vector<int32_t> stored(steps * images);
+    void const* const source = values_.at("tokens").GetTensorRawData();
+    if (sessions_->is_cuda()) {
+        CudaDriver::get().use(sessions_->device());
+        CudaDriver::get().copy_to_host(stored.data(), source, stored.size() * sizeof(int32_t));
+    } else {
+        std::memcpy(stored.data(), source, stored.size() * sizeof(int32_t));
+    }
+    std::vector<int32_t> by_image(stored.size());
+    for (size_t step = 0; step < steps; ++step) {
+        for (size_t image = 0; image < images; ++image) {
+            by_image[image * steps + step] = stored[step * images + image];
+        }
+    }
+    return by_image;
+}
+
+void OrtRunner::decode_image(int32_t const* codes, int64_t count, uint8_t* pixels) {
+    GraphSpec const& spec = config_.graph("image_decoder");
+    int64_t const size = config_.model.image_size;
+    TensorSpec const codes_spec{
+        "codes", Dtype::int32, {{count, ""}, {config_.num_image_tokens, ""}}};
+    size_t const num_codes = static_cast<size_t>(count * config_.num_image_tokens);
+    std::map<std::string, Ort::Value> feeds;
+    feeds.emplace("codes",
+                  on_host(codes_spec, const_cast<int32_t*>(codes), num_codes * sizeof(int32_t)));
+    std::vector<Ort::Value> const results = run_once("image_decoder", feeds);
+    std::vector<int64_t> const wanted = {count, size, size, 3};
+    if (spec.outputs.size() != 1 || spec.outputs[0].dtype != Dtype::float32 ||
+        results[0].GetTensorTypeAndShapeInfo().GetShape() != wanted) {
+        fail(SSD_BAD_BUNDLE,
+             "image_decoder made no pixels of the bundle's size; export the bundle again");
+    }
+    auto const* values = results[0].GetTensorData<float>();
+    std::transform(values, values + num_elements(wanted), pixels, [](float value) {
+        return static_cast<uint8_t>(value > 0 ? std::min(value, 255.0F) : 0.0F);  // NaN becomes 0
+    });
+}
+
+uint64_t OrtRunner::cache_bytes() const {
+    uint64_t sum = 0;
+    for (TensorSpec const& tensor : config_.graph(step_graph_).inputs) {
+        if (is_past(tensor.name)) {
+            sum += size_in_bytes(values_.at(tensor.name));
+        }
+    }
+    return sum;
+}
+
+}  // namespace ssd_runtime

@@ -1,0 +1,41 @@
+#pragma once
+
+#include <cstdint>
+#include <map>
+#include <memory>
+#include <mutex>
+#include <string>
+
+#include "ort/ort_api.h"
+
+#include "bundle.h"
+
+namespace ssd_runtime {
+
+// The ONNX Runtime sessions of a bundle, each opened when it is first asked for.
+class OrtSessions {
+public:
+    // Throws Failure SSD_UNAVAILABLE for a provider that this ONNX Runtime lacks or cannot start.
+    OrtSessions(Bundle const& bundle, std::string const& provider, int device, int num_threads);
+
+    // Shared, so that a session that is dropped here ends with its last user. Thread-safe.
+    std::shared_ptr<Ort::Session> get(std::string const& graph);
+
+    bool is_cuda() const { return is_cuda_; }
+    int device() const { return device_; }
+
+private:
+    std::shared_ptr<Ort::Session> open(std::string const& graph) const;
+    Ort::SessionOptions options() const;
+    void check_interface(Ort::Session const& session, std::string const& graph) const;
+
+    Bundle const& bundle_;
+    Ort::Env env_;
+    bool is_cuda_;
+    int device_, num_threads_;
+    bool holds_one_;  // where weights are large: each session has a packed copy of them
+    std::mutex mutex_;
+    std::map<std::string, std::shared_ptr<Ort::Session>> sessions_;
+};
+
+}  // namespace ssd_runtime

@@ -1,0 +1,69 @@
+#pragma once
+
+#include <atomic>
+#include <cstdint>
+#include <memory>
+#include <set>
+#include <string>
+#include <vector>
+
+#include "config.h"
+
+namespace ssd_runtime {
+
+// cfg_scale: guidance u + cfg_scale (c - u); temperature: 0 is greedy; top_k: 0 keeps every token.
+struct Sampling {
+    float cfg_scale, temperature;
+    int64_t top_k;
+};
+
+// What starts a batch of N images. embeds: [2 N, width, hidden], padded on the right; lengths:
+// [2 N]; uniforms: [tokens, N].
+struct PromptBatch {
+    std::vector<float> embeds;
+    int64_t width;
+    std::vector<int32_t> lengths;
+    std::vector<float> uniforms;
+    Sampling sampling;
+
+    int64_t num_images() const { return static_cast<int64_t>(lengths.size()) / 2; }
+};
+
+// The caches of one generation on one backend. Call order: prefill, then decode_row for rows in
+// order; decode_image at any time.
+class Runner {
+public:
+    virtual ~Runner() = default;
+
+    // Fills fresh caches from the prompts and draws token 0.
+    virtual void prefill(PromptBatch const& batch) = 0;
+
+    // Draws the tokens of steps first .. last - 1. Stops early once `stop` is true.
+    virtual void decode_row(int64_t first, int64_t last, std::atomic<bool> const& stop) = 0;
+
+    // int32 [N, tokens]; 0 where still to come. Waits for the device.
+    virtual std::vector<int32_t> tokens() = 0;
+
+    // Pixels uint8 [count, height, width, 3] of codes int32 [count, tokens].
+    virtual void decode_image(int32_t const* codes, int64_t count, uint8_t* pixels) = 0;
+
+    // Bytes allocated for the caches of the present batch.
+    virtual uint64_t cache_bytes() const = 0;
+
+    // From any thread: ends the run under way as soon as the backend can.
+    virtual void interrupt() {}
+};
+
+// The weights of a bundle on one device; serves any number of runners on any threads.
+class Backend {
+public:
+    virtual ~Backend() = default;
+    virtual std::unique_ptr<Runner> make_runner() = 0;
+    // The most images of one batch.
+    virtual uint32_t max_images() const = 0;
+    // Free memory where caches lie; 0 where the system does not say.
+    virtual uint64_t free_bytes() const = 0;
+    virtual bool is_cpu() const = 0;
+};
+
+}  // namespace ssd_runtime

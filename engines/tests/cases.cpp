@@ -1,0 +1,151 @@
+// Runs the cases of a JSON file and writes what they made, for tests/engines to compare.
+//
+//   ssd_cases cases.json results.bin
+//
+// cases.json: an array of objects with `bundle` and any of prompts, ids, seed, num_images,
+// cfg_scale, temperature, top_k, max_batch, decoder_batch, preview, num_threads, own_loop, or
+// `bundle` and `encode` (an array of texts). results.bin: for each case a line of JSON, then the
+// tokens (int32) and pixels (uint8) that the line counts.
+#include <chrono>
+#include <cstdio>
+#include <fstream>
+#include <iostream>
+#include <map>
+#include <memory>
+
+#include <sys/resource.h>
+#include <nlohmann/json.hpp>
+
+#include "ssd_runtime/ssd_runtime.hpp"
+
+namespace {
+
+using Json = nlohmann::json;
+
+double seconds_since(std::chrono::steady_clock::time_point began) {
+    return std::chrono::duration<double>(std::chrono::steady_clock::now() - began).count();
+}
+
+ssd::Model& model_of(Json const& test) {
+    static std::map<std::string, ssd::Model> models;
+    std::string const bundle = test.at("bundle");
+    int const num_threads = test.value("num_threads", 0);
+    std::string const key = bundle + " " + std::to_string(num_threads);
+    auto found = models.find(key);
+    if (found == models.end()) {
+        ssd_model_params params;
+        ssd_model_params_init(&params);
+        params.bundle = bundle.c_str();
+        params.num_threads = num_threads;
+        found = models.emplace(key, ssd::Model(params)).first;
+    }
+    return found->second;
+}
+
+ssd::Request request_of(ssd::Model const& model, Json const& test,
+                        std::vector<std::vector<int32_t>>& ids, std::vector<ssd_prompt>& prompts) {
+    ssd::Request request(model, test.value("prompts", std::vector<std::string>()));
+    ids = test.value("ids", ids);
+    for (auto const& row : ids) {
+        prompts.push_back({nullptr, row.data(), row.size()});
+    }
+    ssd_generate_params& params = request.params;
+    params.prompts = prompts.data();
+    params.num_prompts = prompts.size();
+    params.seed = test.value("seed", uint64_t{0});
+    params.num_images = test.value("num_images", 1U);
+    params.cfg_scale = test.value("cfg_scale", params.cfg_scale);
+    params.temperature = test.value("temperature", params.temperature);
+    params.top_k = test.value("top_k", 0U);
+    params.max_batch = test.value("max_batch", params.max_batch);
+    params.decoder_batch = test.value("decoder_batch", params.decoder_batch);
+    params.preview = test.value("preview", 0);
+    return request;
+}
+
+Json event_of(ssd_row_event const& event) {
+    uint64_t sum = 0;
+    size_t const size = size_t{event.num_images} * event.width * event.height * 3;
+    for (size_t i = 0; event.pixels != nullptr && i < size; ++i) {
+        sum += event.pixels[i] * (i % 251 + 1);
+    }
+    return {event.row, event.first_image, event.num_images, event.done, sum};
+}
+
+void generate(Json const& test, std::ostream& out) {
+    ssd::Model& model = model_of(test);
+    std::vector<std::vector<int32_t>> ids;
+    std::vector<ssd_prompt> prompts;
+    ssd::Request request = request_of(model, test, ids, prompts);
+    Json events = Json::array();
+    request.on_row = [&events](ssd_row_event const& event) {
+        events.push_back(event_of(event));
+        return true;
+    };
+    auto const began = std::chrono::steady_clock::now();
+    ssd::Generation generation(model, request);
+    if (test.value("own_loop", false)) {
+        for (int32_t done = 0; done == 0;) {
+            ssd_row_event const event = generation.step_row();
+            events.push_back(event_of(event));
+            done = event.done;
+        }
+    } else {
+        generation.run();
+    }
+    double const seconds = seconds_since(began);
+    ssd::Images const images = generation.images();
+    ssd_cache_report const cache = generation.cache_bytes();
+    rusage usage{};
+    getrusage(RUSAGE_SELF, &usage);
+    size_t const num_tokens = size_t{images.num_images} * images.num_tokens;
+    size_t const num_pixels = size_t{images.num_images} * images.width * images.height * 3;
+    out << Json{{"images", images.num_images},
+                {"tokens", num_tokens},
+                {"pixels", num_pixels},
+                {"events", events},
+                {"seconds", seconds},
+                {"cache_bytes", cache.bytes},
+                {"tokens_dropped", cache.tokens_dropped},
+                {"planned_cache_bytes", model.plan(cache.num_images).cache_bytes},
+                {"peak_kilobytes", usage.ru_maxrss}}
+        << "\n";
+    out.write(reinterpret_cast<char const*>(images.tokens),
+              static_cast<std::streamsize>(num_tokens * sizeof(int32_t)));
+    out.write(reinterpret_cast<char const*>(images.pixels),
+              static_cast<std::streamsize>(num_pixels));
+}
+
+void encode(Json const& test, std::ostream& out) {
+    ssd::Model& model = model_of(test);
+    Json rows = Json::array();
+    for (std::string const text : test.at("encode")) {
+        std::vector<int32_t> ids(100'000);
+        size_t count = 0;
+        ssd_error error;
+        ssd_status const status =
+            ssd_encode(model.get(), text.c_str(), ids.data(), ids.size(), &count, &error);
+        ids.resize(count);
+        rows.push_back(status == SSD_OK ? Json(ids) : Json(error.message));
+    }
+    out << Json{{"rows", rows}} << "\n";
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+    if (argc != 3) {
+        std::fprintf(stderr, "usage: ssd_cases cases.json results.bin\n");
+        return 2;
+    }
+    std::ifstream in(argv[1]);
+    std::ofstream out(argv[2], std::ios::binary);
+    for (Json const& test : Json::parse(in)) {
+        try {
+            test.contains("encode") ? encode(test, out) : generate(test, out);
+        } catch (ssd::Error const& error) {
+            out << Json{{"status", error.status()}, {"error", error.what()}} << "\n";
+        }
+    }
+    return out.good() ? 0 : 1;
+}

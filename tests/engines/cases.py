@@ -1,0 +1,111 @@
+"""Cases for the C++ library: what is asked of it, and what Python makes of the same."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ssd_export.runtime.generate import ImageGenerator
+from tests.engines.builds import run
+
+DEMO_PROMPTS = ["a red circle above a blue square", "three small yellow triangles on black"]
+
+
+@dataclass(frozen=True)
+class Case:
+    """options: as of ImageGenerator.stream. bundle: a name of the fixture `bundles`."""
+
+    bundle: str
+    prompts: tuple[str, ...] = ("a red circle on white",)
+    options: dict[str, Any] = field(default_factory=dict)
+    own_loop: bool = False
+
+    def to_json(self, bundle: Path) -> dict[str, Any]:
+        return {
+            "bundle": str(bundle),
+            "prompts": self.prompts,
+            "own_loop": self.own_loop,
+            **self.options,
+        }
+
+
+TWO = tuple(DEMO_PROMPTS)
+CASES = {
+    "defaults": Case("ssd-auto"),
+    "another seed": Case("ssd-auto", TWO[:1], {"seed": 7}),
+    "a seed of 64 bits": Case("ssd-auto", TWO[1:], {"seed": 2**64 - 1}),
+    "greedy": Case("ssd-auto", TWO[:1], {"temperature": 0.0}),
+    "top-k": Case("ssd-auto", TWO[:1], {"top_k": 5, "seed": 2}),
+    "guidance": Case("ssd-auto", TWO[1:], {"cfg_scale": 3.0, "temperature": 0.7}),
+    "several images": Case("ssd-auto", TWO, {"num_images": 2, "seed": 3}),
+    "batch after batch": Case("ssd-auto", TWO, {"num_images": 2, "max_batch": 3, "seed": 3}),
+    "decoded two at a time": Case("ssd-auto", TWO, {"num_images": 2, "decoder_batch": 2}),
+    "previews": Case("ssd-auto", TWO, {"preview": True}),
+    "own loop": Case("ssd-auto", TWO, {"max_batch": 1, "preview": True}, own_loop=True),
+    "a tenth of the cache": Case("ssd-auto-0.1", TWO[:1], {"seed": 4}),
+    "everything kept": Case("full", TWO[:1], {"seed": 5}),
+    "heavy hitters": Case("h2o", TWO, {"seed": 6}),
+    "windows": Case("streaming-llm", TWO[:1], {"seed": 7}),
+    "scores that decay": Case("linear", TWO, {"seed": 8}),
+    "paper": Case("ssd", TWO[:1], {"seed": 9, "top_k": 40}),
+    "int4": Case("int4", TWO[:1], {"seed": 10}),
+    "int8": Case("int8", TWO[:1], {"seed": 11}),
+    "int8 cache": Case("kv-int8", TWO, {"seed": 12}),
+    "float16": Case("fp16", TWO[:1], {"seed": 13}),
+}
+
+
+@dataclass(frozen=True)
+class Made:
+    """tokens: int32 [N, tokens]; pixels: uint8 [N, height, width, 3]; facts: the rest of the line."""
+
+    tokens: np.ndarray
+    pixels: np.ndarray
+    facts: dict[str, Any]
+
+
+def run_cases(
+    build: Path, cases: list[dict[str, Any]], folder: Path, **environment: str
+) -> list[Made]:
+    """What the library made of each case; an error is in `facts`."""
+    asked, answered = folder / "cases.json", folder / "results.bin"
+    asked.write_text(json.dumps(cases))
+    ran = run([build / "tests" / "ssd_cases", asked, answered], env=environment or None)
+    assert ran.returncode == 0, ran.stderr[-4000:]
+    assert not ran.stderr, "the library printed: " + ran.stderr[-4000:]
+    results = []
+    with answered.open("rb") as file:
+        for _ in cases:
+            facts = json.loads(file.readline())
+            tokens = np.frombuffer(file.read(4 * facts.get("tokens", 0)), np.int32)
+            pixels = np.frombuffer(file.read(facts.get("pixels", 0)), np.uint8)
+            count = facts.get("images", 0)
+            size = round((len(pixels) / max(count, 1) / 3) ** 0.5)
+            shape = (count, size, size, 3)
+            results.append(
+                Made(tokens.reshape(count, -1) if count else tokens, pixels.reshape(shape), facts)
+            )
+    return results
+
+
+def drawn_by_python(case: Case, bundle: Path) -> Made:
+    with ImageGenerator.from_bundle(bundle) as generator:
+        events = list(generator.stream(case.prompts, **case.options))
+        cache = generator.cache
+    images = np.stack([np.asarray(image) for image in events[-1].images])
+    shown = [
+        None if event.images is None else [np.asarray(image) for image in event.images]
+        for event in events
+    ]
+    facts = {"cache": cache, "shown": shown, "rows": [event.row for event in events]}
+    return Made(events[-1].tokens, images, facts)
+
+
+def checksum(images: list[np.ndarray]) -> int:
+    """What ssd_cases writes of an event's pixels."""
+    pixels = np.stack(images).astype(np.uint64).reshape(-1)
+    return int((pixels * (np.arange(len(pixels), dtype=np.uint64) % np.uint64(251) + 1)).sum())

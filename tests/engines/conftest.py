@@ -1,0 +1,50 @@
+"""The library, built once a run, and bundles of the demo model for it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from ssd_export.export.exporter import export_bundle
+from ssd_export.export.temporary_bundle import PolicyChoice
+from tests.engines.builds import Builds
+
+CHOICES = {
+    "ssd-auto": PolicyChoice(),
+    "ssd-auto-0.1": PolicyChoice(budget=0.1),
+    "full": PolicyChoice(policy="full", budget=1.0),
+    "h2o": PolicyChoice(policy="h2o"),
+    "streaming-llm": PolicyChoice(policy="streaming-llm"),
+    "linear": PolicyChoice(policy="linear"),
+    "ssd": PolicyChoice(policy="ssd"),
+    "int4": PolicyChoice(weights="int4"),
+    "int8": PolicyChoice(weights="int8"),
+    "kv-int8": PolicyChoice(kv_dtype="int8"),
+    "fp16": PolicyChoice(dtype="fp16"),
+    "long-prompts": PolicyChoice(prompt_slots=400),
+}
+
+
+@pytest.fixture(scope="session")
+def build(tmp_path_factory: pytest.TempPathFactory) -> Builds:
+    kept = os.environ.get("SSD_ENGINES_BUILD")
+    folder = Path(kept) if kept else tmp_path_factory.mktemp("engines")
+    folder.mkdir(parents=True, exist_ok=True)
+    return Builds(folder)
+
+
+@pytest.fixture(scope="session")
+def bundles(one_thread: None, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """The bundle of a name of CHOICES; not to be changed."""
+    made: dict[str, Path] = {}
+
+    def bundle(name: str) -> Path:
+        if name not in made:
+            spec = CHOICES[name].export_spec(tmp_path_factory.mktemp("bundle") / name)
+            made[name] = export_bundle(spec)
+        return made[name]
+
+    return bundle

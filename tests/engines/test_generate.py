@@ -1,0 +1,68 @@
+"""The C++ library draws what Python draws: the same tokens, the same pixels, the same events."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.engines.builds import Builds
+from tests.engines.cases import CASES, Case, Made, checksum, drawn_by_python, run_cases
+
+Bundles = Callable[[str], Path]
+
+
+@pytest.fixture(scope="module")
+def made(
+    build: Builds, bundles: Bundles, tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, Made]:
+    asked = [case.to_json(bundles(case.bundle)) for case in CASES.values()]
+    results = run_cases(build("release"), asked, tmp_path_factory.mktemp("cases"))
+    return dict(zip(CASES, results, strict=True))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", CASES)
+def test_tokens_and_pixels_are_pythons(name: str, made: dict[str, Made], bundles: Bundles) -> None:
+    case, drawn = CASES[name], made[name]
+    assert "error" not in drawn.facts, drawn.facts
+    expected = drawn_by_python(case, bundles(case.bundle))
+    assert len(np.unique(expected.tokens)) > 20, "a case whose tokens could not differ"
+    np.testing.assert_array_equal(drawn.tokens, expected.tokens)
+    np.testing.assert_array_equal(drawn.pixels, expected.pixels)
+    assert drawn.facts["cache_bytes"] == expected.facts["cache"].bytes
+    assert drawn.facts["planned_cache_bytes"] == expected.facts["cache"].bytes
+    assert drawn.facts["tokens_dropped"] == expected.facts["cache"].tokens_dropped
+    check_events(case, drawn, expected)
+
+
+def check_events(case: Case, drawn: Made, expected: Made) -> None:
+    """An event a row, with the present batch's images, which Python counts from the first on."""
+    events = drawn.facts["events"]
+    assert [event[0] for event in events] == expected.facts["rows"]
+    assert [event[3] for event in events] == [0] * (len(events) - 1) + [1]
+    num_rows = len(set(expected.facts["rows"]))
+    for (row, first, count, _, pixels), shown in zip(events, expected.facts["shown"], strict=True):
+        if row == num_rows - 1:
+            assert pixels == checksum(list(expected.pixels[first : first + count]))
+        elif case.options.get("preview"):
+            assert pixels == checksum(shown[:count])
+        else:
+            assert pixels == 0
+
+
+def test_ids_in_place_of_text(build: Builds, bundles: Bundles, tmp_path: Path) -> None:
+    from ssd_export.model.prompt import PromptEncoder
+
+    bundle = bundles("ssd-auto")
+    encoder = PromptEncoder.from_file(bundle / "tokenizer.json")
+    prompts = ["a red circle", "two green triangles"]
+    ids = [encoder.encode([prompt], 64).ids[0].tolist() for prompt in prompts]
+    by_ids, by_text = run_cases(
+        build("release"),
+        [{"bundle": str(bundle), "ids": ids}, {"bundle": str(bundle), "prompts": prompts}],
+        tmp_path,
+    )
+    np.testing.assert_array_equal(by_ids.pixels, by_text.pixels)
