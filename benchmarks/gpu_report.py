@@ -22,7 +22,7 @@ from typing import Any
 
 import click
 
-from benchmarks.gpu_speed import Speed, measure_speed, row_graph_text, speed_table
+from benchmarks.gpu_speed import Speed, graph_text, measure_speed, speed_table
 from ssd_export.errors import UserError
 from ssd_export.report.measurement import measurement, table, write_measurement
 from ssd_export.tensorrt.target import Batch, gpu_here
@@ -184,7 +184,7 @@ def check_tokens(plugin: str) -> dict[str, Any]:
         "ok": ladder["ok"],
         "failures": failed,
         "same_tokens": same,
-        "graphs": row_graph_text(graphs),
+        "graphs": graph_text(graphs),
         "rungs": ladder["rungs"],
     }
 

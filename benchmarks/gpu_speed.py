@@ -110,7 +110,7 @@ def speed_of(runner: TrtRunner, bundle: Bundle, num_images: int, plugin: bool) -
     tokens = runner.tokens()[:1]
     runner.decode_image(tokens)
     picture = _timed(runner, lambda: runner.decode_image(tokens))
-    graphs, cost = row_graph_text(runner.graph_nodes()), vars(step_cost(bundle, num_images))
+    graphs, cost = graph_text(runner.graph_nodes()), vars(step_cost(bundle, num_images))
     return Speed(
         f"{policy.name} {policy.budget:g}",
         plugin,
@@ -125,13 +125,9 @@ def speed_of(runner: TrtRunner, bundle: Bundle, num_images: int, plugin: bool) -
     )
 
 
-def row_graph_text(nodes: dict[tuple[bool, ...], int]) -> str:
-    """How many graphs were captured and how large they are."""
-    return (
-        f"{len(nodes)} captured, {min(nodes.values())} to {max(nodes.values())} nodes"
-        if nodes
-        else "none captured"
-    )
+def graph_text(nodes: dict[str, int]) -> str:
+    """The CUDA graphs that were captured and how large they are."""
+    return ", ".join(f"{kind} {count} nodes" for kind, count in nodes.items()) or "none captured"
 
 
 def speed_table(
@@ -157,7 +153,7 @@ def speed_table(
     rows = []
     for speed in speeds:
         bound = None if rates is None else _bound_ms(StepCost(**speed.cost), MachineRates(**rates))
-        used = sum(speed.memory[part] for part in ("engines", "weights", "buffers"))
+        used = sum(speed.memory[part] for part in ("engines", "weights", "buffers", "graphs"))
         rows.append(
             [
                 speed.policy,

@@ -158,7 +158,6 @@ def plan_lines(plan: BuildPlan) -> list[str]:
             f" --bundle DIR --target {plan.target.name}"
         ]
     free = "unknown" if plan.free_bytes is None else gib(plan.free_bytes)
-    images = plan.profile.images
     lines += [
         f"flavour: {plan.flavour.name} {plan.flavour.version}",
         (
@@ -167,8 +166,8 @@ def plan_lines(plan: BuildPlan) -> list[str]:
             else f"plugin: off ({plan.plugin.why_not})"
         ),
         (
-            f"batch: {images[0]} to {images[2]} images, tuned for {images[1]}; prompts of up to "
-            f"{plan.profile.prompt_tokens[2]} tokens"
+            f"batch: {plan.batch.min} to {plan.batch.max} images, the decode step tuned for"
+            f" {_tuned_for(plan)}; prompts of up to {plan.prompt_slots} tokens"
         ),
         f"graphs: {', '.join(spec.name for spec in plan.graphs)}",
         (
@@ -180,6 +179,10 @@ def plan_lines(plan: BuildPlan) -> list[str]:
     if plan.timing_cache and plan.flavour.builds_anywhere:
         lines.append(f"timing cache: {plan.flavour.name} has none, --timing-cache is not used")
     return lines
+
+
+def _tuned_for(plan: BuildPlan) -> str:
+    return " and ".join(str(profile.images[1]) for profile in plan.profiles("decode_step"))
 
 
 def result_line(name: str, graph: dict[str, Any]) -> str:

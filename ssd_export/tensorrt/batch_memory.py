@@ -15,9 +15,11 @@ from ssd_export.tensorrt.device_buffers import (
     Buffer,
     BufferPlan,
     check_device_memory,
+    merged,
     plan_buffers,
 )
-from ssd_export.tensorrt.engine import TrtEngine
+from ssd_export.tensorrt.engine import TrtContext
+from ssd_export.tensorrt.in_place import carried
 
 PROMPT_POSITIONS = (
     "prompt_positions"  # 0, 1, 2, ... for every row and head, to fill position caches from
@@ -29,47 +31,48 @@ SAME_AS = {"token": "tokens"}  # the prefill's token is the first row of the tok
 class BatchMemory:
     """Buffers of the engines of a batch.
 
-    Args: decode: whose tensors live on between runs; sizes: of the named dimensions, by engine.
+    Args: decode: whose tensors live on between runs; sizes: of the named dimensions, by context.
     Raises: UserError for too little device memory, before the allocation.
     """
 
     def __init__(
         self,
         device: CudaDevice,
-        decode: TrtEngine,
-        others: Sequence[TrtEngine],
+        decode: TrtContext,
+        others: Sequence[TrtContext],
         sizes: Mapping[str, Mapping[str, int]],
     ) -> None:
         self._device, self._decode, self._sizes = device, decode.spec, sizes
         self.plan = _plan([decode, *others], sizes)
-        num_images = sizes[decode.spec.name]["images"]
+        num_images = sizes[decode.name]["images"]
         check_device_memory(
             f"a batch of {num_images}", self.plan.num_bytes, device.memory_bytes()[0], WAYS_OUT
         )
         self._address = device.allocate(self.plan.num_bytes)
-        for engine in (decode, *others):
-            self._bind(engine)
+        self._copies: dict[str, list[tuple[int, int, int]]] = {}
+        for context in (decode, *others):
+            self._bind(context)
 
-    def buffer(self, name: str, engine: str = "") -> Buffer:
-        """A buffer that is private to the engine, else the shared one of that name."""
-        private = self.plan.private.get(engine, {})
+    def buffer(self, name: str, context: str = "") -> Buffer:
+        """A buffer that is private to the context, else the shared one of that name."""
+        private = self.plan.private.get(context, {})
         return private[name] if name in private else self.plan.shared[name]
 
-    def address(self, name: str, engine: str = "") -> int:
-        return self._address + self.buffer(name, engine).offset
+    def address(self, name: str, context: str = "") -> int:
+        return self._address + self.buffer(name, context).offset
 
-    def upload(self, name: str, array: np.ndarray, engine: str = "") -> None:
+    def upload(self, name: str, array: np.ndarray, context: str = "") -> None:
         """Raises: ValueError for an array of another shape or dtype than the buffer."""
-        buffer = self.buffer(name, engine)
+        buffer = self.buffer(name, context)
         if array.shape != buffer.shape or array.dtype != buffer.stored_dtype:
             raise ValueError(
                 f"{name} is {buffer.stored_dtype} {buffer.shape}, not {array.dtype} {array.shape}"
             )
         self._device.upload(self._address + buffer.offset, np.ascontiguousarray(array))
 
-    def download(self, name: str, engine: str = "") -> np.ndarray:
+    def download(self, name: str, context: str = "") -> np.ndarray:
         """A copy; waits for the device."""
-        buffer = self.buffer(name, engine)
+        buffer = self.buffer(name, context)
         return self._device.download(
             self._address + buffer.offset, buffer.shape, buffer.stored_dtype
         )
@@ -96,8 +99,10 @@ class BatchMemory:
             self._fill(cache.past, source, num_tokens, lengths, 0 if is_position else 1)
 
     def close(self) -> None:
-        self._device.synchronize()
-        self._device.free(self._address)
+        try:
+            self._device.synchronize()
+        finally:
+            self._device.free(self._address)
 
     def _fill(
         self, cache: str, source: int, num_tokens: int, lengths: np.ndarray, source_step: int
@@ -118,39 +123,55 @@ class BatchMemory:
                 rows=(last - first) * heads,
             )
 
-    def _bind(self, engine: TrtEngine) -> None:
-        spec = engine.spec
-        start, num_bytes = self.plan.scratch[spec.name]
-        engine.use_scratch(self._address + start, num_bytes)
+    def carry(self, context: TrtContext) -> None:
+        """Queues the copies of what a run leaves for the next one beside its inputs: positions,
+        scores, tokens, the step. They lie in one order on both sides, so that it is one copy.
+        """
+        for target, source, num_bytes in self._copies[context.name]:
+            self._device.copy(target, source, num_bytes)
+
+    def _bind(self, context: TrtContext) -> None:
+        spec, name = context.spec, context.name
+        start, num_bytes = self.plan.scratch[name]
+        context.use_scratch(self._address + start, num_bytes)
         for tensor in (*spec.inputs, *spec.outputs):
-            name = spec.aliases.get(tensor.name, tensor.name)
-            engine.bind(tensor.name, self.address(SAME_AS.get(name, name), spec.name))
-
-
-def _plan(engines: Sequence[TrtEngine], sizes: Mapping[str, Mapping[str, int]]) -> BufferPlan:
-    """Places for all tensors of the engines, the first being the decode step."""
-    decode = engines[0].spec
-    shared = [
-        _sized(t, sizes[decode.name])
-        for t in (*decode.inputs, *decode.outputs)
-        if t.name not in decode.aliases
-    ]
-    known = {tensor.name for tensor in shared} | SAME_AS.keys()
-    private, scratch = {}, {}
-    for engine in engines:
-        spec = engine.spec
-        engine.set_sizes(sizes[spec.name])
-        scratch[spec.name] = engine.scratch_bytes()
-        own = [
-            t
-            for t in (*spec.inputs, *spec.outputs)
-            if t.name not in known and t.name not in spec.aliases
+            place = context.aliases.get(tensor.name, tensor.name)
+            context.bind(tensor.name, self.address(SAME_AS.get(place, place), name))
+        pairs = [
+            (self.buffer(past), self.buffer(output))
+            for output, past in carried(spec, context.aliases).items()
         ]
-        private[spec.name] = [_sized(tensor, sizes[spec.name]) for tensor in own]
-        if "prompt_tokens" in sizes[spec.name]:
+        self._copies[name] = [
+            (self._address + target, self._address + source, num_bytes)
+            for target, source, num_bytes in merged(pairs)
+        ]
+
+
+def _plan(contexts: Sequence[TrtContext], sizes: Mapping[str, Mapping[str, int]]) -> BufferPlan:
+    """Places for all tensors of the contexts, the first being the decode step's."""
+    decode, aliases = contexts[0].spec, contexts[0].aliases
+    left = carried(decode, aliases)
+    tensors = {tensor.name: tensor for tensor in (*decode.inputs, *decode.outputs)}
+    others = [name for name in tensors if name not in {*left, *left.values(), *aliases}]
+    order = [*left.values(), *others, *left]
+    shared = [_sized(tensors[name], sizes[contexts[0].name]) for name in order]
+    private, scratch = {}, {}
+    for context in contexts:
+        spec, size = context.spec, sizes[context.name]
+        context.set_sizes(size)
+        scratch[context.name] = context.scratch_bytes()
+        own = [
+            tensor
+            for tensor in (*spec.inputs, *spec.outputs)
+            if tensor.name not in (*SAME_AS, *context.aliases)
+            and tensors.get(tensor.name)
+            != tensor  # of the same name and another shape: the prompt's
+        ]
+        private[context.name] = [_sized(tensor, size) for tensor in own]
+        if "prompt_tokens" in size:
             heads = max(tensor.shape[1] for tensor in decode.cache_inputs.values())
-            shape = (sizes[spec.name]["rows"], heads, sizes[spec.name]["prompt_tokens"])
-            private[spec.name].append(TensorSpec(PROMPT_POSITIONS, "int32", shape))
+            shape = (size["rows"], heads, size["prompt_tokens"])
+            private[context.name].append(TensorSpec(PROMPT_POSITIONS, "int32", shape))
     return plan_buffers(shared, private, scratch)
 
 

@@ -6,21 +6,24 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from threading import Event
 from typing import Any
 
+from ssd_export.bundle.hashes import sha256
 from ssd_export.errors import UserError
-from ssd_export.graph_spec import CacheTensor, GraphSpec
+from ssd_export.graph_spec import GraphSpec
 from ssd_export.tensorrt.build_memory import StoredWeight, shared_weights
 from ssd_export.tensorrt.build_progress import Phases, Progress, progress_monitor
 from ssd_export.tensorrt.builder_config import builder_config, use_timing_cache
+from ssd_export.tensorrt.in_place import in_place
+from ssd_export.tensorrt.layer_listing import Layer, hazards
 from ssd_export.tensorrt.messages import judge, logger, one_line
 from ssd_export.tensorrt.network import check_interface, lift_weights, parse_graph
 from ssd_export.tensorrt.plan import BuildPlan
-from ssd_export.tensorrt.plugin import file_sha256, num_attention_nodes
+from ssd_export.tensorrt.plugin import num_attention_nodes
 
 WITH_SHARED_WEIGHTS = ("prefill", "decode_step", "prefill_top_k", "decode_step_top_k")
 PLUGIN_LAYER = "PluginV3"
@@ -113,32 +116,39 @@ def write_engine(plan: BuildPlan, graph: ReadGraph, engine: Any, scratch: Path) 
     add.
     """
     _, messages = logger(plan.flavour.trt)
-    layers = Counter(messages.layers)
-    if layers:  # some versions do not list them
-        _check_plugin_layers(graph.spec, layers, graph.num_plugin_layers)
+    by_profile = messages.layers(len(plan.profiles(graph.spec.name)))
+    for layers in by_profile:  # some versions do not list them
+        kinds = Counter(layer.kind for layer in layers)
+        _check_plugin_layers(graph.spec, kinds, graph.num_plugin_layers)
+        _check_order(graph.spec, layers, _aliases(plan, graph.spec))
     path = scratch / f"{graph.spec.name}.engine"
     path.write_bytes(memoryview(engine))
     warnings = judge(graph.spec.name, messages.warnings) + graph.warnings
-    description = _describe(plan, graph, path, layers) | {
+    description = _describe(plan, graph, path, by_profile[0] if by_profile else []) | {
         "activation_bytes": messages.activation_bytes
     }
     return GraphEngine(description, path, warnings, messages.library_is_in_engine)
 
 
+def _aliases(plan: BuildPlan, spec: GraphSpec) -> dict[str, str]:
+    return in_place(spec, has_plugin=spec.name in plan.plugin.models)
+
+
 def _describe(
-    plan: BuildPlan, graph: ReadGraph, path: Path, layers: Counter[str]
+    plan: BuildPlan, graph: ReadGraph, path: Path, layers: Sequence[Layer]
 ) -> dict[str, Any]:
+    """layers: of the first profile."""
     spec = graph.spec
     onnx_name = f"onnx/{spec.name}.onnx"
-    in_place = spec.aliases.items() if spec.name in plan.plugin.models else ()
     return {
         "engine": path.name,
         "bytes": path.stat().st_size,
-        "sha256": file_sha256(path),
+        "sha256": sha256(path),
         "onnx": onnx_name,
         "onnx_sha256": plan.bundle.files[onnx_name].sha256,
-        "layers": dict(sorted(layers.items())),
-        "aliases": {out: past for out, past in in_place if CacheTensor.parse(out)},
+        "layers": dict(sorted(Counter(layer.kind for layer in layers).items())),
+        "profiles": [profile.to_dict() for profile in plan.profiles(spec.name)],
+        "aliases": _aliases(plan, spec),
         "weights": {
             name: [w.dtype, list(w.shape), w.offset, w.num_bytes]
             for name, w in graph.weights.items()
@@ -176,6 +186,17 @@ def _check_plugin_layers(spec: GraphSpec, layers: Counter[str], wanted: int) -> 
                 f"{spec.name} is built of plain operators and has {layers[PLUGIN_LAYER]} plugin"
                 " layers; export the bundle again"
             )
+        )
+
+
+def _check_order(spec: GraphSpec, layers: Sequence[Layer], aliases: Mapping[str, str]) -> None:
+    """Every reader of a buffer has to end before it is overwritten."""
+    own = [layer for layer in layers if layer.kind != PLUGIN_LAYER]  # its kernel orders by itself
+    found = hazards(own, aliases)
+    if found:
+        raise UserError(
+            f"the engine of {spec.name} would overwrite what it still reads ({found[0]}); use"
+            " another version of TensorRT, or --plugin on"
         )
 
 

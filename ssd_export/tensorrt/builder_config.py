@@ -1,4 +1,4 @@
-"""The builder config of one graph: profile, workspace, GPUs, aliased plugin caches, and the timing
+"""The builder config of one graph: profiles, workspace, GPUs, aliased plugin caches, and the timing
 cache.
 """
 
@@ -14,6 +14,9 @@ from ssd_export.tensorrt.network import optimization_profile
 from ssd_export.tensorrt.plan import BuildPlan
 
 TIMING_CACHE = "timing.cache"
+# TensorRT-RTX captures only what allocates nothing by itself; a graph that cannot do so fails here,
+# where it is built, instead of on the device. TensorRT has no such flag.
+CAPTURABLE = "REQUIRE_USER_ALLOCATION"
 
 
 def builder_config(plan: BuildPlan, builder: Any, spec: GraphSpec) -> Any:
@@ -24,8 +27,12 @@ def builder_config(plan: BuildPlan, builder: Any, spec: GraphSpec) -> Any:
     config = builder.create_builder_config()
     config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
     config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, plan.workspace_mib << 20)
-    config.add_optimization_profile(optimization_profile(builder, spec, plan.profile))
+    for profile in plan.profiles(spec.name):
+        config.add_optimization_profile(optimization_profile(builder, spec, profile))
     config.clear_flag(trt.BuilderFlag.TF32)
+    capturable = trt.BuilderFlag.__members__.get(CAPTURABLE)
+    if capturable is not None:
+        config.set_flag(capturable)
     if spec.name in plan.plugin.models:
         config.set_preview_feature(trt.PreviewFeature.ALIASED_PLUGIN_IO_10_03, True)
         if plan.plugin.library:

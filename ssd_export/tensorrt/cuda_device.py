@@ -9,6 +9,7 @@ be installed. The module is an argument: tests run the same calls over host memo
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
@@ -58,7 +59,7 @@ class CudaDevice:
         self._context = self._call(
             "cuDevicePrimaryCtxRetain", self._device
         )  # the one that TensorRT uses
-        self._use()
+        self.use()
         self._stream = self._call(
             "cuStreamCreate", int(driver.CUstream_flags.CU_STREAM_NON_BLOCKING)
         )
@@ -83,16 +84,21 @@ class CudaDevice:
         )
         return 10 * major + minor
 
+    def use(self) -> None:
+        """Makes the GPU current for this thread: each has its own, and images are generated in
+        any."""
+        self._call("cuCtxSetCurrent", self._context)
+
     def memory_bytes(self) -> tuple[int, int]:
         """(free, total), as the driver counts."""
-        self._use()
+        self.use()
         return self._call("cuMemGetInfo")
 
     def allocate(self, num_bytes: int) -> int:
         """The address of new memory. Raises: UserError where the driver has no more, whatever it
         said before.
         """
-        self._use()
+        self.use()
         try:
             return int(self._call("cuMemAlloc", num_bytes))
         except RuntimeError as error:
@@ -102,36 +108,37 @@ class CudaDevice:
             ) from error
 
     def free(self, address: int) -> None:
-        self._use()
+        self.use()
         self._call("cuMemFree", address)
 
     def upload(self, address: int, array: np.ndarray) -> None:
         """Copies a contiguous array to the device; it may be changed after the next wait."""
-        self._use()
+        self.use()
         if array.nbytes:
             self._call("cuMemcpyHtoDAsync", address, array.ctypes.data, array.nbytes, self._stream)
             self._sources.append(array)
 
     def download(self, address: int, shape: tuple[int, ...], dtype: np.dtype | type) -> np.ndarray:
         """A copy of device memory. Waits for everything before."""
-        self._use()
+        self.use()
         array = np.empty(shape, dtype)
         self._call("cuMemcpyDtoHAsync", array.ctypes.data, address, array.nbytes, self._stream)
         self.synchronize()
         return array
 
     def fill(self, address: int, byte: int, num_bytes: int) -> None:
-        self._use()
+        self.use()
         self._call("cuMemsetD8Async", address, byte, num_bytes, self._stream)
 
     def copy(self, target: int, source: int, num_bytes: int) -> None:
+        self.use()
         self._call("cuMemcpyDtoDAsync", target, source, num_bytes, self._stream)
 
     def copy_rows(
         self, target: int, target_pitch: int, source: int, source_pitch: int, width: int, rows: int
     ) -> None:
         """Copies the first `width` bytes of rows that are `pitch` bytes apart."""
-        self._use()
+        self.use()
         memory = self._driver.CUmemorytype.CU_MEMORYTYPE_DEVICE
         what = self._driver.CUDA_MEMCPY2D()
         what.srcMemoryType, what.srcDevice, what.srcPitch = (
@@ -149,7 +156,7 @@ class CudaDevice:
 
     def capture(self, work: Callable[[], None]) -> CudaGraph:
         """What work() queues, as a graph; nothing of it is executed now."""
-        self._use()
+        self.use()
         mode = self._driver.CUstreamCaptureMode.CU_STREAM_CAPTURE_MODE_THREAD_LOCAL
         self._call("cuStreamBeginCapture", self._stream, mode)
         try:
@@ -167,27 +174,27 @@ class CudaDevice:
             self._call("cuGraphDestroy", graph)
 
     def launch(self, graph: CudaGraph) -> None:
-        self._use()
+        self.use()
         self._call("cuGraphLaunch", graph.executable, self._stream)
 
     def destroy(self, graph: CudaGraph) -> None:
         """Waits for the stream: the graph may be under way."""
-        self.synchronize()
-        self._call("cuGraphExecDestroy", graph.executable)
+        try:
+            self.synchronize()
+        finally:
+            self._call("cuGraphExecDestroy", graph.executable)
 
     def synchronize(self) -> None:
-        self._use()
+        self.use()
         self._call("cuStreamSynchronize", self._stream)
         self._sources.clear()
 
     def close(self) -> None:
-        self.synchronize()
-        self._call("cuStreamDestroy", self._stream)
-        self._call("cuDevicePrimaryCtxRelease", self._device)
-
-    def _use(self) -> None:
-        """A context is current for one thread, and pictures may be drawn in any."""
-        self._call("cuCtxSetCurrent", self._context)
+        """Waits, then gives the stream and the context back, whatever fails on the way."""
+        with ExitStack() as last_first:
+            last_first.callback(self._call, "cuDevicePrimaryCtxRelease", self._device)
+            last_first.callback(self._call, "cuStreamDestroy", self._stream)
+            last_first.callback(self.synchronize)
 
     def _call(self, name: str, *arguments: Any) -> Any:
         """What the driver's function returns beside its result: nothing, one value or a tuple.

@@ -1,10 +1,11 @@
 """Where everything that depends on the batch lies in one stretch of device memory, planned before
 it is allocated.
 
-    shared   tokens, step, caches, ...: what the decode step keeps from one run to the next
+    shared   tokens, step, caches, ...: what the decode step keeps from one run to the next. First
+             what a run leaves for the next one beside its inputs, last where it leaves it, both in
+             one order: a single copy carries all of it over.
     private  one region for all engines in turn, since they never run at once: scratch memory, the
-    prompt's keys and
-             values, pixels. Nothing in it outlives the next engine that runs.
+             prompt's keys and values, pixels. Nothing in it outlives the next engine that runs.
 Every buffer begins at a multiple of 256 bytes.
 """
 
@@ -82,6 +83,24 @@ def _place(tensors: Iterable[TensorSpec], start: int) -> tuple[dict[str, Buffer]
         placed[tensor.name] = Buffer(start, tensor.shape, tensor.dtype)
         start = _aligned(start + placed[tensor.name].num_bytes)
     return placed, start
+
+
+def merged(pairs: Iterable[tuple[Buffer, Buffer]]) -> list[tuple[int, int, int]]:
+    """(target, source, bytes) that copy each pair's second buffer to its first, neighbors at once.
+
+    Buffers are neighbors where one begins at the next multiple of 256 bytes behind the other, in
+    targets and sources alike; what lies between them is copied along.
+    """
+    copies: list[tuple[int, int, int]] = []
+    for target, source in sorted(pairs, key=lambda pair: pair[0].offset):
+        if copies:
+            first, first_source, num_bytes = copies[-1]
+            behind = _aligned(num_bytes)
+            if (first + behind, first_source + behind) == (target.offset, source.offset):
+                copies[-1] = (first, first_source, behind + target.num_bytes)
+                continue
+        copies.append((target.offset, source.offset, target.num_bytes))
+    return copies
 
 
 def _aligned(offset: int) -> int:

@@ -1,21 +1,23 @@
-"""One TensorRT engine, ready to be queued: mapped from its file, its interface checked against the
-graph's contract.
+"""One TensorRT engine and its contexts, ready to be queued: mapped from its file, its interface
+checked against the graph's contract.
 
 The caller owns all memory that depends on the batch: buffers of inputs and outputs, and the scratch
-memory that engines which never run at once can share. Names of the Python API: those of TensorRT
+memory that engines which never run at once can share. Every call first makes the device's context
+current, since images may be generated from any thread. Names of the Python API: those of TensorRT
 10.3 to 11 and TensorRT-RTX 1.7.
 """
 
 from __future__ import annotations
 
 import mmap
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
 
-from ssd_export.dtypes import BY_TENSORRT
+from ssd_export.dtypes import DTYPES
 from ssd_export.errors import UserError
 from ssd_export.graph_spec import GraphSpec
+from ssd_export.tensorrt.cuda_device import CudaDevice
 from ssd_export.tensorrt.flavors import Flavour
 from ssd_export.tensorrt.messages import logger, one_line
 
@@ -31,34 +33,136 @@ def open_runtime(flavour: Flavour, host_code_allowed: bool) -> Any:
 
 
 class TrtEngine:
-    """An engine with one context. Call order: set_sizes, scratch_bytes, use_scratch and bind, then
-    enqueue.
+    """A deserialised engine.
+
+    Args: deserialize: makes it of its file's bytes; aliases: output -> the input whose memory it is.
     """
 
     def __init__(
-        self, flavour: Flavour, runtime: Any, path: Path, spec: GraphSpec, weights: Collection[str]
+        self,
+        flavour: Flavour,
+        deserialize: Callable[[mmap.mmap], Any],
+        device: CudaDevice,
+        path: Path,
+        spec: GraphSpec,
+        weights: Collection[str] = (),
+        aliases: Mapping[str, str] | None = None,
     ) -> None:
         """Raises: UserError, one line, where TensorRT refuses the file or its tensors are not the
         contract's.
         """
-        self.spec = spec
-        self._flavour = flavour
+        self.spec, self.aliases = spec, dict(aliases or {})
+        self._flavour, self._device = flavour, device
         self._messages = logger(flavour.trt)[1]
-        self._messages.clear()
+        self._said = self._messages.mark()
+        device.use()
         # Mapped, so that the file's pages can be dropped again: the plan never takes memory beside
         # the engine.
         with (
             open(path, "rb") as file,
             mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped,
         ):
-            self._engine = runtime.deserialize_cuda_engine(mapped)
+            self._engine = deserialize(mapped)
         if self._engine is None:
             raise UserError(
-                f"TensorRT cannot load {path} ({self._reason()}); build the engines again with"
+                f"TensorRT cannot load {path} ({self.reason()}); build the engines again with"
                 " build-engine"
             )
-        self._check_interface(path, weights)
-        self._context = self._new_context()
+        different = self._different_tensors(weights)
+        if different:
+            self._engine = None  # not to live on with the error
+            raise UserError(
+                f"{path} has other tensors than the bundle says ({', '.join(different[:3])});"
+                " build the engines again with build-engine"
+            )
+
+    def context(self, profile: int = 0) -> TrtContext:
+        """A context for the sizes of one profile; each has one at most.
+
+        Raises: UserError where the device has no memory for it.
+        """
+        return TrtContext(self, profile)
+
+    def new_context(self) -> Any:
+        """TensorRT's own, without memory. TensorRT-RTX compiles kernels once shapes are known: all,
+        before a capture.
+        """
+        trt = self._flavour.trt
+        strategy = trt.ExecutionContextAllocationStrategy.USER_MANAGED
+        how = strategy
+        if self._flavour.name == "tensorrt-rtx":
+            how = self._engine.create_runtime_config()
+            how.set_execution_context_allocation_strategy(strategy)
+            how.dynamic_shapes_kernel_specialization_strategy = (
+                trt.DynamicShapesKernelSpecializationStrategy.EAGER
+            )
+            how.cuda_graph_strategy = trt.CudaGraphStrategy.DISABLED  # the runner captures itself
+        context = self.call(lambda: self._engine.create_execution_context(how))
+        if context is None:
+            raise UserError(
+                f"TensorRT cannot run {self.spec.name} here ({self.reason()}); free device memory,"
+                " or use --runner ort"
+            )
+        return context
+
+    @property
+    def scratch_bytes(self) -> int:
+        """Device memory for intermediate results at the greatest sizes of all profiles."""
+        return self._engine.device_memory_size_v2
+
+    @property
+    def stream(self) -> int:
+        return self._device.stream
+
+    @property
+    def tells_if_capturable(self) -> bool:
+        """TensorRT-RTX says whether a run can be captured; TensorRT has no such question."""
+        return self._flavour.name == "tensorrt-rtx"
+
+    def call(self, work: Callable[[], Any]) -> Any:
+        """The result of a call of TensorRT's, on the device; `reason` then is what it said."""
+        self._device.use()
+        self._said = self._messages.mark()
+        return work()
+
+    def reason(self) -> str:
+        """What TensorRT said during the last call of this engine, on one line."""
+        said = self._messages.errors_since(self._said)
+        return one_line(said[-1]) if said else "it gave no reason"
+
+    def close(self) -> None:
+        """Destroys the engine, after its contexts."""
+        self._device.use()
+        self._engine = None
+
+    def _different_tensors(self, weights: Collection[str]) -> list[str]:
+        """Names that the engine and its contract do not share, or share with another dtype."""
+        engine, device = self._engine, self._flavour.trt.TensorLocation.DEVICE
+        names = {engine.get_tensor_name(index) for index in range(engine.num_io_tensors)}
+        tensors = {tensor.name: tensor.dtype for tensor in (*self.spec.inputs, *self.spec.outputs)}
+        unlike = {
+            name
+            for name in names & tensors.keys()
+            if DTYPES[tensors[name]].tensorrt != engine.get_tensor_dtype(name).name
+            or engine.get_tensor_location(name) != device
+        }
+        return sorted(names ^ {*tensors, *weights} | unlike)
+
+
+class TrtContext:
+    """An engine at the sizes of one profile. Call order: set_sizes, scratch_bytes, use_scratch and
+    bind, then enqueue.
+    """
+
+    def __init__(self, engine: TrtEngine, profile: int) -> None:
+        self.spec, self.aliases = engine.spec, engine.aliases
+        self.name = f"{engine.spec.name}.{profile}"  # of the context, an engine may have several
+        self._engine = engine
+        self._context = engine.new_context()
+        self._must(
+            lambda: self._context.set_optimization_profile_async(profile, engine.stream),
+            f"profile {profile}",
+        )
 
     def set_sizes(self, dimensions: Mapping[str, int]) -> None:
         """Numbers for the inputs' named dimensions. Raises: RuntimeError for one outside the
@@ -68,80 +172,40 @@ class TrtEngine:
             if any(isinstance(dimension, str) for dimension in tensor.shape):
                 shape = tuple(dimensions.get(dimension, dimension) for dimension in tensor.shape)
                 self._must(
-                    self._context.set_input_shape(tensor.name, shape),
+                    lambda name=tensor.name, shape=shape: self._context.set_input_shape(
+                        name, shape
+                    ),
                     f"shape {shape} of {tensor.name}",
                 )
 
     def scratch_bytes(self) -> int:
         """Device memory for intermediate results at the sizes set."""
-        return (
-            self._context.update_device_memory_size_for_shapes()
-            or self._engine.device_memory_size_v2
-        )
+        needed = self._engine.call(self._context.update_device_memory_size_for_shapes)
+        return needed or self._engine.scratch_bytes
 
     def use_scratch(self, address: int, num_bytes: int) -> None:
-        self._context.set_device_memory(address, num_bytes)
+        self._engine.call(lambda: self._context.set_device_memory(address, num_bytes))
 
     def bind(self, name: str, address: int) -> None:
-        self._must(self._context.set_tensor_address(name, address), f"the buffer of {name}")
+        self._must(lambda: self._context.set_tensor_address(name, address), f"the buffer of {name}")
 
-    def enqueue(self, stream: int) -> None:
-        """Queues one run; waits for nothing."""
-        self._must(self._context.execute_async_v3(stream), "a run")
+    def enqueue(self) -> None:
+        """Queues one run on the device's stream; waits for nothing."""
+        self._must(lambda: self._context.execute_async_v3(self._engine.stream), "a run")
 
-    def is_capturable(self, stream: int) -> bool:
-        """Whether a run can be part of a CUDA graph: TensorRT-RTX says so; TensorRT has no such
-        question.
-        """
-        return self._flavour.name != "tensorrt-rtx" or self._context.is_stream_capturable(stream)
+    def is_capturable(self) -> bool:
+        """Whether a run can be part of a CUDA graph, as far as TensorRT knows."""
+        if not self._engine.tells_if_capturable:
+            return True
+        return self._engine.call(lambda: self._context.is_stream_capturable(self._engine.stream))
 
-    def _check_interface(self, path: Path, weights: Collection[str]) -> None:
-        engine, trt = self._engine, self._flavour.trt
-        names = {engine.get_tensor_name(index) for index in range(engine.num_io_tensors)}
-        tensors = {tensor.name: tensor.dtype for tensor in (*self.spec.inputs, *self.spec.outputs)}
-        different = names ^ {*tensors, *weights}
-        for name in names & tensors.keys():
-            dtype = BY_TENSORRT.get(engine.get_tensor_dtype(name).name)
-            if (
-                dtype is None
-                or dtype.name != tensors[name]
-                or engine.get_tensor_location(name) != trt.TensorLocation.DEVICE
-            ):
-                different.add(name)
-        if different:
-            raise UserError(
-                f"{path} has other tensors than the bundle says"
-                f" ({', '.join(sorted(different)[:3])}); build the engines again with build-engine"
+    def close(self) -> None:
+        """Destroys the context."""
+        self._engine.call(lambda: None)
+        self._context = None
+
+    def _must(self, work: Callable[[], bool], what: str) -> None:
+        if not self._engine.call(work):
+            raise RuntimeError(
+                f"TensorRT refused {what} of {self.spec.name}: {self._engine.reason()}"
             )
-
-    def _new_context(self) -> Any:
-        """Without memory of its own. TensorRT-RTX compiles kernels once shapes are known: all,
-        before a capture.
-        """
-        trt = self._flavour.trt
-        strategy = trt.ExecutionContextAllocationStrategy.USER_MANAGED
-        if self._flavour.name != "tensorrt-rtx":
-            context = self._engine.create_execution_context(strategy)
-        else:
-            config = self._engine.create_runtime_config()
-            config.set_execution_context_allocation_strategy(strategy)
-            config.dynamic_shapes_kernel_specialization_strategy = (
-                trt.DynamicShapesKernelSpecializationStrategy.EAGER
-            )
-            config.cuda_graph_strategy = (
-                trt.CudaGraphStrategy.DISABLED
-            )  # the runner captures whole grid rows itself
-            context = self._engine.create_execution_context(config)
-        if context is None:
-            raise UserError(
-                f"TensorRT cannot run {self.spec.name} here ({self._reason()}); free device memory,"
-                " or use --runner ort"
-            )
-        return context
-
-    def _must(self, worked: bool, what: str) -> None:
-        if not worked:
-            raise RuntimeError(f"TensorRT refused {what} of {self.spec.name}: {self._reason()}")
-
-    def _reason(self) -> str:
-        return one_line(self._messages.errors[-1]) if self._messages.errors else "it gave no reason"

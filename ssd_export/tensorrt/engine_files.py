@@ -25,6 +25,7 @@ from ssd_export.tensorrt.engine_manifest import (
 )
 from ssd_export.tensorrt.flavors import EXTRAS, Flavour, is_installed, load_flavour
 from ssd_export.tensorrt.plugin import load_library
+from ssd_export.tensorrt.profiles import IMAGE_DECODER
 
 
 @dataclass(frozen=True)
@@ -58,18 +59,27 @@ class EngineFiles:
 
     @property
     def min_images(self) -> int:
-        return self.values["profile"]["images"][0]
+        return self.values["batch"][0]
 
     @property
     def max_images(self) -> int:
-        return self.values["profile"]["images"][2]
+        return self.values["batch"][2]
 
     @property
-    def max_prompt_tokens(self) -> int:
-        return self.values["profile"]["prompt_tokens"][2]
+    def prompt_slots(self) -> int:
+        return self.values["prompt_slots"]
+
+    @property
+    def decoder_images(self) -> int:
+        """How many images the image decoder takes at a time, where there are as many."""
+        return max(profile["images"][2] for profile in self.profiles(IMAGE_DECODER))
+
+    def profiles(self, graph: str) -> list[dict[str, list[int]]]:
+        """Sizes that the engine of a graph is tuned for, in the order of its profiles."""
+        return self.values["graphs"][graph]["profiles"]
 
     def check_batch(self, num_images: int) -> None:
-        """Raises: UserError for a batch outside the engines' profile."""
+        """Raises: UserError for a batch that the engines do not draw."""
         check_batch(self.values, num_images, str(self.bundle.path))
 
     def has(self, graph: str) -> bool:
@@ -102,6 +112,10 @@ class EngineFiles:
             name: SharedWeight(offset, num_bytes)
             for name, (_, _, offset, num_bytes) in entries.items()
         }
+
+    def aliases(self, graph: str) -> dict[str, str]:
+        """Output -> the input whose memory it is."""
+        return self.values["graphs"][graph]["aliases"]
 
     def all_weights(self) -> dict[str, SharedWeight]:
         """Those of all engines: one copy serves them all."""

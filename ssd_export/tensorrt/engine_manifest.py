@@ -5,14 +5,17 @@ An engine is code for one version of TensorRT and one kind of GPU; TensorRT itse
 files that the manifest vouches for.
 
     schema, tool_version, target, flavour, version, compute_capabilities (times ten), os, arch,
-    bundle_hash profile         {"images": [min, opt, max], "prompt_tokens": [...]}; rows are twice
-    the images workspace_mib, flags
+    bundle_hash
+    batch           [least, asked for, greatest] images of a batch
+    prompt_slots    length that every prompt is padded to
+    workspace_mib, flags
     plugin          null, or {"library", "sha256", "in_engine", "num_nodes"}
     weights_file    whose tensors the graphs below take as inputs
-    graphs          by name: engine, bytes, sha256, onnx, onnx_sha256, seconds, layers {kind:
-    count}, activation_bytes,
-                    aliases {output: input whose buffer it is}, weights {input: [dtype, shape,
-                    offset, bytes]}
+    graphs          by name: engine, bytes, sha256, onnx, onnx_sha256, seconds, layers {kind: count},
+                    activation_bytes (of the profile that takes most), profiles [{"images": [least,
+                    tuned for, greatest], "prompt_tokens": [...]}], disjoint in images, of which rows
+                    are twice as many, aliases {output: input whose buffer it is}, weights {input:
+                    [dtype, shape, offset, bytes]}
     warnings        what TensorRT said and the user saw
 """
 
@@ -28,7 +31,7 @@ from typing import Any
 from ssd_export.bundle import Bundle
 from ssd_export.errors import UserError
 
-SCHEMA = 1
+SCHEMA = 2
 FILE = "engine.json"
 
 
@@ -122,7 +125,7 @@ def check_batch(engine_json: Mapping[str, Any], num_images: int, bundle_path: st
     """Raises: UserError, with the command that builds a fitting one, for a batch outside the
     engine's profile.
     """
-    least, usual, most = engine_json["profile"]["images"]
+    least, usual, most = engine_json["batch"]
     if not least <= num_images <= most:
         wider = f"{min(least, num_images)}:{usual}:{max(most, num_images)}"
         raise UserError(

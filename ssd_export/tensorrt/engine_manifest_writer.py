@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from ssd_export.bundle.hashes import sha256
 from ssd_export.tensorrt import engine_manifest as provenance
 from ssd_export.tensorrt.build_graph import GraphEngine
 from ssd_export.tensorrt.build_memory import weights_file
 from ssd_export.tensorrt.plan import DECODE_STEPS, BuildPlan
-from ssd_export.tensorrt.plugin import file_sha256, num_attention_nodes
+from ssd_export.tensorrt.plugin import num_attention_nodes
 from ssd_export.version import TOOL_VERSION
 
 
@@ -27,10 +28,8 @@ def engine_json(plan: BuildPlan, built: Mapping[str, GraphEngine]) -> dict[str, 
         "os": provenance.this_os(),
         "arch": provenance.this_arch(),
         "bundle_hash": plan.bundle.hash,
-        "profile": {
-            "images": list(plan.profile.images),
-            "prompt_tokens": list(plan.profile.prompt_tokens),
-        },
+        "batch": [plan.batch.min, plan.batch.opt, plan.batch.max],
+        "prompt_slots": plan.prompt_slots,
         "workspace_mib": plan.workspace_mib,
         "flags": {
             "strongly_typed": True,
@@ -51,7 +50,7 @@ def _plugin(plan: BuildPlan, built: Mapping[str, GraphEngine]) -> dict[str, Any]
         return None
     return {
         "library": library and library.name,
-        "sha256": library and file_sha256(library),
+        "sha256": library and sha256(library),
         "in_engine": all(
             built[name].library_is_in_engine for name in DECODE_STEPS if name in built
         ),

@@ -4,14 +4,19 @@ are there once.
 
 from __future__ import annotations
 
+import mmap
+from contextlib import ExitStack
+from typing import Any
+
 import numpy as np
 
 from ssd_export.errors import UserError
 from ssd_export.graph_spec import GraphSpec
 from ssd_export.tensorrt.cuda_device import CudaDevice
 from ssd_export.tensorrt.device_buffers import WAYS_OUT, check_device_memory, place_weights
-from ssd_export.tensorrt.engine import TrtEngine, open_runtime
+from ssd_export.tensorrt.engine import TrtContext, TrtEngine, open_runtime
 from ssd_export.tensorrt.engine_files import EngineFiles
+from ssd_export.tensorrt.profiles import profile_for
 
 
 class LoadedEngines:
@@ -22,8 +27,10 @@ class LoadedEngines:
 
     def __init__(self, files: EngineFiles, specs: dict[str, GraphSpec], device: CudaDevice) -> None:
         self._files, self._specs, self._device = files, specs, device
+        device.use()
         self._runtime = open_runtime(files.flavour, files.register_plugin())
         self._engines: dict[str, TrtEngine] = {}
+        self._contexts: dict[tuple[str, int], TrtContext] = {}
         weights = files.all_weights()
         offsets, self.weight_bytes = place_weights(
             {name: weight.num_bytes for name, weight in weights.items()}
@@ -36,17 +43,25 @@ class LoadedEngines:
         self._addresses = {name: self._memory + offset for name, offset in offsets.items()}
         self._upload_weights()
 
-    def __getitem__(self, name: str) -> TrtEngine:
-        """Loaded, its weights bound. Raises: UserError where there is no such engine or TensorRT
-        refuses it.
+    def context(self, graph: str, num_images: int) -> TrtContext:
+        """The context of a graph's engine that takes this many images, weights bound.
+
+        Raises: UserError where there is no such engine, TensorRT refuses it or it is not tuned for
+        the number.
         """
-        if name not in self._engines:
-            path, weights = self._files.path(name), self._files.weights(name)
-            engine = TrtEngine(self._files.flavour, self._runtime, path, self._specs[name], weights)
-            for weight in weights:
-                engine.bind(weight, self._addresses[weight])
-            self._engines[name] = engine
-        return self._engines[name]
+        engine = self._engine(graph)
+        profile = profile_for(self._files.profiles(graph), num_images)
+        if profile is None:
+            raise UserError(
+                f"the engine of {graph} has no profile for {num_images} images;"
+                f" {self._files.rebuild}"
+            )
+        if (graph, profile) not in self._contexts:
+            context = engine.context(profile)
+            for weight in self._files.weights(graph):
+                context.bind(weight, self._addresses[weight])
+            self._contexts[graph, profile] = context
+        return self._contexts[graph, profile]
 
     @property
     def file_bytes(self) -> int:
@@ -54,10 +69,35 @@ class LoadedEngines:
         return self._files.num_bytes(self._engines)
 
     def close(self) -> None:
-        self._engines = {}
-        if self._memory:
-            self._device.free(self._memory)
-        self._memory = 0
+        """Destroys contexts, engines and the runtime, in this order, then frees the weights."""
+        with ExitStack() as last_first:
+            if self._memory:
+                last_first.callback(self._device.free, self._memory)
+            last_first.callback(self._close_runtime)
+            for owner in (*self._engines.values(), *self._contexts.values()):
+                last_first.callback(owner.close)
+            self._engines, self._contexts, self._memory = {}, {}, 0
+
+    def _close_runtime(self) -> None:
+        self._device.use()
+        self._runtime = None
+
+    def _engine(self, graph: str) -> TrtEngine:
+        if graph not in self._engines:
+            files = self._files
+            self._engines[graph] = TrtEngine(
+                files.flavour,
+                self._deserialize,
+                self._device,
+                files.path(graph),
+                self._specs[graph],
+                files.weights(graph),
+                files.aliases(graph),
+            )
+        return self._engines[graph]
+
+    def _deserialize(self, data: mmap.mmap) -> Any:
+        return self._runtime.deserialize_cuda_engine(data)
 
     def _upload_weights(self) -> None:
         stored = np.memmap(self._files.weights_path, np.uint8, "r")

@@ -14,19 +14,24 @@ from functools import cache
 from typing import Any
 
 from ssd_export.errors import UserError
+from ssd_export.tensorrt.layer_listing import Layer, parse_listing
 
+# By message, not by word: a harmless one may speak of overflow or of falling back, too.
 FATAL = re.compile(
-    r"unused input|fall(ing|s)? ?back|fallback|cast(ing)? down|(lower|reduced|higher)"
-    r" precision|precision constraint"
-    r"|layernorm nodes in FP16|overflow",
-    re.IGNORECASE,
+    r"^Unused Input: "
+    r"|layernorm\S* nodes? in FP16|layernorm after self-attention in FP16"
+    r"|had the following issues when converted to"  # weights that their new dtype does not hold
+    r"|outside the range of INT(32|64) was clamped"
+    r"|Attempting to cast down to INT32"
+    r"|[Ff]alling back to (FP32|TF32|FP16|BF16)\b"
+    r"|[Nn]o implementation of layer \S+ obeys the requested (precision )?constraints",
+    re.MULTILINE,
 )
 HARMLESS = re.compile(
     r"already exists, the output tensors of this new instance|Make sure (input|output) \S+ has"
     r" Int64 binding"
-    r"|ONNX model has been generated with INT64 weights"
 )
-LAYER = re.compile(r"LayerType: (\w+)|^Layer\((\w+)\)", re.MULTILINE)
+LISTINGS = ("Layers:", "Engine Layer Information")
 
 
 class Messages:
@@ -40,21 +45,25 @@ class Messages:
         self.warnings: list[str] = []
         self.facts: list[str] = []
 
-    @property
-    def layers(self) -> list[str]:
-        """The kind of every layer of the engine, as the builder lists them; empty where it does
+    def mark(self) -> int:
+        """Now, for errors_since."""
+        return len(self.errors)
+
+    def errors_since(self, mark: int) -> list[str]:
+        return self.errors[mark:]
+
+    def layers(self, num_profiles: int) -> list[list[Layer]]:
+        """The layers of each profile of the engine, as the builder lists them; empty where it does
         not.
         """
-        listing = "\n".join(
-            text for text in self.facts if text.startswith(("Layers:", "Engine Layer Information"))
-        )
-        return [first or second for first, second in LAYER.findall(listing)]
+        listings = (text for text in self.facts if text.startswith(LISTINGS))
+        return parse_listing("\n".join(listings), num_profiles)
 
     @property
     def activation_bytes(self) -> int | None:
         """Device memory for intermediate results at the largest batch, as the builder says."""
-        found = re.search(r"Total Activation Memory: (\d+) bytes", "\n".join(self.facts))
-        return int(found[1]) if found else None
+        found = re.findall(r"Total Activation Memory: (\d+) bytes", "\n".join(self.facts))
+        return max(map(int, found), default=None)
 
     @property
     def library_is_in_engine(self) -> bool:
@@ -77,10 +86,7 @@ def logger(trt: Any) -> tuple[Any, Messages]:
                 messages.errors.append(text)
             elif level == severity.WARNING:
                 messages.warnings.append(text)
-            elif (
-                text.startswith(("Layers:", "Engine Layer Information", "Total Activation"))
-                or "plugin library" in text
-            ):
+            elif text.startswith((*LISTINGS, "Total Activation")) or "plugin library" in text:
                 messages.facts.append(text)
 
     return Logger(), messages
@@ -92,7 +98,7 @@ def judge(graph: str, warnings: Iterable[str]) -> list[str]:
     """
     kept = []
     for warning in dict.fromkeys(text for text in warnings if not HARMLESS.search(text)):
-        if FATAL.search(warning):
+        if FATAL.search(_said(warning)):
             raise UserError(
                 f"{graph} would not be built as it was exported ({one_line(warning)}); use another"
                 " version of TensorRT or another --target"
@@ -103,5 +109,9 @@ def judge(graph: str, warnings: Iterable[str]) -> list[str]:
 
 def one_line(text: str, max_characters: int = 300) -> str:
     """A message without line breaks and without the place in TensorRT's own sources in front."""
-    text = re.sub(r"^(\S+\.(cpp|h|hpp):\d+:?|\[\S+\.cpp::\S+\]) ?", "", " ".join(text.split()))
+    text = " ".join(_said(text).split())
     return text if len(text) <= max_characters else text[:max_characters] + " …"
+
+
+def _said(text: str) -> str:
+    return re.sub(r"^(\S+\.(cpp|h|hpp):\d+:?|\[\S+\.cpp::\S+\])\s*", "", text.strip())

@@ -5,36 +5,13 @@ shapes bounded.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ssd_export.errors import UserError
 from ssd_export.graph_spec import GraphSpec
 from ssd_export.tensorrt.messages import Messages, one_line
-from ssd_export.tensorrt.target import Batch
-
-
-@dataclass(frozen=True)
-class Profile:
-    """Least, usual and greatest size of every named dimension of the graphs' contracts."""
-
-    images: tuple[int, int, int]
-    prompt_tokens: tuple[int, int, int]
-
-    @classmethod
-    def of(cls, batch: Batch, prompt_slots: int) -> Profile:
-        """rows are twice the images (conditional and unconditional); the prompt may fill its
-        slots.
-        """
-        return cls((batch.min, batch.opt, batch.max), (1, (prompt_slots + 1) // 2, prompt_slots))
-
-    def sizes(self, dimension: int | str) -> tuple[int, int, int]:
-        """Raises: KeyError for a name that no contract has."""
-        if isinstance(dimension, int):
-            return dimension, dimension, dimension
-        rows = tuple(2 * count for count in self.images)
-        return {"images": self.images, "rows": rows, "prompt_tokens": self.prompt_tokens}[dimension]
+from ssd_export.tensorrt.profiles import Profile
 
 
 def parse_graph(
@@ -94,7 +71,7 @@ def lift_weights(trt: Any, network: Any, shapes: Mapping[str, tuple[int, ...]]) 
 
 
 def optimization_profile(builder: Any, spec: GraphSpec, profile: Profile) -> Any:
-    """The one profile of an engine: bounds for every input of the contract that has a named
+    """One profile of an engine: bounds for every input of the contract that has a named
     dimension.
     """
     bounds = builder.create_optimization_profile()

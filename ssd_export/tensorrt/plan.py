@@ -15,8 +15,8 @@ from ssd_export.machine import free_bytes
 from ssd_export.tensorrt import engine_manifest as provenance
 from ssd_export.tensorrt.build_memory import needed_bytes
 from ssd_export.tensorrt.flavors import Flavour, is_installed, load_flavour, missing
-from ssd_export.tensorrt.network import Profile
 from ssd_export.tensorrt.plugin import find_library, plugin_graph
+from ssd_export.tensorrt.profiles import Profile, profiles_of
 from ssd_export.tensorrt.target import (
     AUTO,
     FIRST_WITH_FP8,
@@ -79,7 +79,6 @@ class BuildPlan:
     plugin: PluginPlan
     top_k: bool
     batch: Batch
-    profile: Profile
     workspace_mib: int
     timing_cache: Path | None
     needed_bytes: int
@@ -91,6 +90,14 @@ class BuildPlan:
         """Where the engines will stand in the bundle."""
         assert self.flavour is not None
         return provenance.folder_name(self.flavour.name, self.flavour.version, self.capabilities)
+
+    @property
+    def prompt_slots(self) -> int:
+        return self.bundle.config.policy.prompt_slots
+
+    def profiles(self, graph: str) -> tuple[Profile, ...]:
+        """The sizes that the engine of a graph is tuned for."""
+        return profiles_of(graph, self.batch, self.prompt_slots, self.target.decoder_images)
 
     @property
     def graphs(self) -> list[GraphSpec]:
@@ -134,7 +141,6 @@ def plan_build(spec: BuildSpec, library: Callable[[], Path | None] = find_librar
         plugin=plugin,
         top_k=spec.top_k,
         batch=batch,
-        profile=Profile.of(batch, bundle.config.policy.prompt_slots),
         workspace_mib=spec.workspace_mib or target.workspace_mib,
         timing_cache=spec.timing_cache,
         needed_bytes=needed_bytes(bundle, target, flavour) if flavour else 0,

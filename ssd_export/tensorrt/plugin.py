@@ -2,7 +2,8 @@
 uses it.
 
 The library is `libssd_export_plugin.so` (plugins/README.md): $SSD_EXPORT_PLUGIN, else build/plugins
-here or in the source tree. The kernel is taken from the folder $SSD_EXPORT_KERNELS, else
+in the source tree that this package runs from. Never one in the folder where somebody happens to
+stand: a library is code. The kernel is taken from the folder $SSD_EXPORT_KERNELS, else the tree's
 build/kernels, else compiled now where Triton is installed. A board has no Triton: `build-engine
 --target jetson-orin` on a workstation leaves the finished decode step, kernel inside, in the bundle
 as engines/plugin-sm87/decode_step.onnx, and the board takes it from there.
@@ -10,7 +11,6 @@ as engines/plugin-sm87/decode_step.onnx, and the board takes it from there.
 
 from __future__ import annotations
 
-import hashlib
 import os
 import tempfile
 from importlib.util import find_spec
@@ -32,7 +32,7 @@ from ssd_export.tensorrt.flavors import Flavour
 LIBRARY = "libssd_export_plugin.so"
 LIBRARY_VARIABLE, KERNELS_VARIABLE = "SSD_EXPORT_PLUGIN", "SSD_EXPORT_KERNELS"
 PLUGIN_NAME = "DecodeAttention"  # export.functions.OP_TYPE, which a board cannot import
-ROOTS = (Path(), Path(__file__).parents[2])
+SOURCE_TREE = Path(__file__).parents[2]
 HOW_TO_BUILD = (
     f"cmake -S plugins -B build/plugins && cmake --build build/plugins, or set {LIBRARY_VARIABLE}"
     f" to {LIBRARY}, or use --plugin off"
@@ -42,11 +42,10 @@ HOW_TO_BUILD = (
 def find_library() -> Path:
     """The plugin library, absolute. Raises: UserError where there is none."""
     asked = os.environ.get(LIBRARY_VARIABLE)
-    places = [Path(asked)] if asked else [root / "build" / "plugins" / LIBRARY for root in ROOTS]
-    for place in places:
-        if place.is_file():
-            return place.resolve()
-    raise UserError(f"no plugin library at {places[0]}; build it: {HOW_TO_BUILD}")
+    place = Path(asked) if asked else SOURCE_TREE / "build" / "plugins" / LIBRARY
+    if place.is_file():
+        return place.resolve()
+    raise UserError(f"no plugin library at {place}; build it: {HOW_TO_BUILD}")
 
 
 def load_library(flavour: Flavour, library: Path) -> None:
@@ -114,13 +113,12 @@ def kernel_for(capabilities: tuple[int, ...], variant: Variant) -> tuple[KernelI
     Raises: UserError where there is none and Triton is not installed.
     """
     asked = os.environ.get(KERNELS_VARIABLE)
-    folders = [Path(asked)] if asked else [root / "build" / "kernels" for root in ROOTS]
-    folder = next((folder for folder in folders if folder.is_dir()), None)
-    if folder is not None:
+    folder = Path(asked) if asked else SOURCE_TREE / "build" / "kernels"
+    if asked or folder.is_dir():
         return _from_folder(folder, capabilities, variant)
     if find_spec("triton") is None:
         raise UserError(
-            f"no kernel images in {folders[0]} and no Triton to compile them: pip install"
+            f"no kernel images in {folder} and no Triton to compile them: pip install"
             f" ssd-export[kernels], or set {KERNELS_VARIABLE} to a folder of python -m"
             " ssd_export.kernels.compile, or use --plugin off"
         )
@@ -153,7 +151,3 @@ def _portable(capabilities: tuple[int, ...]) -> int:
     alone.
     """
     return min(*capabilities, FIRST_EXACT_TARGET - 1)
-
-
-def file_sha256(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()

@@ -1,15 +1,15 @@
-"""TensorRT as a Runner: tokens, caches, sampling and releases stay on the GPU, and a grid row is
-one CUDA graph.
+"""TensorRT as a Runner: tokens, caches, sampling and releases stay on the GPU, and a step is one
+CUDA graph.
 
 All device memory is allocated before the first step: the weights once, and one stretch for each
-batch size (device_buffers.py). Outputs that the contract aliases get the address of their input, so
-nothing is copied between steps but the step number. The host reads tokens after a row, never inside
-one.
+batch size (device_buffers.py). No cache is copied between steps; what an engine does not write in
+place (in_place.py), a few bytes a slot, is. The host reads tokens after a grid row, never inside one.
 """
 
 from __future__ import annotations
 
 from collections.abc import Collection
+from contextlib import ExitStack
 
 import numpy as np
 
@@ -22,10 +22,11 @@ from ssd_export.tensorrt.batch_memory import BatchMemory
 from ssd_export.tensorrt.cuda_device import NO_GPU, CudaDevice, open_driver
 from ssd_export.tensorrt.engine_files import EngineFiles, find_engines
 from ssd_export.tensorrt.loaded_engines import LoadedEngines
-from ssd_export.tensorrt.row_graphs import RowGraphs, RowKind
+from ssd_export.tensorrt.profiles import IMAGE_DECODER
+from ssd_export.tensorrt.step_graphs import StepGraphs
 from ssd_export.tensorrt.target import gpu_here
 
-EVICT, IMAGE_DECODER = "evict", "image_decoder"
+EVICT = "evict"
 
 
 def open_device(bundle: Bundle) -> tuple[EngineFiles, CudaDevice]:
@@ -55,7 +56,7 @@ class TrtRunner(Runner):
         self._engines = LoadedEngines(files, specs, device)
         self._batch: tuple[int, bool] | None = None  # images, top-k
         self._memory: BatchMemory | None = None
-        self._graphs: RowGraphs | None = None
+        self._graphs: StepGraphs | None = None
 
     def prefill(self, batch: PromptBatch) -> None:
         self._allocate(batch.num_images, batch.sampling.top_k > 0)
@@ -71,9 +72,9 @@ class TrtRunner(Runner):
             numbers["top_k"] = np.array([batch.sampling.top_k], np.int64)
         for name, values in numbers.items():
             self._memory.upload(name, values)
-        prefill = self._prefill.spec.name
+        prefill = self._prefill.name
         self._memory.upload("inputs_embeds", self._padded(batch.embeds), prefill)
-        self._prefill.enqueue(self._device.stream)
+        self._prefill.enqueue()
         self._memory.fill_caches(prefill, batch.lengths)
         self._step = 1
 
@@ -89,9 +90,10 @@ class TrtRunner(Runner):
         self._step = step + 1
 
     def decode_row(self, steps: range, releases: Collection[int]) -> None:
-        """One launch; returns at once."""
+        """One launch a step; returns at once."""
         self._go_to(steps.start)
-        self._graphs.launch(tuple(self._evicts and step in releases for step in steps))
+        for step in steps:
+            self._graphs.launch(self._evicts and step in releases)
         self._step = steps.stop
 
     def tokens(self) -> np.ndarray:
@@ -105,80 +107,88 @@ class TrtRunner(Runner):
         return self._memory.download(tensor.past)
 
     def decode_image(self, tokens: np.ndarray) -> np.ndarray:
-        """As many at a time as the engine's profile asks for at least; the last are repeated to
-        make up the number.
-        """
+        """As many at a time as the engine takes, the rest one by one."""
         if self._batch is None:
             self._allocate(self._files.min_images, top_k=False)
-        count, pictures = self._files.min_images, []
-        for start in range(0, len(tokens), count):
-            part = np.resize(
-                np.asarray(tokens[start : start + count], np.int32), (count, tokens.shape[1])
-            )
-            self._memory.upload("codes", part, IMAGE_DECODER)
-            self._engines[IMAGE_DECODER].enqueue(self._device.stream)
-            pictures.append(self._memory.download("pixels", IMAGE_DECODER).astype(np.uint8))
-        return np.concatenate(pictures)[: len(tokens)]
+        images, start = [], 0
+        while start < len(tokens):
+            count = max(n for n in self._decoders if n <= len(tokens) - start)
+            context = self._decoders[count]
+            codes = np.asarray(tokens[start : start + count], np.int32)
+            self._memory.upload("codes", codes, context.name)
+            context.enqueue()
+            images.append(self._memory.download("pixels", context.name).astype(np.uint8))
+            start += count
+        return np.concatenate(images)
 
     def cache_bytes(self) -> int:
         return self._memory.cache_bytes()
 
     def memory_report(self) -> dict[str, int]:
-        """Device bytes: engine files, the weights they share, the buffers of this batch, and the
-        caches among these.
+        """Device bytes: engine files, the weights they share, the buffers of this batch and the
+        caches among these, and CUDA graphs.
         """
         return {
             "engines": self._engines.file_bytes,
             "weights": self._engines.weight_bytes,
             "buffers": self._memory.plan.num_bytes,
             "caches": self.cache_bytes(),
+            "graphs": self._graphs.num_bytes,
         }
 
-    def graph_nodes(self) -> dict[RowKind, int]:
-        """Nodes of every CUDA graph captured for this batch size, by which steps begin with a
-        release.
-        """
+    def graph_nodes(self) -> dict[str, int]:
+        """Nodes of the CUDA graphs captured for this batch size; empty where none was."""
         return self._graphs.num_nodes if self._graphs else {}
 
     def synchronize(self) -> None:
         self._device.synchronize()
 
     def close(self) -> None:
-        if self._device is not None:
-            self._release_batch()
-            self._engines.close()
-            self._device.close()
-        self._device = None
+        """Destroys what runs before what it runs on: graphs, contexts, engines, then buffers,
+        stream and the GPU's context. Does all of it, whatever fails on the way.
+        """
+        if self._device is None:
+            return
+        with ExitStack() as last_first:
+            last_first.callback(self._device.close)
+            if self._memory is not None:
+                last_first.callback(self._memory.close)
+            last_first.callback(self._engines.close)
+            if self._graphs is not None:
+                last_first.callback(self._graphs.close)
+            last_first.callback(self._device.synchronize)
+            self._graphs, self._memory, self._batch, self._device = None, None, None, None
+            self._prefill, self._decode, self._evict, self._decoders = None, None, None, {}
 
     def _allocate(self, num_images: int, top_k: bool) -> None:
-        """Engines, buffers and addresses for a batch of this size, and a trial run of what will be
+        """Contexts, buffers and addresses for a batch of this size, and a trial run of what will be
         captured.
         """
         if self._batch == (num_images, top_k):
             return
         self._files.check_batch(num_images)
         self._release_batch()
-        suffix = "_top_k" * top_k
+        suffix, batch = "_top_k" * top_k, {"images": num_images, "rows": 2 * num_images}
         self._prefill, self._decode = (
-            self._engines[f"prefill{suffix}"],
-            self._engines[f"decode_step{suffix}"],
+            self._engines.context(f"{graph}{suffix}", num_images)
+            for graph in ("prefill", "decode_step")
         )
-        self._evict = self._engines[EVICT] if self._evicts else None
-        others = [
-            self._prefill,
-            self._engines[IMAGE_DECODER],
-            *([self._evict] if self._evict else []),
-        ]
-        batch = {"images": num_images, "rows": 2 * num_images}
-        sizes = {  # always the longest prompt: with fixed shapes nothing is planned or compiled again
-            self._prefill.spec.name: batch | {"prompt_tokens": self._files.max_prompt_tokens},
-            self._decode.spec.name: batch,
-            EVICT: batch,
-            IMAGE_DECODER: {"images": self._files.min_images},
+        self._evict = self._engines.context(EVICT, num_images) if self._evicts else None
+        at_a_time = {1, min(self._files.decoder_images, num_images)}
+        self._decoders = {
+            count: self._engines.context(IMAGE_DECODER, count)
+            for count in at_a_time & {1, self._files.decoder_images}
         }
+        evicts = [self._evict] if self._evict else []
+        # always the longest prompt: with fixed shapes nothing is planned or compiled again
+        sizes = {self._prefill.name: batch | {"prompt_tokens": self._files.prompt_slots}}
+        sizes |= {context.name: batch for context in (self._decode, *evicts)}
+        sizes |= {context.name: {"images": n} for n, context in self._decoders.items()}
+        others = [self._prefill, *self._decoders.values(), *evicts]
         self._memory = BatchMemory(self._device, self._decode, others, sizes)
         self._try_out(num_images)
-        self._graphs = RowGraphs(self._device, self._queue_step, self._queue_evict)
+        captures = all(context.is_capturable() for context in (self._decode, *evicts))
+        self._graphs = StepGraphs(self._device, self._queue_step, self._queue_evict, captures)
         self._batch = (num_images, top_k)
 
     def _try_out(self, num_images: int) -> None:
@@ -192,30 +202,18 @@ class TrtRunner(Runner):
             self._queue_evict()
         self._queue_step()
         self._device.synchronize()
-        for engine in [self._decode, *([self._evict] if self._evict else [])]:
-            if not engine.is_capturable(self._device.stream):
-                raise UserError(
-                    f"TensorRT cannot run {engine.spec.name} inside a CUDA graph; use --runner ort"
-                )
 
     def _padded(self, embeds: np.ndarray) -> np.ndarray:
-        missing = self._files.max_prompt_tokens - embeds.shape[1]
+        missing = self._files.prompt_slots - embeds.shape[1]
         return np.pad(embeds, ((0, 0), (0, missing), (0, 0)))
 
     def _queue_step(self) -> None:
-        self._decode.enqueue(self._device.stream)
-        # Not aliased: nothing in the graph orders this write after all that reads the step.
-        self._device.copy(self._memory.address("step"), self._memory.address("next_step"), 8)
+        self._decode.enqueue()
+        self._memory.carry(self._decode)
 
     def _queue_evict(self) -> None:
-        self._evict.enqueue(self._device.stream)
-        spec, memory = self._evict.spec, self._memory
-        for cache in spec.cache_outputs:
-            if cache.present not in spec.aliases:
-                source = memory.address(cache.present, EVICT)
-                self._device.copy(
-                    memory.address(cache.past), source, memory.buffer(cache.past).num_bytes
-                )
+        self._evict.enqueue()
+        self._memory.carry(self._evict)
 
     def _go_to(self, step: int) -> None:
         """The device counts steps by itself; it is told where a caller goes elsewhere."""

@@ -1,9 +1,9 @@
 """What an engine is built for: recipes in targets/*.toml, and the GPU of this machine.
 
 A recipe: title, flavours (in order of preference), compute_capabilities (times ten), batch
-("MIN:OPT:MAX" images), workspace_mib, shared_weights (weights are inputs of prefill and
-decode_step, so that both use one copy), memory_gib of the smallest machine, shares_memory (the
-system lives in it too).
+("MIN:OPT:MAX" images), decoder_images (how many the image decoder takes at a time besides one),
+workspace_mib, shared_weights (weights are inputs of prefill and decode_step, so that both use one
+copy), memory_gib of the smallest machine, shares_memory (the system lives in it too).
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from __future__ import annotations
 import ctypes
 import re
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ else:
 
 RECIPES = Path(__file__).parent / "targets"
 AUTO = "auto"
+CHOSEN_BY_AUTO = ("jetson-orin", "jetson-thor", "hopper", "a100", "ampere", "ada", "blackwell")
 FIRST_WITH_FP8 = 89  # compute capability times ten: Ada
 COMPUTE_CAPABILITY_MAJOR, COMPUTE_CAPABILITY_MINOR = 75, 76  # CUdevice_attribute
 
@@ -62,6 +63,7 @@ class Target:
     flavours: tuple[str, ...]
     compute_capabilities: tuple[int, ...]
     batch: Batch
+    decoder_images: int
     workspace_mib: int
     shared_weights: bool
 
@@ -113,6 +115,7 @@ def read_target(name: str) -> Target:
         flavours=tuple(values["flavours"]),
         compute_capabilities=tuple(values["compute_capabilities"]),
         batch=Batch.parse(values["batch"]),
+        decoder_images=values["decoder_images"],
         workspace_mib=values["workspace_mib"],
         shared_weights=values["shared_weights"],
     )
@@ -132,8 +135,7 @@ def choose_target(name: str, capability: int | None) -> Target:
         return read_target(name)
     if capability is None:
         return read_target("rtx")
-    for known in ("jetson-orin", "jetson-thor", "hopper", "ampere", "ada", "blackwell"):
-        target = read_target(known)
+    for target in map(read_target, CHOSEN_BY_AUTO):
         if capability in target.compute_capabilities:
             return narrowed(target, capability)
     raise UserError(
@@ -144,15 +146,7 @@ def choose_target(name: str, capability: int | None) -> Target:
 
 def narrowed(target: Target, capability: int) -> Target:
     """The same recipe for one GPU alone."""
-    return Target(
-        target.name,
-        target.title,
-        target.flavours,
-        (capability,),
-        target.batch,
-        target.workspace_mib,
-        target.shared_weights,
-    )
+    return replace(target, compute_capabilities=(capability,))
 
 
 def choose_flavour(asked: str, target: Target) -> str:

@@ -68,7 +68,7 @@ def made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Doubles:
 
 def test_tokens_equal_those_of_onnxruntime(made: Doubles) -> None:
     result = gpu_report.check_tokens("off")
-    assert result["ok"] and result["same_tokens"] == 1 and "captured" in result["graphs"]
+    assert result["ok"] and result["same_tokens"] == 1 and "step 2 nodes" in result["graphs"]
     assert [rung["name"] for rung in result["rungs"]][-3:] == ["logits", "tokens", "image"]
 
 
@@ -107,13 +107,13 @@ def test_speed_is_measured_for_every_batch_that_can_be_drawn(made: Doubles) -> N
         gpu_speed.speed_table("tiny", speeds, rates)["rows"] for rates in (RATES, None)
     )
     assert float(with_rates[0][5]) < speeds[0].ms_per_token and without[0][5] is None
-    assert "captured" in with_rates[0][-1]
+    assert "step 2 nodes" in with_rates[0][-1]
 
 
 def test_a_report_keeps_what_was_measured_when_a_part_breaks(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    memory = dict(engines=1, weights=1, buffers=1, caches=1)
+    memory = dict(engines=1, weights=1, buffers=1, caches=1, graphs=1)
     cost = dict(weight_bytes=10**9, cache_bytes=0, operations=1)
     speed = gpu_speed.Speed("full 1", True, 1, 575, 0.575, 1.0, 1.0, memory, "1", cost)
 

@@ -9,6 +9,7 @@ import re
 from pathlib import Path
 
 from ssd_export.export.functions import DOMAIN, OP_TYPE, AttentionNode
+from ssd_export.export.plugin_flavour import PLUGIN_VERSION
 from ssd_export.kernels.image import KernelImage, Variant
 from ssd_export.policy.presets import Rule
 from tests.plugins import python_plugin
@@ -51,6 +52,7 @@ def test_name_and_namespace_are_the_node_s() -> None:
     header = (ROOT / "plugins" / "include" / "ssd_export" / "decode_attention_plugin.h").read_text()
     assert f'kPluginName[] = "{OP_TYPE}"' in header
     assert f'kPluginNamespace[] = "{DOMAIN}"' in header
+    assert f'kPluginVersion[] = "{PLUGIN_VERSION}"' in header
 
 
 # What the plugin passes for a parameter of the kernel, where the names differ.

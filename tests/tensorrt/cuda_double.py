@@ -1,16 +1,24 @@
 """The CUDA driver as a double over host memory, for machines without a GPU: it really copies,
 captures and replays.
 
-Addresses are real, every access is checked to lie inside one allocation. While the stream is
-captured nothing runs, and what a capture forbids (waiting, allocating, host memory) is refused as
-the driver refuses it.
+It is as strict as the driver, or stricter:
+- Addresses are real, every access is checked to lie inside one allocation.
+- What is queued on a stream runs when something waits for it, and not before.
+- A context is current for one thread. A call in a thread that has not made it current is refused,
+  and so is every call after the context was given back.
+- While a stream is captured nothing runs, and what a capture forbids (waiting, allocating, host
+  memory) is refused.
+- Memory, streams and the context cannot go while something that was made on them is alive: the
+  double of TensorRT says what is (`alive`).
 """
 
 from __future__ import annotations
 
 import ctypes
+from collections import defaultdict
 from collections.abc import Callable
 from enum import IntEnum
+from threading import get_ident
 from typing import Any
 
 import numpy as np
@@ -21,6 +29,8 @@ class CUresult(IntEnum):
     CUDA_ERROR_INVALID_VALUE = 1
     CUDA_ERROR_OUT_OF_MEMORY = 2
     CUDA_ERROR_NO_DEVICE = 100
+    CUDA_ERROR_INVALID_CONTEXT = 201
+    CUDA_ERROR_INVALID_HANDLE = 400
     CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED = 900
 
 
@@ -50,13 +60,18 @@ class CUDA_MEMCPY2D:
 
 
 ENUMS = (CUresult, CUstream_flags, CUdevice_attribute, CUmemorytype, CUstreamCaptureMode)
-STREAM, CONTEXT, GRAPH = 7001, 7002, 7003
+FIRST_STREAM, CONTEXT, GRAPH = 7001, 8002, 9003
 Work = Callable[[], None]
+WITHOUT_CONTEXT = (
+    "cuInit", "cuGetErrorString", "cuDeviceGet", "cuDeviceGetAttribute",
+    "cuDevicePrimaryCtxRetain", "cuDevicePrimaryCtxRelease", "cuCtxSetCurrent",
+)  # fmt: skip
 
 
 class CudaDouble:
     """Stands for the module cuda.bindings.driver. calls: (name, arguments) of every call, in
-    order.
+    order; alive: what is made on the device and not yet destroyed, beside memory; faults: what went
+    wrong where nothing can be raised.
     """
 
     CUresult, CUstream_flags, CUdevice_attribute = CUresult, CUstream_flags, CUdevice_attribute
@@ -72,8 +87,13 @@ class CudaDouble:
         self.calls: list[tuple[str, tuple[Any, ...]]] = []
         self.allocations: dict[int, np.ndarray] = {}
         self.graphs: dict[int, list[Work]] = {}
-        self._captured: list[Work] | None = None
-        self._next_graph = GRAPH
+        self.alive: list[str] = []
+        self.faults: list[str] = []
+        self._queued: dict[int, list[Work]] = {}  # by stream
+        self._captured: dict[int, list[Work]] = {}
+        self._next_graph, self._next_stream = GRAPH, FIRST_STREAM
+        self._retained = 0
+        self._current: dict[int, int] = defaultdict(int)  # context by thread
 
     def __getattribute__(self, name: str) -> Any:
         found = super().__getattribute__(name)
@@ -82,6 +102,8 @@ class CudaDouble:
 
         def called(*arguments: Any) -> tuple[Any, ...]:
             self.calls.append((name, arguments))
+            if name not in WITHOUT_CONTEXT and not self.is_current:
+                return (CUresult.CUDA_ERROR_INVALID_CONTEXT, None)
             return found(*arguments)
 
         return called
@@ -102,18 +124,30 @@ class CudaDouble:
         start = address - inside[0]
         return self.allocations[inside[0]][start : start + num_bytes]
 
-    def queue(self, work: Work) -> None:
-        if self._captured is None:
+    @property
+    def is_current(self) -> bool:
+        """Whether the context is current for this thread."""
+        return self._retained > 0 and self._current[get_ident()] == CONTEXT
+
+    def queue(self, stream: int, work: Work) -> None:
+        assert stream in self._queued, "there is no such stream"
+        (self._captured[stream] if stream in self._captured else self._queued[stream]).append(work)
+
+    def is_capturing(self, stream: int) -> bool:
+        return stream in self._captured
+
+    def run(self, stream: int) -> None:
+        """All that is queued on a stream."""
+        queued, self._queued[stream] = self._queued[stream], []
+        for work in queued:
             work()
-        else:
-            self._captured.append(work)
 
     @property
     def used_bytes(self) -> int:
         return sum(len(block) for block in self.allocations.values())
 
     def _refused_in_capture(self) -> bool:
-        return self._captured is not None
+        return bool(self._captured)
 
     # The driver's functions.
 
@@ -130,13 +164,20 @@ class CudaDouble:
         return CUresult.CUDA_SUCCESS, 8 if attribute == 75 else 9
 
     def cuDevicePrimaryCtxRetain(self, device: int) -> tuple[Any, ...]:
+        self._retained += 1
         return CUresult.CUDA_SUCCESS, CONTEXT
 
     def cuDevicePrimaryCtxRelease(self, device: int) -> tuple[Any, ...]:
+        assert not self.alive, f"{self.alive} are alive when their context goes"
+        assert not self.graphs and not self._queued, "graphs or streams outlive their context"
+        self._retained -= 1
         return (CUresult.CUDA_SUCCESS,)
 
     def cuCtxSetCurrent(self, context: int) -> tuple[Any, ...]:
-        return (CUresult.CUDA_SUCCESS if context == CONTEXT else CUresult.CUDA_ERROR_INVALID_VALUE,)
+        if context != CONTEXT or not self._retained:
+            return (CUresult.CUDA_ERROR_INVALID_VALUE,)
+        self._current[get_ident()] = context
+        return (CUresult.CUDA_SUCCESS,)
 
     def cuMemGetInfo(self) -> tuple[Any, ...]:
         return CUresult.CUDA_SUCCESS, self.total_bytes - self.used_bytes, self.total_bytes
@@ -154,6 +195,8 @@ class CudaDouble:
     def cuMemFree(self, address: int) -> tuple[Any, ...]:
         if self._refused_in_capture():
             return (CUresult.CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED,)
+        for stream in list(self._queued):  # freeing waits for the device
+            self.run(stream)
         return (
             CUresult.CUDA_SUCCESS
             if self.allocations.pop(address, None) is not None
@@ -163,34 +206,44 @@ class CudaDouble:
     def cuMemcpyHtoDAsync(
         self, target: int, source: int, num_bytes: int, stream: int
     ) -> tuple[Any, ...]:
-        assert stream == STREAM
         if self._refused_in_capture():
             return (CUresult.CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED,)
-        self.memory(target, num_bytes)[:] = _host(source, num_bytes)
+        self.memory(target, num_bytes)
+
+        def copy() -> None:
+            self.memory(target, num_bytes)[:] = _host(source, num_bytes)
+
+        self.queue(stream, copy)
         return (CUresult.CUDA_SUCCESS,)
 
     def cuMemcpyDtoHAsync(
         self, target: int, source: int, num_bytes: int, stream: int
     ) -> tuple[Any, ...]:
-        assert stream == STREAM
         if self._refused_in_capture():
             return (CUresult.CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED,)
-        _host(target, num_bytes)[:] = self.memory(source, num_bytes)
+
+        def copy() -> None:
+            _host(target, num_bytes)[:] = self.memory(source, num_bytes)
+
+        self.queue(stream, copy)
         return (CUresult.CUDA_SUCCESS,)
 
     def cuMemcpyDtoDAsync(
         self, target: int, source: int, num_bytes: int, stream: int
     ) -> tuple[Any, ...]:
-        assert stream == STREAM
+        ends = sorted(
+            [(target, target + num_bytes), (source, source + num_bytes)]
+        )  # the driver's copy of overlapping memory is undefined
+        assert ends[0][1] <= ends[1][0], "a copy onto itself"
+        self.memory(target, num_bytes), self.memory(source, num_bytes)
         self.queue(
-            lambda: np.copyto(self.memory(target, num_bytes), self.memory(source, num_bytes))
+            stream,
+            lambda: np.copyto(self.memory(target, num_bytes), self.memory(source, num_bytes)),
         )
         return (CUresult.CUDA_SUCCESS,)
 
     def cuMemcpy2DAsync(self, what: CUDA_MEMCPY2D, stream: int) -> tuple[Any, ...]:
-        assert stream == STREAM and {what.srcMemoryType, what.dstMemoryType} == {
-            CUmemorytype.CU_MEMORYTYPE_DEVICE
-        }
+        assert {what.srcMemoryType, what.dstMemoryType} == {CUmemorytype.CU_MEMORYTYPE_DEVICE}
         assert what.WidthInBytes <= min(what.srcPitch, what.dstPitch)
         places = (what.srcDevice, what.srcPitch), (what.dstDevice, what.dstPitch)
         width, height = what.WidthInBytes, what.Height
@@ -202,37 +255,40 @@ class CudaDouble:
                 )
                 target[:] = source
 
-        self.queue(copy)
+        self.queue(stream, copy)
         return (CUresult.CUDA_SUCCESS,)
 
     def cuMemsetD8Async(
         self, address: int, byte: int, num_bytes: int, stream: int
     ) -> tuple[Any, ...]:
-        assert stream == STREAM and 0 <= byte < 256
-        self.queue(lambda: self.memory(address, num_bytes).fill(byte))
+        assert 0 <= byte < 256
+        self.queue(stream, lambda: self.memory(address, num_bytes).fill(byte))
         return (CUresult.CUDA_SUCCESS,)
 
     def cuStreamCreate(self, flags: int) -> tuple[Any, ...]:
-        return CUresult.CUDA_SUCCESS, STREAM
+        self._next_stream += 1
+        self._queued[self._next_stream] = []
+        return CUresult.CUDA_SUCCESS, self._next_stream
 
     def cuStreamDestroy(self, stream: int) -> tuple[Any, ...]:
+        assert not self.alive, f"{self.alive} may still use the stream"
+        assert self._queued.pop(stream) == [], "work is left on the stream"
         return (CUresult.CUDA_SUCCESS,)
 
     def cuStreamSynchronize(self, stream: int) -> tuple[Any, ...]:
-        return (
-            CUresult.CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED
-            if self._refused_in_capture()
-            else CUresult.CUDA_SUCCESS,
-        )
+        if self._refused_in_capture():
+            return (CUresult.CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED,)
+        self.run(stream)
+        return (CUresult.CUDA_SUCCESS,)
 
     def cuStreamBeginCapture(self, stream: int, mode: CUstreamCaptureMode) -> tuple[Any, ...]:
-        assert stream == STREAM and self._captured is None
-        self._captured = []
+        assert stream in self._queued and not self._captured
+        self._captured[stream] = []
         return (CUresult.CUDA_SUCCESS,)
 
     def cuStreamEndCapture(self, stream: int) -> tuple[Any, ...]:
         self._next_graph += 1
-        self.graphs[self._next_graph], self._captured = self._captured, None
+        self.graphs[self._next_graph] = self._captured.pop(stream)
         return CUresult.CUDA_SUCCESS, self._next_graph
 
     def cuGraphGetNodes(self, graph: int, num_nodes: int) -> tuple[Any, ...]:
@@ -244,9 +300,8 @@ class CudaDouble:
         return CUresult.CUDA_SUCCESS, self._next_graph
 
     def cuGraphLaunch(self, executable: int, stream: int) -> tuple[Any, ...]:
-        assert stream == STREAM
         for work in self.graphs[executable]:
-            work()
+            self.queue(stream, work)
         return (CUresult.CUDA_SUCCESS,)
 
     def cuGraphDestroy(self, graph: int) -> tuple[Any, ...]:

@@ -12,6 +12,9 @@ from typing import Any
 from ssd_export.bundle import Bundle, open_bundle
 from ssd_export.tensorrt import engine_manifest as provenance
 from ssd_export.tensorrt.build_memory import shared_weights, weights_file
+from ssd_export.tensorrt.in_place import in_place
+from ssd_export.tensorrt.profiles import profiles_of
+from ssd_export.tensorrt.target import Batch
 from tests.tensorrt.trt_double import CAPABILITY, VERSION
 
 WITH_WEIGHTS = ("prefill", "decode_step")
@@ -25,12 +28,14 @@ def write_engines(
     top_k: bool = False,
     flavour: str = "tensorrt-rtx",
     in_engine: bool = True,
+    decoder_images: int = 2,
     **changes: Any,
 ) -> Bundle:
     """Adds to a bundle the files that a build leaves there, their content being the name of the
     graph.
     """
     bundle = open_bundle(path)
+    prompt_slots = bundle.config.policy.prompt_slots
     graphs = [name for name in bundle.config.graphs if top_k or not name.endswith("_top_k")]
     graphs = [name for name in graphs if not (plugin and name == "evict")]
     folder = provenance.folder_name(flavour, VERSION, (CAPABILITY,))
@@ -47,10 +52,8 @@ def write_engines(
         "os": provenance.this_os(),
         "arch": provenance.this_arch(),
         "bundle_hash": bundle.hash,
-        "profile": {
-            "images": list(images),
-            "prompt_tokens": [1, 16, bundle.config.policy.prompt_slots],
-        },
+        "batch": list(images),
+        "prompt_slots": prompt_slots,
         "plugin": {
             "library": PLUGIN_LIBRARY,
             "sha256": hashlib.sha256(b"library").hexdigest(),
@@ -65,6 +68,13 @@ def write_engines(
                 "bytes": len(content[name]),
                 "sha256": hashlib.sha256(content[name]).hexdigest(),
                 "weights": shared if name.startswith(WITH_WEIGHTS) else {},
+                "aliases": in_place(
+                    bundle.config.graphs[name], plugin and name.startswith("decode_step")
+                ),
+                "profiles": [
+                    profile.to_dict()
+                    for profile in profiles_of(name, Batch(*images), prompt_slots, decoder_images)
+                ],
             }
             for name in graphs
         },

@@ -143,7 +143,13 @@ def test_tensorrt_reads_a_mapped_file_and_says_what_it_lacks(tmp_path: Path) -> 
     with pytest.raises(
         UserError, match=r"TensorRT cannot load .*some\.engine \(.*\); build the engines again"
     ) as refused:
-        TrtEngine(flavour, open_runtime(flavour, False), path, GraphSpec("some", (), ()), {})
+        TrtEngine(
+            flavour,
+            open_runtime(flavour, False).deserialize_cuda_engine,
+            CudaDevice(CudaDouble()),
+            path,
+            GraphSpec("some", (), ()),
+        )
     assert "\n" not in str(refused.value)
 
 

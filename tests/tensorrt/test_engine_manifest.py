@@ -26,7 +26,7 @@ ENGINE = {
     "os": "linux",
     "arch": "x86_64",
     "bundle_hash": "abc",
-    "profile": {"images": [1, 4, 8], "prompt_tokens": [1, 32, 64]},
+    "batch": [1, 4, 8],
 }
 REBUILD = "ssd-export build-engine --bundle bundles/demo"
 
@@ -63,7 +63,7 @@ def test_every_other_place_is_refused_with_the_rebuild_command(here: Here, reaso
 
 
 def test_a_later_schema_is_refused() -> None:
-    with pytest.raises(UserError, match="schema 2 and this version reads 1"):
+    with pytest.raises(UserError, match="schema 3 and this version reads 2"):
         check_provenance(ENGINE | {"schema": SCHEMA + 1}, HERE)
 
 

@@ -25,6 +25,7 @@ from onnx import TensorProto, helper
 from ssd_export.bundle import Precision, open_bundle
 from ssd_export.errors import UserError
 from ssd_export.export.functions import DOMAIN, OP_TYPE
+from ssd_export.export.plugin_flavour import PLUGIN_VERSION
 from ssd_export.tensorrt import build as engine
 from ssd_export.tensorrt import plan as build_plan
 from ssd_export.tensorrt.build import build_engines, prepare
@@ -107,13 +108,25 @@ def test_plain_engines_are_built_with_one_copy_of_the_weights(path: Path) -> Non
     assert (
         values["plugin"] is None and values["warnings"] == [] and values["flags"]["strongly_typed"]
     )
-    assert values["profile"] == {"images": [1, 1, 2], "prompt_tokens": [1, 16, 32]}
+    assert (values["batch"], values["prompt_slots"]) == ([1, 1, 2], 32)
+    profiles = {
+        name: [profile["images"] for profile in graph["profiles"]]
+        for name, graph in values["graphs"].items()
+    }
+    apart = [[1, 1, 1], [2, 2, 2]]
+    assert profiles == {
+        "prefill": [[1, 1, 2]],
+        "decode_step": apart,
+        "evict": [[1, 1, 2]],
+        "image_decoder": apart,
+    }
     for graph in values["graphs"].values():
-        assert (
-            sum(graph["layers"].values()) > 0
-            and "PluginV3" not in graph["layers"]
-            and graph["aliases"] == {}
-        )
+        assert sum(graph["layers"].values()) > 0 and "PluginV3" not in graph["layers"]
+    caches = set(values["graphs"]["decode_step"]["aliases"])
+    assert caches and {name.rsplit(".")[-1] for name in caches} == {"key", "value"}
+    assert all(
+        graph["aliases"] == {} for name, graph in values["graphs"].items() if name != "decode_step"
+    )
     matrices = {
         name for name in values["graphs"]["prefill"]["weights"] if name.startswith("layers.")
     }
@@ -224,6 +237,9 @@ def test_a_board_s_decode_step_is_prepared_here(
         nodes
     ) == num_attention_nodes(after)
     assert not model.functions
+    for node in nodes:  # JetPack 6.2's parser looks for a plugin's namespace here alone
+        texts = {a.name: a.s.decode() for a in node.attribute if a.type == a.STRING}
+        assert texts["plugin_namespace"] == DOMAIN and texts["plugin_version"] == PLUGIN_VERSION
     monkeypatch.setenv("SSD_EXPORT_KERNELS", str(tmp_path / "nowhere"))
     assert (
         plugin_graph(after, "decode_step", (87,))

@@ -18,15 +18,14 @@ import pytest
 
 from ssd_export.errors import UserError
 from ssd_export.kernels.image import Variant
+from ssd_export.tensorrt import plugin
 from ssd_export.tensorrt.build_memory import check_memory
 from ssd_export.tensorrt.build_progress import Phases
 from ssd_export.tensorrt.builder_config import use_timing_cache
 from ssd_export.tensorrt.interruptible import run_interruptible
-from ssd_export.tensorrt.messages import Messages, judge, one_line
-from ssd_export.tensorrt.network import Profile
-from ssd_export.tensorrt.plugin import kernel_for
+from ssd_export.tensorrt.messages import judge, one_line
+from ssd_export.tensorrt.plugin import LIBRARY, LIBRARY_VARIABLE, find_library, kernel_for
 from ssd_export.tensorrt.stub_library import stub_library
-from ssd_export.tensorrt.target import Batch
 
 LINUX = pytest.mark.skipif(
     sys.platform != "linux", reason="needs Linux: other systems have other library names"
@@ -74,29 +73,29 @@ def test_an_unused_input_fails_and_harmless_warnings_are_dropped() -> None:
     for text in (
         "Unused Input: nonpad_kv_seqlen",
         "Falling back to FP32 for layer x",
-        "Running layernorm nodes in FP16",
+        "parser.cpp:12: Detected layernorm nodes in FP16: norm",
+        "Running layernorm after self-attention in FP16 may cause overflow.",
+        "Weights [name=w] had the following issues when converted to FP16:\n - Subnormal values",
+        "One or more weights outside the range of INT32 was clamped",
     ):
         with pytest.raises(UserError, match="decode_step would not be built as it was exported"):
             judge("decode_step", [*harmless, text])
+
+
+def test_a_warning_is_chosen_by_its_message_not_by_a_word_in_it() -> None:
+    for text in (
+        "Profile 0 is tuned for sizes that cannot overflow",
+        "Some tactics lack workspace; falling back to other tactics of the same precision",
+        "Unused input buffers are freed after the build",
+        "Using the fallback allocator of the host",
+    ):
+        assert judge("decode_step", [text]) == [text]
 
 
 def test_a_message_is_one_short_line() -> None:
     assert one_line("ModelImporter.cpp:12: a\n  b") == "a b"
     assert one_line("[localCheckMacros.cpp::getErrorStr::132] Error Code 2: a") == "Error Code 2: a"
     assert len(one_line("x" * 1000)) < 310
-
-
-def test_layers_are_read_from_both_listings() -> None:
-    messages = Messages()
-    messages.facts = [
-        "Layers:\nName: a, LayerType: gemm, Inputs: []\nName: b, LayerType: PluginV3, Inputs: []",
-        "Total Activation Memory: 4096 bytes",
-    ]
-    assert messages.layers == ["gemm", "PluginV3"] and messages.activation_bytes == 4096
-    messages.facts = [
-        "Engine Layer Information:\nLayer(Myelin): x, Tactic: 0\nLayer(PluginV3): y, Tactic: 1"
-    ]
-    assert messages.layers == ["Myelin", "PluginV3"] and messages.activation_bytes is None
 
 
 def test_only_phases_that_take_a_while_are_told() -> None:
@@ -244,11 +243,21 @@ def test_the_timing_cache_goes_from_build_to_build(tmp_path: Path) -> None:
         use_timing_cache(timing_plan(tmp_path / "no" / "folder"), TimingCaches(), tmp_path)()
 
 
-def test_rows_are_twice_the_images() -> None:
-    profile = Profile.of(Batch(1, 4, 8), prompt_slots=64)
-    assert profile.sizes("rows") == (2, 8, 16) and profile.sizes("images") == (1, 4, 8)
-    assert profile.sizes("prompt_tokens") == (1, 32, 64) and profile.sizes(7) == (7, 7, 7)
-    assert Profile.of(Batch(1, 1, 1), prompt_slots=1).sizes("prompt_tokens") == (1, 1, 1)
+def test_a_library_is_not_taken_from_the_folder_where_somebody_stands(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "build" / "plugins").mkdir(parents=True)
+    (tmp_path / "build" / "plugins" / LIBRARY).touch()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv(LIBRARY_VARIABLE, raising=False)
+    monkeypatch.setattr(plugin, "SOURCE_TREE", tmp_path / "the source tree")
+    with pytest.raises(UserError, match="no plugin library at .*the source tree.*build it: cmake"):
+        find_library()
+    monkeypatch.setattr(plugin, "SOURCE_TREE", tmp_path)
+    assert find_library() == tmp_path / "build" / "plugins" / LIBRARY
+    monkeypatch.setenv("SSD_EXPORT_KERNELS", str(tmp_path / "nowhere"))
+    with pytest.raises(UserError, match="no kernel images in .*nowhere"):
+        kernel_for((80,), Variant("float16", 32))
 
 
 def test_the_kernel_is_a_cubin_for_one_gpu_and_ptx_for_several(

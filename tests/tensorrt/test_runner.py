@@ -7,6 +7,7 @@ graphs, speed.
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -18,8 +19,10 @@ from ssd_export.model.families.janus import GRID
 from ssd_export.policy.presets import POLICIES
 from ssd_export.runtime.generate import ImageGenerator
 from ssd_export.runtime.ort_runner import OrtRunner
+from ssd_export.tensorrt.step_graphs import RELEASE_AND_STEP, STEP
 from ssd_export.tensorrt.target import Batch
 from tests.runtime.checkpoints import PROMPTS
+from tests.tensorrt.cuda_double import CudaDouble, CUresult
 from tests.tensorrt.trt_bundles import Doubles, copied_bundle, doubles, found_doubles
 from tests.tensorrt.trt_double import CAPABILITY, VERSION
 
@@ -48,6 +51,7 @@ def assert_same_picture(made: Doubles, **options: object) -> None:
                     generator.runner.cache(cache), reference.runner.cache(cache), cache.past
                 )
     assert made.cuda.used_bytes == 0 and not made.cuda.graphs, "everything is given back"
+    assert not made.cuda.alive and not made.cuda.faults
 
 
 @pytest.mark.parametrize("policy", [name for name in POLICIES if name != "ssd-auto"])
@@ -98,55 +102,88 @@ def test_top_k_where_its_engines_were_built(
     assert made.trt.runs.count("prefill") == 0
 
 
-def test_a_grid_row_is_one_launch_and_waits_for_nothing(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_grid_row_waits_for_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     made = doubles(monkeypatch, copied_bundle(tmp_path))
     generator = made.generator()
-    rows: list[list[str]] = []
     events = generator.stream(PROMPTS[:2], seed=1)
-    for _ in range(GRID.width):
+    for row in range(GRID.width):
         start = len(made.cuda.calls)
         event = next(events)
         names = made.cuda.names()[start:]
-        rows.append(
-            names[
-                names.index("cuGraphLaunch")
-                if "cuStreamBeginCapture" not in names
-                else names.index("cuStreamBeginCapture") :
-            ]
+        launches = [place for place, name in enumerate(names) if name == "cuGraphLaunch"]
+        assert len(launches) == GRID.width - (row == 0), "a launch for every token"
+        assert not WAITING & set(names[launches[0] : launches[-1]]), "a row waits for the host"
+        after = [name for name in names[launches[-1] :] if name in WAITING]
+        assert after[:2] == ["cuMemcpyDtoHAsync", "cuStreamSynchronize"], (
+            "the tokens are read once, after the row"
         )
+        assert after.count("cuMemcpyDtoHAsync") == 1 or row == GRID.width - 1
         assert (event.tokens[:, : (event.row + 1) * GRID.width].any(axis=1)).all()
         assert not event.tokens[:, (event.row + 1) * GRID.width :].any(), (
             "the row to come is not drawn yet"
         )
-    for names in rows:
-        assert names.count("cuGraphLaunch") == 1
-        assert not WAITING & set(names[: names.index("cuGraphLaunch")]), (
-            "something waited before the row was launched"
-        )
-        after = [name for name in names[names.index("cuGraphLaunch") + 1 :] if name in WAITING]
-        assert after[:2] == ["cuMemcpyDtoHAsync", "cuStreamSynchronize"], (
-            "the tokens are read once, after the row"
-        )
-    assert [names.count("cuMemcpyDtoHAsync") for names in rows[:-1]] == [1] * (GRID.width - 1)
-    nodes = generator.runner.graph_nodes()
-    assert len(nodes) < 6 and {len(kind) for kind in nodes} == {GRID.width - 1, GRID.width}, (
-        "rows share graphs"
-    )
+    assert set(generator.runner.graph_nodes()) == {STEP, RELEASE_AND_STEP}, "two graphs serve all"
+    assert made.cuda.names().count("cuStreamBeginCapture") == 2
     steps = made.trt.runs.count("decode_step")
     assert steps == GRID.width * GRID.width - 1 + 1, "575 steps and the trial run"
 
 
-def test_rows_without_releases_share_one_graph(
+def test_a_step_is_captured_once_and_copies_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with doubles(monkeypatch, copied_bundle(tmp_path, "full")).generator() as generator:
         generator(PROMPTS[:1])
-        assert dict(generator.runner.graph_nodes()) == {
-            (False,) * (GRID.width - 1): 2 * (GRID.width - 1),
-            (False,) * GRID.width: 2 * GRID.width,
-        }
+        assert generator.runner.graph_nodes() == {STEP: 2}, (
+            "the engine, and one copy of step, tokens and positions"
+        )
+
+
+def test_images_are_generated_from_any_thread(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A context is current for one thread; the doubles refuse every call without one."""
+    made = doubles(monkeypatch, copied_bundle(tmp_path))
+    wanted, _ = ort_tokens(made.path, seed=9)
+    generator = made.generator()
+    with ThreadPoolExecutor(1) as first, ThreadPoolExecutor(1) as second:
+        drawn = first.submit(generator, PROMPTS[:2], seed=9).result()
+        again = second.submit(generator, PROMPTS[:2], seed=9).result()
+        second.submit(generator.runner.close).result()
+    np.testing.assert_array_equal(drawn.tokens, wanted)
+    np.testing.assert_array_equal(again.tokens, wanted)
+    assert not made.cuda.alive and not made.cuda.faults and made.cuda.used_bytes == 0
+
+
+@pytest.mark.parametrize("fails", ["cuStreamSynchronize", "cuGraphExecDestroy", "cuMemFree"])
+def test_closing_goes_on_after_an_error(
+    fails: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is left of the device is given back, engines before memory, and the error is raised."""
+    made = doubles(monkeypatch, copied_bundle(tmp_path))
+    generator = made.generator()
+    generator(PROMPTS[:1])
+    real = getattr(CudaDouble, fails)
+
+    def failing(self: CudaDouble, *arguments: object) -> tuple[object, ...]:
+        real(self, *arguments)
+        return (CUresult.CUDA_ERROR_INVALID_VALUE,)
+
+    monkeypatch.setattr(CudaDouble, fails, failing)
+    with pytest.raises(RuntimeError, match=fails):
+        generator.runner.close()
+    assert not made.cuda.alive and "cuDevicePrimaryCtxRelease" in made.cuda.names()
+    assert made.cuda.used_bytes == 0
+
+
+def test_without_capture_steps_are_queued_one_by_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = doubles(monkeypatch, copied_bundle(tmp_path), is_rtx=False)
+    refused = (CUresult.CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED,)
+    monkeypatch.setattr(CudaDouble, "cuStreamBeginCapture", lambda self, *arguments: refused)
+    with pytest.warns(RuntimeWarning, match="cannot be captured .*slower"):
+        assert_same_picture(made, seed=7)
+    assert "cuGraphLaunch" not in made.cuda.names()
 
 
 def test_step_by_step_equals_row_by_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -175,27 +212,16 @@ def test_pictures_beyond_the_engine_s_batch_are_drawn_in_parts(
     assert made.cuda.used_bytes == 0
 
 
-def test_pictures_are_decoded_as_many_at_once_as_the_profile_wants(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("count, runs", [(5, 3), (1, 1), (2, 1)])
+def test_images_are_decoded_as_many_at_once_as_the_engine_takes(
+    count: int, runs: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    made = doubles(monkeypatch, copied_bundle(tmp_path, "full"), images=(2, 2, 4))
-    tokens = np.random.default_rng(0).integers(0, 200, (3, GRID.width * GRID.width))
+    made = doubles(monkeypatch, copied_bundle(tmp_path, "full"), images=(2, 2, 4), decoder_images=2)
+    tokens = np.random.default_rng(0).integers(0, 200, (count, GRID.width * GRID.width))
     runner = made.runner()
     wanted = ImageGenerator.from_bundle(made.path, num_threads=1).runner.decode_image(tokens)
     np.testing.assert_array_equal(runner.decode_image(tokens), wanted)
-
-
-def test_many_kinds_of_rows_keep_a_bounded_number_of_graphs(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from ssd_export.tensorrt import row_graphs
-
-    monkeypatch.setattr(row_graphs, "MAX_GRAPHS", 2)
-    made = doubles(monkeypatch, copied_bundle(tmp_path))
-    wanted, _ = ort_tokens(made.path, seed=4)
-    with made.generator() as generator:
-        np.testing.assert_array_equal(generator(PROMPTS[:2], seed=4).tokens, wanted)
-        assert len(made.cuda.graphs) == 2
+    assert made.trt.runs.count("image_decoder") == runs
 
 
 @pytest.mark.skipif(

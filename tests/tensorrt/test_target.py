@@ -48,6 +48,7 @@ def test_an_unknown_target_is_refused_with_the_known(name: str) -> None:
         (87, "jetson-orin"),
         (110, "jetson-thor"),
         (90, "hopper"),
+        (80, "a100"),
         (86, "ampere"),
         (89, "ada"),
         (120, "blackwell"),
@@ -56,6 +57,23 @@ def test_an_unknown_target_is_refused_with_the_known(name: str) -> None:
 def test_auto_is_the_gpu_here(capability: int, name: str) -> None:
     target = choose_target("auto", capability)
     assert (target.name, target.compute_capabilities) == (name, (capability,))
+
+
+def test_every_gpu_of_a_recipe_is_one_that_auto_chooses() -> None:
+    """Recipes for the memory of a machine alone repeat the GPU of one that auto chooses."""
+    for name in set(target_names()) - {"cpu"}:
+        for capability in read_target(name).compute_capabilities:
+            chosen = choose_target("auto", capability)
+            assert set(chosen.flavours) <= {"tensorrt", *read_target(name).flavours}
+
+
+def test_tensorrt_rtx_is_asked_only_for_what_it_supports() -> None:
+    """7.5, 8.6, 8.9, 12.0 and 12.1 in 1.7; its builder takes 8.0 all the same. Datacenter Blackwell
+    is in a recipe for both; the builder's own list leaves it out."""
+    for name in set(target_names()) - {"cpu"}:
+        target = read_target(name)
+        if "tensorrt-rtx" in target.flavours:
+            assert set(target.compute_capabilities) <= {75, 86, 89, 120, 121, 100, 103}
 
 
 def test_auto_without_a_gpu_is_rtx_and_an_unknown_gpu_is_refused() -> None:

@@ -1,7 +1,9 @@
 """TensorRT as a double that executes: engines are the bundle's ONNX graphs, run by ONNX Runtime on
 the memory of the CUDA double. Every run checks what TensorRT leaves to the caller: all addresses
-set and aligned, aliased outputs at the address of their input, no other overlap, enough scratch
-memory (whose content is destroyed), weights as in their file.
+set and aligned, outputs that engine.json aliases at the address of their input, no other overlap,
+enough scratch memory (whose content is destroyed), weights as in their file. Every call and every
+destruction wants the device's context current in its thread, and nothing may outlive what it was made
+on (`CudaDouble.alive`).
 """
 
 from __future__ import annotations
@@ -20,7 +22,7 @@ from ssd_export.graph_spec import TensorSpec
 from ssd_export.runtime.ort_session import open_session, session_entries
 from ssd_export.tensorrt import engine_manifest as provenance
 from ssd_export.tensorrt.flavors import Flavour
-from tests.tensorrt.cuda_double import STREAM, CudaDouble
+from tests.tensorrt.cuda_double import CudaDouble
 
 VERSION, CAPABILITY = "1.7.1.116", 89
 NAMES = {
@@ -91,13 +93,33 @@ class TrtDouble:
         return RuntimeDouble(self, log)
 
 
-class RuntimeDouble:
+class OnDevice:
+    """Something of TensorRT's that lives on the device until Python lets go of it."""
+
+    def __init__(self, trt: TrtDouble, what: str) -> None:
+        self._trt, self._what = trt, what
+        self._check()
+        trt.cuda.alive.append(what)
+
+    def _check(self) -> None:
+        assert self._trt.cuda.is_current, f"{self._what}: no context is current in this thread"
+
+    def __del__(self) -> None:
+        if "_what" in vars(self) and self._what in self._trt.cuda.alive:
+            self._trt.cuda.alive.remove(self._what)
+            if not self._trt.cuda.is_current:
+                self._trt.cuda.faults.append(f"{self._what} destroyed without a context")
+
+
+class RuntimeDouble(OnDevice):
     engine_host_code_allowed = False
 
     def __init__(self, trt: TrtDouble, log: ILogger) -> None:
-        self._trt, self._log = trt, log
+        super().__init__(trt, "runtime")
+        self._log = log
 
     def deserialize_cuda_engine(self, serialized_engine: Any) -> EngineDouble | None:
+        self._check()
         plugin = self._trt.engines["plugin"]
         graph = self._trt.contents.get(bytes(serialized_engine))
         if graph is None or (plugin and plugin["in_engine"] and not self.engine_host_code_allowed):
@@ -105,7 +127,7 @@ class RuntimeDouble:
                 Severity.ERROR, "IRuntime::deserializeCudaEngine: Error Code 6:\nno such engine"
             )
             return None
-        return EngineDouble(self._trt, graph)
+        return EngineDouble(self, graph)
 
 
 class RuntimeConfigDouble:
@@ -117,18 +139,21 @@ class RuntimeConfigDouble:
         self.strategy = strategy
 
 
-class EngineDouble:
-    def __init__(self, trt: TrtDouble, graph: str) -> None:
-        self.trt, self.graph = trt, graph
-        self.spec = trt.bundle.config.graphs[graph]
-        entries = trt.engines["graphs"][graph]["weights"]
+class EngineDouble(OnDevice):
+    def __init__(self, runtime: RuntimeDouble, graph: str) -> None:
+        super().__init__(runtime._trt, f"engine of {graph}")
+        self.runtime, self.trt, self.graph = runtime, runtime._trt, graph
+        entry = self.trt.engines["graphs"][graph]
+        self.profiles, self.aliases = entry["profiles"], entry["aliases"]
+        self.spec = self.trt.bundle.config.graphs[graph]
         self.weights = {
             name: TensorSpec(name, dtype, tuple(shape))
-            for name, (dtype, shape, _, _) in entries.items()
+            for name, (dtype, shape, _, _) in entry["weights"].items()
         }
         self.tensors = {
             t.name: t for t in (*self.spec.inputs, *self.spec.outputs, *self.weights.values())
         }
+        self.used_profiles: set[int] = set()
 
     @property
     def num_io_tensors(self) -> int:
@@ -154,6 +179,7 @@ class EngineDouble:
     def create_execution_context(
         self, how: RuntimeConfigDouble | ExecutionContextAllocationStrategy
     ) -> ContextDouble:
+        self._check()
         strategy = how.strategy if isinstance(how, RuntimeConfigDouble) else how
         assert strategy is ExecutionContextAllocationStrategy.USER_MANAGED
         if self.trt.is_rtx:
@@ -165,17 +191,29 @@ class EngineDouble:
         return ContextDouble(self)
 
 
-class ContextDouble:
+class ContextDouble(OnDevice):
     def __init__(self, engine: EngineDouble) -> None:
-        self._engine, self._trt = engine, engine.trt
+        super().__init__(engine.trt, f"context of {engine.graph}")
+        self._engine = engine
+        self._profile: int | None = None
         self._shapes: dict[str, tuple[int, ...]] = {}
         self._addresses: dict[str, int] = {}
         self._scratch = (0, 0)
         self._ran_with: dict[str, tuple[int, ...]] = {}
 
+    def set_optimization_profile_async(self, profile_index: int, stream_handle: int) -> bool:
+        self._check()
+        if profile_index >= len(self._engine.profiles):
+            return False
+        assert profile_index not in self._engine.used_profiles, "two contexts with one profile"
+        self._engine.used_profiles.add(profile_index)
+        self._profile = profile_index
+        return True
+
     def set_input_shape(self, name: str, shape: tuple[int, ...]) -> bool:
+        self._check()
         wanted = self._engine.tensors[name].shape
-        profile = self._trt.engines["profile"]
+        profile = self._engine.profiles[self._profile]
         sizes = {
             "images": profile["images"],
             "rows": [2 * n for n in profile["images"]],
@@ -192,6 +230,7 @@ class ContextDouble:
         """Odd on purpose; none for the evict graph, where the real call's 0 can also mean an
         error.
         """
+        self._check()
         assert self._unset() == []
         return (
             0
@@ -208,18 +247,20 @@ class ContextDouble:
         return name in self._engine.tensors and memory % 256 == 0
 
     def is_stream_capturable(self, stream: int) -> bool:
-        assert self._trt.is_rtx and stream == STREAM
+        self._check()
+        assert self._trt.is_rtx
         return self._ran_with == self._shapes
 
     def execute_async_v3(self, stream_handle: int) -> bool:
-        assert stream_handle == STREAM and not self._unset()
-        capturing = self._trt.cuda._captured is not None
+        self._check()
+        assert not self._unset()
+        capturing = self._trt.cuda.is_capturing(stream_handle)
         assert not capturing or self._ran_with == self._shapes, (
             "captured before a first run at these shapes"
         )
         self._ran_with = dict(self._shapes)
         views = self._views()
-        self._trt.cuda.queue(lambda: self._run(views))
+        self._trt.cuda.queue(stream_handle, lambda: self._run(views))
         return True
 
     def _unset(self) -> list[str]:
@@ -248,10 +289,10 @@ class ContextDouble:
             views[name] = (
                 self._trt.cuda.memory(self._addresses[name], size).view(tensor.dtype).reshape(shape)
             )
-        for output, past in engine.spec.aliases.items():
+        for output, past in engine.aliases.items():
             assert self._addresses[output] == self._addresses[past], f"{output} is not in place"
         self._check_overlaps(
-            {name: view for name, view in views.items() if name not in engine.spec.aliases}
+            {name: view for name, view in views.items() if name not in engine.aliases}
         )
         for name, (_, _, offset, size) in self._trt.engines["graphs"][engine.graph][
             "weights"

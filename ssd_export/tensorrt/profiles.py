@@ -1,0 +1,75 @@
+"""Optimization profiles: the sizes that each engine is tuned for.
+
+Each graph has its own, because they run at different sizes. A decode step is tuned apart for one
+image, for a few and for many: one profile over all of them would be tuned for one of these and slow
+at the others. The prompt always has its full length (shorter ones are padded), and the image decoder
+takes one image or one fixed number of them: its intermediate results are 190 MB an image at Janus-
+Pro's shape, so a range up to the largest batch asks for more than the workspace.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from ssd_export.tensorrt.target import Batch
+
+Bounds = tuple[int, int, int]  # least, tuned for, greatest
+SMALL_BATCHES = (
+    (1, 1),
+    (2, 16),
+)  # first and last batch of the decode step's profiles before the last
+IMAGE_DECODER, PREFILL, DECODE_STEP = "image_decoder", "prefill", "decode_step"
+
+
+@dataclass(frozen=True)
+class Profile:
+    """Bounds of every named dimension of a graph's contract; rows are twice the images."""
+
+    images: Bounds
+    prompt_tokens: Bounds
+
+    def sizes(self, dimension: int | str) -> Bounds:
+        """Raises: KeyError for a name that no contract has."""
+        if isinstance(dimension, int):
+            return dimension, dimension, dimension
+        least, usual, most = self.images
+        rows = (2 * least, 2 * usual, 2 * most)
+        return {"images": self.images, "rows": rows, "prompt_tokens": self.prompt_tokens}[dimension]
+
+    def to_dict(self) -> dict[str, list[int]]:
+        return {"images": list(self.images), "prompt_tokens": list(self.prompt_tokens)}
+
+
+def profiles_of(
+    graph: str, batch: Batch, prompt_slots: int, decoder_images: int
+) -> tuple[Profile, ...]:
+    """The profiles of a graph's engine, disjoint in images. decoder_images: how many images the
+    image decoder takes at a time besides one."""
+    prompt = (prompt_slots,) * 3
+    if graph == IMAGE_DECODER:
+        counts = sorted({1, min(decoder_images, batch.max)})
+        return tuple(Profile((count,) * 3, prompt) for count in counts)
+    if graph.startswith(DECODE_STEP):
+        return tuple(Profile(bounds, prompt) for bounds in _decode_ranges(batch))
+    return (Profile((batch.min, batch.opt, batch.max), prompt),)
+
+
+def _decode_ranges(batch: Batch) -> list[Bounds]:
+    """The batch's range cut where other tactics win. A part is tuned for the batch asked for where
+    it holds that, else for its greatest: whoever draws several images wants many at once."""
+    ranges = [*SMALL_BATCHES, (SMALL_BATCHES[-1][1] + 1, batch.max)]
+    parts = [(max(first, batch.min), min(last, batch.max)) for first, last in ranges]
+    return [
+        (first, batch.opt if first <= batch.opt <= last else last, last)
+        for first, last in parts
+        if first <= last
+    ]
+
+
+def profile_for(profiles: list[Mapping[str, list[int]]], num_images: int) -> int | None:
+    """The number of the profile, as engine.json lists them, that takes this many images."""
+    for number, profile in enumerate(profiles):
+        if profile["images"][0] <= num_images <= profile["images"][2]:
+            return number
+    return None

@@ -1,0 +1,82 @@
+"""The decode step as a CUDA graph, with a release before it and without: captured once each, launched
+for every token.
+
+Nothing in a step depends on the host: the step's number is counted on the device, and each head
+decides there whether it releases (R7). The host only leaves out releases that would find no full
+head, which the prompts' lengths tell beforehand. So two graphs serve all tokens of all grid rows, and
+launching one 24 times costs a row what one graph of 24 steps does, without the memory of 24 copies.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from contextlib import ExitStack
+
+from ssd_export.tensorrt.cuda_device import CudaDevice, CudaGraph
+
+STEP, RELEASE_AND_STEP = "step", "release and step"
+
+
+class StepGraphs:
+    """The graphs of one batch size; their addresses and sizes are those of the capture.
+
+    Args: captures: False queues every step by itself, which takes the host longer.
+    """
+
+    def __init__(
+        self,
+        device: CudaDevice,
+        decode_step: Callable[[], None],
+        evict: Callable[[], None],
+        captures: bool = True,
+    ) -> None:
+        self._device, self._decode_step, self._evict = device, decode_step, evict
+        self._captures = captures
+        self._graphs: dict[str, CudaGraph] = {}
+        self.num_bytes = 0
+        if not captures:
+            _warn("TensorRT has no such kernels")
+
+    @property
+    def num_nodes(self) -> dict[str, int]:
+        """Nodes of each graph that was captured; empty where steps are queued one by one."""
+        return {kind: graph.num_nodes for kind, graph in self._graphs.items()}
+
+    def launch(self, release: bool) -> None:
+        """Queues a step; waits for nothing."""
+        kind = RELEASE_AND_STEP if release else STEP
+        if self._captures and kind not in self._graphs:
+            self._capture(kind, release)
+        if kind in self._graphs:
+            self._device.launch(self._graphs[kind])
+        else:
+            self._queue(release)
+
+    def close(self) -> None:
+        with ExitStack() as all_of_them:
+            for graph in self._graphs.values():
+                all_of_them.callback(self._device.destroy, graph)
+            self._graphs = {}
+
+    def _capture(self, kind: str, release: bool) -> None:
+        free = self._device.memory_bytes()[0]
+        try:
+            self._graphs[kind] = self._device.capture(lambda: self._queue(release))
+        except RuntimeError as error:
+            self._captures = False
+            _warn(str(error))
+        self.num_bytes += max(0, free - self._device.memory_bytes()[0])
+
+    def _queue(self, release: bool) -> None:
+        if release:
+            self._evict()
+        self._decode_step()
+
+
+def _warn(reason: str) -> None:
+    warnings.warn(
+        f"a decode step cannot be captured ({reason}); steps are queued one by one, which is slower",
+        RuntimeWarning,
+        stacklevel=3,
+    )
