@@ -1,5 +1,8 @@
 """A random checkpoint that speaks the demo's image vocabulary, with a head map, and bundles of it
 by policy.
+
+A plugin of the whole run, so what it needs is imported by the fixtures: torch takes seconds, and
+most tests do without it.
 """
 
 from __future__ import annotations
@@ -10,15 +13,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-
-from ssd_export.bundle.manifest import FileEntry, write_manifest
-from ssd_export.demo.codes import num_codes
-from ssd_export.export.exporter import export_bundle
-from ssd_export.export.temporary_bundle import PolicyChoice
-from ssd_export.model.checkpoint import open_checkpoint
-from ssd_export.model.families import janus
-from ssd_export.policy.head_map import HeadMap
-from tests.janus_checkpoints import TinyJanus, write_transformers_checkpoint
 
 Exported = Callable[..., Path]
 
@@ -32,6 +26,12 @@ def one_thread() -> None:
 
 @pytest.fixture(scope="session")
 def checkpoint(one_thread: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from ssd_export.demo.codes import num_codes
+    from ssd_export.model.checkpoint import open_checkpoint
+    from ssd_export.model.families import janus
+    from ssd_export.policy.head_map import HeadMap
+    from tests.janus_checkpoints import TinyJanus, write_transformers_checkpoint
+
     folder = tmp_path_factory.mktemp("checkpoint")
     write_transformers_checkpoint(
         folder, TinyJanus(codebook_size=num_codes(), channel_multipliers=(1, 1, 1))
@@ -54,6 +54,9 @@ def checkpoint(one_thread: None, tmp_path_factory: pytest.TempPathFactory) -> Pa
 @pytest.fixture(scope="session")
 def exported(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Exported:
     """A copy of the bundle of a policy, to be changed at will."""
+    from ssd_export.export.exporter import export_bundle
+    from ssd_export.export.temporary_bundle import PolicyChoice
+
     made: dict[tuple[str, float, str], Path] = {}
 
     def bundle(policy: str = "ssd-row", budget: float = 0.1, dtype: str = "fp32") -> Path:
@@ -86,6 +89,8 @@ def vouch(bundle: Path) -> None:
     """Rewrites the manifest, as somebody would who changes a bundle on purpose or exports it with a
     fault.
     """
+    from ssd_export.bundle.manifest import FileEntry, write_manifest
+
     names = sorted(
         p.relative_to(bundle).as_posix()
         for p in bundle.rglob("*")
