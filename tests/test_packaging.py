@@ -12,6 +12,8 @@ import pytest
 from ssd_export.export.exporter import DEMO_CHECKPOINT
 from tests.runtime.checkpoints import bundle
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[1]
 EXPORTER_ONLY = ("torch", "onnx", "onnx_ir", "matplotlib", "huggingface_hub", "safetensors")
 # An installed huggingface_hub (tokenizers asks for it) must not be needed either.

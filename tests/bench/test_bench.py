@@ -41,6 +41,8 @@ from ssd_export.runtime.runner import Runner
 from tests.janus_checkpoints import TinyJanus
 from tests.runtime.checkpoints import bundle, checkpoint
 
+pytestmark = pytest.mark.slow
+
 TINY = TinyJanus()
 RATES = MachineRates(
     read_bandwidth=10e9, copy_bandwidth=20e9, matrix_rate=1e12, dtype="float32", threads=1

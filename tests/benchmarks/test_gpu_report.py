@@ -31,6 +31,8 @@ from ssd_export.tensorrt.engine_files import find_engines
 from tests.tensorrt.trt_bundles import Doubles, copied_bundle, doubles
 from tests.tensorrt.trt_double import CAPABILITY, ContextDouble
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 RATES = dict(read_bandwidth=1e12, copy_bandwidth=2e12, matrix_rate=1e14, dtype="float16", threads=0)
 SMALL = tuple(case for case in CASES if case.name in ("four sinks", "odd sizes", "decay 0"))

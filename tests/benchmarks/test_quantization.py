@@ -14,6 +14,8 @@ from benchmarks import quantization
 from benchmarks.quantization import BOUNDS, COLUMNS, PRECISIONS, evaluate, main, results_of
 from ssd_export.metrics.intervals import Share
 
+pytestmark = pytest.mark.slow
+
 
 def run(oks: list[bool], **changes: object) -> dict[str, Any]:
     """An answer of eval for captions judged so."""

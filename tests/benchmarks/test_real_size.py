@@ -12,6 +12,8 @@ import pytest
 from benchmarks import real_size
 from benchmarks.real_size import Case, measure, record
 
+pytestmark = pytest.mark.slow
+
 CASES = (
     Case(
         "small fp16",

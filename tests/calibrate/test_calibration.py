@@ -39,6 +39,8 @@ from tests.janus_checkpoints import (
     write_transformers_checkpoint,
 )
 
+pytestmark = pytest.mark.slow
+
 TINY = TinyJanus(num_layers=2, num_heads=4, num_kv_heads=2, codebook_size=64)
 SPEC = CalibrationSpec(
     ("a red circle", "two green triangles on white", "x"),

@@ -21,6 +21,8 @@ from ssd_export.policy.menu import scored, window
 from ssd_export.sampling import Sampling
 from tests.janus_checkpoints import TinyJanus, write_transformers_checkpoint
 
+pytestmark = pytest.mark.slow
+
 PROMPT, BYTES_FLOAT = 9, 4
 TOKENS = PROMPT + 575
 ROWS = 2

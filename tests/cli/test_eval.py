@@ -105,6 +105,7 @@ def test_verify_fails_with_exit_code_1_and_says_where(
     assert done.code == 1 and json.loads(done.out)["ok"] is False
 
 
+@pytest.mark.slow
 def test_sweep_prints_its_table_and_what_there_is_of_it(
     run: Run, checkpoint: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -28,6 +28,8 @@ from ssd_export.demo.scenes import (
     render,
 )
 
+pytestmark = pytest.mark.slow
+
 OPPOSITE = {"left of": "right of", "right of": "left of", "above": "below", "below": "above"}
 
 

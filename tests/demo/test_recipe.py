@@ -32,6 +32,8 @@ from ssd_export.runtime.generate import ImageGenerator
 from tests.janus_checkpoints import oracle_tokens
 from tests.runtime.checkpoints import bundle
 
+pytestmark = pytest.mark.slow
+
 # Half a minute on one core. A model that knows nothing loses ln 1664 = 7.4 nats per token.
 QUICK = Recipe(
     num_steps=60, sparse_share=1.0, sparse_batch_size=6, warmup_steps=10, decay_share=0.5

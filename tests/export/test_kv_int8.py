@@ -19,6 +19,8 @@ from ssd_export.verify.verify import VerifySpec, verify
 from tests.janus_checkpoints import TinyJanus
 from tests.runtime.checkpoints import PROMPTS, bundle, checkpoint, export_spec, head_map_file
 
+pytestmark = pytest.mark.slow
+
 TINY = TinyJanus(seed=3, num_kv_heads=2)
 
 

@@ -22,6 +22,8 @@ from ssd_export.export.exporter import ExportSpec, export_bundle
 from ssd_export.export.journal import Journal, unfinished_folder
 from tests.runtime.checkpoints import export_spec
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 
 

@@ -22,6 +22,8 @@ pytest.importorskip("triton", reason="needs Triton: pip install ssd-export[kerne
 from ssd_export.kernels.decode_attention import decode_attention
 from tests.kernels.interpret import ALL_CASES, wanted_runs
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 
 

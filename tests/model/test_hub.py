@@ -18,6 +18,8 @@ from benchmarks.synthetic_checkpoint import write_checkpoint
 from ssd_export.model.hub import is_hub_id, wanted_files
 from tests.model.fake_hub import COMMIT, NAME, FakeHub, serve
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 PATIENCE = "600"  # seconds for an answer of the hub: the library's 10 can pass on a busy machine
 

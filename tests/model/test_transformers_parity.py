@@ -24,6 +24,8 @@ from tests.janus_checkpoints import (
     write_transformers_checkpoint,
 )
 
+pytestmark = pytest.mark.slow
+
 PROMPTS = ["a red circle", "two green triangles beside the yellow star on white", "x"]
 ROUNDING = 1e-4
 WRITERS = {"transformers": write_transformers_checkpoint, "original": write_original_checkpoint}

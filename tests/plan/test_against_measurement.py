@@ -28,6 +28,8 @@ from ssd_export.plan.fit import Settings
 from ssd_export.plan.memory import drawing_bytes
 from ssd_export.plan.stages import Plan
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 FITTED = [
     ("demo", ["--dtype", "fp32"]),

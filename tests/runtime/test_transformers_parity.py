@@ -11,6 +11,8 @@ from ssd_export.runtime.generate import ImageGenerator
 from tests.janus_checkpoints import TinyJanus, build_model, oracle_tokens, train_tokenizer
 from tests.runtime.checkpoints import PROMPTS, bundle, checkpoint
 
+pytestmark = pytest.mark.slow
+
 # These weights are large: torch in float32 is up to 3e-5 x cfg_scale away from float64 in the
 # guided logits, so a smaller difference between the two likeliest tokens may fall either way.
 GAP = 5e-5
