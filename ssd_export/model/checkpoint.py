@@ -19,17 +19,27 @@ from torch import Tensor
 
 from ssd_export.config import ModelConfig
 from ssd_export.errors import UserError
-from ssd_export.model.config_reader import ConfigFile, layout_of, read_model_config
+from ssd_export.model.config_reader import (
+    ConfigFile,
+    layout_of,
+    may_be_tied,
+    read_model_config,
+)
 from ssd_export.model.conversion import convert
 from ssd_export.model.decoder import ImageTokenModel
 from ssd_export.model.image_decoder import ImageDecoder
+from ssd_export.model.inventory import check_counts, check_inventory
 from ssd_export.model.prompt import PromptEncoder
+from ssd_export.model.quantized_checkpoint import refuse_quantized_config
 from ssd_export.model.weight_files import WeightFile, open_weight_files, read_json
+from ssd_export.os_errors import is_file, is_folder
 
 DAMAGED = "the file is damaged or the training diverged; download the checkpoint again"
 EMBED_TOKENS = "language_model.embed_tokens.weight"
+TEXT_HEAD = "lm_head.weight"
 FROM_ORIGINAL = [
     (re.compile(r"^language_model\.model\."), "language_model."),
+    (re.compile(r"^language_model\.lm_head\."), "lm_head."),
     (re.compile(r"^gen_embed\."), "generation_embeddings."),
     (re.compile(r"^gen_aligner\.layers\.0\."), "generation_aligner.fc1."),
     (re.compile(r"^gen_aligner\.layers\.2\."), "generation_aligner.hidden_layers.0."),
@@ -63,6 +73,7 @@ class Checkpoint:
         self.path, self.layout, self.config = path, layout, config
         self.tokenizer_path = path / "tokenizer.json"
         self.num_layers_of_the_model = config.num_layers
+        self.left_out = ""  # kinds of tensors in the files that generating images does not need
         self._places = places
 
     def first_layers(self, num_layers: int) -> Checkpoint:
@@ -91,25 +102,29 @@ class Checkpoint:
     def tensor(self, name: str, dtype: torch.dtype | None = None) -> Tensor:
         """The tensor in memory of its own, in dtype; without one as it is stored.
 
-        Raises: UserError for NaN, infinity, values that dtype does not hold, a tensor that is not
-        float.
+        Raises: UserError for NaN, infinity, values that dtype does not hold.
         """
         tensor = self._places[name].read()
-        if not tensor.dtype.is_floating_point or tensor.element_size() == 1:
-            raise UserError(
-                f"{self._where(name)} is {tensor.dtype}: give the unquantised float weights"
-            )
         return convert(tensor, dtype or tensor.dtype, self._where(name), DAMAGED)
 
+    def check_dtypes(self) -> None:
+        """Raises: UserError for a tensor that is not float, or has less than two bytes a number."""
+        for name, place in self._places.items():
+            dtype = place.file.dtype(place.stored_name)
+            if dtype is None or not dtype.is_floating_point or dtype.itemsize == 1:
+                kind = place.file.dtype_name(place.stored_name)
+                raise UserError(
+                    f"{self._where(name)} is {kind}: give the unquantized float weights"
+                )
+
     def fingerprint(self) -> str:
-        """sha256 of names, shapes, dtypes and samples of the content; equal for both layouts,
-        cheap.
+        """sha256 of names, shapes and samples of the content, cheap; equal for both layouts and for
+        every dtype that holds the same numbers.
         """
         digest = hashlib.sha256()
         for name in sorted(self._places):
-            sample = self._places[name].sample()
-            digest.update(f"{name} {self.shape(name)} {sample.dtype}\n".encode())
-            digest.update(sample.contiguous().view(torch.uint8).numpy().tobytes())
+            digest.update(f"{name} {self.shape(name)}\n".encode())
+            digest.update(self._places[name].sample().to(torch.float32).numpy().tobytes())
         return digest.hexdigest()
 
     def _where(self, name: str) -> str:
@@ -179,28 +194,52 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
     Args:
         path: directory with config.json, tokenizer.json and the weights, in the layout of
             deepseek-ai/Janus-Pro-* or of deepseek-community/Janus-Pro-*.
-    Raises: UserError for whatever is missing, foreign, damaged or of a wrong shape.
+    Raises: UserError for whatever is missing, foreign, damaged, quantized already, of a wrong shape,
+        or would be used and has no place in a Janus-Pro.
     """
     path = Path(path)
-    if not path.is_dir():
+    if not is_folder(path):
         raise UserError(
             f"no checkpoint at {path}: give the directory that holds config.json and the weights"
         )
     file = ConfigFile(path / "config.json", read_json(path / "config.json"))
+    refuse_quantized_config(path, file.values)
     layout = layout_of(file)
-    places = {
-        canonical_name(stored, layout): _Place(weights, stored)
-        for weights in open_weight_files(path)
-        for stored in weights.shapes
-    }
-    if (
-        EMBED_TOKENS not in places and "lm_head.weight" in places
-    ):  # tied weights are stored under one name only
-        places[EMBED_TOKENS] = places["lm_head.weight"]
-    config = read_model_config(file, {name: place.shape for name, place in places.items()})
-    checkpoint = Checkpoint(path, layout, config, _needed(path, config, places))
-    _check_tokenizer(checkpoint)
+    if is_file(path / "adapter_config.json"):
+        raise UserError(
+            f"{path} holds a LoRA adapter beside its base, which an export would leave out: merge it"
+            " first (peft: merge_and_unload(), then save_pretrained())"
+        )
+    places = _places(path, layout)
+    if EMBED_TOKENS not in places and TEXT_HEAD in places and may_be_tied(file):
+        places[EMBED_TOKENS] = places[TEXT_HEAD]
+    shapes = {name: place.shape for name, place in places.items()}
+    config = read_model_config(file, shapes)
+    check_counts(path, config, shapes)
+    expected = _expected(config)
+    stored = {name: place.stored_name for name, place in places.items()}
+    left_out = check_inventory(path, expected, shapes, stored)
+    checkpoint = Checkpoint(path, layout, config, {name: places[name] for name in expected})
+    checkpoint.left_out = left_out
+    checkpoint.check_dtypes()
+    PromptEncoder.from_file(checkpoint.tokenizer_path, config.vocab_size)
     return checkpoint
+
+
+def _places(path: Path, layout: str) -> dict[str, _Place]:
+    """Where each tensor is, by canonical name. Raises: UserError for one that is there twice."""
+    places: dict[str, _Place] = {}
+    for weights in open_weight_files(path):
+        for stored in weights.shapes:
+            name = canonical_name(stored, layout)
+            if name in places:
+                first = places[name]
+                raise UserError(
+                    f"{path} holds {name} twice, as {first.stored_name} in {first.file.path.name}"
+                    f" and as {stored} in {weights.path.name}: delete the one that is not meant"
+                )
+            places[name] = _Place(weights, stored)
+    return places
 
 
 def permute_heads(
@@ -240,30 +279,3 @@ def _expected(config: ModelConfig) -> dict[str, tuple[int, ...]]:
         for module in modules
         for name, value in module.state_dict().items()
     }
-
-
-def _needed(path: Path, config: ModelConfig, places: dict[str, _Place]) -> dict[str, _Place]:
-    expected = _expected(config)
-    missing = [name for name in expected if name not in places]
-    if missing:
-        more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
-        raise UserError(
-            f"{path} lacks the tensor {missing[0]}{more}: give a complete Janus-Pro checkpoint"
-        )
-    for name, shape in expected.items():
-        if places[name].shape != shape:
-            raise UserError(
-                f"{path}: {name} has shape {list(places[name].shape)}, expected {list(shape)}"
-                " (config.json): take config.json and weights from the same checkpoint"
-            )
-    return {name: places[name] for name in expected}
-
-
-def _check_tokenizer(checkpoint: Checkpoint) -> None:
-    encoder = PromptEncoder.from_file(checkpoint.tokenizer_path)
-    if encoder.max_id >= checkpoint.config.vocab_size:
-        raise UserError(
-            f"{checkpoint.tokenizer_path} has ids up to {encoder.max_id}, the model has"
-            f" {checkpoint.config.vocab_size} embeddings: take tokenizer.json from the same"
-            " checkpoint"
-        )

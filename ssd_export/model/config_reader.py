@@ -8,6 +8,7 @@ tensors' shapes.
 
 from __future__ import annotations
 
+import reprlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from ssd_export.config import ModelConfig, VQConfig
 from ssd_export.errors import UserError
 from ssd_export.model.families import janus
 from ssd_export.model.image_decoder import NUM_GROUPS
+from ssd_export.model.rope import rope_theta
 
 LAYOUTS = {"janus": "transformers", "multi_modality": "original"}  # by config.json's model_type
 Shapes = Mapping[str, tuple[int, ...]]  # canonical name -> shape
@@ -29,9 +31,9 @@ class ConfigFile:
 
     def section(self, name: str) -> ConfigFile:
         value = self.values.get(name)
-        return ConfigFile(
-            self.path, value if isinstance(value, dict) else {}, f"{self.prefix}{name}."
-        )
+        if value is not None and not isinstance(value, dict):
+            raise self.wrong(name, value, "an object")
+        return ConfigFile(self.path, value or {}, f"{self.prefix}{name}.")
 
     def count(self, name: str, default: int) -> int:
         value = self._get(name, default)
@@ -63,7 +65,7 @@ class ConfigFile:
 
     def wrong(self, name: str, value: Any, expected: str) -> UserError:
         return UserError(
-            f"{self.path}: {self.prefix}{name} is {value!r}, expected {expected}: "
+            f"{self.path}: {self.prefix}{name} is {_shown(value)}, expected {expected}: "
             "give a Janus-Pro checkpoint with its own config.json"
         )
 
@@ -72,12 +74,28 @@ class ConfigFile:
         return default if value is None else value
 
 
+def _shown(value: Any) -> str:
+    """A foreign value in a message: cut to one short line, whatever its size and depth."""
+    short = reprlib.Repr()
+    short.maxstring = short.maxother = short.maxlong = 60
+    return short.repr(value)
+
+
+def may_be_tied(file: ConfigFile) -> bool:
+    """Whether the text head may stand for the text embedding: the file does not say that they
+    differ; what it says of the whole model goes before what it says of the language model.
+    """
+    sections = [file, file.section("text_config"), file.section("language_config")]
+    said = [section.values.get("tie_word_embeddings") for section in sections]
+    return next((tied for tied in said if tied is not None), True) is not False
+
+
 def layout_of(file: ConfigFile) -> str:
     """ "original" or "transformers". Raises: UserError for any other kind of model."""
     kind = file.values.get("model_type")
     if not isinstance(kind, str) or kind not in LAYOUTS:
         raise UserError(
-            f"{file.path}: model_type is {kind!r}, not a Janus-Pro checkpoint (expected"
+            f"{file.path}: model_type is {_shown(kind)}, not a Janus-Pro checkpoint (expected"
             f" {' or '.join(map(repr, LAYOUTS))}): give one, for example deepseek-ai/Janus-Pro-1B"
         )
     if LAYOUTS[kind] == "original" and "gen_vision_config" not in file.values:
@@ -160,7 +178,7 @@ def _model_config(text: ConfigFile, codebook: tuple[int, int], vq: VQConfig) -> 
         num_kv_heads=num_kv_heads,
         head_dim=head_dim,
         intermediate_size=text.count("intermediate_size", 11008),
-        rope_theta=_rope_theta(text),
+        rope_theta=rope_theta(text),
         rms_norm_eps=text.number("rms_norm_eps", 1e-6),
         max_positions=text.count("max_position_embeddings", 2048),
         codebook_size=codebook[0],
@@ -170,16 +188,6 @@ def _model_config(text: ConfigFile, codebook: tuple[int, int], vq: VQConfig) -> 
         grid=janus.GRID,
         rows_per_image=janus.ROWS_PER_IMAGE,
     )
-
-
-def _rope_theta(text: ConfigFile) -> float:
-    """Before transformers 5: rope_theta and rope_scaling; since then: rope_parameters."""
-    for name in ("rope_scaling", "rope_parameters"):
-        scaling = text.section(name)
-        for kind in ("type", "rope_type"):
-            scaling.require(kind, "default", "default")
-        scaling.require("partial_rotary_factor", 1.0, 1.0)
-    return text.section("rope_parameters").number("rope_theta", text.number("rope_theta", 10000.0))
 
 
 def _vq_config_from_shapes(path: Path, shapes: Shapes) -> VQConfig:

@@ -20,6 +20,7 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from ssd_export.errors import UserError
+from ssd_export.model.tokenizer_file import read_tokenizer
 
 BOS = "<｜begin▁of▁sentence｜>"
 PAD = "<｜▁pad▁｜>"
@@ -68,23 +69,31 @@ class PromptEncoder:
         self.max_id = max(self._text.get_vocab(with_added_tokens=True).values())
 
     @classmethod
-    def from_file(cls, path: str | Path) -> PromptEncoder:
-        """Raises: UserError when the file is missing, damaged or not the tokenizer of a
-        Janus-Pro.
+    def from_file(cls, path: str | Path, vocab_size: int | None = None) -> PromptEncoder:
+        """The encoder of a tokenizer.json.
+
+        Args: vocab_size: rows of the model's table of text embeddings.
+        Raises: UserError when the file is missing, damaged, not the tokenizer of a Janus-Pro, or
+        has ids beyond the table.
         """
+        spec = read_tokenizer(Path(path))
         try:
-            return cls(json.loads(Path(path).read_text(encoding="utf-8")))
+            encoder = cls(spec)
         except UserError as error:
             raise UserError(f"{path}: {error}") from None
-        except FileNotFoundError:
-            raise UserError(
-                f"no tokenizer at {path}: take tokenizer.json from the model's repository"
-            ) from None
-        except Exception as error:  # tokenizers raises bare Exception for every fault of the file
+        except BaseException as error:  # the library raises bare Exception for every fault, and a
+            if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+                raise  # BaseException where Rust panics
             reason = (str(error).splitlines() or [type(error).__name__])[0][:120]
             raise UserError(
                 f"{path} is not a tokenizer.json ({reason}): download it again"
             ) from None
+        if vocab_size is not None and encoder.max_id >= vocab_size:
+            raise UserError(
+                f"{path} has ids up to {encoder.max_id}, the model has {vocab_size} embeddings: take"
+                " tokenizer.json from the same checkpoint"
+            )
+        return encoder
 
     def encode(self, prompts: Sequence[str], prompt_slots: int) -> EncodedPrompts:
         """The rows of a batch.

@@ -7,11 +7,8 @@ weights-only loader, mapped.
 
 from __future__ import annotations
 
-import ctypes
 import json
 import os
-import pickle
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -21,13 +18,14 @@ from torch import Tensor
 
 from ssd_export.dtypes import BY_SAFETENSORS
 from ssd_export.errors import UserError
+from ssd_export.files import open_regular, read_file
+from ssd_export.model.pickled_weights import SHOWN, PickledWeights, damaged, one_line
+from ssd_export.os_errors import is_file, os_error
 
 INDEXES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
 SINGLES = ("model.safetensors", "pytorch_model.bin")
-COPY_BYTES = (
-    32 << 20
-)  # of a mapped pickle that are in memory at once, beside the tensor they are copied to
-MADV_DONTNEED = 4
+MAX_JSON_BYTES = 64 << 20  # config.json, an index: those of 7B models have some hundred kilobytes
+LFS_POINTER = b"version https://git-lfs"
 
 
 class _Safetensors:
@@ -49,6 +47,10 @@ class _Safetensors:
         row = BY_SAFETENSORS.get(self._entries[name]["dtype"])
         return None if row is None else row.torch
 
+    def dtype_name(self, name: str) -> str:
+        kind = self._entries[name]["dtype"]
+        return BY_SAFETENSORS[kind].name if kind in BY_SAFETENSORS else kind
+
     def read(self, name: str) -> Tensor:
         return self._read(name, 0, torch.Size(self.shapes[name]).numel()).reshape(self.shapes[name])
 
@@ -57,10 +59,7 @@ class _Safetensors:
 
     def _read(self, name: str, start: int, end: int) -> Tensor:
         """Elements start..end of the flat tensor."""
-        dtype = self.dtype(name)
-        if dtype is None:
-            kind = self._entries[name]["dtype"]
-            raise UserError(f"{self.path}: {name} is {kind}: give the unquantised float weights")
+        dtype = BY_SAFETENSORS[self._entries[name]["dtype"]].torch
         values = torch.empty(end - start, dtype=dtype)
         with self.path.open("rb", buffering=0) as file:
             file.seek(self._start + self._entries[name]["data_offsets"][0] + start * dtype.itemsize)
@@ -71,55 +70,6 @@ class _Safetensors:
                     raise UserError(f"{self.path} was cut while it was read: download it again")
                 left = left[count:]
         return values
-
-
-class _Pickle:
-    """The tensors of a torch zip file as views of the mapped file."""
-
-    def __init__(self, path: Path) -> None:
-        state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-        if not isinstance(state, dict):
-            raise UserError(
-                f"{path} holds no tensors by name: give the checkpoint's original pytorch_model.bin"
-            )
-        self._views = {name: value for name, value in state.items() if isinstance(value, Tensor)}
-        self.shapes = {name: tuple(view.shape) for name, view in self._views.items()}
-
-    def dtype(self, name: str) -> torch.dtype | None:
-        return self._views[name].dtype
-
-    def read(self, name: str) -> Tensor:
-        view = self._views[name]
-        if not view.is_contiguous():
-            return view.clone(memory_format=torch.contiguous_format)
-        values, flat = torch.empty_like(view), view.reshape(-1)
-        step = COPY_BYTES // view.element_size()
-        for start in range(0, flat.numel(), step):
-            part = flat[start : start + step]
-            values.view(-1)[start : start + step] = part
-            _forget_pages(part)
-        return values
-
-    def run(self, name: str, start: int, end: int) -> Tensor:
-        view = self._views[name]
-        values = view.reshape(-1)[start:end].clone()
-        if view.is_contiguous():
-            _forget_pages(
-                view
-            )  # the system mapped more than was read: up to 64 KB for each of thousands of runs
-        return values
-
-
-def _forget_pages(view: Tensor) -> None:
-    """Takes the pages of a view of a mapped file from this process: they would count as its memory
-    (Linux).
-    """
-    if sys.platform != "linux":
-        return
-    page = os.sysconf("SC_PAGE_SIZE")
-    start = view.data_ptr() // page * page
-    end = -(-(view.data_ptr() + view.nbytes) // page) * page
-    ctypes.CDLL(None).madvise(ctypes.c_void_p(start), ctypes.c_size_t(end - start), MADV_DONTNEED)
 
 
 class WeightFile:
@@ -137,6 +87,9 @@ class WeightFile:
         """None for one that torch does not know."""
         return self._file.dtype(name)
 
+    def dtype_name(self, name: str) -> str:
+        return self._file.dtype_name(name)
+
     def sample(self, name: str, num_runs: int, run_length: int) -> Tensor:
         """Up to num_runs evenly spaced runs of neighbours, flat; touches no other part of the
         file.
@@ -150,21 +103,25 @@ class WeightFile:
 
 
 def open_weight_files(directory: Path) -> list[WeightFile]:
-    """The files of a checkpoint directory; safetensors before pickles, an index before a single
-    file.
+    """The files of a checkpoint directory; safetensors before pickles.
 
-    Raises: UserError for no file, a missing shard, a truncated file, a pickle that holds more than
-    tensors.
+    Raises: UserError for no file, a missing shard, both a single file and an index, a truncated
+    file, a pickle that holds more than tensors.
     """
-    for index in INDEXES:
-        if (directory / index).is_file():
+    for single, index in zip(SINGLES, INDEXES):
+        has_single, has_index = (_is_there(directory / name) for name in (single, index))
+        if has_single and has_index:
+            raise UserError(
+                f"{directory} holds both {single} and {index}, and one of them is left from an"
+                " earlier save: delete that one"
+            )
+        if has_single:
+            return [WeightFile(directory / single)]
+        if has_index:
             return [
                 WeightFile(_shard(directory, index, name))
                 for name in _shard_names(directory / index)
             ]
-    for single in SINGLES:
-        if (directory / single).is_file():
-            return [WeightFile(directory / single)]
     raise UserError(f"{directory} holds no weights: expected one of {', '.join(SINGLES + INDEXES)}")
 
 
@@ -173,60 +130,63 @@ def read_json(path: Path) -> dict[str, Any]:
     object.
     """
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        value = json.loads(read_file(path, MAX_JSON_BYTES))
     except FileNotFoundError:
         raise UserError(
             f"{path.parent} has no {path.name}: give the directory of a Janus-Pro checkpoint"
         ) from None
-    except (OSError, ValueError) as error:
+    except OSError as error:
+        raise os_error(error, "read", path) from None
+    except RecursionError:
+        raise UserError(f"{path} is nested too deeply: download the checkpoint again") from None
+    except ValueError as error:
         raise UserError(
-            f"cannot read {path} ({_one_line(error)}): download the checkpoint again"
+            f"{path} is not JSON ({one_line(error)}): download the checkpoint again"
         ) from None
     if not isinstance(value, dict):
         raise UserError(f"{path} is not a JSON object: download the checkpoint again")
     return value
 
 
+def _is_there(path: Path) -> bool:
+    """Whether a regular file is there. Raises: UserError for a link that leads nowhere."""
+    if is_file(path):
+        return True
+    if path.is_symlink():
+        raise UserError(
+            f"{path} is a link to {os.readlink(path)}, which is not there: download it again"
+        )
+    return False
+
+
 def _shard_names(index: Path) -> list[str]:
     weight_map = read_json(index).get("weight_map")
-    if not isinstance(weight_map, dict) or not all(
-        isinstance(name, str) for name in weight_map.values()
-    ):
+    names = weight_map.values() if isinstance(weight_map, dict) else [None]
+    if not names or not all(isinstance(name, str) for name in names):
         raise UserError(f"{index} has no weight_map: download the checkpoint again")
-    return sorted(set(weight_map.values()))
+    return sorted(set(names))
 
 
 def _shard(directory: Path, index: str, name: str) -> Path:
     if Path(name).name != name or not name.endswith((".safetensors", ".bin")):
         raise UserError(
-            f"{directory / index} names {name!r}, not a weight file beside it: download it again"
+            f"{directory / index} names {name[:SHOWN]!r}, not a weight file beside it: download it"
+            " again"
         )
-    if not (directory / name).is_file():
-        raise UserError(f"{directory} lacks the shard {name} that {index} names: download it again")
+    if not _is_there(directory / name):
+        raise UserError(
+            f"{directory} lacks the shard {name[:SHOWN]} that {index} names: download it again"
+        )
     return directory / name
 
 
-def _open(path: Path) -> _Safetensors | _Pickle:
+def _open(path: Path) -> _Safetensors | PickledWeights:
     try:
-        with path.open("rb") as file:
-            if file.read(23) == b"version https://git-lfs":
+        with open_regular(path) as file:
+            if file.read(len(LFS_POINTER)) == LFS_POINTER:
                 raise UserError(f"{path} is a Git LFS pointer, not the weights: run git lfs pull")
-        return _Safetensors(path) if path.suffix == ".safetensors" else _Pickle(path)
-    except pickle.UnpicklingError:
-        raise UserError(
-            f"{path} is refused: its pickle holds more than tensors and could run code; "
-            "use the weights from the official repository, or a safetensors file"
-        ) from None
-    except (SafetensorError, RuntimeError, OSError, EOFError, ValueError) as error:
-        if "mmap can only be used" in str(error):  # a plain pickle, or torch's format of before 1.6
-            raise UserError(
-                f"{path} is not in torch's zip format: save it again with torch.save"
-            ) from None
-        reason = _one_line(error)
-        raise UserError(
-            f"{path} is truncated or not a weight file ({reason}): download it again"
-        ) from None
-
-
-def _one_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:120]
+        return _Safetensors(path) if path.suffix == ".safetensors" else PickledWeights(path)
+    except OSError as error:
+        raise os_error(error, "read", path) from None
+    except (SafetensorError, RuntimeError, ValueError) as error:
+        raise damaged(path, error) from None

@@ -51,7 +51,7 @@ class PromptBatches:
     def from_bundle(cls, bundle: Bundle) -> PromptBatches:
         """Raises: UserError for a damaged tokenizer."""
         return cls(
-            PromptEncoder.from_file(bundle.file("tokenizer.json")),
+            PromptEncoder.from_file(bundle.file("tokenizer.json"), bundle.config.model.vocab_size),
             TextEmbeddings(bundle),
             bundle.config.policy.prompt_slots,
             bundle.config.model.grid.num_tokens,

@@ -10,9 +10,11 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from ssd_export.model import weight_files
+from ssd_export.errors import UserError
+from ssd_export.model import pickled_weights
 from ssd_export.model.checkpoint import Checkpoint, open_checkpoint, permute_heads
 from ssd_export.model.config_reader import ConfigFile, read_model_config
 from ssd_export.model.decoder import ImageTokenModel
@@ -63,7 +65,7 @@ def test_the_fingerprint_sees_a_changed_layer(
 def test_tensors_outlive_the_mapping(
     both: tuple[Checkpoint, Checkpoint], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(weight_files, "COPY_BYTES", 256)  # a tensor is copied in many pieces
+    monkeypatch.setattr(pickled_weights, "COPY_BYTES", 256)  # a tensor is copied in many pieces
     for checkpoint in both:
         name = checkpoint.names()[0]
         first = checkpoint.tensor(name)
@@ -136,14 +138,46 @@ def test_bfloat16_weights_stay_bfloat16(tmp_path: Path) -> None:
     assert len(checkpoint.fingerprint()) == 64
 
 
-def test_tied_text_embedding_under_its_other_name(tmp_path: Path) -> None:
-    write_original_checkpoint(tmp_path, TINY)
-    state = torch.load(tmp_path / "pytorch_model.bin", weights_only=True)
-    embedding = state.pop("language_model.model.embed_tokens.weight")
-    torch.save({**state, "lm_head.weight": embedding}, tmp_path / "pytorch_model.bin")
-    assert torch.equal(
-        open_checkpoint(tmp_path).tensor("language_model.embed_tokens.weight"), embedding
-    )
+@pytest.mark.parametrize("layout", ["original", "transformers"])
+def test_tied_text_embedding_under_its_other_name(tmp_path: Path, layout: str) -> None:
+    """Tied weights are stored under one name, which may be the text head's."""
+    if layout == "original":
+        write_original_checkpoint(tmp_path, TINY)
+        file = tmp_path / "pytorch_model.bin"
+        state = torch.load(file, weights_only=True)
+        head, embedding = (
+            "language_model.lm_head.weight",
+            "language_model.model.embed_tokens.weight",
+        )
+    else:
+        write_transformers_checkpoint(tmp_path, TINY)
+        file = tmp_path / "model.safetensors"
+        state = load_file(file)
+        head, embedding = "lm_head.weight", "model.language_model.embed_tokens.weight"
+    state[head] = state.pop(embedding)
+    torch.save(state, file) if layout == "original" else save_file(state, file)
+    checkpoint = open_checkpoint(tmp_path)
+    assert torch.equal(checkpoint.tensor("language_model.embed_tokens.weight"), state[head])
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**config, "tie_word_embeddings": False}))
+    with pytest.raises(UserError, match="lacks the tensor language_model.embed_tokens.weight"):
+        open_checkpoint(tmp_path)
+
+
+def test_the_fingerprint_survives_a_save_that_loses_nothing(tmp_path: Path) -> None:
+    """Another dtype that holds the same numbers, another format, other files."""
+    write_transformers_checkpoint(tmp_path, TINY)
+    file = tmp_path / "model.safetensors"
+    exact = open_checkpoint(tmp_path).fingerprint()
+    halves = {name: value.bfloat16() for name, value in load_file(file).items()}
+    prints = set()
+    for dtype in (torch.bfloat16, torch.float32, torch.float64):
+        save_file({name: value.to(dtype) for name, value in halves.items()}, file)
+        prints.add(open_checkpoint(tmp_path).fingerprint())
+    file.unlink()
+    torch.save(halves, tmp_path / "pytorch_model.bin")
+    prints.add(open_checkpoint(tmp_path).fingerprint())
+    assert len(prints) == 1 and exact not in prints
 
 
 def test_permuted_heads_compute_the_same(both: tuple[Checkpoint, Checkpoint]) -> None:

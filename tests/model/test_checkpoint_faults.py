@@ -6,6 +6,9 @@ import json
 import os
 import pickle
 import shutil
+import tempfile
+import time
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -21,6 +24,7 @@ from tests.janus_checkpoints import (
     write_original_checkpoint,
     write_transformers_checkpoint,
 )
+from tests.unprivileged import error_without_rights
 
 NORM = "model.language_model.norm.weight"
 
@@ -47,7 +51,7 @@ def refused(path: Path, *words: str) -> None:
         for name in checkpoint.names():
             checkpoint.tensor(name)
     message = str(error.value)
-    assert "\n" not in message and len(message) < 600
+    assert "\n" not in message and len(message) < 600, message
     for word in words:
         assert word in message, message
 
@@ -252,3 +256,157 @@ def test_a_tokenizer_with_more_ids_than_embeddings(copy: Callable[[str], Path]) 
     extra = {**tokens[-1], "id": tokens[-1]["id"] + 1, "content": "<extra>"}
     edit_json(path / "tokenizer.json", lambda values: values["added_tokens"].append(extra))
     refused(path, "tokenizer.json", "embeddings")
+
+
+HUGE = [10**12, 10**19, 2**63, 10**400]
+
+
+@pytest.mark.parametrize("value", HUGE)
+@pytest.mark.parametrize(
+    "section, field",
+    [
+        ("text_config", "num_hidden_layers"),
+        ("text_config", "hidden_size"),
+        ("text_config", "vocab_size"),
+        ("text_config", "num_attention_heads"),
+        ("text_config", "num_key_value_heads"),
+        ("text_config", "head_dim"),
+        ("text_config", "intermediate_size"),
+        ("text_config", "max_position_embeddings"),
+        ("vq_config", "num_embeddings"),
+        ("vq_config", "embed_dim"),
+        ("vq_config", "num_res_blocks"),
+        ("vq_config", "base_channels"),
+        ("vq_config", "latent_channels"),
+        ("vq_config", "out_channels"),
+        ("vq_config", "channel_multiplier"),
+    ],
+)
+def test_numbers_that_no_file_can_hold(
+    copy: Callable[[str], Path], section: str, field: str, value: int
+) -> None:
+    """Refused before anything of that size is built: a count of layers never ended."""
+    path = copy("transformers")
+    given: Any = [value] if field == "channel_multiplier" else value
+    edit_json(path / "config.json", lambda values: values[section].update({field: given}))
+    began = time.process_time()
+    if field == "max_position_embeddings":
+        assert open_checkpoint(path).config.max_positions == value
+    else:
+        refused(path, "config.json")
+    assert time.process_time() - began < 5
+
+
+def test_a_hundred_thousand_levels(copy: Callable[[str], Path]) -> None:
+    path = copy("transformers")
+    levels = [1] * 100_000
+    edit_json(
+        path / "config.json", lambda values: values["vq_config"].update(channel_multiplier=levels)
+    )
+    refused(path, "levels")
+
+
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors.index.json", "tokenizer.json"])
+def test_json_nested_a_hundred_thousand_deep(copy: Callable[[str], Path], name: str) -> None:
+    path = copy("transformers")
+    if "index" in name:
+        (path / "model.safetensors").unlink()
+    (path / name).write_text('{"a":' * 100_000 + "1" + "}" * 100_000)
+    refused(path, name, "nested too deeply" if name != "tokenizer.json" else "download it again")
+
+
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors", "tokenizer.json"])
+def test_a_pipe_a_folder_or_a_dead_link_in_place_of_a_file(
+    copy: Callable[[str], Path], name: str
+) -> None:
+    """None of them is waited for, and none is called truncated."""
+    path = copy("transformers")
+    makers: list[Callable[[Path], object]] = [
+        os.mkfifo,
+        lambda file: file.mkdir(),
+        lambda file: file.symlink_to("nothing"),
+        lambda file: file.symlink_to(file.name),
+    ]
+    for make in makers:
+        (path / name).rename(path / "kept")
+        make(path / name)
+        refused(path)
+        (path / name).rmdir() if (path / name).is_dir() else (path / name).unlink()
+        (path / "kept").rename(path / name)
+
+
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors", "tokenizer.json", ""])
+def test_what_one_may_not_read_is_not_called_truncated(pristine: Path, name: str) -> None:
+    root = Path(tempfile.mkdtemp())
+    try:
+        path = root / "model"
+        shutil.copytree(pristine / "transformers", path)
+        for folder in (root, path):
+            folder.chmod(0o755)
+        for file in path.iterdir():
+            file.chmod(0o644)
+        (path / name).chmod(0)
+        message = error_without_rights(lambda: open_checkpoint(path))
+        assert f"{path / name}" in message and "Permission denied; run as a user who" in message
+        assert "truncated" not in message and "download" not in message
+    finally:
+        shutil.rmtree(root)
+
+
+def test_a_shard_name_of_five_thousand_letters(copy: Callable[[str], Path]) -> None:
+    path = copy("original-sharded")
+    index = path / "pytorch_model.bin.index.json"
+    for name in ("x" * 5000 + ".bin", "x" * 300 + ".bin", "nu\0ll.bin", ".bin", "con.bin/"):
+        edit_json(index, lambda values, name=name: values.update(weight_map={"a": name}))
+        refused(path)
+
+
+def test_a_single_file_beside_an_index(copy: Callable[[str], Path]) -> None:
+    path = copy("transformers")
+    (path / "model.safetensors.index.json").write_text('{"weight_map": {"a": "b.safetensors"}}')
+    refused(path, "holds both", "delete")
+
+
+@pytest.mark.parametrize(
+    "make, words",
+    [
+        (lambda norm: {1: norm}, ["under 1", "no name"]),
+        (lambda norm: {("a", "b"): norm}, ["no name"]),
+        (lambda norm: {None: norm}, ["no name"]),
+        (lambda norm: {"a": norm.to_sparse()}, ["a is no plain tensor (sparse"]),
+        (lambda norm: {"a": torch.empty(5, device="meta")}, ["no plain tensor (meta"]),
+        (lambda norm: {"a": torch.zeros(1).expand(1 << 40)}, ["no plain tensor"]),
+        (lambda norm: {"a": torch.quantize_per_tensor(norm, 1.0, 0, torch.qint8)}, ["a"]),
+        (lambda norm: {"state_dict": {"a": norm}}, ["under 'state_dict'"]),
+        (lambda norm: {"x" * 9999: norm.to_sparse()}, ["no plain tensor"]),
+        (lambda norm: {}, ["no tensors by name"]),
+    ],
+)
+def test_pickles_of_other_things(
+    copy: Callable[[str], Path], make: Callable[[torch.Tensor], Any], words: list[str]
+) -> None:
+    path = copy("original")
+    torch.save(make(torch.ones(4)), path / "pytorch_model.bin")
+    refused(path, "pytorch_model.bin", *words)
+
+
+def test_a_pickle_that_grows_when_it_is_unpacked(copy: Callable[[str], Path]) -> None:
+    path = copy("original")
+    with zipfile.ZipFile(path / "pytorch_model.bin", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("archive/data.pkl", b"\0" * (64 << 20))
+    refused(path, "compressed")
+
+
+@pytest.mark.parametrize("position", [0.02, 0.3, 0.97])
+def test_a_damaged_pickle_is_not_called_code(copy: Callable[[str], Path], position: float) -> None:
+    """Random bytes in the index of a torch file: one line, and nothing about running code."""
+    path = copy("original")
+    with zipfile.ZipFile(path / "pytorch_model.bin") as archive:
+        entries = {info.filename: archive.read(info) for info in archive.infolist()}
+    name = next(name for name in entries if name.endswith("data.pkl"))
+    at = int(len(entries[name]) * position)
+    entries[name] = entries[name][:at] + b"\xff\x00\xee" + entries[name][at + 3 :]
+    with zipfile.ZipFile(path / "pytorch_model.bin", "w") as archive:
+        for entry, content in entries.items():
+            archive.writestr(entry, content)
+    refused(path, "pytorch_model.bin")
