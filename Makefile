@@ -5,7 +5,7 @@ TESTS ?= tests
 VENV := .venv
 RUN := $(VENV)/bin/python
 INSTALL := $(RUN) -m pip install --quiet --disable-pip-version-check -c constraints.txt
-CPP = $(shell git ls-files --cached --others --exclude-standard '*.cpp' '*.h' '*.hpp' '*.cu')
+CPP = $(shell git ls-files --cached --others --exclude-standard '*.c' '*.cpp' '*.cu' '*.h' '*.hpp')
 
 # One thread in each process: on a busy machine the spinning workers of a second one make torch many times slower.
 PYTEST := OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(RUN) -m pytest

@@ -66,13 +66,20 @@ def test_commands_that_are_not_run_have_options_that_exist(document: str) -> Non
 def test_a_block_that_is_not_run_says_why(document: str) -> None:
     for block in snippets(document):
         if block.language in NEEDS_A_REASON and block.language not in EXECUTED:
-            reason = block.asked("not run") or block.asked("file")
+            reason = block.asked("not run") or block.asked("file") or block.asked("from")
             assert reason, f"{block.where}: say why it is not run, or run it"
         assert block.language, f"{block.where}: name the language of the block"
 
 
+@pytest.mark.parametrize("document", DOCUMENTS)
+def test_a_block_from_a_file_stands_in_it(document: str) -> None:
+    for block in snippets(document):
+        if path := block.asked("from"):
+            assert block.text in (ROOT / path).read_text(encoding="utf-8"), block.where
+
+
 def test_comments_are_those_that_mean_something() -> None:
-    known = ("not run", "needs", "with", "file", "output", "measured", "/measured", "written by")
+    known = ("not run", "needs", "with", "file", "from", "output", "measured", "/measured")
     for document in DOCUMENTS:
         for block in snippets(document):
             name = block.comment.partition(":")[0]
