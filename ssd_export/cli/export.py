@@ -9,7 +9,7 @@ import click
 from ssd_export.cli import options
 from ssd_export.dtypes import MODEL_DTYPES
 from ssd_export.errors import UserError
-from ssd_export.policy.presets import DEFAULT_GROUPS, MAX_GROUPS
+from ssd_export.policy.presets import DEFAULT_GROUPS, MAX_GROUPS, POLICIES, default_policy
 
 WEIGHTS = ("none", "int8", "int4", "fp8")
 
@@ -20,8 +20,9 @@ WEIGHTS = ("none", "int8", "int4", "fp8")
     "--policy",
     metavar="NAME",
     help=(
-        "Which tokens each head keeps: full, streaming-llm, h2o, tova, ssd, ssd-row, ssd-auto,"
-        " linear or margin.  [default: ssd-auto where the model's head map has costs, else ssd-row]"
+        f"Which tokens each head keeps: {', '.join(POLICIES)}.  [default:"
+        f" {default_policy(True, False)} where the model's head map has costs, else"
+        f" {default_policy(False, False)}]"
     ),
 )
 @click.option(
@@ -36,7 +37,10 @@ WEIGHTS = ("none", "int8", "int4", "fp8")
     "--window",
     type=int,
     metavar="SLOTS",
-    help="Image-token slots of a spatial head.  [default: 64, less where the budget is small]",
+    help=(
+        "Image-token slots of a spatial head.  [default: two grid rows and two thirds, less where the"
+        " budget is small]"
+    ),
 )
 @click.option(
     "--evict-every",
@@ -44,7 +48,7 @@ WEIGHTS = ("none", "int8", "int4", "fp8")
     metavar="TOKENS",
     help=(
         "Tokens between two releases of a head that ranks by score.  [default: the policy's,"
-        " mostly 24]"
+        " mostly a grid row]"
     ),
 )
 @click.option(
@@ -247,10 +251,11 @@ def _print_allocation(path: Path) -> None:
     from ssd_export.bundle import read_config
     from ssd_export.cli.allocation_table import group_lines, predicted_lines
     from ssd_export.policy.head_map import HeadMap
+    from ssd_export.policy.presets import Heads, policy_of
 
     config = read_config(path)
     table = config.policy
-    if table.name != "ssd-auto":
+    if policy_of(table.name).heads is not Heads.ALLOCATED:
         return
     head_map = HeadMap.load(path / "head_map.json")
     for line in group_lines(table) + predicted_lines(head_map, config.model, table):

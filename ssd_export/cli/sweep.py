@@ -12,12 +12,12 @@ import click
 
 from ssd_export.cli import options
 from ssd_export.errors import UserError
+from ssd_export.policy.presets import POLICIES, Heads
 
 if TYPE_CHECKING:
     from ssd_export.sweep.spec import SweepSpec
     from ssd_export.sweep.sweep import SweepResult
 
-POLICIES = "ssd-auto,ssd-row,ssd,streaming-llm,h2o,tova,linear,margin"
 BUDGETS = "0.1,0.15,0.2,0.3,0.5"
 
 
@@ -25,7 +25,7 @@ BUDGETS = "0.1,0.15,0.2,0.3,0.5"
 @options.model
 @click.option(
     "--policies",
-    default=POLICIES,
+    default=",".join(name for name, row in POLICIES.items() if row.heads is not Heads.EVERYTHING),
     show_default=True,
     metavar="NAME,...",
     help=(

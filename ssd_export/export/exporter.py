@@ -44,7 +44,7 @@ from ssd_export.model.hub import fetch, is_hub_id
 from ssd_export.plan.memory import check_fits, export_bytes
 from ssd_export.policy.allocation import allocate
 from ssd_export.policy.head_map import HeadMap, find_head_map
-from ssd_export.policy.presets import make_policy, needs_head_map
+from ssd_export.policy.presets import Heads, default_policy, make_policy, policy_of
 from ssd_export.policy.table import PolicyTable
 from ssd_export.typed_json import read_json
 from ssd_export.version import TOOL_VERSION
@@ -268,7 +268,7 @@ def settle_policy(
             f" {config.max_positions - num_tokens} or less"
         )
     head_map = allocation = None
-    if spec.policy is None or needs_head_map(spec.policy):
+    if spec.policy is None or policy_of(spec.policy).needs_head_map:
         head_map = find_head_map(config, spec.head_map, checkpoint.fingerprint(), folder)
     if spec.num_layers is not None:
         config = first_layers(config, spec.num_layers)
@@ -276,12 +276,10 @@ def settle_policy(
     asked = {
         name: getattr(spec, name) for name in ("window", "evict_every", "num_recent", "num_sinks")
     }
-    given = [f"--{name.replace('_', '-')}" for name, value in asked.items() if value is not None]
+    has_options = any(value is not None for value in asked.values())
     has_costs = head_map is not None and bool(head_map.cost_options)
-    policy = spec.policy or ("ssd-auto" if has_costs and not given else "ssd-row")
-    if policy == "ssd-auto" and given:
-        raise UserError(f"ssd-auto chooses what {given[0]} sets; drop it, or use --policy ssd-row")
-    if policy == "ssd-auto" and has_costs and spec.budget < 1:
+    policy = spec.policy or default_policy(has_costs, has_options)
+    if policy_of(policy).heads is Heads.ALLOCATED and has_costs and 0 < spec.budget < 1:
         allocation = allocate(head_map, spec.budget, spec.groups).heads
     table = make_policy(
         policy,

@@ -41,45 +41,148 @@ divided by the number of image tokens.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from enum import Enum
 from fractions import Fraction
-from math import ceil, floor
+from math import floor
 
 from ssd_export.config import Grid, ModelConfig
 from ssd_export.errors import UserError
 from ssd_export.policy.head_map import HeadMap
 from ssd_export.policy.layout import group_equal_heads
+from ssd_export.policy.sizes import (
+    budget_too_small,
+    grid_row_buffer,
+    recent_guard,
+    window_and_ranked_slots,
+)
 from ssd_export.policy.table import HeadGroup, HeadOption, PolicyTable, Rule, check_group
 
 __all__ = [
     "HeadGroup",
     "HeadOption",
+    "Heads",
+    "Policy",
     "PolicyTable",
     "Rule",
     "POLICIES",
-    "HEAD_TYPE_POLICIES",
     "MAX_GROUPS",
     "DEFAULT_GROUPS",
     "check_group",
+    "default_policy",
     "make_policy",
-    "needs_head_map",
     "policy_from_head_options",
+    "policy_of",
 ]
 
-HEAD_TYPE_POLICIES = ("ssd", "ssd-row", "margin")
-POLICIES = ("full", "streaming-llm", "h2o", "tova", "linear", *HEAD_TYPE_POLICIES, "ssd-auto")
 MAX_GROUPS = 3
 DEFAULT_GROUPS = (
     2  # each has operators of its own in every step; a third gains at small budgets (docs/heads.md)
 )
 Allocation = Sequence[Sequence[HeadOption | tuple[Rule, int, int]]]
+Recent = Callable[[int, Grid], int]  # of (image slots, grid): newest tokens that are protected
 
 
-def needs_head_map(name: str) -> bool:
-    """Whether the policy tells heads apart (ssd-auto needs the costs of a calibrated map as
-    well).
+class Heads(Enum):
+    """Which rule and size each head gets."""
+
+    EVERYTHING = "all heads keep everything"
+    ALIKE = "all heads have the policy's rule and an equal share of the budget"
+    BY_TYPE = "spatial heads keep a window, semantic heads have the policy's rule"
+    ALLOCATED = "each head has the option that a calibration found cheapest for it"
+
+
+def no_guard(slots: int, grid: Grid) -> int:
+    return 0
+
+
+def half_of_the_slots(slots: int, grid: Grid) -> int:
+    return slots // 2
+
+
+def two_grid_rows(slots: int, grid: Grid) -> int:
+    return 2 * grid.width
+
+
+def no_columns(grid: Grid) -> int:
+    return 0
+
+
+def margin_columns(grid: Grid) -> int:
+    """The first column and the last two."""
+    return 1 | 0b11 << grid.width - 2
+
+
+@dataclass(frozen=True)
+class Policy:
+    """What a policy is; adding one takes a row of POLICIES and one in the README's table.
+
+    by_score: heads rank by score, else by position (R3); num_recent: R3's default of it; score_decay:
+    R2; pinned_columns: R3's mask; row_buffer: a release frees a grid row of slots unless told
+    otherwise, else one (R7); options: numbers that a user may set. Where head types are told apart,
+    all of this is about semantic heads.
     """
-    return name in HEAD_TYPE_POLICIES or name == "ssd-auto"
+
+    name: str
+    heads: Heads
+    by_score: bool = True
+    num_recent: Recent = no_guard
+    score_decay: float = 1.0
+    pinned_columns: Callable[[Grid], int] = no_columns
+    row_buffer: bool = False
+    options: tuple[str, ...] = ("evict_every", "num_recent", "num_sinks")
+
+    @property
+    def needs_head_map(self) -> bool:
+        return self.heads in (Heads.BY_TYPE, Heads.ALLOCATED)
+
+
+BY_TYPE_OPTIONS = ("window", "evict_every", "num_recent", "num_sinks")
+POLICIES: dict[str, Policy] = {
+    row.name: row
+    for row in (
+        Policy("full", Heads.EVERYTHING, options=()),
+        Policy("ssd-auto", Heads.ALLOCATED, options=()),
+        Policy(
+            "ssd-row",
+            Heads.BY_TYPE,
+            num_recent=half_of_the_slots,
+            row_buffer=True,
+            options=BY_TYPE_OPTIONS,
+        ),
+        Policy("ssd", Heads.BY_TYPE, num_recent=half_of_the_slots, options=BY_TYPE_OPTIONS),
+        Policy("streaming-llm", Heads.ALIKE, by_score=False),
+        Policy("h2o", Heads.ALIKE, num_recent=half_of_the_slots),
+        Policy("tova", Heads.ALIKE, score_decay=0.0),
+        Policy("linear", Heads.ALIKE, num_recent=two_grid_rows, score_decay=0.0, row_buffer=True),
+        Policy(
+            "margin",
+            Heads.BY_TYPE,
+            by_score=False,
+            pinned_columns=margin_columns,
+            row_buffer=True,
+            options=BY_TYPE_OPTIONS,
+        ),
+    )
+}
+
+
+def policy_of(name: str) -> Policy:
+    """The policy of that name. Raises: UserError where there is none."""
+    if name not in POLICIES:
+        raise UserError(f"unknown policy {name!r}; choose one of {', '.join(POLICIES)}")
+    return POLICIES[name]
+
+
+def default_policy(has_costs: bool, has_options: bool) -> str:
+    """The policy of a model that none was asked for.
+
+    Args: has_costs: its head map has costs to allocate by; has_options: numbers were asked for,
+    which an allocation would choose itself.
+    """
+    heads = Heads.ALLOCATED if has_costs and not has_options else Heads.BY_TYPE
+    return next(policy.name for policy in POLICIES.values() if policy.heads is heads)
 
 
 def make_policy(
@@ -96,45 +199,52 @@ def make_policy(
     groups: int = MAX_GROUPS,
     allocation: Allocation | None = None,
 ) -> PolicyTable:
-    """The valid table of a named policy, mean image slots as near below budget x image tokens as whole
-    slots allow.
+    """The valid table of a named policy, mean image slots as near below budget x image tokens as
+    whole slots allow.
 
     Args: window (spatial heads), evict_every and num_recent (all heads, or the semantic ones where
     heads are told apart) and num_sinks replace the policy's defaults; a default that a small budget
     cannot hold shrinks and says so in notes, a number that was asked for does not. allocation: the
-    option of each head, for ssd-auto.
-    Raises: UserError for an unknown policy, a budget outside (0, 1] or too small, no head map where
-    one is needed.
+    option of each head, for a policy that allocates.
+    Raises: UserError for an unknown policy, a budget outside (0, 1] or too small, a number that the
+    policy has no use for, no head map where one is needed.
     """
-    if name not in POLICIES:
-        raise UserError(f"unknown policy {name!r}; choose one of {', '.join(POLICIES)}")
-    if not 0 < budget <= 1:
-        raise UserError(
-            f"budget={budget} is outside (0, 1]; use 0.2 to keep a fifth of the image tokens"
+    policy = policy_of(name)
+    asked = {
+        key: value
+        for key, value in (
+            ("window", window),
+            ("evict_every", evict_every),
+            ("num_recent", num_recent),
+            ("num_sinks", num_sinks),
         )
-    if window is not None and name not in HEAD_TYPE_POLICIES:
-        raise UserError(
-            f"policy {name} has no window; drop --window, or use {', '.join(HEAD_TYPE_POLICIES)}"
-        )
-    _check_asked(evict_every=evict_every, num_recent=num_recent, num_sinks=num_sinks)
-    if name == "full" or budget == 1:
+        if value is not None
+    }
+    _check_request(policy, budget, asked)
+    if budget == 1 or policy.heads is Heads.EVERYTHING:
         everything = HeadOption(Rule(-1, 0, False), config.grid.num_tokens, 1)
         per_head = [[everything] * config.num_kv_heads] * config.num_layers
-        return policy_from_head_options(config, name, 1.0, prompt_slots, per_head)
-    if name == "ssd-auto":
-        if allocation is None:
-            raise UserError(
-                "ssd-auto needs a head map with costs; run `ssd-export calibrate`, or use "
-                "--policy ssd-row"
-            )
-        return policy_from_head_options(
-            config, name, budget, prompt_slots, allocation, groups=groups
-        )
-    if name in HEAD_TYPE_POLICIES:
-        return _two_kinds(
-            name, config, budget, window, evict_every, num_recent, num_sinks, prompt_slots, head_map
-        )
-    return _one_kind(name, config, budget, evict_every, num_recent, num_sinks, prompt_slots)
+        unused = f"budget 1 keeps everything: {', '.join(asked)} has no effect"
+        notes = [unused] if asked else []
+        return policy_from_head_options(config, name, 1.0, prompt_slots, per_head, notes=notes)
+    notes = []
+    options: Allocation
+    if policy.heads is Heads.ALLOCATED:
+        options = _given(policy, allocation)
+    elif policy.heads is Heads.BY_TYPE:
+        options = _by_type(policy, config, budget, asked, head_map, notes)
+    else:
+        options = _alike(policy, config, budget, asked, notes)
+    return policy_from_head_options(
+        config,
+        name,
+        budget,
+        prompt_slots,
+        options,
+        score_decay=policy.score_decay,
+        groups=groups,
+        notes=notes,
+    )
 
 
 def policy_from_head_options(
@@ -188,172 +298,90 @@ def policy_from_head_options(
     ).validate()
 
 
-def _check_asked(**numbers: int | None) -> None:
-    for name, value in numbers.items():
-        least = {"evict_every": 1, "num_recent": 0, "num_sinks": -1}[name]
-        if value is not None and value < least:
-            raise UserError(f"{name}={value} is too small; use {name} >= {least}")
+LEAST = {"evict_every": 1, "num_recent": 0, "num_sinks": -1}  # a window's depends on the grid
 
 
-def _one_kind(
-    name: str,
-    config: ModelConfig,
-    budget: float,
-    evict_every: int | None,
-    num_recent: int | None,
-    num_sinks: int | None,
-    prompt_slots: int,
-) -> PolicyTable:
-    """streaming-llm, h2o, tova, linear: every head alike."""
-    grid = config.grid
-    slots = floor(Fraction(str(budget)) * grid.num_tokens)
-    if slots < 1:
+def _check_request(policy: Policy, budget: float, asked: dict[str, int]) -> None:
+    """Raises: UserError for a budget or a number that cannot be, or that the policy does not
+    take.
+    """
+    if not 0 < budget <= 1:
         raise UserError(
-            f"budget={budget} leaves no slot for image tokens; use budget >= "
-            f"{_up(1 / grid.num_tokens)}"
+            f"budget={budget} is outside (0, 1]; use 0.2 to keep a fifth of the image tokens"
         )
-    notes: list[str] = []
-    if evict_every is None:
-        evict_every = _grid_row_buffer(slots, grid.width, notes) if name == "linear" else 1
-    if num_recent is None:
-        wanted = {"h2o": slots // 2, "linear": 2 * grid.width}.get(name, 0)
-        num_recent = _recent_guard(wanted, slots - evict_every)
-        if name == "linear" and num_recent < wanted:
-            notes.append(
-                f"num_recent {num_recent} instead of {wanted}: {slots} image slots hold no more"
+    for option, value in asked.items():
+        if option not in policy.options:
+            others = [row.name for row in POLICIES.values() if option in row.options]
+            raise UserError(
+                f"policy {policy.name} takes no {option}; drop --{option.replace('_', '-')}, or use"
+                f" --policy {' or '.join(others)}"
             )
-    rule = Rule(
-        -1 if num_sinks is None else num_sinks, num_recent, by_score=name != "streaming-llm"
-    )
-    per_head = [[HeadOption(rule, slots, evict_every)] * config.num_kv_heads] * config.num_layers
-    return policy_from_head_options(
-        config,
-        name,
-        budget,
-        prompt_slots,
-        per_head,
-        notes=notes,
-        score_decay=0.0 if name in ("tova", "linear") else 1.0,
-    )
+        if value < LEAST.get(option, value):
+            raise UserError(f"{option}={value} is too small; use {option} >= {LEAST[option]}")
 
 
-def _two_kinds(
-    name: str,
+def _given(policy: Policy, allocation: Allocation | None) -> Allocation:
+    if allocation is None:
+        raise UserError(
+            f"{policy.name} needs a head map with costs; run `ssd-export calibrate`, or use "
+            f"--policy {default_policy(has_costs=False, has_options=False)}"
+        )
+    return allocation
+
+
+def _alike(
+    policy: Policy, config: ModelConfig, budget: float, asked: dict[str, int], notes: list[str]
+) -> Allocation:
+    slots = floor(Fraction(str(budget)) * config.grid.num_tokens)
+    if slots < 1:
+        raise budget_too_small(
+            budget, "leaves no slot for image tokens", 1 / config.grid.num_tokens
+        )
+    option = _option(policy, config.grid, slots, asked, notes)
+    return [[option] * config.num_kv_heads] * config.num_layers
+
+
+def _by_type(
+    policy: Policy,
     config: ModelConfig,
     budget: float,
-    window: int | None,
-    evict_every: int | None,
-    num_recent: int | None,
-    num_sinks: int | None,
-    prompt_slots: int,
+    asked: dict[str, int],
     head_map: HeadMap | None,
-) -> PolicyTable:
-    """ssd, ssd-row, margin: spatial heads keep a window, semantic heads what ranks highest."""
+    notes: list[str],
+) -> Allocation:
     if head_map is None:
+        without = next(row.name for row in POLICIES.values() if row.heads is Heads.ALIKE)
         raise UserError(
-            f"policy {name} tells heads apart and this model has no head map; run `ssd-export "
-            "calibrate`, give --head-map FILE, or use --policy h2o"
+            f"policy {policy.name} tells heads apart and this model has no head map; run"
+            f" `ssd-export calibrate`, give --head-map FILE, or use --policy {without}"
         )
-    semantic = head_map.for_model(config).semantic()
-    grid = config.grid
-    pinned = margin_columns(grid) if name == "margin" else 0
-    least = grid.height * pinned.bit_count() + max((num_recent or 0) - 1, 0) + (evict_every or 1)
-    notes: list[str] = []
+    semantic, grid = head_map.for_model(config).semantic(), config.grid
+    least = (
+        grid.height * policy.pinned_columns(grid).bit_count()
+        + max(asked.get("num_recent", 0) - 1, 0)
+        + asked.get("evict_every", 1)
+    )
     num_semantic = sum(map(sum, semantic))
     num_spatial = config.num_layers * config.num_kv_heads - num_semantic
-    window, slots = _window_and_scored_slots(
-        budget, window, num_spatial, num_semantic, least, grid, notes
+    window, slots = window_and_ranked_slots(
+        budget, asked.get("window"), num_spatial, num_semantic, least, grid, notes
     )
+    spatial = HeadOption(Rule(asked.get("num_sinks", -1), 0, False), window, 1)
+    ranked = _option(policy, grid, slots, asked, notes) if num_semantic else spatial
+    return [[ranked if is_semantic else spatial for is_semantic in layer] for layer in semantic]
+
+
+def _option(
+    policy: Policy, grid: Grid, slots: int, asked: dict[str, int], notes: list[str]
+) -> HeadOption:
+    """The policy's rule over so many image slots."""
+    pinned = policy.pinned_columns(grid)
+    evict_every = asked.get("evict_every")
     if evict_every is None:
         free = slots - grid.height * pinned.bit_count()
-        evict_every = (
-            1 if name == "ssd" or not num_semantic else _grid_row_buffer(free, grid.width, notes)
-        )
+        evict_every = grid_row_buffer(free, grid.width, notes) if policy.row_buffer else 1
+    num_recent = asked.get("num_recent")
     if num_recent is None:
-        num_recent = 0 if name == "margin" else _recent_guard(slots // 2, slots - evict_every)
-    sinks = -1 if num_sinks is None else num_sinks
-    spatial_option = HeadOption(Rule(sinks, 0, False), window, 1)
-    semantic_option = HeadOption(
-        Rule(sinks, num_recent, name != "margin", pinned), slots, evict_every
-    )
-    per_head = [
-        [semantic_option if head else spatial_option for head in layer] for layer in semantic
-    ]
-    return policy_from_head_options(config, name, budget, prompt_slots, per_head, notes=notes)
-
-
-def _window_and_scored_slots(
-    budget: float,
-    asked: int | None,
-    num_spatial: int,
-    num_semantic: int,
-    least: int,
-    grid: Grid,
-    notes: list[str],
-) -> tuple[int, int]:
-    """Image slots of a spatial and of a semantic head that use up the budget over all heads.
-
-    A window that was asked for is kept. Otherwise it is default_window, or less where the mean is small (0.7 of
-    it: a window larger than a scored set serves neither kind), or more where semantic heads hold
-    everything already; never too small for the token above.
-    """
-    usual, num_tokens = default_window(grid), grid.num_tokens
-    smallest = grid.width + 1  # holds the token one grid row above while it writes one
-    if asked is not None and asked < smallest:
-        raise UserError(
-            f"window={asked} does not hold the token one grid row above; use window >= {smallest}"
-        )
-    heads = num_spatial + num_semantic
-    total = floor(Fraction(str(budget)) * num_tokens * heads)
-    affordable = (total - num_semantic * least) // max(num_spatial, 1)
-    window = min(
-        asked or max(smallest, min(usual, 7 * total // (10 * heads), affordable)), num_tokens
-    )
-    if num_spatial * window + num_semantic * least > total:
-        enough = (num_spatial * window + num_semantic * least) / (heads * num_tokens)
-        raise UserError(
-            f"budget={budget} is too small for window={window} on {num_spatial} of {heads} heads "
-            f"and at least {least} image slots on the others; use budget >= {_up(enough)}"
-            + (" or a smaller window" if window > smallest and num_spatial else "")
-        )
-    slots = min((total - num_spatial * window) // num_semantic, num_tokens) if num_semantic else 0
-    if asked is None and num_spatial and slots in (0, num_tokens):
-        window = min((total - num_semantic * slots) // num_spatial, num_tokens)
-    if asked is None and num_spatial and window < usual:
-        notes.append(
-            f"window {window} instead of {usual}: the budget is {total // heads} slots a head"
-        )
-    return window, slots
-
-
-def default_window(grid: Grid) -> int:
-    """Image slots of a spatial head where nothing else is asked: two grid rows and two thirds."""
-    return 8 * grid.width // 3
-
-
-def margin_columns(grid: Grid) -> int:
-    """The first column and the last two: what `margin` pins."""
-    return 1 | 0b11 << grid.width - 2
-
-
-def _grid_row_buffer(slots: int, width: int, notes: list[str]) -> int:
-    """A grid row of slots to fill between two releases, or a divisor of it that leaves at least as
-    many tokens kept.
-    """
-    most = max(slots // 2, 1)
-    size = max(count for count in range(1, width + 1) if width % count == 0 and count <= most)
-    if size < width:
-        notes.append(
-            f"evict_every {size} instead of {width}: {slots} image slots would be mostly buffer"
-        )
-    return size
-
-
-def _recent_guard(wanted: int, kept: int) -> int:
-    """num_recent as wanted, but at least a quarter of what a release keeps stays free to rank."""
-    return min(wanted, max(kept, 0) * 3 // 4 + 1)
-
-
-def _up(budget: float) -> float:
-    """The budget rounded up to four digits, so that a message never names one that is too small."""
-    return ceil(budget * 10_000) / 10_000
+        num_recent = recent_guard(policy.num_recent(slots, grid), slots, evict_every, notes)
+    rule = Rule(asked.get("num_sinks", -1), num_recent, policy.by_score, pinned)
+    return HeadOption(rule, slots, evict_every)

@@ -18,7 +18,7 @@ from ssd_export.export.temporary_bundle import PolicyChoice
 from ssd_export.model.checkpoint import Checkpoint
 from ssd_export.policy.allocation import allocate_each_head
 from ssd_export.policy.head_map import find_head_map
-from ssd_export.policy.presets import MAX_GROUPS, POLICIES, make_policy
+from ssd_export.policy.presets import MAX_GROUPS, POLICIES, Heads, make_policy
 from ssd_export.policy.table import PolicyTable
 
 NUMBERS = ("window", "evict-every", "num-recent", "num-sinks", "groups")
@@ -48,10 +48,11 @@ class Variant:
                 f" {', '.join(POLICIES)}"
             )
         unlimited = f"groups={UNLIMITED}" in parts
-        if unlimited and (policy != "ssd-auto" or len(parts) > 1):
+        allocated = [row.name for row in POLICIES.values() if row.heads is Heads.ALLOCATED]
+        if unlimited and (policy not in allocated or len(parts) > 1):
             raise UserError(
-                f"--policies {text}: only ssd-auto, with nothing else changed, can have unlimited"
-                f" groups; use ssd-auto@groups={UNLIMITED}"
+                f"--policies {text}: only {' or '.join(allocated)}, with nothing else changed, can"
+                f" have unlimited groups; use {allocated[0]}@groups={UNLIMITED}"
             )
         return cls(
             text,

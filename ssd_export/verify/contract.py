@@ -18,7 +18,7 @@ from ssd_export.graph_spec import GraphSpec, TensorSpec
 from ssd_export.model.checkpoint import Checkpoint
 from ssd_export.policy.allocation import allocate
 from ssd_export.policy.head_map import HeadMap
-from ssd_export.policy.presets import HEAD_TYPE_POLICIES, MAX_GROUPS
+from ssd_export.policy.presets import MAX_GROUPS, POLICIES, Heads
 from ssd_export.policy.table import HeadGroup, HeadOption, PolicyTable
 from ssd_export.verify.checks import Divergence, Rung
 
@@ -63,9 +63,10 @@ def _misplaced_head(bundle: Bundle, config: ModelConfig, table: PolicyTable) -> 
         return Divergence(f"head_map.json: {error}")
     if table.budget == 1:
         return None
-    if table.name == "ssd-auto":
+    heads = POLICIES[table.name].heads if table.name in POLICIES else None
+    if heads is Heads.ALLOCATED:
         return _misallocated_head(head_map, table)
-    if table.name not in HEAD_TYPE_POLICIES:
+    if heads is not Heads.BY_TYPE:
         return None
     kinds: dict[bool, HeadGroup] = {}
     for layer, semantic in enumerate(head_map.semantic()):
@@ -90,7 +91,7 @@ def _misallocated_head(head_map: HeadMap, table: PolicyTable) -> Divergence | No
     otherwise.
     """
     if not head_map.cost_options:
-        return Divergence("head_map.json has no costs, and ssd-auto stands on them")
+        return Divergence("head_map.json has no costs, and the allocation stands on them")
     cost = 0.0
     for layer in range(len(table.layers)):
         for index, group, head in heads_of_layer(table, layer):

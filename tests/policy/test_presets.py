@@ -6,30 +6,33 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import subprocess
 import sys
 from dataclasses import replace
 from fractions import Fraction
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ssd_export.config import ModelConfig
+from ssd_export.config import Grid, ModelConfig
 from ssd_export.errors import UserError
 from ssd_export.model.families import PUBLISHED, janus
 from ssd_export.policy.head_map import HeadMap, find_head_map
 from ssd_export.policy.presets import (
-    HEAD_TYPE_POLICIES,
     POLICIES,
     HeadGroup,
     HeadOption,
+    Heads,
+    Policy,
     PolicyTable,
     Rule,
     check_group,
+    default_policy,
     make_policy,
     margin_columns,
-    needs_head_map,
     policy_from_head_options,
 )
 from ssd_export.typed_json import parse_json
@@ -39,6 +42,8 @@ GQA = replace(JANUS_1B, hidden_size=64, num_layers=3, num_heads=6, num_kv_heads=
 GQA_METRIC = ((0.0, 0.1, 0.4, 0.9, 0.9, 0.9), (0.1,) * 6, (0.3, 0.3, 0.3, 0.0, 0.0, 0.1))
 GQA_MAP = HeadMap(janus.NAME, janus.GRID, 3, 6, 2, 64, GQA_METRIC, 0.2)
 ONE_SIZE = ("streaming-llm", "h2o", "tova", "linear")
+BY_TYPE = ("ssd", "ssd-row", "margin")
+BUDGETED = (*ONE_SIZE, *BY_TYPE)
 
 
 def policy(
@@ -99,7 +104,7 @@ def test_a_kv_head_is_semantic_by_the_mean_of_its_query_heads() -> None:
 
 def test_one_slots_count_less_than_the_budget_is_all_that_is_lost() -> None:
     for config in (JANUS_1B, JANUS_7B):
-        for name in POLICIES[1:-1]:
+        for name in BUDGETED:
             for budget in (0.1, 0.13, 0.2, 0.25, 0.3, 0.5, 0.7, 0.9, 0.999):
                 table = policy(name, budget, config)
                 assert budget * 576 - 1 < table.image_slots_mean <= budget * 576 + 1e-9, (
@@ -162,7 +167,7 @@ def test_cache_bytes() -> None:
     assert table.cache_bytes(JANUS_1B, 2, 2) == 2 * 24 * 16 * (64 + 115) * (2 * 128 * 2 + 4)
     assert policy("h2o").cache_bytes(JANUS_1B, 2, 2) == 2 * 24 * 16 * (64 + 115) * (2 * 128 * 2 + 8)
     assert table.full_cache_bytes(JANUS_1B, 2, 2) == 2 * 196608 * 640
-    for name in POLICIES[1:-1]:
+    for name in BUDGETED:
         table = policy(name)
         share = table.image_cache_bytes(JANUS_1B, 2, 2) / table.full_image_cache_bytes(
             JANUS_1B, 2, 2
@@ -175,9 +180,8 @@ def test_ssd_auto_takes_an_allocation() -> None:
     table = make_policy(
         "ssd-auto", GQA, budget=0.1, allocation=[options, options[::-1], [options[0]] * 2]
     )
-    assert table.image_slots_mean == pytest.approx((4 * 32 + 2 * 80) / 6) and needs_head_map(
-        "ssd-auto"
-    )
+    assert table.image_slots_mean == pytest.approx((4 * 32 + 2 * 80) / 6)
+    assert POLICIES["ssd-auto"].needs_head_map
     with pytest.raises(ValueError, match="at most 1 groups"):
         make_policy("ssd-auto", GQA, budget=0.1, groups=1, allocation=[options] * 3)
     with pytest.raises(ValueError, match="3 layers x 2 KV heads"):
@@ -187,13 +191,17 @@ def test_ssd_auto_takes_an_allocation() -> None:
 @pytest.mark.parametrize(
     "name, options, message",
     [
-        ("sdd", {}, "unknown policy 'sdd'; choose one of full, streaming-llm"),
+        ("sdd", {}, "unknown policy 'sdd'; choose one of full, ssd-auto"),
         ("h2o", {"budget": 0}, r"outside \(0, 1\]"),
         ("h2o", {"budget": -0.1}, r"outside \(0, 1\]"),
         ("full", {"budget": 1.01}, r"outside \(0, 1\]"),
         ("h2o", {"budget": math.nan}, r"outside \(0, 1\]"),
         ("h2o", {"budget": 0.001}, "use budget >= 0.0018"),
-        ("h2o", {"window": 64}, "h2o has no window; drop --window"),
+        (
+            "h2o",
+            {"window": 64},
+            "h2o takes no window; drop --window, or use --policy ssd-row or ssd",
+        ),
         ("ssd-row", {"window": 24}, "does not hold the token one grid row above; use window >= 25"),
         (
             "ssd-row",
@@ -279,6 +287,42 @@ def test_policies_need_neither_torch_nor_numpy() -> None:
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
-def test_names() -> None:
-    assert set(POLICIES) == {"full", "ssd-auto", *ONE_SIZE, *HEAD_TYPE_POLICIES}
-    assert not any(needs_head_map(name) for name in ("full", *ONE_SIZE))
+def test_a_policy_is_a_row_here_and_in_the_readme() -> None:
+    assert set(POLICIES) == {"full", "ssd-auto", *BUDGETED}
+    told = {name for name, row in POLICIES.items() if row.needs_head_map}
+    assert told == {"ssd-auto", *BY_TYPE}
+    assert default_policy(has_costs=True, has_options=False) == "ssd-auto"
+    assert default_policy(has_costs=True, has_options=True) == "ssd-row"
+    readme = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| (`[^|]*`) \|", readme, re.MULTILINE)
+    assert {name for row in rows for name in re.findall(r"`([^`]+)`", row)} >= set(POLICIES)
+
+
+@pytest.mark.parametrize("side", [8, 16, 24, 32])
+@pytest.mark.parametrize("name", BUDGETED)
+@pytest.mark.parametrize("budget", [0.2, 0.5])
+def test_sizes_follow_the_grid(name: str, budget: float, side: int) -> None:
+    config = replace(GQA, grid=Grid(side, side))
+    head_map = replace(GQA_MAP, grid=config.grid)
+    table = policy(name, max(budget, 3.2 / side), config, head_map=head_map)
+    slots = {slots for _, slots, _ in kinds(table)}
+    assert max(slots) <= side * side and table.image_slots_mean <= table.budget * side * side
+    assert all(side % every == 0 for _, _, every in kinds(table))
+    if name == "margin":
+        assert {rule.num_pinned_columns for rule, _, _ in kinds(table)} == {0, 3}
+        assert max(rule.pinned_columns for rule, _, _ in kinds(table)) >> side - 2 == 0b11
+
+
+def test_a_row_is_all_that_a_new_policy_takes(monkeypatch: pytest.MonkeyPatch) -> None:
+    row = Policy("newest-half", Heads.ALIKE, num_recent=lambda slots, grid: slots // 4)
+    monkeypatch.setitem(POLICIES, row.name, row)
+    assert kinds(policy("newest-half")) == {(Rule(-1, 28, True), 115, 1)}
+
+
+def test_numbers_that_nothing_comes_of_are_refused_or_said() -> None:
+    with pytest.raises(UserError, match="full takes no evict_every; drop --evict-every"):
+        policy("full", evict_every=24)
+    with pytest.raises(UserError, match="ssd-auto takes no num_recent"):
+        policy("ssd-auto", num_recent=3)
+    table = policy("h2o", 1.0, evict_every=24)
+    assert table.notes == ("budget 1 keeps everything: evict_every has no effect",)
