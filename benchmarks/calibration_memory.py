@@ -42,12 +42,15 @@ def measure_stages(folder: Path) -> dict[str, Any]:
     import torch
 
     from ssd_export.calibrate.calibration import BATCH, FISHER, CalibrationSpec, add_picture
-    from ssd_export.calibrate.generate import draw_pictures, load_model
     from ssd_export.calibrate.measure import HeadSums
     from ssd_export.calibrate.neighbourhood import Neighbourhood
+    from ssd_export.calibrate.sequences import FullCacheImages
     from ssd_export.model.checkpoint import open_checkpoint
-    from ssd_export.model.prompt import EncodedPrompts
+    from ssd_export.model.load import load_model
+    from ssd_export.model.prompt import PromptEncoder
     from ssd_export.policy.menu import menu
+    from ssd_export.runtime.loop import single_steps
+    from ssd_export.runtime.prompt_batch import PromptBatch
     from ssd_export.runtime.uniforms import uniforms
     from ssd_export.sampling import Sampling
 
@@ -59,8 +62,12 @@ def measure_stages(folder: Path) -> dict[str, Any]:
     peaks["load"] = _peak_of_stage()
     rows = config.rows_per_image * BATCH
     ids = rng.integers(0, config.vocab_size, (rows, PROMPT_SLOTS), np.int32)
-    prompts = EncodedPrompts(ids, np.full(rows, PROMPT_SLOTS, np.int32))
-    draw_pictures(model, prompts, uniforms(0, BATCH, TOKENS), sampling)
+    encoder = PromptEncoder.from_file(checkpoint.tokenizer_path)
+    images = FullCacheImages(model, encoder, PROMPT_SLOTS)
+    randoms = uniforms(0, BATCH, config.grid.num_tokens)
+    lengths = np.full(rows, PROMPT_SLOTS, np.int32)
+    batch = PromptBatch(images.batches.embed(ids), lengths, randoms, sampling)
+    images(batch, single_steps(TOKENS))
     peaks["draw"] = _peak_of_stage()
     spec = CalibrationSpec(
         ("random",),

@@ -25,8 +25,8 @@ from ssd_export.errors import UserError
 from ssd_export.export.source_checkpoint import checked, checkpoint_like
 from ssd_export.machine import num_cpus
 from ssd_export.model.checkpoint import Checkpoint
-from ssd_export.runtime.generate import RUNNERS
 from ssd_export.runtime.ort_runner import SMALL_HIDDEN_SIZE
+from ssd_export.runtime.runners import DEFAULT, KINDS, check_threads, find_runner
 
 TRANSFORMERS, FULL = "transformers", "full"
 BASELINES = (TRANSFORMERS, FULL)
@@ -40,8 +40,8 @@ class BenchSpec:
     """
 
     bundles: tuple[Path, ...]
-    runner: str = "ort"
-    provider: str = "cpu"
+    runner: str = DEFAULT
+    provider: str | None = None
     batches: tuple[int, ...] = (1,)
     baselines: tuple[str, ...] = BASELINES
     steps: int = 96
@@ -58,23 +58,20 @@ def check_spec(spec: BenchSpec) -> BenchSpec:
             f"--baselines: unknown baseline {unknown[0]!r}; choose from {','.join(BASELINES)}, or"
             " none for no baseline"
         )
-    if spec.runner not in RUNNERS:
-        raise UserError(f"unknown runner {spec.runner!r}; use one of {', '.join(RUNNERS)}")
+    kind = find_runner(spec.runner)
+    check_threads(spec.threads, "--threads")
     if not spec.batches or min(spec.batches) < 1:
         raise UserError(
             f"--batch {','.join(map(str, spec.batches)) or '(none)'} draws nothing; use 1,8,32"
         )
     if spec.steps < 1:
         raise UserError(f"--steps {spec.steps} times nothing; use 96")
-    if spec.threads is not None and spec.threads < 1:
+    if spec.profile and not kind.profiles_operators:
+        able = " or ".join(other.name for other in KINDS if other.profiles_operators)
         raise UserError(
-            f"--threads {spec.threads} computes nothing; use 1 or more, or leave it out"
+            f"--profile asks the runner, and {kind.name} cannot say; use --runner {able}"
         )
-    if spec.profile and spec.runner != "ort":
-        raise UserError(
-            f"--profile is onnxruntime's own; use it with --runner ort, not {spec.runner}"
-        )
-    return spec
+    return replace(spec, provider=kind.provider(spec.provider))
 
 
 def run_bench(
@@ -86,7 +83,7 @@ def run_bench(
     Raises: UserError for a bundle that does not open, a baseline that needs a checkpoint which is
     not at hand.
     """
-    check_spec(spec)
+    spec = check_spec(spec)
     bundles = [open_bundle(path) for path in spec.bundles]
     _check_steps(bundles, spec)
     checkpoint = _checkpoint(bundles, spec)
@@ -249,7 +246,7 @@ def _rows(
 
 def build_seconds(bundle: Bundle, runner: str) -> float | None:
     """Seconds that building the bundle's engines took, None for a runner that has none."""
-    if runner != "trt":
+    if not find_runner(runner).has_engines:
         return None
     from ssd_export.tensorrt.engine_manifest import read_engines
 

@@ -19,10 +19,10 @@ from ssd_export.bundle import Bundle, open_bundle
 from ssd_export.config import Grid
 from ssd_export.errors import UserError
 from ssd_export.report.environment import device_memory_bytes
-from ssd_export.runtime.generate import open_runner
 from ssd_export.runtime.loop import decode, grid_rows, single_steps
 from ssd_export.runtime.prompt_batch import PromptBatch, PromptBatches
 from ssd_export.runtime.runner import Runner
+from ssd_export.runtime.runners import find_runner, open_runner
 from ssd_export.sampling import Sampling
 
 PROMPT = "a red circle on white"
@@ -92,7 +92,7 @@ def measure(cell: Cell, progress: StepProgress) -> dict[str, Any]:
 
 
 def on_device(cell: Cell) -> bool:
-    return cell.provider == "cuda" or cell.runner == "trt"
+    return find_runner(cell.runner).provider(cell.provider) == "cuda"
 
 
 def _rates(cell: Cell) -> dict[str, Any]:

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from ssd_export.cache.replay import DenseAttention
-from ssd_export.calibrate.generate import sequence_of
+from ssd_export.calibrate.sequences import sequence_of
 from ssd_export.config import Grid
 from ssd_export.model.decoder import ImageTokenModel
 from ssd_export.policy.head_map import HeadMap

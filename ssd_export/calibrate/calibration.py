@@ -20,11 +20,11 @@ from pathlib import Path
 import numpy as np
 
 from ssd_export.calibrate.ablation import Ablation
-from ssd_export.calibrate.generate import draw_pictures, sequence_of
 from ssd_export.calibrate.measure import HeadSums, attention_shares
 from ssd_export.calibrate.neighbourhood import Neighbourhood
 from ssd_export.calibrate.ranks import rank_correlation
 from ssd_export.calibrate.sensitivity import Fisher, hidden_states
+from ssd_export.calibrate.sequences import FullCacheImages, sequence_of
 from ssd_export.config import ModelConfig
 from ssd_export.errors import UserError
 from ssd_export.model.checkpoint import Checkpoint
@@ -32,7 +32,6 @@ from ssd_export.model.decoder import ImageTokenModel
 from ssd_export.model.prompt import PromptEncoder
 from ssd_export.policy.head_map import HeadMap
 from ssd_export.policy.table import HeadOption
-from ssd_export.runtime.uniforms import uniforms
 from ssd_export.sampling import Sampling
 
 ABLATION, FISHER = "ablation", "fisher"  # how costs are found
@@ -142,31 +141,25 @@ def calibrate(
     config = checkpoint.config
     fingerprint = checkpoint.fingerprint()
     encoder = PromptEncoder.from_file(checkpoint.tokenizer_path)
-    encoder.encode(spec.prompts, spec.prompt_slots)
+    images = FullCacheImages(model, encoder, spec.prompt_slots)
+    images.batches.check(spec.prompts)
     identity = spec.identity(fingerprint)
     empty = CalibrationState(
         identity, 0, np.zeros(0, np.int32), HeadSums.zero(config, len(spec.options))
     )
     state = CalibrationState.load(state_file, identity) or empty
     num_resumed = state.num_done
-    randoms = uniforms(spec.seed, spec.num_images, config.grid.num_tokens)
     meter = _Meter(progress, spec, config, state.num_done)
     while state.num_done < spec.num_images:
         batch = range(state.num_done, min(state.num_done + BATCH, spec.num_images))
-        prompts = encoder.encode(
-            [spec.prompts[i % len(spec.prompts)] for i in batch], spec.prompt_slots
-        )
-        drawing = randoms[:, batch.start : batch.stop]
-        tokens = draw_pictures(
-            model, prompts, drawing, spec.sampling, partial(meter.advance, len(batch))
-        )
+        prompts = [spec.prompts[i % len(spec.prompts)] for i in batch]
+        started = images.batches(prompts, spec.sampling, spec.seed, batch.start)
+        tokens = images(started, row_done=partial(meter.advance, len(batch)))
         if state.num_done == 0:
             state.first_picture = tokens[0]
         for i in range(len(batch)):
-            used = (
-                (i,) if spec.sampling.cfg_scale == 1 else (i, i + len(batch))
-            )  # without guidance one row is read
-            rows = [prompts.ids[row, : prompts.prompt_length[row]] for row in used]
+            ids = encoder.encode(prompts[i : i + 1], spec.prompt_slots).ids
+            rows = ids[:1] if spec.sampling.cfg_scale == 1 else ids  # without guidance one is read
             add_picture(state.sums, model, rows, tokens[i], spec, batch[i], meter.layer_done)
         state.num_done = batch.stop
         _save(state, state_file)

@@ -71,7 +71,7 @@ if TYPE_CHECKING:
 def command(
     bundles: tuple[Path, ...],
     runner: str,
-    provider: str,
+    provider: str | None,
     batch: str,
     baselines: str,
     steps: int,
@@ -130,13 +130,15 @@ def _counts(text: str) -> tuple[int, ...]:
 
 def command_line(spec: BenchSpec) -> str:
     """The command that measures this spec, with everything that is not a default."""
-    default = type(spec)(())
+    from ssd_export.runtime.runners import find_runner
+
+    default, kind = type(spec)(()), find_runner(spec.runner)
     words = ["python", "cli.py", "bench"]
     for path in spec.bundles:
         words += ["--bundle", str(path)]
     values = {
         "runner": spec.runner,
-        "provider": spec.provider,
+        "provider": kind.provider(spec.provider),
         "batch": ",".join(map(str, spec.batches)),
         "baselines": ",".join(spec.baselines) or "none",
         "steps": spec.steps,
@@ -145,7 +147,7 @@ def command_line(spec: BenchSpec) -> str:
     }
     usual = {
         "runner": default.runner,
-        "provider": default.provider,
+        "provider": kind.provider(),
         "batch": "1",
         "baselines": ",".join(default.baselines),
         "steps": default.steps,

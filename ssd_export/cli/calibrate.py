@@ -191,11 +191,11 @@ def _check_places(spec: CalibrateSpec) -> None:
 
 def _calibrate(spec: CalibrateSpec) -> None:
     from ssd_export.calibrate.calibration import ABLATION, FISHER, CalibrationSpec, calibrate
-    from ssd_export.calibrate.generate import is_small, load_model
     from ssd_export.calibrate.neighbourhood import Neighbourhood
     from ssd_export.cli.progress import ProgressReport
     from ssd_export.export.exporter import generation_defaults, model_folder
     from ssd_export.model.checkpoint import open_checkpoint
+    from ssd_export.model.load import is_small, load_model
     from ssd_export.policy.menu import menu
     from ssd_export.sampling import Sampling
     from ssd_export.version import TOOL_VERSION
@@ -358,11 +358,12 @@ def _plot(
         head_attention,
         most_typical_heads,
     )
-    from ssd_export.calibrate.generate import decode_picture
     from ssd_export.calibrate.plots import attention_plot, column_plot, heat_map, plot_paths
+    from ssd_export.model.load import load_image_decoder
     from ssd_export.model.prompt import PromptEncoder
+    from ssd_export.runtime.torch_runner import decode_pixels
 
-    picture = decode_picture(checkpoint, done.first_picture)
+    picture = decode_pixels(load_image_decoder(checkpoint), done.first_picture[None])[0]
     ids = (
         PromptEncoder.from_file(checkpoint.tokenizer_path)
         .encode(what.prompts[:1], what.prompt_slots)

@@ -30,7 +30,7 @@ class EvalSpec:
     budget: float
     head_map: str | None
     runner: str
-    provider: str
+    provider: str | None
     weights: str = "none"
     kv_dtype: str = "model"
 
@@ -99,7 +99,7 @@ def command(
     num_prompts: int,
     seed: int,
     runner: str,
-    provider: str,
+    provider: str | None,
     batch: int | None,
     cfg_scale: float | None,
     temperature: float | None,
@@ -201,6 +201,7 @@ def _score(
     from ssd_export.cli.progress import ProgressReport
     from ssd_export.metrics.scene_score import draw_scenes, score_scenes
     from ssd_export.runtime.generate import ImageGenerator
+    from ssd_export.runtime.runners import find_runner
     from ssd_export.sweep.jobs import default_batch
 
     scenes = draw_scenes(num_prompts, drawing.seed)
@@ -221,7 +222,7 @@ def _score(
                 "precision": asdict(generator.bundle.config.precision),
                 "kv_dtype": generator.table.kv_dtype,
                 "runner": spec.runner,
-                "provider": spec.provider,
+                "provider": find_runner(spec.runner).provider(spec.provider),
                 "num_prompts": num_prompts,
                 "seed": drawing.seed,
                 "batch": drawing.batch,

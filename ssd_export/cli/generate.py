@@ -128,7 +128,7 @@ class GenerateSpec:
 def command(
     bundle: Path | None,
     runner: str,
-    provider: str,
+    provider: str | None,
     prompts: tuple[str, ...],
     greedy: bool,
     seed: int,
@@ -167,9 +167,11 @@ def command(
 
     from ssd_export.bundle import resolve_bundle
     from ssd_export.runtime.generate import ImageGenerator
+    from ssd_export.runtime.runners import find_runner
 
     def check(opened: Bundle) -> None:
-        if runner == "ort" and provider == "cpu" and not force_memory:
+        kind = find_runner(runner)
+        if kind.memory_is_known and kind.provider(provider) == "cpu" and not force_memory:
             check_memory(opened, min(batch, spec.total_images), decoder_batch)
 
     path = resolve_bundle(bundle)

@@ -47,10 +47,8 @@ runner = click.option(
 )
 provider = click.option(
     "--provider",
-    default="cpu",
-    show_default=True,
     metavar="cpu|cuda",
-    help="Where ort and torch compute; trt is always on the GPU.",
+    help="Where the runner computes.  [default: cpu; trt: cuda]",
 )
 batch = click.option(
     "--batch",

@@ -105,7 +105,7 @@ def command(
     seeds: int,
     num_scenes: int,
     runner: str,
-    provider: str,
+    provider: str | None,
     batch: int | None,
     jobs: int | None,
     cfg_scale: float | None,

@@ -47,7 +47,7 @@ def command(
     against: str | None,
     level: str,
     model: str | None,
-    provider: str,
+    provider: str | None,
     seed: int,
     as_json: bool,
 ) -> int:

@@ -18,11 +18,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ssd_export.cache.replay import DenseAttention, attend_with_option
-from ssd_export.calibrate.generate import load_model
 from ssd_export.config import ModelConfig
 from ssd_export.demo.codes import encode_scene
 from ssd_export.demo.scenes import Scene
 from ssd_export.model.checkpoint import EMBED_TOKENS, Checkpoint
+from ssd_export.model.load import load_model
 from ssd_export.model.prompt import PromptEncoder
 from ssd_export.policy.layout import group_slices, inverse_order, query_head_order
 from ssd_export.policy.table import HeadGroup, HeadOption, PolicyTable

@@ -23,9 +23,9 @@ from ssd_export.policy.schedule import tokens_dropped
 from ssd_export.runtime.loop import decode
 from ssd_export.runtime.prompt_batch import PromptBatch, PromptBatches, bundle_sampling
 from ssd_export.runtime.runner import Runner
+from ssd_export.runtime.runners import DEFAULT, check_threads, find_runner, open_runner
 from ssd_export.sampling import as_count, as_seed
 
-RUNNERS = ("ort", "torch", "trt")
 NOT_DRAWN_YET = 235  # grey level of the part of a preview that is still to come
 MAX_BATCH = 16
 
@@ -89,19 +89,21 @@ class ImageGenerator:
     def from_bundle(
         cls,
         path: str | Path,
-        runner: str = "ort",
-        provider: str = "cpu",
+        runner: str = DEFAULT,
+        provider: str | None = None,
         num_threads: int | None = None,
         check: Callable[[Bundle], None] = lambda bundle: None,
     ) -> ImageGenerator:
         """A generator for the bundle at path.
 
-        Args: runner: ort (ONNX Runtime), torch or trt (TensorRT); provider: cpu or cuda;
-        num_threads: None chooses;
-        check: asked before any weights are loaded.
+        Args: runner: ort (ONNX Runtime), torch or trt (TensorRT); provider: cpu or cuda, None takes
+        the runner's usual one; num_threads: of the CPU, None chooses; check: asked before any
+        weights are loaded.
         Raises: UserError for a damaged bundle, an unknown runner or provider, a provider that
         cannot start.
         """
+        find_runner(runner).provider(provider)
+        check_threads(num_threads)
         bundle = open_bundle(path)
         check(bundle)
         return cls(bundle, open_runner(bundle, runner, provider, num_threads))
@@ -237,28 +239,3 @@ class ImageGenerator:
             pixels[pixels.shape[0] * (row + 1) // height :] = NOT_DRAWN_YET
             previews.append(Image.fromarray(pixels))
         return previews
-
-
-def open_runner(bundle: Bundle, name: str, provider: str, num_threads: int | None) -> Runner:
-    """The runner of that name; trt is always on the GPU. Raises: UserError for an unknown one, or
-    what it lacks.
-    """
-    if name not in RUNNERS:
-        raise UserError(f"unknown runner {name!r}; use one of {', '.join(RUNNERS)}")
-    if name == "trt":
-        from ssd_export.tensorrt.runner import TrtRunner, open_device
-
-        return TrtRunner(bundle, *open_device(bundle))
-    try:
-        if name == "ort":
-            from ssd_export.runtime.ort_runner import OrtRunner
-
-            return OrtRunner(bundle, provider, num_threads)
-        from ssd_export.runtime.torch_runner import TorchRunner
-
-        return TorchRunner(bundle, provider, num_threads)
-    except ImportError as error:
-        needs = {"ort": "onnxruntime", "torch": "torch"}[name]
-        raise UserError(
-            f"the {name} runner needs {needs} ({error}): pip install {needs}"
-        ) from error

@@ -79,6 +79,17 @@ class OrtRunner(Runner):
         self._bindings: dict[str, ort.IOBinding] = {}
         self._evictions: dict[int, list[str]] = {}
 
+    @classmethod
+    def from_bundle(
+        cls,
+        bundle: Bundle,
+        provider: str = "cpu",
+        num_threads: int | None = None,
+        exact: bool = False,
+    ) -> OrtRunner:
+        """Args: exact: quantized weights are multiplied out, as torch does (ort_session.py)."""
+        return cls(bundle, provider, num_threads, exact)
+
     def prefill(self, batch: PromptBatch) -> None:
         self._allocate(batch)
         top_k = batch.sampling.top_k > 0
@@ -131,9 +142,19 @@ class OrtRunner(Runner):
     def logits(self) -> np.ndarray:
         return self._values["logits"].numpy().copy()
 
-    def cache(self, tensor: CacheTensor) -> np.ndarray:
+    def read_cache(self, tensor: CacheTensor) -> np.ndarray:
         """A copy of a cache tensor."""
         return self._values[tensor.past].numpy().copy()
+
+    def write_cache(self, tensor: CacheTensor, values: np.ndarray) -> None:
+        """Overwrites a cache tensor."""
+        self._values[tensor.past].update_inplace(np.ascontiguousarray(values))
+
+    def force_tokens(self, step: int, tokens: np.ndarray) -> None:
+        """Makes int32 [N] the tokens of a step."""
+        every = self._values["tokens"].numpy().copy()
+        every[step] = tokens
+        self._values["tokens"].update_inplace(every)
 
     def decode_image(self, tokens: np.ndarray) -> np.ndarray:
         (pixels,) = self._session("image_decoder").run(

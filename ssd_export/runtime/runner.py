@@ -12,6 +12,7 @@ from typing import Protocol
 
 import numpy as np
 
+from ssd_export.graph_spec import CacheTensor
 from ssd_export.runtime.prompt_batch import PromptBatch
 
 
@@ -58,3 +59,21 @@ class Runner(Protocol):
 
     def close(self) -> None:
         """Frees what the runner holds."""
+
+
+class InspectableRunner(Runner, Protocol):
+    """A runner whose caches and tokens can be read and replaced between steps, for `verify`.
+
+    Of a CacheTensor by its kind: key, value [B, H, S, D] (bfloat16 as float32), position int32,
+    score float32 [B, H, S], and key_scale, value_scale float32 [B, H, S] where keys and values are
+    int8.
+    """
+
+    def read_cache(self, tensor: CacheTensor) -> np.ndarray:
+        """A copy of a cache tensor."""
+
+    def write_cache(self, tensor: CacheTensor, values: np.ndarray) -> None:
+        """Overwrites a cache tensor with values that a cache of this dtype held."""
+
+    def force_tokens(self, step: int, tokens: np.ndarray) -> None:
+        """Makes int32 [N] the tokens of a step, whatever was drawn."""

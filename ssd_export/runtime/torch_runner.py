@@ -4,6 +4,8 @@ graphs.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import torch
 from safetensors import safe_open
@@ -14,16 +16,20 @@ from ssd_export.cache.attention import decode_attention, fill_from_prompt, prefi
 from ssd_export.cache.state import GroupState
 from ssd_export.config import ModelConfig
 from ssd_export.errors import UserError
+from ssd_export.graph_spec import CacheTensor
 from ssd_export.machine import num_cpus
 from ssd_export.model.decoder import ImageTokenModel
 from ssd_export.model.image_decoder import ImageDecoder
+from ssd_export.model.permuted_heads import PermutedHeads
 from ssd_export.model.quantization import dequantize
 from ssd_export.policy.layout import group_slices, query_slices
-from ssd_export.policy.table import HeadGroup
+from ssd_export.policy.table import HeadGroup, PolicyTable
 from ssd_export.runtime.prompt_batch import PromptBatch
 from ssd_export.runtime.runner import Runner
 from ssd_export.sampling import Sampling
 
+# Has the arguments of cache.attention.decode_attention.
+StepAttention = Callable[..., Tensor]
 BLOCK = 128
 LEAST_TEMPERATURE = 1e-6
 
@@ -32,8 +38,36 @@ class TorchRunner(Runner):
     """Releases happen inside the step (R7), so `evict` has nothing to do."""
 
     def __init__(
-        self, bundle: Bundle, provider: str = "cpu", num_threads: int | None = None
+        self,
+        model: ImageTokenModel | PermutedHeads,
+        image_decoder: ImageDecoder | None,
+        table: PolicyTable,
+        device: str = "cpu",
+        attention: StepAttention | None = None,
     ) -> None:
+        """Args: model: its heads in the table's order; image_decoder: None where no pixels are
+        wanted; attention: of a decode step. None: the reference on the CPU, the Triton kernel on a
+        GPU.
+        Raises: UserError for a kernel that is missing, or that has not this cache's dtype.
+        """
+        self._model, self._image_decoder, self._table = model, image_decoder, table
+        self._config, self._device = model.config, device
+        self._dtype = next(model.parameters()).dtype
+        self._attention = attention or step_attention(device, table)
+        self._states: list[list[GroupState]] = []
+
+    @classmethod
+    def from_bundle(
+        cls,
+        bundle: Bundle,
+        provider: str = "cpu",
+        num_threads: int | None = None,
+        exact: bool = False,
+    ) -> TorchRunner:
+        """Args: provider: cpu or cuda; num_threads: None takes every core this process may use;
+        exact: the reference's attention on a GPU, too.
+        Raises: UserError for an unknown provider, or no CUDA GPU.
+        """
         if provider not in ("cpu", "cuda"):
             raise UserError(f"unknown provider {provider!r}; use one of cpu, cuda")
         if provider == "cuda" and not torch.cuda.is_available():
@@ -41,12 +75,9 @@ class TorchRunner(Runner):
                 "torch finds no CUDA GPU; use --provider cpu, or install torch for CUDA"
             )
         torch.set_num_threads(num_threads or min(num_cpus(), torch.get_num_threads()))
-        self._device = provider
-        self._config = bundle.config.model
-        self._table = bundle.config.policy
-        self._dtype = getattr(torch, bundle.config.dtype)
-        self._model, self._image_decoder = load_modules(bundle, self._config, self._device)
-        self._states: list[list[GroupState]] = []
+        model, image_decoder = load_modules(bundle, bundle.config.model, provider)
+        attention = decode_attention if exact else None
+        return cls(model, image_decoder, bundle.config.policy, provider, attention)
 
     @torch.inference_mode()
     def prefill(self, batch: PromptBatch) -> None:
@@ -100,22 +131,29 @@ class TorchRunner(Runner):
     def logits(self) -> np.ndarray:
         return self._logits.cpu().numpy()
 
-    def state(self, layer: int, group: int) -> GroupState:
-        return self._states[layer][group]
+    def read_cache(self, tensor: CacheTensor) -> np.ndarray:
+        """A copy of a cache tensor; bfloat16 as float32."""
+        values = self._cache(tensor)
+        return (values.float() if values.dtype == torch.bfloat16 else values).cpu().numpy().copy()
 
     @torch.inference_mode()
+    def write_cache(self, tensor: CacheTensor, values: np.ndarray) -> None:
+        """Overwrites a cache tensor."""
+        self._cache(tensor).copy_(torch.from_numpy(np.ascontiguousarray(values)))
+
+    @torch.inference_mode()
+    def force_tokens(self, step: int, tokens: np.ndarray) -> None:
+        """Makes int32 [N] the tokens of a step."""
+        self._tokens[step] = torch.from_numpy(tokens).to(self._device)
+
     def decode_image(self, tokens: np.ndarray) -> np.ndarray:
-        pixels = self._image_decoder(
-            torch.from_numpy(np.asarray(tokens, np.int64)).to(self._device)
-        ).float()
-        return (
-            (((pixels + 1) / 2) * 255)
-            .clamp(0, 255)
-            .permute(0, 2, 3, 1)
-            .to(torch.uint8)
-            .cpu()
-            .numpy()
-        )
+        """Pixels uint8 [n, height, width, 3] of codes int32 [n, image tokens]."""
+        if self._image_decoder is None:
+            raise ValueError("this runner was made without an image decoder")
+        return decode_pixels(self._image_decoder, tokens, self._device)
+
+    def _cache(self, tensor: CacheTensor) -> Tensor:
+        return getattr(self._states[tensor.layer][tensor.group], tensor.kind)
 
     def cache_bytes(self) -> int:
         return sum(state.num_bytes for layer in self._states for state in layer)
@@ -144,7 +182,7 @@ class TorchRunner(Runner):
     def _attend_cache(self, layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         out = torch.empty_like(query)
         for group, state, heads, queries in self._groups(layer):
-            out[:, queries, 0] = decode_attention(
+            out[:, queries, 0] = self._attention(
                 query[:, queries, 0],
                 key[:, heads, 0],
                 value[:, heads, 0],
@@ -160,6 +198,39 @@ class TorchRunner(Runner):
     def _draw(self, hidden: Tensor, step: int) -> None:
         self._logits = self._model.image_logits(hidden).float()
         self._tokens[step] = draw_tokens(self._logits, self._uniforms[step], self._sampling)
+
+
+@torch.inference_mode()
+def decode_pixels(
+    image_decoder: ImageDecoder, tokens: np.ndarray, device: str = "cpu"
+) -> np.ndarray:
+    """Pixels uint8 [n, height, width, 3] of codes int [n, image tokens]."""
+    pixels = image_decoder(torch.from_numpy(np.asarray(tokens, np.int64)).to(device)).float()
+    levels = ((pixels + 1) / 2 * 255).clamp(0, 255).permute(0, 2, 3, 1)
+    return levels.to(torch.uint8).cpu().numpy()
+
+
+def step_attention(device: str, table: PolicyTable) -> StepAttention:
+    """The attention of a decode step: the reference on the CPU, the Triton kernel on a GPU.
+
+    Raises: UserError where a GPU has no kernel for this cache; the reference, which waits for the
+    device in every layer, never takes its place unasked.
+    """
+    if torch.device(device).type == "cpu":
+        return decode_attention
+    way_out = "use --provider cpu, or --runner ort --provider cuda"
+    if table.kv_dtype != "model":
+        raise UserError(
+            f"the torch runner's kernel has no {table.kv_dtype} keys and values; {way_out}"
+        )
+    try:
+        from ssd_export.kernels import decode_attention as kernel
+    except ImportError as error:
+        raise UserError(
+            f"the torch runner needs Triton on a GPU ({error}): pip install"
+            f' "ssd-export[kernels]", or {way_out}'
+        ) from error
+    return kernel.decode_attention
 
 
 def load_modules(

@@ -38,7 +38,7 @@ class SweepSpec:
     num_scenes: int
     batch: int | None
     runner: str
-    provider: str
+    provider: str | None
     cfg_scale: float | None
     temperature: float | None
     head_map: str | None

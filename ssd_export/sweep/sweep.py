@@ -30,6 +30,7 @@ from ssd_export.machine import num_cpus
 from ssd_export.model.checkpoint import Checkpoint, open_checkpoint
 from ssd_export.policy.head_map import find_head_map
 from ssd_export.runtime.pictures import make_folder, write_file
+from ssd_export.runtime.runners import find_runner
 from ssd_export.sweep.cells import CellRunner, draws_scenes, policy_hash, policy_table
 from ssd_export.sweep.jobs import default_batch, settle_jobs
 from ssd_export.sweep.spec import FULL, Part, SweepSpec, cell_name, check_spec
@@ -61,8 +62,9 @@ def settle(spec: SweepSpec) -> SweepSpec:
     check_spec(spec)
     checkpoint = open_checkpoint(model_folder(spec.model)[1])
     batch = spec.batch or default_batch(checkpoint.config)
-    on_cpu = spec.provider == "cpu" and spec.runner != "trt"
-    return replace(spec, batch=batch, jobs=settle_jobs(spec.jobs, checkpoint, batch, on_cpu))
+    provider = find_runner(spec.runner).provider(spec.provider)
+    jobs = settle_jobs(spec.jobs, checkpoint, batch, provider == "cpu")
+    return replace(spec, batch=batch, provider=provider, jobs=jobs)
 
 
 def run_sweep(spec: SweepSpec, progress: Progress = lambda stage, done, total: None) -> SweepResult:

@@ -58,6 +58,17 @@ class TrtRunner(Runner):
         self._memory: BatchMemory | None = None
         self._graphs: StepGraphs | None = None
 
+    @classmethod
+    def from_bundle(
+        cls,
+        bundle: Bundle,
+        provider: str = "cuda",
+        num_threads: int | None = None,
+        exact: bool = False,
+    ) -> TrtRunner:
+        """The bundle's engines on this machine's GPU; nothing is left to the arguments."""
+        return cls(bundle, *open_device(bundle))
+
     def prefill(self, batch: PromptBatch) -> None:
         self._allocate(batch.num_images, batch.sampling.top_k > 0)
         self._memory.clear()
@@ -102,9 +113,25 @@ class TrtRunner(Runner):
     def logits(self) -> np.ndarray:
         return self._memory.download("logits")
 
-    def cache(self, tensor: CacheTensor) -> np.ndarray:
-        """A copy of a cache tensor; bfloat16 as its uint16 bits."""
-        return self._memory.download(tensor.past)
+    def read_cache(self, tensor: CacheTensor) -> np.ndarray:
+        """A copy of a cache tensor; bfloat16 as float32."""
+        values = self._memory.download(tensor.past)
+        if values.dtype == np.uint16:
+            return (values.astype(np.uint32) << 16).view(np.float32)
+        return values
+
+    def write_cache(self, tensor: CacheTensor, values: np.ndarray) -> None:
+        """Overwrites a cache tensor; a bfloat16 is the upper half of its float32."""
+        dtype = self._memory.buffer(tensor.past).stored_dtype
+        if dtype == np.uint16:
+            values = values.view(np.uint32) >> 16
+        self._memory.upload(tensor.past, np.ascontiguousarray(values.astype(dtype, copy=False)))
+
+    def force_tokens(self, step: int, tokens: np.ndarray) -> None:
+        """Makes int32 [N] the tokens of a step."""
+        every = self._memory.download("tokens")
+        every[step] = tokens
+        self._memory.upload("tokens", every)
 
     def decode_image(self, tokens: np.ndarray) -> np.ndarray:
         """As many at a time as the engine takes, the rest one by one."""

@@ -11,21 +11,22 @@ import numpy as np
 from ssd_export.bundle.graphs import head_groups
 from ssd_export.config import ModelConfig
 from ssd_export.dtypes import DTYPES
+from ssd_export.graph_spec import CacheTensor
 from ssd_export.policy.schedule import tokens_dropped
 from ssd_export.policy.table import PolicyTable
+from ssd_export.runtime.runner import InspectableRunner
 from ssd_export.verify.checks import Divergence, Rung
-from ssd_export.verify.inspectable_runners import Probe
 
 
 def check_compression(
-    probe: Probe, table: PolicyTable, config: ModelConfig, dtype: str, num_images: int
+    runner: InspectableRunner, table: PolicyTable, config: ModelConfig, dtype: str, num_images: int
 ) -> Rung:
     """Rung `compression`, after a prefill: slots of every layer and group as allocated, bytes, the
     budget kept.
     """
     groups, divergence = [], None
     for layer, index, group in head_groups(table):
-        shape = probe.part(layer, index, "key").shape  # [B, H, S, D]
+        shape = runner.read_cache(CacheTensor(layer, index, "key")).shape  # [B, H, S, D]
         groups.append(
             {
                 "layer": layer,
@@ -44,7 +45,7 @@ def check_compression(
     size, rows = DTYPES[dtype].num_bytes, config.rows_per_image * num_images
     figures: dict[str, Any] = {
         "groups": groups,
-        "bytes_allocated": probe.cache_bytes(),
+        "bytes_allocated": runner.cache_bytes(),
         "bytes_promised": table.cache_bytes(config, size, rows),
         "bytes_full_cache": table.full_cache_bytes(config, size, rows),
         "image_slots_mean": _mean_image_slots(groups, table),
@@ -78,14 +79,14 @@ def _over_promise(figures: dict[str, Any], num_tokens: int) -> Divergence | None
 
 
 def check_dropped(
-    probe: Probe, table: PolicyTable, lengths: np.ndarray
+    runner: InspectableRunner, table: PolicyTable, lengths: np.ndarray
 ) -> tuple[dict[str, Any], Divergence | None]:
     """After a whole picture: tokens dropped, counted as written less held, against what R7 says for
     each row.
     """
     held = np.zeros(len(lengths), np.int64)
     for layer, index, _ in head_groups(table):
-        held += (probe.part(layer, index, "position") >= 0).sum(axis=(1, 2))
+        held += (runner.read_cache(CacheTensor(layer, index, "position")) >= 0).sum(axis=(1, 2))
     num_heads = sum(group.num_heads for _, _, group in head_groups(table))
     dropped = num_heads * (lengths + table.grid.num_tokens - 1) - held
     promised = [tokens_dropped(table, int(length)) for length in lengths]

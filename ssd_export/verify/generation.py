@@ -14,13 +14,14 @@ import numpy as np
 
 from ssd_export.bundle import Bundle
 from ssd_export.bundle.graphs import head_groups, part_names
+from ssd_export.graph_spec import CacheTensor
 from ssd_export.metrics.similarity import psnr, ssim
 from ssd_export.runtime.loop import decode, single_steps
 from ssd_export.runtime.prompt_batch import PromptBatch, PromptBatches, bundle_sampling
+from ssd_export.runtime.runner import InspectableRunner
 from ssd_export.verify.checks import Divergence, Rung
 from ssd_export.verify.compression import check_compression, check_dropped
 from ssd_export.verify.contract import heads_of_layer
-from ssd_export.verify.inspectable_runners import Probe
 from ssd_export.verify.tolerances import ONE_CODE, error, tolerance_of
 
 PROMPTS = (
@@ -38,7 +39,12 @@ class Ladder:
     """Subject against reference on one batch of two prompts."""
 
     def __init__(
-        self, bundle: Bundle, subject: Probe, reference: Probe, seed: int, progress: Progress
+        self,
+        bundle: Bundle,
+        subject: InspectableRunner,
+        reference: InspectableRunner,
+        seed: int,
+        progress: Progress,
     ) -> None:
         self.table = bundle.config.policy
         self.config = bundle.config.model
@@ -56,7 +62,7 @@ class Ladder:
         )  # (image, step) where rounding explains another token
 
     def compression(self) -> Rung:
-        next(self._decode(self.subject))
+        next(self._decode(self.subject, 1))
         return check_compression(self.subject, self.table, self.config, self._dtype, len(PROMPTS))
 
     def layers(self) -> Rung:
@@ -149,7 +155,7 @@ class Ladder:
                 )
         return Rung("image", figures)
 
-    def _decode(self, runner: Probe, num_tokens: int) -> Iterator[range]:
+    def _decode(self, runner: InspectableRunner, num_tokens: int) -> Iterator[range]:
         return decode(runner, self.batch, self.table, single_steps(num_tokens))
 
     def _lockstep(self, stage: str, num_steps: int) -> Iterator[int]:
@@ -160,7 +166,7 @@ class Ladder:
         for (step,), _ in zip(*both, strict=True):
             self._tokens[:, step] = self.reference.tokens()[:, step]
             yield step
-            self.subject.force(step, self._tokens[:, step])
+            self.subject.force_tokens(step, self._tokens[:, step])
             self._progress(stage, step + 1, num_steps)
 
     def _compare_caches(self, step: int) -> tuple[float, Divergence | None]:
@@ -172,7 +178,8 @@ class Ladder:
             for part in sorted(part_names(group.rule, self.table.kv_dtype), key="position".__ne__):
                 allowed = self._allowed(part)
                 ours, reference = (
-                    probe.part(layer, index, part) for probe in (self.subject, self.reference)
+                    runner.read_cache(CacheTensor(layer, index, part))
+                    for runner in (self.subject, self.reference)
                 )
                 for head in range(group.num_heads):
                     size = error(ours[:, head], reference[:, head])
@@ -236,7 +243,7 @@ class Ladder:
         for image in np.flatnonzero(ours != self._tokens[:, step]).tolist():
             rows = [image, image + len(PROMPTS)]
             guided = [
-                self._guided(probe.logits()[rows]) for probe in (self.subject, self.reference)
+                self._guided(runner.logits()[rows]) for runner in (self.subject, self.reference)
             ]
             if not self._is_border(
                 *guided, int(ours[image]), float(self.batch.uniforms[step, image])
@@ -276,12 +283,13 @@ class Ladder:
         for layer, index, group in self._groups:
             if group.rule.by_score:
                 ranked[layer, index] = (
-                    self.reference.part(layer, index, "position"),
-                    self.reference.part(layer, index, "score"),
+                    self.reference.read_cache(CacheTensor(layer, index, "position")),
+                    self.reference.read_cache(CacheTensor(layer, index, "score")),
                 )
         for layer, index, _ in self._groups:
             ours, reference = (
-                probe.part(layer, index, "position") for probe in (self.subject, self.reference)
+                runner.read_cache(CacheTensor(layer, index, "position"))
+                for runner in (self.subject, self.reference)
             )
             places = np.argwhere((ours != reference).any(axis=2)).tolist()
             for row, place in places:
@@ -314,7 +322,8 @@ class Ladder:
     def _copy_caches(self) -> None:
         for layer, index, group in self._groups:
             for part in part_names(group.rule, self.table.kv_dtype):
-                self.subject.put(layer, index, part, self.reference.part(layer, index, part))
+                tensor = CacheTensor(layer, index, part)
+                self.subject.write_cache(tensor, self.reference.read_cache(tensor))
 
     def _is_tie(
         self, ours: np.ndarray, reference: np.ndarray, position: np.ndarray, score: np.ndarray

@@ -24,16 +24,19 @@ from ssd_export.bundle import Bundle, open_bundle
 from ssd_export.errors import UserError
 from ssd_export.export.source_checkpoint import checked, checkpoint_like, is_of
 from ssd_export.model.checkpoint import Checkpoint
+from ssd_export.runtime import runners
+from ssd_export.runtime.runner import InspectableRunner
 from ssd_export.verify.attention_op import check_ops
+from ssd_export.verify.checkpoint_runner import checkpoint_runner
 from ssd_export.verify.checks import Rung
 from ssd_export.verify.contract import check_contract, check_weights
 from ssd_export.verify.generation import Ladder, Progress
-from ssd_export.verify.inspectable_runners import open_probe
 from ssd_export.verify.tolerances import Tolerance, tolerance_of
 from ssd_export.version import TOOL_VERSION
 
 LEVELS = ("ops", "layers", "logits", "tokens", "image")
-REFERENCES = ("torch", "ort", "trt", "checkpoint")
+CHECKPOINT = "checkpoint"  # beside the runners, a reference of verify alone
+REFERENCES = (*runners.NAMES, CHECKPOINT)
 REPORT = "reports/verify.json"
 
 
@@ -47,7 +50,7 @@ class VerifySpec:
     against: str | None = None
     level: str = "image"
     model: str | None = None
-    provider: str = "cpu"
+    provider: str | None = None
     seed: int = 0
 
 
@@ -65,10 +68,11 @@ def verify(
         raise UserError(
             f"unknown --against {spec.against!r}; choose one of {', '.join(REFERENCES)}"
         )
+    runners.find_runner(runners.DEFAULT).provider(spec.provider)
     bundle = open_bundle(spec.bundle)
     checkpoint = _checkpoint(bundle, spec)
-    against = spec.against or ("checkpoint" if checkpoint else "torch")
-    subject = "torch" if against == "ort" else "ort"
+    against = spec.against or (CHECKPOINT if checkpoint else "torch")
+    subject = next(name for name in runners.NAMES if name != against)
     rungs, not_run = _climb(bundle, subject, against, checkpoint, spec, progress)
     return {
         "ok": all(rung.ok for rung in rungs),
@@ -76,7 +80,7 @@ def verify(
         "runner": subject,
         "against": against,
         "level": spec.level,
-        "provider": spec.provider,
+        "provider": provider_of(subject, spec.provider),
         "seed": spec.seed,
         "dtype": bundle.config.dtype,
         "policy": bundle.config.policy.name,
@@ -86,6 +90,17 @@ def verify(
         "rungs": [rung.to_dict() for rung in rungs],
         "not_run": not_run,
     }
+
+
+def provider_of(name: str, asked: str | None) -> str:
+    """Where a runner computes: as asked, but for one that has a single place."""
+    kind = runners.find_runner(name)
+    return asked if asked in kind.providers else kind.provider()
+
+
+def open_exact(bundle: Bundle, name: str, provider: str | None) -> InspectableRunner:
+    """The runner of that name, rounding as the reference does."""
+    return runners.open_runner(bundle, name, provider_of(name, provider), exact=True)
 
 
 def _tolerance(bundle: Bundle) -> Tolerance:
@@ -131,16 +146,19 @@ def _climb(
 
     def climb() -> Ladder:  # opened when first needed: a broken contract would not load
         if not ladder:
-            probes = [
-                open_probe(name, bundle, spec.provider, checkpoint) for name in (subject, against)
-            ]
-            ladder.append(Ladder(bundle, *probes, spec.seed, progress))
+            reference = (
+                checkpoint_runner(bundle, checkpoint, provider_of("torch", spec.provider))
+                if checkpoint is not None and against == CHECKPOINT
+                else open_exact(bundle, against, spec.provider)
+            )
+            opened = open_exact(bundle, subject, spec.provider)
+            ladder.append(Ladder(bundle, opened, reference, spec.seed, progress))
         return ladder[0]
 
     steps: list[tuple[str, Callable[[], Rung]]] = [
         ("contract", lambda: check_contract(bundle)),
         ("compression", lambda: climb().compression()),
-        ("ops", lambda: check_ops(bundle, spec.provider)),
+        ("ops", lambda: check_ops(bundle, provider_of(runners.DEFAULT, spec.provider))),
     ]
     if checkpoint is not None and against == "checkpoint" and spec.level != "ops":
         steps.append(("weights", lambda: check_weights(bundle, checkpoint, progress)))
@@ -153,6 +171,6 @@ def _climb(
             if not rungs[-1].ok:
                 break
     finally:
-        for probe in (probe for one in ladder for probe in (one.subject, one.reference)):
-            probe.close()
+        for runner in (runner for one in ladder for runner in (one.subject, one.reference)):
+            runner.close()
     return rungs, [name for name, _ in steps[len(rungs) :]]

@@ -310,7 +310,7 @@ def test_kinds_and_commands() -> None:
     "changes, fix",
     [
         (dict(baselines=("half",)), "choose from transformers,full"),
-        (dict(runner="onnx"), "use one of ort, torch, trt"),
+        (dict(runner="onnx"), "use one of ort .ONNX Runtime., torch"),
         (dict(batches=(0,)), "use 1,8,32"),
         (dict(batches=()), "use 1,8,32"),
         (dict(steps=576), "outside 1 .. 575; use 96"),

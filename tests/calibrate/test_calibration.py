@@ -19,16 +19,16 @@ from ssd_export.calibrate.calibration import (
     CalibrationState,
     calibrate,
 )
-from ssd_export.calibrate.generate import draw_pictures, load_model
 from ssd_export.calibrate.neighbourhood import Neighbourhood
 from ssd_export.calibrate.ranks import rank_correlation
+from ssd_export.calibrate.sequences import FullCacheImages
 from ssd_export.errors import UserError
 from ssd_export.model.checkpoint import Checkpoint, open_checkpoint
 from ssd_export.model.families.janus import GRID
+from ssd_export.model.load import load_model
 from ssd_export.model.prompt import PromptEncoder
 from ssd_export.policy.head_map import HeadMap
 from ssd_export.policy.menu import scored, window
-from ssd_export.runtime.uniforms import uniforms
 from ssd_export.sampling import Sampling
 from ssd_export.version import TOOL_VERSION
 from tests.janus_checkpoints import (
@@ -80,10 +80,9 @@ def finished(checkpoint: Checkpoint, tmp_path_factory: pytest.TempPathFactory) -
 def test_draws_what_transformers_draws(checkpoint: Checkpoint) -> None:
     """Prompts of different length in one batch, greedy."""
     prompts = ["a red circle", "two green triangles beside the yellow star on white"]
-    encoded = PromptEncoder.from_file(checkpoint.tokenizer_path).encode(prompts, 64)
-    tokens = draw_pictures(
-        load_model(checkpoint), encoded, uniforms(0, 2, GRID.num_tokens), Sampling(2.0, 0.0)
-    )
+    encoder = PromptEncoder.from_file(checkpoint.tokenizer_path)
+    images = FullCacheImages(load_model(checkpoint), encoder, 64)
+    tokens = images(images.batches(prompts, Sampling(2.0, 0.0), seed=0))
     wanted, gap = oracle_tokens(build_model(TINY), train_tokenizer(), prompts, cfg_scale=2.0)
     assert gap > 1e-4
     np.testing.assert_array_equal(tokens, wanted.numpy())

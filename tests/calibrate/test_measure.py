@@ -10,15 +10,16 @@ import pytest
 import torch
 
 from ssd_export.calibrate.calibration import ABLATION, FISHER, CalibrationSpec, add_picture
-from ssd_export.calibrate.generate import load_model, sequence_of
 from ssd_export.calibrate.measure import HeadSums
 from ssd_export.calibrate.neighbourhood import Neighbourhood
 from ssd_export.calibrate.sensitivity import SOFTENING, random_signs, signed_likelihood
+from ssd_export.calibrate.sequences import sequence_of
 from ssd_export.errors import UserError
 from ssd_export.metrics.teacher_forced import Replay
 from ssd_export.model.checkpoint import open_checkpoint
 from ssd_export.model.decoder import ImageTokenModel
 from ssd_export.model.families.janus import GRID
+from ssd_export.model.load import load_model
 from ssd_export.model.prompt import PromptEncoder
 from ssd_export.policy.menu import scored, window
 from ssd_export.policy.presets import policy_from_head_options

@@ -12,11 +12,11 @@ from torch.profiler import ProfilerActivity, profile
 
 from benchmarks.calibration_memory import of_all_layers, report
 from ssd_export.calibrate.calibration import ABLATION, FISHER, CalibrationSpec, add_picture
-from ssd_export.calibrate.generate import load_model
 from ssd_export.calibrate.measure import HeadSums
 from ssd_export.calibrate.neighbourhood import Neighbourhood
 from ssd_export.model.checkpoint import open_checkpoint
 from ssd_export.model.families.janus import GRID
+from ssd_export.model.load import load_model
 from ssd_export.policy.menu import scored, window
 from ssd_export.sampling import Sampling
 from tests.janus_checkpoints import TinyJanus, write_transformers_checkpoint

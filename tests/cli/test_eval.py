@@ -89,10 +89,10 @@ def test_verify_proves_a_bundle_and_leaves_a_report(
 def test_verify_fails_with_exit_code_1_and_says_where(
     run: Run, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from ssd_export.verify.inspectable_runners import OrtProbe
+    from ssd_export.runtime.ort_runner import OrtRunner
 
-    cache_bytes = OrtProbe.cache_bytes
-    monkeypatch.setattr(OrtProbe, "cache_bytes", lambda self: cache_bytes(self) + 1)
+    cache_bytes = OrtRunner.cache_bytes
+    monkeypatch.setattr(OrtRunner, "cache_bytes", lambda self: cache_bytes(self) + 1)
     bundle_of(checkpoint, tmp_path / "b")
     done = run("verify", "--bundle", "b", "--against", "torch", "--level", "ops")
     assert (

@@ -55,7 +55,7 @@ def test_slots_hold_what_the_policy_says() -> None:
         _, generator = draw(bundle_of(kv_dtype=kv_dtype), "ort")
         positions.append(
             {
-                (layer, index): generator.runner.cache(CacheTensor(layer, index, "position"))
+                (layer, index): generator.runner.read_cache(CacheTensor(layer, index, "position"))
                 for layer, index, group in head_groups(generator.table)
                 if not group.rule.by_score
             }

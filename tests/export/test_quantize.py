@@ -212,7 +212,7 @@ def test_graphs_are_valid_onnx(weights: str, dtype: str) -> None:
 def test_onnx_runtime_draws_the_same_tokens_as_torch(weights: str) -> None:
     opened = open_bundle(quantized_bundle(weights))
     drawn = []
-    for runner in (OrtRunner(opened, exact=True), TorchRunner(opened, num_threads=1)):
+    for runner in (OrtRunner(opened, exact=True), TorchRunner.from_bundle(opened, num_threads=1)):
         with ImageGenerator(opened, runner) as generator:
             drawn.append(generator(PROMPTS[:2], seed=7).tokens)
     np.testing.assert_array_equal(*drawn)

@@ -48,9 +48,11 @@ def bundle_of(policy: str, **changes: object) -> object:
 def assert_same_slots(ort: ImageGenerator, torch: ImageGenerator) -> None:
     for layer, groups in enumerate(ort.table.layers):
         for index in range(len(groups)):
-            position = ort.runner.cache(CacheTensor(layer, index, "position"))
+            position = CacheTensor(layer, index, "position")
             np.testing.assert_array_equal(
-                position, torch.runner.state(layer, index).position, f"layer {layer}, group {index}"
+                ort.runner.read_cache(position),
+                torch.runner.read_cache(position),
+                position.past,
             )
 
 

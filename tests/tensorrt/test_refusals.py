@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from ssd_export.errors import UserError
-from ssd_export.runtime.generate import open_runner
+from ssd_export.runtime.runners import open_runner
 from ssd_export.tensorrt import engine_files
 from ssd_export.tensorrt import runner as trt_runner
 from ssd_export.tensorrt.cuda_device import CudaDevice, open_driver
@@ -39,7 +39,7 @@ def test_without_a_gpu_the_onnxruntime_runner_is_suggested(
 ) -> None:
     made = doubles(monkeypatch, copied_bundle(tmp_path))
     monkeypatch.setattr(trt_runner, "gpu_here", lambda: None)
-    assert "--runner ort" in refused(lambda: open_runner(made.bundle, "trt", "cpu", None))
+    assert "--runner ort" in refused(lambda: open_runner(made.bundle, "trt"))
     assert "--runner ort" in refused(lambda: CudaDevice(CudaDouble(has_gpu=False)))
 
 
@@ -47,7 +47,7 @@ def test_a_bundle_without_engines(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     from ssd_export.bundle import open_bundle
 
     monkeypatch.setattr(trt_runner, "gpu_here", lambda: 89)
-    message = refused(lambda: open_runner(open_bundle(copied_bundle(tmp_path)), "trt", "cpu", None))
+    message = refused(lambda: open_runner(open_bundle(copied_bundle(tmp_path)), "trt"))
     assert "has no TensorRT engines" in message and REBUILD in message
 
 

@@ -47,9 +47,8 @@ def assert_same_picture(made: Doubles, **options: object) -> None:
         np.testing.assert_array_equal(generator(PROMPTS[:2], **options).tokens, wanted)
         for layer, groups in enumerate(generator.table.layers):
             for cache in (CacheTensor(layer, index, "position") for index in range(len(groups))):
-                np.testing.assert_array_equal(
-                    generator.runner.cache(cache), reference.runner.cache(cache), cache.past
-                )
+                ours, theirs = (one.runner.read_cache(cache) for one in (generator, reference))
+                np.testing.assert_array_equal(ours, theirs, cache.past)
     assert made.cuda.used_bytes == 0 and not made.cuda.graphs, "everything is given back"
     assert not made.cuda.alive and not made.cuda.faults
 

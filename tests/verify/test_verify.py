@@ -21,8 +21,8 @@ from ssd_export.export.temporary_bundle import PolicyChoice
 from ssd_export.policy.head_map import HeadMap
 from ssd_export.policy.table import HeadGroup, PolicyTable
 from ssd_export.runtime import loop
+from ssd_export.runtime.ort_runner import OrtRunner
 from ssd_export.verify import generation as ladder
-from ssd_export.verify.inspectable_runners import OrtProbe
 from ssd_export.verify.verify import REPORT, VerifySpec, add_report, verify
 
 Exported = Callable[..., Path]
@@ -298,8 +298,8 @@ def test_a_table_that_promises_other_slots_than_the_graphs_have(
 def test_a_runner_that_allocates_more_than_promised(
     exported: Exported, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    cache_bytes = OrtProbe.cache_bytes
-    monkeypatch.setattr(OrtProbe, "cache_bytes", lambda self: cache_bytes(self) + 4096)
+    cache_bytes = OrtRunner.cache_bytes
+    monkeypatch.setattr(OrtRunner, "cache_bytes", lambda self: cache_bytes(self) + 4096)
     rung = failed(verify(VerifySpec(exported("h2o"), "torch", "ops")))
     assert (
         rung["name"] == "compression"
@@ -310,8 +310,8 @@ def test_a_runner_that_allocates_more_than_promised(
 def test_a_sampler_that_draws_another_token(
     exported: Exported, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    tokens = OrtProbe.tokens
-    monkeypatch.setattr(OrtProbe, "tokens", lambda self: (tokens(self) + 1) % 1564)
+    tokens = OrtRunner.tokens
+    monkeypatch.setattr(OrtRunner, "tokens", lambda self: (tokens(self) + 1) % 1564)
     rung = failed(verify(VerifySpec(exported("h2o"), "torch")))
     assert (
         rung["name"] == "logits"
@@ -322,8 +322,8 @@ def test_a_sampler_that_draws_another_token(
 def test_a_picture_that_is_too_dark(exported: Exported, monkeypatch: pytest.MonkeyPatch) -> None:
     from ssd_export.verify.checks import Rung
 
-    decode = OrtProbe.decode_image
-    monkeypatch.setattr(OrtProbe, "decode_image", lambda self, tokens: decode(self, tokens) // 2)
+    decode = OrtRunner.decode_image
+    monkeypatch.setattr(OrtRunner, "decode_image", lambda self, tokens: decode(self, tokens) // 2)
     for name in ("logits", "tokens"):
         monkeypatch.setattr(ladder.Ladder, name, lambda self, name=name: Rung(name))
     assert failed(verify(VerifySpec(exported("h2o"), "torch")))["name"] == "image"
@@ -335,7 +335,7 @@ def test_a_picture_that_is_too_dark(exported: Exported, monkeypatch: pytest.Monk
 @pytest.mark.parametrize(
     "spec, fix",
     [
-        (dict(against="numpy"), "choose one of torch"),
+        (dict(against="numpy"), "choose one of ort, torch"),
         (dict(level="all"), "choose one of ops"),
         (dict(against="trt"), "--runner ort"),  # no GPU, or no engines: the trt runner's own words
         (dict(against="checkpoint"), "give --model"),

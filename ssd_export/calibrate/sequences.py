@@ -1,0 +1,59 @@
+"""Images that the model itself generates with the full cache, and the sequences that measuring
+starts from: heads are measured on what the model does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ssd_export.model.decoder import ImageTokenModel
+from ssd_export.model.prompt import PromptEncoder
+from ssd_export.policy.presets import make_policy
+from ssd_export.runtime.loop import decode
+from ssd_export.runtime.prompt_batch import PromptBatch, PromptBatches
+from ssd_export.runtime.torch_runner import TorchRunner
+
+
+class FullCacheImages:
+    """Generates image tokens from a model with the text embedding, on the device it is on."""
+
+    def __init__(self, model: ImageTokenModel, encoder: PromptEncoder, prompt_slots: int) -> None:
+        @torch.inference_mode()
+        def embed(ids: np.ndarray) -> np.ndarray:
+            return model.embed_text_tokens(torch.from_numpy(ids).long()).float().numpy()
+
+        self.batches = PromptBatches(encoder, embed, prompt_slots, model.config.grid.num_tokens)
+        self._table = make_policy("full", model.config, budget=1.0, prompt_slots=prompt_slots)
+        self._runner = TorchRunner(model, None, self._table)
+
+    def __call__(
+        self,
+        batch: PromptBatch,
+        parts: Sequence[range] | None = None,
+        row_done: Callable[[], None] = lambda: None,
+    ) -> np.ndarray:
+        """Tokens int32 [N, image tokens] of a batch that `batches` made.
+
+        Args: parts: decode steps to take, as `decode` has them; row_done: called after each part.
+        """
+        steps = decode(self._runner, batch, self._table, parts)
+        next(steps)
+        for _ in steps:
+            row_done()
+        return self._runner.tokens()
+
+
+@torch.no_grad()
+def sequence_of(model: ImageTokenModel, ids: Sequence[np.ndarray], tokens: np.ndarray) -> Tensor:
+    """Hidden states [B, L + image tokens - 1, hidden] that teacher forcing starts from; ids: rows of
+    one length L, without padding.
+
+    The last token is drawn and never read.
+    """
+    image = model.embed_image_tokens(torch.from_numpy(tokens[:-1].astype(np.int64)))
+    prompt = model.embed_text_tokens(torch.from_numpy(np.stack(ids).astype(np.int64)))
+    return torch.cat([prompt, image.expand(len(ids), -1, -1)], dim=1)

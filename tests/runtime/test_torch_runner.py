@@ -1,0 +1,140 @@
+"""The torch runner: made from modules, and on a GPU the Triton kernel or one clear error."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from ssd_export.bundle import open_bundle
+from ssd_export.cache.attention import decode_attention
+from ssd_export.errors import UserError
+from ssd_export.model.checkpoint import open_checkpoint
+from ssd_export.model.load import load_image_decoder, load_model
+from ssd_export.model.permuted_heads import PermutedHeads
+from ssd_export.policy.presets import make_policy
+from ssd_export.policy.schedule import release_steps
+from ssd_export.runtime.generate import ImageGenerator
+from ssd_export.runtime.prompt_batch import PromptBatches
+from ssd_export.runtime.torch_runner import TorchRunner, step_attention
+from ssd_export.sampling import Sampling
+from tests.janus_checkpoints import TinyJanus
+from tests.runtime.checkpoints import PROMPTS, bundle, checkpoint, head_map_file
+
+TINY = TinyJanus(seed=3, num_kv_heads=2)
+MANY_HEADS = TinyJanus(seed=3)
+TABLE = make_policy("h2o", open_checkpoint(checkpoint(TINY)).config, budget=0.2, prompt_slots=32)
+
+
+def test_a_checkpoint_s_modules_generate_what_its_bundle_does() -> None:
+    """Heads of the bundle are permuted in the weights, those of the checkpoint on the way."""
+    folder = checkpoint(MANY_HEADS)
+    opened = open_bundle(bundle(folder, "ssd-row", 0.2, head_map=str(head_map_file(folder))))
+    table, source = opened.config.policy, open_checkpoint(folder)
+    assert any(order != tuple(sorted(order)) for order in table.head_order), "nothing is permuted"
+    model = PermutedHeads(load_model(source), table)
+    drawn = []
+    for runner in (
+        TorchRunner(model, load_image_decoder(source), table),
+        TorchRunner.from_bundle(opened, num_threads=1),
+    ):
+        with ImageGenerator(opened, runner) as generator:
+            drawn.append(generator(PROMPTS[:2], seed=7))
+    np.testing.assert_array_equal(drawn[0].tokens, drawn[1].tokens)
+    for ours, theirs in zip(drawn[0].images, drawn[1].images, strict=True):
+        np.testing.assert_array_equal(np.asarray(ours), np.asarray(theirs))
+
+
+def test_without_an_image_decoder_there_are_no_pixels() -> None:
+    runner = TorchRunner(load_model(open_checkpoint(checkpoint(TINY))), None, TABLE)
+    with pytest.raises(ValueError, match="without an image decoder"):
+        runner.decode_image(np.zeros((1, 576), np.int32))
+
+
+def test_the_cpu_has_the_reference() -> None:
+    assert step_attention("cpu", TABLE) is decode_attention
+    assert step_attention("cpu", replace(TABLE, kv_dtype="int8")) is decode_attention
+
+
+def test_a_gpu_has_the_kernel() -> None:
+    kernel = pytest.importorskip(
+        "ssd_export.kernels.decode_attention", reason="needs Triton: ssd-export[kernels]"
+    )
+    assert step_attention("cuda", TABLE) is step_attention("cuda:1", TABLE)
+    assert step_attention("cuda", TABLE) is kernel.decode_attention
+
+
+def test_a_gpu_without_the_kernel_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(UserError, match="no int8 keys and values; use --provider cpu"):
+        step_attention("cuda", replace(TABLE, kv_dtype="int8"))
+    for name in [name for name in sys.modules if name.startswith("ssd_export.kernels")]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "triton", None)
+    with pytest.raises(UserError, match=r"needs Triton.*ssd-export\[kernels\].*--provider cpu"):
+        step_attention("cuda", TABLE)
+
+
+COMPARISON = """
+import numpy as np, sys, torch
+from ssd_export.bundle import open_bundle
+from ssd_export.graph_spec import CacheTensor
+from ssd_export.kernels.decode_attention import decode_attention as kernel
+from ssd_export.runtime.loop import decode, single_steps
+from ssd_export.runtime.prompt_batch import PromptBatches, bundle_sampling
+from ssd_export.runtime.prompt_batch import PromptBatches
+from ssd_export.runtime.torch_runner import TorchRunner, load_modules
+
+torch.set_num_threads(1)
+opened = open_bundle(sys.argv[1])
+table, start = opened.config.policy, int(sys.argv[2])
+modules = load_modules(opened, opened.config.model, "cpu")
+batch = PromptBatches.from_bundle(opened)(["a red circle"], bundle_sampling(opened), 1)
+reference, runner = TorchRunner(*modules, table), TorchRunner(*modules, table, attention=kernel)
+places = [
+    CacheTensor(layer, index, kind)
+    for layer, groups in enumerate(table.layers)
+    for index, group in enumerate(groups)
+    for kind in ("key", "value", "position", "score")[: 3 + group.rule.by_score]
+]
+loop = decode(reference, batch, table, single_steps(start + 5))
+for steps in loop:
+    if steps.stop == start:
+        break
+ours = decode(runner, batch, table, single_steps(start + 5, first=start))
+next(ours)
+for place in places:
+    runner.write_cache(place, reference.read_cache(place))
+for step in range(start):
+    runner.force_tokens(step, reference.tokens()[:, step])
+for (step,), _ in zip(loop, ours, strict=True):
+    np.testing.assert_array_equal(runner.tokens(), reference.tokens(), f"step {step}")
+    np.testing.assert_allclose(runner.logits(), reference.logits(), atol=1e-4)
+    for place in places:
+        values = runner.read_cache(place), reference.read_cache(place)
+        np.testing.assert_allclose(*values, atol=0 if place.kind == "position" else 1e-4)
+"""
+
+
+def test_the_kernel_generates_what_the_reference_does() -> None:
+    """Interpreted on the CPU, over the steps in which the scored groups release."""
+    pytest.importorskip("triton", reason="needs Triton: ssd-export[kernels]")
+    folder = checkpoint(TINY)
+    path = bundle(folder, "ssd-row", 0.06, head_map=str(head_map_file(folder)))
+    opened = open_bundle(path)
+    length = PromptBatches.from_bundle(opened)(["a red circle"], Sampling(), 1).lengths[0]
+    start = min(release_steps(opened.config.policy, [length])) - 2
+    environment = os.environ | {"TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [sys.executable, "-c", COMPARISON, str(path), str(start)],
+        cwd=Path(__file__).parents[2],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
