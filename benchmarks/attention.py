@@ -25,9 +25,9 @@ import click
 from benchmarks.attention_layers import LayersRun
 from ssd_export.bench.report import lines_of
 from ssd_export.config import ModelConfig
-from ssd_export.export.exporter import DEMO_CHECKPOINT
 from ssd_export.machine import num_cpus
 from ssd_export.model.families import PUBLISHED
+from ssd_export.model.find import DEMO_CHECKPOINT
 from ssd_export.policy.allocation import allocate
 from ssd_export.policy.head_map import HeadMap, find_head_map
 from ssd_export.policy.presets import make_policy

@@ -22,9 +22,9 @@ from typing import Any
 
 from ssd_export.config import ModelConfig
 from ssd_export.errors import UserError
-from ssd_export.export.exporter import model_folder
 from ssd_export.metrics.intervals import Mean
 from ssd_export.model.checkpoint import open_checkpoint
+from ssd_export.model.find import model_folder
 from ssd_export.policy.allocation import predicted_error
 from ssd_export.policy.head_map import HeadMap, find_head_map
 from ssd_export.policy.presets import make_policy

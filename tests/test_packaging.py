@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from ssd_export.export.exporter import DEMO_CHECKPOINT
+from ssd_export.model.find import DEMO_CHECKPOINT
 from tests.runtime.checkpoints import bundle
 
 pytestmark = pytest.mark.slow

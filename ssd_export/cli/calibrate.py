@@ -193,8 +193,9 @@ def _calibrate(spec: CalibrateSpec) -> None:
     from ssd_export.calibrate.calibration import ABLATION, FISHER, CalibrationSpec, calibrate
     from ssd_export.calibrate.neighbourhood import Neighbourhood
     from ssd_export.cli.progress import ProgressReport
-    from ssd_export.export.exporter import generation_defaults, model_folder
+    from ssd_export.export.exporter import generation_defaults
     from ssd_export.model.checkpoint import open_checkpoint
+    from ssd_export.model.find import model_folder
     from ssd_export.model.load import is_small, load_model
     from ssd_export.policy.menu import menu
     from ssd_export.sampling import Sampling

@@ -16,6 +16,7 @@ from types import FrameType
 
 import click
 
+from ssd_export.cli import logs
 from ssd_export.errors import UserError
 from ssd_export.version import TOOL_VERSION
 
@@ -43,7 +44,11 @@ class VerbGroup(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in VERBS:
             return None
-        return importlib.import_module(f"ssd_export.cli.{cmd_name.replace('-', '_')}").command
+        module = importlib.import_module(f"ssd_export.cli.{cmd_name.replace('-', '_')}")
+        command: click.Command = module.command
+        if not any(option.name == "verbose" for option in command.params):
+            logs.verbose_option(command)
+        return command
 
 
 @click.group(
@@ -51,6 +56,7 @@ class VerbGroup(click.Group):
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
 )
 @click.version_option(TOOL_VERSION, prog_name="ssd-export")
+@logs.verbose_option
 def ssd_export() -> None:
     """Janus-Pro image generation with a compressed KV cache: export a checkpoint, draw, look
     inside.
@@ -62,6 +68,7 @@ def main(args: Sequence[str] | None = None) -> None:
     with suppress(ValueError):  # not in the main thread: whoever started it handles signals
         signal.signal(signal.SIGTERM, _terminate)
     try:
+        logs.configure()
         code = ssd_export.main(args, prog_name="ssd-export", standalone_mode=False)
     except UserError as error:
         _say(f"error: {error}")

@@ -4,6 +4,7 @@ graphs, contracts.
 
 from __future__ import annotations
 
+import logging
 import shutil
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
@@ -40,17 +41,20 @@ from ssd_export.model.checkpoint import (
     open_checkpoint,
 )
 from ssd_export.model.families import PUBLISHED, published_shape
-from ssd_export.model.hub import fetch, is_hub_id
+from ssd_export.model.find import Model, find_model, local_folder
+from ssd_export.model.hub import is_hub_id
+from ssd_export.os_errors import is_file, is_folder, os_error
 from ssd_export.plan.memory import check_fits, export_bytes
 from ssd_export.policy.allocation import allocate
 from ssd_export.policy.head_map import HeadMap, find_head_map
 from ssd_export.policy.presets import Heads, default_policy, make_policy, policy_of
 from ssd_export.policy.table import PolicyTable
+from ssd_export.sampling import Sampling
 from ssd_export.typed_json import read_json
 from ssd_export.version import TOOL_VERSION
 
-DEMO_CHECKPOINT = Path(__file__).parent.parent / "demo" / "checkpoint"
 GENERATION_HELP = 'write {"cfg_scale": 5.0, "temperature": 1.0} there, or delete it'
+log = logging.getLogger(__name__)
 Progress = Callable[[str, int, int], None]
 
 
@@ -83,17 +87,6 @@ class ExportSpec:
 
 
 @dataclass(frozen=True)
-class Model:
-    """A checkpoint as --model found it. name: short, for a bundle's folder; revision: the hub's
-    commit, if it has one.
-    """
-
-    name: str
-    folder: Path
-    revision: str | None = None
-
-
-@dataclass(frozen=True)
 class ExportPlan:
     """Everything that is settled before anything is written. out: the bundle's folder."""
 
@@ -103,6 +96,7 @@ class ExportPlan:
     table: PolicyTable
     head_map: HeadMap | None
     weights: list[Weight]
+    generation: GenerationDefaults
     out: Path
 
 
@@ -120,6 +114,8 @@ def export_bundle(
     """
     plan = plan_export(spec)
     check_target(plan.out, spec.force)
+    if plan.checkpoint.left_out:
+        log.info("left out, generating images does not need it: %s", plan.checkpoint.left_out)
     unfinished = unfinished_folder(plan.out)
     check_space(plan, unfinished)
     try:
@@ -140,15 +136,9 @@ def plan_export(spec: ExportSpec, download: bool = True) -> ExportPlan:
 
     Raises: UserError for a checkpoint, policy or head map that will not do.
     """
-    shape = (
-        None if download or Path(spec.model).expanduser().is_dir() else published_shape(spec.model)
-    )
-    if (
-        shape is None
-        and not download
-        and is_hub_id(spec.model)
-        and not Path(spec.model).expanduser().is_dir()
-    ):
+    is_here = is_folder(local_folder(spec.model))
+    shape = None if download or is_here else published_shape(spec.model)
+    if shape is None and not download and is_hub_id(spec.model) and not is_here:
         raise UserError(
             f"{spec.model} is not here and not one of the published shapes; download it and give"
             f" its folder, or plan with --model {' or '.join(PUBLISHED)}"
@@ -168,7 +158,9 @@ def plan_export(spec: ExportSpec, download: bool = True) -> ExportPlan:
         spec.out
         or Path("bundles") / f"{name}-{table.name}-b{table.budget:g}-{precision_name(spec)}"
     )
-    return ExportPlan(spec, replace(model, name=name), checkpoint, table, head_map, weights, out)
+    generation = GenerationDefaults() if shape else generation_defaults(checkpoint.path)
+    model = replace(model, name=name)
+    return ExportPlan(spec, model, checkpoint, table, head_map, weights, generation, out)
 
 
 def check_space(plan: ExportPlan, unfinished: Path) -> None:
@@ -216,41 +208,6 @@ def precision_name(spec: ExportSpec) -> str:
         + [f"kv-{spec.kv_dtype}"] * (spec.kv_dtype != "model")
     )
     return "-".join(parts)
-
-
-def model_folder(model: str) -> tuple[str, Path]:
-    """find_model's name and folder."""
-    found = find_model(model)
-    return found.name, found.folder
-
-
-def find_model(model: str, revision: str | None = None) -> Model:
-    """The checkpoint of `demo`, a folder, or a hub's owner/name; the last is downloaded.
-
-    Raises: UserError where there is none, or --revision is given for one that has none.
-    """
-    folder = Path(model).expanduser()
-    is_local = model == "demo" or folder.is_dir()
-    if revision is not None and is_local:
-        raise UserError(
-            f"--revision is for models of a hub and {model} is a local one; leave it out"
-        )
-    if model == "demo":
-        if not DEMO_CHECKPOINT.is_dir():
-            raise UserError(
-                f"the demo checkpoint is missing from this installation ({DEMO_CHECKPOINT});"
-                " install ssd-export again"
-            )
-        return Model("demo", DEMO_CHECKPOINT)
-    if is_local:
-        return Model(folder.resolve().name.lower(), folder)
-    if is_hub_id(model):
-        found = fetch(model, revision)
-        return Model(model.split("/")[1].lower(), found.folder, found.revision)
-    raise UserError(
-        f"no checkpoint at {model}: give a folder with config.json and the weights, a hub id such"
-        " as deepseek-community/Janus-Pro-1B, or demo"
-    )
 
 
 def settle_policy(
@@ -319,7 +276,7 @@ def _write_files(folder: Path, plan: ExportPlan, journal: Journal, progress: Pro
             precision=precision_facts(spec.weights, plan.weights),
             target=spec.target,
             policy=table,
-            generation=generation_defaults(checkpoint.path),
+            generation=plan.generation,
             text_embeddings=TextEmbeddingTable(
                 file=f"onnx/{WEIGHTS_FILE}",
                 offset=offset,
@@ -376,12 +333,21 @@ def write_graphs(
 
 def generation_defaults(folder: Path) -> GenerationDefaults:
     """cfg_scale and temperature: Janus' own unless the checkpoint brings a `ssd_generation.json` of
-    its own. Raises: UserError for one that cannot be read or holds other values than numbers.
+    its own. Raises: UserError for one that cannot be read or holds what nothing can be drawn with.
     """
     own = folder / "ssd_generation.json"
-    if not own.exists():
+    if not is_file(own):
         return GenerationDefaults()
     try:
-        return read_json(own, GenerationDefaults, GENERATION_HELP)
+        values = read_json(own, dict[str, Any], GENERATION_HELP)
+        defaults = read_json(own, GenerationDefaults, GENERATION_HELP)
     except OSError as error:
-        raise UserError(f"{own} cannot be read ({error.strerror}); check its permissions") from None
+        raise os_error(error, "read", own) from None
+    unknown = next((name for name in values if not hasattr(defaults, name)), None)
+    if unknown is not None:
+        raise UserError(f"{own}: {unknown[:40]!r} is no setting; {GENERATION_HELP}")
+    try:
+        Sampling(defaults.cfg_scale, defaults.temperature)
+    except UserError as error:
+        raise UserError(f"{own}: {error}") from None
+    return defaults

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from ssd_export.bundle import Bundle
 from ssd_export.errors import UserError
-from ssd_export.export.exporter import model_folder
 from ssd_export.model.checkpoint import Checkpoint, open_checkpoint
+from ssd_export.model.find import model_folder
 
 
 def checkpoint_like(bundle: Bundle, model: str) -> Checkpoint:

@@ -7,13 +7,18 @@ come: JSON files, and the weights in one format (safetensors where the repositor
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 from ssd_export.errors import UserError
+from ssd_export.model.hub_errors import first_line, is_offline, refused
+from ssd_export.model.weight_files import INDEXES, SINGLES, shard_names
+from ssd_export.os_errors import is_file, os_error
 
+log = logging.getLogger(__name__)
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 
@@ -35,43 +40,34 @@ def is_hub_id(model: str) -> bool:
 def fetch(hub_id: str, revision: str | None = None) -> HubModel:
     """The model's folder in the hub's cache; what an earlier call left unfinished is continued.
 
-    Raises: UserError, one line that says how to get the files by hand, without a network, for an
-    unknown model or revision, one that needs a permission, or a full disk.
+    Without a network it is the copy of an earlier download, as the hub's own library finds it: of
+    the commit that the branch or tag meant then. Which commit, and that it came from the cache, is
+    logged.
+    Raises: UserError, one line that says how to get the files by hand, without a network and a
+    copy, for an unknown model or revision, one that needs a permission, or a full disk.
     """
     from huggingface_hub import HfApi, snapshot_download
-    from huggingface_hub.errors import (
-        GatedRepoError,
-        RepositoryNotFoundError,
-        RevisionNotFoundError,
-    )
 
     try:
         info = HfApi().model_info(hub_id, revision=revision, files_metadata=True)
-        sizes = {item.rfilename: item.size or 0 for item in info.siblings or ()}
-        wanted = wanted_files(sizes)
-        _check_disk(hub_id, info.sha, {name: sizes[name] for name in wanted})
-        return HubModel(
-            Path(snapshot_download(hub_id, revision=info.sha, allow_patterns=wanted)), info.sha
-        )
-    except UserError:
-        raise
-    except RevisionNotFoundError as error:
-        raise UserError(
-            f"{hub_id} has no revision {revision}; leave out --revision for the newest, or give a"
-            " branch, tag or commit that the model's page lists under Files, History"
-        ) from error
-    except GatedRepoError as error:
-        raise UserError(
-            f"{hub_id} needs a permission: accept its terms on the model's page, run `hf auth"
-            " login`, then try again"
-        ) from error
-    except RepositoryNotFoundError as error:
-        raise UserError(
-            f"the hub has no model {hub_id}; check the name, for example"
-            " deepseek-community/Janus-Pro-1B, or give a folder as --model"
-        ) from error
-    except Exception as error:  # the library and what carries it raise a dozen more: no name, no route, no certificate
-        return _from_cache(hub_id, revision, error)
+    except Exception as error:
+        if is_offline(error):
+            return _from_cache(hub_id, revision, error)
+        raise refused(hub_id, revision, error) from error
+    sizes = {item.rfilename: item.size or 0 for item in info.siblings or ()}
+    wanted = wanted_files(sizes)
+    _check_disk(hub_id, info.sha, {name: sizes[name] for name in wanted})
+    log.info("%s: commit %s%s", hub_id, info.sha, f" ({revision})" if revision else "")
+    try:
+        folder = Path(snapshot_download(hub_id, revision=info.sha, allow_patterns=wanted))
+    except Exception as error:
+        if is_offline(error):
+            raise UserError(
+                f"the download of {hub_id} broke off ({first_line(error)}): run the same command again,"
+                " it goes on where it stopped"
+            ) from error
+        raise refused(hub_id, revision, error) from error
+    return HubModel(folder, info.sha)
 
 
 def wanted_files(names: Iterable[str]) -> list[str]:
@@ -102,22 +98,55 @@ def _check_disk(hub_id: str, revision: str, sizes: dict[str, int]) -> None:
 
 
 def _from_cache(hub_id: str, revision: str | None, error: Exception) -> HubModel:
-    """The copy of an earlier download: of that commit, or the newest. Raises: UserError where there
-    is none.
-    """
+    """The copy of an earlier download. Raises: UserError where there is none, or a part of one."""
+    from huggingface_hub import snapshot_download
     from huggingface_hub.constants import HF_HUB_CACHE
+    from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
 
-    snapshots = Path(HF_HUB_CACHE) / f"models--{hub_id.replace('/', '--')}" / "snapshots"
-    copies = [
-        folder
-        for folder in snapshots.glob(revision or "*")
-        if any(folder.glob("*.safetensors")) or any(folder.glob("*.bin"))
-    ]
-    if copies:
-        newest = max(copies, key=lambda folder: folder.stat().st_mtime)
-        return HubModel(newest, newest.name)
-    reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:120]
-    raise UserError(
-        f"could not download {hub_id} ({reason}); on a machine with a network run `hf download"
-        f" {hub_id} --local-dir DIR`, copy DIR here and give it as --model"
-    ) from error
+    asked = f"{hub_id} at {revision}" if revision else hub_id
+    reason = first_line(error)
+    by_hand = (
+        f"on a machine with a network run `hf download {hub_id}"
+        + (f" --revision {revision}" if revision else "")
+        + " --local-dir DIR`, copy DIR here and give it as --model"
+    )
+    try:
+        path = snapshot_download(
+            hub_id, revision=revision, local_files_only=True, allow_patterns=["config.json"]
+        )
+    except (LocalEntryNotFoundError, HFValidationError):
+        raise UserError(
+            f"{asked} is not in the cache {HF_HUB_CACHE}, and the hub cannot be reached ({reason}):"
+            f" {by_hand}"
+        ) from error
+    except OSError as unreadable:
+        raise os_error(unreadable, "read", HF_HUB_CACHE) from unreadable
+    folder = Path(path)
+    lacking = missing_file(folder)
+    if lacking:
+        raise UserError(
+            f"the copy of {asked} in the cache, commit {folder.name}, lacks {lacking}: its download"
+            f" was interrupted, and the hub cannot be reached now ({reason}); {by_hand}"
+        ) from error
+    log.info(
+        "%s: commit %s%s, from the cache: the hub cannot be reached (%s)",
+        hub_id,
+        folder.name,
+        f" ({revision})" if revision else " (main when it was downloaded)",
+        reason,
+    )
+    return HubModel(folder, folder.name)
+
+
+def missing_file(folder: Path) -> str:
+    """The first file that a checkpoint's folder lacks, "" where it is whole."""
+    for name in ("config.json", "tokenizer.json"):
+        if not is_file(folder / name):
+            return name
+    for single, index in zip(SINGLES, INDEXES):
+        if is_file(folder / single):
+            return ""
+        if is_file(folder / index):
+            shards = shard_names(folder / index)
+            return next((name for name in shards if not is_file(folder / name)), "")
+    return "its weights"

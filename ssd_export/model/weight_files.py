@@ -120,7 +120,7 @@ def open_weight_files(directory: Path) -> list[WeightFile]:
         if has_index:
             return [
                 WeightFile(_shard(directory, index, name))
-                for name in _shard_names(directory / index)
+                for name in shard_names(directory / index)
             ]
     raise UserError(f"{directory} holds no weights: expected one of {', '.join(SINGLES + INDEXES)}")
 
@@ -159,7 +159,8 @@ def _is_there(path: Path) -> bool:
     return False
 
 
-def _shard_names(index: Path) -> list[str]:
+def shard_names(index: Path) -> list[str]:
+    """The files that an index names. Raises: UserError for a damaged index."""
     weight_map = read_json(index).get("weight_map")
     names = weight_map.values() if isinstance(weight_map, dict) else [None]
     if not names or not all(isinstance(name, str) for name in names):

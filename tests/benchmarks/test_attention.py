@@ -16,8 +16,8 @@ from benchmarks.attention import (
     stretched,
 )
 from benchmarks.attention_layers import LayersRun, group_run
-from ssd_export.export.exporter import DEMO_CHECKPOINT
 from ssd_export.model.families import PUBLISHED
+from ssd_export.model.find import DEMO_CHECKPOINT
 from ssd_export.policy.head_map import HeadMap
 
 CONFIG = PUBLISHED["janus-pro-1b"]

@@ -17,7 +17,7 @@ import torch
 from transformers import JanusForConditionalGeneration
 
 from ssd_export.demo.tokenizer import train_tokenizer
-from ssd_export.export.exporter import DEMO_CHECKPOINT
+from ssd_export.model.find import DEMO_CHECKPOINT
 from ssd_export.runtime.generate import ImageGenerator
 from tests.janus_checkpoints import oracle_tokens
 from tests.runtime.checkpoints import bundle
