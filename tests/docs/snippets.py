@@ -34,7 +34,7 @@ FENCE = re.compile(
 )
 EXECUTED = ("bash", "python", "diff")
 IN_A_COPY = ("diff",)
-COPIED = ("ssd_export", "tests", "docs", "benchmarks", "plugins", "cli.py", "pyproject.toml")
+COPIED = ("*.md", "*.py", "ssd_export", "tests", "docs", "benchmarks", "pyproject.toml")
 
 
 @dataclass(frozen=True)
@@ -120,7 +120,7 @@ class Scratch:
         commands = {
             "bash": ["bash", "-euo", "pipefail", "-c", text],
             "python": [sys.executable, "-c", text],
-            "diff": ["git", "apply", "--verbose", "-"],
+            "diff": ["git", "apply", "--recount", "--verbose", "-"],
         }
         done = subprocess.run(
             commands[snippet.language],

@@ -8,7 +8,7 @@ import click
 import pytest
 
 from ssd_export.model.checkpoint import open_checkpoint
-from ssd_export.policy.head_map import HeadMap
+from ssd_export.policy.head_map import SHAPE, HeadMap
 from tests.docs.snippets import (
     EXECUTED,
     ROOT,
@@ -36,8 +36,8 @@ def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_transformers_checkpoint(folder, TinyJanus())
     config = open_checkpoint(folder).config
     metric = ((0.1, 0.9, 0.1, 0.8),) * config.num_layers
-    sizes = (config.num_layers, config.num_heads, config.num_kv_heads, config.hidden_size)
-    HeadMap(*sizes, metric, 0.5).save(folder / "head_map.json")
+    shape = {name: getattr(config, name) for name in SHAPE}
+    HeadMap(**shape, metric=metric, threshold=0.5).save(folder / "head_map.json")
     return folder
 
 
