@@ -29,6 +29,7 @@ from ssd_export.report.measurement import measurement, table, write_measurement
 from ssd_export.tensorrt.allocator import return_large_buffers
 from ssd_export.tensorrt.build_graph import read_graph, serialized_engine, write_engine
 from ssd_export.tensorrt.build_memory import needed_bytes
+from ssd_export.tensorrt.engine_manifest import EngineEntry
 from ssd_export.tensorrt.plan import BuildPlan, BuildSpec, plan_build
 from ssd_export.tensorrt.target import Batch
 
@@ -57,7 +58,7 @@ def measure_build(bundle: Path, target: str, batch: str, shared: bool) -> dict[s
     return_large_buffers()
     began, began_cpu = time.perf_counter(), time.process_time()
     with tempfile.TemporaryDirectory() as folder:
-        peaks, description = _phases(plan, Path(folder))
+        peaks, entry = _phases(plan, Path(folder))
     seconds, cpu_seconds = time.perf_counter() - began, time.process_time() - began_cpu
     return {
         "weights": _weights(plan),
@@ -65,8 +66,8 @@ def measure_build(bundle: Path, target: str, batch: str, shared: bool) -> dict[s
         "seconds": seconds,
         "cpu_seconds": cpu_seconds,
         "peak_bytes": peaks,
-        "engine_bytes": description["bytes"],
-        "layers": sum(description["layers"].values()),
+        "engine_bytes": entry.bytes,
+        "layers": sum(entry.layers.values()),
         "needed_bytes": needed_bytes(plan.bundle, plan.target, plan.flavour),
     }
 
@@ -76,15 +77,15 @@ def _weights(plan: BuildPlan) -> str:
     return plan.bundle.config.dtype if stored == "none" else stored
 
 
-def _phases(plan: BuildPlan, scratch: Path) -> tuple[dict[str, int], dict[str, Any]]:
-    """Peak of resident bytes by phase, and the engine's description."""
+def _phases(plan: BuildPlan, scratch: Path) -> tuple[dict[str, int], EngineEntry]:
+    """Peak of resident bytes by phase, and the engine's entry."""
     spec = next(graph for graph in plan.graphs if graph.name == GRAPH)
     graph, read = _with_peak(lambda: read_graph(plan, spec))
     engine, build = _with_peak(
         lambda: serialized_engine(plan, graph, scratch, lambda *told: None, Event())
     )
     made, write = _with_peak(lambda: write_engine(plan, graph, engine, scratch))
-    return dict(zip(PHASES, (read, build, write), strict=True)), made.description
+    return dict(zip(PHASES, (read, build, write), strict=True)), made.entry
 
 
 def _with_peak(work: Callable[[], T]) -> tuple[T, int]:

@@ -251,9 +251,9 @@ def build_seconds(bundle: Bundle, runner: str) -> float | None:
     from ssd_export.tensorrt.engine_manifest import read_engines
 
     return sum(
-        graph["seconds"]
+        entry.seconds
         for engine in read_engines(bundle).values()
-        for graph in engine["graphs"].values()
+        for entry in engine.graphs.values()
     )
 
 

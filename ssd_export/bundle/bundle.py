@@ -31,7 +31,9 @@ from ssd_export.bundle.manifest import (
 )
 from ssd_export.bundle.write import disk_errors
 from ssd_export.errors import UserError
-from ssd_export.files import reason
+from ssd_export.files import read_file, reason
+from ssd_export.os_errors import os_error
+from ssd_export.typed_json import MAX_BYTES
 
 
 @dataclass(frozen=True)
@@ -55,6 +57,16 @@ class Bundle:
         if name not in self.files:
             raise UserError(f"bundle {self.path} has no {name}; {EXPORT_AGAIN}")
         return self.path / name
+
+    def read(self, name: str) -> bytes:
+        """The content of a small file. Raises: UserError as file, and for one that cannot be read
+        or has more than 64 MiB.
+        """
+        path = self.file(name)
+        try:
+            return read_file(path, MAX_BYTES)
+        except OSError as error:
+            raise os_error(error, "read", path) from error
 
     def add_files(
         self, files: Mapping[str, bytes | Path], instead_of: Collection[str] = ()

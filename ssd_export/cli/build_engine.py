@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
 from ssd_export.errors import UserError
 
 if TYPE_CHECKING:
+    from ssd_export.tensorrt.engine_manifest import EngineEntry
     from ssd_export.tensorrt.plan import BuildPlan
 
 FLAVOURS = ("auto", "tensorrt", "tensorrt-rtx")
@@ -130,17 +131,17 @@ def command(
         return
     started = time.monotonic()
 
-    def finished(name: str, description: dict[str, Any], share: float) -> None:
+    def finished(name: str, entry: EngineEntry, share: float) -> None:
         left = (time.monotonic() - started) * (1 - share) / share
         told = f"; about {left:.0f} s left" if share < 1 else ""
-        click.echo(result_line(name, description) + told, err=True)
+        click.echo(result_line(name, entry) + told, err=True)
 
     def stopping() -> None:
         click.echo("stopping: TensorRT ends the step that it is in", err=True)
 
     with ProgressReport() as progress:
-        engine_json = build_engines(plan, progress, finished, stopping)
-    for text in engine_json["warnings"]:
+        manifest = build_engines(plan, progress, finished, stopping)
+    for text in manifest.warnings:
         click.echo(f"warning: {text}", err=True)
     click.echo(plan.bundle.path / plan.folder)
 
@@ -185,12 +186,12 @@ def _tuned_for(plan: BuildPlan) -> str:
     return " and ".join(str(profile.images[1]) for profile in plan.profiles("decode_step"))
 
 
-def result_line(name: str, graph: dict[str, Any]) -> str:
+def result_line(name: str, entry: EngineEntry) -> str:
     """Size, layers and time of an engine."""
-    num_layers, num_plugin = sum(graph["layers"].values()), graph["layers"].get("PluginV3", 0)
+    num_layers, num_plugin = sum(entry.layers.values()), entry.layers.get("PluginV3", 0)
     layers = (
         f", {num_layers} layers" + (f" ({num_plugin} of the plugin)" if num_plugin else "")
         if num_layers
         else ""
     )
-    return f"{name}: {graph['bytes'] / 1e6:.1f} MB{layers}, {graph['seconds']:.1f} s"
+    return f"{name}: {entry.bytes / 1e6:.1f} MB{layers}, {entry.seconds:.1f} s"

@@ -13,35 +13,34 @@ a GPU was not measured: none was at hand; `shared_weights = false` in a recipe p
 
 from __future__ import annotations
 
-import json
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from threading import Event
-from typing import Any
 
 from ssd_export.errors import UserError
-from ssd_export.tensorrt import engine_manifest as provenance
 from ssd_export.tensorrt.allocator import return_large_buffers
 from ssd_export.tensorrt.build_graph import GraphEngine, build_graph
 from ssd_export.tensorrt.build_memory import check_memory
 from ssd_export.tensorrt.build_progress import Progress
 from ssd_export.tensorrt.builder_config import TIMING_CACHE
-from ssd_export.tensorrt.engine_manifest_writer import engine_json
+from ssd_export.tensorrt.engine_manifest import FILE, EngineEntry, EngineManifest
+from ssd_export.tensorrt.engine_manifest_writer import engine_manifest
 from ssd_export.tensorrt.interruptible import run_interruptible
 from ssd_export.tensorrt.plan import BuildPlan
 from ssd_export.tensorrt.plugin import load_library, make_plugin_graph, prepared_name
+from ssd_export.typed_json import to_json
 
-Finished = Callable[[str, dict[str, Any], float], None]
+Finished = Callable[[str, EngineEntry, float], None]
 
 
 def build_engines(
     plan: BuildPlan,
     progress: Progress = lambda stage, done, total: None,
-    finished: Finished = lambda name, description, share: None,
+    finished: Finished = lambda name, entry, share: None,
     stopping: Callable[[], None] = lambda: None,
-) -> dict[str, Any]:
+) -> EngineManifest:
     """Builds the engines of a plan into its bundle, all or none, and returns their engine.json.
 
     Args: finished: told each engine as it is built, and the share of the work that is done by then;
@@ -74,12 +73,12 @@ def build_engines(
                 stopping,
             )
             share = sum(sizes[name] for name in built) / sum(sizes.values())
-            finished(spec.name, built[spec.name].description, share)
-        values = engine_json(plan, built)
+            finished(spec.name, built[spec.name].entry, share)
+        manifest = engine_manifest(plan, built)
         plan.bundle.add_files(
-            _files(plan, built, values, Path(scratch)), instead_of=_earlier_files(plan)
+            _files(plan, built, manifest, Path(scratch)), instead_of=_earlier_files(plan)
         )
-    return values
+    return manifest
 
 
 @contextmanager
@@ -95,14 +94,14 @@ def _disk_errors(path: Path) -> Iterator[None]:
 
 
 def _files(
-    plan: BuildPlan, built: dict[str, GraphEngine], values: dict[str, Any], scratch: Path
+    plan: BuildPlan, built: dict[str, GraphEngine], manifest: EngineManifest, scratch: Path
 ) -> dict[str, bytes | Path]:
     """What the bundle gets, by name."""
     files: dict[str, bytes | Path] = {
         f"{plan.folder}/{graph.path.name}": graph.path for graph in built.values()
     }
-    files[f"{plan.folder}/{provenance.FILE}"] = (json.dumps(values, indent=1) + "\n").encode()
-    if plan.plugin.library and not values["plugin"]["in_engine"]:
+    files[f"{plan.folder}/{FILE}"] = to_json(manifest).encode()
+    if plan.plugin.library and manifest.plugin and not manifest.plugin.in_engine:
         files[f"{plan.folder}/{plan.plugin.library.name}"] = plan.plugin.library.read_bytes()
     cache = scratch / TIMING_CACHE
     if cache.exists() and plan.timing_cache is None:

@@ -18,6 +18,7 @@ from ssd_export.graph_spec import GraphSpec
 from ssd_export.tensorrt.build_memory import StoredWeight, shared_weights
 from ssd_export.tensorrt.build_progress import Phases, Progress, progress_monitor
 from ssd_export.tensorrt.builder_config import builder_config, use_timing_cache
+from ssd_export.tensorrt.engine_manifest import EngineEntry
 from ssd_export.tensorrt.in_place import in_place
 from ssd_export.tensorrt.layer_listing import Layer, hazards
 from ssd_export.tensorrt.messages import judge, logger, one_line
@@ -33,7 +34,7 @@ PLUGIN_LAYER = "PluginV3"
 class GraphEngine:
     """One engine as engine.json describes it, its file, and the warnings the user should see."""
 
-    description: dict[str, Any]
+    entry: EngineEntry
     path: Path
     warnings: list[str]
     library_is_in_engine: bool
@@ -66,9 +67,7 @@ def build_graph(
     graph = read_graph(plan, spec)
     engine = serialized_engine(plan, graph, scratch, progress, cancelled)
     made = write_engine(plan, graph, engine, scratch)
-    return replace(
-        made, description=made.description | {"seconds": round(time.monotonic() - started, 1)}
-    )
+    return replace(made, entry=replace(made.entry, seconds=round(time.monotonic() - started, 1)))
 
 
 def read_graph(plan: BuildPlan, spec: GraphSpec) -> ReadGraph:
@@ -124,36 +123,38 @@ def write_engine(plan: BuildPlan, graph: ReadGraph, engine: Any, scratch: Path) 
     path = scratch / f"{graph.spec.name}.engine"
     path.write_bytes(memoryview(engine))
     warnings = judge(graph.spec.name, messages.warnings) + graph.warnings
-    description = _describe(plan, graph, path, by_profile[0] if by_profile else []) | {
-        "activation_bytes": messages.activation_bytes
-    }
-    return GraphEngine(description, path, warnings, messages.library_is_in_engine)
+    layers = by_profile[0] if by_profile else []
+    entry = _entry(plan, graph, path, layers, messages.activation_bytes)
+    return GraphEngine(entry, path, warnings, messages.library_is_in_engine)
 
 
 def _aliases(plan: BuildPlan, spec: GraphSpec) -> dict[str, str]:
     return in_place(spec, has_plugin=spec.name in plan.plugin.models)
 
 
-def _describe(
-    plan: BuildPlan, graph: ReadGraph, path: Path, layers: Sequence[Layer]
-) -> dict[str, Any]:
+def _entry(
+    plan: BuildPlan,
+    graph: ReadGraph,
+    path: Path,
+    layers: Sequence[Layer],
+    activation_bytes: int | None,
+) -> EngineEntry:
     """layers: of the first profile."""
     spec = graph.spec
     onnx_name = f"onnx/{spec.name}.onnx"
-    return {
-        "engine": path.name,
-        "bytes": path.stat().st_size,
-        "sha256": sha256(path),
-        "onnx": onnx_name,
-        "onnx_sha256": plan.bundle.files[onnx_name].sha256,
-        "layers": dict(sorted(Counter(layer.kind for layer in layers).items())),
-        "profiles": [profile.to_dict() for profile in plan.profiles(spec.name)],
-        "aliases": _aliases(plan, spec),
-        "weights": {
-            name: [w.dtype, list(w.shape), w.offset, w.num_bytes]
-            for name, w in graph.weights.items()
-        },
-    }
+    return EngineEntry(
+        engine=path.name,
+        bytes=path.stat().st_size,
+        sha256=sha256(path),
+        onnx=onnx_name,
+        onnx_sha256=plan.bundle.files[onnx_name].sha256,
+        layers=dict(sorted(Counter(layer.kind for layer in layers).items())),
+        profiles=plan.profiles(spec.name),
+        aliases=_aliases(plan, spec),
+        weights=graph.weights,
+        activation_bytes=activation_bytes,
+        seconds=0.0,
+    )
 
 
 def _own_copy(shared: Mapping[str, StoredWeight], lifted: Mapping[str, StoredWeight]) -> list[str]:

@@ -10,39 +10,33 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from ssd_export.bundle import Bundle
 from ssd_export.errors import UserError
+from ssd_export.plan.sizes import StoredWeight
 from ssd_export.tensorrt.engine_manifest import (
+    EngineManifest,
     Here,
     check_batch,
     check_provenance,
-    read_engines,
+    engine_folders,
+    read_engine_json,
     rebuild,
     this_arch,
     this_os,
 )
 from ssd_export.tensorrt.flavors import EXTRAS, Flavour, is_installed, load_flavour
 from ssd_export.tensorrt.plugin import load_library
-from ssd_export.tensorrt.profiles import IMAGE_DECODER
-
-
-@dataclass(frozen=True)
-class SharedWeight:
-    """An input of engines that never changes: its bytes in the weights file."""
-
-    offset: int
-    num_bytes: int
+from ssd_export.tensorrt.profiles import IMAGE_DECODER, Profile
 
 
 @dataclass(frozen=True)
 class EngineFiles:
-    """A folder of engines that fits this machine. values: its engine.json."""
+    """A folder of engines that fits this machine. manifest: its engine.json."""
 
     bundle: Bundle
     folder: str
-    values: dict[str, Any]
+    manifest: EngineManifest
     flavour: Flavour
 
     @property
@@ -55,35 +49,35 @@ class EngineFiles:
         """Whether the decode step's plugin releases by itself (R7), so that there is no evict
         engine.
         """
-        return self.values["plugin"] is not None
+        return self.manifest.plugin is not None
 
     @property
     def min_images(self) -> int:
-        return self.values["batch"][0]
+        return self.manifest.batch[0]
 
     @property
     def max_images(self) -> int:
-        return self.values["batch"][2]
+        return self.manifest.batch[2]
 
     @property
     def prompt_slots(self) -> int:
-        return self.values["prompt_slots"]
+        return self.manifest.prompt_slots
 
     @property
     def decoder_images(self) -> int:
         """How many images the image decoder takes at a time, where there are as many."""
-        return max(profile["images"][2] for profile in self.profiles(IMAGE_DECODER))
+        return max(profile.images[2] for profile in self.profiles(IMAGE_DECODER))
 
-    def profiles(self, graph: str) -> list[dict[str, list[int]]]:
+    def profiles(self, graph: str) -> tuple[Profile, ...]:
         """Sizes that the engine of a graph is tuned for, in the order of its profiles."""
-        return self.values["graphs"][graph]["profiles"]
+        return self.manifest.graphs[graph].profiles
 
     def check_batch(self, num_images: int) -> None:
         """Raises: UserError for a batch that the engines do not draw."""
-        check_batch(self.values, num_images, str(self.bundle.path))
+        check_batch(self.manifest, num_images, str(self.bundle.path))
 
     def has(self, graph: str) -> bool:
-        return graph in self.values["graphs"]
+        return graph in self.manifest.graphs
 
     def path(self, graph: str) -> Path:
         """Raises: UserError where there is no such engine, or another than engine.json
@@ -95,39 +89,35 @@ class EngineFiles:
                 f"{self.folder} has no engine of {graph}; {self.rebuild}{option}, or use"
                 " --runner ort"
             )
-        entry = self.values["graphs"][graph]
-        name = f"{self.folder}/{entry['engine']}"
-        if name not in self.bundle.files or self.bundle.files[name].sha256 != entry["sha256"]:
+        entry = self.manifest.graphs[graph]
+        name = f"{self.folder}/{entry.engine}"
+        if name not in self.bundle.files or self.bundle.files[name].sha256 != entry.sha256:
             raise UserError(f"{name} is not the engine that engine.json describes; {self.rebuild}")
         return self.bundle.file(name)
 
     def num_bytes(self, graphs: Iterable[str]) -> int:
         """Of the engine files, which is about what they take on the device."""
-        return sum(self.values["graphs"][graph]["bytes"] for graph in graphs if self.has(graph))
+        return sum(self.manifest.graphs[graph].bytes for graph in graphs if self.has(graph))
 
-    def weights(self, graph: str) -> dict[str, SharedWeight]:
+    def weights(self, graph: str) -> dict[str, StoredWeight]:
         """The weights that the engine takes as inputs, by name."""
-        entries = self.values["graphs"][graph]["weights"]
-        return {
-            name: SharedWeight(offset, num_bytes)
-            for name, (_, _, offset, num_bytes) in entries.items()
-        }
+        return self.manifest.graphs[graph].weights
 
     def aliases(self, graph: str) -> dict[str, str]:
         """Output -> the input whose memory it is."""
-        return self.values["graphs"][graph]["aliases"]
+        return self.manifest.graphs[graph].aliases
 
-    def all_weights(self) -> dict[str, SharedWeight]:
-        """Those of all engines: one copy serves them all."""
+    def all_weights(self) -> dict[str, StoredWeight]:
+        """Weights shared by all engines."""
         return {
             name: weight
-            for graph in self.values["graphs"]
+            for graph in self.manifest.graphs
             for name, weight in self.weights(graph).items()
         }
 
     @property
     def weights_path(self) -> Path:
-        return self.bundle.file(self.values["weights_file"])
+        return self.bundle.file(self.manifest.weights_file)
 
     def register_plugin(self) -> bool:
         """Makes the plugin known to TensorRT; returns whether the engine file itself carries its
@@ -135,11 +125,11 @@ class EngineFiles:
 
         Raises: UserError where the library is missing.
         """
-        plugin = self.values["plugin"]
-        if plugin is None or plugin["in_engine"]:
+        plugin = self.manifest.plugin
+        if plugin is None or plugin.in_engine:
             return plugin is not None
-        name = f"{self.folder}/{plugin['library']}"
-        if name not in self.bundle.files or self.bundle.files[name].sha256 != plugin["sha256"]:
+        name = f"{self.folder}/{plugin.library}"
+        if name not in self.bundle.files or self.bundle.files[name].sha256 != plugin.sha256:
             raise UserError(
                 f"the engines need the plugin library {name}, which is not there as it was built;"
                 f" {self.rebuild}"
@@ -153,29 +143,35 @@ def find_engines(bundle: Bundle, compute_capability: int) -> EngineFiles:
 
     Raises: UserError, one line with the command that builds fitting ones, where there are none.
     """
-    engines = read_engines(bundle)
-    again = rebuild(str(bundle.path))
-    if not engines:
+    folders, again = engine_folders(bundle), rebuild(str(bundle.path))
+    if not folders:
         raise UserError(
             f"bundle {bundle.path} has no TensorRT engines; {again}, or use --runner ort"
         )
+    engines: dict[str, EngineManifest] = {}
+    unreadable: list[UserError] = []
+    for folder in folders:  # a folder that was copied in part says nothing of the others
+        try:
+            engines[folder] = read_engine_json(bundle, folder)
+        except UserError as error:
+            unreadable.append(error)
     refusals: list[UserError] = []
     # Where none fits, the reason is that of the engines that come nearest: those for this GPU.
     for folder in sorted(
         engines,
-        key=lambda folder: compute_capability not in engines[folder]["compute_capabilities"],
+        key=lambda folder: compute_capability not in engines[folder].compute_capabilities,
     ):
         try:
             return _checked(bundle, folder, engines[folder], compute_capability)
         except UserError as error:
             refusals.append(error)
-    raise refusals[0]
+    raise (refusals + unreadable)[0]
 
 
 def _checked(
-    bundle: Bundle, folder: str, values: dict[str, Any], compute_capability: int
+    bundle: Bundle, folder: str, manifest: EngineManifest, compute_capability: int
 ) -> EngineFiles:
-    name = values["flavour"]
+    name = manifest.flavour
     if not is_installed(name):
         raise UserError(
             f"the engines of {folder} need {name}, which is not installed: pip install"
@@ -183,7 +179,7 @@ def _checked(
         )
     flavour = load_flavour(name)
     check_provenance(
-        values,
+        manifest,
         Here(
             name,
             flavour.version,
@@ -194,4 +190,4 @@ def _checked(
             str(bundle.path),
         ),
     )
-    return EngineFiles(bundle, folder, values, flavour)
+    return EngineFiles(bundle, folder, manifest, flavour)

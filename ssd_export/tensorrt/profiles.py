@@ -9,7 +9,7 @@ Pro's shape, so a range up to the largest batch asks for more than the workspace
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ssd_export.tensorrt.target import Batch
@@ -36,9 +36,6 @@ class Profile:
         least, usual, most = self.images
         rows = (2 * least, 2 * usual, 2 * most)
         return {"images": self.images, "rows": rows, "prompt_tokens": self.prompt_tokens}[dimension]
-
-    def to_dict(self) -> dict[str, list[int]]:
-        return {"images": list(self.images), "prompt_tokens": list(self.prompt_tokens)}
 
 
 def profiles_of(
@@ -67,9 +64,9 @@ def _decode_ranges(batch: Batch) -> list[Bounds]:
     ]
 
 
-def profile_for(profiles: list[Mapping[str, list[int]]], num_images: int) -> int | None:
+def profile_for(profiles: Sequence[Profile], num_images: int) -> int | None:
     """The number of the profile, as engine.json lists them, that takes this many images."""
     for number, profile in enumerate(profiles):
-        if profile["images"][0] <= num_images <= profile["images"][2]:
+        if profile.images[0] <= num_images <= profile.images[2]:
             return number
     return None

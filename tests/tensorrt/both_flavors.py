@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import asdict
 from pathlib import Path
 
 from ssd_export.tensorrt import plan as build_plan
@@ -25,7 +26,7 @@ def main(bundle: Path) -> None:
     creator = register(load_flavour("tensorrt-rtx").trt)
     for plugin in ("off", "on"):
         spec = BuildSpec(bundle, "ada", plugin=plugin, top_k=True, batch=Batch(1, 1, 2))
-        print(json.dumps(build_engines(plan_build(spec, library=lambda: None))), flush=True)
+        print(json.dumps(asdict(build_engines(plan_build(spec, library=lambda: None)))), flush=True)
     del creator
 
 

@@ -5,16 +5,28 @@ its graph.
 from __future__ import annotations
 
 import hashlib
-import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from ssd_export.bundle import Bundle, open_bundle
-from ssd_export.tensorrt import engine_manifest as provenance
 from ssd_export.tensorrt.build_memory import shared_weights, weights_file
+from ssd_export.tensorrt.engine_manifest import (
+    FILE,
+    SCHEMA,
+    EngineEntry,
+    EngineManifest,
+    Flags,
+    PluginEntry,
+    folder_name,
+    this_arch,
+    this_os,
+)
 from ssd_export.tensorrt.in_place import in_place
 from ssd_export.tensorrt.profiles import profiles_of
 from ssd_export.tensorrt.target import Batch
+from ssd_export.typed_json import to_json
+from ssd_export.version import TOOL_VERSION
 from tests.tensorrt.trt_double import CAPABILITY, VERSION
 
 WITH_WEIGHTS = ("prefill", "decode_step")
@@ -38,46 +50,50 @@ def write_engines(
     prompt_slots = bundle.config.policy.prompt_slots
     graphs = [name for name in bundle.config.graphs if top_k or not name.endswith("_top_k")]
     graphs = [name for name in graphs if not (plugin and name == "evict")]
-    folder = provenance.folder_name(flavour, VERSION, (CAPABILITY,))
-    shared = {
-        name: [w.dtype, list(w.shape), w.offset, w.num_bytes]
-        for name, w in shared_weights(bundle).items()
-    }
+    folder = folder_name(flavour, VERSION, (CAPABILITY,))
+    shared = shared_weights(bundle)
     content = {name: f"the engine of {name}".encode() for name in graphs}
-    values = {
-        "schema": provenance.SCHEMA,
-        "flavour": flavour,
-        "version": VERSION,
-        "compute_capabilities": [CAPABILITY],
-        "os": provenance.this_os(),
-        "arch": provenance.this_arch(),
-        "bundle_hash": bundle.hash,
-        "batch": list(images),
-        "prompt_slots": prompt_slots,
-        "plugin": {
-            "library": PLUGIN_LIBRARY,
-            "sha256": hashlib.sha256(b"library").hexdigest(),
-            "in_engine": in_engine,
-        }
-        if plugin
-        else None,
-        "weights_file": weights_file(bundle),
-        "graphs": {
-            name: {
-                "engine": f"{name}.engine",
-                "bytes": len(content[name]),
-                "sha256": hashlib.sha256(content[name]).hexdigest(),
-                "weights": shared if name.startswith(WITH_WEIGHTS) else {},
-                "aliases": in_place(
+    manifest = EngineManifest(
+        schema=SCHEMA,
+        tool_version=TOOL_VERSION,
+        target="ada",
+        flavour=flavour,
+        version=VERSION,
+        compute_capabilities=(CAPABILITY,),
+        os=this_os(),
+        arch=this_arch(),
+        bundle_hash=bundle.hash,
+        batch=images,
+        prompt_slots=prompt_slots,
+        workspace_mib=64,
+        flags=Flags(True, False, aliased_plugin_io=plugin, host_code=plugin and in_engine),
+        plugin=PluginEntry(PLUGIN_LIBRARY, sha256(b"library"), in_engine, 1) if plugin else None,
+        weights_file=weights_file(bundle),
+        graphs={
+            name: EngineEntry(
+                engine=f"{name}.engine",
+                bytes=len(content[name]),
+                sha256=sha256(content[name]),
+                onnx=f"onnx/{name}.onnx",
+                onnx_sha256=bundle.files[f"onnx/{name}.onnx"].sha256,
+                layers={},
+                profiles=profiles_of(name, Batch(*images), prompt_slots, decoder_images),
+                aliases=in_place(
                     bundle.config.graphs[name], plugin and name.startswith("decode_step")
                 ),
-                "profiles": [
-                    profile.to_dict()
-                    for profile in profiles_of(name, Batch(*images), prompt_slots, decoder_images)
-                ],
-            }
+                weights=shared if name.startswith(WITH_WEIGHTS) else {},
+                activation_bytes=None,
+                seconds=1.0,
+            )
             for name in graphs
         },
-    } | changes
+        warnings=(),
+    )
     files = {f"{folder}/{name}.engine": data for name, data in content.items()}
-    return bundle.add_files(files | {f"{folder}/{provenance.FILE}": json.dumps(values).encode()})
+    return bundle.add_files(
+        files | {f"{folder}/{FILE}": to_json(replace(manifest, **changes)).encode()}
+    )
+
+
+def sha256(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()

@@ -102,36 +102,32 @@ def test_plain_engines_are_built_with_one_copy_of_the_weights(path: Path) -> Non
     told: list[str] = []
     values = build_engines(plan_build(spec(path)), lambda stage, done, total: told.append(stage))
     after = open_bundle(path)  # every file is there as the manifest says
-    assert after.hash == before == values["bundle_hash"]
+    assert after.hash == before == values.bundle_hash
     assert read_engines(after) == {plan_build(spec(path)).folder: values}
-    assert set(values["graphs"]) == {"prefill", "decode_step", "evict", "image_decoder"}
-    assert (
-        values["plugin"] is None and values["warnings"] == [] and values["flags"]["strongly_typed"]
-    )
-    assert (values["batch"], values["prompt_slots"]) == ([1, 1, 2], 32)
+    assert set(values.graphs) == {"prefill", "decode_step", "evict", "image_decoder"}
+    assert values.plugin is None and values.warnings == () and values.flags.strongly_typed
+    assert (values.batch, values.prompt_slots) == ((1, 1, 2), 32)
     profiles = {
-        name: [profile["images"] for profile in graph["profiles"]]
-        for name, graph in values["graphs"].items()
+        name: [profile.images for profile in graph.profiles]
+        for name, graph in values.graphs.items()
     }
-    apart = [[1, 1, 1], [2, 2, 2]]
+    apart = [(1, 1, 1), (2, 2, 2)]
     assert profiles == {
-        "prefill": [[1, 1, 2]],
+        "prefill": [(1, 1, 2)],
         "decode_step": apart,
-        "evict": [[1, 1, 2]],
+        "evict": [(1, 1, 2)],
         "image_decoder": apart,
     }
-    for graph in values["graphs"].values():
-        assert sum(graph["layers"].values()) > 0 and "PluginV3" not in graph["layers"]
-    caches = set(values["graphs"]["decode_step"]["aliases"])
+    for graph in values.graphs.values():
+        assert sum(graph.layers.values()) > 0 and "PluginV3" not in graph.layers
+    caches = set(values.graphs["decode_step"].aliases)
     assert caches and {name.rsplit(".")[-1] for name in caches} == {"key", "value"}
     assert all(
-        graph["aliases"] == {} for name, graph in values["graphs"].items() if name != "decode_step"
+        graph.aliases == {} for name, graph in values.graphs.items() if name != "decode_step"
     )
-    matrices = {
-        name for name in values["graphs"]["prefill"]["weights"] if name.startswith("layers.")
-    }
+    matrices = {name for name in values.graphs["prefill"].weights if name.startswith("layers.")}
     assert len(matrices) == 4 * TINY.num_layers
-    assert matrices < set(values["graphs"]["decode_step"]["weights"])
+    assert matrices < set(values.graphs["decode_step"].weights)
     assert not list(path.glob(".building-*")) and not list(path.glob(".adding-*"))
 
 
@@ -148,7 +144,7 @@ def test_engines_hold_no_copy_of_what_they_share(path: Path, tmp_path: Path, gra
     def inside(shared: bool) -> set[str]:
         chosen = replace(plan, target=replace(plan.target, shared_weights=shared))
         made = build_graph(chosen, contract, tmp_path, lambda stage, done, total: None, Event())
-        assert bool(made.description["weights"]) == shared
+        assert bool(made.entry.weights) == shared
         engine = made.path.read_bytes()
         return {name for name, row in rows.items() if row in engine}
 
@@ -180,25 +176,19 @@ def test_every_attention_becomes_one_plugin_layer(
         str(write_kernels(tmp_path / "kernels", targets=(75, 80), head_dim=TINY.head_dim)),
     )
     values = build_engines(plan_build(spec(path, plugin="on")))
-    step = values["graphs"]["decode_step"]
-    caches = list(step["aliases"])
-    assert set(values["graphs"]) == {
+    step = values.graphs["decode_step"]
+    caches = list(step.aliases)
+    assert set(values.graphs) == {
         "prefill",
         "decode_step",
         "image_decoder",
     }, "the kernel releases by itself"
     assert (
-        step["layers"]["PluginV3"]
-        == values["plugin"]["num_nodes"]
-        == num_attention_nodes(open_bundle(path))
+        step.layers["PluginV3"] == values.plugin.num_nodes == num_attention_nodes(open_bundle(path))
     )
-    assert (
-        values["plugin"]["in_engine"]
-        and values["flags"]["host_code"]
-        and values["flags"]["aliased_plugin_io"]
-    )
+    assert values.plugin.in_engine and values.flags.host_code and values.flags.aliased_plugin_io
     assert caches and all(
-        name.startswith("present.") and step["aliases"][name] == f"past_key_values{name[7:]}"
+        name.startswith("present.") and step.aliases[name] == f"past_key_values{name[7:]}"
         for name in caches
     )
 
@@ -265,7 +255,7 @@ build_plan.gpu_here = lambda: None
 plan = build_plan.plan_build(build_plan.BuildSpec(Path(sys.argv[1]), "ada"))
 assert plan.plugin.is_used or plan.plugin.why_not
 decoder = next(spec for spec in plan.graphs if spec.name == "image_decoder")
-print(build_graph(plan, decoder, Path(sys.argv[2]), lambda *told: None, Event()).description["bytes"])
+print(build_graph(plan, decoder, Path(sys.argv[2]), lambda *told: None, Event()).entry.bytes)
 """
 
 
@@ -314,8 +304,7 @@ def test_force_memory_builds_all_the_same(path: Path, monkeypatch: pytest.Monkey
     monkeypatch.setattr(build_plan, "free_bytes", lambda: 100 << 20)
     monkeypatch.setattr(build_plan, "GRAPHS", ("image_decoder",))
     assert (
-        build_engines(plan_build(spec(path, force_memory=True)))["graphs"]["image_decoder"]["bytes"]
-        > 0
+        build_engines(plan_build(spec(path, force_memory=True))).graphs["image_decoder"].bytes > 0
     )
 
 
@@ -327,8 +316,8 @@ def test_quantised_matrices_stay_in_the_engine_and_the_others_are_shared(
     path = shutil.copytree(whole, tmp_path / "bundle")
     monkeypatch.setattr(build_plan, "GRAPHS", ("decode_step",))
     values = build_engines(plan_build(spec(path, target="ada")))
-    inputs = set(values["graphs"]["decode_step"]["weights"])
-    assert "generation_head.vision_head" in inputs and values["warnings"] == []
+    inputs = set(values.graphs["decode_step"].weights)
+    assert "generation_head.vision_head" in inputs and values.warnings == ()
     assert not [name for name in inputs if name.startswith("layers.")]
 
 
@@ -353,7 +342,7 @@ def test_gpus_without_fp8_are_left_out_or_refused(
 def test_tensorrt_builds_for_the_gpu_here(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(build_plan, "gpu_here", gpu_here)
     values = build_engines(plan_build(spec(path, target="auto", flavour="tensorrt")))
-    assert values["compute_capabilities"] == [gpu_here()] and values["warnings"] == []
+    assert values.compute_capabilities == (gpu_here(),) and values.warnings == ()
     assert any(name.endswith("/timing.cache") for name in open_bundle(path).files)
 
 

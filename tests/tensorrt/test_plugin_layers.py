@@ -9,20 +9,19 @@ IEngineInspector wants an engine that is loaded, and loading wants a GPU.
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import subprocess
 import sys
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from ssd_export.bundle import Bundle, open_bundle
-from ssd_export.tensorrt.engine_manifest import read_engines
+from ssd_export.tensorrt.engine_manifest import EngineManifest, read_engines
 from ssd_export.tensorrt.plugin import num_attention_nodes
+from ssd_export.typed_json import parse_json
 from tests.janus_checkpoints import TinyJanus
 from tests.runtime.checkpoints import bundle, checkpoint, head_map_file
 from tests.tensorrt.kernels import write_kernels
@@ -39,7 +38,7 @@ pytestmark = pytest.mark.skipif(
 @pytest.fixture(scope="module")
 def built(
     tmp_path_factory: pytest.TempPathFactory,
-) -> tuple[dict[str, Any], dict[str, Any], Bundle]:
+) -> tuple[EngineManifest, EngineManifest, Bundle]:
     """engine.json of the plain and of the plugin flavour, and the bundle after both were built, in
     this order.
     """
@@ -54,28 +53,30 @@ def built(
         command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False
     )
     assert run.returncode == 0, run.stderr
-    plain, plugin = map(json.loads, run.stdout.splitlines())
+    plain, plugin = (
+        parse_json(line.encode(), EngineManifest, "printed", "") for line in run.stdout.splitlines()
+    )
     return plain, plugin, open_bundle(copy)
 
 
 def test_the_plugin_flavour_has_one_plugin_layer_for_each_attention(built: tuple) -> None:
     _, plugin, made = built
     wanted = num_attention_nodes(made)
-    assert wanted == plugin["plugin"]["num_nodes"] > 1
-    for name, graph in plugin["graphs"].items():
-        assert graph["layers"].get("PluginV3", 0) == (wanted if name in DECODE_STEPS else 0)
-        assert bool(graph["aliases"]) == (name in DECODE_STEPS), (
+    assert wanted == plugin.plugin.num_nodes > 1
+    for name, graph in plugin.graphs.items():
+        assert graph.layers.get("PluginV3", 0) == (wanted if name in DECODE_STEPS else 0)
+        assert bool(graph.aliases) == (name in DECODE_STEPS), (
             "caches are written in place by the plugin alone"
         )
-    assert plugin["flags"]["aliased_plugin_io"]
-    assert "evict" not in plugin["graphs"], "the kernel releases by itself"
+    assert plugin.flags.aliased_plugin_io
+    assert "evict" not in plugin.graphs, "the kernel releases by itself"
 
 
 def test_the_plain_flavour_has_none(built: tuple) -> None:
     plain, plugin, _ = built
-    assert plain["bundle_hash"] == plugin["bundle_hash"], "both from the same bundle"
-    assert plain["plugin"] is None and not plain["flags"]["aliased_plugin_io"]
-    assert set(plain["graphs"]) == {
+    assert plain.bundle_hash == plugin.bundle_hash, "both from the same bundle"
+    assert plain.plugin is None and not plain.flags.aliased_plugin_io
+    assert set(plain.graphs) == {
         "prefill",
         "decode_step",
         "evict",
@@ -83,12 +84,10 @@ def test_the_plain_flavour_has_none(built: tuple) -> None:
         "prefill_top_k",
         DECODE_STEPS[1],
     }
-    for graph in plain["graphs"].values():
-        assert sum(graph["layers"].values()) > 0 and "PluginV3" not in graph["layers"]
+    for graph in plain.graphs.values():
+        assert sum(graph.layers.values()) > 0 and "PluginV3" not in graph.layers
     for name in DECODE_STEPS:
-        assert sum(plain["graphs"][name]["layers"].values()) > sum(
-            plugin["graphs"][name]["layers"].values()
-        )
+        assert sum(plain.graphs[name].layers.values()) > sum(plugin.graphs[name].layers.values())
 
 
 def test_a_later_build_leaves_nothing_of_an_earlier_one(built: tuple) -> None:
@@ -96,4 +95,4 @@ def test_a_later_build_leaves_nothing_of_an_earlier_one(built: tuple) -> None:
     ((folder, values),) = read_engines(made).items()
     assert values == plugin
     there = {path.name for path in (made.path / folder).iterdir()}
-    assert there == {graph["engine"] for graph in plugin["graphs"].values()} | {"engine.json"}
+    assert there == {graph.engine for graph in plugin.graphs.values()} | {"engine.json"}

@@ -27,14 +27,12 @@ def test_a_decode_step_is_tuned_apart_for_one_a_few_and_many() -> None:
 @given(BATCHES)
 def test_every_batch_has_one_profile(batch: Batch) -> None:
     for graph in ("prefill", "decode_step", "evict"):
-        profiles = [
-            profile.to_dict() for profile in profiles_of(graph, batch, PROMPT, decoder_images=4)
-        ]
+        profiles = profiles_of(graph, batch, PROMPT, decoder_images=4)
         for count in range(batch.min, batch.max + 1):
-            holds = [p for p in profiles if p["images"][0] <= count <= p["images"][2]]
+            holds = [p for p in profiles if p.images[0] <= count <= p.images[2]]
             assert len(holds) == 1 and profiles[profile_for(profiles, count)] is holds[0]
         assert profile_for(profiles, batch.max + 1) is None
-        assert all(least <= usual <= most for least, usual, most in (p["images"] for p in profiles))
+        assert all(least <= usual <= most for least, usual, most in (p.images for p in profiles))
 
 
 def test_the_image_decoder_takes_fixed_numbers() -> None:

@@ -77,7 +77,7 @@ def plan(path: Path, target: str) -> BuildPlan:
 def test_the_numbers_of_every_target_build(path: Path, tmp_path: Path, target: str) -> None:
     for spec in plan(path, target).graphs:
         made = build_graph(plan(path, target), spec, tmp_path, lambda *told: None, Event())
-        assert made.description["bytes"] > 0 and made.warnings == []
+        assert made.entry.bytes > 0 and made.warnings == []
 
 
 def test_no_target_is_left_out() -> None:

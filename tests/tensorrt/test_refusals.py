@@ -64,7 +64,6 @@ def test_a_bundle_without_engines(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         ),
         ({"bundle_hash": "0" * 64}, "built from another bundle than"),
         ({"os": "plan9"}, "for plan9"),
-        ({"schema": 99}, "has schema 99"),
     ],
 )
 def test_engines_of_elsewhere_are_never_loaded(

@@ -246,7 +246,7 @@ def test_engines_as_they_are_really_built(
             )
         )
     )
-    assert CAPABILITY in values["compute_capabilities"] and values["version"] == VERSION
+    assert CAPABILITY in values.compute_capabilities and values.version == VERSION
     files = find_engines(open_bundle(path), CAPABILITY)
     assert files.flavour.trt.Runtime is not None and len(files.all_weights()) > 8
     made = found_doubles(monkeypatch, path)

@@ -78,11 +78,11 @@ class TrtDouble:
         self.bundle = open_bundle(path)
         (self.engines,) = provenance.read_engines(self.bundle).values()
         self.contents = {
-            self.bundle.file(f"{folder}/{entry['engine']}").read_bytes(): name
+            self.bundle.file(f"{folder}/{entry.engine}").read_bytes(): name
             for folder in provenance.read_engines(self.bundle)
-            for name, entry in self.engines["graphs"].items()
+            for name, entry in self.engines.graphs.items()
         }
-        self.weights = np.fromfile(self.bundle.file(self.engines["weights_file"]), np.uint8)
+        self.weights = np.fromfile(self.bundle.file(self.engines.weights_file), np.uint8)
         self.runs: list[str] = []
 
     @property
@@ -120,9 +120,9 @@ class RuntimeDouble(OnDevice):
 
     def deserialize_cuda_engine(self, serialized_engine: Any) -> EngineDouble | None:
         self._check()
-        plugin = self._trt.engines["plugin"]
+        plugin = self._trt.engines.plugin
         graph = self._trt.contents.get(bytes(serialized_engine))
-        if graph is None or (plugin and plugin["in_engine"] and not self.engine_host_code_allowed):
+        if graph is None or (plugin and plugin.in_engine and not self.engine_host_code_allowed):
             self._log.log(
                 Severity.ERROR, "IRuntime::deserializeCudaEngine: Error Code 6:\nno such engine"
             )
@@ -143,12 +143,12 @@ class EngineDouble(OnDevice):
     def __init__(self, runtime: RuntimeDouble, graph: str) -> None:
         super().__init__(runtime._trt, f"engine of {graph}")
         self.runtime, self.trt, self.graph = runtime, runtime._trt, graph
-        entry = self.trt.engines["graphs"][graph]
-        self.profiles, self.aliases = entry["profiles"], entry["aliases"]
+        entry = self.trt.engines.graphs[graph]
+        self.profiles, self.aliases = entry.profiles, entry.aliases
         self.spec = self.trt.bundle.config.graphs[graph]
         self.weights = {
-            name: TensorSpec(name, dtype, tuple(shape))
-            for name, (dtype, shape, _, _) in entry["weights"].items()
+            name: TensorSpec(name, weight.dtype, weight.shape)
+            for name, weight in entry.weights.items()
         }
         self.tensors = {
             t.name: t for t in (*self.spec.inputs, *self.spec.outputs, *self.weights.values())
@@ -215,9 +215,9 @@ class ContextDouble(OnDevice):
         wanted = self._engine.tensors[name].shape
         profile = self._engine.profiles[self._profile]
         sizes = {
-            "images": profile["images"],
-            "rows": [2 * n for n in profile["images"]],
-            "prompt_tokens": profile["prompt_tokens"],
+            "images": profile.images,
+            "rows": [2 * n for n in profile.images],
+            "prompt_tokens": profile.prompt_tokens,
         }
         for size, dimension in zip(shape, wanted, strict=True):
             least, _, most = sizes.get(dimension, [dimension] * 3)
@@ -294,12 +294,9 @@ class ContextDouble(OnDevice):
         self._check_overlaps(
             {name: view for name, view in views.items() if name not in engine.aliases}
         )
-        for name, (_, _, offset, size) in self._trt.engines["graphs"][engine.graph][
-            "weights"
-        ].items():
-            assert (
-                views[name].reshape(-1).view(np.uint8) == self._trt.weights[offset : offset + size]
-            ).all(), name
+        for name, weight in self._trt.engines.graphs[engine.graph].weights.items():
+            stored = self._trt.weights[weight.offset : weight.offset + weight.num_bytes]
+            assert (views[name].reshape(-1).view(np.uint8) == stored).all(), name
         return views
 
     def _check_overlaps(self, views: dict[str, np.ndarray]) -> None:
@@ -317,7 +314,7 @@ class ContextDouble(OnDevice):
         given = {tensor.name: views[tensor.name] for tensor in spec.inputs}
         if (
             graph.startswith("decode_step")
-            and self._trt.engines["plugin"]
+            and self._trt.engines.plugin
             and "evict" in self._trt.bundle.config.graphs
         ):
             given |= self._released(given)
