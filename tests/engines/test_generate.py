@@ -11,6 +11,8 @@ import pytest
 from tests.engines.builds import Builds
 from tests.engines.cases import CASES, Case, Made, checksum, drawn_by_python, run_cases
 
+pytestmark = pytest.mark.slow
+
 Bundles = Callable[[str], Path]
 
 

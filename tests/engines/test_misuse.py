@@ -13,6 +13,8 @@ import pytest
 
 from tests.engines.builds import Builds, run
 
+pytestmark = pytest.mark.slow
+
 FEW_MODELS = {"SSD_MODELS": "20"}
 
 

@@ -25,6 +25,8 @@ from tests.runtime.checkpoints import (
     scratch,
 )
 
+pytestmark = pytest.mark.slow
+
 TINY = TinyJanus(seed=3, num_kv_heads=2)
 NAMED = [name for name in POLICIES if name != "ssd-auto"]
 

@@ -26,6 +26,8 @@ from ssd_export.sweep.spec import Part, SweepSpec, check_spec
 from ssd_export.sweep.sweep import finished_part, run_sweep
 from tests.janus_checkpoints import TinyJanus, write_transformers_checkpoint
 
+pytestmark = pytest.mark.slow
+
 
 def spec_of(model: Path, out: Path, **changes: object) -> SweepSpec:
     spec = SweepSpec(

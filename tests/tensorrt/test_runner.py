@@ -26,6 +26,8 @@ from tests.tensorrt.cuda_double import CudaDouble, CUresult
 from tests.tensorrt.trt_bundles import Doubles, copied_bundle, doubles, found_doubles
 from tests.tensorrt.trt_double import CAPABILITY, VERSION
 
+pytestmark = pytest.mark.slow
+
 WAITING = {
     "cuStreamSynchronize",
     "cuMemcpyDtoHAsync",

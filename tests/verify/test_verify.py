@@ -25,6 +25,8 @@ from ssd_export.runtime.ort_runner import OrtRunner
 from ssd_export.verify import generation as ladder
 from ssd_export.verify.verify import REPORT, VerifySpec, add_report, verify
 
+pytestmark = pytest.mark.slow
+
 Exported = Callable[..., Path]
 Vouch = Callable[[Path], None]
 
