@@ -18,6 +18,9 @@ from ssd_export.model.hub_errors import first_line, is_offline, refused
 from ssd_export.model.weight_files import INDEXES, SINGLES, shard_names
 from ssd_export.os_errors import is_file, os_error
 
+BROKE_OFF = (
+    "the download of {} broke off ({}): run the same command again, it goes on where it stopped"
+)
 log = logging.getLogger(__name__)
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
@@ -59,14 +62,14 @@ def fetch(hub_id: str, revision: str | None = None) -> HubModel:
     _check_disk(hub_id, info.sha, {name: sizes[name] for name in wanted})
     log.info("%s: commit %s%s", hub_id, info.sha, f" ({revision})" if revision else "")
     try:
-        folder = Path(snapshot_download(hub_id, revision=info.sha, allow_patterns=wanted))
+        # by branch or tag: the library then notes which commit it meant, for when it is offline
+        folder = Path(snapshot_download(hub_id, revision=revision, allow_patterns=wanted))
     except Exception as error:
         if is_offline(error):
-            raise UserError(
-                f"the download of {hub_id} broke off ({first_line(error)}): run the same command again,"
-                " it goes on where it stopped"
-            ) from error
+            raise UserError(BROKE_OFF.format(hub_id, first_line(error))) from error
         raise refused(hub_id, revision, error) from error
+    if folder.name != info.sha:
+        raise UserError(BROKE_OFF.format(hub_id, f"it is now at commit {folder.name}"))
     return HubModel(folder, info.sha)
 
 
