@@ -121,7 +121,8 @@ def allowed(part: str) -> set[str]:
         return {"cgroups", "config", "dtypes", "errors", "files"}
     if part in ROOMS:
         return GROUND | ROOMS[part]
-    return GROUND | ROOMS.keys() | ({*ABOVE} if part in TOP else set())
+    above = {"__main__": TOP, **dict.fromkeys(TOP, ABOVE)}
+    return GROUND | ROOMS.keys() | above.get(part, set())
 
 
 def test_imports_point_one_way() -> None:

@@ -47,7 +47,7 @@ from ssd_export.os_errors import is_file, is_folder, os_error
 from ssd_export.plan.memory import check_fits, export_bytes
 from ssd_export.policy.allocation import allocate
 from ssd_export.policy.head_map import HeadMap, find_head_map
-from ssd_export.policy.presets import Heads, default_policy, make_policy, policy_of
+from ssd_export.policy.presets import DEFAULT_GROUPS, Heads, default_policy, make_policy, policy_of
 from ssd_export.policy.table import PolicyTable
 from ssd_export.sampling import Sampling
 from ssd_export.typed_json import read_json
@@ -64,19 +64,19 @@ class ExportSpec:
     them.
     """
 
-    model: str
-    policy: str | None
-    budget: float
-    window: int | None
-    evict_every: int | None
-    num_recent: int | None
-    num_sinks: int | None
-    head_map: str | None
-    groups: int
-    prompt_slots: int
-    dtype: str
-    out: Path | None
-    force: bool
+    model: str = "demo"
+    policy: str | None = None
+    budget: float = 0.2
+    window: int | None = None
+    evict_every: int | None = None
+    num_recent: int | None = None
+    num_sinks: int | None = None
+    head_map: str | None = None
+    groups: int = DEFAULT_GROUPS
+    prompt_slots: int = 64
+    dtype: str = "fp32"
+    out: Path | None = None
+    force: bool = False
     weights: str = "none"
     target: str | None = None
     kv_dtype: str = "model"

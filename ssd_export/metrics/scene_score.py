@@ -117,7 +117,6 @@ def score_scenes(
     for scene, image in zip(scenes, drawn.images, strict=True):
         verdicts.append(judge_picture(image, scene.caption))
         progress("judging", len(verdicts), len(scenes))
-    assert generator.cache is not None
     return SceneScore(
         list(scenes),
         verdicts,
@@ -125,7 +124,7 @@ def score_scenes(
         drawn.tokens,
         drawn.seconds,
         drawn.ms_per_token,
-        generator.cache,
+        drawn.cache,
     )
 
 
@@ -153,6 +152,7 @@ class Drawn:
     seconds: float
     ms_per_token: float
     cpu_ms_per_token: float
+    cache: CacheReport
 
 
 def draw(
@@ -185,7 +185,8 @@ def draw(
         last = now
         progress(f"drawing {len(prompts)} pictures", count, total)
     passed, computed = (1000 * stepping / num_tokens).tolist()
-    return Drawn(event.images or [], event.tokens, float((_clocks() - began)[0]), passed, computed)
+    seconds = float((_clocks() - began)[0])
+    return Drawn(event.images or [], event.tokens, seconds, passed, computed, event.cache)
 
 
 def _clocks() -> np.ndarray:

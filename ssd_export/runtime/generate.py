@@ -1,5 +1,4 @@
-"""The one loop that draws pictures, whatever the backend: prompts in, an event for each grid row,
-pictures out.
+"""Images from a bundle, whatever the backend: prompts in, an event for each grid row, images out.
 
 Needs numpy, pillow, tokenizers and the chosen backend; neither torch nor transformers.
 """
@@ -7,7 +6,7 @@ Needs numpy, pillow, tokenizers and the chosen backend; neither torch nor transf
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -17,50 +16,36 @@ import numpy as np
 from PIL import Image
 
 from ssd_export.bundle import Bundle, open_bundle
-from ssd_export.dtypes import DTYPES
 from ssd_export.errors import UserError
-from ssd_export.policy.schedule import tokens_dropped
+from ssd_export.runtime.cache_report import CacheReport, cache_report
+from ssd_export.runtime.finite import check_logits
 from ssd_export.runtime.loop import decode
 from ssd_export.runtime.prompt_batch import PromptBatch, PromptBatches, bundle_sampling
 from ssd_export.runtime.runner import Runner
 from ssd_export.runtime.runners import DEFAULT, check_threads, find_runner, open_runner
-from ssd_export.sampling import as_count, as_seed
+from ssd_export.runtime.turns import Turns
+from ssd_export.sampling import Sampling, as_count, as_seed
 
 NOT_DRAWN_YET = 235  # grey level of the part of a preview that is still to come
 MAX_BATCH = 16
-
-
-@dataclass(frozen=True)
-class CacheReport:
-    """What the compression did, as allocated and counted, not as configured.
-
-    bytes: all cache tensors of the batch; bytes_per_image: of the rows of one picture;
-    image_bytes_per_image: its image slots alone; full_image_bytes_per_image: a slot for every image
-    token and head, keys and values.
-    tokens_dropped: (layer, KV head, token) triples released while one picture was drawn.
-    """
-
-    bytes: int
-    bytes_per_image: int
-    image_bytes_per_image: int
-    full_image_bytes_per_image: int
-    tokens_dropped: int
-
-    @property
-    def image_share(self) -> float:
-        return self.image_bytes_per_image / self.full_image_bytes_per_image
+MAX_IMAGES = 100_000  # of one call, which holds the pixels of all of them until its end
+ImageDone = Callable[[int, Image.Image], None]
 
 
 @dataclass(frozen=True)
 class RowEvent:
-    """Grid row `row` (0 the first) is drawn. tokens: int32 [N, image tokens], 0 where still to
-    come; images: previews, or None.
+    """Grid row `row` (0 the first) of a batch is generated.
+
+    tokens: int32 [N, image tokens] of all images, 0 where still to come; images: all of them in the
+    last event, previews of the batch if they were asked for, else None; cache: what the caches of
+    the batch take.
     """
 
     row: int
     tokens: np.ndarray
     images: list[Image.Image] | None
     done: bool
+    cache: CacheReport
 
 
 @dataclass(frozen=True)
@@ -75,15 +60,34 @@ class GenerationResult:
     cache: CacheReport
 
 
+@dataclass(frozen=True)
+class _Request:
+    """What to generate, checked. prompts: one an image; image_done: called with every image."""
+
+    prompts: list[str]
+    sampling: Sampling
+    seed: int
+    preview: bool
+    max_batch: int
+    decoder_batch: int
+    image_done: ImageDone
+
+
 class ImageGenerator:
-    """Draws pictures from a bundle; keeps the weights loaded between calls. A context manager."""
+    """Generates images from a bundle and keeps its weights loaded between calls. A context manager.
+
+    Threads may share one: a call waits for its turn. A stream holds the turn until it is finished
+    or closed, between its events, too. A second call of the thread that suspended it is a
+    UserError; another thread waits, unless the stream stands still for a minute.
+    """
 
     def __init__(self, bundle: Bundle, runner: Runner) -> None:
         self.bundle, self.runner = bundle, runner
         self.config = bundle.config.model
         self.table = bundle.config.policy
+        self.turns = Turns()
+        self.cache: CacheReport | None = None  # of the batch generated last
         self._batches = PromptBatches.from_bundle(bundle)
-        self.cache: CacheReport | None = None
 
     @classmethod
     def from_bundle(
@@ -117,18 +121,25 @@ class ImageGenerator:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Frees the weights and caches, once no thread computes with them."""
+        self.turns.close()
         self.runner.close()
 
-    def __call__(self, prompts: Sequence[str], **options: Any) -> GenerationResult:
-        """All pictures of the prompts; options as for `stream`."""
+    def __call__(self, prompts: Iterable[str], **options: Any) -> GenerationResult:
+        """All images of the prompts; options as for `stream`."""
         began = time.perf_counter()
         *_, event = self.stream(prompts, **options)
-        assert event.images is not None and self.cache is not None
-        return GenerationResult(event.images, event.tokens, time.perf_counter() - began, self.cache)
+        assert event.images is not None
+        return GenerationResult(
+            event.images, event.tokens, time.perf_counter() - began, event.cache
+        )
 
     def stream(
         self,
-        prompts: Sequence[str],
+        prompts: Iterable[str],
         *,
         seed: int = 0,
         num_images: int = 1,
@@ -138,103 +149,108 @@ class ImageGenerator:
         preview: bool = False,
         max_batch: int = MAX_BATCH,
         decoder_batch: int = 1,
+        image_done: ImageDone = lambda number, image: None,
     ) -> Iterator[RowEvent]:
         """An event for each finished grid row; the last one has done=True and the finished
-        pictures.
+        images.
 
-        Args: num_images: pictures for each prompt; cfg_scale, temperature (0: greedy): None takes
+        Args: num_images: images for each prompt; cfg_scale, temperature (0: greedy): None takes
         the bundle's;
-        preview: decode every event's pictures; max_batch: pictures drawn at once, and no more than
-        the runner can; the others are drawn one batch after the other (rows then count within a
-        batch); decoder_batch: pictures decoded to pixels at once (at 384 x 384 the decoder's
-        activations are 0.4 GB a picture). Picture i is the same whatever the batch: its random
+        preview: decode every event's images; max_batch: images generated at once, and no more than
+        the runner can; the others come one batch after the other (rows then count within a
+        batch); decoder_batch: images decoded to pixels at once (at 384 x 384 the decoder's
+        activations are 0.4 GB an image); image_done: called with the number of each image and the
+        image as soon as its pixels are there. Image i is the same whatever the batch: its random
         numbers depend on seed and i alone.
+        Raises: UserError for a prompt or a number that will not do, at once; while it runs, for a
+        generator that another caller has in use, and for numbers that are not finite.
         """
-        if isinstance(prompts, str):
-            raise UserError('prompts is one string; give a list such as ["a red circle on white"]')
         sampling = bundle_sampling(self.bundle).changed(cfg_scale, temperature, top_k)
-        seed = as_seed(seed)
-        num_images, max_batch, decoder_batch = (
-            as_count(value, name)
-            for name, value in (
-                ("num_images", num_images),
-                ("max_batch", max_batch),
-                ("decoder_batch", decoder_batch),
-            )
+        every = self._one_an_image(prompts, as_count(num_images, "num_images", most=MAX_IMAGES))
+        request = _Request(
+            every,
+            sampling,
+            as_seed(seed),
+            bool(preview),
+            min(as_count(max_batch, "max_batch"), self.runner.max_images),
+            as_count(decoder_batch, "decoder_batch"),
+            image_done,
         )
-        self._batches.check(prompts)
-        every = [prompt for prompt in prompts for _ in range(num_images)]
-        max_batch = min(max_batch, self.runner.max_images)
-        grid = self.config.grid
-        tokens = np.zeros((len(every), grid.num_tokens), np.int32)
-        images: list[Image.Image] = []
-        for start in range(0, len(every), max_batch):
-            part = slice(start, min(start + max_batch, len(every)))
-            batch = self._batches(every[part], sampling, seed, start)
-            last = part.stop == len(every)
-            for row in self._rows(batch):
-                tokens[part] = self.runner.tokens()
-                finished = row == grid.height - 1
-                if finished:
-                    images += self._pictures(tokens[part], decoder_batch)
-                done = finished and last
-                shown = (
-                    list(images)
-                    if done
-                    else self._previews(tokens[part], row, decoder_batch)
-                    if preview
-                    else None
-                )
-                yield RowEvent(row, tokens.copy(), shown, done)
+        return self._events(request)
 
-    def _rows(self, batch: PromptBatch) -> Iterator[int]:
-        """Draws the batch; yields after every grid row."""
+    def _one_an_image(self, prompts: Iterable[str], num_images: int) -> list[str]:
+        if isinstance(prompts, (str, bytes)):
+            raise UserError('prompts is one string; give a list such as ["a red circle on white"]')
+        try:
+            listed = list(prompts)
+        except TypeError:
+            raise UserError(
+                f"prompts is a {type(prompts).__name__}; give a list of strings"
+            ) from None
+        for prompt in listed:
+            if not isinstance(prompt, str):
+                raise UserError(
+                    f"a prompt is a {type(prompt).__name__}, not a string; give a list of strings"
+                )
+        self._batches.check(listed)
+        if len(listed) * num_images > MAX_IMAGES:
+            raise UserError(
+                f"{len(listed)} prompts of {num_images} images each are more than the {MAX_IMAGES}"
+                " that one call generates; call several times, with other seeds"
+            )
+        return [prompt for prompt in listed for _ in range(num_images)]
+
+    def _events(self, request: _Request) -> Iterator[RowEvent]:
+        every, size = request.prompts, request.max_batch
+        tokens = np.zeros((len(every), self.config.grid.num_tokens), np.int32)
+        images: list[Image.Image] = []
+        with self.turns.take() as turn:
+            for start in range(0, len(every), size):
+                part = slice(start, min(start + size, len(every)))
+                batch = self._batches(every[part], request.sampling, request.seed, start)
+                for row, cache in self._rows(batch):
+                    tokens[part] = self.runner.tokens()
+                    shown, done = None, False
+                    if row == self.config.grid.height - 1:
+                        images += self._finished(tokens[part], start, request)
+                        done = part.stop == len(every)
+                    if done:
+                        shown = list(images)
+                    elif request.preview:
+                        shown = self._previews(tokens[part], row, request.decoder_batch)
+                    with turn.suspended():
+                        yield RowEvent(row, tokens.copy(), shown, done, cache)
+
+    def _rows(self, batch: PromptBatch) -> Iterator[tuple[int, CacheReport]]:
+        """Generates the batch; yields after every grid row."""
         steps = decode(self.runner, batch, self.table)
         next(steps)
-        self.cache = self._checked_cache(batch)
-        for row, _ in enumerate(steps):
-            yield row
+        report = self.cache = cache_report(self.runner, self.bundle.config, batch)
+        for row, taken in enumerate(steps):
+            check_logits(self.runner.logits(), taken.stop - 1, self.bundle.config.dtype)
+            yield row, report
 
-    def _checked_cache(self, batch: PromptBatch) -> CacheReport:
-        """Proves that what is allocated is what the policy promises. Raises: RuntimeError if not (a
-        bug).
-        """
-        size, rows = DTYPES[self.bundle.config.dtype].num_bytes, self.config.rows_per_image
-        allocated, promised = (
-            self.runner.cache_bytes(),
-            self.table.cache_bytes(self.config, size, rows * batch.num_images),
-        )
-        if allocated != promised:
-            raise RuntimeError(
-                f"the runner holds {allocated} cache bytes, the policy table says {promised}"
-            )
-        return CacheReport(
-            bytes=allocated,
-            bytes_per_image=allocated // batch.num_images,
-            image_bytes_per_image=self.table.image_cache_bytes(self.config, size, rows),
-            full_image_bytes_per_image=self.table.full_image_cache_bytes(self.config, size, rows),
-            tokens_dropped=sum(
-                tokens_dropped(self.table, length)
-                for length in batch.lengths[:: batch.num_images].tolist()
-            ),
-        )
+    def _finished(self, tokens: np.ndarray, start: int, request: _Request) -> list[Image.Image]:
+        images = []
+        for image in self._images(tokens, request.decoder_batch):
+            request.image_done(start + len(images), image)
+            images.append(image)
+        return images
 
-    def _pictures(self, tokens: np.ndarray, decoder_batch: int) -> list[Image.Image]:
-        starts = range(0, len(tokens), decoder_batch)
-        decoded = [
-            self.runner.decode_image(tokens[start : start + decoder_batch]) for start in starts
-        ]
-        return [Image.fromarray(pixels) for part in decoded for pixels in part]
+    def _images(self, tokens: np.ndarray, decoder_batch: int) -> Iterator[Image.Image]:
+        for start in range(0, len(tokens), decoder_batch):
+            pixels = self.runner.decode_image(tokens[start : start + decoder_batch])
+            yield from map(Image.fromarray, pixels)
 
     def _previews(self, tokens: np.ndarray, row: int, decoder_batch: int) -> list[Image.Image]:
-        """Pictures of what is drawn: the rows to come repeat the last one for the decoder's sake
-        and are greyed out.
+        """Images of what is there: the rows to come repeat the last one for the decoder's sake and
+        are greyed out.
         """
         height = self.config.grid.height
         grid = tokens.reshape(-1, height, self.config.grid.width).copy()
         grid[:, row + 1 :] = grid[:, row : row + 1]
         previews = []
-        for picture in self._pictures(grid.reshape(tokens.shape), decoder_batch):
+        for picture in self._images(grid.reshape(tokens.shape), decoder_batch):
             pixels = np.array(picture)
             pixels[pixels.shape[0] * (row + 1) // height :] = NOT_DRAWN_YET
             previews.append(Image.fromarray(pixels))

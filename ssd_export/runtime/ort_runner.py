@@ -23,6 +23,7 @@ from ssd_export.plan.memory import widens_on_use
 from ssd_export.plan.sizes import WeightSizes
 from ssd_export.policy.schedule import full_before
 from ssd_export.policy.table import release_graph
+from ssd_export.runtime.finite import to_pixels
 from ssd_export.runtime.ort_session import PROVIDERS, open_session, session_entries
 from ssd_export.runtime.prompt_batch import PromptBatch
 from ssd_export.runtime.runner import Runner
@@ -160,7 +161,7 @@ class OrtRunner(Runner):
         (pixels,) = self._session("image_decoder").run(
             ["pixels"], {"codes": np.ascontiguousarray(tokens, np.int32)}
         )
-        return pixels.astype(np.uint8)
+        return to_pixels(pixels, self._bundle.config.dtype)
 
     def cache_bytes(self) -> int:
         return sum(

@@ -24,6 +24,7 @@ from ssd_export.model.permuted_heads import PermutedHeads
 from ssd_export.model.quantization import dequantize
 from ssd_export.policy.layout import group_slices, query_slices
 from ssd_export.policy.table import HeadGroup, PolicyTable
+from ssd_export.runtime.finite import to_pixels
 from ssd_export.runtime.prompt_batch import PromptBatch
 from ssd_export.runtime.runner import Runner
 from ssd_export.sampling import Sampling
@@ -206,8 +207,8 @@ def decode_pixels(
 ) -> np.ndarray:
     """Pixels uint8 [n, height, width, 3] of codes int [n, image tokens]."""
     pixels = image_decoder(torch.from_numpy(np.asarray(tokens, np.int64)).to(device)).float()
-    levels = ((pixels + 1) / 2 * 255).clamp(0, 255).permute(0, 2, 3, 1)
-    return levels.to(torch.uint8).cpu().numpy()
+    levels = ((pixels + 1) / 2 * 255).clamp(0, 255).permute(0, 2, 3, 1).cpu().numpy()
+    return to_pixels(levels, str(next(image_decoder.parameters()).dtype).removeprefix("torch."))
 
 
 def step_attention(device: str, table: PolicyTable) -> StepAttention:

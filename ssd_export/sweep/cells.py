@@ -116,9 +116,7 @@ class CellRunner:
             ImageGenerator.from_bundle(path, spec.runner, spec.provider, num_threads) as generator,
         ):
             drawn = draw(generator, captions, options, lambda _, done, total: tell(done, total))
-            facts = _costs(generator, drawn, spec.jobs) | self._judged(
-                generator, drawn, captions, part
-            )
+            facts = _costs(drawn, spec.jobs) | self._judged(generator, drawn, captions, part)
         write_file(
             part.file(spec.out, ".npz"), lambda file: np.savez_compressed(file, drawn.tokens)
         )
@@ -168,10 +166,9 @@ class CellRunner:
         return {"kl": kl_to_full_cache(self._model, sequences, table, cfg_scale).tolist()}
 
 
-def _costs(generator: ImageGenerator, drawn: Drawn, jobs: int) -> dict[str, Any]:
+def _costs(drawn: Drawn, jobs: int) -> dict[str, Any]:
     """What the compression did, as allocated and counted, and the time that drawing took."""
-    cache = generator.cache
-    assert cache is not None
+    cache = drawn.cache
     return {
         "cache_bytes_per_image": cache.bytes_per_image,
         "image_share_of_full_cache": cache.image_share,

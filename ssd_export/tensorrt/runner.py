@@ -16,6 +16,7 @@ import numpy as np
 from ssd_export.bundle import Bundle
 from ssd_export.errors import UserError
 from ssd_export.graph_spec import CacheTensor
+from ssd_export.runtime.finite import to_pixels
 from ssd_export.runtime.prompt_batch import PromptBatch
 from ssd_export.runtime.runner import Runner
 from ssd_export.tensorrt.batch_memory import BatchMemory
@@ -49,7 +50,7 @@ class TrtRunner(Runner):
     """
 
     def __init__(self, bundle: Bundle, files: EngineFiles, device: CudaDevice) -> None:
-        self._device, self._files = device, files
+        self._device, self._files, self._dtype = device, files, bundle.config.dtype
         self.max_images = files.max_images
         specs = bundle.config.graphs
         self._evicts = EVICT in specs and not files.releases_in_step
@@ -144,7 +145,8 @@ class TrtRunner(Runner):
             codes = np.asarray(tokens[start : start + count], np.int32)
             self._memory.upload("codes", codes, context.name)
             context.enqueue()
-            images.append(self._memory.download("pixels", context.name).astype(np.uint8))
+            levels = self._memory.download("pixels", context.name)
+            images.append(to_pixels(levels, self._dtype))
             start += count
         return np.concatenate(images)
 

@@ -16,6 +16,7 @@ from ssd_export.bundle import Bundle
 from ssd_export.bundle.graphs import head_groups, part_names
 from ssd_export.graph_spec import CacheTensor
 from ssd_export.metrics.similarity import psnr, ssim
+from ssd_export.runtime.finite import check_logits
 from ssd_export.runtime.loop import decode, single_steps
 from ssd_export.runtime.prompt_batch import PromptBatch, PromptBatches, bundle_sampling
 from ssd_export.runtime.runner import InspectableRunner
@@ -85,6 +86,8 @@ class Ladder:
         ranked: dict[tuple[int, int], tuple[np.ndarray, np.ndarray]] = {}
         self._ties, self._first_tie, self._borders = [], {}, set()
         for step in self._lockstep("logits", self._num_tokens):
+            for runner in (self.reference, self.subject):
+                check_logits(runner.logits(), step, self._dtype)
             divergence = self._compare_positions(step, ranked)
             if divergence is None and step not in self._ties[-1:]:
                 size = error(self.subject.logits(), self.reference.logits())

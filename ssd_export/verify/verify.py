@@ -25,10 +25,11 @@ from ssd_export.errors import UserError
 from ssd_export.export.source_checkpoint import checked, checkpoint_like, is_of
 from ssd_export.model.checkpoint import Checkpoint
 from ssd_export.runtime import runners
+from ssd_export.runtime.finite import NotFiniteError
 from ssd_export.runtime.runner import InspectableRunner
 from ssd_export.verify.attention_op import check_ops
 from ssd_export.verify.checkpoint_runner import checkpoint_runner
-from ssd_export.verify.checks import Rung
+from ssd_export.verify.checks import Divergence, Rung
 from ssd_export.verify.contract import check_contract, check_weights
 from ssd_export.verify.generation import Ladder, Progress
 from ssd_export.verify.tolerances import Tolerance, tolerance_of
@@ -166,8 +167,11 @@ def _climb(
         steps.append((level, lambda level=level: getattr(climb(), level)()))
     rungs: list[Rung] = []
     try:
-        for _, run in steps:
-            rungs.append(run())
+        for name, run in steps:
+            try:
+                rungs.append(run())
+            except NotFiniteError as error:
+                rungs.append(Rung(name, {}, Divergence(str(error))))
             if not rungs[-1].ok:
                 break
     finally:

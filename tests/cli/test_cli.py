@@ -368,7 +368,7 @@ def test_generate_draws_one_picture(
     assert "drawing 1 picture: done in" in done.err
     assert generator.asked == dict(
         runner="ort",
-        provider="cpu",
+        provider=None,
         prompts=("a red circle",),
         seed=7,
         num_images=1,
