@@ -48,10 +48,10 @@ def measure_stages(folder: Path) -> dict[str, Any]:
     from ssd_export.model.checkpoint import open_checkpoint
     from ssd_export.model.load import load_model
     from ssd_export.model.prompt import PromptEncoder
+    from ssd_export.noise import ImageSeed
     from ssd_export.policy.menu import menu
     from ssd_export.runtime.loop import single_steps
     from ssd_export.runtime.prompt_batch import PromptBatch
-    from ssd_export.runtime.uniforms import uniforms
     from ssd_export.sampling import Sampling
 
     checkpoint, rng = open_checkpoint(folder), np.random.default_rng(0)
@@ -64,9 +64,9 @@ def measure_stages(folder: Path) -> dict[str, Any]:
     ids = rng.integers(0, config.vocab_size, (rows, PROMPT_SLOTS), np.int32)
     encoder = PromptEncoder.from_file(checkpoint.tokenizer_path)
     images = FullCacheImages(model, encoder, PROMPT_SLOTS)
-    randoms = uniforms(0, BATCH, config.grid.num_tokens)
+    seeds = tuple(ImageSeed(0, image) for image in range(BATCH))
     lengths = np.full(rows, PROMPT_SLOTS, np.int32)
-    batch = PromptBatch(images.batches.embed(ids), lengths, randoms, sampling)
+    batch = PromptBatch(images.batches.embed(ids), lengths, seeds, (sampling,) * BATCH)
     images(batch, single_steps(TOKENS))
     peaks["draw"] = _peak_of_stage()
     spec = CalibrationSpec(

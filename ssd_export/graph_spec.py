@@ -7,6 +7,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, field
 
+NUM_SORTED_CODES = "num_sorted_codes"  # the input with a default that graphs with top-k have
 Dimension = int | str
 CACHE_KINDS = ("key", "value", "key_scale", "value_scale", "position", "score")
 _CACHE_NAME = re.compile(rf"(?:past_key_values|present)\.(\d+)\.(\d+)\.({'|'.join(CACHE_KINDS)})")

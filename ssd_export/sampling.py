@@ -13,9 +13,8 @@ from typing import Any
 
 from ssd_export.errors import UserError
 
-GREATEST_FLOAT32 = 3.4028234663852886e38
-# Guided logits stay finite in float32 up to here, with the least temperature (1e-6) and logits of
-# several thousand.
+MAX_TEMPERATURE = 1e30  # times the greatest noise, 16.7, it is finite in float32
+# Guided logits of several thousand stay finite and precise in float32 up to here.
 MAX_CFG_SCALE = 1e6
 MAX_COUNT = 2**31 - 1  # of pictures or tokens: what an int32 index reaches
 MAX_SEED = 2**64 - 1  # the key of the random numbers has 64 bits
@@ -23,8 +22,8 @@ MAX_SEED = 2**64 - 1  # the key of the random numbers has 64 bits
 
 @dataclass(frozen=True)
 class Sampling:
-    """How tokens are drawn. cfg_scale: guidance u + cfg_scale (c - u); temperature: divides the
-    guided logits, 0 is greedy; top_k: draw among that many, 0 among all.
+    """How tokens are drawn. cfg_scale: guidance u + cfg_scale (c - u); temperature: of the softmax of
+    the guided logits, 0 is greedy; top_k: draw among that many, 0 among all.
 
     Numbers of any kind are accepted (numpy's too) and kept as Python's.
     Raises: UserError for a number that cannot be drawn with.
@@ -42,9 +41,9 @@ class Sampling:
                 " guidance"
             )
         temperature = as_float(self.temperature, "temperature", "use 1.0, or 0 for greedy")
-        if not 0 <= temperature <= GREATEST_FLOAT32:
+        if not 0 <= temperature <= MAX_TEMPERATURE:
             raise UserError(
-                f"temperature {temperature:g} is not a finite number of at least 0; use 1.0, or 0"
+                f"temperature {temperature:g} is outside 0 .. {MAX_TEMPERATURE:g}; use 1.0, or 0"
                 " for greedy"
             )
         object.__setattr__(self, "cfg_scale", cfg_scale)

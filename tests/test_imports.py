@@ -16,6 +16,7 @@ GROUND = {
     "files",
     "graph_spec",
     "machine",
+    "noise",
     "os_errors",
     "sampling",
     "typed_json",

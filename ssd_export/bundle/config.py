@@ -14,7 +14,7 @@ from ssd_export.sampling import Sampling
 from ssd_export.typed_json import to_json
 from ssd_export.version import TOOL_VERSION
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 CONFIG = "ssd_config.json"
 EXPORT_AGAIN = "export it again with --force, or copy it again from where it came"
 WeightFormat = Literal["none", "int8", "int4", "fp8"]

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import shlex
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from ssd_export.bundle.config import CONFIG, EXPORT_AGAIN, SCHEMA_VERSION, BundleConfig
 from ssd_export.bundle.config_checks import check_config
+from ssd_export.dtypes import DTYPES
 from ssd_export.errors import UserError
 from ssd_export.files import read_file
 from ssd_export.os_errors import NOT_THERE, os_error
@@ -19,6 +21,23 @@ from ssd_export.version import TOOL_VERSION
 class _Version:
     schema_version: int = 0
     tool_version: str = "of a later version"
+
+
+@dataclass(frozen=True)
+class _EarlierPolicy:
+    name: str = "ssd-auto"
+    budget: float = 0.2
+    kv_dtype: str = "model"
+
+
+@dataclass(frozen=True)
+class _EarlierConfig:
+    """What the config of an earlier schema version says of the export that made it."""
+
+    model_name: str = "demo"
+    dtype: str = "float32"
+    precision: dict[str, Any] = field(default_factory=dict)
+    policy: _EarlierPolicy = _EarlierPolicy()
 
 
 def read_config(folder: Path, if_missing: str = "") -> BundleConfig:
@@ -42,23 +61,24 @@ def read_config(folder: Path, if_missing: str = "") -> BundleConfig:
 
 def parse_config(content: bytes, source: str) -> BundleConfig:
     """The checked value of ssd_config.json's text. Raises: UserError as read_config."""
-    _check_schema(parse_json(content, _Version, source, EXPORT_AGAIN), source)
+    _check_schema(content, source)
     config = parse_json(content, BundleConfig, source, EXPORT_AGAIN)
     check_config(config, source)
     return config
 
 
-def _check_schema(found: _Version, source: str) -> None:
+def _check_schema(content: bytes, source: str) -> None:
+    found = parse_json(content, _Version, source, EXPORT_AGAIN)
     if found.schema_version < 1:
         raise UserError(
             f"{source} has no schema version: this is no bundle of ssd-export; {EXPORT_AGAIN}"
         )
     if found.schema_version < SCHEMA_VERSION:
-        folder = shlex.quote(str(Path(source).parent))
+        made = parse_json(content, _EarlierConfig, source, EXPORT_AGAIN)
         raise UserError(
             f"{source} has schema version {found.schema_version}, from an earlier ssd-export, and"
-            f" this one reads version {SCHEMA_VERSION}; make it again with `ssd-export export --out"
-            f" {folder} --force`"
+            f" this one reads version {SCHEMA_VERSION}; make it again with"
+            f" `{_export_command(made, Path(source).parent)}`"
         )
     if found.schema_version > SCHEMA_VERSION:
         theirs = shown(found.tool_version).strip('"')
@@ -67,3 +87,18 @@ def _check_schema(found: _Version, source: str) -> None:
             f" {TOOL_VERSION}, which reads version {SCHEMA_VERSION}: use ssd-export"
             f" {theirs} or newer, or export it again with this one"
         )
+
+
+def _export_command(found: _EarlierConfig, folder: Path) -> str:
+    """The command line that makes a bundle like this one."""
+    options = {
+        "--model": found.model_name,
+        "--policy": found.policy.name,
+        "--budget": f"{found.policy.budget:g}",
+        "--dtype": DTYPES[found.dtype].short if found.dtype in DTYPES else "fp32",
+        "--weights": str(found.precision.get("weights", "none")),
+        "--kv-dtype": found.policy.kv_dtype,
+        "--out": str(folder),
+    }
+    words = [word for option in options.items() for word in option]
+    return shlex.join(["ssd-export", "export", *words, "--force"])

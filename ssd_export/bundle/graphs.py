@@ -12,8 +12,11 @@ I is the number of image tokens of the model's grid.
 
 decode_step (step s = 1 .. I - 1 draws token s from token s - 1):
     tokens [I, images] int32 is read at row s - 1 and written at row s; step [1] int64 comes back
-    plus one; prompt_length [rows] int32; uniforms [I, images]; cfg_scale, temperature [1]
-    (temperature 0: greedy); past_key_values.{layer}.{group}.{key|value|position|score} ->
+    plus one; prompt_length [rows] int32; noise [grid width, images, codebook] float32 (noise.py),
+    of which step s reads row s mod grid width; cfg_scale, temperature [images] float32 (temperature
+    0: greedy), with top-k also top_k [images] int64 (0: every code) and, beside the contract,
+    num_sorted_codes [1] int64, an input with a default (sampler.py);
+    past_key_values.{layer}.{group}.{key|value|position|score} ->
     present.{layer}.{group}.{...}, aliased; with keys and values in int8 also
     {key_scale|value_scale}, float32 (cache/quantized_rows.py).
 prefill: prompt embeddings -> token 0, and present.* with T slots, which the runtime copies into the
@@ -42,6 +45,13 @@ from ssd_export.policy.table import (
     release_kind,
     releases_between_steps,
 )
+
+MAX_SORTED_CODES = 3840  # TensorRT's TopK takes no more
+
+
+def num_sorted_codes(codebook_size: int) -> int:
+    """The greatest top-k below "every code" of an engine that cannot choose how many it sorts."""
+    return min(codebook_size, MAX_SORTED_CODES)
 
 
 def promised_graphs(config: ModelConfig, table: PolicyTable, dtype: str) -> list[GraphSpec]:
@@ -86,11 +96,11 @@ def _named(name: str, spec: TensorSpec) -> TensorSpec:
 
 def _sampling_inputs(config: ModelConfig, top_k: bool) -> list[TensorSpec]:
     inputs = [
-        TensorSpec("uniforms", "float32", (config.grid.num_tokens, "images")),
-        TensorSpec("cfg_scale", "float32", (1,)),
-        TensorSpec("temperature", "float32", (1,)),
+        TensorSpec("noise", "float32", (config.grid.width, "images", config.codebook_size)),
+        TensorSpec("cfg_scale", "float32", ("images",)),
+        TensorSpec("temperature", "float32", ("images",)),
     ]
-    return inputs + ([TensorSpec("top_k", "int64", (1,))] if top_k else [])
+    return inputs + ([TensorSpec("top_k", "int64", ("images",))] if top_k else [])
 
 
 def decode_step_spec(

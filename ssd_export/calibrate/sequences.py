@@ -26,7 +26,7 @@ class FullCacheImages:
         def embed(ids: np.ndarray) -> np.ndarray:
             return model.embed_text_tokens(torch.from_numpy(ids).long()).float().numpy()
 
-        self.batches = PromptBatches(encoder, embed, prompt_slots, model.config.grid.num_tokens)
+        self.batches = PromptBatches(encoder, embed, prompt_slots)
         self._table = make_policy("full", model.config, budget=1.0, prompt_slots=prompt_slots)
         self._runner = TorchRunner(model, None, self._table)
 

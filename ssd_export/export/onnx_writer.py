@@ -27,9 +27,9 @@ from ssd_export.export.functions import (
 )
 from ssd_export.export.operators import IR_VERSION, Operators, onnx_dtype
 from ssd_export.export.quantize import dequantize_node, onnx_type, opset_of, scale_name
-from ssd_export.export.sampler import draw_tokens
+from ssd_export.export.sampler import draw_tokens, noise_of_step, num_sorted_input
 from ssd_export.export.weights import WEIGHTS_FILE, Weight
-from ssd_export.graph_spec import CacheTensor, GraphSpec, TensorSpec
+from ssd_export.graph_spec import NUM_SORTED_CODES, CacheTensor, GraphSpec, TensorSpec
 from ssd_export.model.decoder import Rope
 from ssd_export.policy.layout import query_slices
 from ssd_export.policy.table import HeadGroup, PolicyTable
@@ -50,6 +50,7 @@ class GraphWriter:
     places: dict[str, tuple[int, int]]
     ops: Operators = field(default_factory=Operators)
     _initializers: dict[str, ir.Value] = field(default_factory=dict)
+    _defaults: list[ir.Value] = field(default_factory=list)
 
     def weight(self, name: str) -> ir.Value:
         """The initializer of a tensor of the weights file."""
@@ -69,6 +70,11 @@ class GraphWriter:
         if scheme is None:
             return self.weight(name)
         return dequantize_node(self.ops, self.weight(name), self.weight(scale_name(name)), scheme)
+
+    def num_sorted_codes(self) -> ir.Value:
+        """The input of top-k that has a default (sampler.py)."""
+        self._defaults = [num_sorted_input(self.config.codebook_size)]
+        return self._defaults[0]
 
     @property
     def opset(self) -> int:
@@ -92,10 +98,10 @@ class GraphWriter:
             outputs[out.name].shape = ir.Shape(out.shape)
         imports = {"": self.opset} | ({DOMAIN: 1} if functions else {})
         graph = ir.Graph(
-            [inputs[tensor.name] for tensor in spec.inputs],
+            [*(inputs[tensor.name] for tensor in spec.inputs), *self._defaults],
             [outputs[tensor.name] for tensor in spec.outputs],
             nodes=self.ops.tape.nodes,
-            initializers=list(self._initializers.values()),
+            initializers=[*self._initializers.values(), *self._defaults],
             opset_imports=imports,
             name=spec.name,
         )
@@ -159,7 +165,7 @@ def write_decode_step(writer: GraphWriter, top_k: bool = False) -> tuple[GraphSp
         merged = attended[0] if len(attended) == 1 else ops.op("Concat", *attended, axis=1)
         hidden = after_attention(writer, hidden, ops.reshape(merged, [0, -1]), layer)
     logits = image_logits(writer, hidden)
-    token = draw_tokens(ops, config.codebook_size, logits, step, inputs)
+    token = _draw(writer, logits, step, inputs)
     outputs |= {
         "present_tokens": ops.op(
             "ScatterND", inputs["tokens"], ops.reshape(step, [1, 1]), ops.reshape(token, [1, -1])
@@ -218,7 +224,7 @@ def write_prefill(writer: GraphWriter, top_k: bool = False) -> tuple[GraphSpec, 
     hidden = ops.op("GatherND", hidden, ops.reshape(ops.cast(last, "int64"), [-1, 1]), batch_dims=1)
     logits = image_logits(writer, hidden)
     outputs |= {
-        "token": draw_tokens(ops, config.codebook_size, logits, ops.constant([0]), inputs),
+        "token": _draw(writer, logits, ops.constant([0]), inputs),
         "logits": logits,
     }
     return spec, writer.model(spec, inputs, outputs)
@@ -259,6 +265,16 @@ def write_evict(writer: GraphWriter, spec: GraphSpec) -> tuple[GraphSpec, ir.Mod
     return spec, writer.model(
         spec, inputs, {name: value for name, value in outputs.items() if name in kept}
     )
+
+
+def _draw(
+    writer: GraphWriter, logits: ir.Value, step: ir.Value, inputs: dict[str, ir.Value]
+) -> ir.Value:
+    """The tokens of a step, int32 [N]."""
+    if "top_k" in inputs:
+        inputs = inputs | {NUM_SORTED_CODES: writer.num_sorted_codes()}
+    noise = noise_of_step(writer.ops, inputs["noise"], step)
+    return draw_tokens(writer.ops, writer.config, logits, noise, inputs)
 
 
 class AttentionFunctions:

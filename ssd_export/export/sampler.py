@@ -1,51 +1,54 @@
 """Guidance and sampling inside the graph, so that a step's token is the next step's input without a
 host between.
 
-guided = u + cfg_scale (c - u); p = softmax(guided / temperature), after an optional top-k; the
-token is the inverse-CDF sample of one given uniform number: how many entries of the running sum of
-p are <= uniform x total. Temperature 0 is greedy: the arg-max of guided. All float32.
-
-The running sum is two triangular matrix products (inside blocks of 128, then over blocks) instead
-of CumSum, which older TensorRT parsers unroll into a slow loop.
-`ssd_export/runtime/torch_runner.py` computes the same sums.
+guided = u + cfg_scale (c - u); token = arg-max over the codebook of guided + temperature x noise,
+the lowest code of equal ones: an exact draw from softmax(guided / temperature), and with
+temperature 0 the greedy choice (noise.py, whose race is divided by the temperature). With top-k only
+codes whose guided logit is at least the k-th greatest take part. All float32.
+`ssd_export/runtime/torch_runner.py` computes the same.
 """
 
 from __future__ import annotations
 
-from math import ceil
-
 import numpy as np
 import onnx_ir as ir
 
+from ssd_export.bundle.graphs import num_sorted_codes
+from ssd_export.config import ModelConfig
 from ssd_export.export.operators import Operators
+from ssd_export.graph_spec import NUM_SORTED_CODES
 
-BLOCK = 128
-MAX_TOP_K = 2048
-LEAST_TEMPERATURE = 1e-6
+OUT_OF_THE_RACE = -3.0e38
 
 
 def draw_tokens(
     ops: Operators,
-    codebook_size: int,
+    config: ModelConfig,
     logits: ir.Value,
-    step: ir.Value,
+    noise: ir.Value,
     inputs: dict[str, ir.Value],
 ) -> ir.Value:
-    """int32 [N] from logits float32 [2 N, V]; step int64 [1] chooses the row of `uniforms` [I,
-    N], I being the number of image tokens.
+    """int32 [N] from logits float32 [2 N, V], or [N, V] without guidance, and noise float32 [N, V].
 
-    `inputs` holds uniforms, cfg_scale, temperature and, in the graphs with top-k, top_k.
+    `inputs` holds cfg_scale and temperature float32 [N] and, in the graphs with top-k, top_k int64
+    [N] (0: every code) and the number of codes to sort, at least the greatest of top_k.
     """
-    guided = _guided(ops, codebook_size, logits, inputs["cfg_scale"])
-    temperature = ops.op("Max", inputs["temperature"], ops.constant([LEAST_TEMPERATURE], "float32"))
-    scaled = ops.op("Div", guided, temperature)
+    guided, codebook_size = logits, config.codebook_size
+    if config.rows_per_image == 2:
+        guided = _guided(ops, codebook_size, logits, inputs["cfg_scale"])
+    temperature = ops.reshape(inputs["temperature"], [-1, 1])
+    race = ops.op("Add", guided, ops.op("Mul", temperature, noise))
     if "top_k" in inputs:
-        scaled = _keep_top_k(ops, codebook_size, scaled, inputs["top_k"])
-    uniform = ops.reshape(ops.op("Gather", inputs["uniforms"], step, axis=0), [-1, 1])
-    sampled = _inverse_cdf(ops, codebook_size, ops.op("Softmax", scaled, axis=-1), uniform)
-    greedy = ops.cast(ops.op("ArgMax", guided, axis=-1, keepdims=0), "int32")
-    is_greedy = ops.op("Equal", inputs["temperature"], ops.constant([0.0], "float32"))
-    return ops.op("Where", is_greedy, greedy, sampled)
+        in_race = _top_k(ops, codebook_size, guided, inputs["top_k"], inputs[NUM_SORTED_CODES])
+        race = ops.op("Where", in_race, race, ops.constant(OUT_OF_THE_RACE, "float32"))
+    return ops.cast(ops.op("ArgMax", race, axis=-1, keepdims=0), "int32")
+
+
+def noise_of_step(ops: Operators, noise: ir.Value, step: ir.Value) -> ir.Value:
+    """float32 [N, V] of step int64 [1]; noise [rows, N, V] holds the noise of step s in row s mod
+    rows."""
+    row = ops.op("Mod", step, ops.constant([noise.shape[0]]))
+    return ops.op("Squeeze", ops.op("Gather", noise, row, axis=0), ops.constant([0]))
 
 
 def _guided(ops: Operators, codebook_size: int, logits: ir.Value, cfg_scale: ir.Value) -> ir.Value:
@@ -54,39 +57,35 @@ def _guided(ops: Operators, codebook_size: int, logits: ir.Value, cfg_scale: ir.
         ops.reshape(half, [-1, codebook_size]) for half in ops.split(halves, [1, 1], axis=0)
     )
     difference = ops.op("Sub", conditional, unconditional)
-    return ops.op("Add", unconditional, ops.op("Mul", cfg_scale, difference))
+    scale = ops.reshape(cfg_scale, [-1, 1])
+    return ops.op("Add", unconditional, ops.op("Mul", scale, difference))
 
 
-def _keep_top_k(ops: Operators, codebook_size: int, scaled: ir.Value, top_k: ir.Value) -> ir.Value:
-    """Logits below the k-th greatest masked; k is at most MAX_TOP_K (TensorRT's TopK ends at
-    3840).
+def num_sorted_input(codebook_size: int) -> ir.Value:
+    """The number of codes that TopK sorts, int64 [1]: an input with a default value.
+
+    ONNX Runtime is given the greatest top-k of the batch. TensorRT, whose TopK wants a constant,
+    reads the default as one.
     """
-    count = min(MAX_TOP_K, codebook_size)
-    values, _ = ops.many("TopK", scaled, ops.constant([count]), num_outputs=2, axis=-1)
-    place = ops.op("Sub", ops.op("Min", top_k, ops.constant([count])), ops.constant([1]))
-    threshold = ops.op("Gather", values, place, axis=1)  # [N, 1]
-    return ops.op(
-        "Where", ops.op("Less", scaled, threshold), ops.constant(-3.0e38, "float32"), scaled
+    default = ir.tensor(
+        np.array([num_sorted_codes(codebook_size)], np.int64), name=NUM_SORTED_CODES
+    )
+    return ir.Value(
+        name=NUM_SORTED_CODES,
+        shape=ir.Shape([1]),
+        type=ir.TensorType(ir.DataType.INT64),
+        const_value=default,
     )
 
 
-def _inverse_cdf(
-    ops: Operators, codebook_size: int, probs: ir.Value, uniform: ir.Value
+def _top_k(
+    ops: Operators, codebook_size: int, guided: ir.Value, top_k: ir.Value, num_sorted: ir.Value
 ) -> ir.Value:
-    """int32 [N] from probs [N, V] and uniform [N, 1]."""
-    num_blocks = ceil(codebook_size / BLOCK)
-    padding = num_blocks * BLOCK - codebook_size
-    padded = ops.op("Pad", probs, ops.constant([0, 0, 0, padding])) if padding else probs
-    blocks = ops.reshape(padded, [-1, num_blocks, BLOCK])
-    upto = ops.constant(np.triu(np.ones((BLOCK, BLOCK))), "float32")
-    inside = ops.op("MatMul", blocks, upto)  # [N, blocks, BLOCK]
-    sums = ops.reshape(
-        ops.op("Gather", inside, ops.constant([BLOCK - 1]), axis=2), [-1, num_blocks]
-    )
-    before = ops.constant(np.triu(np.ones((num_blocks, num_blocks)), 1), "float32")
-    offsets = ops.reshape(ops.op("MatMul", sums, before), [-1, num_blocks, 1])
-    cdf = ops.reshape(ops.op("Add", inside, offsets), [-1, num_blocks * BLOCK])
-    total = ops.op("ReduceSum", sums, ops.constant([1]), keepdims=1)
-    passed = ops.op("LessOrEqual", cdf, ops.op("Mul", uniform, total))
-    count = ops.op("ReduceSum", ops.cast(passed, "int32"), ops.constant([1]), keepdims=0)
-    return ops.op("Min", count, ops.constant(codebook_size - 1, "int32"))
+    """bool [N, V]: whether the guided logit is at least the image's k-th greatest."""
+    one, zero = ops.constant([1]), ops.constant([0])
+    wanted = ops.op("Min", top_k, ops.constant([codebook_size]))
+    sorted_logits, _ = ops.many("TopK", guided, num_sorted, num_outputs=2, axis=-1)
+    place = ops.reshape(ops.op("Max", ops.op("Sub", wanted, one), zero), [-1, 1])
+    threshold = ops.op("GatherElements", sorted_logits, place, axis=1)  # [N, 1]
+    unlimited = ops.op("Equal", ops.reshape(top_k, [-1, 1]), zero)
+    return ops.op("Or", ops.op("GreaterOrEqual", guided, threshold), unlimited)

@@ -17,13 +17,14 @@ import onnxruntime as ort
 from ssd_export.bundle import Bundle
 from ssd_export.dtypes import DTYPES
 from ssd_export.errors import UserError
-from ssd_export.graph_spec import CacheTensor, GraphSpec, TensorSpec
+from ssd_export.graph_spec import NUM_SORTED_CODES, CacheTensor, GraphSpec, TensorSpec
 from ssd_export.machine import thread_limit, total_bytes
 from ssd_export.plan.memory import widens_on_use
 from ssd_export.plan.sizes import WeightSizes
 from ssd_export.policy.schedule import full_before
 from ssd_export.policy.table import release_graph
 from ssd_export.runtime.finite import to_pixels
+from ssd_export.runtime.grid_row_noise import GridRowNoise
 from ssd_export.runtime.ort_session import PROVIDERS, open_session, session_entries
 from ssd_export.runtime.prompt_batch import PromptBatch
 from ssd_export.runtime.runner import Runner
@@ -62,6 +63,7 @@ class OrtRunner(Runner):
         self._table = bundle.config.policy
         self._specs = bundle.config.graphs
         hidden_size = bundle.config.model.hidden_size
+        self._config = bundle.config.model
         self._num_threads = num_threads or (
             1 if hidden_size <= SMALL_HIDDEN_SIZE else thread_limit()
         )
@@ -93,18 +95,22 @@ class OrtRunner(Runner):
 
     def prefill(self, batch: PromptBatch) -> None:
         self._allocate(batch)
-        top_k = batch.sampling.top_k > 0
-        name = "prefill_top_k" if top_k else "prefill"
+        self._noise = GridRowNoise(batch.images, self._config, batch.is_greedy)
+        suffix = "_top_k" if batch.uses_top_k else ""
+        name = f"prefill{suffix}"
         self._leave_only(name)
         feeds = {
             "inputs_embeds": batch.embeds,
             "prompt_length": batch.lengths,
-            "uniforms": batch.uniforms,
-            "cfg_scale": np.array([batch.sampling.cfg_scale], np.float32),
-            "temperature": np.array([batch.sampling.temperature], np.float32),
-            "top_k": np.array([batch.sampling.top_k], np.int64),
+            "noise": self._noise.reach(0),
+            **batch.sampling_inputs(),
         }
         wanted = [tensor.name for tensor in self._specs[name].inputs]
+        if batch.uses_top_k:
+            feeds[NUM_SORTED_CODES] = np.array(
+                [min(feeds["top_k"].max(), self._config.codebook_size)]
+            )
+            wanted.append(NUM_SORTED_CODES)
         outputs = [tensor.name for tensor in self._specs[name].outputs]
         results = dict(
             zip(
@@ -121,7 +127,7 @@ class OrtRunner(Runner):
         self._values["logits"].update_inplace(results["logits"])
         self._fill_caches(results, batch.lengths)
         self._evictions = self._evictions_of(batch.lengths.tolist())
-        self._step_name = "decode_step_top_k" if top_k else "decode_step"
+        self._step_name = f"decode_step{suffix}"
         self._leave_only(self._step_name)
 
     def evict(self, step: int) -> None:
@@ -133,6 +139,9 @@ class OrtRunner(Runner):
                     self._values[cache.past].update_inplace(self._values[cache.present].numpy())
 
     def decode_step(self, step: int) -> None:
+        noise = self._noise.reach(step)
+        if noise is not None:
+            self._values["noise"].update_inplace(noise)
         self._run(self._step_name, step)
 
     def tokens(self) -> np.ndarray:
@@ -222,7 +231,7 @@ class OrtRunner(Runner):
             return
         self._dimensions, self._bindings = dimensions, {}
         spec = self._specs["decode_step_top_k"]
-        tensors = [*spec.inputs, *_not_aliased(spec)]
+        tensors = [*spec.inputs, *_not_aliased(spec), TensorSpec(NUM_SORTED_CODES, "int64", (1,))]
         if "evict" in self._specs:
             tensors += _not_aliased(self._specs["evict"])
         self._values = {tensor.name: self._new_value(tensor) for tensor in tensors}
@@ -258,8 +267,9 @@ class OrtRunner(Runner):
 
     def _bind(self, name: str) -> ort.IOBinding:
         spec, binding = self._specs[name], self._session(name).io_binding()
-        for tensor in spec.inputs:
-            binding.bind_ortvalue_input(tensor.name, self._values[tensor.name])
+        names = [tensor.name for tensor in spec.inputs]
+        for input_name in names + [NUM_SORTED_CODES] * ("top_k" in names):
+            binding.bind_ortvalue_input(input_name, self._values[input_name])
         for tensor in spec.outputs:
             binding.bind_ortvalue_output(
                 tensor.name, self._values[spec.aliases.get(tensor.name, tensor.name)]

@@ -4,7 +4,7 @@ one place for every caller.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,7 +12,7 @@ import numpy as np
 from ssd_export.bundle import Bundle
 from ssd_export.dtypes import DTYPES
 from ssd_export.model.prompt import PromptEncoder
-from ssd_export.runtime.uniforms import uniforms
+from ssd_export.noise import ImageSeed
 from ssd_export.sampling import Sampling
 
 
@@ -20,32 +20,53 @@ from ssd_export.sampling import Sampling
 class PromptBatch:
     """What starts a batch of N images.
 
-    embeds: float32 [rows, T, hidden], padded on the right; lengths: int32 [rows]; uniforms: float32
-    [image tokens, N] in [0, 1). rows: N or, with guidance, 2 N, the conditional ones first.
+    embeds: float32 [rows, T, hidden], padded on the right; lengths: int32 [rows]; images, sampling:
+    what each image's random numbers depend on, and how its tokens are drawn. rows: N or, with
+    guidance, 2 N, the conditional ones first.
     """
 
     embeds: np.ndarray
     lengths: np.ndarray
-    uniforms: np.ndarray
-    sampling: Sampling
+    images: tuple[ImageSeed, ...]
+    sampling: tuple[Sampling, ...]
 
     @property
     def num_images(self) -> int:
-        return self.uniforms.shape[1]
+        return len(self.images)
+
+    @property
+    def is_greedy(self) -> bool:
+        """Whether no image needs random numbers."""
+        return all(sampling.temperature == 0 for sampling in self.sampling)
+
+    @property
+    def uses_top_k(self) -> bool:
+        return any(sampling.top_k > 0 for sampling in self.sampling)
+
+    def sampling_inputs(self) -> Mapping[str, np.ndarray]:
+        """cfg_scale, temperature and top_k of each image, as the graphs take them."""
+        return sampling_inputs(self.sampling)
+
+
+def sampling_inputs(sampling: Sequence[Sampling]) -> Mapping[str, np.ndarray]:
+    """cfg_scale and temperature float32 [N], top_k int64 [N] of N images."""
+    dtypes = {"cfg_scale": np.float32, "temperature": np.float32, "top_k": np.int64}
+    return {
+        name: np.array([getattr(one, name) for one in sampling], dtype)
+        for name, dtype in dtypes.items()
+    }
 
 
 @dataclass(frozen=True)
 class PromptBatches:
     """Makes the batches of one model.
 
-    embed: float32 [..., hidden] of token ids [...]; prompt_slots: the longest prompt, in tokens;
-    num_tokens: image tokens of an image.
+    embed: float32 [..., hidden] of token ids [...]; prompt_slots: the longest prompt, in tokens.
     """
 
     encoder: PromptEncoder
     embed: Callable[[np.ndarray], np.ndarray]
     prompt_slots: int
-    num_tokens: int
 
     @classmethod
     def from_bundle(cls, bundle: Bundle) -> PromptBatches:
@@ -54,7 +75,6 @@ class PromptBatches:
             PromptEncoder.from_file(bundle.file("tokenizer.json"), bundle.config.model.vocab_size),
             TextEmbeddings(bundle),
             bundle.config.policy.prompt_slots,
-            bundle.config.model.grid.num_tokens,
         )
 
     def check(self, prompts: Sequence[str]) -> None:
@@ -64,15 +84,26 @@ class PromptBatches:
     def __call__(
         self, prompts: Sequence[str], sampling: Sampling, seed: int, first_image: int = 0
     ) -> PromptBatch:
-        """A batch of one image a prompt.
+        """A batch of one image a prompt, all drawn in the same way.
 
         Args: first_image: the number of the first one. Image i is the same in any batch: its random
         numbers depend on seed and i alone.
         Raises: UserError for no prompt, or one that cannot be encoded.
         """
+        images = [ImageSeed(seed, first_image + place) for place in range(len(prompts))]
+        return self.of_requests(prompts, [sampling] * len(prompts), images)
+
+    def of_requests(
+        self, prompts: Sequence[str], sampling: Sequence[Sampling], images: Sequence[ImageSeed]
+    ) -> PromptBatch:
+        """A batch of one image a prompt, each with its own sampling and random numbers.
+
+        Raises: UserError for no prompt, or one that cannot be encoded.
+        """
         encoded = self.encoder.encode(prompts, self.prompt_slots)
-        randoms = uniforms(seed, len(prompts), self.num_tokens, first_image)
-        return PromptBatch(self.embed(encoded.ids), encoded.prompt_length, randoms, sampling)
+        return PromptBatch(
+            self.embed(encoded.ids), encoded.prompt_length, tuple(images), tuple(sampling)
+        )
 
 
 class TextEmbeddings:

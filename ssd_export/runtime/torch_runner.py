@@ -25,14 +25,12 @@ from ssd_export.model.quantization import dequantize
 from ssd_export.policy.layout import group_slices, query_slices
 from ssd_export.policy.table import HeadGroup, PolicyTable
 from ssd_export.runtime.finite import to_pixels
+from ssd_export.runtime.grid_row_noise import GridRowNoise
 from ssd_export.runtime.prompt_batch import PromptBatch
 from ssd_export.runtime.runner import Runner
-from ssd_export.sampling import Sampling
 
 # Has the arguments of cache.attention.decode_attention.
 StepAttention = Callable[..., Tensor]
-BLOCK = 128
-LEAST_TEMPERATURE = 1e-6
 
 
 class TorchRunner(Runner):
@@ -84,8 +82,11 @@ class TorchRunner(Runner):
     def prefill(self, batch: PromptBatch) -> None:
         embeds = torch.from_numpy(batch.embeds).to(self._device, self._dtype)
         self._lengths = torch.from_numpy(batch.lengths).to(self._device)
-        self._uniforms = torch.from_numpy(batch.uniforms).to(self._device)
-        self._sampling = batch.sampling
+        self._noise_rows = GridRowNoise(batch.images, self._config, batch.is_greedy)
+        self._sampling = {
+            name: torch.from_numpy(values).to(self._device)
+            for name, values in batch.sampling_inputs().items()
+        }
         rows, num_tokens = embeds.shape[:2]
         self._states = [
             [
@@ -198,7 +199,12 @@ class TorchRunner(Runner):
 
     def _draw(self, hidden: Tensor, step: int) -> None:
         self._logits = self._model.image_logits(hidden).float()
-        self._tokens[step] = draw_tokens(self._logits, self._uniforms[step], self._sampling)
+        noise = self._noise_rows.reach(step)
+        if noise is not None:
+            self._noise = torch.from_numpy(noise).to(self._device)
+        self._tokens[step] = draw_tokens(
+            self._logits, self._noise[step % self._config.grid.width], **self._sampling
+        )
 
 
 @torch.inference_mode()
@@ -287,24 +293,22 @@ def _stored(file: safe_open, matrices: _Matrices, name: str, config: ModelConfig
     return matrices[f"{root}.{part.removesuffix('_proj')}"].T
 
 
-def draw_tokens(logits: Tensor, uniform: Tensor, sampling: Sampling) -> Tensor:
-    """int32 [N] from logits float32 [2 N, V] and uniform [N], by the same sums as
-    export/sampler.py.
+def draw_tokens(
+    logits: Tensor, noise: Tensor, cfg_scale: Tensor, temperature: Tensor, top_k: Tensor
+) -> Tensor:
+    """int32 [N], drawn as export/sampler.py tells.
+
+    Args: logits float32 [2 N, V], or [N, V] without guidance; noise float32 [N, V]; cfg_scale,
+    temperature float32 [N]; top_k int64 [N], 0 for every code.
     """
-    conditional, unconditional = logits.chunk(2)
-    guided = unconditional + sampling.cfg_scale * (conditional - unconditional)
-    if sampling.temperature == 0:
-        return guided.argmax(dim=-1).int()
-    scaled = guided / max(sampling.temperature, LEAST_TEMPERATURE)
-    if sampling.top_k:
-        threshold = scaled.topk(min(sampling.top_k, scaled.shape[1])).values[:, -1:]
-        scaled = scaled.masked_fill(scaled < threshold, -3.0e38)
-    probs = scaled.softmax(dim=-1)
-    size = probs.shape[1]
-    blocks = torch.nn.functional.pad(probs, (0, -size % BLOCK)).unflatten(1, (-1, BLOCK))
-    inside = blocks @ torch.ones(BLOCK, BLOCK, device=probs.device).triu()
-    sums = inside[:, :, -1]
-    offsets = sums @ torch.ones(sums.shape[1], sums.shape[1], device=probs.device).triu(1)
-    cdf = (inside + offsets[:, :, None]).flatten(1)
-    passed = cdf <= uniform[:, None] * sums.sum(dim=1, keepdim=True)
-    return passed.sum(dim=1).clamp(max=size - 1).int()
+    guided = logits
+    if len(logits) > len(noise):
+        conditional, unconditional = logits.chunk(2)
+        guided = unconditional + cfg_scale[:, None] * (conditional - unconditional)
+    race = guided + temperature[:, None] * noise
+    if top_k.any():
+        wanted = top_k.clamp(max=guided.shape[1])[:, None]
+        sorted_logits = guided.topk(int(wanted.max())).values
+        threshold = sorted_logits.gather(1, (wanted - 1).clamp(min=0))
+        race = race.masked_fill((guided < threshold) & (wanted > 0), -torch.inf)
+    return race.argmax(dim=-1).int()

@@ -14,9 +14,11 @@ from contextlib import ExitStack
 import numpy as np
 
 from ssd_export.bundle import Bundle
+from ssd_export.bundle.graphs import num_sorted_codes
 from ssd_export.errors import UserError
 from ssd_export.graph_spec import CacheTensor
 from ssd_export.runtime.finite import to_pixels
+from ssd_export.runtime.grid_row_noise import GridRowNoise
 from ssd_export.runtime.prompt_batch import PromptBatch
 from ssd_export.runtime.runner import Runner
 from ssd_export.tensorrt.batch_memory import BatchMemory
@@ -42,6 +44,19 @@ def open_device(bundle: Bundle) -> tuple[EngineFiles, CudaDevice]:
     return find_engines(bundle, capability), CudaDevice(open_driver())
 
 
+def limited_top_k(top_k: np.ndarray, codebook_size: int) -> np.ndarray:
+    """top_k as engines take it: 0 where it keeps every code. Raises: UserError for a number of codes
+    that TensorRT does not sort."""
+    kept = np.where(top_k >= codebook_size, 0, top_k)
+    most = num_sorted_codes(codebook_size)
+    if kept.max() > most:
+        raise UserError(
+            f"top_k {kept.max()} is above {most}, the most codes that TensorRT sorts; use {most} or"
+            " fewer, 0 for all, or --runner ort"
+        )
+    return kept
+
+
 class TrtRunner(Runner):
     """Engines are loaded when first needed and kept; a batch of another size gets new buffers and
     graphs.
@@ -53,6 +68,7 @@ class TrtRunner(Runner):
         self._device, self._files, self._dtype = device, files, bundle.config.dtype
         self.max_images = files.max_images
         specs = bundle.config.graphs
+        self._config = bundle.config.model
         self._evicts = EVICT in specs and not files.releases_in_step
         self._engines = LoadedEngines(files, specs, device)
         self._batch: tuple[int, bool] | None = None  # images, top-k
@@ -71,17 +87,18 @@ class TrtRunner(Runner):
         return cls(bundle, *open_device(bundle))
 
     def prefill(self, batch: PromptBatch) -> None:
-        self._allocate(batch.num_images, batch.sampling.top_k > 0)
+        self._allocate(batch.num_images, batch.uses_top_k)
+        self._noise = GridRowNoise(batch.images, self._config, batch.is_greedy)
         self._memory.clear()
         numbers = {
             "prompt_length": batch.lengths,
-            "uniforms": batch.uniforms,
+            "noise": self._noise.reach(0),
             "step": np.ones(1, np.int64),
-            "cfg_scale": np.array([batch.sampling.cfg_scale], np.float32),
-            "temperature": np.array([batch.sampling.temperature], np.float32),
+            **batch.sampling_inputs(),
         }
-        if batch.sampling.top_k:
-            numbers["top_k"] = np.array([batch.sampling.top_k], np.int64)
+        top_k = limited_top_k(numbers.pop("top_k"), self._config.codebook_size)
+        if batch.uses_top_k:
+            numbers["top_k"] = top_k
         for name, values in numbers.items():
             self._memory.upload(name, values)
         prefill = self._prefill.name
@@ -98,12 +115,14 @@ class TrtRunner(Runner):
 
     def decode_step(self, step: int) -> None:
         self._go_to(step)
+        self._upload_noise(step)
         self._queue_step()
         self._step = step + 1
 
     def decode_row(self, steps: range, releases: Collection[int]) -> None:
-        """One launch a step; returns at once."""
+        """One launch a step; returns at once. The steps are of one grid row."""
         self._go_to(steps.start)
+        self._upload_noise(steps.start)
         for step in steps:
             self._graphs.launch(self._evicts and step in releases)
         self._step = steps.stop
@@ -249,6 +268,12 @@ class TrtRunner(Runner):
         if step != self._step:
             self._memory.upload("step", np.array([step], np.int64))
             self._step = step
+
+    def _upload_noise(self, step: int) -> None:
+        """The noise of the step's grid row, where the device has that of another one."""
+        noise = self._noise.reach(step)
+        if noise is not None:
+            self._memory.upload("noise", noise)
 
     def _release_batch(self) -> None:
         if self._graphs is not None:

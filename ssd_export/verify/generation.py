@@ -16,10 +16,12 @@ from ssd_export.bundle import Bundle
 from ssd_export.bundle.graphs import head_groups, part_names
 from ssd_export.graph_spec import CacheTensor
 from ssd_export.metrics.similarity import psnr, ssim
+from ssd_export.noise import GumbelNoise
 from ssd_export.runtime.finite import check_logits
 from ssd_export.runtime.loop import decode, single_steps
 from ssd_export.runtime.prompt_batch import PromptBatch, PromptBatches, bundle_sampling
 from ssd_export.runtime.runner import InspectableRunner
+from ssd_export.sampling import Sampling
 from ssd_export.verify.checks import Divergence, Rung
 from ssd_export.verify.compression import check_compression, check_dropped
 from ssd_export.verify.contract import heads_of_layer
@@ -31,7 +33,7 @@ PROMPTS = (
 )  # of different length
 FIRST_STEPS = 8
 MAX_TIE_SHARE = 0.1  # of the steps: more of them are no accident
-FLOAT32_SUM = 1e-5  # of a running sum over the codebook
+RACE_ROUNDING = 4 * 2.0**-24  # of guidance and race in float32, against their greatest number
 LEAST_TIE = 1e-2  # of the relative tie tolerance: absolute, for scores near 0
 Progress = Callable[[str, int, int], None]
 
@@ -246,34 +248,28 @@ class Ladder:
         for image in np.flatnonzero(ours != self._tokens[:, step]).tolist():
             rows = [image, image + len(PROMPTS)]
             guided = [
-                self._guided(runner.logits()[rows]) for runner in (self.subject, self.reference)
+                self._guided(runner.logits()[rows], self.batch.sampling[image])
+                for runner in (self.subject, self.reference)
             ]
-            if not self._is_border(
-                *guided, int(ours[image]), float(self.batch.uniforms[step, image])
-            ):
+            if not self._is_border(*guided, int(ours[image]), image, step):
                 return Divergence("another token was drawn from equal logits", step, row=image)
             self._borders.add((image, step))
         return None
 
-    def _guided(self, logits: np.ndarray) -> np.ndarray:
+    def _guided(self, logits: np.ndarray, sampling: Sampling) -> np.ndarray:
         conditional, unconditional = logits.astype(np.float64)
-        sampling = self.batch.sampling
-        return (unconditional + sampling.cfg_scale * (conditional - unconditional)) / (
-            sampling.temperature or 1.0
-        )
+        return unconditional + sampling.cfg_scale * (conditional - unconditional)
 
     def _is_border(
-        self, ours: np.ndarray, reference: np.ndarray, token: int, uniform: float
+        self, ours: np.ndarray, reference: np.ndarray, token: int, image: int, step: int
     ) -> bool:
-        """Whether the subject's token is right but for the measured difference of the guided
+        """Whether the subject's token wins the race but for the measured difference of the guided
         logits.
         """
-        moved = 2 * np.abs(ours - reference).max() + FLOAT32_SUM
-        if self.batch.sampling.temperature == 0:
-            return bool(reference.max() - reference[token] <= moved)
-        probs = np.exp(reference - reference.max())
-        cdf = np.concatenate([[0.0], np.cumsum(probs / probs.sum())])
-        return bool(cdf[token] - moved <= uniform <= cdf[token + 1] + moved)
+        noise = GumbelNoise([self.batch.images[image]], len(reference))(range(step, step + 1))
+        race = reference + self.batch.sampling[image].temperature * noise[0, 0].astype(np.float64)
+        moved = 2 * np.abs(ours - reference).max() + RACE_ROUNDING * np.abs(race).max()
+        return bool(race.max() - race[token] <= moved)
 
     def _compare_positions(
         self, step: int, ranked: dict[tuple[int, int], tuple[np.ndarray, np.ndarray]]

@@ -270,16 +270,6 @@ def test_a_missing_or_cut_file_is_named(tmp_path: Path, name: str) -> None:
         assert name in one_line(cut) and name in one_line(missing)
 
 
-def test_an_earlier_schema_names_the_command_that_exports_again(tmp_path: Path) -> None:
-    path = write(tmp_path / "bundle")
-    values = json.loads((path / CONFIG).read_text())
-    (path / CONFIG).write_text(json.dumps({**values, "schema_version": 1}))
-    with pytest.raises(
-        UserError, match=f"schema version 1, .*`ssd-export export --out {path} --force`"
-    ):
-        open_bundle(path)
-
-
 def test_a_future_schema_names_the_tool_version(tmp_path: Path) -> None:
     path = write(tmp_path / "b")
     values = json.loads((path / CONFIG).read_text())
@@ -290,6 +280,23 @@ def test_a_future_schema_names_the_tool_version(tmp_path: Path) -> None:
     ) as error:
         open_bundle(path)
     one_line(error)
+
+
+def test_an_older_schema_names_the_command_that_exports_again(tmp_path: Path) -> None:
+    path = write(tmp_path / "a b")
+    values = json.loads((path / CONFIG).read_text())
+    values |= {"schema_version": 1, "dtype": "float16"}
+    values["graphs"] = {"decode_step": "as an older version wrote it"}
+    values["policy"] |= {"name": "h2o", "budget": 0.35, "kv_dtype": "int8"}
+    (path / CONFIG).write_text(json.dumps(values))
+    with pytest.raises(UserError, match="schema version 1, from an earlier ssd-export") as error:
+        open_bundle(path)
+    one_line(error)
+    command = str(error.value).split("make it again with `")[1]
+    assert command == (
+        f"ssd-export export --model {values['model_name']} --policy h2o --budget 0.35 --dtype fp16"
+        f" --weights none --kv-dtype int8 --out '{path}' --force`"
+    )
 
 
 @pytest.mark.parametrize(

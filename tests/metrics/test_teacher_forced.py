@@ -16,10 +16,11 @@ from ssd_export.metrics.scene_score import draw_scenes
 from ssd_export.metrics.similarity import kl_to_full_cache, psnr, ssim, token_agreement
 from ssd_export.metrics.teacher_forced import SceneLosses, Sequences, TeacherForced
 from ssd_export.model.checkpoint import open_checkpoint
+from ssd_export.noise import GumbelNoise, ImageSeed
 from ssd_export.policy.table import PolicyTable
 from ssd_export.runtime.generate import ImageGenerator
+from ssd_export.runtime.prompt_batch import sampling_inputs
 from ssd_export.runtime.torch_runner import draw_tokens
-from ssd_export.runtime.uniforms import uniforms
 from ssd_export.sampling import Sampling
 
 
@@ -53,9 +54,13 @@ def test_the_replay_draws_what_the_exported_graphs_draw(
         tokens = generator(captions, seed=5, cfg_scale=2.0, temperature=1.0).tokens
     sequences = model.sequences(captions, tokens, 64, unconditional=True)
     logits = model.model.image_logits(model.hidden(sequences, table_of(path)))  # [4, 576, V]
-    randoms = torch.from_numpy(uniforms(5, 2, 576))
+    images = [ImageSeed(5, 0), ImageSeed(5, 1)]
+    noise = torch.from_numpy(GumbelNoise(images, model.config.codebook_size)(range(576)))
+    inputs = {
+        name: torch.from_numpy(values) for name, values in sampling_inputs([sampling] * 2).items()
+    }
     drawn = torch.stack(
-        [draw_tokens(logits[:, step], randoms[step], sampling) for step in range(576)], dim=1
+        [draw_tokens(logits[:, step], noise[step], **inputs) for step in range(576)], dim=1
     )
     assert (
         drawn.numpy() == tokens

@@ -15,6 +15,7 @@ from ssd_export.graph_spec import CacheTensor
 from ssd_export.model.checkpoint import open_checkpoint
 from ssd_export.policy.presets import POLICIES, HeadOption, Rule, policy_from_head_options
 from ssd_export.runtime.generate import ImageGenerator
+from ssd_export.runtime.prompt_batch import PromptBatches, bundle_sampling
 from tests.janus_checkpoints import TinyJanus
 from tests.runtime.checkpoints import (
     PROMPTS,
@@ -24,6 +25,7 @@ from tests.runtime.checkpoints import (
     head_map_file,
     scratch,
 )
+from tests.runtime.near_ties import assert_same_tokens
 
 pytestmark = pytest.mark.slow
 
@@ -47,15 +49,29 @@ def bundle_of(policy: str, **changes: object) -> object:
     )
 
 
-def assert_same_slots(ort: ImageGenerator, torch: ImageGenerator) -> None:
-    for layer, groups in enumerate(ort.table.layers):
-        for index in range(len(groups)):
-            position = CacheTensor(layer, index, "position")
-            np.testing.assert_array_equal(
-                ort.runner.read_cache(position),
-                torch.runner.read_cache(position),
-                position.past,
-            )
+def assert_same(path: object, seed: int, **sampling: object) -> None:
+    """Tokens and slots of both runners, up to a near tie of an image."""
+    ort, torch = (draw(path, runner, seed=seed, **sampling) for runner in ("ort", "torch"))
+    bundle = ort[1].bundle
+    batch = PromptBatches.from_bundle(bundle)(
+        PROMPTS[:2], bundle_sampling(bundle).changed(**sampling), seed
+    )
+    slots = [positions(*result) for result in (ort, torch)]
+    parted = assert_same_tokens(ort, torch, batch)
+    rows = [row for row in range(4) if row % 2 not in parted]
+    assert rows, "every image met a near tie: use another seed"
+    for place in slots[0]:
+        np.testing.assert_array_equal(slots[0][place][rows], slots[1][place][rows], str(place))
+
+
+def positions(tokens: np.ndarray, generator: ImageGenerator) -> dict[CacheTensor, np.ndarray]:
+    """A copy of the positions in every group's slots."""
+    caches = [
+        CacheTensor(layer, index, "position")
+        for layer, groups in enumerate(generator.table.layers)
+        for index in range(len(groups))
+    ]
+    return {cache: generator.runner.read_cache(cache).copy() for cache in caches}
 
 
 @pytest.mark.parametrize("policy", NAMED)
@@ -64,10 +80,7 @@ def assert_same_slots(ort: ImageGenerator, torch: ImageGenerator) -> None:
 )
 def test_same_tokens_and_slots_for_every_policy(policy: str, options: dict[str, object]) -> None:
     path = bundle_of(policy)
-    ort_tokens, ort = draw(path, "ort", **options)
-    torch_tokens, torch = draw(path, "torch", **options)
-    np.testing.assert_array_equal(ort_tokens, torch_tokens)
-    assert_same_slots(ort, torch)
+    assert_same(path, **options)
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -99,10 +112,7 @@ def test_same_tokens_and_slots_for_random_tables(
     path = exporter.export_bundle(
         export_spec(model, "ssd-auto", out=scratch() / f"random-{seed}", force=True)
     )
-    ort_tokens, ort = draw(path, "ort", seed=seed)
-    torch_tokens, torch = draw(path, "torch", seed=seed)
-    np.testing.assert_array_equal(ort_tokens, torch_tokens)
-    assert_same_slots(ort, torch)
+    assert_same(path, seed=seed)
 
 
 def test_top_k_keeps_the_likeliest_on_both() -> None:

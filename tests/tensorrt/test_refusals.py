@@ -140,6 +140,14 @@ def test_top_k_without_its_engines(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert "has no engine of prefill_top_k" in message and "--top-k" in message
 
 
+def test_more_codes_than_tensorrt_sorts() -> None:
+    message = refused(lambda: trt_runner.limited_top_k(np.array([5, 3841]), 16_384))
+    assert "top_k 3841 is above 3840" in message and "--runner ort" in message
+    np.testing.assert_array_equal(
+        trt_runner.limited_top_k(np.array([3840, 16_384, 10**6, 0]), 16_384), [3840, 0, 0, 0]
+    )
+
+
 @pytest.mark.parametrize(
     "total, what", [(300_000, "the model needs"), (700_000, "a batch of 2 needs")]
 )
