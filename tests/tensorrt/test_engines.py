@@ -50,9 +50,11 @@ from tests.tensorrt.kernels import write_kernels
 
 PLUGINS = Path(__file__).parents[2] / "plugins"
 TINY = TinyJanus(seed=3, num_kv_heads=2)
-pytestmark = pytest.mark.skipif(
-    find_spec("tensorrt_rtx") is None, reason="needs TensorRT-RTX: pip install ssd-export[rtx]"
-)
+NEEDS_RTX = "needs TensorRT-RTX: pip install ssd-export[rtx]"
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(find_spec("tensorrt_rtx") is None, reason=NEEDS_RTX),
+]
 
 
 @pytest.fixture(autouse=True)

@@ -30,9 +30,11 @@ ROOT = Path(__file__).parents[2]
 TINY = TinyJanus(seed=3, num_kv_heads=2)
 DECODE_STEPS = ("decode_step", "decode_step_top_k")
 
-pytestmark = pytest.mark.skipif(
-    find_spec("tensorrt_rtx") is None, reason="needs TensorRT-RTX: pip install ssd-export[rtx]"
-)
+NEEDS_RTX = "needs TensorRT-RTX: pip install ssd-export[rtx]"
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(find_spec("tensorrt_rtx") is None, reason=NEEDS_RTX),
+]
 
 
 @pytest.fixture(scope="module")
