@@ -118,8 +118,8 @@ class Bundle:
 def open_bundle(path: str | Path) -> Bundle:
     """The bundle at path, every file checked against the manifest.
 
-    Raises: UserError when there is none, it was written for a later tool, or a file is missing or
-    changed.
+    Raises:
+        UserError: there is none, a later version wrote it, or a file is missing or changed.
     """
     path = Path(path)
     config = read_config(path)

@@ -60,8 +60,24 @@ Progress = Callable[[str, int, int], None]
 
 @dataclass(frozen=True)
 class ExportSpec:
-    """What to export and how; None leaves a number to the policy. Paths and names as a user gives
-    them.
+    """What to export and how, as a user gives it; None leaves a number to the policy.
+
+    Attributes:
+        model: demo, a folder, or a hub's owner/name; revision: a hub's branch, tag or commit.
+        policy: a name; None takes ssd-auto where the head map has costs, else ssd-row.
+        budget: mean image slots of a head, as a share of the image tokens.
+        window, evict_every, num_recent, num_sinks: replace the policy's numbers.
+        head_map: a file, a built-in map or a control; None takes the model's.
+        groups: rules and sizes that ssd-auto may use in a layer.
+        prompt_slots: slots for the prompt.
+        dtype: fp32, fp16 or bf16, of weights and cache.
+        weights: none, int8, int4 or fp8, of the layers' matrices.
+        kv_dtype: model, or int8 keys and values.
+        target: what will run the bundle; what it cannot run is refused.
+        out: the bundle's folder; force replaces a bundle that is there.
+        resume: continue where the same export was interrupted.
+        num_layers: the first layers alone.
+        force_memory: try even where the estimate says that memory will not do.
     """
 
     model: str = "demo"
@@ -107,10 +123,15 @@ def export_bundle(
 ) -> Path:
     """Writes the bundle of a spec, whole or not at all, and returns its folder.
 
-    Args: kept: told the folder with what is finished where Ctrl-C, a signal or a full disk stops
-    the export; the same spec with resume goes on there.
-    Raises: UserError for a checkpoint, policy, head map or output folder that will not do, and for
-    too little disk or memory; nothing is left behind.
+    Args:
+        spec: what to export.
+        progress: called with stage, done and total.
+        kept: called with the folder of what is finished where Ctrl-C, a signal or a full disk stops
+            the export; the same spec with resume continues there.
+
+    Raises:
+        UserError: a checkpoint, policy, head map or output folder that will not do, or too little
+            disk or memory; nothing is left behind.
     """
     plan = plan_export(spec)
     check_target(plan.out, spec.force)

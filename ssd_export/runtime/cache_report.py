@@ -13,12 +13,14 @@ from ssd_export.runtime.runner import Runner
 
 @dataclass(frozen=True)
 class CacheReport:
-    """What the caches take.
+    """What the caches of a batch take, as allocated.
 
-    bytes: all cache tensors of the batch; bytes_per_image: of the rows of one picture;
-    image_bytes_per_image: its image slots alone; full_image_bytes_per_image: a slot for every image
-    token and head, keys and values.
-    tokens_dropped: (layer, KV head, token) triples released while one picture was drawn.
+    Attributes:
+        bytes: all cache tensors of the batch.
+        bytes_per_image: those of one image's rows.
+        image_bytes_per_image: its image slots alone.
+        full_image_bytes_per_image: a slot for every image token and head, keys and values.
+        tokens_dropped: (layer, KV head, token) triples evicted while one image is generated.
     """
 
     bytes: int

@@ -34,11 +34,15 @@ ImageDone = Callable[[int, Image.Image], None]
 
 @dataclass(frozen=True)
 class RowEvent:
-    """Grid row `row` (0 the first) of a batch is generated.
+    """A grid row of a batch is generated.
 
-    tokens: int32 [N, image tokens] of all images, 0 where still to come; images: all of them in the
-    last event, previews of the batch if they were asked for, else None; cache: what the caches of
-    the batch take.
+    Attributes:
+        row: its number, 0 the first.
+        tokens: int32 [N, image tokens] of all images, 0 where still to come.
+        images: all of them in the last event; before, previews of the batch where they were asked
+            for, else None.
+        done: whether this is the last event.
+        cache: what the caches of the batch take.
     """
 
     row: int
@@ -50,8 +54,13 @@ class RowEvent:
 
 @dataclass(frozen=True)
 class GenerationResult:
-    """images: N PIL pictures; tokens: int32 [N, image tokens]; prompt i * num_images .. gives the
-    images of prompt i.
+    """The images of a call: those of prompt i begin at i * num_images.
+
+    Attributes:
+        images: N PIL images.
+        tokens: int32 [N, image tokens].
+        seconds: wall time of the call.
+        cache: what the caches of the last batch took.
     """
 
     images: list[Image.Image]
@@ -100,11 +109,15 @@ class ImageGenerator:
     ) -> ImageGenerator:
         """A generator for the bundle at path.
 
-        Args: runner: ort (ONNX Runtime), torch or trt (TensorRT); provider: cpu or cuda, None takes
-        the runner's usual one; num_threads: of the CPU, None chooses; check: asked before any
-        weights are loaded.
-        Raises: UserError for a damaged bundle, an unknown runner or provider, a provider that
-        cannot start.
+        Args:
+            path: the bundle's folder.
+            runner: ort (ONNX Runtime), torch or trt (TensorRT).
+            provider: cpu or cuda; None takes the runner's usual one.
+            num_threads: of the CPU; None chooses.
+            check: called with the bundle before any weights are loaded.
+
+        Raises:
+            UserError: a damaged bundle, an unknown runner or provider, a provider that cannot start.
         """
         find_runner(runner).provider(provider)
         check_threads(num_threads)
@@ -154,16 +167,26 @@ class ImageGenerator:
         """An event for each finished grid row; the last one has done=True and the finished
         images.
 
-        Args: num_images: images for each prompt; cfg_scale, temperature (0: greedy): None takes
-        the bundle's;
-        preview: decode every event's images; max_batch: images generated at once, and no more than
-        the runner can; the others come one batch after the other (rows then count within a
-        batch); decoder_batch: images decoded to pixels at once (at 384 x 384 the decoder's
-        activations are 0.4 GB an image); image_done: called with the number of each image and the
-        image as soon as its pixels are there. Image i is the same whatever the batch: its random
-        numbers depend on seed and i alone.
-        Raises: UserError for a prompt or a number that will not do, at once; while it runs, for a
-        generator that another caller has in use, and for numbers that are not finite.
+        Image i is the same whatever the batch: its random numbers depend on seed and i alone.
+
+        Args:
+            prompts: one string for each group of images.
+            seed: 0 to 2**64 - 1.
+            num_images: images for each prompt.
+            cfg_scale: strength of guidance, 1 is none; None takes the bundle's.
+            temperature: divides the logits, 0 is greedy; None takes the bundle's.
+            top_k: sample among the likeliest tokens only; 0 among all.
+            preview: decode the unfinished images of every event.
+            max_batch: images generated at once, and no more than the runner can; the others come
+                one batch after the other, and rows then count within a batch.
+            decoder_batch: images decoded to pixels at once; at 384 x 384 the decoder's activations
+                are 0.4 GB an image.
+            image_done: called with the number of each image, and the image, as soon as its pixels
+                are there.
+
+        Raises:
+            UserError: at once for a prompt or a number that will not do; while it runs, for a
+                generator that another caller has in use, and for numbers that are not finite.
         """
         sampling = bundle_sampling(self.bundle).changed(cfg_scale, temperature, top_k)
         every = self._one_an_image(prompts, as_count(num_images, "num_images", most=MAX_IMAGES))

@@ -212,7 +212,7 @@ def test_without_costs_export_falls_back_and_says_what_is_missing(
     [
         (
             ["--policy", "ssd-auto", "--evict-every", "6"],
-            "ssd-auto chooses what --evict-every sets",
+            "ssd-auto takes no evict_every; drop --evict-every",
         ),
         (["--budget", "0.01"], "use budget >= 0.0556"),
     ],
@@ -238,7 +238,7 @@ def test_what_ssd_auto_refuses(
     "damage, fix",
     [
         ({"num_layers": 3}, "metric has 2 rows"),
-        ({"metric": [[0.1, float("nan")]] * 2}, "NaN"),
+        ({"metric": [[0.1, float("nan")]] * 2}, "not JSON"),
         ({"costs": [[[0.1] * 27] * 2] * 3}, "costs of 3 layers"),
         ({"model_fingerprint": "ab" * 32}, "another model of the same shape"),
         ({"hidden_size": 128}, "another model: hidden_size 128, the model has 64"),

@@ -45,7 +45,7 @@ def run(*arguments: str) -> Result:
             ["export", "--weights", "fp8", "--target", "cpu"],
             "or --weights int8 or int4, which run everywhere",
         ),
-        (["export", "--target", "moon"], "unknown --target 'moon'; choose one of ada, ampere, "),
+        (["export", "--target", "moon"], "unknown --target 'moon'; choose one of a100, ada, "),
         (["eval", "--weights", "int3"], "unknown --weights 'int3'; choose one of none, int8, int4"),
         (["eval", "--kv-dtype", "int3"], "unknown --kv-dtype 'int3'; choose one of model, int8"),
     ],
