@@ -26,6 +26,7 @@ VERBS = (
     "calibrate",
     "build-engine",
     "generate",
+    "serve",
     "inspect",
     "eval",
     "sweep",

@@ -6,7 +6,7 @@ Needs numpy, pillow, tokenizers and the chosen backend; neither torch nor transf
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -16,11 +16,17 @@ import numpy as np
 from PIL import Image
 
 from ssd_export.bundle import Bundle, open_bundle
+from ssd_export.dtypes import DTYPES
 from ssd_export.errors import UserError
 from ssd_export.runtime.cache_report import CacheReport, cache_report
 from ssd_export.runtime.finite import check_logits
 from ssd_export.runtime.loop import decode
-from ssd_export.runtime.prompt_batch import PromptBatch, PromptBatches, bundle_sampling
+from ssd_export.runtime.prompt_batch import (
+    ImageRequest,
+    PromptBatch,
+    PromptBatches,
+    bundle_sampling,
+)
 from ssd_export.runtime.runner import Runner
 from ssd_export.runtime.runners import DEFAULT, check_threads, find_runner, open_runner
 from ssd_export.runtime.turns import Turns
@@ -49,6 +55,19 @@ class RowEvent:
     tokens: np.ndarray
     images: list[Image.Image] | None
     done: bool
+    cache: CacheReport
+
+
+@dataclass(frozen=True)
+class RequestRow:
+    """Grid row `row` of a batch of requests is there. tokens: int32 [N, image tokens].
+
+    images: by place in the batch; previews of those that asked, at the last row of all.
+    """
+
+    row: int
+    tokens: np.ndarray
+    images: dict[int, Image.Image]
     cache: CacheReport
 
 
@@ -200,6 +219,44 @@ class ImageGenerator:
             image_done,
         )
         return self._events(request)
+
+    def stream_requests(
+        self,
+        requests: Sequence[ImageRequest],
+        wants_preview: Callable[[int, int], bool] = lambda place, row: False,
+    ) -> Iterator[RequestRow]:
+        """Generates one batch, each image with its own prompt, sampling and random numbers.
+
+        Args: requests: at most runner.max_images; wants_preview: of (place in the batch, row).
+        Raises: UserError as stream.
+        """
+        with self.turns.take() as turn:
+            batch = self._batches.of_requests(
+                [request.prompt for request in requests],
+                [request.sampling for request in requests],
+                [request.image for request in requests],
+            )
+            last, everywhere = self.config.grid.height - 1, list(range(len(requests)))
+            for row, cache in self._rows(batch):
+                tokens = self.runner.tokens()
+                places = [place for place in everywhere if row == last or wants_preview(place, row)]
+                make = self._previews if row < last else lambda tokens, *_: self._images(tokens, 1)
+                images = dict(zip(places, make(tokens[places], row, 1))) if places else {}
+                with turn.suspended():
+                    yield RequestRow(row, tokens, images, cache)
+
+    def num_prompt_tokens(self, prompt: str) -> int:
+        """Tokens of a prompt, control tokens included. Raises: UserError as stream."""
+        return int(self._batches.encoder.encode([prompt], self.table.prompt_slots).prompt_length[0])
+
+    def cache_bytes_per_image(self) -> tuple[int, int]:
+        """(as the policy allocates them, of a full cache) in bytes, prompt slots included."""
+        size = DTYPES[self.bundle.config.dtype].num_bytes
+        rows = self.config.rows_per_image
+        return (
+            self.table.cache_bytes(self.config, size, rows),
+            self.table.full_cache_bytes(self.config, size, rows),
+        )
 
     def _one_an_image(self, prompts: Iterable[str], num_images: int) -> list[str]:
         if isinstance(prompts, (str, bytes)):

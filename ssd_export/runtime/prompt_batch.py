@@ -17,6 +17,15 @@ from ssd_export.sampling import Sampling
 
 
 @dataclass(frozen=True)
+class ImageRequest:
+    """One image: its prompt, how its tokens are drawn, what its random numbers depend on."""
+
+    prompt: str
+    sampling: Sampling
+    image: ImageSeed
+
+
+@dataclass(frozen=True)
 class PromptBatch:
     """What starts a batch of N images.
 

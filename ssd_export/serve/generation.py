@@ -1,0 +1,104 @@
+"""An ImageGenerator as the micro-batcher and the page see it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
+from pathlib import Path
+
+import numpy as np
+
+from ssd_export.noise import ImageSeed
+from ssd_export.runtime.generate import ImageGenerator
+from ssd_export.runtime.prompt_batch import ImageRequest, bundle_sampling
+from ssd_export.serve.batcher import BatchRow
+from ssd_export.serve.metrics import Metrics
+from ssd_export.serve.schema import GenerationRequest, GroupFacts, ServerFacts
+
+
+class GeneratorBatches:
+    """Batches of one generator, as the batcher's BatchGenerator."""
+
+    def __init__(self, generator: ImageGenerator, metrics: Metrics) -> None:
+        """Takes the generator over: `close` closes it."""
+        self.generator, self._metrics = generator, metrics
+        self.max_images: int = generator.runner.max_images
+        self.num_rows: int = generator.config.grid.height
+        self.tokens_dropped: int | None = None
+
+    def rows(
+        self, requests: Sequence[ImageRequest], wants_preview: Callable[[int, int], bool]
+    ) -> Iterator[BatchRow]:
+        """Generates the images; previews of those alone that want one are decoded."""
+        with closing(self.generator.stream_requests(requests, wants_preview=wants_preview)) as rows:
+            for event in rows:
+                self._metrics.cache_bytes(event.cache.bytes)
+                self.tokens_dropped = event.cache.tokens_dropped
+                yield BatchRow(event.row, self.num_rows, event.images)
+
+    def close(self) -> None:
+        """Closes the generator."""
+        self.generator.close()
+
+
+def image_requests(body: GenerationRequest, generator: ImageGenerator) -> list[ImageRequest]:
+    """What a body asks for, an entry an image.
+
+    Raises: UserError for a prompt or number that cannot be generated with.
+    """
+    sampling = bundle_sampling(generator.bundle).changed(
+        body.cfg_scale, body.temperature, body.top_k
+    )
+    generator.num_prompt_tokens(body.prompt)
+    return [
+        ImageRequest(body.prompt, sampling, ImageSeed(body.seed, number))
+        for number in range(body.n or 1)
+    ]
+
+
+def num_prompt_tokens(prompt: str, generator: ImageGenerator) -> int:
+    """Tokens of a prompt, control tokens included."""
+    return generator.num_prompt_tokens(prompt)
+
+
+def preview_rows(num_previews: int, num_rows: int) -> list[int]:
+    """The rows after which that many previews are made: evenly over an image, without its last."""
+    count = min(num_previews, num_rows - 1)
+    return sorted({int(row) for row in np.linspace(0, num_rows - 2, count).round()})
+
+
+def server_facts(batches: GeneratorBatches, runner: str, max_batch: int) -> ServerFacts:
+    """What the page shows of the bundle that is served."""
+    generator = batches.generator
+    config, table = generator.config, generator.table
+    allocated, full = generator.cache_bytes_per_image()
+    return ServerFacts(
+        model=generator.bundle.config.model_name,
+        policy=table.name,
+        budget=table.budget,
+        grid=(config.grid.height, config.grid.width),
+        image_size=(config.image_width, config.image_height),
+        runner=runner,
+        max_batch=max_batch,
+        layers=[
+            [
+                GroupFacts(
+                    heads=group.num_heads,
+                    slots=group.num_slots,
+                    ranks_by="score" if group.rule.by_score else "position",
+                )
+                for group in groups
+            ]
+            for groups in table.layers
+        ],
+        bytes_an_image=allocated,
+        full_cache_bytes_an_image=full,
+        tokens_dropped=batches.tokens_dropped,
+    )
+
+
+def bundle_path(path: Path | None) -> Path:
+    """The bundle asked for, else the latest. Raises: UserError."""
+    from ssd_export.bundle import resolve_bundle
+
+    return resolve_bundle(path)

@@ -1,0 +1,147 @@
+"""Bodies of the OpenAI Images routes, as the official client sends and reads them.
+
+Source: the OpenAI API reference, "Create image". Fields that would change nothing here are accepted
+only with the values that ask for nothing; `seed`, `cfg_scale`, `temperature` and `top_k` are ours.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+from typing import Annotated, Any, Literal
+
+from PIL import Image
+from pydantic import BaseModel, ConfigDict, Field
+
+MAX_PROMPT_CHARACTERS = 4000  # OpenAI's own limit is 32,000; a prompt here has about 60 tokens
+MAX_IMAGES = 10  # of one request, as OpenAI's
+
+
+class GenerationRequest(BaseModel):
+    """The body of POST /v1/images/generations."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    prompt: Annotated[str, Field(min_length=1, max_length=MAX_PROMPT_CHARACTERS)]
+    model: str | None = None
+    n: Annotated[int, Field(ge=1, le=MAX_IMAGES, strict=True)] | None = 1
+    size: str | None = Field(None, description="The model's own size, such as 384x384, or auto.")
+    response_format: Literal["b64_json"] | None = None
+    output_format: Literal["png", "jpeg", "webp"] | None = "png"
+    output_compression: Annotated[int, Field(ge=0, le=100, strict=True)] | None = None
+    quality: Literal["auto", "standard"] | None = None
+    background: Literal["auto", "opaque"] | None = None
+    moderation: Literal["auto", "low"] | None = None
+    style: None = None
+    user: Annotated[str, Field(max_length=256)] | None = None
+    stream: Annotated[bool, Field(strict=True)] | None = False
+    partial_images: Annotated[int, Field(ge=0, le=64, strict=True)] | None = Field(
+        None, description="Previews of each image while it is generated, at most one a grid row."
+    )
+    seed: Annotated[int, Field(ge=0, lt=2**64, strict=True)] = Field(
+        0, description="Randomness: the same seed, prompt and bundle give the same images."
+    )
+    cfg_scale: float | None = Field(None, description="Guidance; 1 is none. None: the bundle's.")
+    temperature: float | None = Field(None, description="0 is greedy. None: the bundle's.")
+    top_k: Annotated[int, Field(ge=0, le=2**31 - 1, strict=True)] | None = None
+
+
+class GeneratedImage(BaseModel):
+    """An image of a response."""
+
+    b64_json: str
+    revised_prompt: str | None = None
+    url: str | None = None
+
+
+class TokenDetails(BaseModel):
+    """Input tokens by kind."""
+
+    text_tokens: int
+    image_tokens: int = 0
+
+
+class Usage(BaseModel):
+    """Tokens of a request."""
+
+    input_tokens: int
+    output_tokens: int
+    total_tokens: int
+    input_tokens_details: TokenDetails
+
+
+class GenerationResponse(BaseModel):
+    """The answer to a request without stream."""
+
+    created: int
+    data: list[GeneratedImage]
+    background: str = "opaque"
+    output_format: str = "png"
+    quality: str = "auto"
+    size: str
+    usage: Usage
+
+
+class ErrorBody(BaseModel):
+    """What went wrong, as OpenAI says it."""
+
+    message: str
+    type: str
+    param: str | None = None
+    code: str | None = None
+
+
+class ErrorResponse(BaseModel):
+    """The body of every answer that is not a success."""
+
+    error: ErrorBody
+
+
+class Model(BaseModel):
+    """An entry of GET /v1/models."""
+
+    id: str
+    object: Literal["model"] = "model"
+    created: int
+    owned_by: str = "ssd-export"
+
+
+class ModelList(BaseModel):
+    """The answer to GET /v1/models."""
+
+    object: Literal["list"] = "list"
+    data: list[Model]
+
+
+class GroupFacts(BaseModel):
+    """A head group: how many KV heads, how many slots they have and what they rank by."""
+
+    heads: int
+    slots: int
+    ranks_by: Literal["score", "position"]
+
+
+class ServerFacts(BaseModel):
+    """What the page shows of the bundle: GET /about."""
+
+    model: str
+    policy: str
+    budget: float
+    grid: tuple[int, int]
+    image_size: tuple[int, int]
+    runner: str
+    max_batch: int
+    layers: list[list[GroupFacts]]
+    bytes_an_image: int
+    full_cache_bytes_an_image: int
+    tokens_dropped: int | None = Field(description="Of the latest image; None before the first.")
+
+
+def encoded(picture: Image.Image, output_format: str, quality: int | None) -> str:
+    """A picture as base64 of a PNG, JPEG or WebP file."""
+    file = io.BytesIO()
+    options: dict[str, Any] = (
+        {} if output_format == "png" or quality is None else {"quality": quality}
+    )
+    picture.save(file, format=output_format, **options)
+    return base64.b64encode(file.getvalue()).decode()

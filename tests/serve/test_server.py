@@ -1,0 +1,265 @@
+"""A real server over the demo bundle, asked by the official OpenAI client and by hand."""
+
+from __future__ import annotations
+
+import base64
+import http.client
+import io
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from ssd_export.export.exporter import DEMO_CHECKPOINT
+from tests.runtime.checkpoints import bundle
+
+pytest.importorskip("fastapi", reason="needs the extra [serve]: pip install ssd-export[serve]")
+openai = pytest.importorskip("openai", reason="needs openai: pip install ssd-export[test]")
+
+ROOT = Path(__file__).parents[2]
+PROMPT = "a red circle on white"
+START = 120.0  # seconds, on a busy machine
+
+
+class Server:
+    """A server process; its log is a file, so that it never waits for a reader."""
+
+    def __init__(self, folder: Path, *options: str, **environment: str) -> None:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            self.port = probe.getsockname()[1]
+        self.log = folder / "server.log"
+        command = (sys.executable, "cli.py", "serve", "--port", str(self.port), *options)
+        with self.log.open("w") as log:
+            self.process = subprocess.Popen(
+                [*command, "--bundle", str(bundle(DEMO_CHECKPOINT, "ssd-auto", 0.1))],
+                cwd=ROOT,
+                stdout=log,
+                stderr=log,
+                env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
+            )
+        ends = time.monotonic() + START
+        while time.monotonic() < ends and self.process.poll() is None:
+            try:
+                assert self.ask("GET", "/health")[0] == 200
+                return
+            except OSError:
+                time.sleep(0.1)
+        raise AssertionError(self.log.read_text())
+
+    def ask(
+        self, method: str, path: str, body: Any = None, **headers: str
+    ) -> tuple[int, dict[str, str], bytes]:
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=START)
+        content = body if isinstance(body, (bytes, type(None))) else json.dumps(body).encode()
+        try:
+            connection.request(
+                method, path, content, {"Content-Type": "application/json", **headers}
+            )
+            answer = connection.getresponse()
+            return answer.status, dict(answer.headers), answer.read()
+        finally:
+            connection.close()
+
+    def stop(self) -> int:
+        if self.process.poll() is None:
+            self.process.send_signal(signal.SIGTERM)
+        return self.process.wait(START)
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    running = Server(tmp_path_factory.mktemp("server"), "--max-waiting", "12", "--threads", "1")
+    yield running
+    assert running.stop() == 0, running.log.read_text()
+
+
+@pytest.fixture(scope="module")
+def client(server: Server) -> Any:
+    return openai.OpenAI(
+        api_key="none", base_url=f"http://127.0.0.1:{server.port}/v1", max_retries=0
+    )
+
+
+@pytest.fixture(scope="module")
+def expected() -> list[np.ndarray]:
+    """Pixels of the first images of seed 7, generated without a server."""
+    from ssd_export.runtime.generate import ImageGenerator
+
+    path = bundle(DEMO_CHECKPOINT, "ssd-auto", 0.1)
+    with ImageGenerator.from_bundle(path, num_threads=1) as generator:
+        images = generator([PROMPT], seed=7, num_images=2).images
+    return [np.asarray(image) for image in images]
+
+
+def pixels(text: str) -> np.ndarray:
+    return np.asarray(Image.open(io.BytesIO(base64.b64decode(text))))
+
+
+def test_the_official_client_gets_the_images_of_its_seed(
+    client: Any, expected: list[np.ndarray]
+) -> None:
+    answer = client.images.generate(prompt=PROMPT, n=2, extra_body={"seed": 7})
+    assert [(pixels(image.b64_json) == want).all() for image, want in zip(answer.data, expected)]
+    assert len(answer.data) == 2 and answer.usage.output_tokens == 2 * 576
+    assert answer.size == "96x96" and answer.output_format == "png"
+    assert [model.id for model in client.models.list()] == ["demo"]
+
+
+def test_the_official_client_streams_partial_images(
+    client: Any, expected: list[np.ndarray]
+) -> None:
+    events = list(
+        client.images.generate(prompt=PROMPT, stream=True, partial_images=3, extra_body={"seed": 7})
+    )
+    assert [event.type for event in events] == [
+        *["image_generation.partial_image"] * 3,
+        "image_generation.completed",
+    ]
+    assert [event.partial_image_index for event in events[:3]] == [0, 1, 2]
+    assert (pixels(events[-1].b64_json) == expected[0]).all()
+    first = pixels(events[0].b64_json)
+    assert (first[:4] == expected[0][:4]).mean() > 0.9 and (first[8:] == 235).all()
+
+
+def test_callers_at_the_same_time_get_the_images_of_their_own_seeds(
+    client: Any, server: Server
+) -> None:
+    def ask(seed: int) -> np.ndarray:
+        answer = client.images.generate(prompt=PROMPT, extra_body={"seed": seed})
+        return pixels(answer.data[0].b64_json)
+
+    with ThreadPoolExecutor(4) as pool:
+        together = list(pool.map(ask, range(4)))
+    assert all((one == ask(seed)).all() for seed, one in enumerate(together))
+    assert len({one.tobytes() for one in together}) == 4
+    metrics = server.ask("GET", "/metrics")[2].decode()
+    assert 'ssd_images_total{end="finished"}' in metrics and "ssd_cache_bytes " in metrics
+
+
+@pytest.mark.parametrize(
+    ("changes", "param"),
+    [
+        ({"n": 0}, "n"),
+        ({"n": 1000}, "n"),
+        ({"n": "2"}, "n"),
+        ({"prompt": ""}, "prompt"),
+        ({"prompt": 3}, "prompt"),
+        ({"prompt": "x" * 4001}, "prompt"),
+        ({"prompt": "word " * 500}, None),
+        ({"sise": "1x1"}, "sise"),
+        ({"size": "1024x1024"}, None),
+        ({"model": "dall-e-3"}, None),
+        ({"response_format": "url"}, "response_format"),
+        ({"seed": -1}, "seed"),
+        ({"seed": 2**64}, "seed"),
+        ({"temperature": -1}, None),
+        ({"cfg_scale": 1e39}, None),
+        ({"quality": "hd"}, "quality"),
+        ({"stream": "yes"}, "stream"),
+    ],
+)
+def test_a_bad_value_is_an_openai_error(
+    server: Server, changes: dict[str, Any], param: str | None
+) -> None:
+    status, _, content = server.ask("POST", "/v1/images/generations", {"prompt": PROMPT, **changes})
+    error = json.loads(content)["error"]
+    assert status == 400 and error["type"] == "invalid_request_error"
+    assert error["param"] == param and error["message"]
+
+
+@pytest.mark.parametrize(
+    ("body", "status"),
+    [
+        (b"{", 400),
+        (b"", 400),
+        (b"[" * 10_000, 400),
+        (b'{"prompt": "\\ud800"}', 400),
+        (b'{"prompt": NaN}', 400),
+        (b'{"prompt": "a", "cfg_scale": NaN}', 400),
+        (b" " * 200_000, 413),
+    ],
+)
+def test_a_body_that_is_no_request_is_an_openai_error(
+    server: Server, body: bytes, status: int
+) -> None:
+    answered, _, content = server.ask("POST", "/v1/images/generations", body)
+    assert answered == status and json.loads(content)["error"]["message"]
+
+
+def test_the_client_raises_its_own_errors(client: Any) -> None:
+    with pytest.raises(openai.BadRequestError, match="4000|4,000|at most"):
+        client.images.generate(prompt="x" * 5000)
+    with pytest.raises(openai.NotFoundError):
+        client.models.retrieve("none")
+
+
+def test_a_full_queue_says_when_to_come_back(server: Server) -> None:
+    request = {"prompt": PROMPT, "n": 10}
+    with ThreadPoolExecutor(4) as pool:
+        answers = list(
+            pool.map(lambda _: server.ask("POST", "/v1/images/generations", request), range(4))
+        )
+    refused = [headers for status, headers, _ in answers if status == 429]
+    assert refused and all(int(headers["retry-after"]) >= 1 for headers in refused)
+    assert any(status == 200 for status, _, _ in answers)
+
+
+def test_a_client_that_leaves_gives_its_place_back(server: Server) -> None:
+    connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=START)
+    body = json.dumps({"prompt": PROMPT, "n": 10, "stream": True, "partial_images": 20})
+    connection.request("POST", "/v1/images/generations", body, {"Content-Type": "application/json"})
+    connection.getresponse().read(100)
+    connection.sock and connection.sock.shutdown(socket.SHUT_RDWR)
+    connection.close()
+    ends = time.monotonic() + START
+    while time.monotonic() < ends:
+        if json.loads(server.ask("GET", "/health")[2])["waiting"] == 0:
+            break
+        time.sleep(0.1)
+    metrics = server.ask("GET", "/metrics")[2].decode()
+    assert 'ssd_images_total{end="cancelled"}' in metrics
+
+
+def test_the_page_needs_no_other_host(server: Server) -> None:
+    status, headers, content = server.ask("GET", "/")
+    text = content.decode()
+    assert status == 200 and "default-src 'none'" in headers["content-security-policy"]
+    assert "http://" not in text and "https://" not in text
+    facts = json.loads(server.ask("GET", "/about")[2])
+    assert facts["bytes_an_image"] < 0.3 * facts["full_cache_bytes_an_image"]
+    assert sum(group["heads"] for group in facts["layers"][0]) == 4
+
+
+def test_a_key_is_asked_for_and_a_stop_finishes_what_was_accepted(tmp_path: Path) -> None:
+    server = Server(tmp_path, "--threads", "1", SSD_EXPORT_KEY="secret")
+    request = {"prompt": PROMPT, "n": 2}
+    assert server.ask("POST", "/v1/images/generations", request)[0] == 401
+    assert server.ask("POST", "/v1/images/generations", request, Authorization="Bearer x")[0] == 401
+    assert server.ask("GET", "/health")[0] == 200
+    key = {"Authorization": "Bearer secret"}
+    with ThreadPoolExecutor(1) as pool:
+        under_way = pool.submit(server.ask, "POST", "/v1/images/generations", request, **key)
+        while b"waiting" in server.ask("GET", "/health")[2] and not under_way.done():
+            if b"ssd_queue_images 0" in server.ask("GET", "/metrics", **key)[2]:
+                break
+        assert server.stop() == 0
+        assert under_way.result()[0] == 200 and len(json.loads(under_way.result()[2])["data"]) == 2
+
+
+def test_an_open_address_needs_a_key() -> None:
+    command = [sys.executable, "cli.py", "serve", "--host", "0.0.0.0"]
+    environment = {k: v for k, v in os.environ.items() if k != "SSD_EXPORT_KEY"}
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=environment)
+    assert done.returncode == 1 and "set SSD_EXPORT_KEY" in done.stderr
