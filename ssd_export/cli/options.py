@@ -50,6 +50,12 @@ provider = click.option(
     metavar="cpu|cuda",
     help="Where the runner computes.  [default: cpu; trt: cuda]",
 )
+threads = click.option(
+    "--threads",
+    type=click.IntRange(min=1),
+    metavar="COUNT",
+    help="Threads of the CPU.  [default: as the model's size and the machine allow]",
+)
 batch = click.option(
     "--batch",
     type=int,

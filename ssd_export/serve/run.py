@@ -75,4 +75,9 @@ def serve(spec: ServeSpec, server: Server) -> None:
     with suppress(ValueError):  # not in the main thread
         if hasattr(signal, "SIGHUP"):
             signal.signal(signal.SIGHUP, lambda *_: server.batcher.reload())
-    uvicorn.Server(config).run()
+    running = uvicorn.Server(config)
+    try:
+        running.run()
+    except (KeyboardInterrupt, SystemExit):  # uvicorn sends itself the signal that stopped it
+        if not running.should_exit:
+            raise

@@ -21,7 +21,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ssd_export.export.exporter import DEMO_CHECKPOINT
+from ssd_export.model.find import DEMO_CHECKPOINT
 from tests.runtime.checkpoints import bundle
 
 pytest.importorskip("fastapi", reason="needs the extra [serve]: pip install ssd-export[serve]")
@@ -111,10 +111,11 @@ def test_the_official_client_gets_the_images_of_its_seed(
     client: Any, expected: list[np.ndarray]
 ) -> None:
     answer = client.images.generate(prompt=PROMPT, n=2, extra_body={"seed": 7})
-    assert [(pixels(image.b64_json) == want).all() for image, want in zip(answer.data, expected)]
-    assert len(answer.data) == 2 and answer.usage.output_tokens == 2 * 576
+    for image, want in zip(answer.data, expected, strict=True):
+        assert (pixels(image.b64_json) == want).all()
+    assert answer.usage.output_tokens == 2 * 576
     assert answer.size == "96x96" and answer.output_format == "png"
-    assert [model.id for model in client.models.list()] == ["demo"]
+    assert [model.id for model in client.models.list()] == ["checkpoint"]  # the folder's name
 
 
 def test_the_official_client_streams_partial_images(
@@ -130,7 +131,8 @@ def test_the_official_client_streams_partial_images(
     assert [event.partial_image_index for event in events[:3]] == [0, 1, 2]
     assert (pixels(events[-1].b64_json) == expected[0]).all()
     first = pixels(events[0].b64_json)
-    assert (first[:4] == expected[0][:4]).mean() > 0.9 and (first[8:] == 235).all()
+    is_near = np.abs(first[:2].astype(int) - expected[0][:2]) <= 16
+    assert is_near.mean() > 0.9 and (first[4:] == 235).all()
 
 
 def test_callers_at_the_same_time_get_the_images_of_their_own_seeds(
@@ -225,11 +227,12 @@ def test_a_client_that_leaves_gives_its_place_back(server: Server) -> None:
     connection.close()
     ends = time.monotonic() + START
     while time.monotonic() < ends:
-        if json.loads(server.ask("GET", "/health")[2])["waiting"] == 0:
+        metrics = server.ask("GET", "/metrics")[2].decode()
+        if 'ssd_images_total{end="cancelled"} 10.0' in metrics:
             break
         time.sleep(0.1)
-    metrics = server.ask("GET", "/metrics")[2].decode()
-    assert 'ssd_images_total{end="cancelled"}' in metrics
+    assert json.loads(server.ask("GET", "/health")[2])["waiting"] == 0
+    assert 'ssd_images_total{end="cancelled"} 10.0' in metrics
 
 
 def test_the_page_needs_no_other_host(server: Server) -> None:
