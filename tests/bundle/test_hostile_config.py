@@ -114,7 +114,7 @@ def written(path: Path, content: bytes) -> Path:
         (lambda c: replace_vq(c, (1,) * 11), r"channel_multipliers is 11, expected a list of 1 to"),
         (lambda c: replace_vq(c, (0,)), r"channel_multipliers\[0\] is 0, expected 1 to"),
         (lambda c: replace_model(c, max_positions=600), r"policy\.prompt_slots is 64, .*1 to 24"),
-        (lambda c: replace_model(c, codebook_size=65), r"graphs\.prefill\.outputs\[1\]\.shape is"),
+        (lambda c: replace_model(c, codebook_size=65), r"graphs\.prefill\.inputs\[2\]\.shape is"),
         (lambda c: replace_model(c, vocab_size=99), r"text_embeddings\.shape is \[100, 32\]"),
         (lambda c: replace(c, dtype="float32"), r"text_embeddings\.dtype is .float16., expected"),
         (lambda c: replace(c, layers_of_the_model=2), "layers_of_the_model is 2, expected 3"),

@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ssd_export.model.families.janus import GRID
+from ssd_export.noise import ImageSeed
 from ssd_export.policy.schedule import release_steps
 from ssd_export.policy.table import HeadGroup, PolicyTable, Rule
 from ssd_export.runtime.loop import decode, grid_rows, single_steps
@@ -41,8 +42,8 @@ class RecordingRunner(Runner):
 
 
 def batch(*lengths: int) -> PromptBatch:
-    embeds, randoms = np.zeros((2, 1, 1), np.float32), np.zeros((576, 1), np.float32)
-    return PromptBatch(embeds, np.array(lengths, np.int32), randoms, Sampling())
+    embeds = np.zeros((2, 1, 1), np.float32)
+    return PromptBatch(embeds, np.array(lengths, np.int32), (ImageSeed(0, 0),), (Sampling(),))
 
 
 @given(st.lists(st.integers(1, 575), max_size=8), st.integers(5, 32))
