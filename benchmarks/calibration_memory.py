@@ -46,8 +46,8 @@ def measure_stages(folder: Path) -> dict[str, Any]:
     from ssd_export.calibrate.neighbourhood import Neighbourhood
     from ssd_export.calibrate.sequences import FullCacheImages
     from ssd_export.model.checkpoint import open_checkpoint
+    from ssd_export.model.families import prompt_encoder
     from ssd_export.model.load import load_model
-    from ssd_export.model.prompt import PromptEncoder
     from ssd_export.noise import ImageSeed
     from ssd_export.policy.menu import menu
     from ssd_export.runtime.loop import single_steps
@@ -62,7 +62,7 @@ def measure_stages(folder: Path) -> dict[str, Any]:
     peaks["load"] = _peak_of_stage()
     rows = config.rows_per_image * BATCH
     ids = rng.integers(0, config.vocab_size, (rows, PROMPT_SLOTS), np.int32)
-    encoder = PromptEncoder.from_file(checkpoint.tokenizer_path)
+    encoder = prompt_encoder(checkpoint.config, checkpoint.file)
     images = FullCacheImages(model, encoder, PROMPT_SLOTS)
     seeds = tuple(ImageSeed(0, image) for image in range(BATCH))
     lengths = np.full(rows, PROMPT_SLOTS, np.int32)

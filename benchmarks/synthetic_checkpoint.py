@@ -28,9 +28,8 @@ from torch import Tensor
 from ssd_export.config import ModelConfig, VQConfig
 from ssd_export.demo.tokenizer import SPECIAL_TOKENS
 from ssd_export.dtypes import MODEL_DTYPES, of_torch
-from ssd_export.model.checkpoint import canonical_name
 from ssd_export.model.decoder import ImageTokenModel
-from ssd_export.model.families import PUBLISHED
+from ssd_export.model.families import PUBLISHED, janus
 from ssd_export.model.image_decoder import ImageDecoder
 
 SHARD_BYTES = 5_000_000_000
@@ -75,14 +74,15 @@ class NoiseWriter:
     """Writes tensors of noise to files without making them."""
 
     def __init__(self, dtype: torch.dtype, layout: str, seed: int) -> None:
-        self.dtype, self._layout, self._seed = dtype, layout, seed
+        self.dtype, self._seed = dtype, seed
+        self._canonical_name = next(
+            form.canonical_name for form in janus.JANUS.layouts if form.name == layout
+        )
         self._noise = torch.randn(NOISE_LENGTH, generator=torch.Generator().manual_seed(seed))
         self._scaled: dict[tuple[float, float], memoryview] = {}
 
     def write(self, file: BinaryIO, stored_name: str, shape: tuple[int, ...]) -> None:
-        name = canonical_name(
-            stored_name, self._layout
-        )  # so that both layouts hold the same numbers
+        name = self._canonical_name(stored_name)  # so that both layouts hold the same numbers
         block = self._block(name, shape)
         left = torch.Size(shape).numel() * self.dtype.itemsize
         start = zlib.crc32(f"{self._seed} {name}".encode()) % NOISE_LENGTH * self.dtype.itemsize
@@ -219,7 +219,7 @@ def _llama_config(config: ModelConfig) -> dict[str, object]:
 
 def _stored_name(name: str, layout: str) -> str:
     """A canonical name as the layout writes it: the other direction of
-    checkpoint.canonical_name.
+    Layout.canonical_name.
     """
     if layout == "transformers":
         return name if name.startswith("lm_head.") else f"model.{name}"

@@ -8,6 +8,8 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
+EMBED_TOKENS = "language_model.embed_tokens.weight"  # the table that prompts take their rows from
+NUM_GROUPS = 32  # of the image decoder's group normalizations
 TAU = 0.2  # a head with more of its attention outside is semantic; the published maps' threshold
 
 

@@ -25,6 +25,7 @@ from ssd_export.errors import UserError
 from ssd_export.export.source_checkpoint import checked, checkpoint_like
 from ssd_export.machine import num_cpus
 from ssd_export.model.checkpoint import Checkpoint
+from ssd_export.model.families import janus
 from ssd_export.runtime.ort_runner import SMALL_HIDDEN_SIZE
 from ssd_export.runtime.runners import DEFAULT, KINDS, check_threads, find_runner
 
@@ -154,6 +155,11 @@ def _checkpoint(bundles: list[Bundle], spec: BenchSpec) -> Checkpoint | None:
             f"the baselines need the checkpoint of {name}; give --model DIR, or --baselines none"
         )
     checkpoint = checked(checkpoint_like(bundles[0], spec.model or "demo"), bundles[0])
+    if TRANSFORMERS in spec.baselines and checkpoint.config.family != janus.NAME:
+        raise UserError(
+            f"the transformers baseline is for {janus.TITLE}, and {name} is of the family"
+            f" {checkpoint.config.family}; use --baselines full"
+        )
     if (
         TRANSFORMERS in spec.baselines
         and checkpoint.config.num_layers < checkpoint.num_layers_of_the_model

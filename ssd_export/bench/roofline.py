@@ -133,7 +133,7 @@ def _best(work: Callable[[], object], clock: Callable[[], float] = time.perf_cou
 def step_cost(bundle: Bundle, batch: int) -> StepCost:
     """The cost of a decode step of this bundle for `batch` pictures (twice as many rows)."""
     config, table = bundle.config.model, bundle.config.policy
-    rows = 2 * batch
+    rows = config.rows_per_image * batch
     hidden, head_dim = config.hidden_size, config.head_dim
     attention = hidden * head_dim * 2 * (config.num_heads + config.num_kv_heads)
     weights = config.num_layers * (attention + 3 * hidden * config.intermediate_size)

@@ -14,7 +14,7 @@ import torch
 
 from ssd_export.errors import UserError
 from ssd_export.model.families import janus
-from ssd_export.model.prompt import PromptEncoder
+from ssd_export.model.prompt import TemplateEncoder
 from ssd_export.sampling import Sampling
 
 if TYPE_CHECKING:
@@ -86,11 +86,13 @@ def _open(cell: Cell) -> tuple[Any, dict[str, torch.Tensor]]:
             f"transformers cannot read {cell.path} ({reason}); give --model a checkpoint in the"
             " layout of deepseek-community/Janus-Pro-1B, or use --baselines full"
         ) from error
-    encoder = PromptEncoder.from_file(cell.path / "tokenizer.json")
-    model.generation_config.update(
-        bos_token_id=encoder.bos_id, eos_token_id=encoder.pad_id, pad_token_id=encoder.pad_id
+    encoder = TemplateEncoder.from_file(
+        cell.path / janus.TOKENIZER, janus.PROMPT, janus.TITLE, model.config.text_config.vocab_size
     )
-    model.generation_config.generation_kwargs = {"boi_token_id": encoder.begin_of_image_id}
+    model.generation_config.update(
+        bos_token_id=encoder.begin_id, eos_token_id=encoder.pad_id, pad_token_id=encoder.pad_id
+    )
+    model.generation_config.generation_kwargs = {"boi_token_id": encoder.end_id}
     ids = (
         torch.from_numpy(encoder.encode([PROMPT] * cell.batch, MAX_PROMPT).ids[: cell.batch])
         .long()

@@ -29,7 +29,7 @@ from ssd_export.config import ModelConfig
 from ssd_export.errors import UserError
 from ssd_export.model.checkpoint import Checkpoint
 from ssd_export.model.decoder import ImageTokenModel
-from ssd_export.model.prompt import PromptEncoder
+from ssd_export.model.families import prompt_encoder
 from ssd_export.policy.head_map import HeadMap
 from ssd_export.policy.table import HeadOption
 from ssd_export.sampling import Sampling
@@ -140,7 +140,7 @@ def calibrate(
     """
     config = checkpoint.config
     fingerprint = checkpoint.fingerprint()
-    encoder = PromptEncoder.from_file(checkpoint.tokenizer_path)
+    encoder = prompt_encoder(config, checkpoint.file)
     images = FullCacheImages(model, encoder, spec.prompt_slots)
     images.batches.check(spec.prompts)
     identity = spec.identity(fingerprint)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ssd_export.model.decoder import ImageTokenModel
-from ssd_export.model.prompt import PromptEncoder
+from ssd_export.model.families import PromptEncoder
 from ssd_export.policy.presets import make_policy
 from ssd_export.runtime.loop import decode
 from ssd_export.runtime.prompt_batch import PromptBatch, PromptBatches

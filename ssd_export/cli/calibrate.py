@@ -211,7 +211,7 @@ def _calibrate(spec: CalibrateSpec) -> None:
         else Neighbourhood.parse(spec.neighbourhood, grid)
     )
     other = None if spec.compare is None else _other_map(spec.compare, checkpoint.config)
-    defaults = generation_defaults(folder)
+    defaults = generation_defaults(checkpoint)
     model = load_model(checkpoint)
     what = CalibrationSpec(
         given,
@@ -360,13 +360,13 @@ def _plot(
         most_typical_heads,
     )
     from ssd_export.calibrate.plots import attention_plot, column_plot, heat_map, plot_paths
+    from ssd_export.model.families import prompt_encoder
     from ssd_export.model.load import load_image_decoder
-    from ssd_export.model.prompt import PromptEncoder
     from ssd_export.runtime.torch_runner import decode_pixels
 
     picture = decode_pixels(load_image_decoder(checkpoint), done.first_picture[None])[0]
     ids = (
-        PromptEncoder.from_file(checkpoint.tokenizer_path)
+        prompt_encoder(checkpoint.config, checkpoint.file)
         .encode(what.prompts[:1], what.prompt_slots)
         .ids[0]
     )

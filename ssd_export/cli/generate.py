@@ -221,7 +221,7 @@ def check_memory(bundle: Bundle, num_images: int, decoder_batch: int) -> None:
 
     config, dtype = bundle.config.model, bundle.config.dtype
     table = bundle.config.policy
-    cache = table.cache_bytes(config, DTYPES[dtype].num_bytes, 2 * num_images)
+    cache = table.cache_bytes(config, DTYPES[dtype].num_bytes, config.rows_per_image * num_images)
     needed = drawing_bytes(
         config, WeightSizes.of_bundle(bundle), dtype, cache, decoder_batch, total_bytes()
     )

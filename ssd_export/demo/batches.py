@@ -22,7 +22,8 @@ from torch import Tensor
 
 from ssd_export.demo import codes
 from ssd_export.demo.scenes import CATEGORIES, Scene, is_held_out, random_scene
-from ssd_export.model.prompt import PromptEncoder
+from ssd_export.model.families import janus
+from ssd_export.model.prompt import TemplateEncoder
 
 CAPTION_DROP = 0.1
 PROMPT_SLOTS = 64  # as export reserves by default: a longer caption could not be drawn
@@ -66,7 +67,7 @@ class PromptIds:
     """
 
     def __init__(self, tokenizer: Tokenizer) -> None:
-        self._encoder = PromptEncoder(json.loads(tokenizer.to_str()))
+        self._encoder = TemplateEncoder(json.loads(tokenizer.to_str()), janus.PROMPT)
 
     def __call__(self, caption: str, dropped: bool) -> list[int]:
         return self._encoder.encode([caption], PROMPT_SLOTS).ids[int(dropped)].tolist()

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ssd_export.config import ModelConfig
 from ssd_export.model.conversion import convert
-from ssd_export.model.prompt import BEGIN_OF_IMAGE, BOS, PAD
+from ssd_export.model.families.janus import BEGIN_OF_IMAGE, BOS, PAD
 
 DIVERGED = "the training diverged; train with another --seed"
 EOS, IMAGE = "<｜end▁of▁sentence｜>", "<image_placeholder>"

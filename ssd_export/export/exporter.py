@@ -23,7 +23,7 @@ from ssd_export.bundle import (
     write_config,
 )
 from ssd_export.bundle.graphs import evict_specs
-from ssd_export.config import ModelConfig
+from ssd_export.config import EMBED_TOKENS, ModelConfig
 from ssd_export.dtypes import MODEL_DTYPES, ModelDtype
 from ssd_export.errors import UserError
 from ssd_export.export.image_decoder_writer import write_image_decoder
@@ -34,13 +34,12 @@ from ssd_export.export.weights import WEIGHTS_FILE, Weight, plan_weights, write_
 from ssd_export.graph_spec import GraphSpec
 from ssd_export.machine import check_disk
 from ssd_export.model.checkpoint import (
-    EMBED_TOKENS,
     Checkpoint,
     ShapeOnly,
     first_layers,
     open_checkpoint,
 )
-from ssd_export.model.families import PUBLISHED, published_shape
+from ssd_export.model.families import PUBLISHED, family_of, published_shape
 from ssd_export.model.find import Model, find_model, local_folder
 from ssd_export.model.hub import is_hub_id
 from ssd_export.os_errors import is_file, is_folder, os_error
@@ -179,7 +178,7 @@ def plan_export(spec: ExportSpec, download: bool = True) -> ExportPlan:
         spec.out
         or Path("bundles") / f"{name}-{table.name}-b{table.budget:g}-{precision_name(spec)}"
     )
-    generation = GenerationDefaults() if shape else generation_defaults(checkpoint.path)
+    generation = generation_defaults(checkpoint)
     model = replace(model, name=name)
     return ExportPlan(spec, model, checkpoint, table, head_map, weights, generation, out)
 
@@ -280,8 +279,8 @@ def _write_files(folder: Path, plan: ExportPlan, journal: Journal, progress: Pro
     specs = write_graphs(
         folder / "onnx", checkpoint.config, table, dtype, plan.weights, places, progress
     )
-    shutil.copyfile(checkpoint.tokenizer_path, folder / "tokenizer.json")
-    shutil.copyfile(checkpoint.path / "config.json", folder / "config.json")
+    for name in ("config.json", *family_of(checkpoint.config).prompt_files):
+        shutil.copyfile(checkpoint.file(name), folder / name)
     if plan.head_map is not None:
         plan.head_map.save(folder / "head_map.json")
     offset, _ = places[EMBED_TOKENS]
@@ -352,13 +351,15 @@ def write_graphs(
     return specs
 
 
-def generation_defaults(folder: Path) -> GenerationDefaults:
-    """cfg_scale and temperature: Janus' own unless the checkpoint brings a `ssd_generation.json` of
-    its own. Raises: UserError for one that cannot be read or holds what nothing can be drawn with.
+def generation_defaults(checkpoint: Checkpoint) -> GenerationDefaults:
+    """cfg_scale and temperature: the family's unless the checkpoint brings a `ssd_generation.json`
+    of its own. Raises: UserError for one that cannot be read or holds what nothing can be drawn
+    with.
     """
-    own = folder / "ssd_generation.json"
+    own = checkpoint.file("ssd_generation.json")
     if not is_file(own):
-        return GenerationDefaults()
+        usual = family_of(checkpoint.config).sampling
+        return GenerationDefaults(usual.cfg_scale, usual.temperature)
     try:
         values = read_json(own, dict[str, Any], GENERATION_HELP)
         defaults = read_json(own, GenerationDefaults, GENERATION_HELP)

@@ -9,9 +9,10 @@ from __future__ import annotations
 import onnx_ir as ir
 
 from ssd_export.bundle.graphs import image_decoder_spec
+from ssd_export.config import NUM_GROUPS
 from ssd_export.export.onnx_writer import GraphWriter, graph_inputs
 from ssd_export.graph_spec import GraphSpec
-from ssd_export.model.image_decoder import EPS, NUM_GROUPS
+from ssd_export.model.image_decoder import EPS
 
 
 def write_image_decoder(writer: GraphWriter) -> tuple[GraphSpec, ir.Model]:

@@ -20,10 +20,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from ssd_export.config import EMBED_TOKENS
 from ssd_export.dtypes import of_torch
 from ssd_export.export.journal import Journal
 from ssd_export.export.quantize import QuantizedMatrix, scale_name
-from ssd_export.model.checkpoint import EMBED_TOKENS, Checkpoint, permute_heads
+from ssd_export.model.checkpoint import Checkpoint, permute_heads
 from ssd_export.model.conversion import check_finite
 from ssd_export.model.quantization import (
     STORED_DTYPES,

@@ -18,12 +18,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ssd_export.cache.replay import DenseAttention, attend_with_option
-from ssd_export.config import ModelConfig
+from ssd_export.config import EMBED_TOKENS, ModelConfig
 from ssd_export.demo.codes import encode_scene
 from ssd_export.demo.scenes import Scene
-from ssd_export.model.checkpoint import EMBED_TOKENS, Checkpoint
+from ssd_export.model.checkpoint import Checkpoint
+from ssd_export.model.families import prompt_encoder
 from ssd_export.model.load import load_model
-from ssd_export.model.prompt import PromptEncoder
 from ssd_export.policy.layout import group_slices, inverse_order, query_head_order
 from ssd_export.policy.table import HeadGroup, HeadOption, PolicyTable
 
@@ -59,7 +59,7 @@ class TeacherForced:
         self.config, self._device, self._dtype = checkpoint.config, device, dtype
         self.model = load_model(checkpoint, device, dtype, text_embedding=False)
         self._checkpoint = checkpoint
-        self._prompts = PromptEncoder.from_file(checkpoint.tokenizer_path)
+        self._prompts = prompt_encoder(checkpoint.config, checkpoint.file)
 
     def sequences(
         self,

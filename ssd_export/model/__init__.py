@@ -1,1 +1,4 @@
-"""Janus-Pro: checkpoints, the decoder, the image decoder and prompts. `prompt` needs no torch."""
+"""Checkpoints, the decoder, the image decoder, prompts, and families/, a file for each family of models.
+
+`families` and `prompt` need no torch.
+"""

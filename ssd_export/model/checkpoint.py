@@ -1,9 +1,5 @@
-"""A Janus-Pro checkpoint directory behind one set of names, whichever layout it is stored in.
-
-Canonical names are those of the transformers layout without the leading "model.":
-    language_model.{embed_tokens,norm,layers.N.*}   generation_{embeddings,aligner,head}.*
-    vqmodel.{quantize.embedding,post_quant_conv,decoder.*}
-Everything else in the files (understanding, text head, image encoder) is ignored.
+"""A checkpoint directory behind one set of names, whichever family and layout it is of: those of the
+modules in decoder.py and image_decoder.py.
 """
 
 from __future__ import annotations
@@ -19,59 +15,31 @@ from torch import Tensor
 
 from ssd_export.config import ModelConfig
 from ssd_export.errors import UserError
-from ssd_export.model.config_reader import (
-    ConfigFile,
-    layout_of,
-    may_be_tied,
-    read_model_config,
-)
+from ssd_export.model.config_file import ConfigFile
 from ssd_export.model.conversion import convert
 from ssd_export.model.decoder import ImageTokenModel
+from ssd_export.model.families import family_of, identify, prompt_encoder
+from ssd_export.model.families.family import Layout
 from ssd_export.model.image_decoder import ImageDecoder
 from ssd_export.model.inventory import check_counts, check_inventory
-from ssd_export.model.prompt import PromptEncoder
 from ssd_export.model.quantized_checkpoint import refuse_quantized_config
 from ssd_export.model.weight_files import WeightFile, open_weight_files, read_json
 from ssd_export.os_errors import is_file, is_folder
 
 DAMAGED = "the file is damaged or the training diverged; download the checkpoint again"
-EMBED_TOKENS = "language_model.embed_tokens.weight"
-TEXT_HEAD = "lm_head.weight"
-FROM_ORIGINAL = [
-    (re.compile(r"^language_model\.model\."), "language_model."),
-    (re.compile(r"^language_model\.lm_head\."), "lm_head."),
-    (re.compile(r"^gen_embed\."), "generation_embeddings."),
-    (re.compile(r"^gen_aligner\.layers\.0\."), "generation_aligner.fc1."),
-    (re.compile(r"^gen_aligner\.layers\.2\."), "generation_aligner.hidden_layers.0."),
-    (re.compile(r"^gen_head\.output_mlp_projector\."), "generation_head.proj_out."),
-    (re.compile(r"^gen_head\."), "generation_head."),
-    (re.compile(r"^gen_vision_model\."), "vqmodel."),
-    (re.compile(r"^vqmodel\.decoder\.mid\.0\."), "vqmodel.decoder.mid.block_1."),
-    (re.compile(r"^vqmodel\.decoder\.mid\.1\."), "vqmodel.decoder.mid.attn_1."),
-    (re.compile(r"^vqmodel\.decoder\.mid\.2\."), "vqmodel.decoder.mid.block_2."),
-    (re.compile(r"^vqmodel\.decoder\.conv_blocks\.(\d+)\.res\."), r"vqmodel.decoder.up.\1.block."),
-    (re.compile(r"^vqmodel\.decoder\.conv_blocks\."), "vqmodel.decoder.up."),
-]
 PROJECTION = re.compile(r"language_model\.layers\.(\d+)\.self_attn\.([qkvo])_proj\.weight")
 
 
-def canonical_name(stored: str, layout: str) -> str:
-    """The canonical name of a stored tensor."""
-    if layout == "transformers":
-        return stored.removeprefix("model.")
-    for pattern, replacement in FROM_ORIGINAL:
-        stored = pattern.sub(replacement, stored)
-    return stored
-
-
 class Checkpoint:
-    """A checked checkpoint; tensors are read one at a time, in the dtype they are stored in."""
+    """A checked checkpoint; tensors are read one at a time, in the dtype they are stored in.
+
+    layout: its name, among those of the family.
+    """
 
     def __init__(
         self, path: Path, layout: str, config: ModelConfig, places: dict[str, _Place]
     ) -> None:
         self.path, self.layout, self.config = path, layout, config
-        self.tokenizer_path = path / "tokenizer.json"
         self.num_layers_of_the_model = config.num_layers
         self.left_out = ""  # kinds of tensors in the files that generating images does not need
         self._places = places
@@ -83,6 +51,10 @@ class Checkpoint:
         smaller = Checkpoint(self.path, self.layout, config, places)
         smaller.num_layers_of_the_model = self.num_layers_of_the_model
         return smaller
+
+    def file(self, name: str) -> Path:
+        """A file beside the weights."""
+        return self.path / name
 
     def names(self) -> list[str]:
         """Canonical names of all that is needed to draw images, in the order of the modules."""
@@ -138,7 +110,7 @@ class ShapeOnly(Checkpoint):
     """
 
     def __init__(self, config: ModelConfig) -> None:
-        super().__init__(Path(), "transformers", config, {})
+        super().__init__(Path(), family_of(config).layouts[0].name, config, {})
         self._shapes = _expected(config)
 
     def first_layers(self, num_layers: int) -> ShapeOnly:
@@ -192,10 +164,10 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
     yet.
 
     Args:
-        path: directory with config.json, tokenizer.json and the weights, in the layout of
-            deepseek-ai/Janus-Pro-* or of deepseek-community/Janus-Pro-*.
+        path: directory with config.json, the prompt files of its family and the weights, in one of
+            the family's layouts.
     Raises: UserError for whatever is missing, foreign, damaged, quantized already, of a wrong shape,
-        or would be used and has no place in a Janus-Pro.
+        or would be used and has no place in a model of the family.
     """
     path = Path(path)
     if not is_folder(path):
@@ -204,34 +176,35 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
         )
     file = ConfigFile(path / "config.json", read_json(path / "config.json"))
     refuse_quantized_config(path, file.values)
-    layout = layout_of(file)
+    family, layout = identify(file)
     if is_file(path / "adapter_config.json"):
         raise UserError(
             f"{path} holds a LoRA adapter beside its base, which an export would leave out: merge it"
             " first (peft: merge_and_unload(), then save_pretrained())"
         )
     places = _places(path, layout)
-    if EMBED_TOKENS not in places and TEXT_HEAD in places and may_be_tied(file):
-        places[EMBED_TOKENS] = places[TEXT_HEAD]
+    for name, other in family.stand_ins(file).items():
+        if name not in places and other in places:
+            places[name] = places[other]
     shapes = {name: place.shape for name, place in places.items()}
-    config = read_model_config(file, shapes)
-    check_counts(path, config, shapes)
+    config = layout.read_config(file, shapes)
+    check_counts(path, family, config, shapes)
     expected = _expected(config)
     stored = {name: place.stored_name for name, place in places.items()}
-    left_out = check_inventory(path, expected, shapes, stored)
-    checkpoint = Checkpoint(path, layout, config, {name: places[name] for name in expected})
+    left_out = check_inventory(path, family, expected, shapes, stored)
+    checkpoint = Checkpoint(path, layout.name, config, {name: places[name] for name in expected})
     checkpoint.left_out = left_out
     checkpoint.check_dtypes()
-    PromptEncoder.from_file(checkpoint.tokenizer_path, config.vocab_size)
+    prompt_encoder(config, checkpoint.file)
     return checkpoint
 
 
-def _places(path: Path, layout: str) -> dict[str, _Place]:
+def _places(path: Path, layout: Layout) -> dict[str, _Place]:
     """Where each tensor is, by canonical name. Raises: UserError for one that is there twice."""
     places: dict[str, _Place] = {}
     for weights in open_weight_files(path):
         for stored in weights.shapes:
-            name = canonical_name(stored, layout)
+            name = layout.canonical_name(stored)
             if name in places:
                 first = places[name]
                 raise UserError(

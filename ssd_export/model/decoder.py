@@ -1,4 +1,4 @@
-"""The part of Janus-Pro that draws: a Llama with attention given from outside, and image-token
+"""The part of a model that draws: a Llama with attention given from outside, and image-token
 layers.
 
 Parameter names are the checkpoint's canonical names (`checkpoint.py`): a state dict loads with

@@ -11,9 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ssd_export.config import Grid, ModelConfig, VQConfig
+from ssd_export.config import NUM_GROUPS, Grid, ModelConfig, VQConfig
 
-NUM_GROUPS = 32
 EPS = 1e-6
 
 

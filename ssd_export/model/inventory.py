@@ -1,8 +1,8 @@
 """Which tensors of a checkpoint an export takes, which it leaves out, and which it must not.
 
-A tensor that the language model, the generation modules or the image decoder would use and that
-Janus-Pro does not have (a bias, a norm of queries, LoRA beside its base, a layer too many) would be
-left out without a word: it is refused by name. What belongs to understanding is listed.
+A tensor that the language model, the generation modules or the image decoder would use and that the
+family's models do not have (a bias, a norm of queries, LoRA beside its base, a layer too many) would be
+left out without a word: it is refused by name. What generating images does not need is listed.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from pathlib import Path
 
 from ssd_export.config import ModelConfig
 from ssd_export.errors import UserError
+from ssd_export.model.families.family import Family
 from ssd_export.model.quantized_checkpoint import refuse_quantized_names
 
 Shape = tuple[int, ...]
@@ -27,8 +28,6 @@ USED = (
     "vqmodel.decoder.",
     "vqmodel.quantize.",
 )
-# buffers that older checkpoints store and that follow from the configuration
-DERIVED = re.compile(r"\.rotary_emb\.inv_freq$|^vqmodel\.quantize\.codebook_used$")
 LORA = re.compile(r"\.lora_[A-Za-z_]+(\.|$)|\.base_layer\.|^base_model\.")
 FIRST_NORM = "language_model.layers.0.input_layernorm.weight"
 LAYER = re.compile(r"language_model\.layers\.(\d+)\.")
@@ -36,7 +35,9 @@ WRAPPERS = ("module.", "_orig_mod.", "model.model.", "base_model.model.")
 SAME = "take config.json and weights from the same checkpoint"
 
 
-def check_counts(path: Path, config: ModelConfig, shapes: Mapping[str, Shape]) -> None:
+def check_counts(
+    path: Path, family: Family, config: ModelConfig, shapes: Mapping[str, Shape]
+) -> None:
     """Raises: UserError where config.json counts more than the files can hold.
 
     Building a model of what config.json says, even without memory, takes time for every layer; a
@@ -45,7 +46,7 @@ def check_counts(path: Path, config: ModelConfig, shapes: Mapping[str, Shape]) -
     largest = max((max(shape, default=1) for shape in shapes.values()), default=1)
     layers = len({found[1] for name in shapes if (found := LAYER.match(name))})
     if not layers:
-        raise _missing(path, FIRST_NORM, 0, shapes)
+        raise _missing(path, family, FIRST_NORM, 0, shapes)
     limits = {
         "num_hidden_layers": (config.num_layers, layers),
         "num_res_blocks": (config.vq.num_res_blocks, len(shapes)),
@@ -77,6 +78,7 @@ def check_counts(path: Path, config: ModelConfig, shapes: Mapping[str, Shape]) -
 
 def check_inventory(
     path: Path,
+    family: Family,
     expected: Mapping[str, Shape],
     shapes: Mapping[str, Shape],
     stored: Mapping[str, str],
@@ -89,30 +91,36 @@ def check_inventory(
     expected.
     """
     others = [name for name in shapes if name not in expected]
-    lora = next((name for name in others if LORA.search(name) and not _understands(name)), None)
+    lora = next(
+        (name for name in others if LORA.search(name) and not name.startswith(family.left_out)),
+        None,
+    )
     if lora is not None:
         raise UserError(
             f"{path}: {stored[lora]} is a LoRA tensor beside its base, which an export would leave"
             " out: merge it first (peft: merge_and_unload(), then save_pretrained())"
         )
-    refuse_quantized_names(path, (stored[name] for name in others if not _understands(name)))
-    _check_expected(path, expected, shapes, stored)
+    refuse_quantized_names(
+        path, (stored[name] for name in others if not name.startswith(family.left_out))
+    )
+    _check_expected(path, family, expected, shapes, stored)
     for name in others:
-        if name.startswith(USED) and not DERIVED.search(name):
-            raise _unexpected(path, name, expected, shapes, stored)
+        if name.startswith(USED) and not re.search(family.derived, name):
+            raise _unexpected(path, family, name, expected, shapes, stored)
     kinds = Counter(_kind(name) for name in others)
     return ", ".join(f"{kind} ({count})" for kind, count in sorted(kinds.items()))
 
 
 def _check_expected(
     path: Path,
+    family: Family,
     expected: Mapping[str, Shape],
     shapes: Mapping[str, Shape],
     stored: Mapping[str, str],
 ) -> None:
     missing = [name for name in expected if name not in shapes]
     if missing:
-        raise _missing(path, missing[0], len(missing) - 1, stored.values())
+        raise _missing(path, family, missing[0], len(missing) - 1, stored.values())
     for name, shape in expected.items():
         if shapes[name] != shape:
             raise UserError(
@@ -121,8 +129,8 @@ def _check_expected(
             )
 
 
-def _missing(path: Path, name: str, more: int, stored: Iterable[str]) -> UserError:
-    way_out = _wrapped(name, stored) or "give a complete Janus-Pro checkpoint"
+def _missing(path: Path, family: Family, name: str, more: int, stored: Iterable[str]) -> UserError:
+    way_out = _wrapped(name, stored) or f"give a complete {family.title} checkpoint"
     others = f" and {more} more" if more else ""
     return UserError(f"{path} lacks the tensor {name}{others}: {way_out}")
 
@@ -138,6 +146,7 @@ def _wrapped(name: str, stored: Iterable[str]) -> str:
 
 def _unexpected(
     path: Path,
+    family: Family,
     name: str,
     expected: Mapping[str, Shape],
     shapes: Mapping[str, Shape],
@@ -152,13 +161,8 @@ def _unexpected(
         )
     return UserError(
         f"{path}: {stored[name]} {list(shapes[name])} would be used by the model and is none of"
-        " Janus-Pro's, so an export would leave it out: give a Janus-Pro checkpoint"
+        f" {family.title}'s, so an export would leave it out: give a {family.title} checkpoint"
     )
-
-
-def _understands(name: str) -> bool:
-    """Whether it belongs to what only image understanding or text needs."""
-    return name.startswith(("vision_model.", "aligner.", "vqmodel.encoder.", "lm_head."))
 
 
 def _kind(name: str) -> str:

@@ -1,9 +1,6 @@
-"""Prompts -> token ids, exactly as Janus-Pro was trained to see them; needs only numpy and
-tokenizers.
+"""Prompts -> token ids by a family's template, exactly as its models were trained to see them; needs
+only numpy and tokenizers.
 
-Conditional row:    BOS <|User|>: {prompt}\\n\\n<|Assistant|>:<begin_of_image>
-Unconditional row:  BOS, as many pads as there is text, <begin_of_image>
-(those pads are attended; what pads a short row to the length of the batch is not).
 Control tokens are found by name: a name has different ids in different checkpoints.
 What a user types is text, never control.
 """
@@ -22,11 +19,6 @@ from tokenizers import Tokenizer
 from ssd_export.errors import UserError
 from ssd_export.model.tokenizer_file import read_tokenizer
 
-BOS = "<｜begin▁of▁sentence｜>"
-PAD = "<｜▁pad▁｜>"
-BEGIN_OF_IMAGE = "<begin_of_image>"
-USER, ASSISTANT = "<|User|>", "<|Assistant|>"
-
 
 @dataclass(frozen=True)
 class EncodedPrompts:
@@ -40,11 +32,32 @@ class EncodedPrompts:
     prompt_length: np.ndarray
 
 
-class PromptEncoder:
-    """Prompts to ids with the tokenizer of a checkpoint."""
+@dataclass(frozen=True)
+class PromptTemplate:
+    """The rows of a prompt.
 
-    def __init__(self, spec: dict[str, Any]) -> None:
-        """Args: spec: the content of tokenizer.json."""
+    Conditional row:    begin, parts, end
+    Unconditional row:  begin, as many pads as the parts have tokens, end
+    (those pads are attended; what pads a short row to the length of the batch is not).
+    parts: text, in which {prompt} is what the user typed, and roles, which are control tokens where
+    the tokenizer has them as such.
+    """
+
+    begin: str
+    end: str
+    pad: str
+    roles: tuple[str, ...]
+    parts: tuple[str, ...]
+
+
+class TemplateEncoder:
+    """Prompts to ids by a template, with the tokenizer of a checkpoint."""
+
+    def __init__(
+        self, spec: dict[str, Any], template: PromptTemplate, title: str = "matching"
+    ) -> None:
+        """Args: spec: the content of tokenizer.json; title: of the family, for messages."""
+        self._template = template
         added = {token["content"]: token for token in spec["added_tokens"]}
         # Some added tokens are letters that the vocabulary lacks: text. Those named <...> are
         # control, whether or not the file calls them special.
@@ -59,26 +72,29 @@ class PromptEncoder:
         self._text.encode_special_tokens = True  # control tokens in the text are spelled out
         self._text.no_truncation()
         self._text.no_padding()
-        missing = [name for name in (BOS, PAD, BEGIN_OF_IMAGE) if name not in self._control]
+        needed = (template.begin, template.pad, template.end)
+        missing = [name for name in needed if name not in self._control]
         if missing:
             raise UserError(
-                f"tokenizer.json lacks the added token {missing[0]}: give a Janus-Pro tokenizer"
+                f"tokenizer.json lacks the added token {missing[0]}: give a {title} tokenizer"
             )
-        self.bos_id, self.pad_id, self.begin_of_image_id = map(self._id, (BOS, PAD, BEGIN_OF_IMAGE))
+        self.begin_id, self.pad_id, self.end_id = map(self._id, needed)
         self._control_ids = frozenset(map(self._id, self._control))
         self.max_id = max(self._text.get_vocab(with_added_tokens=True).values())
 
     @classmethod
-    def from_file(cls, path: str | Path, vocab_size: int | None = None) -> PromptEncoder:
+    def from_file(
+        cls, path: str | Path, template: PromptTemplate, title: str, vocab_size: int
+    ) -> TemplateEncoder:
         """The encoder of a tokenizer.json.
 
         Args: vocab_size: rows of the model's table of text embeddings.
-        Raises: UserError when the file is missing, damaged, not the tokenizer of a Janus-Pro, or
-        has ids beyond the table.
+        Raises: UserError when the file is missing, damaged, another family's tokenizer, or has ids
+        beyond the table.
         """
         spec = read_tokenizer(Path(path))
         try:
-            encoder = cls(spec)
+            encoder = cls(spec, template, title)
         except UserError as error:
             raise UserError(f"{path}: {error}") from None
         except BaseException as error:  # the library raises bare Exception for every fault, and a
@@ -88,7 +104,7 @@ class PromptEncoder:
             raise UserError(
                 f"{path} is not a tokenizer.json ({reason}): download it again"
             ) from None
-        if vocab_size is not None and encoder.max_id >= vocab_size:
+        if encoder.max_id >= vocab_size:
             raise UserError(
                 f"{path} has ids up to {encoder.max_id}, the model has {vocab_size} embeddings: take"
                 " tokenizer.json from the same checkpoint"
@@ -113,10 +129,7 @@ class PromptEncoder:
                     f" shorten it by {len(row) - prompt_slots} tokens or export with --prompt-slots"
                     f" {len(row)}"
                 )
-        rows += [
-            [self.bos_id] + [self.pad_id] * (len(row) - 2) + [self.begin_of_image_id]
-            for row in rows
-        ]
+        rows += [[self.begin_id] + [self.pad_id] * (len(row) - 2) + [self.end_id] for row in rows]
         lengths = np.array([len(row) for row in rows], dtype=np.int32)
         ids = np.full((len(rows), lengths.max()), self.pad_id, dtype=np.int32)
         for padded, row in zip(ids, rows):
@@ -133,28 +146,24 @@ class PromptEncoder:
             raise UserError(
                 f"the prompt {_short(prompt)} is not valid Unicode: type it in UTF-8"
             ) from None
-        return [self.bos_id, *self._template_ids(text), self.begin_of_image_id]
+        return [self.begin_id, *self._template_ids(text), self.end_id]
 
     def _template_ids(self, text: str) -> list[int]:
         """Text between two control tokens is encoded in one piece: a word merges with the space
         before it.
         """
         ids: list[int] = []
-        pending, strip_left = "", self._control[BOS]["rstrip"]
-        for part, is_name in (
-            (USER, True),
-            (f": {text}\n\n", False),
-            (ASSISTANT, True),
-            (":", False),
-        ):
-            if not (is_name and part in self._control):
-                pending += part
+        template = self._template
+        pending, strip_left = "", self._control[template.begin]["rstrip"]
+        for part in template.parts:
+            if not (part in template.roles and part in self._control):
+                pending += part.replace("{prompt}", text)
                 continue
             ids += self._text_ids(pending, strip_left, self._control[part]["lstrip"]) + [
                 self._id(part)
             ]
             pending, strip_left = "", self._control[part]["rstrip"]
-        return ids + self._text_ids(pending, strip_left, self._control[BEGIN_OF_IMAGE]["lstrip"])
+        return ids + self._text_ids(pending, strip_left, self._control[template.end]["lstrip"])
 
     def _text_ids(self, text: str, strip_left: bool, strip_right: bool) -> list[int]:
         text = text.lstrip() if strip_left else text

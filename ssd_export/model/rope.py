@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from ssd_export.errors import UserError
 
 if TYPE_CHECKING:
-    from ssd_export.model.config_reader import ConfigFile
+    from ssd_export.model.config_file import ConfigFile
 
 DEFAULT_THETA = 10000.0
 KNOWN = {"rope_theta", "rope_type", "type", "partial_rotary_factor"}
@@ -23,7 +23,7 @@ KNOWN = {"rope_theta", "rope_type", "type", "partial_rotary_factor"}
 
 def rope_theta(text: ConfigFile) -> float:
     """The base of a language model's section. Raises: UserError for a contradiction or a scaling
-    that Janus-Pro lacks.
+    that no model here has.
     """
     text.require("partial_rotary_factor", 1.0, 1.0)
     places = {"rope_theta": text} if text.values.get("rope_theta") is not None else {}

@@ -85,6 +85,6 @@ def _growth(path: Path, normalizer: Any) -> int:
     if kind in GROWTH:
         return GROWTH[kind]
     raise UserError(
-        f"{path}: the normalizer {str(kind)[:40]!r} is none that a Janus-Pro tokenizer has: take"
+        f"{path}: the normalizer {str(kind)[:40]!r} is none that is known to be safe: take"
         " tokenizer.json from the model's repository"
     )

@@ -133,7 +133,7 @@ def read_json(path: Path) -> dict[str, Any]:
         value = json.loads(read_file(path, MAX_JSON_BYTES))
     except FileNotFoundError:
         raise UserError(
-            f"{path.parent} has no {path.name}: give the directory of a Janus-Pro checkpoint"
+            f"{path.parent} has no {path.name}: give the directory of a checkpoint"
         ) from None
     except OSError as error:
         raise os_error(error, "read", path) from None

@@ -7,11 +7,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from ssd_export.bundle import Bundle
+from ssd_export.config import EMBED_TOKENS
 from ssd_export.dtypes import BY_SAFETENSORS
 
-EMBED_TOKENS = (
-    "language_model.embed_tokens.weight"  # as in model/checkpoint.py, which imports torch
-)
 CODES = ("int8", "uint8", "float8_e4m3fn")  # of quantised matrices
 
 

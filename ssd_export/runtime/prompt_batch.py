@@ -11,7 +11,7 @@ import numpy as np
 
 from ssd_export.bundle import Bundle
 from ssd_export.dtypes import DTYPES
-from ssd_export.model.prompt import PromptEncoder
+from ssd_export.model.families import PromptEncoder, prompt_encoder
 from ssd_export.noise import ImageSeed
 from ssd_export.sampling import Sampling
 
@@ -81,7 +81,7 @@ class PromptBatches:
     def from_bundle(cls, bundle: Bundle) -> PromptBatches:
         """Raises: UserError for a damaged tokenizer."""
         return cls(
-            PromptEncoder.from_file(bundle.file("tokenizer.json"), bundle.config.model.vocab_size),
+            prompt_encoder(bundle.config.model, bundle.file),
             TextEmbeddings(bundle),
             bundle.config.policy.prompt_slots,
         )

@@ -161,7 +161,7 @@ class CellRunner:
         sequences = self._model.sequences(
             captions, self._full_tokens(0)[:count], table.prompt_slots, unconditional=True
         )
-        own = generation_defaults(self._checkpoint.path).cfg_scale
+        own = generation_defaults(self._checkpoint).cfg_scale
         cfg_scale = own if self.spec.cfg_scale is None else self.spec.cfg_scale
         return {"kl": kl_to_full_cache(self._model, sequences, table, cfg_scale).tolist()}
 

@@ -6,11 +6,11 @@ twice as much. A large one fills every core by itself, and each process holds it
 
 from __future__ import annotations
 
-from ssd_export.config import ModelConfig
+from ssd_export.config import EMBED_TOKENS, ModelConfig
 from ssd_export.errors import UserError
 from ssd_export.machine import free_bytes, gib, num_cpus
 from ssd_export.metrics.teacher_forced import ROWS
-from ssd_export.model.checkpoint import EMBED_TOKENS, Checkpoint
+from ssd_export.model.checkpoint import Checkpoint
 from ssd_export.runtime.ort_runner import SMALL_HIDDEN_SIZE
 
 LIBRARIES_BYTES = 350_000_000  # Python, torch, ONNX Runtime

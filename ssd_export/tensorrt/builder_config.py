@@ -27,8 +27,9 @@ def builder_config(plan: BuildPlan, builder: Any, spec: GraphSpec) -> Any:
     config = builder.create_builder_config()
     config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
     config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, plan.workspace_mib << 20)
+    rows = plan.bundle.config.model.rows_per_image
     for profile in plan.profiles(spec.name):
-        config.add_optimization_profile(optimization_profile(builder, spec, profile))
+        config.add_optimization_profile(optimization_profile(builder, spec, profile, rows))
     config.clear_flag(trt.BuilderFlag.TF32)
     capturable = trt.BuilderFlag.__members__.get(CAPTURABLE)
     if capturable is not None:

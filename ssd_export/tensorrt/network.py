@@ -70,14 +70,16 @@ def lift_weights(trt: Any, network: Any, shapes: Mapping[str, tuple[int, ...]]) 
     return sorted(tensor.name for tensor in inputs.values())
 
 
-def optimization_profile(builder: Any, spec: GraphSpec, profile: Profile) -> Any:
+def optimization_profile(
+    builder: Any, spec: GraphSpec, profile: Profile, rows_per_image: int
+) -> Any:
     """One profile of an engine: bounds for every input of the contract that has a named
     dimension.
     """
     bounds = builder.create_optimization_profile()
     for tensor in spec.inputs:
         if any(isinstance(dimension, str) for dimension in tensor.shape):
-            sizes = [profile.sizes(dimension) for dimension in tensor.shape]
+            sizes = [profile.sizes(dimension, rows_per_image) for dimension in tensor.shape]
             bounds.set_shape(
                 tensor.name, *[tuple(size[point] for size in sizes) for point in range(3)]
             )

@@ -24,17 +24,17 @@ IMAGE_DECODER, PREFILL, DECODE_STEP = "image_decoder", "prefill", "decode_step"
 
 @dataclass(frozen=True)
 class Profile:
-    """Bounds of every named dimension of a graph's contract; rows are twice the images."""
+    """Bounds of every named dimension of a graph's contract."""
 
     images: Bounds
     prompt_tokens: Bounds
 
-    def sizes(self, dimension: int | str) -> Bounds:
+    def sizes(self, dimension: int | str, rows_per_image: int) -> Bounds:
         """Raises: KeyError for a name that no contract has."""
         if isinstance(dimension, int):
             return dimension, dimension, dimension
         least, usual, most = self.images
-        rows = (2 * least, 2 * usual, 2 * most)
+        rows = (rows_per_image * least, rows_per_image * usual, rows_per_image * most)
         return {"images": self.images, "rows": rows, "prompt_tokens": self.prompt_tokens}[dimension]
 
 

@@ -70,6 +70,7 @@ class TrtRunner(Runner):
         specs = bundle.config.graphs
         self._config = bundle.config.model
         self._evicts = EVICT in specs and not files.releases_in_step
+        self._rows_per_image = bundle.config.model.rows_per_image
         self._engines = LoadedEngines(files, specs, device)
         self._batch: tuple[int, bool] | None = None  # images, top-k
         self._memory: BatchMemory | None = None
@@ -216,7 +217,8 @@ class TrtRunner(Runner):
             return
         self._files.check_batch(num_images)
         self._release_batch()
-        suffix, batch = "_top_k" * top_k, {"images": num_images, "rows": 2 * num_images}
+        suffix, rows = "_top_k" * top_k, self._rows_per_image * num_images
+        batch = {"images": num_images, "rows": rows}
         self._prefill, self._decode = (
             self._engines.context(f"{graph}{suffix}", num_images)
             for graph in ("prefill", "decode_step")
@@ -234,17 +236,17 @@ class TrtRunner(Runner):
         sizes |= {context.name: {"images": n} for n, context in self._decoders.items()}
         others = [self._prefill, *self._decoders.values(), *evicts]
         self._memory = BatchMemory(self._device, self._decode, others, sizes)
-        self._try_out(num_images)
+        self._try_out(rows)
         captures = all(context.is_capturable() for context in (self._decode, *evicts))
         self._graphs = StepGraphs(self._device, self._queue_step, self._queue_evict, captures)
         self._batch = (num_images, top_k)
 
-    def _try_out(self, num_images: int) -> None:
+    def _try_out(self, rows: int) -> None:
         """Runs on empty caches what will be captured: TensorRT loads and compiles kernels on the
         first run.
         """
         self._memory.clear()
-        self._memory.upload("prompt_length", np.ones(2 * num_images, np.int32))
+        self._memory.upload("prompt_length", np.ones(rows, np.int32))
         self._memory.upload("step", np.ones(1, np.int64))
         if self._evicts:
             self._queue_evict()

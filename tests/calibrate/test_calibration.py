@@ -24,9 +24,9 @@ from ssd_export.calibrate.ranks import rank_correlation
 from ssd_export.calibrate.sequences import FullCacheImages
 from ssd_export.errors import UserError
 from ssd_export.model.checkpoint import Checkpoint, open_checkpoint
+from ssd_export.model.families import prompt_encoder
 from ssd_export.model.families.janus import GRID
 from ssd_export.model.load import load_model
-from ssd_export.model.prompt import PromptEncoder
 from ssd_export.policy.head_map import HeadMap
 from ssd_export.policy.menu import scored, window
 from ssd_export.sampling import Sampling
@@ -80,7 +80,7 @@ def finished(checkpoint: Checkpoint, tmp_path_factory: pytest.TempPathFactory) -
 def test_draws_what_transformers_draws(checkpoint: Checkpoint) -> None:
     """Prompts of different length in one batch, greedy."""
     prompts = ["a red circle", "two green triangles beside the yellow star on white"]
-    encoder = PromptEncoder.from_file(checkpoint.tokenizer_path)
+    encoder = prompt_encoder(checkpoint.config, checkpoint.file)
     images = FullCacheImages(load_model(checkpoint), encoder, 64)
     tokens = images(images.batches(prompts, Sampling(2.0, 0.0), seed=0))
     wanted, gap = oracle_tokens(build_model(TINY), train_tokenizer(), prompts, cfg_scale=2.0)

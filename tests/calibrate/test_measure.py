@@ -18,9 +18,9 @@ from ssd_export.errors import UserError
 from ssd_export.metrics.teacher_forced import Replay
 from ssd_export.model.checkpoint import open_checkpoint
 from ssd_export.model.decoder import ImageTokenModel
+from ssd_export.model.families import prompt_encoder
 from ssd_export.model.families.janus import GRID
 from ssd_export.model.load import load_model
-from ssd_export.model.prompt import PromptEncoder
 from ssd_export.policy.menu import scored, window
 from ssd_export.policy.presets import policy_from_head_options
 from ssd_export.policy.table import HeadOption, PolicyTable, Rule
@@ -60,7 +60,7 @@ def reference(
     )
     hf = build_model(tiny)
     hf.set_attn_implementation("eager")
-    ids = PromptEncoder.from_file(checkpoint.tokenizer_path).encode([PROMPT], PROMPT_SLOTS).ids
+    ids = prompt_encoder(checkpoint.config, checkpoint.file).encode([PROMPT], PROMPT_SLOTS).ids
     tokens = np.random.default_rng(0).integers(0, tiny.codebook_size, 576).astype(np.int32)
     with torch.inference_mode():
         image = hf.prepare_embeddings_for_image_generation(

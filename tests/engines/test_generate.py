@@ -56,10 +56,13 @@ def check_events(case: Case, drawn: Made, expected: Made) -> None:
 
 
 def test_ids_in_place_of_text(build: Builds, bundles: Bundles, tmp_path: Path) -> None:
-    from ssd_export.model.prompt import PromptEncoder
+
+    from ssd_export.bundle import open_bundle
+    from ssd_export.model.families import prompt_encoder
 
     bundle = bundles("ssd-auto")
-    encoder = PromptEncoder.from_file(bundle / "tokenizer.json")
+    opened = open_bundle(bundle)
+    encoder = prompt_encoder(opened.config.model, opened.file)
     prompts = ["a red circle", "two green triangles"]
     ids = [encoder.encode([prompt], 64).ids[0].tolist() for prompt in prompts]
     by_ids, by_text = run_cases(

@@ -16,8 +16,9 @@ from torch import Tensor
 from ssd_export.errors import UserError
 from ssd_export.model import pickled_weights
 from ssd_export.model.checkpoint import Checkpoint, open_checkpoint, permute_heads
-from ssd_export.model.config_reader import ConfigFile, read_model_config
+from ssd_export.model.config_file import ConfigFile
 from ssd_export.model.decoder import ImageTokenModel
+from ssd_export.model.families.janus import read_original_config, read_transformers_config
 from tests.janus_checkpoints import (
     TinyJanus,
     build_model,
@@ -102,7 +103,7 @@ def test_llama_defaults_where_the_original_7b_config_is_silent() -> None:
             },
         },
     )
-    config = read_model_config(file, shapes)
+    config = read_original_config(file, shapes)
     assert (config.num_layers, config.hidden_size, config.num_heads, config.num_kv_heads) == (
         30,
         4096,
@@ -124,7 +125,8 @@ def test_a_transformers_config_of_before_version_5(both: tuple[Checkpoint, Check
     text = values["text_config"]
     theta = text.pop("rope_parameters")["rope_theta"]
     text |= {"rope_theta": theta, "rope_scaling": None}
-    assert read_model_config(ConfigFile(Path("config.json"), values), {}) == both[0].config
+    read = read_transformers_config(ConfigFile(Path("config.json"), values), {})
+    assert read == both[0].config
 
 
 def test_bfloat16_weights_stay_bfloat16(tmp_path: Path) -> None:

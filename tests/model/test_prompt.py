@@ -15,7 +15,9 @@ from tokenizers import Tokenizer
 from transformers import JanusImageProcessor, JanusProcessor
 
 from ssd_export.errors import UserError
-from ssd_export.model.prompt import ASSISTANT, BEGIN_OF_IMAGE, BOS, PAD, USER, PromptEncoder
+from ssd_export.model.families import janus
+from ssd_export.model.families.janus import ASSISTANT, BEGIN_OF_IMAGE, BOS, PAD, USER
+from ssd_export.model.prompt import TemplateEncoder
 from tests.janus_checkpoints import hf_tokenizer, train_tokenizer
 
 # the part for a user's text of the template that deepseek-community/Janus-Pro-* ships
@@ -34,9 +36,17 @@ PROMPTS = [
 ]
 
 
-def written(tmp_path: Path, role_tokens_added: bool = True) -> PromptEncoder:
+def encoder_of(spec: dict) -> TemplateEncoder:
+    return TemplateEncoder(spec, janus.PROMPT, janus.TITLE)
+
+
+def read(path: Path, vocab_size: int = 1 << 20) -> TemplateEncoder:
+    return TemplateEncoder.from_file(path, janus.PROMPT, janus.TITLE, vocab_size)
+
+
+def written(tmp_path: Path, role_tokens_added: bool = True) -> TemplateEncoder:
     train_tokenizer(role_tokens_added).save(str(tmp_path / "tokenizer.json"))
-    return PromptEncoder.from_file(tmp_path / "tokenizer.json")
+    return read(tmp_path / "tokenizer.json")
 
 
 @pytest.mark.parametrize("role_tokens_added", [True, False])
@@ -48,8 +58,8 @@ def test_ids_equal_transformers_processor(role_tokens_added: bool, tmp_path: Pat
         message = [{"role": "user", "content": [{"type": "text", "text": prompt}]}]
         text = processor.apply_chat_template(message, add_generation_prompt=True)
         expected = processor(text=text, generation_mode="image")["input_ids"][0]
-        expected = [token for token in np.asarray(expected).tolist() if token != encoder.bos_id]
-        assert encoder.encode([prompt], 500).ids[0].tolist() == [encoder.bos_id, *expected]
+        expected = [token for token in np.asarray(expected).tolist() if token != encoder.begin_id]
+        assert encoder.encode([prompt], 500).ids[0].tolist() == [encoder.begin_id, *expected]
 
 
 def test_rows_are_conditional_then_unconditional_padded_on_the_right(tmp_path: Path) -> None:
@@ -62,7 +72,7 @@ def test_rows_are_conditional_then_unconditional_padded_on_the_right(tmp_path: P
     )
     assert encoded.prompt_length.tolist() == [long, short, long, short] and short < long
     for row, length in zip(encoded.ids, encoded.prompt_length):
-        assert row[0] == encoder.bos_id and row[length - 1] == encoder.begin_of_image_id
+        assert row[0] == encoder.begin_id and row[length - 1] == encoder.end_id
         assert (row[length:] == encoder.pad_id).all()
     assert (encoded.ids[2, 1 : long - 1] == encoder.pad_id).all()
     assert (encoded.ids[3, 1 : short - 1] == encoder.pad_id).all()
@@ -89,8 +99,8 @@ def test_control_tokens_are_found_by_name_not_by_id(tmp_path: Path) -> None:
     for token in spec["added_tokens"]:  # swap two ids, as between published configs
         token["id"] = {PAD: ids[BOS], BOS: ids[PAD]}.get(token["content"], token["id"])
     spec["added_tokens"].sort(key=lambda token: token["id"])
-    encoder = PromptEncoder(spec)
-    assert (encoder.pad_id, encoder.bos_id) == (ids[BOS], ids[PAD])
+    encoder = encoder_of(spec)
+    assert (encoder.pad_id, encoder.begin_id) == (ids[BOS], ids[PAD])
     assert encoder.max_id == max(ids.values())
 
 
@@ -101,14 +111,14 @@ def test_added_tokens_that_swallow_white_space(name: str, side: str) -> None:
     next(token for token in spec["added_tokens"] if token["content"] == name)[side] = True
     text = f"{BOS}{USER}: a b\n\n{ASSISTANT}:{BEGIN_OF_IMAGE}"
     expected = Tokenizer.from_str(json.dumps(spec)).encode(text, add_special_tokens=False).ids
-    assert PromptEncoder(spec).encode(["a b"], 64).ids[0].tolist() == expected
+    assert encoder_of(spec).encode(["a b"], 64).ids[0].tolist() == expected
 
 
 def test_truncation_and_padding_of_the_file_are_ignored(tmp_path: Path) -> None:
     tokenizer = train_tokenizer()
     tokenizer.enable_truncation(4)
     tokenizer.enable_padding(length=40)
-    assert PromptEncoder(json.loads(tokenizer.to_str())).encode(PROMPTS[:1], 64).ids.tolist() == (
+    assert encoder_of(json.loads(tokenizer.to_str())).encode(PROMPTS[:1], 64).ids.tolist() == (
         written(tmp_path).encode(PROMPTS[:1], 64).ids.tolist()
     )
 
@@ -139,7 +149,7 @@ def test_a_prompt_that_is_too_long_says_by_how_much(tmp_path: Path) -> None:
 def test_a_damaged_tokenizer(content: str, tmp_path: Path) -> None:
     (tmp_path / "tokenizer.json").write_text(content)
     with pytest.raises(UserError, match="tokenizer.json"):
-        PromptEncoder.from_file(tmp_path / "tokenizer.json")
+        read(tmp_path / "tokenizer.json")
 
 
 def test_a_tokenizer_of_another_model(tmp_path: Path) -> None:
@@ -149,7 +159,7 @@ def test_a_tokenizer_of_another_model(tmp_path: Path) -> None:
     ]
     (tmp_path / "tokenizer.json").write_text(json.dumps(spec))
     with pytest.raises(UserError, match="lacks the added token <begin_of_image>"):
-        PromptEncoder.from_file(tmp_path / "tokenizer.json")
+        read(tmp_path / "tokenizer.json")
 
 
 def test_prompt_needs_neither_torch_nor_transformers() -> None:

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from transformers import LlamaConfig
 
 from ssd_export.errors import UserError
-from ssd_export.model.config_reader import ConfigFile
+from ssd_export.model.config_file import ConfigFile
 from ssd_export.model.rope import rope_theta
 
 THETAS = st.sampled_from([None, 10000.0, 500000, 1e6])

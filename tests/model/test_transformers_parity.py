@@ -12,9 +12,10 @@ from transformers import JanusForConditionalGeneration
 
 from ssd_export.model.checkpoint import Checkpoint, open_checkpoint
 from ssd_export.model.decoder import ImageTokenModel
+from ssd_export.model.families import prompt_encoder
 from ssd_export.model.families.janus import GRID
 from ssd_export.model.image_decoder import ImageDecoder
-from ssd_export.model.prompt import EncodedPrompts, PromptEncoder
+from ssd_export.model.prompt import EncodedPrompts
 from tests.janus_checkpoints import (
     TinyJanus,
     build_model,
@@ -132,7 +133,7 @@ def test_greedy_tokens_and_pixels_equal_transformers(
     )
     assert all(len(set(row)) > 36 for row in expected.tolist())
 
-    encoded = PromptEncoder.from_file(checkpoint.tokenizer_path).encode(PROMPTS, prompt_slots=64)
+    encoded = prompt_encoder(checkpoint.config, checkpoint.file).encode(PROMPTS, prompt_slots=64)
     tokens = draw(
         load(ImageTokenModel(checkpoint.config, text_embedding=True), checkpoint),
         encoded,

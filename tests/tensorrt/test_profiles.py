@@ -47,9 +47,10 @@ def test_the_prompt_has_the_length_that_it_is_padded_to() -> None:
     assert profile == Profile((1, 2, 8), (PROMPT, PROMPT, PROMPT))
 
 
-def test_rows_are_twice_the_images() -> None:
+def test_rows_follow_the_images() -> None:
     profile = Profile((1, 4, 8), (64, 64, 64))
-    assert profile.sizes("rows") == (2, 8, 16) and profile.sizes("images") == (1, 4, 8)
-    assert profile.sizes("prompt_tokens") == (64, 64, 64) and profile.sizes(7) == (7, 7, 7)
+    assert profile.sizes("rows", 1) == (1, 4, 8) and profile.sizes("rows", 2) == (2, 8, 16)
+    assert profile.sizes("images", 2) == (1, 4, 8)
+    assert profile.sizes("prompt_tokens", 2) == (64, 64, 64) and profile.sizes(7, 2) == (7, 7, 7)
     with pytest.raises(KeyError):
-        profile.sizes("columns")
+        profile.sizes("columns", 2)

@@ -1,12 +1,21 @@
-"""Model families, one file each: what the models of a family have in common."""
+"""Model families, one file and one row each: what the models of a family have in common."""
 
 from __future__ import annotations
 
-from ssd_export.config import ModelConfig
-from ssd_export.model.families import janus
+from collections.abc import Callable
+from pathlib import Path
 
+from ssd_export.config import ModelConfig
+from ssd_export.errors import UserError
+from ssd_export.model.config_file import ConfigFile, shown
+from ssd_export.model.families.family import Family, Layout, PromptEncoder
+from ssd_export.model.families.janus import JANUS
+
+FAMILIES: dict[str, Family] = {family.name: family for family in (JANUS,)}
 # The published models in numbers, so that a plan needs neither the weights nor a network.
-PUBLISHED: dict[str, ModelConfig] = {**janus.PUBLISHED}
+PUBLISHED: dict[str, ModelConfig] = {
+    name: config for family in FAMILIES.values() for name, config in family.published.items()
+}
 
 
 def published_shape(model: str) -> ModelConfig | None:
@@ -14,3 +23,38 @@ def published_shape(model: str) -> ModelConfig | None:
     for any other.
     """
     return PUBLISHED.get(model.rsplit("/", 1)[-1].lower())
+
+
+def family_of(config: ModelConfig) -> Family:
+    """The family of a model. Raises: UserError for one that this version does not know."""
+    if config.family not in FAMILIES:
+        raise UserError(
+            f"the model is of the family {config.family!r}, and this ssd-export knows"
+            f" {', '.join(FAMILIES)}; use the version that wrote the bundle"
+        )
+    return FAMILIES[config.family]
+
+
+def identify(file: ConfigFile) -> tuple[Family, Layout]:
+    """Which family and layout a config.json belongs to. Raises: UserError for none of them."""
+    kind = file.values.get("model_type")
+    for family in FAMILIES.values():
+        for layout in family.layouts:
+            if layout.model_type == kind:
+                return family, layout
+    known = [layout.model_type for family in FAMILIES.values() for layout in family.layouts]
+    titles = " or ".join(family.title for family in FAMILIES.values())
+    raise UserError(
+        f"{file.path}: model_type is {shown(kind)}, not a {titles} checkpoint (expected"
+        f" {' or '.join(map(repr, known))}): give one, for example"
+        f" {' or '.join(family.example for family in FAMILIES.values())}"
+    )
+
+
+def prompt_encoder(config: ModelConfig, file: Callable[[str], Path]) -> PromptEncoder:
+    """The encoder of a model's prompts.
+
+    Args: file: the path of a prompt file, by its name.
+    Raises: UserError where a file is missing, damaged, or another model's.
+    """
+    return family_of(config).encoder(file, config)

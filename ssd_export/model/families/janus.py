@@ -1,12 +1,185 @@
-"""Janus: what every Janus-Pro checkpoint has in common, and the published models in numbers."""
+"""Janus-Pro: names of tensors in both published layouts, configuration, prompt template, grid,
+guidance, and the published models in numbers.
+
+Canonical names are those of the transformers layout without the leading "model.":
+    language_model.{embed_tokens,norm,layers.N.*}   generation_{embeddings,aligner,head}.*
+    vqmodel.{quantize.embedding,post_quant_conv,decoder.*}
+Everything else in the files (understanding, text head, image encoder) is left out.
+
+The original 7B config.json names only layers, positions and vocabulary: the rest is Llama's
+defaults. The original layout says nothing about the image decoder's widths either; they are read
+from the tensors' shapes.
+"""
 
 from __future__ import annotations
 
-from ssd_export.config import Grid, ModelConfig, VQConfig
+import re
+from collections.abc import Callable, Mapping
+from pathlib import Path
 
-NAME = "janus"
-GRID = Grid(24, 24)
+from ssd_export.config import EMBED_TOKENS, NUM_GROUPS, Grid, ModelConfig, VQConfig
+from ssd_export.errors import UserError
+from ssd_export.model.config_file import ConfigFile
+from ssd_export.model.families.family import Family, Layout, Shapes
+from ssd_export.model.prompt import PromptTemplate, TemplateEncoder
+from ssd_export.model.rope import rope_theta
+from ssd_export.sampling import Sampling
+
+NAME, TITLE = "janus", "Janus-Pro"
+GRID = Grid(24, 24)  # image tokens row by row, from the upper left
 ROWS_PER_IMAGE = 2  # the conditional row and, for classifier-free guidance, the unconditional one
+BOS, PAD, BEGIN_OF_IMAGE = "<｜begin▁of▁sentence｜>", "<｜▁pad▁｜>", "<begin_of_image>"
+USER, ASSISTANT = "<|User|>", "<|Assistant|>"
+PROMPT = PromptTemplate(
+    begin=BOS,
+    end=BEGIN_OF_IMAGE,
+    pad=PAD,
+    roles=(USER, ASSISTANT),
+    parts=(USER, ": {prompt}\n\n", ASSISTANT, ":"),
+)
+TOKENIZER = "tokenizer.json"
+TEXT_HEAD = "lm_head.weight"
+FROM_ORIGINAL = [
+    (re.compile(r"^language_model\.model\."), "language_model."),
+    (re.compile(r"^language_model\.lm_head\."), "lm_head."),
+    (re.compile(r"^gen_embed\."), "generation_embeddings."),
+    (re.compile(r"^gen_aligner\.layers\.0\."), "generation_aligner.fc1."),
+    (re.compile(r"^gen_aligner\.layers\.2\."), "generation_aligner.hidden_layers.0."),
+    (re.compile(r"^gen_head\.output_mlp_projector\."), "generation_head.proj_out."),
+    (re.compile(r"^gen_head\."), "generation_head."),
+    (re.compile(r"^gen_vision_model\."), "vqmodel."),
+    (re.compile(r"^vqmodel\.decoder\.mid\.0\."), "vqmodel.decoder.mid.block_1."),
+    (re.compile(r"^vqmodel\.decoder\.mid\.1\."), "vqmodel.decoder.mid.attn_1."),
+    (re.compile(r"^vqmodel\.decoder\.mid\.2\."), "vqmodel.decoder.mid.block_2."),
+    (re.compile(r"^vqmodel\.decoder\.conv_blocks\.(\d+)\.res\."), r"vqmodel.decoder.up.\1.block."),
+    (re.compile(r"^vqmodel\.decoder\.conv_blocks\."), "vqmodel.decoder.up."),
+]
+
+
+def from_transformers(stored: str) -> str:
+    return stored.removeprefix("model.")
+
+
+def from_original(stored: str) -> str:
+    for pattern, replacement in FROM_ORIGINAL:
+        stored = pattern.sub(replacement, stored)
+    return stored
+
+
+def prompt_encoder(file: Callable[[str], Path], config: ModelConfig) -> TemplateEncoder:
+    return TemplateEncoder.from_file(file(TOKENIZER), PROMPT, TITLE, config.vocab_size)
+
+
+def stand_ins(file: ConfigFile) -> Mapping[str, str]:
+    """The text head may stand for the text embedding, unless the file says that they differ; what
+    it says of the whole model goes before what it says of the language model.
+    """
+    sections = [file, file.section("text_config"), file.section("language_config")]
+    said = [section.values.get("tie_word_embeddings") for section in sections]
+    tied = next((tied for tied in said if tied is not None), True)
+    return {} if tied is False else {EMBED_TOKENS: TEXT_HEAD}
+
+
+def read_transformers_config(file: ConfigFile, shapes: Shapes) -> ModelConfig:
+    vision, vq = file.section("vision_config"), file.section("vq_config")
+    vision.require("num_image_tokens", GRID.num_tokens, GRID.num_tokens)
+    vq.require("num_hidden_layers", 2, 2)
+    vq.require("hidden_act", "gelu", "gelu")
+    vq_config = VQConfig(
+        latent_channels=vq.count("latent_channels", 256),
+        base_channels=vq.count("base_channels", 128),
+        channel_multipliers=vq.counts("channel_multiplier", (1, 1, 2, 2, 4)),
+        num_res_blocks=vq.count("num_res_blocks", 2),
+        out_channels=vq.count("out_channels", 3),
+    )
+    codebook = vq.count("num_embeddings", 16384), vq.count("embed_dim", 8)
+    return _model_config(file, "text_config", codebook, vq_config)
+
+
+def read_original_config(file: ConfigFile, shapes: Shapes) -> ModelConfig:
+    if "gen_vision_config" not in file.values:
+        raise UserError(
+            f"{file.path} has no gen_vision_config, so it draws no images: give a {TITLE}"
+            " checkpoint"
+        )
+    aligner = file.section("gen_aligner_config").section("params")
+    aligner.require("depth", 2, 2)
+    aligner.require("projector_type", "mlp_gelu", "mlp_gelu")
+    vision = file.section("gen_vision_config").section("params")
+    codebook = vision.count("image_token_size", 16384), vision.count("n_embed", 8)
+    vq_config = _vq_config_from_shapes(file.path, shapes)
+    return _model_config(file, "language_config", codebook, vq_config)
+
+
+def _model_config(
+    file: ConfigFile, section: str, codebook: tuple[int, int], vq: VQConfig
+) -> ModelConfig:
+    text = file.section(section)
+    text.require("hidden_act", "silu", "silu")
+    text.require("attention_bias", False, False)
+    text.require("mlp_bias", False, False)
+    hidden_size, num_heads = text.count("hidden_size", 4096), text.count("num_attention_heads", 32)
+    num_kv_heads = text.count("num_key_value_heads", num_heads)
+    if num_heads % num_kv_heads:
+        raise text.wrong(
+            "num_key_value_heads", num_kv_heads, f"a divisor of num_attention_heads {num_heads}"
+        )
+    if text.values.get("head_dim") is None and hidden_size % num_heads:
+        raise text.wrong(
+            "num_attention_heads", num_heads, f"a divisor of hidden_size {hidden_size}"
+        )
+    head_dim = text.count("head_dim", max(hidden_size // num_heads, 1))
+    if head_dim % 2:
+        raise text.wrong("head_dim", head_dim, "an even number, RoPE turns pairs")
+    widths = [vq.base_channels * multiplier for multiplier in vq.channel_multipliers]
+    if any(width % NUM_GROUPS for width in widths):
+        raise UserError(
+            f"{file.path.parent}: the image decoder's widths {widths} are not multiples of"
+            f" {NUM_GROUPS}: give a {TITLE} checkpoint"
+        )
+    return ModelConfig(
+        vocab_size=text.count("vocab_size", 32000),
+        hidden_size=hidden_size,
+        num_layers=text.count("num_hidden_layers", 32),
+        num_heads=num_heads,
+        num_kv_heads=num_kv_heads,
+        head_dim=head_dim,
+        intermediate_size=text.count("intermediate_size", 11008),
+        rope_theta=rope_theta(text),
+        rms_norm_eps=text.number("rms_norm_eps", 1e-6),
+        max_positions=text.count("max_position_embeddings", 2048),
+        codebook_size=codebook[0],
+        codebook_dim=codebook[1],
+        vq=vq,
+        family=NAME,
+        grid=GRID,
+        rows_per_image=ROWS_PER_IMAGE,
+    )
+
+
+def _vq_config_from_shapes(path: Path, shapes: Shapes) -> VQConfig:
+    try:
+        levels, blocks = 0, 0
+        while f"vqmodel.decoder.up.{levels}.block.0.conv1.weight" in shapes:
+            levels += 1
+        while f"vqmodel.decoder.up.0.block.{blocks}.conv1.weight" in shapes:
+            blocks += 1
+        widths = [
+            shapes[f"vqmodel.decoder.up.{level}.block.0.conv1.weight"][0] for level in range(levels)
+        ]
+        return VQConfig(
+            latent_channels=shapes["vqmodel.post_quant_conv.weight"][0],
+            base_channels=widths[-1],
+            channel_multipliers=tuple(max(width // widths[-1], 1) for width in reversed(widths)),
+            num_res_blocks=blocks - 1,
+            out_channels=shapes["vqmodel.decoder.conv_out.weight"][0],
+        )
+    except (KeyError, IndexError) as error:
+        raise UserError(
+            f"{path.parent} lacks the image decoder (gen_vision_model, {error}): give a {TITLE}"
+            " checkpoint"
+        ) from None
+
 
 VQ_16 = VQConfig(
     latent_channels=256, base_channels=128, channel_multipliers=(1, 1, 2, 2, 4), num_res_blocks=2
@@ -36,7 +209,22 @@ def _janus_pro(
     )
 
 
-PUBLISHED = {
-    "janus-pro-1b": _janus_pro(24, 2048, 16, 5632),
-    "janus-pro-7b": _janus_pro(30, 4096, 32, 11008),
-}
+JANUS = Family(
+    name=NAME,
+    title=TITLE,
+    example="deepseek-community/Janus-Pro-1B",
+    layouts=(
+        Layout("transformers", "janus", from_transformers, read_transformers_config),
+        Layout("original", "multi_modality", from_original, read_original_config),
+    ),
+    published={
+        "janus-pro-1b": _janus_pro(24, 2048, 16, 5632),
+        "janus-pro-7b": _janus_pro(30, 4096, 32, 11008),
+    },
+    stand_ins=stand_ins,
+    left_out=("vision_model.", "aligner.", "vqmodel.encoder.", "lm_head."),
+    derived=r"\.rotary_emb\.inv_freq$|^vqmodel\.quantize\.codebook_used$",
+    prompt_files=(TOKENIZER,),
+    encoder=prompt_encoder,
+    sampling=Sampling(cfg_scale=5.0, temperature=1.0),
+)

@@ -1,0 +1,67 @@
+"""What a family of models is: the data and the few functions that a family's file fills in."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from ssd_export.config import ModelConfig
+from ssd_export.model.config_file import ConfigFile
+from ssd_export.model.prompt import EncodedPrompts
+from ssd_export.sampling import Sampling
+
+Shapes = Mapping[str, tuple[int, ...]]  # of tensors, by canonical name
+
+
+class PromptEncoder(Protocol):
+    """Prompts to the rows of the model's table of condition embeddings."""
+
+    def encode(self, prompts: Sequence[str], prompt_slots: int) -> EncodedPrompts:
+        """The rows of a batch, one image a prompt.
+
+        Args: prompt_slots: cache slots for a prompt, the longest that fits.
+        Raises: UserError for no prompt, or one that cannot be encoded.
+        """
+
+
+@dataclass(frozen=True)
+class Layout:
+    """A form in which checkpoints of a family are published.
+
+    model_type: of config.json; canonical_name: of a stored tensor's name; read_config: raises
+    UserError for a field of a wrong type, a feature that the family lacks, numbers that do not fit.
+    """
+
+    name: str
+    model_type: str
+    canonical_name: Callable[[str], str]
+    read_config: Callable[[ConfigFile, Shapes], ModelConfig]
+
+
+@dataclass(frozen=True)
+class Family:
+    """What the models of a family have in common, beside what ModelConfig says of each.
+
+    title, example: for messages; a hub id.
+    published: shapes by the last part of the hub id, in lower case.
+    stand_ins: canonical names of tensors that may be stored under another name alone, and that name.
+    left_out: beginnings of canonical names that generating images does not need.
+    derived: a regular expression of names of buffers that follow from the configuration.
+    prompt_files: what the encoder reads; they travel into the bundle.
+    encoder: of a model, from its prompt files (name -> path). Raises: UserError.
+    sampling: defaults of a checkpoint that brings none.
+    """
+
+    name: str
+    title: str
+    example: str
+    layouts: tuple[Layout, ...]
+    published: Mapping[str, ModelConfig]
+    stand_ins: Callable[[ConfigFile], Mapping[str, str]]
+    left_out: tuple[str, ...]
+    derived: str
+    prompt_files: tuple[str, ...]
+    encoder: Callable[[Callable[[str], Path], ModelConfig], PromptEncoder]
+    sampling: Sampling
