@@ -5,6 +5,7 @@ from the bundle.
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 NUM_SORTED_CODES = "num_sorted_codes"  # the input with a default that graphs with top-k have
@@ -46,6 +47,10 @@ class TensorSpec:
     name: str
     dtype: str
     shape: tuple[Dimension, ...]
+
+    def sizes(self, dimensions: Mapping[str, int]) -> tuple[int, ...]:
+        """The shape in numbers. Raises: KeyError for a dimension without one."""
+        return tuple(size if isinstance(size, int) else dimensions[size] for size in self.shape)
 
 
 @dataclass(frozen=True)

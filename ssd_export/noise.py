@@ -118,7 +118,12 @@ class GumbelNoise:
         shape = (2, len(steps), len(self._block))
         even, odd, product = (words[: prod(shape)].reshape(shape) for words in self._words)
         keys = self._keys[image.seed]
-        counter = np.array(steps, np.uint64)[:, None], np.uint64(image.image), self._block, ZERO
+        counter: Words = (
+            np.array(steps, np.uint64)[:, None],
+            np.uint64(image.image),
+            self._block,
+            ZERO,
+        )
         for key in keys[:2]:
             counter = _philox_round(counter, key)
         for place in range(2):
@@ -134,7 +139,8 @@ class GumbelNoise:
         return words.reshape(-1)
 
 
-Words = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]
+Word = np.ndarray | np.uint64
+Words = tuple[Word, Word, Word, Word]
 
 
 def philox4x32(counter: Words, seed: int) -> Words:

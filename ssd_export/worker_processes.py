@@ -13,6 +13,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from types import FrameType
@@ -52,9 +53,7 @@ def run_parts(
     if jobs == 1:
         work = open_work()
         for part in parts:
-            ended(
-                part, _outcome(work, part, lambda done, total, part=part: told(part, done, total))
-            )
+            ended(part, _outcome(work, part, partial(told, part)))
         return
     _Pool(list(parts), open_work, told, ended).run(jobs)
 
@@ -77,6 +76,7 @@ class _Pool:
                 self._start()
             while self._busy:
                 for pipe in wait(list(self._busy)):
+                    assert isinstance(pipe, Connection)
                     self._hear(pipe)
         finally:
             for process, _ in self._busy.values():

@@ -89,11 +89,13 @@ def run_bench(
     _check_steps(bundles, spec)
     checkpoint = _checkpoint(bundles, spec)
     threads = spec.threads or _default_threads(bundles)
-    common = Cell("rates", None, spec.runner, spec.provider, 1, spec.steps, threads)
+    provider = find_runner(spec.runner).provider(spec.provider)
+    common = Cell("rates", None, spec.runner, provider, 1, spec.steps, threads)
     with ExitStack() as stack:
         twins = [
             stack.enter_context(full_twin(bundle, checkpoint))
             for bundle in _without_full(bundles, spec)
+            if checkpoint is not None
         ]
         subjects = [*bundles, *twins]
         rates = MachineRates(**run_cell(common, _stage(progress, "bandwidth and matrix rate")))

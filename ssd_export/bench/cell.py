@@ -65,6 +65,7 @@ def measure(cell: Cell, progress: StepProgress) -> dict[str, Any]:
         return {"profile": _profile(cell, progress)}
     began = time.perf_counter()
     device_before = device_memory_bytes() if on_device(cell) else None
+    assert cell.path is not None
     bundle = open_bundle(cell.path)
     runner = open_runner(bundle, cell.runner, cell.provider, cell.threads)
     try:
@@ -199,6 +200,7 @@ def _profile(cell: Cell, progress: StepProgress) -> list[dict[str, Any]]:
     from ssd_export.bench.profile import summarise
     from ssd_export.runtime.ort_runner import OrtRunner
 
+    assert cell.path is not None
     bundle = open_bundle(cell.path)
     with tempfile.TemporaryDirectory(prefix="ssd-export-profile-") as folder:
         runner = OrtRunner(bundle, cell.provider, cell.threads, profile=Path(folder) / "profile")

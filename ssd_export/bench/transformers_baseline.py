@@ -73,6 +73,7 @@ def _open(cell: Cell) -> tuple[Any, dict[str, torch.Tensor]]:
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     torch.set_num_threads(cell.threads)
+    assert cell.path is not None
     dtype = torch.float16 if cell.provider == "cuda" else torch.float32
     try:
         model = (

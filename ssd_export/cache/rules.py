@@ -32,7 +32,10 @@ def retention(
     protected = (position < num_sinks) | (position > newest - rule.num_recent)
     if rule.pinned_columns:
         protected |= _pinned(position - prompt_length, rule.pinned_columns, grid_width)
-    rank = score if rule.by_score else position.float()
+    rank = position.float()
+    if rule.by_score:
+        assert score is not None
+        rank = score
     return rank.masked_fill(protected | (position < 0), torch.inf)
 
 

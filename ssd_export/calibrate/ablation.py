@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ssd_export.cache.replay import DenseAttention, attend_with_option, keeps_everything
 from ssd_export.calibrate.sensitivity import causal, rope, sampled_logits, wide
-from ssd_export.model.decoder import ImageTokenModel
+from ssd_export.model.decoder import ImageTokenModel, Layer
 from ssd_export.policy.table import HeadOption
 from ssd_export.sampling import Sampling
 
@@ -54,8 +54,9 @@ class Ablation:
             seen.extend((query, key, value, causal(layer, query, key, value)))
             return seen[3]
 
-        layer = wide(self._model.language_model.layers[index])
-        layer.self_attn(layer.input_layernorm(hidden), self._cos, self._sin, attend)
+        decoder_layer = wide(self._model.language_model.layers[index])
+        assert isinstance(decoder_layer, Layer)
+        decoder_layer.self_attn(decoder_layer.input_layernorm(hidden), self._cos, self._sin, attend)
         query, key, value, attended = seen
         grid = self._model.config.grid
         dense = DenseAttention.compute(query, key, value, self._prompt_length, grid)

@@ -16,6 +16,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -89,13 +90,13 @@ class CalibrationState:
         """Whole or not at all: written beside, then renamed."""
         beside = path.with_name(path.name + ".new")
         with beside.open("wb") as file:
-            np.savez(
-                file,
-                identity=self.identity,
-                num_done=self.num_done,
-                first_picture=self.first_picture,
+            arrays: dict[str, Any] = {
+                "identity": self.identity,
+                "num_done": self.num_done,
+                "first_picture": self.first_picture,
                 **self.sums.arrays(),
-            )
+            }
+            np.savez(file, **arrays)
         os.replace(beside, path)
 
     @classmethod
@@ -160,7 +161,7 @@ def calibrate(
         for i in range(len(batch)):
             ids = encoder.encode(prompts[i : i + 1], spec.prompt_slots).ids
             rows = ids[:1] if spec.sampling.cfg_scale == 1 else ids  # without guidance one is read
-            add_picture(state.sums, model, rows, tokens[i], spec, batch[i], meter.layer_done)
+            add_picture(state.sums, model, list(rows), tokens[i], spec, batch[i], meter.layer_done)
         state.num_done = batch.stop
         _save(state, state_file)
     head_map = _head_map(checkpoint, spec, state.sums, threshold, tool_version)

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 
@@ -22,7 +23,7 @@ from ssd_export.policy.head_map import HeadMap
 # Two of the colours of Okabe and Ito, and cividis: the same to all kinds of colour vision.
 SPATIAL, SEMANTIC = "#0072B2", "#D55E00"
 COLOURS = "cividis"
-STYLE = {
+STYLE: Any = {
     "font.size": 12,
     "axes.titlesize": 13,
     "axes.spines.top": False,

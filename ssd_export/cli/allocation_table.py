@@ -4,7 +4,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from ssd_export.config import ModelConfig
@@ -29,7 +29,7 @@ def predicted_lines(head_map: HeadMap, config: ModelConfig, table: PolicyTable) 
     from ssd_export.policy.presets import make_policy
 
     slots = table.prompt_slots
-    rivals = {
+    rivals: dict[str, dict[str, Any]] = {
         "ssd-row": {"head_map": head_map},
         "h2o": {"evict_every": config.grid.width},
         "streaming-llm": {},

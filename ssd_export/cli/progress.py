@@ -13,6 +13,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, TextIO
 
 if TYPE_CHECKING:
+    from rich.console import Console
     from rich.progress import Progress, TaskID
 
 SECONDS_BETWEEN_LINES = 5.0
@@ -67,6 +68,7 @@ class ProgressReport:
             if new:
                 self._task = self._bar.add_task(stage, total=total, amount="")
             amount = self._amount(stage, done, total)
+            assert self._task is not None
             self._bar.update(self._task, completed=done, total=total, amount=amount)
         else:
             self._plain_line(stage, done, total)
@@ -91,7 +93,7 @@ class ProgressReport:
         return f"{done / 1e9:.2f} of {total / 1e9:.2f} GB" if stage in self._in_bytes else ""
 
 
-def _bar(console: object) -> Progress:
+def _bar(console: Console | None) -> Progress:
     from rich.progress import (
         BarColumn,
         Progress,

@@ -318,8 +318,10 @@ def _related(things: tuple[FoundObject, ...], wanted: Expectation) -> bool:
     """C8, for any order of the things that has the wanted looks (there are two if the looks are
     alike).
     """
+    relation = wanted.relation
+    assert relation is not None
     return any(
-        _lead(first, second, wanted.relation) >= RELATION_LEAD - RELATION_TOLERANCE
+        _lead(first, second, relation) >= RELATION_LEAD - RELATION_TOLERANCE
         for first, second in permutations(things)
         if ((first.colour, first.kind), (second.colour, second.kind)) == wanted.objects
     )

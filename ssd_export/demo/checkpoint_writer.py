@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -61,7 +62,7 @@ def write_demo_checkpoint(
 
 
 def _janus_config(
-    config: ModelConfig, tokenizer: Tokenizer, special: dict[str, int]
+    config: ModelConfig, tokenizer: Tokenizer, special: dict[str, int | None]
 ) -> dict[str, object]:
     """The fields that transformers' JanusConfig needs; the vision tower is a stub of one small
     layer.
@@ -109,5 +110,5 @@ def _janus_config(
     }
 
 
-def _write_json(path: Path, values: dict[str, object]) -> None:
+def _write_json(path: Path, values: Mapping[str, object]) -> None:
     path.write_text(json.dumps(values, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")

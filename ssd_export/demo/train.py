@@ -133,6 +133,9 @@ class SpatialHeads:
 class FactoredTable(nn.Module):
     """Rows for all codes: pattern row + paint row + own row, [V, width]."""
 
+    pattern_index: Tensor
+    paint_index: Tensor
+
     def __init__(self, width: int, scale: float) -> None:
         super().__init__()
         pattern, paint = codes.factors()
@@ -255,7 +258,7 @@ class Muon:
     @torch.no_grad()
     def step(self, rate: float) -> None:
         for group, velocity in zip(self.groups, self.velocity, strict=True):
-            gradient = torch.stack([m.grad for m in group])
+            gradient = torch.stack([m.grad for m in group if m.grad is not None])
             velocity.lerp_(gradient, 1 - self.momentum)
             update = orthogonalised(gradient.lerp(velocity, self.momentum))
             scale = max(1.0, update.shape[1] / update.shape[2]) ** 0.5

@@ -22,6 +22,7 @@ from ssd_export.bundle import (
     write_bundle,
     write_config,
 )
+from ssd_export.bundle.config import WeightFormat
 from ssd_export.bundle.graphs import evict_specs
 from ssd_export.config import EMBED_TOKENS, ModelConfig
 from ssd_export.dtypes import MODEL_DTYPES, ModelDtype
@@ -163,6 +164,7 @@ def plan_export(spec: ExportSpec, download: bool = True) -> ExportPlan:
             f"{spec.model} is not here and not one of the published shapes; download it and give"
             f" its folder, or plan with --model {' or '.join(PUBLISHED)}"
         )
+    checkpoint: Checkpoint
     if shape is not None:
         model, checkpoint = Model(spec.model.split("/")[-1].lower(), Path()), ShapeOnly(shape)
         table, head_map = settle_policy(spec, checkpoint, None)
@@ -256,7 +258,12 @@ def settle_policy(
     has_options = any(value is not None for value in asked.values())
     has_costs = head_map is not None and bool(head_map.cost_options)
     policy = spec.policy or default_policy(has_costs, has_options)
-    if policy_of(policy).heads is Heads.ALLOCATED and has_costs and 0 < spec.budget < 1:
+    if (
+        policy_of(policy).heads is Heads.ALLOCATED
+        and head_map
+        and has_costs
+        and 0 < spec.budget < 1
+    ):
         allocation = allocate(head_map, spec.budget, spec.groups).heads
     table = make_policy(
         policy,
@@ -293,7 +300,7 @@ def _write_files(folder: Path, plan: ExportPlan, journal: Journal, progress: Pro
             layers_of_the_model=checkpoint.num_layers_of_the_model,
             model=checkpoint.config,
             dtype=dtype,
-            precision=precision_facts(spec.weights, plan.weights),
+            precision=precision_facts(cast(WeightFormat, spec.weights), plan.weights),
             target=spec.target,
             policy=table,
             generation=plan.generation,

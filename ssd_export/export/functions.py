@@ -98,7 +98,8 @@ def attention_function(node: AttentionNode, op_type: str, opset: int = OPSET) ->
     past = {part: ir.Value(name=f"past_{part}") for part in part_names(node.rule, node.kv_dtype)}
     inputs = [ir.Value(name=name) for name in names] + list(past.values())
     ops = Operators()
-    outputs = _body(ops, node, *inputs[: len(names)], past)
+    query, key, value, position, prompt_length = inputs[: len(names)]
+    outputs = _body(ops, node, query, key, value, position, prompt_length, past)
     graph = ir.Graph(inputs, outputs, nodes=ops.tape.nodes, opset_imports={"": opset}, name=op_type)
     attributes = [
         ir.Attr(
@@ -269,7 +270,7 @@ def _slot(
         return ops.op(
             "ArgMin", past_position, axis=-1
         ), None  # the first -1; without empty slots the oldest token
-    rank = past_score if rule.by_score else ops.cast(past_position, "float32")
+    rank = _rank(ops, rule, past_score, past_position)
     rank = _protect(ops, node, rank, position, prompt_length, past_position)
     empty = ops.op("Less", past_position, ops.constant(0, "int32"))
     rank = ops.op("Where", empty, ops.constant(-1.0, "float32"), rank)
@@ -279,6 +280,14 @@ def _slot(
 
 def _protects(rule: Rule) -> bool:
     return rule.num_sinks != 0 or rule.num_recent > 1 or rule.pinned_columns != 0
+
+
+def _rank(ops: Operators, rule: Rule, score: ir.Value | None, position: ir.Value) -> ir.Value:
+    """What R3 ranks unprotected tokens by, float32 [B, H, S]."""
+    if not rule.by_score:
+        return ops.cast(position, "float32")
+    assert score is not None
+    return score
 
 
 def _protect(
@@ -345,7 +354,7 @@ def release_nodes(
     next_position, prompt_length = (
         ops.reshape(row, [-1, 1, 1]) for row in (next_position, prompt_length)
     )
-    rank = score if node.rule.by_score else ops.cast(position, "float32")
+    rank = _rank(ops, node.rule, score, position)
     rank = _protect(ops, node, rank, next_position, prompt_length, position)
     _, least = ops.many("TopK", rank, ops.constant([node.evict_every]), num_outputs=2, largest=0)
     empty = ops.constant(-1, "int32")

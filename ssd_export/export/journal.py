@@ -26,7 +26,7 @@ from ssd_export.errors import UserError
 try:
     import fcntl
 except ImportError:  # Windows: two exports to one folder are not told apart
-    fcntl = None
+    fcntl = None  # type: ignore[assignment]
 
 BLOCK_BYTES = 4 << 20
 

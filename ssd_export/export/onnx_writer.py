@@ -9,6 +9,7 @@ cache/attention.py, the torch reference.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -89,7 +90,7 @@ class GraphWriter:
         spec: GraphSpec,
         inputs: dict[str, ir.Value],
         outputs: dict[str, ir.Value],
-        functions: list[ir.Function] = (),
+        functions: Sequence[ir.Function] = (),
     ) -> ir.Model:
         """The recorded nodes between the inputs and outputs of a spec, checked to be all there."""
         for out in spec.outputs:
@@ -354,7 +355,8 @@ def heads_of(
     num_kv = [group.num_heads for group in groups]
     num_query = [part.stop - part.start for part in query_slices(groups, config.query_group_size)]
     parts = ops.split(heads, num_query + num_kv + num_kv, axis=-2)
-    return tuple(parts[start : start + len(groups)] for start in range(0, len(parts), len(groups)))
+    count = len(groups)
+    return parts[:count], parts[count : 2 * count], parts[2 * count :]
 
 
 def causal_attention(

@@ -5,6 +5,7 @@ included.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -32,7 +33,7 @@ class Operators:
         self._constants: dict[tuple[str, tuple[int, ...], bytes], ir.Value] = {}
 
     def op(
-        self, op_type: str, *inputs: ir.Value | None, name: str | None = None, **attributes: object
+        self, op_type: str, *inputs: ir.Value | None, name: str | None = None, **attributes: Any
     ) -> ir.Value:
         value = self.tape.op(op_type, inputs, attributes)
         value.name = name
@@ -44,7 +45,7 @@ class Operators:
         *inputs: ir.Value | None,
         num_outputs: int,
         domain: str = "",
-        **attributes: object,
+        **attributes: Any,
     ) -> list[ir.Value]:
         return list(
             self.tape.op_multi_out(

@@ -47,7 +47,9 @@ def draw_tokens(
 def noise_of_step(ops: Operators, noise: ir.Value, step: ir.Value) -> ir.Value:
     """float32 [N, V] of step int64 [1]; noise [rows, N, V] holds the noise of step s in row s mod
     rows."""
-    row = ops.op("Mod", step, ops.constant([noise.shape[0]]))
+    shape = noise.shape
+    assert shape is not None
+    row = ops.op("Mod", step, ops.constant([shape[0]]))
     return ops.op("Squeeze", ops.op("Gather", noise, row, axis=0), ops.constant([0]))
 
 

@@ -15,6 +15,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -103,9 +104,7 @@ def plan_weights(
         )
         if scheme is None:
             return [whole]
-        made = QuantizedMatrix(
-            name, [lambda source=source: read(source) for source in sources], scheme, dtype
-        )
+        made = QuantizedMatrix(name, [partial(read, source) for source in sources], scheme, dtype)
         return [
             Weight(
                 name,
@@ -206,9 +205,12 @@ def write_weights(
 
 
 def _header(weights: list[Weight]) -> tuple[bytes, dict[str, tuple[int, int]]]:
-    entries, offset = {}, 0
+    entries: dict[str, dict[str, object]] = {}
+    ranges: dict[str, tuple[int, int]] = {}
+    offset = 0
     for weight in weights:
         end = offset + weight.num_bytes
+        ranges[weight.name] = (offset, weight.num_bytes)
         entries[weight.name] = {
             "dtype": of_torch(weight.dtype).safetensors,
             "shape": list(weight.shape),
@@ -218,8 +220,5 @@ def _header(weights: list[Weight]) -> tuple[bytes, dict[str, tuple[int, int]]]:
     text = json.dumps(entries, separators=(",", ":")).encode()
     text += b" " * (-(len(text) + 8) % ALIGNMENT)
     start = 8 + len(text)
-    places = {
-        name: (start + e["data_offsets"][0], e["data_offsets"][1] - e["data_offsets"][0])
-        for name, e in entries.items()
-    }
+    places = {name: (start + begin, length) for name, (begin, length) in ranges.items()}
     return len(text).to_bytes(8, "little") + text, places

@@ -93,7 +93,7 @@ def compile_image(
     )
     if metadata.global_scratch_size or metadata.profile_scratch_size:
         raise RuntimeError("the kernel wants scratch memory, which its launchers do not give")
-    files = {}
+    files: dict[str, str] = {}
     for kind, data in (("ptx", compiled.asm["ptx"].encode()), ("cubin", compiled.asm["cubin"])):
         (out / f"{stem}.{kind}").write_bytes(data)
         files |= {kind: f"{stem}.{kind}", f"{kind}_sha256": hashlib.sha256(data).hexdigest()}

@@ -167,29 +167,30 @@ class Replay:
 
     def __call__(self, layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         # query [B, Hq, T, D]; key, value [B, H, T, D]
-        if not self._ever_full(layer):
+        table = self._table
+        if table is None or not self._ever_full(table, layer):
             grouped = query.shape[1] > key.shape[1]
             return F.scaled_dot_product_attention(
                 query, key, value, is_causal=True, enable_gqa=grouped
             )
-        table = self._table
         groups, order = table.layers[layer], list(table.head_order[layer])
         query_order = list(query_head_order(order, self._config.query_group_size))
         dense = DenseAttention.compute(
             query[:, query_order], key[:, order], value[:, order], self._prompt_length, table.grid
         )
         slices = zip(groups, group_slices(groups), strict=True)
-        image = [self._image_part(dense, group, heads) for group, heads in slices]
+        image = [self._image_part(table, dense, group, heads) for group, heads in slices]
         out = torch.cat([dense.out[:, :, :, : self._prompt_length], torch.cat(image, dim=1)], dim=3)
         return out.flatten(1, 2)[:, list(inverse_order(query_order))].to(query.dtype)
 
-    def _ever_full(self, layer: int) -> bool:
-        table = self._table
-        return table is not None and any(
-            group.can_fill(table.prompt_slots, table.grid) for group in table.layers[layer]
-        )
+    @staticmethod
+    def _ever_full(table: PolicyTable, layer: int) -> bool:
+        return any(group.can_fill(table.prompt_slots, table.grid) for group in table.layers[layer])
 
-    def _image_part(self, dense: DenseAttention, group: HeadGroup, heads: slice) -> Tensor:
-        prompt_slots = self._table.prompt_slots
+    @staticmethod
+    def _image_part(
+        table: PolicyTable, dense: DenseAttention, group: HeadGroup, heads: slice
+    ) -> Tensor:
+        prompt_slots = table.prompt_slots
         option = HeadOption(group.rule, group.num_slots - prompt_slots, group.evict_every)
-        return attend_with_option(dense, option, prompt_slots, self._table.score_decay, heads)
+        return attend_with_option(dense, option, prompt_slots, table.score_decay, heads)

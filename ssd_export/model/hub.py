@@ -59,7 +59,7 @@ def fetch(hub_id: str, revision: str | None = None) -> HubModel:
         raise refused(hub_id, revision, error) from error
     sizes = {item.rfilename: item.size or 0 for item in info.siblings or ()}
     wanted = wanted_files(sizes)
-    _check_disk(hub_id, info.sha, {name: sizes[name] for name in wanted})
+    _check_disk(hub_id, info.sha or "", {name: sizes[name] for name in wanted})
     log.info("%s: commit %s%s", hub_id, info.sha, f" ({revision})" if revision else "")
     try:
         # by branch or tag: the library then notes which commit it meant, for when it is offline

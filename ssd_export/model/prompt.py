@@ -177,7 +177,10 @@ class TemplateEncoder:
         return ids
 
     def _id(self, name: str) -> int:
-        return self._text.token_to_id(name)
+        found = self._text.token_to_id(name)
+        if found is None:
+            raise UserError(f"tokenizer.json lists the token {name} and has no id for it")
+        return int(found)
 
 
 def _is_bracketed(name: str) -> bool:

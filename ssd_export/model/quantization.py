@@ -87,7 +87,7 @@ def _quantize_rows(linear: Tensor, scheme: Scheme, dtype: torch.dtype) -> tuple[
     greatest = blocks.abs().amax(dim=2)
     first, *others = DIVISORS[scheme.format]
     scale = _scale(greatest, first, dtype)
-    least = _squared_error(blocks, scale, scheme) if others else None
+    least = _squared_error(blocks, scale, scheme) if others else torch.empty(0)
     for divisor in others:
         other = _scale(greatest, divisor, dtype)
         error = _squared_error(blocks, other, scheme)

@@ -43,7 +43,9 @@ def refuse_quantized_config(directory: Path, config: Mapping[str, Any]) -> None:
     """
     sections = [config, *(config.get(name) for name in SECTIONS)]
     for section in sections:
-        for key in KEYS if isinstance(section, Mapping) else ():
+        if not isinstance(section, Mapping):
+            continue
+        for key in KEYS:
             if section.get(key):
                 raise _refusal(f"{directory / 'config.json'}: {key}", _describe(section[key]))
     for name in FILES:

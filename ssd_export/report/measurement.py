@@ -17,8 +17,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from ssd_export.errors import UserError
 from ssd_export.report.environment import machine, versions
@@ -88,9 +89,13 @@ def publish(path: Path, command: str, results: dict[str, Any], pictures: Sequenc
         content = picture.read_bytes()
         write_file(
             path.with_name(f"{path.stem}-{picture.name}"),
-            lambda file, content=content: file.write(content),
+            partial(_write, content),
         )
     write_measurement(path, measurement(command, results))
+
+
+def _write(content: bytes, file: BinaryIO) -> None:
+    file.write(content)
 
 
 def read_measurement(path: Path) -> dict[str, Any] | None:

@@ -6,7 +6,7 @@ Needs numpy, pillow, tokenizers and the chosen backend; neither torch nor transf
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -224,7 +224,7 @@ class ImageGenerator:
         self,
         requests: Sequence[ImageRequest],
         wants_preview: Callable[[int, int], bool] = lambda place, row: False,
-    ) -> Iterator[RequestRow]:
+    ) -> Generator[RequestRow, None, None]:
         """Generates one batch, each image with its own prompt, sampling and random numbers.
 
         Args: requests: at most runner.max_images; wants_preview: of (place in the batch, row).
@@ -311,7 +311,7 @@ class ImageGenerator:
             yield row, report
 
     def _finished(self, tokens: np.ndarray, start: int, request: _Request) -> list[Image.Image]:
-        images = []
+        images: list[Image.Image] = []
         for image in self._images(tokens, request.decoder_batch):
             request.image_done(start + len(images), image)
             images.append(image)

@@ -108,7 +108,7 @@ class OrtRunner(Runner):
         wanted = [tensor.name for tensor in self._specs[name].inputs]
         if batch.uses_top_k:
             feeds[NUM_SORTED_CODES] = np.array(
-                [min(feeds["top_k"].max(), self._config.codebook_size)]
+                [min(max(one.top_k for one in batch.sampling), self._config.codebook_size)]
             )
             wanted.append(NUM_SORTED_CODES)
         outputs = [tensor.name for tensor in self._specs[name].outputs]
@@ -237,7 +237,7 @@ class OrtRunner(Runner):
         self._values = {tensor.name: self._new_value(tensor) for tensor in tensors}
 
     def _new_value(self, tensor: TensorSpec) -> ort.OrtValue:
-        shape = [self._dimensions.get(d, d) for d in tensor.shape]
+        shape = tensor.sizes(self._dimensions)
         return ort.OrtValue.ortvalue_from_shape_and_type(
             shape, DTYPES[tensor.dtype].onnx, self._provider, 0
         )
@@ -245,7 +245,7 @@ class OrtRunner(Runner):
     def _fill_caches(self, results: dict[str, np.ndarray], lengths: np.ndarray) -> None:
         """Prompt token t to slot t, everything else empty and zero (R8; 0 x NaN would be NaN)."""
         for cache, tensor in self._specs["decode_step"].cache_inputs.items():
-            shape = [self._dimensions.get(d, d) for d in tensor.shape]
+            shape = tensor.sizes(self._dimensions)
             if cache.kind == "position":
                 slot = np.arange(shape[2], dtype=np.int32)
                 filled = np.where(slot < lengths[:, None, None], slot, np.int32(-1))

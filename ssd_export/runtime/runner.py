@@ -12,6 +12,7 @@ from typing import Protocol
 
 import numpy as np
 
+from ssd_export.bundle import Bundle
 from ssd_export.graph_spec import CacheTensor
 from ssd_export.runtime.prompt_batch import PromptBatch
 
@@ -68,6 +69,12 @@ class InspectableRunner(Runner, Protocol):
     score float32 [B, H, S], and key_scale, value_scale float32 [B, H, S] where keys and values are
     int8.
     """
+
+    @classmethod
+    def from_bundle(
+        cls, bundle: Bundle, provider: str, num_threads: int | None = None, exact: bool = False
+    ) -> InspectableRunner:
+        """A runner with the weights of a bundle; arguments as open_runner's, settled."""
 
     def read_cache(self, tensor: CacheTensor) -> np.ndarray:
         """A copy of a cache tensor."""

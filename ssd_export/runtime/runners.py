@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from ssd_export.bundle import Bundle
 from ssd_export.errors import UserError
 from ssd_export.machine import num_cpus
-from ssd_export.runtime.runner import InspectableRunner, Runner
+from ssd_export.runtime.runner import InspectableRunner
 from ssd_export.sampling import as_count
 
 # More threads than this for each CPU only wait for one another; some more than the CPUs are allowed,
@@ -53,7 +53,7 @@ class RunnerKind:
             )
         return asked
 
-    def load(self) -> type[Runner]:
+    def load(self) -> type[InspectableRunner]:
         """The runner's class. Raises: UserError for a package that is missing or does not load."""
         module, _, name = self.place.partition(":")
         try:

@@ -33,15 +33,14 @@ def widened_on_use(path: Path) -> bytes:
     graph = model.graph
     tensor = ir.tensor(np.zeros(2, np.int64), name=ZEROS)
     zeros = ir.Value(
-        name=ZEROS, const_value=tensor, shape=tensor.shape, type=ir.TensorType(tensor.dtype)
+        name=ZEROS, const_value=tensor, shape=ir.Shape([2]), type=ir.TensorType(tensor.dtype)
     )
     graph.register_initializer(zeros)
     for node in list(graph):
-        if (
-            node.op_type == "MatMul"
-            and node.inputs[1].is_initializer()
-            and node.inputs[1].dtype == FLOAT16
-        ):
+        if node.op_type != "MatMul":
+            continue
+        matrix = node.inputs[1]
+        if matrix is not None and matrix.is_initializer() and matrix.dtype == FLOAT16:
             _widen(graph, node, zeros)
     return ir.to_proto(model).SerializeToString()
 
@@ -49,6 +48,7 @@ def widened_on_use(path: Path) -> bytes:
 def _widen(graph: ir.Graph, node: ir.Node, zeros: ir.Value) -> None:
     """Replaces x @ matrix by the same in float32."""
     x, matrix = node.inputs
+    assert x is not None and matrix is not None  # MatMul has no optional input
     product = node.outputs[0]
     rows = ir.node("Shape", [x], attributes={"start": 0, "end": 1})
     shape = ir.node("Mul", [rows.outputs[0], zeros])

@@ -242,9 +242,13 @@ def _submit(server: Server, body: GenerationRequest, request: Request) -> Submis
             events.put_nowait(event)
 
     previews = body.partial_images or 0 if body.stream else 0
+
+    def deliver(event: ImageEvent) -> None:
+        loop.call_soon_threadsafe(put, event)
+
     ticket = server.batcher.submit(
         requests,
-        lambda event: loop.call_soon_threadsafe(put, event),
+        deliver,
         caller=f"{request.client.host if request.client else ''} {body.user or ''}",
         seconds=server.seconds,
         preview_rows=preview_rows(previews, server.batches.num_rows),

@@ -108,15 +108,17 @@ class CellRunner:
     def _drawn(self, part: Part, seed: int, tell: Tell) -> dict[str, Any]:
         spec = self.spec
         choice = Variant.parse(part.policy).choice(spec.model, part.budget, spec.head_map)
-        options = DrawOptions(seed, spec.batch, spec.cfg_scale, spec.temperature)
+        options = DrawOptions(seed, spec.settled_batch, spec.cfg_scale, spec.temperature)
         captions = [scene.caption for scene in draw_scenes(spec.num_prompts, seed)]
-        num_threads = 1 if spec.jobs > 1 else None
+        num_threads = 1 if spec.settled_jobs > 1 else None
         with (
             temporary_bundle(choice) as path,
             ImageGenerator.from_bundle(path, spec.runner, spec.provider, num_threads) as generator,
         ):
             drawn = draw(generator, captions, options, lambda _, done, total: tell(done, total))
-            facts = _costs(drawn, spec.jobs) | self._judged(generator, drawn, captions, part)
+            facts = _costs(drawn, spec.settled_jobs) | self._judged(
+                generator, drawn, captions, part
+            )
         write_file(
             part.file(spec.out, ".npz"), lambda file: np.savez_compressed(file, drawn.tokens)
         )

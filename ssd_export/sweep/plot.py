@@ -62,9 +62,8 @@ def _draw(axes: Axes, panel: _Panel, rows: Sequence[Row]) -> None:
         points = [(row["image_slots_mean"], *panel.point(row)) for row in own]
         if points:
             x, y, below, above = zip(*sorted(points), strict=True)
-            x = [
-                slots * (1 + 0.008 * (place - len(policies) / 2)) for slots in x
-            ]  # error bars beside each other
+            # error bars beside each other
+            x = tuple(slots * (1 + 0.008 * (place - len(policies) / 2)) for slots in x)
             look = _look(policy, policies)
             axes.plot(x, y, **look)
             axes.errorbar(
@@ -151,7 +150,8 @@ def _name(axes: Axes, ends: Sequence[tuple[str, float, float, str]]) -> None:
     if not ends:
         return
     to_axes = (axes.transData + axes.transAxes.inverted()).transform
-    axes.get_ylim(), axes.autoscale(enable=False, axis="y")
+    axes.get_ylim()
+    axes.autoscale(enable=False, axis="y")
     placed = sorted(
         ((*to_axes((x, y)).tolist(), policy, colour, (x, y)) for policy, x, y, colour in ends),
         key=lambda one: one[1],

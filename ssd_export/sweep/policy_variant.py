@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from ssd_export.errors import UserError
 from ssd_export.export.exporter import settle_policy
@@ -63,7 +64,8 @@ class Variant:
 
     def choice(self, model: str, budget: float, head_map: str | None) -> PolicyChoice:
         """What export would be told; head_map unless the variant has its own."""
-        return replace(PolicyChoice(model, self.policy, budget, head_map), **dict(self.changes))
+        changes: dict[str, Any] = dict(self.changes)
+        return replace(PolicyChoice(model, self.policy, budget, head_map), **changes)
 
     def table(self, choice: PolicyChoice, checkpoint: Checkpoint, folder: Path) -> PolicyTable:
         """Raises: UserError where there is none: no head map, a budget too small."""

@@ -45,6 +45,18 @@ class SweepSpec:
     out: Path
     jobs: int | None = 1
 
+    @property
+    def settled_batch(self) -> int:
+        """Images generated at once."""
+        assert self.batch is not None
+        return self.batch
+
+    @property
+    def settled_jobs(self) -> int:
+        """Processes side by side."""
+        assert self.jobs is not None
+        return self.jobs
+
     def cells(self) -> list[tuple[str, float]]:
         """(policy, budget), the full cache first: it is what all others are compared with, and
         needs no budget.

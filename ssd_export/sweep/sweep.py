@@ -106,7 +106,7 @@ def run_sweep(spec: SweepSpec, progress: Progress = lambda stage, done, total: N
     )  # what the others are compared with
     for some in (first, [part for part in todo if part not in first]):
         if some:
-            run_parts(some, spec.jobs, partial(CellRunner, spec), told, ended)
+            run_parts(some, spec.settled_jobs, partial(CellRunner, spec), told, ended)
     return SweepResult(settings, _cells(spec, parts), skipped, failed)
 
 

@@ -179,7 +179,7 @@ def _sized(tensor: TensorSpec, sizes: Mapping[str, int]) -> TensorSpec:
     return TensorSpec(
         tensor.name,
         tensor.dtype,
-        tuple(sizes.get(dimension, dimension) for dimension in tensor.shape),
+        tensor.sizes(sizes),
     )
 
 

@@ -16,6 +16,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from threading import Event
 
@@ -62,13 +63,13 @@ def build_engines(
         tempfile.TemporaryDirectory(prefix=".building-", dir=plan.bundle.path) as scratch,
     ):
         if plan.plugin.library:
-            load_library(plan.flavour, plan.plugin.library)
+            load_library(plan.builder_flavour, plan.plugin.library)
         sizes = {
             spec.name: plan.bundle.files[f"onnx/{spec.name}.onnx"].bytes for spec in plan.graphs
         }
         for spec in plan.graphs:
             built[spec.name] = run_interruptible(
-                lambda spec=spec: build_graph(plan, spec, Path(scratch), progress, cancelled),
+                partial(build_graph, plan, spec, Path(scratch), progress, cancelled),
                 cancelled,
                 stopping,
             )

@@ -80,7 +80,7 @@ def plan_buffers(
 def _place(tensors: Iterable[TensorSpec], start: int) -> tuple[dict[str, Buffer], int]:
     placed = {}
     for tensor in tensors:
-        placed[tensor.name] = Buffer(start, tensor.shape, tensor.dtype)
+        placed[tensor.name] = Buffer(start, tensor.sizes({}), tensor.dtype)
         start = _aligned(start + placed[tensor.name].num_bytes)
     return placed, start
 

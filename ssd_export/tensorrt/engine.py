@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import mmap
 from collections.abc import Callable, Collection, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -170,11 +171,9 @@ class TrtContext:
         """
         for tensor in self.spec.inputs:
             if any(isinstance(dimension, str) for dimension in tensor.shape):
-                shape = tuple(dimensions.get(dimension, dimension) for dimension in tensor.shape)
+                shape = tensor.sizes(dimensions)
                 self._must(
-                    lambda name=tensor.name, shape=shape: self._context.set_input_shape(
-                        name, shape
-                    ),
+                    partial(self._context.set_input_shape, tensor.name, shape),
                     f"shape {shape} of {tensor.name}",
                 )
 

@@ -172,7 +172,8 @@ def _ancestors(layers: Sequence[Layer]) -> list[set[int]]:
 def unordered_dependencies(layers: Iterable[Layer]) -> list[str]:
     """Reads of a result that nothing orders after its writer: none in a listing that is understood."""
     layers = list(layers)
-    before, writer, found = _ancestors(layers), {}, []
+    writer: dict[str, int] = {}
+    before, found = _ancestors(layers), []
     for place, layer in enumerate(layers):
         for operand in layer.inputs:
             made = writer.get(operand.name)

@@ -74,8 +74,10 @@ class LoadedEngines:
             if self._memory:
                 last_first.callback(self._device.free, self._memory)
             last_first.callback(self._close_runtime)
-            for owner in (*self._engines.values(), *self._contexts.values()):
-                last_first.callback(owner.close)
+            for engine in self._engines.values():
+                last_first.callback(engine.close)
+            for context in self._contexts.values():
+                last_first.callback(context.close)
             self._engines, self._contexts, self._memory = {}, {}, 0
 
     def _close_runtime(self) -> None:

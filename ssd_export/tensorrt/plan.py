@@ -86,10 +86,16 @@ class BuildPlan:
     force_memory: bool
 
     @property
+    def builder_flavour(self) -> Flavour:
+        """The flavour, of a plan that this machine can build."""
+        assert self.flavour is not None
+        return self.flavour
+
+    @property
     def folder(self) -> str:
         """Where the engines will stand in the bundle."""
-        assert self.flavour is not None
-        return provenance.folder_name(self.flavour.name, self.flavour.version, self.capabilities)
+        flavour = self.builder_flavour
+        return provenance.folder_name(flavour.name, flavour.version, self.capabilities)
 
     @property
     def prompt_slots(self) -> int:
@@ -165,6 +171,7 @@ def _choose(asked: str, target: Target, gpu: int | None) -> tuple[Flavour | None
         return None, target.compute_capabilities
     flavour = load_flavour(name)
     if not flavour.builds_anywhere:
+        assert gpu is not None
         return flavour, (gpu,)
     capabilities = tuple(
         capability for capability in target.compute_capabilities if flavour.accepts(capability)

@@ -68,7 +68,11 @@ def _functions(model: ir.Model) -> Iterator[tuple[int, int, ir.Node, ir.Function
     for node in model.graph:
         if node.domain == DOMAIN and node.op_type not in seen:
             seen.add(node.op_type)
-            cache = next(filter(None, (CacheTensor.parse(value.name) for value in node.inputs)))
+            cache = next(
+                filter(
+                    None, (CacheTensor.parse(value.name or "") for value in node.inputs if value)
+                )
+            )
             yield cache.layer, cache.group, node, model.functions[node.op_identifier()]
 
 
@@ -167,7 +171,7 @@ def _single_node_session(
     ]
     dtypes = [dtype] * 3 + ["int32"] * 2
     for _, spec in cache_parts(group, config, dtype, group.num_slots, kv_dtype):
-        shapes.append((ROWS, *spec.shape[1:]))
+        shapes.append(spec.sizes({"rows": ROWS}))
         dtypes.append(spec.dtype)
     inputs = [
         ir.Value(name=f"in{i}", shape=ir.Shape(shape), type=ir.TensorType(onnx_dtype(kind)))

@@ -47,7 +47,7 @@ def _difference(graph: ir.Graph, spec: GraphSpec) -> str:
 def _tensor_spec(value: ir.Value) -> TensorSpec:
     names = {"float": "float32", "double": "float64"}
     dtype = value.dtype.name.lower() if value.dtype else ""
-    shape = tuple(d if isinstance(d, int) else d.value for d in value.shape or ())
+    shape = tuple(d if isinstance(d, int) else d.value or "" for d in value.shape or ())
     return TensorSpec(value.name or "", names.get(dtype, dtype), shape)
 
 

@@ -247,11 +247,11 @@ class Ladder:
         ours = self.subject.tokens()[:, step]
         for image in np.flatnonzero(ours != self._tokens[:, step]).tolist():
             rows = [image, image + len(PROMPTS)]
-            guided = [
+            subject, reference = (
                 self._guided(runner.logits()[rows], self.batch.sampling[image])
                 for runner in (self.subject, self.reference)
-            ]
-            if not self._is_border(*guided, int(ours[image]), image, step):
+            )
+            if not self._is_border(subject, reference, int(ours[image]), image, step):
                 return Divergence("another token was drawn from equal logits", step, row=image)
             self._borders.add((image, step))
         return None

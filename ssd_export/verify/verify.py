@@ -17,6 +17,7 @@ import json
 import platform
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -164,7 +165,7 @@ def _climb(
     if checkpoint is not None and against == "checkpoint" and spec.level != "ops":
         steps.append(("weights", lambda: check_weights(bundle, checkpoint, progress)))
     for level in LEVELS[1 : LEVELS.index(spec.level) + 1]:
-        steps.append((level, lambda level=level: getattr(climb(), level)()))
+        steps.append((level, partial(_climb_to, climb, level)))
     rungs: list[Rung] = []
     try:
         for name, run in steps:
@@ -178,3 +179,7 @@ def _climb(
         for runner in (runner for one in ladder for runner in (one.subject, one.reference)):
             runner.close()
     return rungs, [name for name, _ in steps[len(rungs) :]]
+
+
+def _climb_to(climb: Callable[[], Ladder], level: str) -> Rung:
+    return getattr(climb(), level)()
