@@ -1,0 +1,1 @@
+"""Measures this project and writes docs/measurements; outside the wheel."""

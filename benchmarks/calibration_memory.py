@@ -137,15 +137,15 @@ def report(measured: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
     """Results for docs/measurements; measured: by shape, what measure_layers gave."""
     rows, figures = [], {}
     for shape, runs in sorted(measured.items()):
-        for run in sorted(runs, key=_layers):
-            rows.append(
-                [
-                    shape,
-                    _layers(run),
-                    *(_gb(run["peaks"][name]) for name in STAGES),
-                    f"{run['seconds']:.0f}",
-                ]
-            )
+        rows += [
+            [
+                shape,
+                _layers(run),
+                *(_gb(run["peaks"][name]) for name in STAGES),
+                f"{run['seconds']:.0f}",
+            ]
+            for run in sorted(runs, key=_layers)
+        ]
         num_layers = PUBLISHED[shape].num_layers
         whole = of_all_layers(runs, num_layers)
         rows.append(

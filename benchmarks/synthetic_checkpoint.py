@@ -280,7 +280,7 @@ def _write_safetensors(path: Path, shapes: Shapes, noise: NoiseWriter) -> None:
         entries[name] = {"dtype": kind, "shape": list(shape), "data_offsets": [start, end]}
     header = json.dumps(entries).encode()
     header += b" " * (-len(header) % 8)
-    with open(path, "wb") as file:
+    with path.open("wb") as file:
         file.write(len(header).to_bytes(8, "little") + header)
         for name, shape in shapes.items():
             noise.write(file, name, shape)
@@ -302,7 +302,7 @@ def _write_pickle(path: Path, shapes: Shapes, noise: NoiseWriter) -> None:
         torch.save(state, path)
     with FakeTensorMode():
         stored = torch.load(path, weights_only=True)
-    with open(path, "r+b") as file:
+    with path.open("r+b") as file:
         for name, shape in shapes.items():
             file.seek(stored[name].untyped_storage()._checkpoint_offset)
             noise.write(file, name, shape)

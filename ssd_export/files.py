@@ -50,7 +50,7 @@ def replace_text(path: Path, text: str) -> None:
     partial = beside(path, "partial")
     try:
         partial.write_text(text, encoding="utf-8")
-        os.replace(partial, path)
+        partial.replace(path)
     except BaseException:
         partial.unlink(missing_ok=True)
         raise

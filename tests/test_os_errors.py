@@ -25,8 +25,8 @@ def test_every_error_number_has_one_line_with_reason_and_way_out(number: int) ->
 def test_the_file_that_failed_is_named_beside_the_one_asked_for() -> None:
     error = OSError(errno.EACCES, "Permission denied", "/blobs/1234")
     assert "cannot read model.bin (/blobs/1234): Perm" in str(os_error(error, "read", "model.bin"))
-    assert "cannot write out: gone; again" == str(
-        os_error(OSError("gone"), "write", "out", "again")
+    assert (
+        str(os_error(OSError("gone"), "write", "out", "again")) == "cannot write out: gone; again"
     )
 
 

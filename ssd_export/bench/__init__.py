@@ -1,0 +1,1 @@
+"""Speed and memory of bundles beside two baselines in one run."""

@@ -74,7 +74,7 @@ def full_table(table: PolicyTable) -> PolicyTable:
 
 def tensor_places(path: Path) -> dict[str, tuple[int, int]]:
     """(offset, length) in bytes of each tensor of a safetensors file."""
-    with open(path, "rb") as file:
+    with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
         header = json.loads(file.read(length))
     return {

@@ -29,7 +29,7 @@ EXTRA = (
 MAX_PROMPT = 64  # the cache grows with the prompt, so any bound that it fits does
 
 
-class _Enough(Exception):
+class _EnoughError(Exception):
     """Ends `generate` when as many tokens as wanted are timed."""
 
 
@@ -118,7 +118,7 @@ def _token_times(
         if len(times) % janus.GRID.width == 1:
             progress(len(times) - 1, cell.steps)
         if len(times) > cell.steps:
-            raise _Enough
+            raise _EnoughError
 
     hook = model.model.generation_head.register_forward_hook(note)
     began = time.perf_counter()
@@ -131,7 +131,7 @@ def _token_times(
                 do_sample=False,
                 guidance_scale=Sampling().cfg_scale,
             )
-    except _Enough:
+    except _EnoughError:
         pass
     finally:
         hook.remove()

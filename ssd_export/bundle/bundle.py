@@ -8,7 +8,6 @@ everything else   graphs, weights, tokenizer, head map: fixed once it is written
 
 from __future__ import annotations
 
-import os
 import shutil
 import tempfile
 from collections.abc import Collection, Mapping
@@ -108,7 +107,7 @@ class Bundle:
             write_manifest(self.path, kept)
             for name, path in staged.items():
                 (self.path / name).parent.mkdir(parents=True, exist_ok=True)
-                os.replace(path, self.path / name)
+                path.replace(self.path / name)
             manifest = write_manifest(self.path, {**kept, **new})
             for name in gone:
                 (self.path / name).unlink(missing_ok=True)

@@ -112,15 +112,15 @@ def _finish(folder: Path, target: Path, force: bool) -> None:
     if target.exists():
         _checked_target(target, force)  # it may have come into being meanwhile
         old = beside(target, "old")
-        os.replace(target, old)
+        target.replace(old)
         try:
-            os.replace(folder, target)
+            folder.replace(target)
         except BaseException:
-            os.replace(old, target)
+            old.replace(target)
             raise
         shutil.rmtree(old, ignore_errors=True)
     else:
-        os.replace(folder, target)
+        folder.replace(target)
     memory = HashMemory()
     for name, entry in files.items():
         memory.note(target / name, entry.sha256)

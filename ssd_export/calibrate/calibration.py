@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import zipfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -97,7 +96,7 @@ class CalibrationState:
                 **self.sums.arrays(),
             }
             np.savez(file, **arrays)
-        os.replace(beside, path)
+        beside.replace(path)
 
     @classmethod
     def load(cls, path: Path, identity: str) -> CalibrationState | None:

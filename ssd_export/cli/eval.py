@@ -205,7 +205,7 @@ def _score(
     from ssd_export.sweep.jobs import default_batch
 
     scenes = draw_scenes(num_prompts, drawing.seed)
-    with ProgressReport() as progress, _bundle(spec, progress) as path:
+    with ProgressReport() as progress, _bundle(spec, progress) as path:  # noqa: SIM117 - the path is made by the first
         with ImageGenerator.from_bundle(
             path, runner=spec.runner, provider=spec.provider
         ) as generator:

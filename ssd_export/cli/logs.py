@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import os
 import sys
+from contextlib import suppress
 from typing import Any
 
 import click
@@ -25,10 +26,8 @@ class _StderrHandler(logging.Handler):
     """
 
     def emit(self, record: logging.LogRecord) -> None:
-        try:
+        with suppress(OSError, ValueError):
             click.echo(self.format(record), file=sys.stderr)
-        except (OSError, ValueError):
-            pass
 
 
 class _Formatter(logging.Formatter):

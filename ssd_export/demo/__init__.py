@@ -1,0 +1,1 @@
+"""The small trained model: scenes, captions, checker, recipe."""

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -384,7 +383,7 @@ class Training:
             "velocity": self.muon.velocity,
         }
         torch.save(state, self.folder / "state.tmp")
-        os.replace(self.folder / "state.tmp", self.folder / "state.pt")
+        (self.folder / "state.tmp").replace(self.folder / "state.pt")
 
     def _load(self) -> None:
         state = torch.load(self.folder / "state.pt", weights_only=True, map_location=self.device)
@@ -408,7 +407,7 @@ def shares(done: float) -> tuple[float, float, float, float]:
 def log_line(folder: Path, stage: str, figures: dict[str, float]) -> None:
     """Adds a line to `log.jsonl`."""
     folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / "log.jsonl", "a") as log:
+    with (folder / "log.jsonl").open("a") as log:
         log.write(
             json.dumps(
                 {"stage": stage, **{name: round(value, 4) for name, value in figures.items()}}

@@ -5,7 +5,6 @@ same for a seed.
 from __future__ import annotations
 
 import math
-import os
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -118,7 +117,7 @@ class DecoderTraining:
             "adam": self.adam.state_dict(),
         }
         torch.save(state, self._path.with_suffix(".tmp"))
-        os.replace(self._path.with_suffix(".tmp"), self._path)
+        self._path.with_suffix(".tmp").replace(self._path)
 
     def _load(self) -> None:
         state = torch.load(self._path, weights_only=True)

@@ -140,10 +140,12 @@ def export_bundle(
     unfinished = unfinished_folder(plan.out)
     check_space(plan, unfinished)
     try:
-        with Journal(unfinished, _asked(plan), spec.resume) as journal:
-            with write_bundle(plan.out, spec.force, unfinished) as folder:
-                _write_files(folder, plan, journal, progress)
-                journal.let_go()
+        with (
+            Journal(unfinished, _asked(plan), spec.resume) as journal,
+            write_bundle(plan.out, spec.force, unfinished) as folder,
+        ):
+            _write_files(folder, plan, journal, progress)
+            journal.let_go()
     except (KeyboardInterrupt, SystemExit, UserError):
         if unfinished.is_dir():
             kept(unfinished)

@@ -50,7 +50,7 @@ class Journal:
         """
         self.path = folder / JOURNAL
         folder.mkdir(parents=True, exist_ok=True)
-        self._file = open(self.path, "a+b")
+        self._file = self.path.open("a+b")
         self._lock()
         lines = self._read() if resume else []
         if lines:
@@ -85,7 +85,8 @@ class Journal:
 
         Args: ends: where each planned tensor ends in the file.
         """
-        file = open(path, "r+b" if path.exists() else "w+b")
+        # the caller closes it
+        file = path.open("r+b" if path.exists() else "w+b")
         digest, count = hashlib.sha256(), 0
         if (
             self._hash_up_to(file, digest, len(header))

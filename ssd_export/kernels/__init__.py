@@ -1,0 +1,1 @@
+"""Triton kernels: sources, launchers, the ahead-of-time compiler."""

@@ -1,0 +1,1 @@
+"""Measures of quality: scene score, loss, similarity, intervals."""

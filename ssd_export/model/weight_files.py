@@ -8,7 +8,6 @@ weights-only loader, mapped.
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -154,7 +153,7 @@ def _is_there(path: Path) -> bool:
         return True
     if path.is_symlink():
         raise UserError(
-            f"{path} is a link to {os.readlink(path)}, which is not there: download it again"
+            f"{path} is a link to {path.readlink()}, which is not there: download it again"
         )
     return False
 

@@ -1,0 +1,1 @@
+"""What every stage will take of memory and disk, before any work."""

@@ -71,7 +71,7 @@ class WeightSizes:
 
 def stored_weights(bundle: Bundle) -> dict[str, StoredWeight]:
     """Every tensor of the bundle's weights file, by name."""
-    with open(bundle.file(weights_file(bundle)), "rb") as file:
+    with bundle.file(weights_file(bundle)).open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
         entries = json.loads(file.read(length))
     return {

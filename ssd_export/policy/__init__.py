@@ -1,0 +1,1 @@
+"""Cache policies as data; needs no torch."""

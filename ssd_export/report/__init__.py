@@ -1,0 +1,1 @@
+"""Measurements as JSON files, and what they ran on."""

@@ -1,0 +1,1 @@
+"""Generates images from a bundle; needs neither torch nor transformers."""

@@ -133,9 +133,9 @@ def write_file(path: Path, write: Callable[[BinaryIO], object]) -> None:
     """
     partial = path.with_name(f"{path.name}.partial-{os.urandom(4).hex()}")
     try:
-        with open(partial, "wb") as file:
+        with partial.open("wb") as file:
             write(file)
-        os.replace(partial, path)
+        partial.replace(path)
     except OSError as error:
         raise UserError(
             f"cannot write {path} ({error.strerror or error}); free space or choose another place"

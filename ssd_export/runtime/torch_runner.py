@@ -278,10 +278,10 @@ def _stored(file: safe_open, matrices: _Matrices, name: str, config: ModelConfig
     """A tensor of the modules, out of the weights file (export/weights.py has the other
     direction).
     """
-    if name in file.keys():
+    if name in file.keys():  # noqa: SIM118 - safe_open has no __contains__
         return file.get_tensor(name)
     stem = name.removesuffix(".weight")
-    if stem in file.keys():
+    if stem in file.keys():  # noqa: SIM118 - safe_open has no __contains__
         return file.get_tensor(stem).T
     prefix, layer, block, part = stem.removeprefix("language_model.").split(".")
     root = f"{prefix}.{layer}"

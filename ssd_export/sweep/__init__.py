@@ -1,0 +1,1 @@
+"""Policies and budgets compared on the same prompts and random numbers."""

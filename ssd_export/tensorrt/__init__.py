@@ -1,0 +1,1 @@
+"""All that knows TensorRT: building, loading and running engines."""

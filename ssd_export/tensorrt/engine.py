@@ -60,7 +60,7 @@ class TrtEngine:
         # Mapped, so that the file's pages can be dropped again: the plan never takes memory beside
         # the engine.
         with (
-            open(path, "rb") as file,
+            path.open("rb") as file,
             mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped,
         ):
             self._engine = deserialize(mapped)

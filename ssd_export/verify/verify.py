@@ -164,8 +164,8 @@ def _climb(
     ]
     if checkpoint is not None and against == "checkpoint" and spec.level != "ops":
         steps.append(("weights", lambda: check_weights(bundle, checkpoint, progress)))
-    for level in LEVELS[1 : LEVELS.index(spec.level) + 1]:
-        steps.append((level, partial(_climb_to, climb, level)))
+    levels = LEVELS[1 : LEVELS.index(spec.level) + 1]
+    steps += [(level, partial(_climb_to, climb, level)) for level in levels]
     rungs: list[Rung] = []
     try:
         for name, run in steps:

@@ -104,11 +104,10 @@ def test_an_existing_target_is_refused_before_the_work(tmp_path: Path) -> None:
 def test_force_replaces_a_bundle_only_when_the_new_one_is_complete(tmp_path: Path) -> None:
     write(tmp_path / "b")
     before = tree(tmp_path)
-    with pytest.raises(KeyboardInterrupt):
-        with write_bundle(tmp_path / "b", force=True) as folder:
-            write_config(folder, small_config())
-            assert open_bundle(tmp_path / "b")
-            raise KeyboardInterrupt
+    with pytest.raises(KeyboardInterrupt), write_bundle(tmp_path / "b", force=True) as folder:
+        write_config(folder, small_config())
+        assert open_bundle(tmp_path / "b")
+        raise KeyboardInterrupt
     assert tree(tmp_path) == before
     assert (
         open_bundle(write(tmp_path / "b", force=True, text="new"))
@@ -202,9 +201,8 @@ def test_an_unreadable_source_is_not_blamed_on_the_target(tmp_path: Path) -> Non
 
 
 def test_other_errors_are_bugs_and_pass(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError):
-        with write_bundle(tmp_path / "b", force=False):
-            (tmp_path / "no such file").read_text()
+    with pytest.raises(FileNotFoundError), write_bundle(tmp_path / "b", force=False):
+        (tmp_path / "no such file").read_text()
     with pytest.raises(UserError, match="left no ssd_config.json"):
         with write_bundle(tmp_path / "b", force=False):
             pass

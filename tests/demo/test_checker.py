@@ -308,7 +308,7 @@ BAD_SHAPES = {
     "half disc": lambda r: (np.hypot(DX, DY) < r) & (DX < 0),
     "ellipse": lambda r: np.hypot(DX / 1.35, DY) < r / 1.1,
     "oblong": lambda r: (abs(DX) < r) & (abs(DY) < r / 1.35),
-    "triangle pointing down": lambda r: (DY <= r) & (DY >= -0.8 * r) & (abs(DX) <= (r - DY) / 1.8),
+    "triangle pointing down": lambda r: (r >= DY) & (-0.8 * r <= DY) & (abs(DX) <= (r - DY) / 1.8),
     "upright bar": lambda r: (abs(DX) < 0.4 * r) & (abs(DY) < r),
     "thin ring": lambda r: (np.hypot(DX, DY) < r) & (np.hypot(DX, DY) > 0.75 * r),
     "ring with a small hole": lambda r: (np.hypot(DX, DY) < r) & (np.hypot(DX, DY) > 0.4 * r),

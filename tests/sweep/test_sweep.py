@@ -328,7 +328,7 @@ def test_names_of_a_plot_stand_apart_and_in_order() -> None:
     assert (
         gaps.min() >= 0.1 - 1e-9
         and moved[2] == pytest.approx(0.51)
-        and 0.05 <= moved[0]
+        and moved[0] >= 0.05
         and moved[-1] <= 0.95 + 1e-9
     )
     assert np.diff(spread([0.5] * 40, 0.1)).min() == pytest.approx(1 / 40)
