@@ -65,4 +65,3 @@ def compile_noise_kernel() -> str:
 
 if __name__ == "__main__":
     PTX_FILE.write_text(compile_noise_kernel(), encoding="ascii")
-    print(f"wrote {PTX_FILE}")
