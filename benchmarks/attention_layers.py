@@ -24,7 +24,8 @@ from ssd_export.export.functions import (
     release_nodes,
 )
 from ssd_export.export.operators import IR_VERSION, OPSET, Operators, onnx_dtype
-from ssd_export.policy.table import HeadGroup, PolicyTable, releases_between_steps
+from ssd_export.policy.schedule import release_kind
+from ssd_export.policy.table import HeadGroup, PolicyTable
 
 NOISE = 1_000_003  # random numbers that the arrays repeat
 
@@ -123,7 +124,7 @@ def group_run(
         if name != "out"
     }
     release = None
-    if releases_between_steps(group, table.prompt_slots, table.grid):
+    if release_kind(table, group) is not None:
         release = _session(_release_model(node, inputs), threads)
     return GroupRun(node, _session(_step_model(node, inputs), threads), release, values)
 

@@ -26,10 +26,11 @@ from ssd_export.export.source_checkpoint import checked, checkpoint_like
 from ssd_export.machine import num_cpus
 from ssd_export.model.checkpoint import Checkpoint
 from ssd_export.model.families import janus
+from ssd_export.policy.table import FULL
 from ssd_export.runtime.ort_runner import SMALL_HIDDEN_SIZE
 from ssd_export.runtime.runners import DEFAULT, KINDS, check_threads, find_runner
 
-TRANSFORMERS, FULL = "transformers", "full"
+TRANSFORMERS = "transformers"
 BASELINES = (TRANSFORMERS, FULL)
 Progress = Callable[[str, int, int], None]
 

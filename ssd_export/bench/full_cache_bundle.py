@@ -21,7 +21,7 @@ from ssd_export.dtypes import DTYPES
 from ssd_export.export.exporter import write_graphs
 from ssd_export.export.weights import WEIGHTS_FILE, plan_weights
 from ssd_export.model.checkpoint import Checkpoint
-from ssd_export.policy.table import HeadGroup, PolicyTable, Rule
+from ssd_export.model.families import family_of
 
 WEIGHTS = f"onnx/{WEIGHTS_FILE}"
 
@@ -41,7 +41,7 @@ def full_twin(bundle: Bundle, checkpoint: Checkpoint) -> Iterator[Bundle]:
 
 
 def _write(bundle: Bundle, checkpoint: Checkpoint, folder: Path) -> None:
-    table = full_table(bundle.config.policy)
+    table = bundle.config.policy.full()
     dtype = DTYPES[bundle.config.dtype].torch
     weights = plan_weights(checkpoint, table, dtype, bundle.config.precision.weights)
     (folder / "onnx").mkdir()
@@ -54,22 +54,10 @@ def _write(bundle: Bundle, checkpoint: Checkpoint, folder: Path) -> None:
         weights,
         tensor_places(folder / WEIGHTS),
     )
-    for name in ("tokenizer.json", "config.json"):
+    for name in ("config.json", *family_of(bundle.config.model).prompt_files):
         shutil.copyfile(bundle.file(name), folder / name)
     graphs = {spec.name: spec for spec in specs}
     write_config(folder, replace(bundle.config, policy=table, graphs=graphs))
-
-
-def full_table(table: PolicyTable) -> PolicyTable:
-    """The table that keeps everything, with the heads in the same order."""
-    slots = table.prompt_slots + table.grid.num_tokens
-    layers = tuple(
-        (HeadGroup(Rule(-1, 0, False), slots, 1, sum(group.num_heads for group in groups)),)
-        for groups in table.layers
-    )
-    return replace(
-        table, name="full", budget=1.0, score_decay=1.0, layers=layers, notes=()
-    ).validate()
 
 
 def tensor_places(path: Path) -> dict[str, tuple[int, int]]:

@@ -151,14 +151,13 @@ def _policy_faults(table: PolicyTable, model: ModelConfig) -> Iterator[Fault]:
         yield "policy.budget", table.budget, "more than 0, and at most 1"
     if len(table.layers) != model.num_layers:
         yield "policy.layers", len(table.layers), f"the model's {model.num_layers} layers"
-    every = table.prompt_slots + model.grid.num_tokens
     for layer, groups in enumerate(table.layers):
         place = f"policy.layers[{layer}]"
         heads = [group.num_heads for group in groups]
         if min(heads, default=0) < 1 or sum(heads) != model.num_kv_heads:
             yield f"{place}: heads of the groups", heads, f"{model.num_kv_heads} in all"
         for index, group in enumerate(groups):
-            yield from _group_faults(group, every, model.grid, f"{place}[{index}]")
+            yield from _group_faults(group, table.full_slots, model.grid, f"{place}[{index}]")
 
 
 def _group_faults(group: HeadGroup, every: int, grid: Grid, place: str) -> Iterator[Fault]:

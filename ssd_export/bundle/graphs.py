@@ -37,14 +37,8 @@ from collections.abc import Iterator
 
 from ssd_export.config import ModelConfig
 from ssd_export.graph_spec import CacheTensor, Dimension, GraphSpec, TensorSpec
-from ssd_export.policy.table import (
-    HeadGroup,
-    PolicyTable,
-    Rule,
-    release_graph,
-    release_kind,
-    releases_between_steps,
-)
+from ssd_export.policy.schedule import ReleaseKind, release_kind, release_kinds
+from ssd_export.policy.table import HeadGroup, PolicyTable, Rule
 
 MAX_SORTED_CODES = 3840  # TensorRT's TopK takes no more
 
@@ -150,25 +144,26 @@ def prefill_spec(
 
 
 def evict_specs(config: ModelConfig, table: PolicyTable, dtype: str) -> list[GraphSpec]:
-    """evict and, where there are several kinds of groups (policy/table.py), one graph for each; none
-    where none releases between steps."""
-    kinds: list[tuple[int, int] | None] = [None] * bool(table.release_kinds)
-    kinds += table.release_kinds if len(table.release_kinds) > 1 else []
-    return [evict_spec(config, table, dtype, kind) for kind in kinds]
+    """evict and, where there are several kinds of groups (policy/schedule.py), one graph for each;
+    none where none releases between steps.
+    """
+    kinds = release_kinds(table)
+    if not kinds:
+        return []
+    graphs = [None, *kinds] if len(kinds) > 1 else [None]
+    return [evict_spec(config, table, dtype, kind) for kind in graphs]
 
 
 def evict_spec(
-    config: ModelConfig, table: PolicyTable, dtype: str, kind: tuple[int, int] | None = None
+    config: ModelConfig, table: PolicyTable, dtype: str, kind: ReleaseKind | None = None
 ) -> GraphSpec:
     """The graph that releases in the groups of a kind, or in all that release between steps."""
     inputs: list[TensorSpec] = []
     outputs: list[TensorSpec] = []
     aliases: dict[str, str] = {}
     for layer, index, group in head_groups(table):
-        if not releases_between_steps(group, table.prompt_slots, table.grid) or kind not in (
-            None,
-            release_kind(group),
-        ):
+        own = release_kind(table, group)
+        if own is None or kind not in (None, own):
             continue
         for part, spec in cache_parts(group, config, dtype, group.num_slots, table.kv_dtype):
             if part not in ("position", "score"):
@@ -187,7 +182,7 @@ def evict_spec(
         ]
         inputs = lengths + inputs
     return GraphSpec(
-        "evict" if kind is None else release_graph(kind), tuple(inputs), tuple(outputs), aliases
+        "evict" if kind is None else kind.graph, tuple(inputs), tuple(outputs), aliases
     )
 
 

@@ -16,8 +16,7 @@ def group_lines(table: PolicyTable) -> list[str]:
     """One line a layer: heads x image slots and rule of each group."""
     wide = len(str(len(table.layers) - 1))
     return [
-        f"layer {index:>{wide}}  "
-        + "   ".join(_group(group, table.prompt_slots) for group in groups)
+        f"layer {index:>{wide}}  " + "   ".join(_group(group, table) for group in groups)
         for index, groups in enumerate(table.layers)
     ]
 
@@ -52,6 +51,6 @@ def predicted_lines(head_map: HeadMap, config: ModelConfig, table: PolicyTable) 
     ]
 
 
-def _group(group: HeadGroup, prompt_slots: int) -> str:
+def _group(group: HeadGroup, table: PolicyTable) -> str:
     kind = "scored" if group.rule.by_score else "window"
-    return f"{group.num_heads} x {kind} {group.num_slots - prompt_slots}"
+    return f"{group.num_heads} x {kind} {table.option(group).image_slots}"

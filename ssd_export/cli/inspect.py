@@ -99,7 +99,7 @@ def _layers(table: PolicyTable) -> list[list[dict[str, Any]]]:
 def _rule(group: HeadGroup, table: PolicyTable) -> str:
     """What the heads of a group keep, in words."""
     rule = group.rule
-    if group.num_slots >= table.prompt_slots + table.grid.num_tokens:
+    if group.num_slots >= table.full_slots:
         return "everything"
     parts = [
         "highest scores" if rule.by_score else "newest tokens",

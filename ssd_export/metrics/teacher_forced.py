@@ -25,7 +25,7 @@ from ssd_export.model.checkpoint import Checkpoint
 from ssd_export.model.families import prompt_encoder
 from ssd_export.model.load import load_model
 from ssd_export.policy.layout import group_slices, inverse_order, query_head_order
-from ssd_export.policy.table import HeadGroup, HeadOption, PolicyTable
+from ssd_export.policy.table import HeadGroup, PolicyTable
 
 ROWS = 8  # rows that go through the layers together: attention of one layer is [rows, heads, T, T]
 Progress = Callable[[str, int, int], None]
@@ -191,6 +191,5 @@ class Replay:
     def _image_part(
         table: PolicyTable, dense: DenseAttention, group: HeadGroup, heads: slice
     ) -> Tensor:
-        prompt_slots = table.prompt_slots
-        option = HeadOption(group.rule, group.num_slots - prompt_slots, group.evict_every)
-        return attend_with_option(dense, option, prompt_slots, table.score_decay, heads)
+        option = table.option(group)
+        return attend_with_option(dense, option, table.prompt_slots, table.score_decay, heads)

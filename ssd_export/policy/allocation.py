@@ -192,11 +192,9 @@ def predicted_error(table: PolicyTable, head_map: HeadMap) -> float:
     """
     total = 0.0
     for layer, (groups, order) in enumerate(zip(table.layers, table.head_order)):
-        kinds = [group for group in groups for _ in range(group.num_heads)]
-        for head, group in zip(order, kinds):
-            total += _interpolated(
-                head_map, layer, head, group.rule, group.num_slots - table.prompt_slots
-            )
+        options = [table.option(group) for group in groups for _ in range(group.num_heads)]
+        for head, option in zip(order, options):
+            total += _interpolated(head_map, layer, head, option.rule, option.image_slots)
     return total
 
 

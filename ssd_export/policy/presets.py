@@ -57,7 +57,15 @@ from ssd_export.policy.sizes import (
     recent_guard,
     window_and_ranked_slots,
 )
-from ssd_export.policy.table import HeadGroup, HeadOption, PolicyTable, Rule, check_group
+from ssd_export.policy.table import (
+    FULL,
+    KEEP,
+    HeadGroup,
+    HeadOption,
+    PolicyTable,
+    Rule,
+    check_group,
+)
 
 __all__ = [
     "HeadGroup",
@@ -142,7 +150,7 @@ BY_TYPE_OPTIONS = ("window", "evict_every", "num_recent", "num_sinks")
 POLICIES: dict[str, Policy] = {
     row.name: row
     for row in (
-        Policy("full", Heads.EVERYTHING, options=()),
+        Policy(FULL, Heads.EVERYTHING, options=()),
         Policy("ssd-auto", Heads.ALLOCATED, options=()),
         Policy(
             "ssd-row",
@@ -222,7 +230,7 @@ def make_policy(
     }
     _check_request(policy, budget, asked)
     if budget == 1 or policy.heads is Heads.EVERYTHING:
-        everything = HeadOption(Rule(-1, 0, False), config.grid.num_tokens, 1)
+        everything = HeadOption(KEEP, config.grid.num_tokens, 1)
         per_head = [[everything] * config.num_kv_heads] * config.num_layers
         unused = f"budget 1 keeps everything: {', '.join(asked)} has no effect"
         notes = [unused] if asked else []

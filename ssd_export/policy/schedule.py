@@ -1,42 +1,67 @@
-"""When a policy releases slots, and how many tokens a picture loses by it: known before the first
-step from the prompts' lengths.
+"""When a policy releases slots, and how many tokens an image loses by it: known before the first step
+from the prompts' lengths.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
-from ssd_export.policy.table import PolicyTable
+from ssd_export.policy.table import HeadGroup, PolicyTable
+
+
+class ReleaseKind(NamedTuple):
+    """Groups that agree in both numbers release before the same steps."""
+
+    num_slots: int
+    evict_every: int
+
+    @property
+    def graph(self) -> str:
+        """The name of the graph that releases in the groups of this kind alone."""
+        return f"evict_{self.num_slots}_slots_{self.evict_every}_at_once"
+
+
+def release_kind(table: PolicyTable, group: HeadGroup) -> ReleaseKind | None:
+    """The kind of a group that releases several slots at a time, and so between steps; None where
+    it releases one slot, within a step, or none (R7).
+    """
+    releases_between_steps = group.evict_every > 1 and group.num_slots < table.full_slots
+    return ReleaseKind(group.num_slots, group.evict_every) if releases_between_steps else None
+
+
+def release_kinds(table: PolicyTable) -> list[ReleaseKind]:
+    """The kinds of the groups that release between steps, each once."""
+    kinds = {release_kind(table, group) for group in table.groups()}
+    return sorted(kind for kind in kinds if kind is not None)
 
 
 def release_steps(table: PolicyTable, lengths: Sequence[int]) -> frozenset[int]:
     """Steps before which some head that releases several slots at a time has no empty slot (R7)."""
-    num_tokens = table.grid.num_tokens
-    return frozenset().union(
-        *(full_before(kind, lengths, num_tokens) for kind in table.release_kinds)
-    )
+    return frozenset().union(*(full_before(table, kind, lengths) for kind in release_kinds(table)))
 
 
-def full_before(kind: tuple[int, int], lengths: Sequence[int], num_tokens: int) -> frozenset[int]:
+def full_before(table: PolicyTable, kind: ReleaseKind, lengths: Sequence[int]) -> frozenset[int]:
     """The steps before which heads of that kind are full, in a row with a prompt of one of these
     lengths.
 
     A head with num_slots slots and a prompt of length L is full before step num_slots - L + 1, and
     then after every evict_every writes.
     """
-    num_slots, evict_every = kind
-    firsts = {num_slots - length + 1 for length in lengths}
-    return frozenset(step for first in firsts for step in range(first, num_tokens, evict_every))
+    firsts = {kind.num_slots - length + 1 for length in lengths}
+    return frozenset(
+        step for first in firsts for step in range(first, table.grid.num_tokens, kind.evict_every)
+    )
 
 
 def tokens_dropped(table: PolicyTable, length: int) -> int:
-    """(layer, KV head, token) triples that a row with a prompt of this length drops while a picture
-    is drawn.
+    """(layer, KV head, token) triples that a row with a prompt of this length drops while an image
+    is generated.
 
     All image tokens are written but the last, which is only drawn.
     """
     dropped = 0
-    for group in (group for layer in table.layers for group in layer):
+    for group in table.groups():
         overflow = length + table.grid.num_tokens - 1 - group.num_slots
         if overflow > 0:
             dropped += group.num_heads * -(-overflow // group.evict_every) * group.evict_every

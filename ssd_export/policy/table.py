@@ -6,7 +6,8 @@ Plain data without torch or numpy: a board reads it from ssd_config.json.
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, replace
 from typing import Any, NamedTuple
 
 from ssd_export.config import Grid, ModelConfig
@@ -47,6 +48,10 @@ class Rule:
         return sinks + max(self.num_recent - 1, 0) + grid.height * self.num_pinned_columns
 
 
+KEEP = Rule(-1, 0, False)  # of heads that are never full; any rule would do
+FULL = "full"  # the policy under which all are
+
+
 class HeadOption(NamedTuple):
     """One way to serve a KV head: its rule, its image slots (buffer included), how many a release
     frees.
@@ -80,23 +85,6 @@ def pinned_bits(pinned_columns: int) -> int:
     return pinned_columns - (1 << 32) if pinned_columns >> 31 else pinned_columns
 
 
-def releases_between_steps(group: HeadGroup, prompt_slots: int, grid: Grid) -> bool:
-    """Whether a group releases several slots at a time, and so before a step; one slot is released
-    within it (R7).
-    """
-    return group.evict_every > 1 and group.can_fill(prompt_slots, grid)
-
-
-def release_kind(group: HeadGroup) -> tuple[int, int]:
-    """(num_slots, evict_every): groups that agree in both release before the same steps."""
-    return group.num_slots, group.evict_every
-
-
-def release_graph(kind: tuple[int, int]) -> str:
-    """The name of the graph that releases in the groups of one kind."""
-    return "evict_{}_slots_{}_at_once".format(*kind)
-
-
 @dataclass(frozen=True)
 class PolicyTable:
     """Rules and slots of every head of a model, by layer and head group.
@@ -120,39 +108,35 @@ class PolicyTable:
     notes: tuple[str, ...] = ()
     kv_dtype: str = "model"
 
+    def groups(self) -> Iterator[HeadGroup]:
+        """Every head group, layer by layer."""
+        return (group for layer in self.layers for group in layer)
+
+    def option(self, group: HeadGroup) -> HeadOption:
+        """How a group serves each of its heads."""
+        return HeadOption(group.rule, group.num_slots - self.prompt_slots, group.evict_every)
+
+    @property
+    def full_slots(self) -> int:
+        """Slots that hold the longest prompt and every image token: nothing is ever evicted."""
+        return self.prompt_slots + self.grid.num_tokens
+
     @property
     def image_slots_mean(self) -> float:
         """Image slots of the average KV head, buffer included."""
-        groups = [group for layer in self.layers for group in layer]
-        slots = sum(group.num_heads * (group.num_slots - self.prompt_slots) for group in groups)
-        return slots / sum(group.num_heads for group in groups)
+        slots = sum(group.num_heads * self.option(group).image_slots for group in self.groups())
+        return slots / sum(group.num_heads for group in self.groups())
 
     @property
     def budget_in_force(self) -> float:
         return self.image_slots_mean / self.grid.num_tokens
 
-    @property
-    def release_kinds(self) -> list[tuple[int, int]]:
-        """The kinds of the groups that release between steps, each once."""
-        groups = [group for layer in self.layers for group in layer]
-        return sorted(
-            {
-                release_kind(group)
-                for group in groups
-                if releases_between_steps(group, self.prompt_slots, self.grid)
-            }
-        )
-
     def cache_bytes(self, config: ModelConfig, dtype_bytes: int, rows: int) -> int:
         """Bytes of keys, values (and their scales), positions and, where a group ranks by it,
         score; prompt slots included."""
         return sum(
-            rows
-            * group.num_heads
-            * group.num_slots
-            * self._slot_bytes(group.rule, config, dtype_bytes)
-            for layer in self.layers
-            for group in layer
+            rows * group.num_heads * group.num_slots * self._slot_bytes(group, config, dtype_bytes)
+            for group in self.groups()
         )
 
     def image_cache_bytes(self, config: ModelConfig, dtype_bytes: int, rows: int) -> int:
@@ -160,34 +144,40 @@ class PolicyTable:
         return sum(
             rows
             * group.num_heads
-            * (group.num_slots - self.prompt_slots)
-            * self._slot_bytes(group.rule, config, dtype_bytes)
-            for layer in self.layers
-            for group in layer
+            * self.option(group).image_slots
+            * self._slot_bytes(group, config, dtype_bytes)
+            for group in self.groups()
         )
 
     def full_cache_bytes(self, config: ModelConfig, dtype_bytes: int, rows: int) -> int:
         """Keys and values alone of a cache of the prompt slots and all image tokens: what the
         saving is measured by.
         """
-        return (self.prompt_slots + self.grid.num_tokens) * self._full_token_bytes(
-            config, dtype_bytes, rows
-        )
+        return self.full_slots * self._full_token_bytes(config, dtype_bytes, rows)
 
     def full_image_cache_bytes(self, config: ModelConfig, dtype_bytes: int, rows: int) -> int:
         """full_cache_bytes of the image tokens alone."""
         return self.grid.num_tokens * self._full_token_bytes(config, dtype_bytes, rows)
 
-    def _slot_bytes(self, rule: Rule, config: ModelConfig, dtype_bytes: int) -> int:
+    def _slot_bytes(self, group: HeadGroup, config: ModelConfig, dtype_bytes: int) -> int:
         row = (
             config.head_dim * dtype_bytes
             if self.kv_dtype == "model"
             else config.head_dim + BYTES_ROW_SCALE
         )
-        return 2 * row + BYTES_POSITION + BYTES_SCORE * rule.by_score
+        return 2 * row + BYTES_POSITION + BYTES_SCORE * group.rule.by_score
 
     def _full_token_bytes(self, config: ModelConfig, dtype_bytes: int, rows: int) -> int:
         return rows * config.num_layers * config.num_kv_heads * 2 * config.head_dim * dtype_bytes
+
+    def full(self) -> PolicyTable:
+        """The table that keeps everything, with the heads in the same order."""
+        layers = tuple(
+            (HeadGroup(KEEP, self.full_slots, 1, sum(group.num_heads for group in groups)),)
+            for groups in self.layers
+        )
+        full = replace(self, name=FULL, budget=1.0, score_decay=1.0, layers=layers, notes=())
+        return full.validate()
 
     def validate(self) -> PolicyTable:
         """This table, if every head obeys R9 and the numbers fit together. Raises: UserError with

@@ -21,8 +21,7 @@ from ssd_export.graph_spec import NUM_SORTED_CODES, CacheTensor, GraphSpec, Tens
 from ssd_export.machine import thread_limit, total_bytes
 from ssd_export.plan.memory import widens_on_use
 from ssd_export.plan.sizes import WeightSizes
-from ssd_export.policy.schedule import full_before
-from ssd_export.policy.table import release_graph
+from ssd_export.policy.schedule import full_before, release_kinds
 from ssd_export.runtime.finite import to_pixels
 from ssd_export.runtime.grid_row_noise import GridRowNoise
 from ssd_export.runtime.ort_session import PROVIDERS, open_session, session_entries
@@ -215,9 +214,9 @@ class OrtRunner(Runner):
         bundle has them.
         """
         evictions: dict[int, list[str]] = {}
-        for kind in self._table.release_kinds:
-            name = release_graph(kind) if release_graph(kind) in self._specs else "evict"
-            for step in full_before(kind, lengths, self._table.grid.num_tokens):
+        for kind in release_kinds(self._table):
+            name = kind.graph if kind.graph in self._specs else "evict"
+            for step in full_before(self._table, kind, lengths):
                 names = evictions.setdefault(step, [])
                 names += [name] * (name not in names)
         return evictions

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ssd_export.errors import UserError
+from ssd_export.policy.table import FULL
 from ssd_export.sweep.policy_variant import Variant
 
-FULL = "full"
 SHOWN = 8  # pictures of a cell that are kept for the contact sheet
 GOAL_POLICIES = (
     "ssd-auto",

@@ -19,7 +19,7 @@ from ssd_export.model.checkpoint import Checkpoint
 from ssd_export.policy.allocation import allocate
 from ssd_export.policy.head_map import HeadMap
 from ssd_export.policy.presets import MAX_GROUPS, POLICIES, Heads
-from ssd_export.policy.table import HeadGroup, HeadOption, PolicyTable
+from ssd_export.policy.table import HeadGroup, PolicyTable
 from ssd_export.verify.checks import Divergence, Rung
 
 
@@ -95,7 +95,7 @@ def _misallocated_head(head_map: HeadMap, table: PolicyTable) -> Divergence | No
     cost = 0.0
     for layer in range(len(table.layers)):
         for index, group, head in heads_of_layer(table, layer):
-            option = HeadOption(group.rule, group.num_slots - table.prompt_slots, group.evict_every)
+            option = table.option(group)
             if option not in head_map.cost_options:
                 what = (
                     f"head_map.json has no option of {option.image_slots} image slots,"

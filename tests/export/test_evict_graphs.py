@@ -8,7 +8,7 @@ from ssd_export.bundle.graphs import evict_specs
 from ssd_export.config import ModelConfig, VQConfig
 from ssd_export.model.families import janus
 from ssd_export.policy.presets import HeadOption, Rule, make_policy, policy_from_head_options
-from ssd_export.policy.schedule import full_before, release_steps
+from ssd_export.policy.schedule import ReleaseKind, full_before, release_kinds, release_steps
 from ssd_export.policy.table import PolicyTable
 
 CONFIG = ModelConfig(
@@ -29,7 +29,6 @@ CONFIG = ModelConfig(
     janus.GRID,
     janus.ROWS_PER_IMAGE,
 )
-NUM_TOKENS = janus.GRID.num_tokens
 OPTIONS = [
     HeadOption(Rule(-1, 4, True), slots, every)
     for slots, every in ((30, 6), (48, 12), (64, 1), (30, 6))
@@ -44,7 +43,7 @@ def mixed() -> PolicyTable:
 
 def test_every_tensor_of_evict_is_in_the_graph_of_one_kind() -> None:
     whole, *parts = evict_specs(CONFIG, mixed(), "float32")
-    assert whole.name == "evict" and len(parts) == len(mixed().release_kinds) == 2
+    assert whole.name == "evict" and len(parts) == len(release_kinds(mixed())) == 2
     for side in ("inputs", "outputs"):
         counted = Counter(tensor.name for part in parts for tensor in getattr(part, side))
         assert set(counted) == {tensor.name for tensor in getattr(whole, side)}
@@ -60,6 +59,8 @@ def test_one_kind_needs_no_second_graph_and_no_release_none() -> None:
 
 def test_heads_are_full_after_the_slots_and_then_after_every_release() -> None:
     table = mixed()
-    steps = full_before((62, 6), [32, 30], NUM_TOKENS)
+    steps = full_before(table, ReleaseKind(62, 6), [32, 30])
     assert {31, 37, 33, 39} <= steps and not {30, 32, 34} & steps
-    assert release_steps(table, [32, 30]) == steps | full_before((80, 12), [32, 30], NUM_TOKENS)
+    assert release_steps(table, [32, 30]) == steps | full_before(
+        table, ReleaseKind(80, 12), [32, 30]
+    )
