@@ -38,14 +38,14 @@ def test_a_config_is_of_the_family_that_has_its_model_type(other: families.Famil
     assert identify(config_file("other_model")) == (other, LAYOUT)
     for kind in ("llama", None, ["janus"], 3):
         with pytest.raises(
-            UserError, match="not a Janus-Pro or Other checkpoint .*'other_model'.*someone/other"
+            UserError, match="not a Janus-Pro or .*Other checkpoint .*'other_model'.*someone/other"
         ):
             identify(config_file(kind))
 
 
 def test_a_model_knows_its_family(other: families.Family) -> None:
     assert family_of(SHAPE) is JANUS and family_of(replace(SHAPE, family="other")) is other
-    with pytest.raises(UserError, match="family 'emu', and this ssd-export knows janus, other"):
+    with pytest.raises(UserError, match="family 'emu', and this ssd-export knows janus, .*other"):
         family_of(replace(SHAPE, family="emu"))
 
 
