@@ -14,7 +14,8 @@ namespace {
 
 using Json = nlohmann::ordered_json;
 
-constexpr int schema_version = 1;
+constexpr int schema_version = 3;
+constexpr size_t max_json_bytes = size_t{64} << 20U;
 char const config_name[] = "ssd_config.json";
 char const manifest_name[] = "manifest.json";
 std::string const export_again =
@@ -22,13 +23,8 @@ std::string const export_again =
 char const* const added_later[] = {"engines/", "reports/"};
 
 Json read_json(std::string const& path, std::string const& if_missing, std::string& content) {
-    if (!read_file(path, content)) {
+    if (!read_file(path, max_json_bytes, content)) {
         throw Failure(SSD_BAD_BUNDLE, if_missing);
-    }
-    constexpr size_t most_bytes = size_t{64} << 20U;
-    if (content.size() > most_bytes) {
-        fail(SSD_BAD_BUNDLE, path, " has ", content.size(), " bytes, more than the ", most_bytes,
-             " of such a file; ", export_again);
     }
     try {
         return Json::parse(content);
@@ -37,25 +33,27 @@ Json read_json(std::string const& path, std::string const& if_missing, std::stri
     }
 }
 
-void check_schema(std::string const& bundle, Json const& config) {
-    auto const found = config.find("schema_version");
-    if (found != config.end() && !found->is_number_integer()) {
-        JsonReader(config, text(bundle, "/", config_name), export_again)["schema_version"].integer(
-            0);
+void check_schema(std::string const& path, std::string const& folder, Json const& config) {
+    JsonReader const json(config, path, export_again);
+    int64_t const version =
+        json.has("schema_version")
+            ? json["schema_version"].integer(std::numeric_limits<int32_t>::min())
+            : 0;
+    if (version < 1) {
+        fail(SSD_BAD_BUNDLE, path, " has no schema version: this is no bundle of ssd-export; ",
+             export_again);
     }
-    if (found == config.end() || *found < 1) {
-        fail(SSD_BAD_BUNDLE, bundle, "/", config_name,
-             " has no schema version: this is no bundle of ssd-export; ", export_again);
+    if (version < schema_version) {
+        fail(SSD_BAD_BUNDLE, path, " has schema version ", version,
+             ", from an earlier ssd-export, and this one reads version ", schema_version,
+             "; make it again with `ssd-export export --out ", folder, " --force`");
     }
-    if (*found > schema_version) {
-        auto const tool = config.find("tool_version");
-        std::string const newer = tool != config.end() && tool->is_string()
-                                      ? tool->get<std::string>()
-                                      : std::string("of a later version");
-        fail(SSD_BAD_BUNDLE, "bundle ", bundle, " has schema version ", found->dump(),
-             " and this is ssd_runtime ", ssd_version(), ", which reads up to ", schema_version,
-             ": use ssd_runtime ", newer, " or newer, or export it again with ssd-export ",
-             ssd_version());
+    if (version > schema_version) {
+        std::string const theirs =
+            json.has("tool_version") ? json["tool_version"].string() : "of a later version";
+        fail(SSD_BAD_BUNDLE, path, " has schema version ", version, " and this is ssd_runtime ",
+             ssd_version(), ", which reads version ", schema_version, ": use ssd_runtime ", theirs,
+             " or newer, or export it again with ssd-export ", ssd_version());
     }
 }
 
@@ -109,7 +107,7 @@ Bundle::Bundle(std::string const& path) : path_(path) {
                   text("no bundle at ", path,
                        ": make one with `ssd-export export`, or give the folder of one"),
                   content);
-    check_schema(path, config);
+    check_schema(config_path, path, config);
     config_ = Config::parse(config, config_path, export_again);
     read_manifest();
     for (auto const& [name, entry] : files_) {

@@ -1,6 +1,5 @@
 #include "config.h"
 
-#include <cmath>
 #include <limits>
 
 #include "failure.h"
@@ -27,12 +26,46 @@ Dtype parse_dtype(JsonReader const& json) {
     json.wrong("a dtype such as float32");
 }
 
+// Far above every published model, so that loops and allocations over them end: the limits of
+// ssd_export/bundle/config_checks.py.
+constexpr int64_t max_layers = 1024, max_heads = 1024, max_head_dim = 1024, max_width = 1 << 18;
+constexpr int64_t max_entries = 1 << 24, max_positions = 1 << 24, max_levels = 10;
+constexpr int64_t max_grid_side = 256, max_pixels = 1 << 26;
+
+Grid parse_grid(JsonReader const& json) {
+    return {json["height"].integer(1, max_grid_side), json["width"].integer(1, max_grid_side)};
+}
+
 ModelConfig parse_model(JsonReader const& json) {
-    auto const size = [&json](char const* key) { return json[key].integer(1, 1 << 20); };
-    return {size("hidden_size"),       size("num_layers"),
-            size("num_kv_heads"),      size("head_dim"),
-            size("intermediate_size"), size("codebook_size"),
-            size("image_size"),        json["vq"]["base_channels"].integer(1, 1 << 20)};
+    int64_t levels = 0;
+    json["vq"]["channel_multipliers"].each([&levels](JsonReader const& multiplier) {
+        multiplier.integer(1, max_width);
+        ++levels;
+    });
+    if (levels < 1 || levels > max_levels) {
+        json["vq"]["channel_multipliers"].wrong(text("a list of 1 to ", max_levels));
+    }
+    ModelConfig const model{json["vocab_size"].integer(1, max_entries),
+                            json["hidden_size"].integer(1, max_width),
+                            json["num_layers"].integer(1, max_layers),
+                            json["num_kv_heads"].integer(1, max_heads),
+                            json["head_dim"].integer(1, max_head_dim),
+                            json["intermediate_size"].integer(1, max_width),
+                            json["codebook_size"].integer(1, max_entries),
+                            json["max_positions"].integer(1, max_positions),
+                            json["vq"]["base_channels"].integer(1, max_width),
+                            int64_t{1} << (levels - 1),
+                            json["family"].string(),
+                            parse_grid(json["grid"]),
+                            json["rows_per_image"].integer(1, 2)};
+    if (model.family != "janus") {
+        fail(SSD_BAD_BUNDLE, "the model is of the family '", model.family,
+             "', and this ssd_runtime knows janus; use the version that wrote the bundle");
+    }
+    if (model.image_height() * model.image_width() > max_pixels) {
+        json["grid"].wrong(text("an image of at most ", max_pixels, " pixels"));
+    }
+    return model;
 }
 
 TensorSpec parse_tensor(JsonReader const& json) {
@@ -60,25 +93,29 @@ GraphSpec parse_graph(JsonReader const& json) {
     return graph;
 }
 
-HeadGroup parse_group(JsonReader const& json) {
-    constexpr int64_t largest = 1 << 24;
+// every: prompt slots and image tokens, the most slots that a head can fill.
+HeadGroup parse_group(JsonReader const& json, int64_t every, Grid const& grid) {
     JsonReader const rule = json["rule"];
-    int64_t const pinned = rule["pinned_columns"].integer(0, std::numeric_limits<int64_t>::max());
-    return {{rule["num_sinks"].integer(-largest, largest),
-             rule["num_recent"].integer(-largest, largest), rule["by_score"].boolean(),
-             static_cast<uint64_t>(pinned)},
-            json["num_slots"].integer(-largest, largest),
-            json["evict_every"].integer(-largest, largest),
-            json["num_heads"].integer(-largest, largest)};
+    int64_t const columns = grid.width < 62 ? (int64_t{1} << grid.width) - 1 : 0;
+    return {{rule["num_sinks"].integer(-1, every), rule["num_recent"].integer(0, every),
+             rule["by_score"].boolean(),
+             static_cast<uint64_t>(rule["pinned_columns"].integer(0, columns))},
+            json["num_slots"].integer(1, every),
+            json["evict_every"].integer(1, grid.num_tokens()),
+            json["num_heads"].integer(1, max_heads)};
 }
 
-PolicyTable parse_policy(JsonReader const& json, int64_t num_image_tokens, int64_t grid) {
+PolicyTable parse_policy(JsonReader const& json, ModelConfig const& model) {
+    Grid const grid = parse_grid(json["grid"]);
+    if (grid.height != model.grid.height || grid.width != model.grid.width) {
+        json["grid"].wrong(text("the model's ", model.grid.height, " x ", model.grid.width));
+    }
+    int64_t const most_slots = model.max_positions - grid.num_tokens();
     PolicyTable table{json["name"].string(),
                       json["budget"].number(),
                       json["score_decay"].number(),
-                      json["prompt_slots"].integer(-(1 << 24), 1 << 24),
+                      json["prompt_slots"].integer(1, most_slots),
                       false,
-                      num_image_tokens,
                       grid,
                       {}};
     if (json.has("kv_dtype")) {
@@ -88,11 +125,21 @@ PolicyTable parse_policy(JsonReader const& json, int64_t num_image_tokens, int64
         }
         table.int8_cache = kv_dtype == "int8";
     }
-    json["layers"].each([&table](JsonReader const& layer) {
+    int64_t const every = table.prompt_slots + grid.num_tokens();
+    json["layers"].each([&](JsonReader const& layer) {
         auto& groups = table.layers.emplace_back();
-        layer.each([&groups](JsonReader const& g) { groups.push_back(parse_group(g)); });
+        int64_t heads = 0;
+        layer.each([&](JsonReader const& group) {
+            groups.push_back(parse_group(group, every, grid));
+            heads += groups.back().num_heads;
+        });
+        if (heads != model.num_kv_heads) {
+            layer.wrong(text("groups of ", model.num_kv_heads, " heads in all"));
+        }
     });
-    table.validate();
+    if (static_cast<int64_t>(table.layers.size()) != model.num_layers) {
+        json["layers"].wrong(text("the model's ", model.num_layers, " layers"));
+    }
     return table;
 }
 
@@ -110,19 +157,6 @@ TextEmbeddings parse_embeddings(JsonReader const& json) {
         json["dtype"].wrong("float32, float16 or bfloat16");
     }
     return found;
-}
-
-// The number of image tokens is the first dimension of the tokens that a step reads and writes.
-int64_t find_num_image_tokens(std::map<std::string, GraphSpec> const& graphs,
-                              JsonReader const& json) {
-    auto const found = graphs.find("decode_step");
-    TensorSpec const* const tokens =
-        found == graphs.end() ? nullptr : found->second.input("tokens");
-    if (tokens == nullptr || tokens->shape.empty() || tokens->shape[0].number < 4 ||
-        tokens->shape[0].number > 1 << 20) {
-        json.wrong("a set of graphs with decode_step and its tokens");
-    }
-    return tokens->shape[0].number;
 }
 
 }  // namespace
@@ -178,20 +212,20 @@ Config Config::parse(nlohmann::ordered_json const& parsed, std::string const& pa
     json["graphs"].members([&config](std::string const& name, JsonReader const& graph) {
         config.graphs.emplace(name, parse_graph(graph));
     });
-    config.num_image_tokens = find_num_image_tokens(config.graphs, json["graphs"]);
-    config.grid = std::lround(std::sqrt(static_cast<double>(config.num_image_tokens)));
-    if (config.grid * config.grid != config.num_image_tokens) {
-        json["graphs"].wrong("a set of graphs over a square grid of image tokens");
-    }
-    config.policy = parse_policy(json["policy"], config.num_image_tokens, config.grid);
-    if (static_cast<int64_t>(config.policy.layers.size()) != config.model.num_layers) {
-        json["policy"]["layers"].wrong(text(config.model.num_layers, " layers"));
+    config.policy = parse_policy(json["policy"], config.model);
+    try {
+        config.policy.validate();
+    } catch (Failure const& failure) {
+        fail(SSD_BAD_BUNDLE, path, ": ", failure.what(), "; ", advice);
     }
     config.cfg_scale = static_cast<float>(json["generation"]["cfg_scale"].number());
     config.temperature = static_cast<float>(json["generation"]["temperature"].number());
     config.text_embeddings = parse_embeddings(json["text_embeddings"]);
-    if (config.text_embeddings.width != config.model.hidden_size) {
-        json["text_embeddings"]["shape"].wrong("[vocabulary, hidden_size]");
+    ModelConfig const& model = config.model;
+    if (config.text_embeddings.num_rows != model.vocab_size ||
+        config.text_embeddings.width != model.hidden_size) {
+        json["text_embeddings"]["shape"].wrong(
+            text("vocab_size x hidden_size, [", model.vocab_size, ", ", model.hidden_size, "]"));
     }
     return config;
 }

@@ -7,6 +7,7 @@
 
 #include <nlohmann/json_fwd.hpp>
 
+#include "grid.h"
 #include "policy.h"
 
 namespace ssd_runtime {
@@ -46,9 +47,17 @@ struct GraphSpec {
     bool is_aliased(TensorSpec const& output) const { return aliases.count(output.name) > 0; }
 };
 
+// rows_per_image: of the batch; 2 with guidance, the conditional and the unconditional row, else 1.
 struct ModelConfig {
-    int64_t hidden_size, num_layers, num_kv_heads, head_dim, intermediate_size, codebook_size;
-    int64_t image_size, base_channels;
+    int64_t vocab_size, hidden_size, num_layers, num_kv_heads, head_dim, intermediate_size;
+    int64_t codebook_size, max_positions;
+    int64_t base_channels, pixels_per_token;
+    std::string family;
+    Grid grid;
+    int64_t rows_per_image;
+
+    int64_t image_height() const { return grid.height * pixels_per_token; }
+    int64_t image_width() const { return grid.width * pixels_per_token; }
 };
 
 struct TextEmbeddings {
@@ -58,7 +67,7 @@ struct TextEmbeddings {
     int64_t num_rows, width;
 };
 
-// ssd_config.json. grid: tokens of a row and of a column of the picture.
+// ssd_config.json: what a bundle is.
 struct Config {
     ModelConfig model;
     Dtype dtype;
@@ -67,7 +76,6 @@ struct Config {
     float cfg_scale, temperature;
     TextEmbeddings text_embeddings;
     std::map<std::string, GraphSpec> graphs;
-    int64_t num_image_tokens, grid;
 
     // path, advice: begin and end what Failure SSD_BAD_BUNDLE says of a wrong value.
     static Config parse(nlohmann::ordered_json const& parsed, std::string const& path,

@@ -20,28 +20,54 @@ namespace {
 
 constexpr size_t block_bytes = size_t{1} << 20;
 
-// A file descriptor that closes itself.
-class Descriptor {
+[[noreturn]] void cannot_read(std::string const& path, int error) {
+    fail(SSD_BAD_BUNDLE, path, " cannot be read (", std::strerror(error),
+         "); check its permissions");
+}
+
+char const* kind_of(mode_t mode) {
+    return S_ISFIFO(mode)   ? "a named pipe"
+           : S_ISSOCK(mode) ? "a socket"
+           : S_ISDIR(mode)  ? "a folder"
+                            : "a device";
+}
+
+// A regular file open for reading; never waits, as opening a named pipe would.
+class OpenFile {
 public:
-    explicit Descriptor(std::string const& path) : fd_(open(path.c_str(), O_RDONLY | O_CLOEXEC)) {}
-    Descriptor(Descriptor const&) = delete;
-    Descriptor& operator=(Descriptor const&) = delete;
-    ~Descriptor() {
+    explicit OpenFile(std::string const& path)
+        : fd_(open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK)) {
+        struct stat status{};
+        if (fd_ < 0) {
+            return;
+        }
+        if (fstat(fd_, &status) != 0) {
+            int const error = errno;
+            close(fd_);
+            cannot_read(path, error);
+        }
+        if (!S_ISREG(status.st_mode)) {
+            close(fd_);
+            fail(SSD_BAD_BUNDLE, path, " is ", kind_of(status.st_mode),
+                 ", not a file; put the file itself there");
+        }
+        num_bytes_ = static_cast<uint64_t>(status.st_size);
+    }
+    OpenFile(OpenFile const&) = delete;
+    OpenFile& operator=(OpenFile const&) = delete;
+    ~OpenFile() {
         if (fd_ >= 0) {
             close(fd_);
         }
     }
 
     int get() const { return fd_; }
+    uint64_t num_bytes() const { return num_bytes_; }
 
 private:
     int fd_;
+    uint64_t num_bytes_ = 0;
 };
-
-[[noreturn]] void cannot_read(std::string const& path, int error) {
-    fail(SSD_BAD_BUNDLE, path, " cannot be read (", std::strerror(error),
-         "); check its permissions");
-}
 
 size_t read_block(int fd, std::string const& path, char* block, size_t size) {
     for (;;) {
@@ -91,12 +117,11 @@ private:
 }  // namespace
 
 MappedFile::MappedFile(std::string const& path) {
-    Descriptor const file(path);
-    struct stat status{};
-    if (file.get() < 0 || fstat(file.get(), &status) != 0) {
+    OpenFile const file(path);
+    if (file.get() < 0) {
         cannot_read(path, errno);
     }
-    size_ = static_cast<size_t>(status.st_size);
+    size_ = static_cast<size_t>(file.num_bytes());
     if (size_ == 0) {
         return;
     }
@@ -123,8 +148,8 @@ MappedFile::~MappedFile() {
     }
 }
 
-bool read_file(std::string const& path, std::string& content) {
-    Descriptor const file(path);
+bool read_file(std::string const& path, size_t most, std::string& content) {
+    OpenFile const file(path);
     if (file.get() < 0) {
         if (errno == ENOENT || errno == ENOTDIR) {
             return false;
@@ -135,6 +160,10 @@ bool read_file(std::string const& path, std::string& content) {
     std::vector<char> block(block_bytes);
     while (size_t const count = read_block(file.get(), path, block.data(), block.size())) {
         content.append(block.data(), count);
+        if (content.size() > most) {
+            fail(SSD_BAD_BUNDLE, path, " has more than ", most,
+                 " bytes, which no file of its kind needs");
+        }
     }
     return true;
 }
@@ -151,7 +180,7 @@ FileStatus file_status(std::string const& path) {
 }
 
 std::string sha256_of_file(std::string const& path) {
-    Descriptor const file(path);
+    OpenFile const file(path);
     if (file.get() < 0) {
         cannot_read(path, errno);
     }

@@ -26,8 +26,9 @@ private:
     size_t size_ = 0;
 };
 
-// The content of a file; false where there is none. Throws Failure where it cannot be read.
-bool read_file(std::string const& path, std::string& content);
+// The content of a regular file; false where there is none. Throws Failure where it cannot be read
+// or has more than `most` bytes.
+bool read_file(std::string const& path, size_t most, std::string& content);
 
 // What a file is known by. Throws Failure where it is not there or cannot be read.
 struct FileStatus {

@@ -106,12 +106,13 @@ void Generation::read_prompts(ssd_generate_params const& params) {
     Config const& config = model_->config();
     // All bad ones at once, before any work.
     model_->prompts().rows(encoded, names, config.policy.prompt_slots,
-                           model_->embeddings().num_rows());
+                           model_->config().model.vocab_size,
+                           model_->config().model.rows_per_image == 2);
     for (size_t i = 0; i < encoded.size(); ++i) {
         rows_.insert(rows_.end(), params.num_images, encoded[i]);
         names_.insert(names_.end(), params.num_images, names[i]);
     }
-    tokens_.resize(rows_.size() * static_cast<size_t>(config.num_image_tokens));
+    tokens_.resize(rows_.size() * static_cast<size_t>(config.model.grid.num_tokens()));
 }
 
 void Generation::place_pixels(ssd_generate_params const& params) {
@@ -129,23 +130,28 @@ void Generation::place_pixels(ssd_generate_params const& params) {
 }
 
 size_t Generation::num_tokens() const {
-    return static_cast<size_t>(model_->config().num_image_tokens);
+    return static_cast<size_t>(model_->config().model.grid.num_tokens());
 }
 
 size_t Generation::image_bytes() const {
-    auto const size = static_cast<size_t>(model_->config().model.image_size);
-    return size * size * 3;
+    ModelConfig const& model = model_->config().model;
+    return static_cast<size_t>(model.image_height() * model.image_width()) * 3;
 }
 
 PromptBatch Generation::make_batch() const {
     Config const& config = model_->config();
     auto const begin = rows_.begin() + first_;
     auto const name = names_.begin() + first_;
-    EncodedPrompts const encoded =
-        model_->prompts().rows({begin, begin + count_}, {name, name + count_},
-                               config.policy.prompt_slots, model_->embeddings().num_rows());
-    return {model_->embeddings().rows(encoded.ids), encoded.width, encoded.lengths,
-            uniforms(seed_, config.num_image_tokens, first_, count_), sampling_};
+    EncodedPrompts const encoded = model_->prompts().rows(
+        {begin, begin + count_}, {name, name + count_}, config.policy.prompt_slots,
+        model_->config().model.vocab_size, model_->config().model.rows_per_image == 2);
+    PromptBatch batch{
+        model_->embeddings().rows(encoded.ids), encoded.width, encoded.lengths, {}, sampling_};
+    for (uint32_t image = first_; image < first_ + count_; ++image) {
+        batch.images.push_back(seeds_.empty() ? ImageSeed{seed_, image}
+                                              : ImageSeed{seeds_[image], 0});
+    }
+    return batch;
 }
 
 void Generation::begin_batch() {
@@ -154,8 +160,9 @@ void Generation::begin_batch() {
     lengths_ = batch.lengths;
     runner_->prefill(batch);
     Config const& config = model_->config();
-    uint64_t const promised = config.policy.cache_bytes(
-        config.model.head_dim, item_bytes(config.dtype), 2 * int64_t{count_});
+    uint64_t const promised =
+        config.policy.cache_bytes(config.model.head_dim, item_bytes(config.dtype),
+                                  config.model.rows_per_image * int64_t{count_});
     if (runner_->cache_bytes() != promised) {
         fail(SSD_INTERNAL_ERROR, "the backend holds ", runner_->cache_bytes(),
              " cache bytes, the policy table says ", promised, "; export the bundle again");
@@ -164,7 +171,7 @@ void Generation::begin_batch() {
 
 bool Generation::step_row(ssd_row_event& event) {
     if (finished_ == rows_.size()) {
-        fill_event(event, static_cast<uint32_t>(model_->config().grid) - 1);
+        fill_event(event, static_cast<uint32_t>(model_->config().model.grid.height) - 1);
         return false;
     }
     check_usable();
@@ -175,7 +182,7 @@ bool Generation::step_row(ssd_row_event& event) {
         check_usable();  // an interrupted backend throws: that is no fault
         throw;
     }
-    if (row_ == model_->config().grid) {
+    if (row_ == model_->config().model.grid.height) {
         first_ += count_;
         row_ = 0;
     }
@@ -184,11 +191,11 @@ bool Generation::step_row(ssd_row_event& event) {
 
 // The number of the row that was generated.
 uint32_t Generation::generate_row() {
-    int64_t const grid = model_->config().grid;
+    Grid const& grid = model_->config().model.grid;
     if (row_ == 0) {
         begin_batch();
     }
-    runner_->decode_row(std::max<int64_t>(1, row_ * grid), (row_ + 1) * grid, stop_);
+    runner_->decode_row(std::max<int64_t>(1, row_ * grid.width), (row_ + 1) * grid.width, stop_);
     if (stop_) {
         throw Failure(SSD_CANCELLED, "cancelled");
     }
@@ -196,7 +203,7 @@ uint32_t Generation::generate_row() {
     auto const begin = static_cast<std::ptrdiff_t>(first_ * num_tokens());
     std::copy(tokens.begin(), tokens.end(), tokens_.begin() + begin);
     ++row_;
-    if (row_ == grid) {
+    if (row_ == grid.height) {
         decode(tokens_.data() + begin, pixels_ + first_ * image_bytes());
         finished_ = first_ + count_;
     } else if (preview_) {
@@ -225,20 +232,21 @@ void Generation::decode(int32_t const* tokens, uint8_t* pixels) {
 
 // The rows to come repeat the last one for the decoder's sake and are grayed out.
 void Generation::make_preview() {
-    Config const& config = model_->config();
-    auto const grid = static_cast<size_t>(config.grid);
+    ModelConfig const& model = model_->config().model;
+    auto const height = static_cast<size_t>(model.grid.height);
+    auto const width = static_cast<size_t>(model.grid.width);
     int32_t const* const begin = tokens_.data() + first_ * num_tokens();
     std::vector<int32_t> codes(begin, begin + count_ * num_tokens());
     for (size_t image = 0; image < count_; ++image) {
         int32_t* const tokens = codes.data() + image * num_tokens();
-        for (size_t row = row_; row < grid; ++row) {
-            std::copy_n(tokens + (row_ - 1) * grid, grid, tokens + row * grid);
+        for (size_t row = row_; row < height; ++row) {
+            std::copy_n(tokens + (row_ - 1) * width, width, tokens + row * width);
         }
     }
     preview_pixels_.resize(count_ * image_bytes());
     decode(codes.data(), preview_pixels_.data());
-    auto const size = static_cast<size_t>(config.model.image_size);
-    size_t const drawn = size * row_ / grid * size * 3;
+    auto const line = static_cast<size_t>(model.image_width()) * 3;
+    size_t const drawn = static_cast<size_t>(model.image_height()) * row_ / height * line;
     for (size_t image = 0; image < count_; ++image) {
         uint8_t* const pixels = preview_pixels_.data() + image * image_bytes();
         std::memset(pixels + drawn, not_drawn_yet, image_bytes() - drawn);
@@ -246,20 +254,22 @@ void Generation::make_preview() {
 }
 
 void Generation::fill_event(ssd_row_event& event, uint32_t row) const {
-    Config const& config = model_->config();
-    bool const is_last_row = row + 1 == static_cast<uint32_t>(config.grid);
+    ModelConfig const& model = model_->config().model;
+    auto const num_rows = static_cast<uint32_t>(model.grid.height);
+    bool const is_last_row = row + 1 == num_rows;
     uint32_t const first = std::min(first_, static_cast<uint32_t>(rows_.size()) - count_);
     uint8_t const* const finished = pixels_ + first * image_bytes();
     event.row = row;
-    event.num_rows = static_cast<uint32_t>(config.grid);
+    event.num_rows = num_rows;
     event.first_image = first;
     event.num_images = count_;
     event.total_images = static_cast<uint32_t>(rows_.size());
-    event.num_tokens = static_cast<uint32_t>(config.num_image_tokens);
+    event.num_tokens = static_cast<uint32_t>(num_tokens());
     event.done = is_last_row && finished_ == rows_.size() ? 1 : 0;
     event.tokens = tokens_.data() + first * num_tokens();
     event.pixels = is_last_row ? finished : preview_ ? preview_pixels_.data() : nullptr;
-    event.width = event.height = static_cast<uint32_t>(config.model.image_size);
+    event.width = static_cast<uint32_t>(model.image_width());
+    event.height = static_cast<uint32_t>(model.image_height());
 }
 
 void Generation::run() {
@@ -295,15 +305,15 @@ void Generation::cancel(ssd_cancel_when when) {
 }
 
 ssd_images Generation::images() const {
-    Config const& config = model_->config();
-    auto const size = static_cast<uint32_t>(config.model.image_size);
-    return {sizeof(ssd_images),
-            finished_,
-            size,
-            size,
-            static_cast<uint32_t>(config.num_image_tokens),
-            pixels_,
-            tokens_.data()};
+    ModelConfig const& model = model_->config().model;
+    ssd_images images{};
+    images.num_images = finished_;
+    images.width = static_cast<uint32_t>(model.image_width());
+    images.height = static_cast<uint32_t>(model.image_height());
+    images.num_tokens = static_cast<uint32_t>(num_tokens());
+    images.pixels = pixels_;
+    images.tokens = tokens_.data();
+    return images;
 }
 
 ssd_cache_report Generation::cache_report() const {
@@ -312,14 +322,19 @@ ssd_cache_report Generation::cache_report() const {
              "no cache is allocated before the first row is generated; generate a row first");
     }
     Config const& config = model_->config();
+    PolicyTable const& table = config.policy;
     size_t const item = item_bytes(config.dtype);
-    return {sizeof(ssd_cache_report),
-            count_,
-            runner_->cache_bytes(),
-            config.policy.image_cache_bytes(config.model.head_dim, item, 2),
-            config.policy.full_cache_bytes(config.model.head_dim, item, 2, config.num_image_tokens),
-            config.policy.tokens_dropped(lengths_.front()) +
-                config.policy.tokens_dropped(lengths_[count_])};
+    int64_t const head_dim = config.model.head_dim, rows = config.model.rows_per_image;
+    ssd_cache_report report{};
+    report.num_images = count_;
+    report.bytes = runner_->cache_bytes();
+    report.image_bytes_per_image = table.image_cache_bytes(head_dim, item, rows);
+    report.full_image_bytes_per_image =
+        table.full_cache_bytes(head_dim, item, rows, config.model.grid.num_tokens());
+    for (int64_t row = 0; row < rows; ++row) {  // of the first image
+        report.tokens_dropped += table.tokens_dropped(lengths_[static_cast<size_t>(row) * count_]);
+    }
+    return report;
 }
 
 }  // namespace ssd_runtime

@@ -59,6 +59,7 @@ private:
     std::shared_ptr<Model> model_;
     Sampling sampling_;
     uint64_t seed_;
+    std::vector<uint64_t> seeds_;  // of each image, in place of seed_
     uint32_t max_batch_, decoder_batch_;
     bool preview_;
     ssd_row_callback on_row_;

@@ -40,7 +40,7 @@ public:
         bool const is_huge = value_.is_number_unsigned() && value_.get<uint64_t>() > uint64_t{1}
                                                                                          << 62U;
         if (is_huge || value_.get<int64_t>() < least || value_.get<int64_t>() > most) {
-            wrong(text("a whole number in ", least, " .. ", most));
+            wrong(text(least, " to ", most));
         }
         return value_.get<int64_t>();
     }

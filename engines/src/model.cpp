@@ -20,13 +20,14 @@ char const tensorrt[] = "tensorrt";
 
 // What the process and ONNX Runtime take without any weights, and how many copies of the weights
 // its kernels hold while they are packed (ssd_export/plan/memory.py measured both).
+constexpr size_t max_tokenizer_bytes = size_t{64} << 20U;
 constexpr uint64_t base_bytes = 60'000'000;
 constexpr double copies_float32 = 1.05, copies_half = 2.1, copies_of_codes = 1.5;
 constexpr int64_t feature_maps = 5;  // of the image decoder's largest size that are alive at once
 
 std::string tokenizer_content(Bundle const& bundle) {
     std::string content;
-    read_file(bundle.file("tokenizer.json"), content);
+    read_file(bundle.file("tokenizer.json"), max_tokenizer_bytes, content);
     return content;
 }
 
@@ -73,8 +74,10 @@ Model::Model(ModelRequest const& request)
 
 void Model::describe(ssd_model_info& info) const {
     Config const& known = config();
-    info.grid_rows = info.grid_columns = static_cast<uint32_t>(known.grid);
-    info.width = info.height = static_cast<uint32_t>(known.model.image_size);
+    info.grid_rows = static_cast<uint32_t>(known.model.grid.height);
+    info.grid_columns = static_cast<uint32_t>(known.model.grid.width);
+    info.width = static_cast<uint32_t>(known.model.image_width());
+    info.height = static_cast<uint32_t>(known.model.image_height());
     info.codebook_size = static_cast<uint32_t>(known.model.codebook_size);
     info.prompt_slots = static_cast<uint32_t>(known.policy.prompt_slots);
     info.max_images = backend().max_images();
@@ -89,13 +92,15 @@ void Model::describe(ssd_model_info& info) const {
 void Model::plan(uint32_t num_images, uint32_t decoder_batch, ssd_memory_plan& plan) const {
     Config const& known = config();
     size_t const item = item_bytes(known.dtype);
-    int64_t const rows = 2 * int64_t{num_images};
+    int64_t const rows = known.model.rows_per_image * int64_t{num_images};
     plan.num_images = num_images;
     plan.weight_bytes = bundle_.num_bytes(known.text_embeddings.file);
     plan.cache_bytes = known.policy.cache_bytes(known.model.head_dim, item, rows);
-    plan.full_cache_bytes = known.policy.full_cache_bytes(
-        known.model.head_dim, item, rows, known.policy.prompt_slots + known.num_image_tokens);
-    auto const pixels = static_cast<uint64_t>(known.model.image_size * known.model.image_size);
+    plan.full_cache_bytes =
+        known.policy.full_cache_bytes(known.model.head_dim, item, rows,
+                                      known.policy.prompt_slots + known.model.grid.num_tokens());
+    auto const pixels =
+        static_cast<uint64_t>(known.model.image_height() * known.model.image_width());
     plan.decoder_bytes = feature_maps * uint64_t{decoder_batch} *
                          static_cast<uint64_t>(known.model.base_channels) * pixels *
                          (backend().is_cpu() ? sizeof(float) : item);

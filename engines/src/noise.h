@@ -1,17 +1,24 @@
 #pragma once
 
 #include <array>
+#include <cstddef>
 #include <cstdint>
 #include <vector>
 
 namespace ssd_runtime {
 
-// Philox4x32-10: four output words of a counter (ssd_export/runtime has the source).
+// What the random numbers of an image depend on: the seed of its request and its number there.
+struct ImageSeed {
+    uint64_t seed;
+    uint32_t image;
+};
+
+// Philox4x32-10: four output words of a counter.
 std::array<uint32_t, 4> philox4x32(std::array<uint32_t, 4> counter, uint64_t key);
 
-// Uniform numbers in [0, 1), float32 [num_steps, num_images]: a pure function of seed, step and
-// image. first_image: the number of the first column.
-std::vector<float> uniforms(uint64_t seed, int64_t num_steps, int64_t first_image,
-                            int64_t num_images);
+// Writes Gumbel noise float32 [num_steps, images, codebook] of steps from first_step on: the bits
+// that ssd_export/noise.py defines.
+void fill_noise(std::vector<ImageSeed> const& images, size_t codebook_size, int64_t first_step,
+                int64_t num_steps, float* noise);
 
 }  // namespace ssd_runtime

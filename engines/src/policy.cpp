@@ -13,13 +13,14 @@ constexpr uint64_t position_bytes = 4, score_bytes = 4, row_scale_bytes = 4;
 void check_group(PolicyTable const& table, HeadGroup const& group, size_t layer, bool can_fill) {
     Rule const& rule = group.rule;
     std::string const where = text("layer ", layer, ": ");
-    if (rule.num_sinks < -1 || rule.num_recent < 0 || (rule.pinned_columns >> table.grid) != 0) {
+    if (rule.num_sinks < -1 || rule.num_recent < 0 ||
+        (rule.pinned_columns >> table.grid.width) != 0) {
         fail(
             SSD_BAD_BUNDLE, where, "Rule(num_sinks=", rule.num_sinks,
             ", num_recent=", rule.num_recent, ", by_score=", rule.by_score ? "True" : "False",
             ", pinned_columns=", rule.pinned_columns,
             ") is out of range; use num_sinks >= -1, num_recent >= 0 and a pinned_columns mask of ",
-            table.grid, " bits");
+            table.grid.width, " bits");
     }
     if (group.num_heads < 1 || group.evict_every < 1) {
         fail(SSD_BAD_BUNDLE, where, "num_heads=", group.num_heads,
@@ -36,7 +37,7 @@ void check_group(PolicyTable const& table, HeadGroup const& group, size_t layer,
     int64_t const sinks = rule.num_sinks < 0 ? table.prompt_slots : rule.num_sinks;
     int64_t const recent = std::max<int64_t>(rule.num_recent - 1, 0);
     auto const columns = static_cast<int64_t>(std::bitset<64>(rule.pinned_columns).count());
-    int64_t const num_protected = sinks + recent + table.grid * columns;
+    int64_t const num_protected = sinks + recent + table.grid.height * columns;
     int64_t const least = num_protected + group.evict_every;
     if (group.num_slots < least) {
         fail(SSD_BAD_BUNDLE, where,
@@ -68,7 +69,7 @@ void PolicyTable::validate() const {
 }
 
 bool PolicyTable::can_fill(HeadGroup const& group) const {
-    return group.num_slots < prompt_slots + num_image_tokens;
+    return group.num_slots < prompt_slots + grid.num_tokens();
 }
 
 std::set<ReleaseKind> PolicyTable::release_kinds() const {
@@ -88,7 +89,7 @@ std::set<int64_t> PolicyTable::full_before(ReleaseKind kind,
     auto const [num_slots, evict_every] = kind;
     std::set<int64_t> steps;
     for (int32_t const length : lengths) {
-        for (int64_t step = num_slots - length + 1; step < num_image_tokens; step += evict_every) {
+        for (int64_t step = num_slots - length + 1; step < grid.num_tokens(); step += evict_every) {
             steps.insert(step);
         }
     }
@@ -100,7 +101,7 @@ uint64_t PolicyTable::tokens_dropped(int64_t length) const {
     for (auto const& groups : layers) {
         for (HeadGroup const& group : groups) {
             // The last token is only sampled, never written.
-            int64_t const overflow = length + num_image_tokens - 1 - group.num_slots;
+            int64_t const overflow = length + grid.num_tokens() - 1 - group.num_slots;
             if (overflow > 0) {
                 int64_t const releases = (overflow + group.evict_every - 1) / group.evict_every;
                 dropped += group.num_heads * releases * group.evict_every;

@@ -6,6 +6,8 @@
 #include <utility>
 #include <vector>
 
+#include "grid.h"
+
 namespace ssd_runtime {
 
 // What R3 protects and ranks by (ssd_export/policy/table.py has the rules and their numbers).
@@ -30,7 +32,7 @@ struct PolicyTable {
     double budget, score_decay;
     int64_t prompt_slots;
     bool int8_cache;
-    int64_t num_image_tokens, grid;
+    Grid grid;
     std::vector<std::vector<HeadGroup>> layers;
 
     // Throws Failure SSD_BAD_BUNDLE where a group does not obey R9.

@@ -147,12 +147,12 @@ void PromptEncoder::check_row(std::vector<int32_t> const& row, std::string const
 
 EncodedPrompts PromptEncoder::rows(std::vector<std::vector<int32_t>> conditional,
                                    std::vector<std::string> const& names, int64_t prompt_slots,
-                                   int64_t vocabulary_size) const {
+                                   int64_t vocabulary_size, bool with_guidance) const {
     for (size_t i = 0; i < conditional.size(); ++i) {
         check_row(conditional[i], names[i], prompt_slots, vocabulary_size);
     }
     std::vector<std::vector<int32_t>> every = std::move(conditional);
-    for (size_t i = 0, count = every.size(); i < count; ++i) {
+    for (size_t i = 0, count = with_guidance ? every.size() : 0; i < count; ++i) {
         std::vector<int32_t> row(every[i].size(), control(pad).id);
         row.front() = control(bos).id;
         row.back() = control(begin_of_image).id;

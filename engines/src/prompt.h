@@ -12,8 +12,8 @@
 
 namespace ssd_runtime {
 
-// Rows of N prompts: the N conditional ones, then the N unconditional ones. ids: [2 N, width],
-// padded on the right; lengths: the ids of a row that count.
+// Rows of N prompts: the N conditional ones, then with guidance the N unconditional ones. ids:
+// [rows, width], padded on the right; lengths: the ids of a row that count.
 struct EncodedPrompts {
     std::vector<int32_t> ids, lengths;
     int64_t width;
@@ -37,7 +37,7 @@ public:
     // All rows. Throws Failure for a row that is too long, or not one that `encode` could make.
     EncodedPrompts rows(std::vector<std::vector<int32_t>> conditional,
                         std::vector<std::string> const& names, int64_t prompt_slots,
-                        int64_t vocabulary_size) const;
+                        int64_t vocabulary_size, bool with_guidance) const;
 
 private:
     std::vector<int32_t> text_ids(std::string const& text, bool strip_left, bool strip_right) const;
@@ -56,7 +56,6 @@ class Embeddings {
 public:
     Embeddings(TextEmbeddings const& entry, std::string const& path);
 
-    int64_t num_rows() const { return entry_.num_rows; }
     // float32 [ids, width]
     std::vector<float> rows(std::vector<int32_t> const& ids) const;
 

@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "config.h"
+#include "noise.h"
 
 namespace ssd_runtime {
 
@@ -17,16 +18,16 @@ struct Sampling {
     int64_t top_k;
 };
 
-// What starts a batch of N images. embeds: [2 N, width, hidden], padded on the right; lengths:
-// [2 N]; uniforms: [tokens, N].
+// What starts a batch of N images. embeds: [rows, width, hidden], padded on the right; lengths:
+// [rows]; rows: N or, with guidance, 2 N, the conditional ones first.
 struct PromptBatch {
     std::vector<float> embeds;
     int64_t width;
     std::vector<int32_t> lengths;
-    std::vector<float> uniforms;
+    std::vector<ImageSeed> images;
     Sampling sampling;
 
-    int64_t num_images() const { return static_cast<int64_t>(lengths.size()) / 2; }
+    int64_t num_images() const { return static_cast<int64_t>(images.size()); }
 };
 
 // The caches of one generation on one backend. Call order: prefill, then decode_row for rows in

@@ -28,6 +28,7 @@ VERBS = (
     "generate",
     "serve",
     "inspect",
+    "prompts",
     "eval",
     "sweep",
     "bench",

@@ -9,6 +9,9 @@ from typing import Any
 
 import numpy as np
 
+from ssd_export.bundle import open_bundle
+from ssd_export.model import families
+from ssd_export.model.prompt import TemplateEncoder
 from ssd_export.runtime.generate import ImageGenerator
 from tests.engines.builds import run
 
@@ -109,3 +112,8 @@ def checksum(images: list[np.ndarray]) -> int:
     """What ssd_cases writes of an event's pixels."""
     pixels = np.stack(images).astype(np.uint64).reshape(-1)
     return int((pixels * (np.arange(len(pixels), dtype=np.uint64) % np.uint64(251) + 1)).sum())
+
+
+def prompt_encoder(bundle: Path) -> TemplateEncoder:
+    opened = open_bundle(bundle)
+    return families.prompt_encoder(opened.config.model, opened.file)

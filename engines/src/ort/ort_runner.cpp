@@ -11,6 +11,7 @@
 namespace ssd_runtime {
 namespace {
 
+char const num_sorted_codes[] = "num_sorted_codes";
 char const past_prefix[] = "past_key_values.";
 
 bool is_past(std::string const& name) { return name.rfind(past_prefix, 0) == 0; }
@@ -26,6 +27,12 @@ std::string present_of(std::string const& past) {
 }
 std::string past_of(std::string const& present) {
     return past_prefix + present.substr(std::strlen("present."));
+}
+
+template <typename Item>
+std::vector<std::byte> bytes_of(std::vector<Item> const& items) {
+    auto const* begin = reinterpret_cast<std::byte const*>(items.data());
+    return {begin, begin + items.size() * sizeof(Item)};
 }
 
 size_t size_in_bytes(Ort::Value const& value) {
@@ -130,30 +137,74 @@ void OrtRunner::prefill(PromptBatch const& batch) {
     std::string const graph = "prefill" + suffix;
     bound_.clear();  // the decode step's session may have to make room
     allocate(batch.num_images(), "decode_step" + suffix);
+    images_ = batch.images;
+    is_greedy_ = batch.sampling.temperature == 0;
     GraphSpec const& spec = config_.graph(graph);
     sizes_["prompt_tokens"] = batch.width;
-    std::map<std::string, std::pair<void const*, size_t>> const given = {
-        {"inputs_embeds", {batch.embeds.data(), batch.embeds.size() * sizeof(float)}},
-        {"prompt_length", {batch.lengths.data(), batch.lengths.size() * sizeof(int32_t)}},
-        {"uniforms", {batch.uniforms.data(), batch.uniforms.size() * sizeof(float)}},
-        {"cfg_scale", {&batch.sampling.cfg_scale, sizeof(float)}},
-        {"temperature", {&batch.sampling.temperature, sizeof(float)}},
-        {"top_k", {&batch.sampling.top_k, sizeof(int64_t)}}};
+    std::map<std::string, std::vector<std::byte>> contents;
     std::map<std::string, Ort::Value> feeds;
-    for (TensorSpec const& tensor : spec.inputs) {
-        auto const found = given.find(tensor.name);
-        if (found == given.end()) {
-            fail(SSD_BAD_BUNDLE, "graph ", graph, " has the unknown input ", tensor.name,
-                 "; use a newer ssd_runtime, or export the bundle again");
-        }
-        auto const [data, size] = found->second;
-        feeds.emplace(tensor.name, on_host(tensor, const_cast<void*>(data), size));
+    for (TensorSpec const& tensor : inputs_of(spec)) {
+        std::vector<std::byte>& content = contents[tensor.name];
+        content = content_of(tensor, batch);
+        feeds.emplace(tensor.name, on_host(tensor, content.data(), content.size()));
         if (values_.count(tensor.name) > 0) {
-            upload(tensor.name, data, size);
+            upload(tensor.name, content.data(), content.size());
         }
     }
     fill_caches(spec, run_once(graph, feeds), batch);
     plan_releases(batch.lengths);
+}
+
+// The contract's inputs and, where codes are sorted for top-k, how many: an input with a default,
+// beside the contract, which saves sorting those that no image asks for.
+std::vector<TensorSpec> OrtRunner::inputs_of(GraphSpec const& spec) const {
+    std::vector<TensorSpec> inputs = spec.inputs;
+    if (spec.input("top_k") != nullptr) {
+        inputs.push_back({num_sorted_codes, Dtype::int64, {{1, ""}}});
+    }
+    return inputs;
+}
+
+// What an input of the prefill holds, by its name.
+std::vector<std::byte> OrtRunner::content_of(TensorSpec const& tensor,
+                                             PromptBatch const& batch) const {
+    size_t const count = num_elements(tensor.shape_with(sizes_));
+    if (tensor.name == "inputs_embeds") {
+        return bytes_of(batch.embeds);
+    }
+    if (tensor.name == "prompt_length") {
+        return bytes_of(batch.lengths);
+    }
+    if (tensor.name == "noise") {
+        return bytes_of(noise_of_row(0));
+    }
+    if (tensor.name == "cfg_scale") {
+        return bytes_of(std::vector<float>(count, batch.sampling.cfg_scale));
+    }
+    if (tensor.name == "temperature") {
+        return bytes_of(std::vector<float>(count, batch.sampling.temperature));
+    }
+    if (tensor.name == "top_k") {
+        return bytes_of(std::vector<int64_t>(count, batch.sampling.top_k));
+    }
+    if (tensor.name == num_sorted_codes) {
+        return bytes_of(std::vector<int64_t>(
+            count, std::min(batch.sampling.top_k, config_.model.codebook_size)));
+    }
+    fail(SSD_BAD_BUNDLE, "the bundle's prefill has the unknown input ", tensor.name,
+         "; use a newer ssd_runtime, or export the bundle again");
+}
+
+// Noise of a grid row, of which step s reads row s mod the grid's width; a greedy batch reads
+// zeros.
+std::vector<float> OrtRunner::noise_of_row(int64_t row) const {
+    auto const codebook = static_cast<size_t>(config_.model.codebook_size);
+    int64_t const width = config_.model.grid.width;
+    std::vector<float> noise(static_cast<size_t>(width) * images_.size() * codebook);
+    if (!is_greedy_) {
+        fill_noise(images_, codebook, row * width, width, noise.data());
+    }
+    return noise;
 }
 
 std::vector<Ort::Value> OrtRunner::run_once(std::string const& graph,
@@ -247,6 +298,11 @@ void OrtRunner::plan_releases(std::vector<int32_t> const& lengths) {
 }
 
 void OrtRunner::decode_row(int64_t first, int64_t last, std::atomic<bool> const& stop) {
+    int64_t const row = first / config_.model.grid.width;
+    if (row > 0 && !is_greedy_) {
+        std::vector<float> const noise = noise_of_row(row);
+        upload("noise", noise.data(), noise.size() * sizeof(float));
+    }
     for (int64_t step = first; step < last && !stop; ++step) {
         auto const due = releases_.find(step);
         if (due != releases_.end()) {
@@ -299,7 +355,7 @@ OrtRunner::Bound& OrtRunner::bound(std::string const& graph) {
         }
         return held->second;
     };
-    for (TensorSpec const& tensor : spec.inputs) {
+    for (TensorSpec const& tensor : inputs_of(spec)) {
         binding.BindInput(tensor.name.c_str(), value(tensor.name));
     }
     for (TensorSpec const& tensor : spec.outputs) {
@@ -311,7 +367,8 @@ OrtRunner::Bound& OrtRunner::bound(std::string const& graph) {
 }
 
 void OrtRunner::allocate(int64_t num_images, std::string const& step_graph) {
-    std::map<std::string, int64_t> const sizes = {{"images", num_images}, {"rows", 2 * num_images}};
+    std::map<std::string, int64_t> const sizes = {
+        {"images", num_images}, {"rows", config_.model.rows_per_image * num_images}};
     bool const fits = step_graph_ == step_graph && sizes_["images"] == num_images;
     step_graph_ = step_graph;
     sizes_ = sizes;
@@ -326,7 +383,7 @@ void OrtRunner::allocate(int64_t num_images, std::string const& step_graph) {
         graphs.push_back(&config_.graph("evict"));
     }
     for (GraphSpec const* graph : graphs) {
-        for (TensorSpec const& tensor : graph->inputs) {
+        for (TensorSpec const& tensor : inputs_of(*graph)) {
             if (values_.count(tensor.name) == 0) {
                 values_.emplace(tensor.name, new_value(tensor));
             }
@@ -367,7 +424,7 @@ void OrtRunner::upload(std::string const& name, void const* data, size_t size) {
 }
 
 std::vector<int32_t> OrtRunner::tokens() {
-    auto const steps = static_cast<size_t>(config_.num_image_tokens);
+    auto const steps = static_cast<size_t>(config_.model.grid.num_tokens());
     auto const images = static_cast<size_t>(sizes_.at("images"));
     std::vector<int32_t> stored(steps * images);
     void const* const source = values_.at("tokens").GetTensorRawData();
@@ -388,15 +445,15 @@ std::vector<int32_t> OrtRunner::tokens() {
 
 void OrtRunner::decode_image(int32_t const* codes, int64_t count, uint8_t* pixels) {
     GraphSpec const& spec = config_.graph("image_decoder");
-    int64_t const size = config_.model.image_size;
     TensorSpec const codes_spec{
-        "codes", Dtype::int32, {{count, ""}, {config_.num_image_tokens, ""}}};
-    size_t const num_codes = static_cast<size_t>(count * config_.num_image_tokens);
+        "codes", Dtype::int32, {{count, ""}, {config_.model.grid.num_tokens(), ""}}};
+    size_t const num_codes = static_cast<size_t>(count * config_.model.grid.num_tokens());
     std::map<std::string, Ort::Value> feeds;
     feeds.emplace("codes",
                   on_host(codes_spec, const_cast<int32_t*>(codes), num_codes * sizeof(int32_t)));
     std::vector<Ort::Value> const results = run_once("image_decoder", feeds);
-    std::vector<int64_t> const wanted = {count, size, size, 3};
+    std::vector<int64_t> const wanted = {count, config_.model.image_height(),
+                                         config_.model.image_width(), 3};
     if (spec.outputs.size() != 1 || spec.outputs[0].dtype != Dtype::float32 ||
         results[0].GetTensorTypeAndShapeInfo().GetShape() != wanted) {
         fail(SSD_BAD_BUNDLE,

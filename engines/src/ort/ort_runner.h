@@ -36,6 +36,9 @@ private:
     };
 
     void allocate(int64_t num_images, std::string const& step_graph);
+    std::vector<TensorSpec> inputs_of(GraphSpec const& spec) const;
+    std::vector<std::byte> content_of(TensorSpec const& tensor, PromptBatch const& batch) const;
+    std::vector<float> noise_of_row(int64_t row) const;
     Ort::Value new_value(TensorSpec const& tensor);
     Ort::Value on_host(TensorSpec const& tensor, void* data, size_t num_bytes) const;
     void fill_caches(GraphSpec const& prefill, std::vector<Ort::Value> const& results,
@@ -56,6 +59,8 @@ private:
     Ort::RunOptions run_options_;
     Ort::MemoryInfo host_, device_;
     std::map<std::string, int64_t> sizes_;  // images, rows
+    std::vector<ImageSeed> images_;
+    bool is_greedy_ = false;
     std::string step_graph_;
     std::unique_ptr<Ort::Allocator> allocator_;  // of the device; before the values it made
     std::map<std::string, Ort::Value> values_;

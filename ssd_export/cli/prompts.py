@@ -1,0 +1,66 @@
+"""ssd-export prompts: token ids of prompts, for programs that have no tokenizer."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import click
+
+
+@dataclass(frozen=True)
+class PromptIds:
+    """A prompt as typed and its conditional row: control tokens, text, control tokens."""
+
+    text: str
+    ids: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class PromptFile:
+    """What is written. prompt_slots: the longest row that the bundle's cache holds."""
+
+    bundle_hash: str
+    prompt_slots: int
+    prompts: tuple[PromptIds, ...]
+
+
+@click.command()
+@click.argument("prompts", nargs=-1, required=True, metavar="PROMPT...")
+@click.option(
+    "--bundle",
+    type=click.Path(path_type=Path),
+    metavar="DIR",
+    help="The bundle whose tokenizer is used.  [default: the one exported last from this folder]",
+)
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    default=Path("prompts.json"),
+    show_default=True,
+    metavar="FILE.json",
+    help="Where the ids go.",
+)
+def command(prompts: tuple[str, ...], bundle: Path | None, out: Path) -> None:
+    """Write the token ids of each PROMPT, control tokens included.
+
+    A C or C++ program gives them to ssd_runtime in place of text, where the library was built
+    without a tokenizer.
+    """
+    from ssd_export.bundle import open_bundle, resolve_bundle
+    from ssd_export.model.families import prompt_encoder
+    from ssd_export.runtime.pictures import check_file, write_file
+    from ssd_export.typed_json import to_json
+
+    check_file(out)
+    opened = open_bundle(resolve_bundle(bundle))
+    encoder = prompt_encoder(opened.config.model, opened.file)
+    slots = opened.config.policy.prompt_slots
+    encoded = encoder.encode(prompts, slots)
+    rows = zip(prompts, encoded.ids, encoded.prompt_length)  # the conditional rows come first
+    made = tuple(PromptIds(text, tuple(ids[:length].tolist())) for text, ids, length in rows)
+    content = to_json(PromptFile(opened.hash, slots, made)).encode()
+    write_file(out, lambda file: file.write(content))
+    click.echo(
+        f"{out}: {len(made)} prompts, at most {max(len(m.ids) for m in made)} tokens of {slots}"
+    )
