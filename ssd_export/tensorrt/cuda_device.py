@@ -32,6 +32,14 @@ class CudaGraph:
     num_nodes: int
 
 
+@dataclass(frozen=True)
+class Kernel:
+    """A function of a loaded module: the driver's handles."""
+
+    module: Any
+    function: Any
+
+
 def open_driver() -> Any:
     """cuda-python's driver module. Raises: UserError where it is not installed."""
     try:
@@ -153,6 +161,40 @@ class CudaDevice:
         )
         what.WidthInBytes, what.Height = width, rows
         self._call("cuMemcpy2DAsync", what, self._stream)
+
+    def load_kernel(self, image: bytes, entry: str) -> Kernel:
+        """A kernel of PTX, which the driver compiles for this GPU."""
+        self.use()
+        module = self._call("cuModuleLoadData", image + b"\0")
+        return Kernel(module, self._call("cuModuleGetFunction", module, entry.encode()))
+
+    def launch_kernel(
+        self,
+        kernel: Kernel,
+        grid: tuple[int, int],
+        num_threads: int,
+        arguments: tuple[Any, ...],
+        types: tuple[Any, ...],
+    ) -> None:
+        """Queues a grid of blocks of num_threads. types: the ctypes of the arguments."""
+        self.use()
+        self._call(
+            "cuLaunchKernel",
+            kernel.function,
+            *(*grid, 1),
+            *(num_threads, 1, 1),
+            0,
+            self._stream,
+            (arguments, types),
+            0,
+        )
+
+    def unload_kernel(self, kernel: Kernel) -> None:
+        """Waits for the stream: the kernel may be under way."""
+        try:
+            self.synchronize()
+        finally:
+            self._call("cuModuleUnload", kernel.module)
 
     def capture(self, work: Callable[[], None]) -> CudaGraph:
         """What work() queues, as a graph; nothing of it is executed now."""

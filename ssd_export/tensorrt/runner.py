@@ -18,11 +18,11 @@ from ssd_export.bundle.graphs import num_sorted_codes
 from ssd_export.errors import UserError
 from ssd_export.graph_spec import CacheTensor
 from ssd_export.runtime.finite import to_pixels
-from ssd_export.runtime.grid_row_noise import GridRowNoise
 from ssd_export.runtime.prompt_batch import PromptBatch
 from ssd_export.runtime.runner import Runner
 from ssd_export.tensorrt.batch_memory import BatchMemory
 from ssd_export.tensorrt.cuda_device import NO_GPU, CudaDevice, open_driver
+from ssd_export.tensorrt.device_noise import DeviceNoise
 from ssd_export.tensorrt.engine_files import EngineFiles, find_engines
 from ssd_export.tensorrt.loaded_engines import LoadedEngines
 from ssd_export.tensorrt.profiles import IMAGE_DECODER
@@ -72,6 +72,7 @@ class TrtRunner(Runner):
         self._evicts = EVICT in specs and not files.releases_in_step
         self._rows_per_image = bundle.config.model.rows_per_image
         self._engines = LoadedEngines(files, specs, device)
+        self._noise = DeviceNoise(device, self._config)
         self._batch: tuple[int, bool] | None = None  # images, top-k
         self._memory: BatchMemory | None = None
         self._graphs: StepGraphs | None = None
@@ -89,11 +90,9 @@ class TrtRunner(Runner):
 
     def prefill(self, batch: PromptBatch) -> None:
         self._allocate(batch.num_images, batch.uses_top_k)
-        self._noise = GridRowNoise(batch.images, self._config, batch.is_greedy)
         self._memory.clear()
         numbers = {
             "prompt_length": batch.lengths,
-            "noise": self._noise.reach(0),
             "step": np.ones(1, np.int64),
             **batch.sampling_inputs(),
         }
@@ -102,6 +101,9 @@ class TrtRunner(Runner):
             numbers["top_k"] = top_k
         for name, values in numbers.items():
             self._memory.upload(name, values)
+        self._needs_noise = not batch.is_greedy  # whose noise stays 0, as the memory was cleared
+        self._noise.start(batch.images, self._memory.address("noise"))
+        self._reach_noise(0)
         prefill = self._prefill.name
         self._memory.upload("inputs_embeds", self._padded(batch.embeds), prefill)
         self._prefill.enqueue()
@@ -116,14 +118,14 @@ class TrtRunner(Runner):
 
     def decode_step(self, step: int) -> None:
         self._go_to(step)
-        self._upload_noise(step)
+        self._reach_noise(step)
         self._queue_step()
         self._step = step + 1
 
     def decode_row(self, steps: range, releases: Collection[int]) -> None:
         """One launch a step; returns at once. The steps are of one grid row."""
         self._go_to(steps.start)
-        self._upload_noise(steps.start)
+        self._reach_noise(steps.start)
         for step in steps:
             self._graphs.launch(self._evicts and step in releases)
         self._step = steps.stop
@@ -203,6 +205,7 @@ class TrtRunner(Runner):
             if self._memory is not None:
                 last_first.callback(self._memory.close)
             last_first.callback(self._engines.close)
+            last_first.callback(self._noise.close)
             if self._graphs is not None:
                 last_first.callback(self._graphs.close)
             last_first.callback(self._device.synchronize)
@@ -271,11 +274,9 @@ class TrtRunner(Runner):
             self._memory.upload("step", np.array([step], np.int64))
             self._step = step
 
-    def _upload_noise(self, step: int) -> None:
-        """The noise of the step's grid row, where the device has that of another one."""
-        noise = self._noise.reach(step)
-        if noise is not None:
-            self._memory.upload("noise", noise)
+    def _reach_noise(self, step: int) -> None:
+        if self._needs_noise:
+            self._noise.reach(step)
 
     def _release_batch(self) -> None:
         if self._graphs is not None:

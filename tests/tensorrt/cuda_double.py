@@ -23,6 +23,9 @@ from typing import Any
 
 import numpy as np
 
+from ssd_export.kernels.noise_image import ENTRY, NUM_WARPS, noise_programs
+from ssd_export.noise import GumbelNoise, ImageSeed
+
 
 class CUresult(IntEnum):
     CUDA_SUCCESS = 0
@@ -60,7 +63,7 @@ class CUDA_MEMCPY2D:
 
 
 ENUMS = (CUresult, CUstream_flags, CUdevice_attribute, CUmemorytype, CUstreamCaptureMode)
-FIRST_STREAM, CONTEXT, GRAPH = 7001, 8002, 9003
+FIRST_STREAM, CONTEXT, GRAPH, FIRST_MODULE = 7001, 8002, 9003, 6004
 Work = Callable[[], None]
 WITHOUT_CONTEXT = (
     "cuInit", "cuGetErrorString", "cuDeviceGet", "cuDeviceGetAttribute",
@@ -91,7 +94,8 @@ class CudaDouble:
         self.faults: list[str] = []
         self._queued: dict[int, list[Work]] = {}  # by stream
         self._captured: dict[int, list[Work]] = {}
-        self._next_graph, self._next_stream = GRAPH, FIRST_STREAM
+        self._next_graph, self._next_stream, self._next_module = GRAPH, FIRST_STREAM, FIRST_MODULE
+        self._modules: set[int] = set()
         self._retained = 0
         self._current: dict[int, int] = defaultdict(int)  # context by thread
 
@@ -170,6 +174,7 @@ class CudaDouble:
     def cuDevicePrimaryCtxRelease(self, device: int) -> tuple[Any, ...]:
         assert not self.alive, f"{self.alive} are alive when their context goes"
         assert not self.graphs and not self._queued, "graphs or streams outlive their context"
+        assert not self._modules, "modules outlive their context"
         self._retained -= 1
         return (CUresult.CUDA_SUCCESS,)
 
@@ -263,6 +268,40 @@ class CudaDouble:
     ) -> tuple[Any, ...]:
         assert 0 <= byte < 256
         self.queue(stream, lambda: self.memory(address, num_bytes).fill(byte))
+        return (CUresult.CUDA_SUCCESS,)
+
+    def cuModuleLoadData(self, image: bytes) -> tuple[Any, ...]:
+        assert image.endswith(b"}\n\0"), "PTX is a string that ends with a zero byte"
+        self._next_module += 1
+        self._modules.add(self._next_module)
+        return CUresult.CUDA_SUCCESS, self._next_module
+
+    def cuModuleGetFunction(self, module: int, name: bytes) -> tuple[Any, ...]:
+        assert module in self._modules and name == ENTRY.encode()
+        return CUresult.CUDA_SUCCESS, module  # one function each: the same handle will do
+
+    def cuModuleUnload(self, module: int) -> tuple[Any, ...]:
+        self._modules.remove(module)
+        return (CUresult.CUDA_SUCCESS,)
+
+    def cuLaunchKernel(self, function: Any, *numbers_and_arguments: Any) -> tuple[Any, ...]:
+        """The noise kernel, the only one that is launched by itself."""
+        *numbers, shared, stream, (arguments, types), extra = numbers_and_arguments
+        grid, block = numbers[:3], numbers[3:]
+        assert function in self._modules and not shared and not extra
+        assert len(arguments) == len(types) == 7 and arguments[5:] == (0, 0)
+        noise, images, first_step, num_images, codes = arguments[:5]
+        num_steps = grid[0] // num_images
+        assert block == [32 * NUM_WARPS, 1, 1]
+        assert grid == [num_steps * num_images, noise_programs(codes), 1]
+
+        def write() -> None:
+            words = self.memory(images, 12 * num_images).view(np.uint32).reshape(-1, 3).tolist()
+            seeds = [ImageSeed(low + (high << 32), image) for low, high, image in words]
+            made = GumbelNoise(seeds, codes)(range(first_step, first_step + num_steps))
+            self.memory(noise, made.nbytes)[:] = made.view(np.uint8).ravel()
+
+        self.queue(stream, write)
         return (CUresult.CUDA_SUCCESS,)
 
     def cuStreamCreate(self, flags: int) -> tuple[Any, ...]:
