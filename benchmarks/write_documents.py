@@ -26,8 +26,8 @@ from typing import Any
 
 from ssd_export.bench.report import bench_figures, bench_tables
 from ssd_export.errors import UserError
+from ssd_export.files import write_file
 from ssd_export.report.measurement import NOT_RUN, markdown_table, read_measurement
-from ssd_export.runtime.pictures import write_file
 from ssd_export.sweep.acceptance import goal_figures
 from ssd_export.sweep.report import markdown
 

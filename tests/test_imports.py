@@ -15,6 +15,7 @@ GROUND = {
     "errors",
     "files",
     "graph_spec",
+    "locks",
     "machine",
     "noise",
     "os_errors",
@@ -119,7 +120,7 @@ def loaded_by(source: str) -> frozenset[str]:
 def allowed(part: str) -> set[str]:
     """The parts that a part may import."""
     if part in GROUND:
-        return {"cgroups", "config", "dtypes", "errors", "files"}
+        return {"cgroups", "config", "dtypes", "errors", "files", "os_errors"}
     if part in ROOMS:
         return GROUND | ROOMS[part]
     above = {"__main__": TOP, **dict.fromkeys(TOP, ABOVE)}

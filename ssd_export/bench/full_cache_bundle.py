@@ -14,12 +14,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from tempfile import TemporaryDirectory
+from tempfile import gettempdir
 
 from ssd_export.bundle import Bundle, open_bundle, write_bundle, write_config
 from ssd_export.dtypes import DTYPES
 from ssd_export.export.exporter import write_graphs
 from ssd_export.export.weights import WEIGHTS_FILE, plan_weights
+from ssd_export.locks import scratch_folder
 from ssd_export.model.checkpoint import Checkpoint
 from ssd_export.model.families import family_of
 
@@ -32,9 +33,10 @@ def full_twin(bundle: Bundle, checkpoint: Checkpoint) -> Iterator[Bundle]:
 
     Args: checkpoint: the one that the bundle was made from; no weight is read.
     """
-    beside = bundle.path.parent if os.access(bundle.path.parent, os.W_OK) else None
-    with TemporaryDirectory(prefix=".full-", dir=beside) as folder:
-        target = Path(folder) / "bundle"
+    beside = bundle.folder.parent
+    can_link = os.access(beside, os.W_OK)
+    with scratch_folder(beside if can_link else Path(gettempdir()), ".full-") as folder:
+        target = folder / "bundle"
         with write_bundle(target, force=False) as partial:
             _write(bundle, checkpoint, partial)
         yield open_bundle(target)

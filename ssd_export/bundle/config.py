@@ -83,3 +83,9 @@ class BundleConfig:
 def write_config(folder: Path, config: BundleConfig) -> None:
     """Writes ssd_config.json. Raises: OSError."""
     (folder / CONFIG).write_text(to_json(config), encoding="utf-8")
+
+
+def leftover_of(target: Path) -> Path | None:
+    """An earlier bundle that an export which was killed left beside the target."""
+    found = sorted(target.parent.glob(f"{target.name}.old-*"))
+    return found[0] if found else None

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ssd_export.bundle.config import CONFIG, EXPORT_AGAIN, SCHEMA_VERSION, BundleConfig
+from ssd_export.bundle.config import CONFIG, EXPORT_AGAIN, SCHEMA_VERSION, BundleConfig, leftover_of
 from ssd_export.bundle.config_checks import check_config
 from ssd_export.dtypes import DTYPES
 from ssd_export.errors import UserError
@@ -46,17 +46,26 @@ def read_config(folder: Path, if_missing: str = "") -> BundleConfig:
     Args: if_missing: the message where there is none, instead of the usual one.
     Raises: UserError where it is missing, of another schema version, or any value is wrong.
     """
+    return parse_config(read_config_text(folder, if_missing), str(folder / CONFIG))
+
+
+def read_config_text(folder: Path, if_missing: str = "") -> bytes:
+    """The unchecked text of ssd_config.json. Raises: UserError where it cannot be read."""
     path = folder / CONFIG
     try:
-        content = read_file(path, MAX_BYTES)
+        return read_file(path, MAX_BYTES)
     except OSError as error:
         if error.errno not in NOT_THERE:
             raise os_error(error, "read", path) from error
-        raise UserError(
-            if_missing
-            or f"no bundle at {folder}: make one with `ssd-export export`, or give --bundle DIR"
-        ) from None
-    return parse_config(content, str(path))
+        raise UserError(if_missing or _missing(folder)) from None
+
+
+def _missing(folder: Path) -> str:
+    text = f"no bundle at {folder}: make one with `ssd-export export`, or give --bundle DIR"
+    left = leftover_of(folder)
+    return (
+        text if left is None else f"{text} ({left} is an earlier bundle that a killed export left)"
+    )
 
 
 def parse_config(content: bytes, source: str) -> BundleConfig:
@@ -101,4 +110,5 @@ def _export_command(found: _EarlierConfig, folder: Path) -> str:
         "--out": str(folder),
     }
     words = [word for option in options.items() for word in option]
-    return shlex.join(["ssd-export", "export", *words, "--force"])
+    command = shlex.join(["ssd-export", "export", *words, "--force"])
+    return command if command.isprintable() else "ssd-export export --out DIR --force"

@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
-import errno
-import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from ssd_export.bundle.config import CONFIG
+from ssd_export.bundle.config import CONFIG, leftover_of
+from ssd_export.bundle.config_checks import check_files
 from ssd_export.bundle.config_reader import read_config
 from ssd_export.bundle.hashes import HashMemory
 from ssd_export.bundle.manifest import MANIFEST, FileEntry, write_manifest
+from ssd_export.bundle.swap import swap
 from ssd_export.errors import UserError
-from ssd_export.files import beside, reason
+from ssd_export.files import beside, disk_errors, is_disk_full
+from ssd_export.os_errors import os_error
 
 JOURNAL = "journal.jsonl"  # of an unfinished export (export/journal.py)
-DISK_IS_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+OTHER_OUT = "choose another folder with --out"
 
 
 @contextmanager
@@ -41,11 +42,11 @@ def write_bundle(target: Path, force: bool, unfinished: Path | None = None) -> I
         folder = _make_folder(
             beside(target, "partial") if unfinished is None else unfinished, target
         )
-        with disk_errors(target):
+        with disk_errors(target, OTHER_OUT):
             try:
                 yield folder
             except (KeyboardInterrupt, SystemExit, OSError) as error:
-                stopped = not isinstance(error, OSError) or error.errno in DISK_IS_FULL
+                stopped = not isinstance(error, OSError) or is_disk_full(error)
                 keep = unfinished is not None and stopped
                 raise
             _finish(folder, target, force)
@@ -68,21 +69,28 @@ def _checked_target(target: Path, force: bool) -> Path:
     """The target, links followed, if a bundle may be written there."""
     try:
         target = target.resolve()
+        left = leftover_of(target)
+        if left is not None and not target.exists():
+            raise UserError(
+                f"{left} is an earlier bundle, left by an export that was killed: rename it to"
+                f" {target}, or delete it"
+            )
         if not target.exists():
             return target
         if not target.is_dir():
             raise UserError(f"{target} is a file; choose a folder with --out")
         if not any(target.iterdir()):
             return target
-    except (OSError, RuntimeError) as error:
-        raise UserError(
-            f"cannot write to {target} ({reason(error)}); choose another folder with --out"
-        ) from error
+        is_bundle = (target / CONFIG).is_file() and (target / MANIFEST).is_file()
+    except OSError as error:
+        raise os_error(error, "write to", target, OTHER_OUT) from error
+    except (RuntimeError, ValueError) as error:  # a circle of links, a null byte
+        raise UserError(f"cannot write to {str(target)!r} ({error}); {OTHER_OUT}") from error
     if not force:
         raise UserError(
             f"{target} exists; replace it with --force, or choose another folder with --out"
         )
-    if not ((target / CONFIG).is_file() and (target / MANIFEST).is_file()):
+    if not is_bundle:
         raise UserError(
             f"{target} exists and is not a bundle, so --force does not replace it; choose another"
             " --out"
@@ -94,67 +102,28 @@ def _make_folder(folder: Path, target: Path) -> Path:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UserError(
-            f"cannot write {target} ({reason(error)}); choose another folder with --out"
-        ) from error
+        raise os_error(error, "write", target, OTHER_OUT) from error
     return folder
 
 
 def _finish(folder: Path, target: Path, force: bool) -> None:
-    """Writes the manifest and renames folder to target."""
-    read_config(folder, f"the writer of a bundle left no {CONFIG}")
+    """Writes the manifest and makes the folder the target."""
+    config = read_config(folder, f"the writer of a bundle left no {CONFIG}")
     names = sorted(
         path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()
     )
     files = {name: FileEntry.of(folder / name) for name in names if name != JOURNAL}
+    check_files(config, files, str(folder))
     write_manifest(folder, files)
     (folder / JOURNAL).unlink(missing_ok=True)
-    if target.exists():
-        _checked_target(target, force)  # it may have come into being meanwhile
-        old = beside(target, "old")
-        target.replace(old)
-        try:
-            folder.replace(target)
-        except BaseException:
-            old.replace(target)
-            raise
-        shutil.rmtree(old, ignore_errors=True)
+    _checked_target(target, force)  # something may have come into being there meanwhile
+    if target.exists() and any(target.iterdir()):
+        swap(folder, target)
     else:
+        with suppress(FileNotFoundError):
+            target.rmdir()
         folder.replace(target)
     memory = HashMemory()
     for name, entry in files.items():
         memory.note(target / name, entry.sha256)
     memory.save()
-
-
-@contextmanager
-def disk_errors(target: Path) -> Iterator[None]:
-    """Turns what a user can mend about a disk into one line; every other error passes."""
-    try:
-        yield
-    except UserError:
-        raise
-    except Exception as error:
-        number = getattr(error, "errno", None)
-        if number in DISK_IS_FULL or "No space left on device" in str(error):
-            raise UserError(
-                f"no space left to write {target}; free some, or choose another disk with --out"
-            ) from error
-        if number not in (
-            errno.EACCES,
-            errno.EPERM,
-            errno.EROFS,
-            errno.ENOTDIR,
-            errno.ENAMETOOLONG,
-            errno.EBUSY,
-            errno.EEXIST,
-        ):
-            raise
-        filename = getattr(error, "filename", None)
-        if filename and not Path(os.fsdecode(filename)).is_relative_to(target.parent):
-            raise UserError(
-                f"{os.fsdecode(filename)}: {reason(error)}; check the path and its permissions"
-            ) from error
-        raise UserError(
-            f"cannot write {target} ({reason(error)}); choose another folder with --out"
-        ) from error

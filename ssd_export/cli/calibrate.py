@@ -178,7 +178,7 @@ def _check_numbers(spec: CalibrateSpec) -> None:
 
 def _check_places(spec: CalibrateSpec) -> None:
     """Everything that will be written can be: found out before the work."""
-    from ssd_export.runtime.pictures import check_file
+    from ssd_export.files import check_file
 
     check_file(spec.out)
     if spec.plot is not None:

@@ -235,7 +235,8 @@ def check_memory(bundle: Bundle, num_images: int, decoder_batch: int) -> None:
 
 def _check_places(spec: GenerateSpec) -> None:
     """Everything that will be written can be: found out before the work."""
-    from ssd_export.runtime.pictures import check_file, check_pictures, make_folder
+    from ssd_export.files import check_file, make_folder
+    from ssd_export.runtime.pictures import check_pictures
 
     check_pictures(spec.out, spec.total_images)
     if spec.save_tokens is not None:
@@ -274,7 +275,8 @@ def _write(generator: ImageGenerator, spec: GenerateSpec, event: RowEvent) -> li
     """Writes tokens and pictures; the pictures' paths, the sheet first."""
     import numpy as np
 
-    from ssd_export.runtime.pictures import write_file, write_pictures
+    from ssd_export.files import write_file
+    from ssd_export.runtime.pictures import write_pictures
     from ssd_export.version import TOOL_VERSION
 
     defaults = generator.bundle.config.generation

@@ -35,6 +35,8 @@ def command(bundle: Path | None, as_json: bool) -> None:
         click.echo(json.dumps(facts, indent=1))
     else:
         _print_tables(facts)
+    for fault in facts["faults"]:
+        click.echo(fault, err=True)
 
 
 def bundle_facts(bundle: Bundle) -> dict[str, Any]:
@@ -76,6 +78,7 @@ def bundle_facts(bundle: Bundle) -> dict[str, Any]:
         },
         "graphs": {name: size for name, size in sizes.items() if name.startswith("onnx/")},
         "engines": {name: size for name, size in sizes.items() if name.startswith("engines/")},
+        "faults": bundle.faults(),
         "reports": [name for name in sizes if name.startswith("reports/")],
         "total_bytes": sum(sizes.values()),
     }

@@ -124,7 +124,7 @@ def command(
     """
     numbers = _numbers(budgets)
     if measurement is not None:
-        from ssd_export.runtime.pictures import check_file
+        from ssd_export.files import check_file
 
         check_file(measurement)
 

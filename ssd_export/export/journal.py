@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,11 +23,7 @@ from typing import Any, BinaryIO
 
 from ssd_export.bundle import JOURNAL
 from ssd_export.errors import UserError
-
-try:
-    import fcntl
-except ImportError:  # Windows: two exports to one folder are not told apart
-    fcntl = None  # type: ignore[assignment]
+from ssd_export.locks import try_lock
 
 BLOCK_BYTES = 4 << 20
 
@@ -75,7 +72,7 @@ class Journal:
         """Before the folder gets its name: Windows renames no folder with an open file; elsewhere
         the lock stays.
         """
-        if fcntl is None:
+        if os.name == "nt":
             self._file.close()
 
     def open_weights(
@@ -170,16 +167,13 @@ class Journal:
         return lines
 
     def _lock(self) -> None:
-        if fcntl is None:
-            return
-        try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+        """Keeps a second export out, where the file system has locks."""
+        if try_lock(self._file.fileno()) is False:
             self._file.close()
             raise UserError(
                 f"another export is writing {self.path.parent}; wait for it, or choose another"
                 " folder with --out"
-            ) from None
+            )
 
 
 class WeightsStream:

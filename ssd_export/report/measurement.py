@@ -22,8 +22,8 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from ssd_export.errors import UserError
+from ssd_export.files import write_file
 from ssd_export.report.environment import machine, versions
-from ssd_export.runtime.pictures import write_file
 
 NOT_RUN = "not run"
 FIELDS = ("command", "machine", "versions", "note", "results")

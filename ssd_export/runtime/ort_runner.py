@@ -199,14 +199,16 @@ class OrtRunner(Runner):
 
     def _session(self, name: str) -> ort.InferenceSession:
         if name not in self._sessions:
-            self._sessions[name] = open_session(
-                self._bundle.file(f"onnx/{name}.onnx"),
-                self._provider,
-                self._num_threads,
-                self._session_entries,
-                self._profile,
-                self.widens_on_use and name != "image_decoder",
-            )
+            weights = self._bundle.config.text_embeddings.file
+            with self._bundle.using(f"onnx/{name}.onnx", weights) as path:
+                self._sessions[name] = open_session(
+                    path,
+                    self._provider,
+                    self._num_threads,
+                    self._session_entries,
+                    self._profile,
+                    self.widens_on_use and name != "image_decoder",
+                )
         return self._sessions[name]
 
     def _evictions_of(self, lengths: Sequence[int]) -> dict[int, list[str]]:

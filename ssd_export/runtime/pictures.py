@@ -5,15 +5,14 @@ them.
 from __future__ import annotations
 
 import math
-import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import BinaryIO
 
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from ssd_export.errors import UserError
+from ssd_export.files import check_file, write_file
 
 MARGIN = 4  # pixels between the pictures of a sheet
 PAPER = (255, 255, 255)
@@ -41,44 +40,6 @@ def check_pictures(out: Path, num_images: int) -> None:
         )
     for path in {out, *picture_paths(out, num_images)}:
         check_file(path)
-
-
-def check_file(path: Path) -> None:
-    """Returns if a file can be written there. Raises: UserError for a folder, or one missing or
-    read-only.
-    """
-    if path.is_dir():
-        raise UserError(f"{path} is a folder; name a file in it, such as {path / path.name}")
-    if not path.parent.is_dir():
-        raise UserError(
-            f"there is no folder {path.parent} for {path.name}; make it, or choose another place"
-        )
-    check_folder(path.parent)
-
-
-def check_folder(folder: Path) -> None:
-    """Returns if files can be made in the folder. Raises: UserError."""
-    probe = folder / f".writable-{os.urandom(4).hex()}"
-    try:
-        probe.touch(exist_ok=False)
-        probe.unlink()
-    except OSError as error:
-        raise UserError(
-            f"cannot write in {folder} ({error.strerror}); choose another folder"
-        ) from error
-
-
-def make_folder(folder: Path) -> None:
-    """Makes the folder with its parents, or returns if it is there and writable. Raises:
-    UserError.
-    """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(
-            f"cannot make the folder {folder} ({error.strerror}); choose another"
-        ) from error
-    check_folder(folder)
 
 
 def contact_sheet(images: Sequence[Image.Image]) -> Image.Image:
@@ -124,21 +85,3 @@ def write_png(path: Path, image: Image.Image, text: Mapping[str, str]) -> None:
     for key, value in text.items():
         chunks.add_text(key, value)
     write_file(path, lambda file: image.save(file, format="PNG", pnginfo=chunks))
-
-
-def write_file(path: Path, write: Callable[[BinaryIO], object]) -> None:
-    """Calls write with a file that becomes path at the end; on failure or Ctrl-C path is as it was.
-
-    Raises: UserError when the disk is full or not writable.
-    """
-    partial = path.with_name(f"{path.name}.partial-{os.urandom(4).hex()}")
-    try:
-        with partial.open("wb") as file:
-            write(file)
-        partial.replace(path)
-    except OSError as error:
-        raise UserError(
-            f"cannot write {path} ({error.strerror or error}); free space or choose another place"
-        ) from error
-    finally:
-        partial.unlink(missing_ok=True)

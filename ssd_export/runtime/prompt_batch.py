@@ -124,7 +124,8 @@ class TextEmbeddings:
         entry = bundle.config.text_embeddings
         self._is_bfloat16 = entry.dtype == "bfloat16"
         dtype = DTYPES[entry.dtype].numpy
-        self._table = np.memmap(bundle.file(entry.file), dtype, "r", entry.offset, entry.shape)
+        with bundle.using(entry.file) as path:
+            self._table = np.memmap(path, dtype, "r", entry.offset, entry.shape)
 
     def __call__(self, ids: np.ndarray) -> np.ndarray:
         """float32 [..., hidden] of ids [...]."""

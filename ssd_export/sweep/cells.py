@@ -18,6 +18,7 @@ from ssd_export.demo import codes
 from ssd_export.demo.scenes import SIZE
 from ssd_export.export.exporter import generation_defaults
 from ssd_export.export.temporary_bundle import temporary_bundle
+from ssd_export.files import write_file
 from ssd_export.metrics.scene_score import Drawn, DrawOptions, draw, draw_scenes, judge_picture
 from ssd_export.metrics.similarity import kl_to_full_cache, psnr, token_agreement
 from ssd_export.metrics.teacher_forced import SceneLosses, TeacherForced
@@ -25,7 +26,7 @@ from ssd_export.model.checkpoint import Checkpoint, open_checkpoint
 from ssd_export.model.find import model_folder
 from ssd_export.policy.table import PolicyTable
 from ssd_export.runtime.generate import ImageGenerator
-from ssd_export.runtime.pictures import write_file, write_png
+from ssd_export.runtime.pictures import write_png
 from ssd_export.sweep.policy_variant import Variant
 from ssd_export.sweep.spec import FULL, SCENE_SEED, SHOWN, Part, SweepSpec
 

@@ -11,11 +11,12 @@ from PIL import Image
 
 from ssd_export.demo.scenes import CATEGORIES
 from ssd_export.errors import UserError
+from ssd_export.files import write_file
 from ssd_export.metrics.intervals import Z95, Mean, Share
 from ssd_export.metrics.scene_score import draw_scenes, judge_picture
 from ssd_export.report.contact_sheet import Entry, comparison_sheet
 from ssd_export.report.measurement import markdown_table, table
-from ssd_export.runtime.pictures import write_file, write_png
+from ssd_export.runtime.pictures import write_png
 from ssd_export.sweep.acceptance import goal_table, paired_cases
 from ssd_export.sweep.cells import pictures_of
 from ssd_export.sweep.plot import plot

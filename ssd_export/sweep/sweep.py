@@ -25,11 +25,11 @@ from functools import cache, partial
 from typing import Any
 
 from ssd_export.errors import UserError
+from ssd_export.files import make_folder, write_file
 from ssd_export.machine import num_cpus
 from ssd_export.model.checkpoint import Checkpoint, open_checkpoint
 from ssd_export.model.find import model_folder
 from ssd_export.policy.head_map import find_head_map
-from ssd_export.runtime.pictures import make_folder, write_file
 from ssd_export.runtime.runners import find_runner
 from ssd_export.sweep.cells import CellRunner, draws_scenes, policy_hash, policy_table
 from ssd_export.sweep.jobs import default_batch, settle_jobs

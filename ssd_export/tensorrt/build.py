@@ -13,14 +13,13 @@ a GPU was not measured: none was at hand; `shared_weights = false` in a recipe p
 
 from __future__ import annotations
 
-import tempfile
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from threading import Event
 
-from ssd_export.errors import UserError
+from ssd_export.files import disk_errors
+from ssd_export.locks import scratch_folder
 from ssd_export.tensorrt.allocator import return_large_buffers
 from ssd_export.tensorrt.build_graph import GraphEngine, build_graph
 from ssd_export.tensorrt.build_memory import check_memory
@@ -59,8 +58,8 @@ def build_engines(
     return_large_buffers()
     cancelled, built = Event(), {}
     with (
-        _disk_errors(plan.bundle.path),
-        tempfile.TemporaryDirectory(prefix=".building-", dir=plan.bundle.path) as scratch,
+        disk_errors(plan.bundle.path, "make it writable, or copy the bundle to another disk"),
+        scratch_folder(plan.bundle.folder, ".building-") as scratch,
     ):
         if plan.plugin.library:
             load_library(plan.builder_flavour, plan.plugin.library)
@@ -69,7 +68,7 @@ def build_engines(
         }
         for spec in plan.graphs:
             built[spec.name] = run_interruptible(
-                partial(build_graph, plan, spec, Path(scratch), progress, cancelled),
+                partial(build_graph, plan, spec, scratch, progress, cancelled),
                 cancelled,
                 stopping,
             )
@@ -77,21 +76,9 @@ def build_engines(
             finished(spec.name, built[spec.name].entry, share)
         manifest = engine_manifest(plan, built)
         plan.bundle.add_files(
-            _files(plan, built, manifest, Path(scratch)), instead_of=_earlier_files(plan)
+            _files(plan, built, manifest, scratch), instead_of=_earlier_files(plan)
         )
     return manifest
-
-
-@contextmanager
-def _disk_errors(path: Path) -> Iterator[None]:
-    """Turns a full disk or a folder that is not writable into one line."""
-    try:
-        yield
-    except OSError as error:
-        raise UserError(
-            f"cannot write the engines into {path} ({error.strerror or error}); free space there or"
-            " make it writable, or copy the bundle elsewhere"
-        ) from error
 
 
 def _files(

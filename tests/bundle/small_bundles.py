@@ -7,6 +7,8 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+import pytest
+
 from ssd_export.bundle import (
     BundleConfig,
     GenerationDefaults,
@@ -17,6 +19,7 @@ from ssd_export.bundle import (
 )
 from ssd_export.bundle.graphs import promised_graphs
 from ssd_export.config import ModelConfig, VQConfig
+from ssd_export.errors import UserError
 from ssd_export.model.families import janus
 from ssd_export.policy.presets import make_policy
 from ssd_export.policy.table import PolicyTable
@@ -39,6 +42,7 @@ MODEL = ModelConfig(
     grid=janus.GRID,
     rows_per_image=janus.ROWS_PER_IMAGE,
 )
+WEIGHTS_FILE = "onnx/weights.safetensors"
 WEIGHTS = bytes(index % 251 for index in range(MODEL.vocab_size * MODEL.hidden_size * 2))
 
 
@@ -82,3 +86,25 @@ def fill(folder: Path, config: BundleConfig) -> None:
         (folder / "onnx" / f"{name}.onnx").write_text(name)
     (folder / "onnx" / "weights.safetensors").write_bytes(WEIGHTS)
     (folder / "tokenizer.json").write_text("{}")
+
+
+def write(target: Path, force: bool = False, text: str = "graph") -> Path:
+    """A bundle whose decode step is this text."""
+    with write_bundle(target, force) as folder:
+        fill(folder, small_config())
+        (folder / "onnx" / "decode_step.onnx").write_text(text)
+    return target
+
+
+def tree(folder: Path) -> dict[str, bytes]:
+    """Every file by its name."""
+    return {
+        path.relative_to(folder).as_posix(): path.read_bytes()
+        for path in folder.rglob("*")
+        if path.is_file()
+    }
+
+
+def one_line(error: pytest.ExceptionInfo[UserError]) -> str:
+    assert "\n" not in str(error.value)
+    return str(error.value)

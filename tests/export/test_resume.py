@@ -15,6 +15,7 @@ import pytest
 import torch
 
 from benchmarks.synthetic_checkpoint import write_checkpoint
+from ssd_export import locks
 from ssd_export.bundle import JOURNAL, open_bundle
 from ssd_export.errors import UserError
 from ssd_export.export import exporter, journal, weights
@@ -149,7 +150,7 @@ def test_without_resume_it_begins_anew_and_resume_without_a_beginning_begins(
     assert sorted(os.listdir(tmp_path)) == ["b", "c"]
 
 
-@pytest.mark.skipif(journal.fcntl is None, reason="needs file locks (POSIX)")
+@pytest.mark.skipif(locks.fcntl is None, reason="needs file locks (POSIX)")
 def test_two_exports_to_one_folder_are_refused(tmp_path: Path) -> None:
     with Journal(tmp_path / "b", {}, resume=False):
         with pytest.raises(UserError, match="another export is writing"):

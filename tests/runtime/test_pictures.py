@@ -10,14 +10,12 @@ import pytest
 from PIL import Image
 
 from ssd_export.errors import UserError
+from ssd_export.files import check_file, make_folder, write_file
 from ssd_export.runtime.pictures import (
     MARGIN,
-    check_file,
     check_pictures,
     contact_sheet,
-    make_folder,
     picture_paths,
-    write_file,
     write_pictures,
     write_png,
 )

@@ -141,7 +141,8 @@ def test_one_wrong_value_anywhere(place: tuple, wrong: str) -> None:
             return mutated(to_json(ENGINE), place, wrong)
 
     entry = FileEntry(0, "")
-    stub = Stub(Path("b"), small_config(), Manifest(2, {f"engines/rtx/{FILE}": entry}), "")
+    manifest = Manifest(2, {f"engines/rtx/{FILE}": entry})
+    stub = Stub(Path("b"), small_config(), manifest, "", Path("b"), {})
     try:
         read_engines(stub)
     except UserError as error:
