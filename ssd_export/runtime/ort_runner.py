@@ -8,6 +8,7 @@ holds on to it.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -24,6 +25,7 @@ from ssd_export.plan.sizes import WeightSizes
 from ssd_export.policy.schedule import full_before, release_kinds
 from ssd_export.runtime.finite import to_pixels
 from ssd_export.runtime.grid_row_noise import GridRowNoise
+from ssd_export.runtime.ort_errors import check_contract, computing
 from ssd_export.runtime.ort_session import PROVIDERS, open_session, session_entries
 from ssd_export.runtime.prompt_batch import PromptBatch
 from ssd_export.runtime.runner import Runner
@@ -111,13 +113,10 @@ class OrtRunner(Runner):
             )
             wanted.append(NUM_SORTED_CODES)
         outputs = [tensor.name for tensor in self._specs[name].outputs]
-        results = dict(
-            zip(
-                outputs,
-                self._session(name).run(outputs, {n: feeds[n] for n in wanted}),
-                strict=True,
-            )
-        )
+        session = self._session(name)
+        with computing(name):
+            values = session.run(outputs, {n: feeds[n] for n in wanted})
+        results = dict(zip(outputs, values, strict=True))
         for given in wanted[1:]:
             self._values[given].update_inplace(feeds[given])
         tokens = np.zeros((self._table.grid.num_tokens, batch.num_images), np.int32)
@@ -166,15 +165,15 @@ class OrtRunner(Runner):
         self._values["tokens"].update_inplace(every)
 
     def decode_image(self, tokens: np.ndarray) -> np.ndarray:
-        (pixels,) = self._session("image_decoder").run(
-            ["pixels"], {"codes": np.ascontiguousarray(tokens, np.int32)}
-        )
+        session = self._session("image_decoder")
+        with computing("image_decoder"):
+            (pixels,) = session.run(["pixels"], {"codes": np.ascontiguousarray(tokens, np.int32)})
         return to_pixels(pixels, self._bundle.config.dtype)
 
     def cache_bytes(self) -> int:
         return sum(
-            self._values[cache.past].tensor_size_in_bytes()
-            for cache in self._specs["decode_step"].cache_inputs
+            math.prod(self._values[cache.past].shape()) * DTYPES[tensor.dtype].num_bytes
+            for cache, tensor in self._specs["decode_step"].cache_inputs.items()
             if cache.past in self._values
         )
 
@@ -201,7 +200,7 @@ class OrtRunner(Runner):
         if name not in self._sessions:
             weights = self._bundle.config.text_embeddings.file
             with self._bundle.using(f"onnx/{name}.onnx", weights) as path:
-                self._sessions[name] = open_session(
+                session = open_session(
                     path,
                     self._provider,
                     self._num_threads,
@@ -209,6 +208,8 @@ class OrtRunner(Runner):
                     self._profile,
                     self.widens_on_use and name != "image_decoder",
                 )
+                check_contract(session, self._specs[name], str(path))
+            self._sessions[name] = session
         return self._sessions[name]
 
     def _evictions_of(self, lengths: Sequence[int]) -> dict[int, list[str]]:
@@ -264,7 +265,8 @@ class OrtRunner(Runner):
         self._values["step"].update_inplace(np.array([step], np.int64))
         if name not in self._bindings:
             self._bindings[name] = self._bind(name)
-        self._session(name).run_with_iobinding(self._bindings[name])
+        with computing(name):
+            self._session(name).run_with_iobinding(self._bindings[name])
 
     def _bind(self, name: str) -> ort.IOBinding:
         spec, binding = self._specs[name], self._session(name).io_binding()

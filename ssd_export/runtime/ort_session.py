@@ -19,6 +19,7 @@ from types import MappingProxyType
 import onnxruntime as ort
 
 from ssd_export.errors import UserError
+from ssd_export.runtime.ort_errors import open_error
 
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 GPU_HELP = (
@@ -66,9 +67,7 @@ def open_session(
         options.add_session_config_entry(name, value)
     model: str | bytes = str(path)
     if widen_on_use:
-        from ssd_export.runtime.widen_on_use import widened_on_use
-
-        model = widened_on_use(path)
+        model = _widened(path)
         options.add_session_config_entry(FOLDER_OF_WEIGHTS, str(path.parent.absolute()))
         options.enable_mem_pattern = (
             False  # it would hold a second block for the widest matrix, and save no time
@@ -80,14 +79,30 @@ def open_session(
         )
     try:
         session = ort.InferenceSession(model, options, providers=[wanted])
-    except RuntimeError as error:
-        raise UserError(
-            f"onnxruntime could not open {path} ({str(error).splitlines()[0][:200]}); {GPU_HELP}"
-        ) from error
+    except Exception as error:  # its own classes, of no common base
+        raise open_error(error, str(path), "" if provider == "cpu" else GPU_HELP) from error
     _give_back_freed_memory()
     if session.get_providers()[0] != wanted:
         raise UserError(f"onnxruntime could not start {wanted}; {GPU_HELP}")
     return session
+
+
+def _widened(path: Path) -> bytes:
+    """The graph as runtime/widen_on_use.py rewrites it. Raises: UserError where onnx_ir, which a
+    board does without, is not installed, or the graph cannot be read.
+    """
+    try:
+        from ssd_export.runtime.widen_on_use import widened_on_use
+    except ImportError as error:
+        raise UserError(
+            "float16 weights would take more than three quarters of this machine's memory, and to"
+            f" widen them one at a time onnx_ir is needed ({error}): pip install onnx-ir, or export"
+            " with --weights int4, which takes less memory and runs without it"
+        ) from error
+    try:
+        return widened_on_use(path)
+    except Exception as error:  # protobuf's and onnx_ir's own, for a file that is no graph
+        raise open_error(error, str(path), "") from error
 
 
 def _give_back_freed_memory() -> None:

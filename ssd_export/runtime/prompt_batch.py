@@ -11,6 +11,7 @@ import numpy as np
 
 from ssd_export.bundle import Bundle
 from ssd_export.dtypes import DTYPES
+from ssd_export.errors import UserError
 from ssd_export.model.families import PromptEncoder, prompt_encoder
 from ssd_export.noise import ImageSeed
 from ssd_export.sampling import Sampling
@@ -125,7 +126,17 @@ class TextEmbeddings:
         self._is_bfloat16 = entry.dtype == "bfloat16"
         dtype = DTYPES[entry.dtype].numpy
         with bundle.using(entry.file) as path:
-            self._table = np.memmap(path, dtype, "r", entry.offset, entry.shape)
+            try:
+                self._table = np.memmap(path, dtype, "r", entry.offset, entry.shape)
+            except (
+                ValueError,
+                OSError,
+                OverflowError,
+            ) as error:  # also ENOMEM of a limited process
+                raise UserError(
+                    f"{path} cannot be mapped as the table of text embeddings ({error}); export the"
+                    " bundle again with --force, or copy it again from where it came"
+                ) from error
 
     def __call__(self, ids: np.ndarray) -> np.ndarray:
         """float32 [..., hidden] of ids [...]."""

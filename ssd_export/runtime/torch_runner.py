@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 import numpy as np
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from ssd_export.bundle import Bundle
@@ -247,13 +247,35 @@ def load_modules(
     in] here.
     """
     model, decoder = ImageTokenModel(config), ImageDecoder(config)
-    with safe_open(bundle.file("onnx/weights.safetensors"), framework="pt", device=device) as file:
-        for module in (model, decoder):
-            matrices = _Matrices(file)
-            state = {name: _stored(file, matrices, name, config) for name in module.state_dict()}
-            module.load_state_dict(state, assign=True)
-            module.eval().requires_grad_(False)
+    path = bundle.file("onnx/weights.safetensors")
+    try:
+        with safe_open(path, framework="pt", device=device) as file:
+            for module in (model, decoder):
+                matrices = _Matrices(file)
+                names = module.state_dict()
+                state = {name: _stored(file, matrices, name, config) for name in names}
+                _check_dtypes(state, getattr(torch, bundle.config.dtype))
+                module.load_state_dict(state, assign=True)
+                module.eval().requires_grad_(False)
+    except (SafetensorError, RuntimeError, ValueError, KeyError) as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[-1].strip()[:200]
+        if "allocate" in str(error) or "out of memory" in str(error):
+            raise UserError(
+                f"not enough memory for the weights of {bundle.path} ({reason}); free some, or use"
+                " --runner ort, which takes less for quantized weights"
+            ) from error
+        raise UserError(
+            f"{path} does not hold the weights that ssd_config.json describes ({reason}); export the"
+            " bundle again with --force, or copy it again from where it came"
+        ) from error
     return model.to(device), decoder.to(device)
+
+
+def _check_dtypes(state: dict[str, Tensor], dtype: torch.dtype) -> None:
+    """Raises: ValueError for a tensor of another dtype, as in the weights of another bundle."""
+    for name, tensor in state.items():
+        if tensor.dtype != dtype:
+            raise ValueError(f"{name} is {tensor.dtype}, not {dtype}")
 
 
 class _Matrices:
