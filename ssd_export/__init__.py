@@ -17,10 +17,11 @@ if TYPE_CHECKING:
     from ssd_export.bundle import open_bundle
     from ssd_export.errors import UserError
     from ssd_export.export.exporter import ExportSpec, export_bundle
-    from ssd_export.runtime.generate import ImageGenerator
+    from ssd_export.runtime.generate import GenerationCancelledError, ImageGenerator
 
 __all__ = [
     "ExportSpec",
+    "GenerationCancelledError",
     "ImageGenerator",
     "UserError",
     "__version__",
@@ -30,6 +31,7 @@ __all__ = [
 # Imported when first asked for: generating needs no torch, and asking for the version nothing at all.
 PLACES = {
     "ExportSpec": "ssd_export.export.exporter",
+    "GenerationCancelledError": "ssd_export.runtime.generate",
     "ImageGenerator": "ssd_export.runtime.generate",
     "UserError": "ssd_export.errors",
     "export_bundle": "ssd_export.export.exporter",

@@ -5,8 +5,9 @@ Needs numpy, pillow, tokenizers and the chosen backend; neither torch nor transf
 
 from __future__ import annotations
 
+import threading
 import time
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -18,6 +19,8 @@ from PIL import Image
 from ssd_export.bundle import Bundle, open_bundle
 from ssd_export.dtypes import DTYPES
 from ssd_export.errors import UserError
+from ssd_export.noise import ImageSeed
+from ssd_export.runtime.async_events import in_thread
 from ssd_export.runtime.cache_report import CacheReport, cache_report
 from ssd_export.runtime.finite import check_logits
 from ssd_export.runtime.loop import decode
@@ -87,6 +90,15 @@ class GenerationResult:
     seconds: float
     cache: CacheReport
 
+    @property
+    def pixels(self) -> np.ndarray:
+        """The images as one array, uint8 [N, height, width, 3]."""
+        return np.stack([np.asarray(image) for image in self.images])
+
+
+class GenerationCancelledError(Exception):
+    """`ImageGenerator.cancel` ended the call or stream that raises it."""
+
 
 @dataclass(frozen=True)
 class _Request:
@@ -94,7 +106,7 @@ class _Request:
 
     prompts: list[str]
     sampling: Sampling
-    seed: int
+    seeds: list[ImageSeed]
     preview: bool
     max_batch: int
     decoder_batch: int
@@ -114,6 +126,7 @@ class ImageGenerator:
         self.config = bundle.config.model
         self.table = bundle.config.policy
         self.turns = Turns()
+        self._is_cancelled = threading.Event()
         self.cache: CacheReport | None = None  # of the batch generated last
         self._batches = PromptBatches.from_bundle(bundle)
 
@@ -174,6 +187,7 @@ class ImageGenerator:
         prompts: Iterable[str],
         *,
         seed: int = 0,
+        seeds: Sequence[int] | None = None,
         num_images: int = 1,
         cfg_scale: float | None = None,
         temperature: float | None = None,
@@ -191,6 +205,7 @@ class ImageGenerator:
         Args:
             prompts: one string for each group of images.
             seed: 0 to 2**64 - 1.
+            seeds: one for each image, in place of seed: image i is what seeds[i] generates first.
             num_images: images for each prompt.
             cfg_scale: strength of guidance, 1 is none; None takes the bundle's.
             temperature: divides the logits, 0 is greedy; None takes the bundle's.
@@ -212,13 +227,33 @@ class ImageGenerator:
         request = _Request(
             every,
             sampling,
-            as_seed(seed),
+            _image_seeds(seed, seeds, len(every)),
             bool(preview),
             min(as_count(max_batch, "max_batch"), self.runner.max_images),
             as_count(decoder_batch, "decoder_batch"),
             image_done,
         )
         return self._events(request)
+
+    async def astream(self, prompts: Iterable[str], **options: Any) -> AsyncIterator[RowEvent]:
+        """`stream` for asyncio: the loop stays free while a row is computed.
+
+        The stream has a thread of its own. Leaving the `async for`, closing the iterator or
+        cancelling the task ends it after the row that is being computed. Options and errors as for
+        `stream`.
+        """
+        events = in_thread(lambda: self.stream(prompts, **options))
+        try:
+            async for event in events:
+                yield event
+        finally:
+            await events.aclose()
+
+    def cancel(self) -> None:
+        """Ends the call or stream that is generating now, after the row that is being computed: it
+        raises GenerationCancelledError. From any thread; does nothing where none is generating.
+        """
+        self._is_cancelled.set()
 
     def stream_requests(
         self,
@@ -285,10 +320,14 @@ class ImageGenerator:
         tokens = np.zeros((len(every), self.config.grid.num_tokens), np.int32)
         images: list[Image.Image] = []
         with self.turns.take() as turn:
+            self._is_cancelled.clear()
             for start in range(0, len(every), size):
                 part = slice(start, min(start + size, len(every)))
-                batch = self._batches(every[part], request.sampling, request.seed, start)
+                sampling = [request.sampling] * len(every[part])
+                batch = self._batches.of_requests(every[part], sampling, request.seeds[part])
                 for row, cache in self._rows(batch):
+                    if self._is_cancelled.is_set():
+                        raise GenerationCancelledError("cancelled by ImageGenerator.cancel")
                     tokens[part] = self.runner.tokens()
                     shown, done = None, False
                     if row == self.config.grid.height - 1:
@@ -335,3 +374,13 @@ class ImageGenerator:
             pixels[pixels.shape[0] * (row + 1) // height :] = NOT_DRAWN_YET
             previews.append(Image.fromarray(pixels))
         return previews
+
+
+def _image_seeds(seed: int, seeds: Sequence[int] | None, num_images: int) -> list[ImageSeed]:
+    """What each image's random numbers depend on. Raises: UserError."""
+    if seeds is None:
+        first = as_seed(seed)
+        return [ImageSeed(first, image) for image in range(num_images)]
+    if len(seeds) != num_images:
+        raise UserError(f"{len(seeds)} seeds for {num_images} images; give one for each image")
+    return [ImageSeed(as_seed(own), 0) for own in seeds]

@@ -93,4 +93,8 @@ class Builds:
 
 def sanitized(build: Builds, sanitizer: str) -> Path:
     """A build with a sanitizer; no optimization, for it compiles faster."""
-    return build(sanitizer, f"-DSSD_RUNTIME_SANITIZE={sanitizer}", "-DCMAKE_BUILD_TYPE=Debug")
+    return build(
+        sanitizer.replace(",", "-"),
+        f"-DSSD_RUNTIME_SANITIZE={sanitizer}",
+        "-DCMAKE_BUILD_TYPE=Debug",
+    )

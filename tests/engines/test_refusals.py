@@ -127,7 +127,7 @@ def test_refusals_are_pythons(build: Builds, exported: Exported, tmp_path: Path)
     for name, damage in BROKEN.items():
         damage(bundles[name])
     results = run_cases(
-        sanitized(build, "address"),
+        sanitized(build, "address,undefined"),
         [{"bundle": str(bundle), "encode": []} for bundle in bundles.values()],
         tmp_path,
     )
@@ -171,7 +171,7 @@ def test_one_wrong_value_anywhere(
         (bundle / file).write_bytes(content)
         vouch(bundle)
         asked.append({"bundle": str(bundle), "prompts": ["a red circle"], "first_row": True})
-    results = run_cases(sanitized(build, "address"), asked, tmp_path)
+    results = run_cases(sanitized(build, "address,undefined"), asked, tmp_path)
     refused = [made.facts["error"] for made in results if "error" in made.facts]
     assert len(refused) > NUM_MUTATIONS / 4
     for sentence in refused:

@@ -1,0 +1,58 @@
+"""AddressSanitizer (with leaks), UndefinedBehaviorSanitizer, ThreadSanitizer and valgrind over
+generation, misuse, cancelling at every row and several threads."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.engines.builds import Builds, run, sanitized
+from tests.engines.cases import Case, run_cases
+from tests.engines.test_misuse import FEW_MODELS, run_misuse
+
+Bundles = Callable[[str], Path]
+CASES = {
+    "defaults": Case("ssd-auto", ("a red circle", "two blue squares"), {"max_batch": 1}),
+    "top-k and previews": Case("ssd-auto", options={"top_k": 5, "preview": True}),
+    "decaying scores": Case("linear"),
+    "int8 cache": Case("kv-int8"),
+    "int4": Case("int4"),
+}
+# What valgrind runs in minutes; the rest is the sanitizers' part.
+SHORT = ["null_handles", "wrong_models", "wrong_prompts", "destroyed_in_any_order", "png_files"]
+THREADS = [
+    "calls_inside_a_callback",
+    "cancelled_from_another_thread",
+    "destroyed_in_any_order",
+    "two_generations_in_two_threads",
+    "two_models_in_two_threads",
+]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("sanitizer", ["address,undefined", "thread"])
+def test_misuse(sanitizer: str, build: Builds, bundles: Bundles, tmp_path: Path) -> None:
+    names = THREADS if sanitizer == "thread" else []
+    run_misuse(sanitized(build, sanitizer), bundles("ssd-auto"), tmp_path, *names, **FEW_MODELS)
+
+
+@pytest.mark.slow
+def test_generation(build: Builds, bundles: Bundles, tmp_path: Path) -> None:
+    asked = [case.to_json(bundles(case.bundle)) for case in CASES.values()]
+    for made in run_cases(sanitized(build, "address,undefined"), asked, tmp_path):
+        assert "error" not in made.facts, made.facts
+
+
+@pytest.mark.slow
+def test_valgrind_finds_no_leak(build: Builds, bundles: Bundles, tmp_path: Path) -> None:
+    if shutil.which("valgrind") is None:
+        pytest.skip("needs valgrind: engines/scripts/install_dependencies.sh")
+    checked = run(
+        ["valgrind", "--leak-check=full", "--show-leak-kinds=definite", "--error-exitcode=9", "-q"]
+        + [build("release") / "tests" / "ssd_misuse", bundles("ssd-auto"), *SHORT],
+        cwd=tmp_path,
+    )
+    assert checked.returncode == 0, checked.stdout[-1000:] + checked.stderr[-4000:]
