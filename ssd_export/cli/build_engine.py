@@ -162,9 +162,9 @@ def plan_lines(plan: BuildPlan) -> list[str]:
     lines += [
         f"flavour: {plan.flavour.name} {plan.flavour.version}",
         (
-            f"plugin: {plan.plugin.library}"
-            if plan.plugin.is_used
-            else f"plugin: off ({plan.plugin.why_not})"
+            f"decode step: {plan.step.form}"
+            + (f", {plan.step.library}" if plan.step.library else "")
+            + (f" (no plugin: {plan.step.why_not})" if plan.step.why_not else "")
         ),
         (
             f"batch: {plan.batch.min} to {plan.batch.max} images, the decode step tuned for"

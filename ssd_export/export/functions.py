@@ -126,7 +126,7 @@ def _body(
         "Expand", ops.reshape(position, [-1, 1]), ops.constant([1, node.num_heads])
     )  # [B, H]
     position, prompt_length = (ops.reshape(row, [-1, 1, 1]) for row in (position, prompt_length))
-    slot, has_room = _slot(
+    slot, has_room = find_slot(
         ops, node, position, prompt_length, past_position, past_score
     )  # [B, H, 1] each
     row = ops.op("Concat", place, slot, axis=-1)
@@ -251,7 +251,7 @@ def _present_score(
     return ops.op("Add", ops.op("ScatterND", past_score, *start), received)
 
 
-def _slot(
+def find_slot(
     ops: Operators,
     node: AttentionNode,
     position: ir.Value,

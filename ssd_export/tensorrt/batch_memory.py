@@ -19,7 +19,7 @@ from ssd_export.tensorrt.device_buffers import (
     plan_buffers,
 )
 from ssd_export.tensorrt.engine import TrtContext
-from ssd_export.tensorrt.in_place import carried
+from ssd_export.tensorrt.step_form import carried
 
 PROMPT_POSITIONS = (
     "prompt_positions"  # 0, 1, 2, ... for every row and head, to fill position caches from

@@ -61,8 +61,8 @@ def build_engines(
         disk_errors(plan.bundle.path, "make it writable, or copy the bundle to another disk"),
         scratch_folder(plan.bundle.folder, ".building-") as scratch,
     ):
-        if plan.plugin.library:
-            load_library(plan.builder_flavour, plan.plugin.library)
+        if plan.step.library:
+            load_library(plan.builder_flavour, plan.step.library)
         sizes = {
             spec.name: plan.bundle.files[f"onnx/{spec.name}.onnx"].bytes for spec in plan.graphs
         }
@@ -89,8 +89,8 @@ def _files(
         f"{plan.folder}/{graph.path.name}": graph.path for graph in built.values()
     }
     files[f"{plan.folder}/{FILE}"] = to_json(manifest).encode()
-    if plan.plugin.library and manifest.plugin and not manifest.plugin.in_engine:
-        files[f"{plan.folder}/{plan.plugin.library.name}"] = plan.plugin.library.read_bytes()
+    if plan.step.library and manifest.plugin and not manifest.plugin.in_engine:
+        files[f"{plan.folder}/{plan.step.library.name}"] = plan.step.library.read_bytes()
     cache = scratch / TIMING_CACHE
     if cache.exists() and plan.timing_cache is None:
         files[f"{plan.folder}/{TIMING_CACHE}"] = cache

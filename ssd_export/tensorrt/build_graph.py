@@ -18,13 +18,14 @@ from ssd_export.graph_spec import GraphSpec
 from ssd_export.tensorrt.build_memory import StoredWeight, shared_weights
 from ssd_export.tensorrt.build_progress import Phases, Progress, progress_monitor
 from ssd_export.tensorrt.builder_config import builder_config, use_timing_cache
+from ssd_export.tensorrt.cache_traffic import cache_copies
 from ssd_export.tensorrt.engine_manifest import EngineEntry
-from ssd_export.tensorrt.in_place import in_place
 from ssd_export.tensorrt.layer_listing import Layer, hazards
 from ssd_export.tensorrt.messages import judge, logger, one_line
 from ssd_export.tensorrt.network import check_interface, lift_weights, parse_graph
 from ssd_export.tensorrt.plan import BuildPlan
 from ssd_export.tensorrt.plugin import num_attention_nodes
+from ssd_export.tensorrt.step_form import KV_UPDATE, in_place
 
 WITH_SHARED_WEIGHTS = ("prefill", "decode_step", "prefill_top_k", "decode_step_top_k")
 PLUGIN_LAYER = "PluginV3"
@@ -76,7 +77,7 @@ def read_graph(plan: BuildPlan, spec: GraphSpec) -> ReadGraph:
     log, messages = logger(trt)
     messages.clear()
     source = plan.bundle.file(f"onnx/{spec.name}.onnx").resolve()
-    model = plan.plugin.models.get(spec.name)
+    model = plan.step.models.get(spec.name)
     builder, network, parser = parse_graph(trt, log, messages, source, model)
     shared = {}
     if plan.target.shared_weights and spec.name in WITH_SHARED_WEIGHTS:
@@ -84,7 +85,8 @@ def read_graph(plan: BuildPlan, spec: GraphSpec) -> ReadGraph:
     names = lift_weights(trt, network, {name: weight.shape for name, weight in shared.items()})
     lifted = {name: shared[name] for name in names}
     check_interface(spec, network, lifted)
-    num_plugin_layers = num_attention_nodes(plan.bundle) if model else 0
+    has_plugin = model is not None and plan.step.has_plugin
+    num_plugin_layers = num_attention_nodes(plan.bundle) if has_plugin else 0
     _check_plugin_layers(spec, _network_layers(trt, network), num_plugin_layers)
     judge(spec.name, messages.warnings)
     return ReadGraph(
@@ -123,13 +125,15 @@ def write_engine(plan: BuildPlan, graph: ReadGraph, engine: Any, scratch: Path) 
     path = scratch / f"{graph.spec.name}.engine"
     path.write_bytes(memoryview(engine))
     warnings = judge(graph.spec.name, messages.warnings) + graph.warnings
+    if plan.step.form == KV_UPDATE and graph.spec.name in plan.step.models:
+        warnings += [copied for layers in by_profile for copied in cache_copies(layers)]
     layers = by_profile[0] if by_profile else []
     entry = _entry(plan, graph, path, layers, messages.activation_bytes)
     return GraphEngine(entry, path, warnings, messages.library_is_in_engine)
 
 
 def _aliases(plan: BuildPlan, spec: GraphSpec) -> dict[str, str]:
-    return in_place(spec, has_plugin=spec.name in plan.plugin.models)
+    return in_place(spec, plan.step.form)
 
 
 def _entry(

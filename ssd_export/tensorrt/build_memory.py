@@ -27,6 +27,11 @@ __all__ = [
 ]
 
 
+# Of the decode step alone: there is nothing to share, and where the batch is fixed TensorRT-RTX 1.7.1
+# copies such an input before every product.
+OF_ONE_GRAPH = ("generation_embeddings.", "generation_aligner.")
+
+
 def is_shared(weight: StoredWeight) -> bool:
     """Whether a tensor can be an input of prefill and decode_step: the matrices, which are nearly
     all the bytes.
@@ -35,8 +40,8 @@ def is_shared(weight: StoredWeight) -> bool:
 
 
 def shared_weights(bundle: Bundle) -> dict[str, StoredWeight]:
-    """The weights that become inputs of prefill and decode_step: matrices, but quantised ones with
-    their scales.
+    """The weights that become inputs of prefill and decode_step: the matrices that both have, but
+    quantised ones with their scales.
 
     Codes and scales stay constants: TensorRT-RTX 1.7.1 makes one layer of a dequantised constant
     and its product, but writes the whole matrix in fp16 before every product where either is an
@@ -47,7 +52,7 @@ def shared_weights(bundle: Bundle) -> dict[str, StoredWeight]:
     return {
         name: weight
         for name, weight in weights.items()
-        if is_shared(weight) and name not in quantised
+        if is_shared(weight) and name not in quantised and not name.startswith(OF_ONE_GRAPH)
     }
 
 

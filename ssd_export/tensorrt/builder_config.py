@@ -12,6 +12,7 @@ from ssd_export.errors import UserError
 from ssd_export.graph_spec import GraphSpec
 from ssd_export.tensorrt.network import optimization_profile
 from ssd_export.tensorrt.plan import BuildPlan
+from ssd_export.tensorrt.step_form import engine_spec
 
 TIMING_CACHE = "timing.cache"
 # TensorRT-RTX captures only what allocates nothing by itself; a graph that cannot do so fails here,
@@ -29,15 +30,16 @@ def builder_config(plan: BuildPlan, builder: Any, spec: GraphSpec) -> Any:
     config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, plan.workspace_mib << 20)
     rows = plan.bundle.config.model.rows_per_image
     for profile in plan.profiles(spec.name):
-        config.add_optimization_profile(optimization_profile(builder, spec, profile, rows))
+        shaped = engine_spec(spec, plan.step.form)
+        config.add_optimization_profile(optimization_profile(builder, shaped, profile, rows))
     config.clear_flag(trt.BuilderFlag.TF32)
     capturable = trt.BuilderFlag.__members__.get(CAPTURABLE)
     if capturable is not None:
         config.set_flag(capturable)
-    if spec.name in plan.plugin.models:
+    if plan.step.has_plugin and spec.name in plan.step.models:
         config.set_preview_feature(trt.PreviewFeature.ALIASED_PLUGIN_IO_10_03, True)
-        if plan.plugin.library:
-            config.plugins_to_serialize = [str(plan.plugin.library)]
+        if plan.step.library:
+            config.plugins_to_serialize = [str(plan.step.library)]
     if plan.builder_flavour.builds_anywhere:
         config.num_compute_capabilities = len(plan.capabilities)
         for index, capability in enumerate(plan.capabilities):

@@ -21,6 +21,7 @@ from ssd_export.graph_spec import GraphSpec
 from ssd_export.tensorrt.cuda_device import CudaDevice
 from ssd_export.tensorrt.flavors import Flavour
 from ssd_export.tensorrt.messages import logger, one_line
+from ssd_export.tensorrt.step_form import size_of
 
 
 def open_runtime(flavour: Flavour, host_code_allowed: bool) -> Any:
@@ -36,7 +37,8 @@ def open_runtime(flavour: Flavour, host_code_allowed: bool) -> Any:
 class TrtEngine:
     """A deserialised engine.
 
-    Args: deserialize: makes it of its file's bytes; aliases: output -> the input whose memory it is.
+    Args: deserialize: makes it of its file's bytes; spec: the graph's contract; shaped: the same
+    with the engine's shapes; aliases: output -> the input whose memory it is.
     """
 
     def __init__(
@@ -46,13 +48,14 @@ class TrtEngine:
         device: CudaDevice,
         path: Path,
         spec: GraphSpec,
+        shaped: GraphSpec,
         weights: Collection[str] = (),
         aliases: Mapping[str, str] | None = None,
     ) -> None:
         """Raises: UserError, one line, where TensorRT refuses the file or its tensors are not the
         contract's.
         """
-        self.spec, self.aliases = spec, dict(aliases or {})
+        self.spec, self.shaped, self.aliases = spec, shaped, dict(aliases or {})
         self._flavour, self._device = flavour, device
         self._messages = logger(flavour.trt)[1]
         self._said = self._messages.mark()
@@ -169,9 +172,9 @@ class TrtContext:
         """Numbers for the inputs' named dimensions. Raises: RuntimeError for one outside the
         profile.
         """
-        for tensor in self.spec.inputs:
+        for tensor in self._engine.shaped.inputs:
             if any(isinstance(dimension, str) for dimension in tensor.shape):
-                shape = tensor.sizes(dimensions)
+                shape = tuple(size_of(dimension, dimensions) for dimension in tensor.shape)
                 self._must(
                     partial(self._context.set_input_shape, tensor.name, shape),
                     f"shape {shape} of {tensor.name}",

@@ -28,6 +28,7 @@ from ssd_export.tensorrt.engine_manifest import (
 from ssd_export.tensorrt.flavors import EXTRAS, Flavour, is_installed, load_flavour
 from ssd_export.tensorrt.plugin import load_library
 from ssd_export.tensorrt.profiles import IMAGE_DECODER, Profile
+from ssd_export.tensorrt.step_form import Form
 
 
 @dataclass(frozen=True)
@@ -50,6 +51,11 @@ class EngineFiles:
         engine.
         """
         return self.manifest.plugin is not None
+
+    @property
+    def form(self) -> Form:
+        """Of the decode step's attention (step_form.py)."""
+        return self.manifest.form
 
     @property
     def min_images(self) -> int:

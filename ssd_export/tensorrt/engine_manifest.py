@@ -16,9 +16,10 @@ from ssd_export.dtypes import DTYPES
 from ssd_export.errors import UserError
 from ssd_export.plan.sizes import StoredWeight
 from ssd_export.tensorrt.profiles import Bounds, Profile
+from ssd_export.tensorrt.step_form import Form
 from ssd_export.typed_json import parse_json, wrong_value
 
-SCHEMA = 2
+SCHEMA = 3
 FILE = "engine.json"
 MAX_IMAGES = 1 << 16  # of a batch; the largest profiles have 128
 MAX_PROMPT_TOKENS = 1 << 24  # as a bundle's positions
@@ -76,7 +77,8 @@ class EngineManifest:
     """What engine.json holds.
 
     compute_capabilities: times ten; batch: images drawn at once, least, asked for, greatest;
-    prompt_slots: length that every prompt is padded to; weights_file: whose tensors the engines take
+    prompt_slots: length that every prompt is padded to; form: of the decode step's attention
+    (step_form.py); weights_file: whose tensors the engines take
     as inputs; warnings: what TensorRT said and the user saw.
     """
 
@@ -93,6 +95,7 @@ class EngineManifest:
     prompt_slots: int
     workspace_mib: int
     flags: Flags
+    form: Form
     plugin: PluginEntry | None
     weights_file: str
     graphs: dict[str, EngineEntry]

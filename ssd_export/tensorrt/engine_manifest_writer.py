@@ -44,6 +44,7 @@ def engine_manifest(plan: BuildPlan, built: Mapping[str, GraphEngine]) -> Engine
             aliased_plugin_io=plugin is not None,
             host_code=plugin is not None and plugin.in_engine,
         ),
+        form=plan.step.form,
         plugin=plugin,
         weights_file=weights_file(plan.bundle),
         graphs={name: graph.entry for name, graph in built.items()},
@@ -54,8 +55,8 @@ def engine_manifest(plan: BuildPlan, built: Mapping[str, GraphEngine]) -> Engine
 
 
 def _plugin(plan: BuildPlan, built: Mapping[str, GraphEngine]) -> PluginEntry | None:
-    library = plan.plugin.library
-    if not plan.plugin.is_used:
+    library = plan.step.library
+    if not plan.step.has_plugin:
         return None
     return PluginEntry(
         library=library.name if library else None,

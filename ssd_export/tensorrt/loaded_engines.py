@@ -17,6 +17,7 @@ from ssd_export.tensorrt.device_buffers import WAYS_OUT, check_device_memory, pl
 from ssd_export.tensorrt.engine import TrtContext, TrtEngine, open_runtime
 from ssd_export.tensorrt.engine_files import EngineFiles
 from ssd_export.tensorrt.profiles import profile_for
+from ssd_export.tensorrt.step_form import engine_spec
 
 
 class LoadedEngines:
@@ -93,6 +94,7 @@ class LoadedEngines:
                 self._device,
                 files.path(graph),
                 self._specs[graph],
+                engine_spec(self._specs[graph], files.form),
                 files.weights(graph),
                 files.aliases(graph),
             )

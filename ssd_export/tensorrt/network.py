@@ -73,8 +73,8 @@ def lift_weights(trt: Any, network: Any, shapes: Mapping[str, tuple[int, ...]]) 
 def optimization_profile(
     builder: Any, spec: GraphSpec, profile: Profile, rows_per_image: int
 ) -> Any:
-    """One profile of an engine: bounds for every input of the contract that has a named
-    dimension.
+    """One profile of an engine: bounds for every input that has a named dimension. spec: with the
+    engine's shapes.
     """
     bounds = builder.create_optimization_profile()
     for tensor in spec.inputs:

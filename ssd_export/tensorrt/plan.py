@@ -5,7 +5,7 @@ graphs, memory.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from ssd_export.bundle import Bundle, open_bundle
@@ -15,8 +15,10 @@ from ssd_export.machine import free_bytes
 from ssd_export.tensorrt import engine_manifest as provenance
 from ssd_export.tensorrt.build_memory import needed_bytes
 from ssd_export.tensorrt.flavors import Flavour, is_installed, load_flavour, missing
+from ssd_export.tensorrt.kv_update import kv_update_graph
 from ssd_export.tensorrt.plugin import find_library, plugin_graph
 from ssd_export.tensorrt.profiles import Profile, profiles_of
+from ssd_export.tensorrt.step_form import AS_BUNDLED, KV_UPDATE, PLUGIN, Form
 from ssd_export.tensorrt.target import (
     AUTO,
     FIRST_WITH_FP8,
@@ -51,19 +53,22 @@ class BuildSpec:
 
 
 @dataclass(frozen=True)
-class PluginPlan:
-    """The plugin's part of a build. models: the plugin flavour of each graph that attends over
-    caches; empty where the plugin is not used, because why_not. library: None where this process
-    has registered the plugin without one.
+class StepPlan:
+    """The form of the decode step (step_form.py).
+
+    models: the decode steps in this form, by graph; empty where they are taken as bundled. library:
+    the plugin's; None also where this process has registered the plugin without one. why_not: what
+    speaks against the plugin and, where the form is the bundle's, against kv-update.
     """
 
-    models: dict[str, bytes]
-    library: Path | None
-    why_not: str
+    form: Form
+    models: dict[str, bytes] = field(default_factory=dict)
+    library: Path | None = None
+    why_not: str = ""
 
     @property
-    def is_used(self) -> bool:
-        return bool(self.models)
+    def has_plugin(self) -> bool:
+        return self.form == PLUGIN
 
 
 @dataclass(frozen=True)
@@ -76,7 +81,7 @@ class BuildPlan:
     target: Target
     flavour: Flavour | None
     capabilities: tuple[int, ...]
-    plugin: PluginPlan
+    step: StepPlan
     top_k: bool
     batch: Batch
     workspace_mib: int
@@ -115,7 +120,7 @@ class BuildPlan:
         return [
             contracts[name]
             for name in names
-            if name in contracts and not (name == "evict" and self.plugin.is_used)
+            if name in contracts and not (name == "evict" and self.step.has_plugin)
         ]
 
 
@@ -135,16 +140,16 @@ def plan_build(spec: BuildSpec, library: Callable[[], Path | None] = find_librar
             f"TensorRT builds for {target.title} on that machine itself: copy the bundle there and"
             f" run ssd-export build-engine --bundle DIR --target {target.name} --plugin off"
         )
-    plugin = PluginPlan({}, None, "")
+    step = StepPlan(AS_BUNDLED)
     if flavour is not None:
-        plugin = _plan_plugin(spec, bundle, capabilities, library)
+        step = _plan_step(spec, bundle, flavour, capabilities, library)
     batch = spec.batch or target.batch
     return BuildPlan(
         bundle=bundle,
         target=target,
         flavour=flavour,
         capabilities=capabilities,
-        plugin=plugin,
+        step=step,
         top_k=spec.top_k,
         batch=batch,
         workspace_mib=spec.workspace_mib or target.workspace_mib,
@@ -201,24 +206,29 @@ def _that_multiply_its_weights(
     return able
 
 
-def _plan_plugin(
+def _plan_step(
     spec: BuildSpec,
     bundle: Bundle,
+    flavour: Flavour,
     capabilities: tuple[int, ...],
     library: Callable[[], Path | None],
-) -> PluginPlan:
-    """The plugin's library and graphs; for `auto` without it where something is missing, and what
-    that is.
+) -> StepPlan:
+    """The plugin where it is asked for, or for `auto` where library and kernel are at hand; else the
+    best form of plain operators.
     """
-    if spec.plugin == "off":
-        return PluginPlan({}, None, "--plugin off")
     names = DECODE_STEPS[: 1 + spec.top_k]
+    why_not = "--plugin off"
+    if spec.plugin != "off":
+        try:
+            found = library()
+            models = {name: plugin_graph(bundle, name, capabilities) for name in names}
+            return StepPlan(PLUGIN, models, found)
+        except UserError as error:
+            if spec.plugin == "on":
+                raise
+            why_not = str(error)
     try:
-        found = library()
-        return PluginPlan(
-            {name: plugin_graph(bundle, name, capabilities) for name in names}, found, ""
-        )
+        models = {name: kv_update_graph(bundle, name, flavour) for name in names}
     except UserError as error:
-        if spec.plugin == "on":
-            raise
-        return PluginPlan({}, None, str(error))
+        return StepPlan(AS_BUNDLED, why_not=f"{why_not}; {error}")
+    return StepPlan(KV_UPDATE, models, why_not=why_not)

@@ -12,6 +12,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from ssd_export.graph_spec import Dimension
+from ssd_export.tensorrt.step_form import DECODE_STEP, size_of
 from ssd_export.tensorrt.target import Batch
 
 Bounds = tuple[int, int, int]  # least, tuned for, greatest
@@ -19,7 +21,7 @@ SMALL_BATCHES = (
     (1, 1),
     (2, 16),
 )  # first and last batch of the decode step's profiles before the last
-IMAGE_DECODER, PREFILL, DECODE_STEP = "image_decoder", "prefill", "decode_step"
+IMAGE_DECODER = "image_decoder"
 
 
 @dataclass(frozen=True)
@@ -29,13 +31,16 @@ class Profile:
     images: Bounds
     prompt_tokens: Bounds
 
-    def sizes(self, dimension: int | str, rows_per_image: int) -> Bounds:
+    def sizes(self, dimension: Dimension, rows_per_image: int) -> Bounds:
         """Raises: KeyError for a name that no contract has."""
-        if isinstance(dimension, int):
-            return dimension, dimension, dimension
-        least, usual, most = self.images
-        rows = (rows_per_image * least, rows_per_image * usual, rows_per_image * most)
-        return {"images": self.images, "rows": rows, "prompt_tokens": self.prompt_tokens}[dimension]
+        least, usual, most = (
+            size_of(
+                dimension,
+                {"images": images, "rows": rows_per_image * images, "prompt_tokens": tokens},
+            )
+            for images, tokens in zip(self.images, self.prompt_tokens, strict=True)
+        )
+        return least, usual, most
 
 
 def profiles_of(

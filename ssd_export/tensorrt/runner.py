@@ -3,7 +3,7 @@ CUDA graph.
 
 All device memory is allocated before the first step: the weights once, and one stretch for each
 batch size (device_buffers.py). No cache is copied between steps; what an engine does not write in
-place (in_place.py), a few bytes a slot, is. The host reads tokens after a grid row, never inside one.
+place (step_form.py), a few bytes a slot, is. The host reads tokens after a grid row, never inside one.
 """
 
 from __future__ import annotations

@@ -140,18 +140,18 @@ class OrtBackend:
         for value, name in zip(results, names, strict=True):
             like = values["query" if name == "out" else name.replace("present", "past")]
             value.name, value.shape, value.type = name, like.shape, like.type
+        function = self._function()
         graph = ir.Graph(
             list(values.values()),
             results,
             nodes=ops.tape.nodes,
-            opset_imports={"": OPSET, DOMAIN: 1},
+            opset_imports={"": function.opset_imports[""], DOMAIN: 1},
             name="step",
         )
-        return ir.Model(
-            graph,
-            ir_version=IR_VERSION,
-            functions=[attention_function(self.node, "DecodeAttention_0")],
-        )
+        return ir.Model(graph, ir_version=IR_VERSION, functions=[function])
+
+    def _function(self) -> ir.Function:
+        return attention_function(self.node, "DecodeAttention_0")
 
     def _evict_model(self) -> ir.Model:
         values = self._values()

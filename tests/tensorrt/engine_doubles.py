@@ -22,8 +22,8 @@ from ssd_export.tensorrt.engine_manifest import (
     this_arch,
     this_os,
 )
-from ssd_export.tensorrt.in_place import in_place
 from ssd_export.tensorrt.profiles import profiles_of
+from ssd_export.tensorrt.step_form import AS_BUNDLED, KV_UPDATE, PLUGIN, in_place
 from ssd_export.tensorrt.target import Batch
 from ssd_export.typed_json import to_json
 from ssd_export.version import TOOL_VERSION
@@ -41,6 +41,7 @@ def write_engines(
     flavour: str = "tensorrt-rtx",
     in_engine: bool = True,
     decoder_images: int = 2,
+    form: str = KV_UPDATE,
     **changes: Any,
 ) -> Bundle:
     """Adds to a bundle the files that a build leaves there, their content being the name of the
@@ -48,6 +49,9 @@ def write_engines(
     """
     bundle = open_bundle(path)
     prompt_slots = bundle.config.policy.prompt_slots
+    if bundle.config.policy.kv_dtype != "model":
+        form = AS_BUNDLED
+    form = PLUGIN if plugin else form
     graphs = [name for name in bundle.config.graphs if top_k or not name.endswith("_top_k")]
     graphs = [name for name in graphs if not (plugin and name == "evict")]
     folder = folder_name(flavour, VERSION, (CAPABILITY,))
@@ -67,6 +71,7 @@ def write_engines(
         prompt_slots=prompt_slots,
         workspace_mib=64,
         flags=Flags(True, False, aliased_plugin_io=plugin, host_code=plugin and in_engine),
+        form=form,
         plugin=PluginEntry(PLUGIN_LIBRARY, sha256(b"library"), in_engine, 1) if plugin else None,
         weights_file=weights_file(bundle),
         graphs={
@@ -78,9 +83,7 @@ def write_engines(
                 onnx_sha256=bundle.files[f"onnx/{name}.onnx"].sha256,
                 layers={},
                 profiles=profiles_of(name, Batch(*images), prompt_slots, decoder_images),
-                aliases=in_place(
-                    bundle.config.graphs[name], plugin and name.startswith("decode_step")
-                ),
+                aliases=in_place(bundle.config.graphs[name], form),
                 weights=shared if name.startswith(WITH_WEIGHTS) else {},
                 activation_bytes=None,
                 seconds=1.0,

@@ -13,7 +13,7 @@ from onnx import TensorProto, helper
 
 from ssd_export.bundle import Bundle, open_bundle
 from ssd_export.graph_spec import GraphSpec
-from ssd_export.tensorrt.in_place import in_place
+from ssd_export.tensorrt.step_form import AS_BUNDLED, in_place
 from tests.janus_checkpoints import TinyJanus
 from tests.runtime.checkpoints import bundle, checkpoint, head_map_file
 from tests.tensorrt.any_order import AnyOrder
@@ -56,7 +56,7 @@ GRAPHS += [(policy, "evict") for policy in RELEASE_BETWEEN_STEPS]
 def test_any_order_gives_the_same(policy: str, graph: str, by: str) -> None:
     made = opened(policy)
     spec = made.config.graphs[graph]
-    shared = spec.aliases if by == "onnxruntime" else in_place(spec, has_plugin=False)
+    shared = spec.aliases if by == "onnxruntime" else in_place(spec, AS_BUNDLED)
     runner = AnyOrder(str(made.file(f"onnx/{graph}.onnx")))
     given = full_caches(spec, np.random.default_rng(0))
     wanted = runner.run({name: value.copy() for name, value in given.items()}, {}, Random(0))

@@ -48,6 +48,7 @@ ENGINE = EngineManifest(
     prompt_slots=64,
     workspace_mib=64,
     flags=Flags(True, False, False, False),
+    form="kv-update",
     plugin=None,
     weights_file="onnx/weights.safetensors",
     graphs={

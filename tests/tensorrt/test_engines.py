@@ -43,6 +43,7 @@ from ssd_export.tensorrt.plugin import (
     plugin_graph,
     prepared_name,
 )
+from ssd_export.tensorrt.step_form import KV_UPDATE
 from ssd_export.tensorrt.target import Batch, gpu_here
 from tests.janus_checkpoints import TinyJanus
 from tests.runtime.checkpoints import bundle, checkpoint, head_map_file
@@ -200,7 +201,7 @@ def test_without_library_or_kernel_auto_says_why_and_on_refuses(
 ) -> None:
     monkeypatch.setenv(LIBRARY_VARIABLE, str(tmp_path / "nowhere.so"))
     plan = plan_build(spec(path, plugin="auto"))
-    assert not plan.plugin.is_used and "nowhere.so" in plan.plugin.why_not
+    assert plan.step.form == KV_UPDATE and "nowhere.so" in plan.step.why_not
     with pytest.raises(UserError, match="no plugin library at .*nowhere.so; build it: cmake"):
         plan_build(spec(path, plugin="on"))
     (tmp_path / "nowhere.so").touch()
@@ -255,7 +256,7 @@ from ssd_export.tensorrt import build as engine
 from ssd_export.tensorrt.build_graph import build_graph
 build_plan.gpu_here = lambda: None
 plan = build_plan.plan_build(build_plan.BuildSpec(Path(sys.argv[1]), "ada"))
-assert plan.plugin.is_used or plan.plugin.why_not
+assert plan.step.form == "as bundled" and "pip install onnx-ir" in plan.step.why_not
 decoder = next(spec for spec in plan.graphs if spec.name == "image_decoder")
 print(build_graph(plan, decoder, Path(sys.argv[2]), lambda *told: None, Event()).entry.bytes)
 """

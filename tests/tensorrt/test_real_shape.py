@@ -1,5 +1,6 @@
 """Janus-Pro-1B's shape with one layer and its whole image decoder: every target's numbers build, and
-nothing that an engine shares in place is read after it is overwritten.
+nothing that an engine shares in place is read after it is overwritten, and a decode step reads every
+cache once.
 
 Needs TensorRT-RTX, which builds without a GPU. A target that it does not build for lends its numbers
 (batch, images of the decoder, workspace) to one that it does.
@@ -19,11 +20,19 @@ from benchmarks import synthetic_checkpoint
 from ssd_export.bundle import open_bundle
 from ssd_export.model.families import PUBLISHED
 from ssd_export.tensorrt import plan as build_plan
-from ssd_export.tensorrt.build_graph import build_graph
-from ssd_export.tensorrt.in_place import in_place
-from ssd_export.tensorrt.layer_listing import hazards, unordered_dependencies
+from ssd_export.tensorrt.build_graph import GraphEngine, build_graph
+from ssd_export.tensorrt.cache_traffic import (
+    OF_ROWS,
+    cache_copies,
+    cache_reads,
+    copies,
+    moved_bytes,
+    read_too_often,
+)
+from ssd_export.tensorrt.layer_listing import Layer, hazards, unordered_dependencies
 from ssd_export.tensorrt.messages import logger
-from ssd_export.tensorrt.plan import BuildPlan, BuildSpec, plan_build
+from ssd_export.tensorrt.plan import BuildPlan, BuildSpec, StepPlan, plan_build
+from ssd_export.tensorrt.step_form import AS_BUNDLED, in_place, num_elements
 from ssd_export.tensorrt.target import Batch, read_target, target_names
 
 pytestmark = [
@@ -84,20 +93,57 @@ def test_no_target_is_left_out() -> None:
     assert set(LIKE) == set(TARGETS) and all(numbers(o) == numbers(t) for t, o in LIKE.items())
 
 
+def built(made: BuildPlan, graph: str, tmp_path: Path) -> tuple[GraphEngine, list[list[Layer]]]:
+    """An engine and its layers, profile by profile."""
+    spec = next(spec for spec in made.graphs if spec.name == graph)
+    engine = build_graph(made, spec, tmp_path, lambda *told: None, Event())
+    profiles = logger(made.flavour.trt)[1].layers(len(made.profiles(graph)))
+    assert len(profiles) == len(made.profiles(graph))
+    return engine, profiles
+
+
 @pytest.mark.parametrize("graph", ["decode_step", "evict"])
 def test_what_is_shared_in_place_is_read_before_it_is_overwritten(
     path: Path, tmp_path: Path, graph: str
 ) -> None:
     """With all that the graph's contract aliases, the builder's engine would be wrong."""
     made = plan(path, "ada")
-    spec = next(spec for spec in made.graphs if spec.name == graph)
-    build_graph(made, spec, tmp_path, lambda *told: None, Event())
-    profiles = logger(made.flavour.trt)[1].layers(len(made.profiles(graph)))
-    assert len(profiles) == len(made.profiles(graph))
-    for layers in profiles:
+    spec = made.bundle.config.graphs[graph]
+    for layers in built(made, graph, tmp_path)[1]:
         assert unordered_dependencies(layers) == [], "the listing is understood"
-        assert hazards(layers, in_place(spec, has_plugin=False)) == []
+        assert hazards(layers, in_place(spec, made.step.form)) == []
         assert hazards(layers, spec.aliases), "else this test shows nothing"
+
+
+def test_a_step_reads_every_cache_once_and_copies_none(path: Path, tmp_path: Path) -> None:
+    engine, profiles = built(plan(path, "ada"), "decode_step", tmp_path)
+    for layers in profiles:
+        assert cache_copies(layers) == [] and engine.warnings == []
+        assert read_too_often(layers) == [] and set(cache_reads(layers).values()) == {1}
+        assert copies(layers, lambda operand: operand.name in engine.entry.weights) == []
+    weights = sum(weight.num_bytes for weight in engine.entry.weights.values())
+    step = plan(path, "ada").bundle.config.graphs["decode_step"]
+    caches = sum(
+        2 * num_elements(t, {"rows": 2}) for c, t in step.cache_inputs.items() if c.kind in OF_ROWS
+    )
+    assert weights + caches < moved_bytes(profiles[0]) < 1.3 * (weights + caches)
+
+
+def test_the_bundle_s_own_form_moves_caches_several_times(path: Path, tmp_path: Path) -> None:
+    """Why there is another form: this is what the checks above say of an engine without it."""
+    made = replace(plan(path, "ada"), step=StepPlan(AS_BUNDLED))
+    for layers in built(made, "decode_step", tmp_path)[1]:
+        assert cache_copies(layers) and read_too_often(layers)
+
+
+def test_a_copied_cache_is_told(
+    path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from ssd_export.tensorrt import build_graph as module
+
+    monkeypatch.setattr(module, "cache_copies", lambda layers: ["a layer copies a cache"])
+    engine, _ = built(plan(path, "ada"), "decode_step", tmp_path)
+    assert engine.warnings == ["a layer copies a cache"] * 2
 
 
 def test_an_unsafe_alias_fails_the_build(
@@ -108,7 +154,7 @@ def test_an_unsafe_alias_fails_the_build(
 
     made = plan(path, "ada")
     spec = next(spec for spec in made.graphs if spec.name == "evict")
-    monkeypatch.setattr(module, "in_place", lambda spec, has_plugin: spec.aliases)
+    monkeypatch.setattr(module, "in_place", lambda spec, form: spec.aliases)
     with pytest.raises(UserError, match="evict would overwrite what it still reads .* same kernel"):
         build_graph(made, spec, tmp_path, lambda *told: None, Event())
     assert open_bundle(path).hash == made.bundle.hash

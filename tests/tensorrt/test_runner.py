@@ -19,6 +19,8 @@ from ssd_export.model.families.janus import GRID
 from ssd_export.policy.presets import POLICIES
 from ssd_export.runtime.generate import ImageGenerator
 from ssd_export.runtime.ort_runner import OrtRunner
+from ssd_export.tensorrt.cuda_device import CudaDevice
+from ssd_export.tensorrt.step_form import AS_BUNDLED, KV_UPDATE
 from ssd_export.tensorrt.step_graphs import RELEASE_AND_STEP, STEP
 from ssd_export.tensorrt.target import Batch
 from tests.runtime.checkpoints import PROMPTS
@@ -72,8 +74,19 @@ def test_same_tokens_with_the_plugin_which_releases_by_itself(
 
 
 def test_tensorrt_itself_and_greedy_fp16(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    made = doubles(monkeypatch, copied_bundle(tmp_path, dtype="fp16"), is_rtx=False)
+    """In the bundle's own form, whose rounding in float16 is ONNX Runtime's."""
+    path = copied_bundle(tmp_path, dtype="fp16")
+    made = doubles(monkeypatch, path, is_rtx=False, form=AS_BUNDLED)
     assert_same_picture(made, temperature=0)
+
+
+@pytest.mark.parametrize("policy", ["ssd-row", "full"])
+def test_the_bundle_s_own_form_draws_the_same(
+    policy: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert_same_picture(
+        doubles(monkeypatch, copied_bundle(tmp_path, policy), form=AS_BUNDLED), seed=7
+    )
 
 
 @pytest.mark.parametrize(
@@ -84,7 +97,7 @@ def test_tensorrt_itself_and_greedy_fp16(tmp_path: Path, monkeypatch: pytest.Mon
 def test_same_tokens_with_quantised_caches_and_weights(
     stored: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    made = doubles(monkeypatch, copied_bundle(tmp_path, **stored))
+    made = doubles(monkeypatch, copied_bundle(tmp_path, **stored), form=AS_BUNDLED)
     with (
         made.generator() as generator,
         ImageGenerator(made.bundle, OrtRunner(made.bundle, exact=True)) as reference,
@@ -236,9 +249,11 @@ def test_engines_as_they_are_really_built(
     running are doubles.
     """
     from ssd_export.bundle import open_bundle
+    from ssd_export.tensorrt import runner as trt_runner
     from ssd_export.tensorrt.build import build_engines
     from ssd_export.tensorrt.engine_files import find_engines
     from ssd_export.tensorrt.plan import BuildSpec, plan_build
+    from ssd_export.verify.verify import VerifySpec, verify
 
     path = copied_bundle(tmp_path, dtype=dtype)
     values = build_engines(
@@ -252,5 +267,12 @@ def test_engines_as_they_are_really_built(
     files = find_engines(open_bundle(path), CAPABILITY)
     assert files.flavour.trt.Runtime is not None and len(files.all_weights()) > 8
     made = found_doubles(monkeypatch, path)
-    assert_same_picture(made, seed=7)
+    assert made.trt.engines.form == KV_UPDATE
+    if dtype == "fp32":
+        assert_same_picture(made, seed=7)
+    else:  # sums in float32 where ONNX Runtime's form has them in float16: other tokens at ties
+        opened = (find_engines(made.bundle, CAPABILITY), CudaDevice(made.cuda))
+        monkeypatch.setattr(trt_runner, "open_device", lambda bundle: opened)
+        ladder = verify(VerifySpec(path, against="trt"))
+        assert ladder["ok"], [rung for rung in ladder["rungs"] if not rung["ok"]]
     assert {"prefill", "decode_step", "evict", "image_decoder"} == set(made.trt.runs)

@@ -12,6 +12,7 @@ from enum import Enum
 from functools import lru_cache
 from math import prod
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -22,6 +23,8 @@ from ssd_export.graph_spec import TensorSpec
 from ssd_export.runtime.ort_session import open_session, session_entries
 from ssd_export.tensorrt import engine_manifest as provenance
 from ssd_export.tensorrt.flavors import Flavour
+from ssd_export.tensorrt.kv_update import kv_update_graph
+from ssd_export.tensorrt.step_form import KV_UPDATE, engine_spec
 from tests.tensorrt.cuda_double import CudaDouble
 
 VERSION, CAPABILITY = "1.7.1.116", 89
@@ -61,6 +64,11 @@ class CudaGraphStrategy(Enum):
 
 class DataType(Enum):
     FLOAT, HALF, BF16, INT32, INT64, INT8 = range(6)
+
+
+WITH_KV_UPDATE = Flavour(
+    "a double", VERSION, SimpleNamespace(INetworkDefinition=SimpleNamespace(add_kv_cache_update=1))
+)
 
 
 class TrtDouble:
@@ -146,12 +154,13 @@ class EngineDouble(OnDevice):
         entry = self.trt.engines.graphs[graph]
         self.profiles, self.aliases = entry.profiles, entry.aliases
         self.spec = self.trt.bundle.config.graphs[graph]
+        self.shaped = engine_spec(self.spec, self.trt.engines.form)
         self.weights = {
             name: TensorSpec(name, weight.dtype, weight.shape)
             for name, weight in entry.weights.items()
         }
         self.tensors = {
-            t.name: t for t in (*self.spec.inputs, *self.spec.outputs, *self.weights.values())
+            t.name: t for t in (*self.shaped.inputs, *self.shaped.outputs, *self.weights.values())
         }
         self.used_profiles: set[int] = set()
 
@@ -214,13 +223,8 @@ class ContextDouble(OnDevice):
         self._check()
         wanted = self._engine.tensors[name].shape
         profile = self._engine.profiles[self._profile]
-        sizes = {
-            "images": profile.images,
-            "rows": [2 * n for n in profile.images],
-            "prompt_tokens": profile.prompt_tokens,
-        }
         for size, dimension in zip(shape, wanted, strict=True):
-            least, _, most = sizes.get(dimension, [dimension] * 3)
+            least, _, most = profile.sizes(dimension)
             if not least <= size <= most:
                 return False
         self._shapes[name] = shape
@@ -336,7 +340,12 @@ class ContextDouble(OnDevice):
 
     def _session(self, graph: str) -> ort.InferenceSession:
         bundle = self._trt.bundle
-        return session(bundle.file(f"onnx/{graph}.onnx"), bundle.config.precision.weights)
+        path = bundle.file(f"onnx/{graph}.onnx")
+        if self._trt.engines.form == KV_UPDATE and graph.startswith("decode_step"):
+            path = path.with_name(f"{graph}.kv_update.onnx")
+            if not path.exists():
+                path.write_bytes(kv_update_graph(bundle, graph, WITH_KV_UPDATE))
+        return session(path, bundle.config.precision.weights)
 
 
 @lru_cache(maxsize=32)

@@ -1,0 +1,82 @@
+"""How often an engine goes over its caches, and how many bytes a run moves, by the builder's listing.
+
+A decode step is bound by memory: it should read every key and value once and write one row of each.
+A compiler that reorders or copies a cache first, to suit a product that it knows, multiplies that.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from math import prod
+
+from ssd_export.graph_spec import CacheTensor
+from ssd_export.tensorrt.layer_listing import Layer, Operand
+
+OF_ROWS = ("key", "value")
+MAX_READS = {"key": 2, "value": 1}  # scores may cost a second reading of the keys
+
+
+def cache_copies(layers: Iterable[Layer]) -> list[str]:
+    """Layers that copy, transpose or pad a key or value cache."""
+    return copies(layers, _is_rows)
+
+
+def copies(layers: Iterable[Layer], counts: Callable[[Operand], bool]) -> list[str]:
+    """Layers that read a tensor that counts and write something as large as it, other than itself."""
+    found = []
+    for layer in layers:
+        written = {operand.name for operand in layer.outputs}
+        for source in filter(counts, layer.inputs):
+            if source.name not in written and any(
+                _size(operand) >= _size(source) for operand in layer.outputs
+            ):
+                found.append(f"{layer.name} copies {source.name}")
+    return found
+
+
+def cache_reads(layers: Sequence[Layer]) -> dict[CacheTensor, int]:
+    """How many layers go over each key and value cache, those that write rows in place left out."""
+    reads: dict[CacheTensor, int] = {}
+    for layer in layers:
+        written = {operand.name for operand in layer.outputs}
+        for name in {operand.name for operand in layer.inputs if _is_rows(operand)} - written:
+            cache = CacheTensor.parse(name)
+            reads[cache] = reads.get(cache, 0) + 1
+    return reads
+
+
+def read_too_often(layers: Sequence[Layer]) -> list[str]:
+    """Caches that more layers read than a step needs."""
+    return [
+        f"{cache.past} is read {count} times"
+        for cache, count in sorted(cache_reads(layers).items())
+        if count > MAX_READS[cache.kind]
+    ]
+
+
+def moved_bytes(layers: Iterable[Layer]) -> int:
+    """Bytes that a run reads and writes in device memory, of an engine with fixed shapes: inputs and
+    outputs of every layer. A tensor that a layer both reads and writes is written by rows, which the
+    row's own tensor counts. What a kernel keeps to itself, and what the cache of the GPU saves, is
+    not in a listing.
+
+    Raises: ValueError for a size that varies.
+    """
+    total = 0.0
+    for layer in layers:
+        both = {o.name for o in layer.inputs} & {o.name for o in layer.outputs}
+        for operand in {*layer.inputs, *layer.outputs}:
+            if min(operand.shape, default=1) < 0:
+                raise ValueError(f"{layer.name}: {operand.name} has no fixed size")
+            total += operand.num_bytes * (operand.name not in both)
+    return round(total)
+
+
+def _is_rows(operand: Operand) -> bool:
+    cache = CacheTensor.parse(operand.name)
+    return cache is not None and cache.kind in OF_ROWS
+
+
+def _size(operand: Operand) -> int:
+    """Elements; of a size that varies, which a batch's first one may, those of one."""
+    return prod(map(abs, operand.shape))

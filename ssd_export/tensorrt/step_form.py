@@ -1,0 +1,89 @@
+"""The forms in which a decode step attends over its caches, and what each means for their memory.
+
+plugin      the plugin's kernel: reads a cache once and writes all of it in place; a block owns a head
+            of a row
+kv-update   the KV-cache-update layer of TensorRT-RTX and TensorRT 10.15 or newer (export/kv_update.py):
+            keys and values are [rows x heads, 1, slots, head_dim] and written in place
+as bundled  the graph as it is in the bundle, ONNX Runtime's form: TensorRT copies caches
+
+ONNX Runtime runs one node after the other and may write every output that a graph's contract aliases
+over its input. A builder fuses: it makes one kernel of "the least position of all slots" and "the
+positions after the release", which then overwrites what its other blocks still read. So an engine of
+plain operators shares only keys and values, which no kernel reduces and overwrites at once; positions
+and scores, a few bytes a slot, are copied to their inputs after a run. Every build is checked against
+its layer listing (layer_listing.hazards).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import replace
+from math import prod
+from typing import Literal
+
+from ssd_export.graph_spec import CacheTensor, Dimension, GraphSpec, TensorSpec
+
+Form = Literal["plugin", "kv-update", "as bundled"]
+PLUGIN: Form = "plugin"
+KV_UPDATE: Form = "kv-update"
+AS_BUNDLED: Form = "as bundled"
+STEP, NEXT_STEP = "step", "next_step"
+WRITTEN_BY_ROWS = ("key", "value")
+DECODE_STEP = "decode_step"
+CELLS = re.compile(r"rows_x(\d+)")  # rows times heads of a head group, as one dimension
+
+
+def engine_spec(spec: GraphSpec, form: Form) -> GraphSpec:
+    """A graph's contract with the shapes that its engine has."""
+    if form != KV_UPDATE or not spec.name.startswith(DECODE_STEP):
+        return spec
+    inputs, outputs = (tuple(map(_in_cells, side)) for side in (spec.inputs, spec.outputs))
+    return replace(spec, inputs=inputs, outputs=outputs)
+
+
+def _in_cells(tensor: TensorSpec) -> TensorSpec:
+    cache = CacheTensor.parse(tensor.name)
+    if cache is None or cache.kind not in WRITTEN_BY_ROWS:
+        return tensor
+    _, heads, slots, dim = tensor.shape
+    return replace(tensor, shape=(f"rows_x{heads}", 1, slots, dim))
+
+
+def size_of(dimension: Dimension, sizes: Mapping[str, int]) -> int:
+    """The number that a dimension of an engine's tensor stands for. Raises: KeyError for a name
+    that no contract has.
+    """
+    if isinstance(dimension, int):
+        return dimension
+    cells = CELLS.fullmatch(dimension)
+    return sizes["rows"] * int(cells[1]) if cells else sizes[dimension]
+
+
+def num_elements(tensor: TensorSpec, sizes: Mapping[str, int]) -> int:
+    return prod(size_of(dimension, sizes) for dimension in tensor.shape)
+
+
+def in_place(spec: GraphSpec, form: Form) -> dict[str, str]:
+    """Output -> the input whose memory it is."""
+    caches = (CacheTensor.parse(output) for output in spec.aliases)
+    return {
+        cache.present: cache.past
+        for cache in caches
+        if cache is not None and (form == PLUGIN or cache.kind in WRITTEN_BY_ROWS)
+    }
+
+
+def carried(spec: GraphSpec, shared: Mapping[str, str]) -> dict[str, str]:
+    """Output -> the input of the next run that it is copied to, where they share no memory;
+    positions first.
+    """
+    caches = sorted(spec.cache_outputs, key=lambda cache: cache.kind != "position")
+    following = {cache.present: cache.past for cache in caches} | spec.aliases | {NEXT_STEP: STEP}
+    inputs = {tensor.name for tensor in spec.inputs}
+    outputs = {tensor.name for tensor in spec.outputs}
+    return {
+        output: past
+        for output, past in following.items()
+        if output in outputs and past in inputs and output not in shared
+    }
