@@ -16,7 +16,7 @@ import torch
 from ssd_export.export.operators import IR_VERSION, OPSET, Operators
 from ssd_export.export.sampler import draw_tokens, noise_of_step, num_sorted_input
 from ssd_export.graph_spec import NUM_SORTED_CODES
-from ssd_export.model.families.janus import PUBLISHED
+from ssd_export.model.families import PUBLISHED
 from ssd_export.noise import GumbelNoise, ImageSeed
 from ssd_export.runtime.prompt_batch import sampling_inputs
 from ssd_export.runtime.torch_runner import draw_tokens as torch_draw_tokens

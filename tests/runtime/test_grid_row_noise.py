@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 
 from ssd_export.config import Grid
-from ssd_export.model.families.janus import PUBLISHED
+from ssd_export.model.families import PUBLISHED
 from ssd_export.noise import GumbelNoise, ImageSeed
 from ssd_export.runtime.grid_row_noise import GridRowNoise
 
