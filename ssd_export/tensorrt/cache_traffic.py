@@ -23,15 +23,13 @@ def cache_copies(layers: Iterable[Layer]) -> list[str]:
 
 def copies(layers: Iterable[Layer], counts: Callable[[Operand], bool]) -> list[str]:
     """Layers that read a tensor that counts and write something as large as it, other than itself."""
-    found = []
-    for layer in layers:
-        written = {operand.name for operand in layer.outputs}
-        for source in filter(counts, layer.inputs):
-            if source.name not in written and any(
-                _size(operand) >= _size(source) for operand in layer.outputs
-            ):
-                found.append(f"{layer.name} copies {source.name}")
-    return found
+    return [
+        f"{layer.name} copies {source.name}"
+        for layer in layers
+        for source in filter(counts, layer.inputs)
+        if source.name not in {operand.name for operand in layer.outputs}
+        and any(_size(operand) >= _size(source) for operand in layer.outputs)
+    ]
 
 
 def cache_reads(layers: Sequence[Layer]) -> dict[CacheTensor, int]:

@@ -220,7 +220,7 @@ def timing_plan(timing_cache: Path | None, bundled: Path | None = None) -> Any:
     bundle = SimpleNamespace(files=files, file=lambda name: bundled)
     flavour = SimpleNamespace(builds_anywhere=False)
     return SimpleNamespace(
-        flavour=flavour, folder="engines/x", timing_cache=timing_cache, bundle=bundle
+        builder_flavour=flavour, folder="engines/x", timing_cache=timing_cache, bundle=bundle
     )
 
 

@@ -223,8 +223,9 @@ class ContextDouble(OnDevice):
         self._check()
         wanted = self._engine.tensors[name].shape
         profile = self._engine.profiles[self._profile]
+        rows = self._engine.trt.bundle.config.model.rows_per_image
         for size, dimension in zip(shape, wanted, strict=True):
-            least, _, most = profile.sizes(dimension)
+            least, _, most = profile.sizes(dimension, rows)
             if not least <= size <= most:
                 return False
         self._shapes[name] = shape
