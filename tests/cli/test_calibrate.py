@@ -15,6 +15,8 @@ from ssd_export.model.families import janus
 from ssd_export.policy.head_map import HeadMap
 from tests.janus_checkpoints import TinyJanus, write_transformers_checkpoint
 
+pytestmark = pytest.mark.slow
+
 TINY = TinyJanus(num_layers=2, num_heads=2, num_kv_heads=2, codebook_size=64)
 
 

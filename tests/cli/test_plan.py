@@ -10,7 +10,10 @@ from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 
+import pytest
 
+
+@pytest.mark.slow
 def test_the_verb_prints_tables_or_one_object_and_writes_nothing(
     run: Callable[..., SimpleNamespace], tmp_path: Path
 ) -> None:

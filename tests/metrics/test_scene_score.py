@@ -54,6 +54,7 @@ def test_a_picture_of_another_size_is_judged_too() -> None:
     assert judge_picture(big, scene.caption).ok
 
 
+@pytest.mark.slow
 def test_a_random_model_scores_zero_and_batches_change_nothing(
     exported: Callable[..., Path],
 ) -> None:

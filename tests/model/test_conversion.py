@@ -86,6 +86,7 @@ def checkpoint_in_bfloat16(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("weights", ["none", "int8", "int4"])
 def test_every_tensor_of_an_export_is_checked(
     checkpoint_in_bfloat16: Path, tmp_path: Path, weights: str

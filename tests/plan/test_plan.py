@@ -64,6 +64,7 @@ def test_quantised_codes_stand_in_both_engines() -> None:
     assert made.device.weights == made.sizes.steps + 2 * made.sizes.codes + made.sizes.image_decoder
 
 
+@pytest.mark.slow
 def test_fit_gives_up_the_batch_then_the_budget_then_precision() -> None:
     def needed(made: Plan) -> int:
         return made.device.total

@@ -31,6 +31,7 @@ MANY_HEADS = TinyJanus(seed=3)
 TABLE = make_policy("h2o", open_checkpoint(checkpoint(TINY)).config, budget=0.2, prompt_slots=32)
 
 
+@pytest.mark.slow
 def test_a_checkpoint_s_modules_generate_what_its_bundle_does() -> None:
     """Heads of the bundle are permuted in the weights, those of the checkpoint on the way."""
     folder = checkpoint(MANY_HEADS)
@@ -120,6 +121,7 @@ for (step,), _ in zip(loop, ours, strict=True):
 """
 
 
+@pytest.mark.slow
 def test_the_kernel_generates_what_the_reference_does() -> None:
     """Interpreted on the CPU, over the steps in which the scored groups release."""
     pytest.importorskip("triton", reason="needs Triton: ssd-export[kernels]")
