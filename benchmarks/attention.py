@@ -26,7 +26,7 @@ from benchmarks.attention_layers import LayersRun
 from ssd_export.bench.report import lines_of
 from ssd_export.config import ModelConfig
 from ssd_export.machine import num_cpus
-from ssd_export.model.families import PUBLISHED
+from ssd_export.model.families import PUBLISHED, assumed_head_map
 from ssd_export.model.find import DEMO_CHECKPOINT
 from ssd_export.policy.allocation import allocate
 from ssd_export.policy.head_map import HeadMap, find_head_map
@@ -43,7 +43,8 @@ def policy_table(name: str, config: ModelConfig, budget: float) -> PolicyTable:
     """The table of a policy for a published shape; ssd-auto with the costs of the demo
     model's heads.
     """
-    head_map, allocation = find_head_map(config), None
+    head_map = find_head_map(config, assumed=assumed_head_map(config, ()))
+    allocation = None
     if name == "ssd-auto":
         head_map = stretched(HeadMap.load(DEMO_CHECKPOINT / "head_map.json"), config)
         allocation = allocate(head_map, budget).heads

@@ -26,7 +26,7 @@ from ssd_export.metrics.intervals import Mean
 from ssd_export.model.checkpoint import open_checkpoint
 from ssd_export.model.find import model_folder
 from ssd_export.policy.allocation import predicted_error
-from ssd_export.policy.head_map import HeadMap, find_head_map
+from ssd_export.policy.head_map import HeadMap
 from ssd_export.policy.presets import make_policy
 from ssd_export.report.measurement import measurement, table, write_measurement
 from ssd_export.sweep.spec import FULL, SweepSpec
@@ -336,9 +336,7 @@ def main() -> None:
     command = shlex.join(["python", "-m", "benchmarks.heads_report", *sys.argv[1:]])
     try:
         checkpoint = open_checkpoint(model_folder(asked.model)[1])
-        head_map = find_head_map(
-            checkpoint.config, asked.head_map, checkpoint.fingerprint(), checkpoint.path
-        )
+        head_map = checkpoint.head_map(asked.head_map)
         if head_map is None or not head_map.cost_options:
             raise UserError(
                 "there is nothing to compare without a head map with costs; run `ssd-export"

@@ -205,6 +205,7 @@ def command(
             f"not remembered as the latest bundle ({error.strerror}): name it with --bundle {path}",
             err=True,
         )
+    _print_notes(path)
     _print_allocation(path)
     _print_precision(path)
     click.echo(path)
@@ -233,6 +234,14 @@ def check_weights(weights: str, target: str | None) -> None:
             f"--weights fp8 needs a target with fp8 ({why}); use --target"
             f" {', '.join(fp8_targets())}, or --weights int8 or int4, which run everywhere"
         )
+
+
+def _print_notes(path: Path) -> None:
+    """What the policy chose otherwise than usual, or assumed, on stderr."""
+    from ssd_export.bundle import read_config
+
+    for note in read_config(path).policy.notes:
+        click.echo(note, err=True)
 
 
 def _print_precision(path: Path) -> None:

@@ -46,7 +46,7 @@ from ssd_export.model.hub import is_hub_id
 from ssd_export.os_errors import is_file, is_folder, os_error
 from ssd_export.plan.memory import check_fits, export_bytes
 from ssd_export.policy.allocation import allocate
-from ssd_export.policy.head_map import HeadMap, find_head_map
+from ssd_export.policy.head_map import HeadMap
 from ssd_export.policy.presets import DEFAULT_GROUPS, Heads, default_policy, make_policy, policy_of
 from ssd_export.policy.table import PolicyTable
 from ssd_export.sampling import Sampling
@@ -169,11 +169,11 @@ def plan_export(spec: ExportSpec, download: bool = True) -> ExportPlan:
     checkpoint: Checkpoint
     if shape is not None:
         model, checkpoint = Model(spec.model.split("/")[-1].lower(), Path()), ShapeOnly(shape)
-        table, head_map = settle_policy(spec, checkpoint, None)
+        table, head_map = settle_policy(spec, checkpoint)
     else:
         model = find_model(spec.model, spec.revision)
         checkpoint = open_checkpoint(model.folder)
-        table, head_map = settle_policy(spec, checkpoint, model.folder)
+        table, head_map = settle_policy(spec, checkpoint)
     if spec.num_layers is not None:
         checkpoint = checkpoint.first_layers(spec.num_layers)
     name = model.name if spec.num_layers is None else f"{model.name}-{spec.num_layers}-layers"
@@ -234,9 +234,7 @@ def precision_name(spec: ExportSpec) -> str:
     return "-".join(parts)
 
 
-def settle_policy(
-    spec: ExportSpec, checkpoint: Checkpoint, folder: Path | None
-) -> tuple[PolicyTable, HeadMap | None]:
+def settle_policy(spec: ExportSpec, checkpoint: Checkpoint) -> tuple[PolicyTable, HeadMap | None]:
     """The policy table, and the head map it stands on where it tells heads apart; both of the first
     --num-layers.
     """
@@ -250,7 +248,7 @@ def settle_policy(
         )
     head_map = allocation = None
     if spec.policy is None or policy_of(spec.policy).needs_head_map:
-        head_map = find_head_map(config, spec.head_map, checkpoint.fingerprint(), folder)
+        head_map = checkpoint.head_map(spec.head_map)
     if spec.num_layers is not None:
         config = first_layers(config, spec.num_layers)
         head_map = None if head_map is None else head_map.first_layers(spec.num_layers)

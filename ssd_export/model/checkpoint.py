@@ -18,13 +18,14 @@ from ssd_export.errors import UserError
 from ssd_export.model.config_file import ConfigFile
 from ssd_export.model.conversion import convert
 from ssd_export.model.decoder import ImageTokenModel
-from ssd_export.model.families import family_of, identify, prompt_encoder
+from ssd_export.model.families import assumed_head_map, family_of, identify, prompt_encoder
 from ssd_export.model.families.family import Layout
 from ssd_export.model.image_decoder import ImageDecoder
 from ssd_export.model.inventory import check_counts, check_inventory
 from ssd_export.model.quantized_checkpoint import refuse_quantized_config
 from ssd_export.model.weight_files import WeightFile, open_weight_files, read_json
 from ssd_export.os_errors import is_file, is_folder
+from ssd_export.policy.head_map import HeadMap, find_head_map
 
 DAMAGED = "the file is damaged or the training diverged; download the checkpoint again"
 PROJECTION = re.compile(r"language_model\.layers\.(\d+)\.self_attn\.([qkvo])_proj\.weight")
@@ -55,6 +56,25 @@ class Checkpoint:
     def file(self, name: str) -> Path:
         """A file beside the weights."""
         return self.path / name
+
+    @property
+    def known_as(self) -> set[str]:
+        """Names that the model may have been published under, in lower case: those of its folder
+        and, in a hub's cache, of the repository.
+        """
+        folder = self.path.resolve()
+        in_cache = folder.parent.name == "snapshots"
+        repository = folder.parent.parent.name.split("--")[-1] if in_cache else ""
+        return {name.lower() for name in (folder.name, repository) if name}
+
+    def head_map(self, explicit: str | Path | None = None) -> HeadMap | None:
+        """The map asked for, else the checkpoint's own, else a built-in one that may be assumed.
+
+        Args: explicit: as policy/head_map.py's find_head_map takes it.
+        Raises: UserError for a map that is damaged, missing or another model's.
+        """
+        assumed = assumed_head_map(self.config, self.known_as)
+        return find_head_map(self.config, explicit, self.fingerprint(), self.path, assumed)
 
     def names(self) -> list[str]:
         """Canonical names of all that is needed to draw images, in the order of the modules."""
@@ -128,6 +148,11 @@ class ShapeOnly(Checkpoint):
     def fingerprint(self) -> str:
         """Of no particular weights: every head map of this shape fits."""
         return ""
+
+    def head_map(self, explicit: str | Path | None = None) -> HeadMap | None:
+        """As of a checkpoint without a map of its own."""
+        assumed = assumed_head_map(self.config, ())
+        return find_head_map(self.config, explicit, assumed=assumed)
 
 
 def first_layers(config: ModelConfig, num_layers: int) -> ModelConfig:

@@ -39,6 +39,7 @@ class HeadMap:
 
     model_fingerprint "": fits any model of this shape. cost_options and costs are empty where not
     calibrated.
+    assumed: why the map may not be this model's own; "" where it was measured on it.
     statistics: further numbers by name, such as the share of attention on the prompt; kept, not
     interpreted.
     """
@@ -53,6 +54,7 @@ class HeadMap:
     threshold: float
     neighbourhood: str = "unknown"
     provenance: str = ""
+    assumed: str = ""
     prompts_hash: str = ""
     model_fingerprint: str = ""
     tool_version: str = ""
@@ -132,6 +134,13 @@ class HeadMap:
             costs=(),
             statistics={},
         )
+
+    @property
+    def note(self) -> str:
+        """What a user should know of a map that was not measured on the model; else ""."""
+        if not self.assumed:
+            return ""
+        return f"head map assumed: {self.assumed}; run `ssd-export calibrate` to measure yours"
 
     def for_model(self, config: ModelConfig, fingerprint: str = "") -> HeadMap:
         """This map, if it was made for the model. Raises: UserError that names what differs."""
@@ -252,12 +261,13 @@ def find_head_map(
     explicit: str | Path | None = None,
     fingerprint: str = "",
     model_dir: str | Path | None = None,
+    assumed: str | None = None,
 ) -> HeadMap | None:
-    """The map asked for, else head_map.json beside the checkpoint, else a built-in one, else None.
+    """The map asked for, else head_map.json beside the checkpoint, else the built-in one that may
+    be assumed, else None.
 
     Args: explicit: a file, the name of a built-in map, or a control of the map that would be found
-    without
-    it: "random:SEED" or "swapped".
+    without it: "random:SEED" or "swapped". assumed: the name of the built-in map.
     Raises: UserError for a file that is missing, damaged or made for another model, and for a
     control of no map.
     """
@@ -267,7 +277,7 @@ def find_head_map(
         return HeadMap.load(built_in if built_in.is_file() else explicit).for_model(
             config, fingerprint
         )
-    found = _own_map(config, fingerprint, model_dir)
+    found = _own_map(config, fingerprint, model_dir, assumed)
     if not is_control:
         return found
     if found is None:
@@ -282,15 +292,13 @@ def find_head_map(
     return found.random(int(seed))
 
 
-def _own_map(config: ModelConfig, fingerprint: str, model_dir: str | Path | None) -> HeadMap | None:
+def _own_map(
+    config: ModelConfig, fingerprint: str, model_dir: str | Path | None, assumed: str | None
+) -> HeadMap | None:
     beside = Path(model_dir) / "head_map.json" if model_dir else None
-    if beside and is_file(beside):
-        return HeadMap.load(beside).for_model(config, fingerprint)
-    for path in sorted(BUILT_IN_DIRECTORY.glob("*.json")):
-        head_map = HeadMap.load(path)
-        if all(getattr(head_map, name) == getattr(config, name) for name in SHAPE):
-            return head_map.for_model(config, fingerprint)
-    return None
+    built_in = BUILT_IN_DIRECTORY / f"{assumed}.json"
+    path = beside if beside and is_file(beside) else built_in
+    return HeadMap.load(path).for_model(config, fingerprint) if is_file(path) else None
 
 
 def _check_rows(

@@ -358,11 +358,12 @@ def _by_type(
     notes: list[str],
 ) -> Allocation:
     if head_map is None:
-        without = next(row.name for row in POLICIES.values() if row.heads is Heads.ALIKE)
+        without = next(row.name for row in POLICIES.values() if _ranks_all_heads_alike(row))
         raise UserError(
             f"policy {policy.name} tells heads apart and this model has no head map; run"
             f" `ssd-export calibrate`, give --head-map FILE, or use --policy {without}"
         )
+    notes += [head_map.note] if head_map.note else []
     semantic, grid = head_map.for_model(config).semantic(), config.grid
     least = (
         grid.height * policy.pinned_columns(grid).bit_count()
@@ -377,6 +378,10 @@ def _by_type(
     spatial = HeadOption(Rule(asked.get("num_sinks", -1), 0, False), window, 1)
     ranked = _option(policy, grid, slots, asked, notes) if num_semantic else spatial
     return [[ranked if is_semantic else spatial for is_semantic in layer] for layer in semantic]
+
+
+def _ranks_all_heads_alike(policy: Policy) -> bool:
+    return policy.heads is Heads.ALIKE and policy.by_score
 
 
 def _option(

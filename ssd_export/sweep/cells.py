@@ -46,9 +46,7 @@ def policy_table(
 ) -> PolicyTable:
     """Raises: UserError for a cell that cannot be: no head map, a budget too small."""
     variant = Variant.parse(policy)
-    return variant.table(
-        variant.choice(spec.model, budget, spec.head_map), checkpoint, checkpoint.path
-    )
+    return variant.table(variant.choice(spec.model, budget, spec.head_map), checkpoint)
 
 
 def policy_hash(table: PolicyTable) -> str:

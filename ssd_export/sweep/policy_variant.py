@@ -10,7 +10,6 @@ bundle holds: torch alone replays it.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 from ssd_export.errors import UserError
@@ -18,7 +17,6 @@ from ssd_export.export.exporter import settle_policy
 from ssd_export.export.temporary_bundle import PolicyChoice
 from ssd_export.model.checkpoint import Checkpoint
 from ssd_export.policy.allocation import allocate_each_head
-from ssd_export.policy.head_map import find_head_map
 from ssd_export.policy.presets import MAX_GROUPS, POLICIES, Heads, make_policy
 from ssd_export.policy.table import PolicyTable
 
@@ -67,12 +65,12 @@ class Variant:
         changes: dict[str, Any] = dict(self.changes)
         return replace(PolicyChoice(model, self.policy, budget, head_map), **changes)
 
-    def table(self, choice: PolicyChoice, checkpoint: Checkpoint, folder: Path) -> PolicyTable:
+    def table(self, choice: PolicyChoice, checkpoint: Checkpoint) -> PolicyTable:
         """Raises: UserError where there is none: no head map, a budget too small."""
         if self.has_bundle:
-            return settle_policy(choice.export_spec(), checkpoint, folder)[0]
+            return settle_policy(choice.export_spec(), checkpoint)[0]
         config = checkpoint.config
-        head_map = find_head_map(config, choice.head_map, checkpoint.fingerprint(), folder)
+        head_map = checkpoint.head_map(choice.head_map)
         if head_map is None:
             raise UserError(f"{self.name} needs a head map with costs; run `ssd-export calibrate`")
         heads = allocate_each_head(head_map, choice.budget).heads

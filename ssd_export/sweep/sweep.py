@@ -29,7 +29,6 @@ from ssd_export.files import make_folder, write_file
 from ssd_export.machine import num_cpus
 from ssd_export.model.checkpoint import Checkpoint, open_checkpoint
 from ssd_export.model.find import model_folder
-from ssd_export.policy.head_map import find_head_map
 from ssd_export.runtime.runners import find_runner
 from ssd_export.sweep.cells import CellRunner, draws_scenes, policy_hash, policy_table
 from ssd_export.sweep.jobs import default_batch, settle_jobs
@@ -80,9 +79,7 @@ def run_sweep(spec: SweepSpec, progress: Progress = lambda stage, done, total: N
     scored = draws_scenes(checkpoint.config)
     if not spec.num_prompts and not scored:
         raise UserError(f"--num-prompts 0: {name} is compared by what it draws; use 300")
-    find_head_map(
-        checkpoint.config, spec.head_map, checkpoint.fingerprint(), folder
-    )  # a wrong one is refused before the work
+    checkpoint.head_map(spec.head_map)  # a wrong one is refused before the work
     settings = _settings(spec, name, checkpoint)
     make_folder(spec.out / "cells")
     _check_settings(spec, settings)

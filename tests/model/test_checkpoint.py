@@ -18,6 +18,7 @@ from ssd_export.model import pickled_weights
 from ssd_export.model.checkpoint import Checkpoint, open_checkpoint, permute_heads
 from ssd_export.model.config_file import ConfigFile
 from ssd_export.model.decoder import ImageTokenModel
+from ssd_export.model.families import PUBLISHED
 from ssd_export.model.families.janus import read_original_config, read_transformers_config
 from tests.janus_checkpoints import (
     TinyJanus,
@@ -232,3 +233,16 @@ def _run(
     tokens = torch.arange(24).reshape(2, 12)
     hidden = model(model.embed_image_tokens(tokens), torch.arange(12).expand(2, -1), attend)
     return model.image_logits(hidden)
+
+
+def test_a_look_alike_is_known_by_its_folder_and_its_repository(tmp_path: Path) -> None:
+    config = PUBLISHED["janus-pro-1b"]
+    cache = tmp_path / "models--deepseek-ai--Janus-1.3B" / "snapshots" / "0123abcd"
+    for folder, is_assumed in (
+        (tmp_path / "Janus-1.3B", False),
+        (cache, False),
+        (tmp_path / "models--deepseek-ai--Janus-Pro-1B" / "snapshots" / "0123abcd", True),
+        (tmp_path / "my-fine-tune", True),
+    ):
+        found = Checkpoint(folder, "original", config, {}).head_map()
+        assert (found is not None and bool(found.assumed)) == is_assumed, folder

@@ -8,10 +8,12 @@ from pathlib import Path
 
 import pytest
 
+from ssd_export.config import Grid
 from ssd_export.errors import UserError
+from ssd_export.model.families import assumed_head_map
 from ssd_export.policy.head_map import HeadMap, find_head_map
-from ssd_export.policy.presets import HeadOption, Rule
-from tests.policy.test_presets import GQA, GQA_MAP, JANUS_1B, JANUS_7B
+from ssd_export.policy.presets import HeadOption, Rule, make_policy
+from tests.policy.test_presets import GQA, GQA_MAP, JANUS_1B, JANUS_7B, own_map
 
 OPTIONS = (HeadOption(Rule(-1, 0, False), 32, 1), HeadOption(Rule(-1, 40, True, 5), 112, 24))
 COSTS = tuple(tuple((0.5, 1e-7) for _ in range(2)) for _ in range(3))
@@ -29,7 +31,7 @@ RICH = replace(
 
 
 def test_built_in_maps_have_the_published_shares() -> None:
-    small, large = find_head_map(JANUS_1B), find_head_map(JANUS_7B)
+    small, large = own_map(JANUS_1B), own_map(JANUS_7B)
     assert (round(small.semantic_share, 3), round(large.semantic_share, 3)) == (0.479, 0.618)
     assert small.threshold == 0.2 and small.provenance == "read off the figure of arXiv 2510.18716"
     assert small.metric[0][:3] == (0.833, 0.995, 0.031) and small.metric[7][9:11] == (0.054, 0.723)
@@ -47,30 +49,49 @@ def test_finding_a_map(tmp_path: Path) -> None:
     RICH.save(tmp_path / "head_map.json")
     assert find_head_map(GQA, model_dir=tmp_path) == RICH
     assert find_head_map(GQA, tmp_path / "head_map.json") == RICH
-    assert find_head_map(JANUS_1B, "janus-pro-1b") == find_head_map(JANUS_1B)
+    assert find_head_map(JANUS_1B, "janus-pro-1b") == own_map(JANUS_1B)
     assert find_head_map(GQA, "swapped", model_dir=tmp_path) == RICH.swapped()
     assert find_head_map(GQA, "random:3", model_dir=tmp_path) == RICH.random(3)
 
 
+def test_a_built_in_map_is_assumed_for_its_family_and_shape_alone() -> None:
+    assert own_map(JANUS_1B).note.startswith("head map assumed: read off the paper's figure for")
+    assert own_map(JANUS_1B).random(0).note and not RICH.note
+    assert assumed_head_map(JANUS_1B, {"my-fine-tune"}) == "janus-pro-1b"
+    assert assumed_head_map(JANUS_1B, {"janus-1.3b"}) is None
+    assert assumed_head_map(JANUS_1B, {"snapshot", "janus-1.3b-onnx"}) is None
+    assert assumed_head_map(replace(JANUS_1B, hidden_size=1024), ()) is None
+    assert find_head_map(JANUS_1B) is None, "none is assumed unless it is named"
+    other = replace(JANUS_1B, grid=Grid(16, 16))
+    assert assumed_head_map(other, ()) is None
+    with pytest.raises(UserError, match="for another model: grid 24 x 24, the model has 16 x 16"):
+        find_head_map(other, "janus-pro-1b")
+
+
+def test_without_a_map_there_are_two_ways_out() -> None:
+    with pytest.raises(UserError, match="no head map; run `ssd-export calibrate`.*--policy h2o"):
+        make_policy("ssd-row", JANUS_1B, budget=0.2, head_map=find_head_map(JANUS_1B))
+
+
 def test_swapped_turns_every_head() -> None:
-    for head_map in (GQA_MAP, find_head_map(JANUS_1B)):
+    for head_map in (GQA_MAP, own_map(JANUS_1B)):
         for before, after in zip(head_map.semantic(), head_map.swapped().validate().semantic()):
             assert all(a != b for a, b in zip(before, after))
 
 
 def test_random_keeps_the_share_and_depends_on_the_seed_alone() -> None:
-    for head_map in (RICH, find_head_map(JANUS_1B)):
+    for head_map in (RICH, own_map(JANUS_1B)):
         drawn = head_map.random(1).validate()
         assert drawn == head_map.random(1) and drawn.costs == ()
         assert sorted(sum(drawn.kv_metric(), ())) == pytest.approx(
             sorted(sum(head_map.kv_metric(), ()))
         )
-    assert find_head_map(JANUS_1B).random(1).metric != find_head_map(JANUS_1B).random(2).metric
+    assert own_map(JANUS_1B).random(1).metric != own_map(JANUS_1B).random(2).metric
 
 
 def test_threshold_by_share() -> None:
     for share in (0.0, 0.25, 0.5, 1.0):
-        head_map = find_head_map(JANUS_1B).with_semantic_share(share)
+        head_map = own_map(JANUS_1B).with_semantic_share(share)
         assert head_map.semantic_share == pytest.approx(share, abs=0.01)
     with pytest.raises(UserError, match="use 0.5"):
         GQA_MAP.with_semantic_share(1.5)
@@ -149,4 +170,4 @@ def test_maps_of_other_models_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="needs this model's own map"):
         find_head_map(GQA, "swapped")
     with pytest.raises(UserError, match="use random:0"):
-        find_head_map(JANUS_1B, "random:x")
+        find_head_map(JANUS_1B, "random:x", assumed="janus-pro-1b")

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 
 from ssd_export.config import Grid, ModelConfig
 from ssd_export.errors import UserError
-from ssd_export.model.families import PUBLISHED, janus
+from ssd_export.model.families import PUBLISHED, assumed_head_map, janus
 from ssd_export.policy.head_map import HeadMap, find_head_map
 from ssd_export.policy.presets import (
     POLICIES,
@@ -46,12 +46,15 @@ BY_TYPE = tuple(name for name, row in POLICIES.items() if row.heads is Heads.BY_
 BUDGETED = (*ONE_SIZE, *BY_TYPE)
 
 
+def own_map(config: ModelConfig) -> HeadMap | None:
+    """The built-in map that may be assumed for a model."""
+    return find_head_map(config, assumed=assumed_head_map(config, ()))
+
+
 def policy(
     name: str, budget: float = 0.2, config: ModelConfig = JANUS_1B, **options
 ) -> PolicyTable:
-    return make_policy(
-        name, config, budget=budget, **{"head_map": find_head_map(config), **options}
-    )
+    return make_policy(name, config, budget=budget, **{"head_map": own_map(config), **options})
 
 
 def kinds(table: PolicyTable) -> set[tuple[Rule, int, int]]:
@@ -88,7 +91,7 @@ def test_the_tables_at_a_fifth() -> None:
 
 
 def test_heads_follow_the_map() -> None:
-    table, semantic = policy("ssd-row"), find_head_map(JANUS_1B).semantic()
+    table, semantic = policy("ssd-row"), own_map(JANUS_1B).semantic()
     for groups, order, types in zip(table.layers, table.head_order, semantic):
         by_place = [group.rule.by_score for group in groups for _ in range(group.num_heads)]
         assert by_place == sorted(types) and [types[head] for head in order] == by_place
@@ -153,7 +156,11 @@ def test_small_budgets_shrink_defaults_and_say_so() -> None:
     assert any("window 25 instead of 64" in note for note in table.notes)
     assert any("evict_every 12 instead of 24" in note for note in table.notes)
     assert "num_recent 25 instead of 48" in policy("linear", 0.1).notes[0]
-    assert policy("ssd-row", 0.2).notes == ()
+    assumed = (
+        "head map assumed: read off the paper's figure for Janus-Pro; run `ssd-export calibrate`"
+    )
+    assert [note[: len(assumed)] for note in policy("ssd-row", 0.2).notes] == [assumed]
+    assert policy("ssd-row", 0.2, GQA, head_map=GQA_MAP).notes == ()
 
 
 def test_a_window_that_was_asked_for_is_kept() -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from ssd_export.config import ModelConfig
@@ -10,6 +10,7 @@ from ssd_export.errors import UserError
 from ssd_export.model.config_file import ConfigFile, shown
 from ssd_export.model.families.family import Family, Layout, PromptEncoder
 from ssd_export.model.families.janus import JANUS
+from ssd_export.policy.head_map import SHAPE
 
 FAMILIES: dict[str, Family] = {family.name: family for family in (JANUS,)}
 # The published models in numbers, so that a plan needs neither the weights nor a network.
@@ -23,6 +24,23 @@ def published_shape(model: str) -> ModelConfig | None:
     for any other.
     """
     return PUBLISHED.get(model.rsplit("/", 1)[-1].lower())
+
+
+def assumed_head_map(config: ModelConfig, known_as: Iterable[str]) -> str | None:
+    """The published model whose built-in head map a model may be assumed to share, by its name: one
+    of its family and shape, unless the model is known as another.
+
+    Args: known_as: names of the model, in lower case.
+    """
+    family = family_of(config)
+    if any(name.startswith(family.look_alikes) for name in known_as):
+        return None
+    same = (
+        name
+        for name, shape in family.published.items()
+        if all(getattr(shape, field) == getattr(config, field) for field in SHAPE)
+    )
+    return next(same, None)
 
 
 def family_of(config: ModelConfig) -> Family:

@@ -45,7 +45,9 @@ class Family:
     """What the models of a family have in common, beside what ModelConfig says of each.
 
     title, example: for messages; a hub id.
-    published: shapes by the last part of the hub id, in lower case.
+    published: shapes by the last part of the hub id, in lower case; a built-in head map of such a
+    name may be assumed for other models of that shape.
+    look_alikes: other published models whose shape is one of these, and whose heads are not known.
     stand_ins: canonical names of tensors that may be stored under another name alone, and that name.
     left_out: beginnings of canonical names that generating images does not need.
     derived: a regular expression of names of buffers that follow from the configuration.
@@ -59,6 +61,7 @@ class Family:
     example: str
     layouts: tuple[Layout, ...]
     published: Mapping[str, ModelConfig]
+    look_alikes: tuple[str, ...]
     stand_ins: Callable[[ConfigFile], Mapping[str, str]]
     left_out: tuple[str, ...]
     derived: str

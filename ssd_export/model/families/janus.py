@@ -221,6 +221,7 @@ JANUS = Family(
         "janus-pro-1b": _janus_pro(24, 2048, 16, 5632),
         "janus-pro-7b": _janus_pro(30, 4096, 32, 11008),
     },
+    look_alikes=("janus-1.3b",),
     stand_ins=stand_ins,
     left_out=("vision_model.", "aligner.", "vqmodel.encoder.", "lm_head."),
     derived=r"\.rotary_emb\.inv_freq$|^vqmodel\.quantize\.codebook_used$",
