@@ -51,7 +51,7 @@ def test_no_form_inside_the_bundle_s_files_is_forgotten() -> None:
     listed = {name.rpartition(".")[2] for name in TABLES}
     kinds = [kind for rows in TABLES.values() for _, kind, _ in rows]
     named = {word for kind in kinds for word in re.findall(r"\b[A-Z]\w+", kind)}
-    not_forms = {"None", "ModelDtype", "WeightFormat", "Dimension", "Any"}
+    not_forms = {"None", "ModelDtype", "WeightFormat", "Dimension", "Any", "Form"}
     aliases = {"Rows", "Bounds", "HeadOption", "StoredWeight"}  # explained where they are named
     assert named - not_forms - aliases <= listed
     assert {"BundleConfig", "Manifest", "HeadMap", "EngineManifest"} <= listed
