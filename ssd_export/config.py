@@ -12,6 +12,8 @@ EMBED_TOKENS = "language_model.embed_tokens.weight"  # the table that prompts ta
 NUM_GROUPS = 32  # of the image decoder's group normalizations
 TAU = 0.2  # a head with more of its attention outside is semantic; the published maps' threshold
 
+MAX_GRID_SIDE = 256  # image tokens; 24 in Janus, 32 and 64 in others
+
 
 @dataclass(frozen=True)
 class Grid:

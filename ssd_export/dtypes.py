@@ -59,6 +59,7 @@ ROWS = (
 )
 DTYPES = {row.name: row for row in ROWS}
 BY_SAFETENSORS = {row.safetensors: row for row in ROWS}
+BY_ONNX = {row.onnx: row for row in ROWS}
 BY_TENSORRT = {row.tensorrt: row for row in ROWS if row.tensorrt}
 # What --dtype offers, by its short name: weights, and keys and values unless they are int8.
 MODEL_DTYPES = {row.short: row for row in ROWS if row.short}

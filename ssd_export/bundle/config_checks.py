@@ -12,7 +12,7 @@ from typing import Any
 from ssd_export.bundle.config import EXPORT_AGAIN, BundleConfig
 from ssd_export.bundle.graphs import promised_graphs
 from ssd_export.bundle.manifest import Files
-from ssd_export.config import Grid, ModelConfig, VQConfig
+from ssd_export.config import MAX_GRID_SIDE, Grid, ModelConfig, VQConfig
 from ssd_export.dtypes import DTYPES
 from ssd_export.errors import UserError
 from ssd_export.graph_spec import GraphSpec
@@ -29,7 +29,6 @@ MAX_ENTRIES = 1 << 24  # of vocabulary and codebook: 256,000 and 262,144 in the 
 MAX_POSITIONS = 1 << 24  # ten millions in the longest
 MAX_RES_BLOCKS = 64  # residual blocks of a level: 2 or 3
 MAX_LEVELS = 10  # resolutions of the image decoder: 5
-MAX_GRID_SIDE = 256  # tokens; 24 in Janus, 32 and 64 in others
 MAX_PIXELS = 1 << 26  # of an image: 8192 x 8192
 MAX_TEXT = 1000  # characters of a name, or of a note to the user
 

@@ -18,7 +18,7 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
-from ssd_export.config import Grid, ModelConfig
+from ssd_export.config import MAX_GRID_SIDE, Grid, ModelConfig
 from ssd_export.errors import UserError
 from ssd_export.files import read_file
 from ssd_export.os_errors import is_file, os_error
@@ -168,6 +168,10 @@ class HeadMap:
             raise UserError(
                 f"{source}: {self.num_heads} heads cannot share {self.num_kv_heads} KV heads; "
                 f"{AGAIN}"
+            )
+        if not all(1 <= side <= MAX_GRID_SIDE for side in (self.grid.height, self.grid.width)):
+            raise UserError(
+                f"{source}: grid is {self.grid}, expected sides of 1 to {MAX_GRID_SIDE}; {AGAIN}"
             )
         _check_rows(self.metric, self.num_layers, self.num_heads, "metric", "heads", source)
         values = [self.threshold, *(value for layer in self.metric for value in layer)]

@@ -12,6 +12,7 @@ from safetensors import safe_open
 
 from ssd_export.bundle import Bundle
 from ssd_export.config import ModelConfig
+from ssd_export.dtypes import BY_ONNX
 from ssd_export.errors import UserError
 from ssd_export.export.weights import plan_weights
 from ssd_export.graph_spec import GraphSpec, TensorSpec
@@ -45,10 +46,9 @@ def _difference(graph: ir.Graph, spec: GraphSpec) -> str:
 
 
 def _tensor_spec(value: ir.Value) -> TensorSpec:
-    names = {"float": "float32", "double": "float64"}
-    dtype = value.dtype.name.lower() if value.dtype else ""
+    dtype = BY_ONNX[value.dtype].name if value.dtype in BY_ONNX else str(value.dtype)
     shape = tuple(d if isinstance(d, int) else d.value or "" for d in value.shape or ())
-    return TensorSpec(value.name or "", names.get(dtype, dtype), shape)
+    return TensorSpec(value.name or "", dtype, shape)
 
 
 def _misplaced_head(bundle: Bundle, config: ModelConfig, table: PolicyTable) -> Divergence | None:

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from ssd_export.config import Grid
 from ssd_export.errors import UserError
 from ssd_export.model.families import assumed_head_map
 from ssd_export.policy.head_map import HeadMap, find_head_map
 from ssd_export.policy.presets import HeadOption, Rule, make_policy
+from tests.bundle.mutations import REMOVED, WRONG_VALUES, mutated, places
 from tests.policy.test_presets import GQA, GQA_MAP, JANUS_1B, JANUS_7B, own_map
 
 OPTIONS = (HeadOption(Rule(-1, 0, False), 32, 1), HeadOption(Rule(-1, 40, True, 5), 112, 24))
@@ -171,3 +175,26 @@ def test_maps_of_other_models_are_refused(tmp_path: Path) -> None:
         find_head_map(GQA, "swapped")
     with pytest.raises(UserError, match="use random:0"):
         find_head_map(JANUS_1B, "random:x", assumed="janus-pro-1b")
+
+
+@settings(max_examples=300)
+@given(
+    place=st.sampled_from(places(json.loads(json.dumps(RICH.to_dict())))),
+    wrong=st.sampled_from((REMOVED, *WRONG_VALUES)),
+)
+def test_one_wrong_value_anywhere(
+    tmp_path_factory: pytest.TempPathFactory, place: tuple, wrong: str
+) -> None:
+    path = tmp_path_factory.getbasetemp() / "mutated.json"
+    path.write_bytes(mutated(json.dumps(RICH.to_dict()), place, wrong))
+    try:
+        HeadMap.load(path).semantic()
+    except UserError as error:
+        assert str(error).startswith(str(path)) and str(error).isprintable()
+        assert "ssd-export calibrate" in str(error) and len(str(error)) < 2000
+
+
+def test_what_is_no_file_is_refused_without_waiting(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "head_map.json")
+    with pytest.raises(UserError, match="is a named pipe"):
+        HeadMap.load(tmp_path / "head_map.json")
