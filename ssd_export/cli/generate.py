@@ -18,6 +18,9 @@ if TYPE_CHECKING:
     from ssd_export.runtime.generate import CacheReport, ImageGenerator, RowEvent
 
 
+MAX_LOOKAHEAD = 64
+
+
 @dataclass(frozen=True)
 class GenerateSpec:
     """What to draw and where to write it; None leaves a number to the bundle."""
@@ -34,6 +37,7 @@ class GenerateSpec:
     preview: Path | None
     batch: int
     decoder_batch: int
+    lookahead: int = 1  # tokens of a pass
 
     @property
     def total_images(self) -> int:
@@ -123,6 +127,16 @@ class GenerateSpec:
     help="Pictures decoded to pixels at once: more takes memory and saves little time.",
 )
 @click.option(
+    "--lookahead",
+    default="off",
+    show_default=True,
+    metavar="off|TOKENS",
+    help=(
+        "Tokens of an image that one pass tries: the same tokens in fewer passes, up to near ties."
+        " --runner torch alone has such a pass."
+    ),
+)
+@click.option(
     "--force-memory", is_flag=True, help="Try even where the estimate says that memory will not do."
 )
 def command(
@@ -141,6 +155,7 @@ def command(
     preview: Path | None,
     batch: int,
     decoder_batch: int,
+    lookahead: str,
     force_memory: bool,
 ) -> None:
     """Draw a picture for each PROMPT.
@@ -161,6 +176,7 @@ def command(
         preview,
         batch,
         decoder_batch,
+        _lookahead_of(lookahead),
     )
     _check_numbers(spec)
     _check_places(spec)
@@ -208,6 +224,15 @@ def _check_numbers(spec: GenerateSpec) -> None:
         )
     if spec.top_k < 0:
         raise UserError(f"--top-k {spec.top_k} is below 0; use 0 to sample among all tokens")
+
+
+def _lookahead_of(text: str) -> int:
+    """Tokens of a pass: 1 where it is off. Raises: UserError."""
+    if text == "off":
+        return 1
+    if text not in map(str, range(2, MAX_LOOKAHEAD + 1)):
+        raise UserError(f"--lookahead {text[:40]} is neither off nor 2 .. {MAX_LOOKAHEAD}; use 16")
+    return int(text)
 
 
 def check_memory(bundle: Bundle, num_images: int, decoder_batch: int) -> None:
@@ -262,6 +287,7 @@ def _draw(generator: ImageGenerator, spec: GenerateSpec) -> RowEvent:
         preview=spec.preview is not None,
         max_batch=max_batch,
         decoder_batch=spec.decoder_batch,
+        lookahead=spec.lookahead,
     )
     with ProgressReport() as progress:
         for count, event in enumerate(events):

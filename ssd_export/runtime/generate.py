@@ -23,6 +23,7 @@ from ssd_export.noise import ImageSeed
 from ssd_export.runtime.async_events import in_thread
 from ssd_export.runtime.cache_report import CacheReport, cache_report
 from ssd_export.runtime.finite import check_logits
+from ssd_export.runtime.lookahead import Lookahead
 from ssd_export.runtime.loop import decode
 from ssd_export.runtime.prompt_batch import (
     ImageRequest,
@@ -111,6 +112,7 @@ class _Request:
     max_batch: int
     decoder_batch: int
     image_done: ImageDone
+    lookahead: int
 
 
 class ImageGenerator:
@@ -196,6 +198,7 @@ class ImageGenerator:
         max_batch: int = MAX_BATCH,
         decoder_batch: int = 1,
         image_done: ImageDone = lambda number, image: None,
+        lookahead: int = 1,
     ) -> Iterator[RowEvent]:
         """An event for each finished grid row; the last one has done=True and the finished
         images.
@@ -215,6 +218,8 @@ class ImageGenerator:
                 one batch after the other, and rows then count within a batch.
             decoder_batch: images decoded to pixels at once; at 384 x 384 the decoder's activations
                 are 0.4 GB an image.
+            lookahead: tokens of an image that a pass tries at once; the tokens are the same, up to
+                near ties. 1 takes them one by one, more needs a runner that can (torch).
             image_done: called with the number of each image, and the image, as soon as its pixels
                 are there.
 
@@ -232,6 +237,7 @@ class ImageGenerator:
             min(as_count(max_batch, "max_batch"), self.runner.max_images),
             as_count(decoder_batch, "decoder_batch"),
             image_done,
+            as_count(lookahead, "lookahead"),
         )
         return self._events(request)
 
@@ -325,7 +331,7 @@ class ImageGenerator:
                 part = slice(start, min(start + size, len(every)))
                 sampling = [request.sampling] * len(every[part])
                 batch = self._batches.of_requests(every[part], sampling, request.seeds[part])
-                for row, cache in self._rows(batch):
+                for row, cache in self._rows(batch, request.lookahead):
                     if self._is_cancelled.is_set():
                         raise GenerationCancelledError("cancelled by ImageGenerator.cancel")
                     tokens[part] = self.runner.tokens()
@@ -340,9 +346,12 @@ class ImageGenerator:
                     with turn.suspended():
                         yield RowEvent(row, tokens.copy(), shown, done, cache)
 
-    def _rows(self, batch: PromptBatch) -> Iterator[tuple[int, CacheReport]]:
+    def _rows(self, batch: PromptBatch, lookahead: int = 1) -> Iterator[tuple[int, CacheReport]]:
         """Generates the batch; yields after every grid row."""
         steps = decode(self.runner, batch, self.table)
+        if lookahead > 1:
+            codes = self.config.codebook_size
+            steps = iter(Lookahead(self.runner, batch, self.table, lookahead, codes))
         next(steps)
         report = self.cache = cache_report(self.runner, self.bundle.config, batch)
         for row, taken in enumerate(steps):

@@ -22,10 +22,12 @@ class Runner(Protocol):
     (when due) and decode_step, or decode_row, which does both for several steps. Backends inherit what
     has a body here.
 
-    max_images: the most pictures of one batch.
+    max_images: the most pictures of one batch; max_window: the most tokens that decode_window takes
+    of an image, 1 where a backend has none.
     """
 
     max_images: int = sys.maxsize
+    max_window: int = 1
 
     def prefill(self, batch: PromptBatch) -> None:
         """Fills fresh caches from the prompts and draws token 0."""
@@ -45,6 +47,18 @@ class Runner(Protocol):
             if step in releases:
                 self.evict(step)
             self.decode_step(step)
+
+    def decode_window(
+        self, first: np.ndarray, inputs: np.ndarray, noise: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Draws several tokens of every image in one pass, and keeps those that single steps would
+        draw: (drawn int32 [N, W], how many of each image are kept, int64 [N]).
+
+        Args: first: each image's next step, int64 [N], the number of image tokens where it is done;
+        inputs: int32 [N, W], the token before that step, then drafts of those from it on; noise:
+        float32 [W, N, V] of the steps.
+        """
+        raise NotImplementedError
 
     def tokens(self) -> np.ndarray:
         """int32 [N, image tokens]; what is not drawn yet is 0. Waits for the device."""

@@ -14,6 +14,7 @@ from torch import Tensor
 from ssd_export.bundle import Bundle
 from ssd_export.cache.attention import decode_attention, fill_from_prompt, prefill_attention
 from ssd_export.cache.state import GroupState
+from ssd_export.cache.window_attention import AttendedWindow, attend_window, write_window
 from ssd_export.config import ModelConfig
 from ssd_export.errors import UserError
 from ssd_export.graph_spec import CacheTensor
@@ -127,6 +128,44 @@ class TorchRunner(Runner):
         )
         self._draw(hidden[:, 0], step)
 
+    @property
+    def max_window(self) -> int:
+        """Keys and values in int8 are written a token at a time."""
+        return self._config.grid.num_tokens if self._table.kv_dtype == "model" else 1
+
+    @torch.inference_mode()
+    def decode_window(
+        self, first: np.ndarray, inputs: np.ndarray, noise: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray]:
+        rows, num_tokens = self._config.rows_per_image, self._config.grid.num_tokens
+        steps = torch.from_numpy(first).to(self._device)
+        active, drafts = steps < num_tokens, torch.from_numpy(inputs).to(self._device)
+        position = self._lengths + (steps - 1).repeat(rows)
+        pass_ = _WindowPass(self, position, active.repeat(rows))
+        hidden = self._model.embed_image_tokens(drafts.long()).repeat(rows, 1, 1)
+        places = torch.arange(inputs.shape[1], device=self._device)
+        hidden = self._model(hidden, position[:, None] + places, pass_.attend)
+        logits = self._model.image_logits(hidden).float()  # [B, W, V]
+        drawn = torch.stack(
+            [
+                draw_tokens(
+                    logits[:, place],
+                    torch.from_numpy(noise[place]).to(self._device),
+                    **self._sampling,
+                )
+                for place in range(inputs.shape[1])
+            ],
+            dim=1,
+        )
+        right = (drafts[:, 1:] == drawn[:, :-1]).long().cumprod(dim=1).sum(dim=1) + 1
+        room = pass_.room().reshape(rows, -1).amin(dim=0)
+        counts = torch.minimum(torch.minimum(right, room), num_tokens - steps).clamp(min=0)
+        pass_.write(counts.repeat(rows))
+        for image, (start, count) in enumerate(zip(first.tolist(), counts.tolist(), strict=True)):
+            self._tokens[start : start + count, image] = drawn[image, :count]
+        self._logits = logits[:, 0]
+        return drawn.cpu().numpy(), counts.cpu().numpy()
+
     def tokens(self) -> np.ndarray:
         return self._tokens.T.contiguous().cpu().numpy()
 
@@ -205,6 +244,40 @@ class TorchRunner(Runner):
         self._tokens[step] = draw_tokens(
             self._logits, self._noise[step % self._config.grid.width], **self._sampling
         )
+
+
+class _WindowPass:
+    """The attention of one pass over a window: attended layer by layer, written at the end."""
+
+    def __init__(self, runner: TorchRunner, position: Tensor, active: Tensor) -> None:
+        self._runner, self._position, self._active = runner, position, active
+        self._windows: list[AttendedWindow] = []
+
+    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        runner, out = self._runner, torch.empty_like(query)
+        for group, state, heads, queries in runner._groups(layer):
+            out[:, queries], window = attend_window(
+                query[:, queries],
+                key[:, heads],
+                value[:, heads],
+                state,
+                group,
+                runner._lengths,
+                self._position,
+                runner._table.score_decay,
+                runner._table.grid.width,
+                self._active,
+            )
+            self._windows.append(window)
+        return out
+
+    def room(self) -> Tensor:
+        """int [B]: tokens until the next release of any head."""
+        return torch.stack([window.room for window in self._windows]).amin(dim=0)
+
+    def write(self, counts: Tensor) -> None:
+        for window in self._windows:
+            write_window(window, self._position, counts)
 
 
 @torch.inference_mode()
