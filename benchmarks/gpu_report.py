@@ -163,7 +163,8 @@ def check_tokens(plugin: str) -> dict[str, Any]:
     from ssd_export.runtime.generate import ImageGenerator
     from ssd_export.tensorrt.build import build_engines
     from ssd_export.tensorrt.plan import BuildSpec, plan_build
-    from ssd_export.verify.verify import VerifySpec, verify
+    from ssd_export.verify.spec import VerifySpec
+    from ssd_export.verify.verify import verify
 
     with temporary_bundle(PolicyChoice()) as path:
         build_engines(plan_build(BuildSpec(bundle=path, plugin=plugin, batch=TOKENS_BATCH)))

@@ -96,7 +96,18 @@ def check_file(path: Path) -> None:
     if not is_folder(target.parent, "write"):
         folder = target.parent if path.is_symlink() else path.parent
         raise UserError(f"there is no folder {folder} for {path.name}; make it, or {OTHER_PLACE}")
+    if find(target, "write") is None:
+        _try_name(target, path)
     check_folder(target.parent)
+
+
+def _try_name(target: Path, shown: Path) -> None:
+    """Makes the file and removes it: whether a name is too long, only the file system knows."""
+    try:
+        target.touch(exist_ok=False)
+        target.unlink()
+    except OSError as error:
+        raise os_error(error, "write", shown) from error
 
 
 def check_folder(folder: Path) -> None:

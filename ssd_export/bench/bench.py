@@ -11,14 +11,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import replace
 from typing import Any
 
 from ssd_export.bench.cell import Cell, on_device
 from ssd_export.bench.full_cache_bundle import full_twin
 from ssd_export.bench.process import run_cell
 from ssd_export.bench.roofline import MachineRates, StepCost, step_cost
+from ssd_export.bench.spec import FULL, TRANSFORMERS, BenchSpec, check_spec
 from ssd_export.bundle import Bundle, open_bundle
 from ssd_export.dtypes import DTYPES
 from ssd_export.errors import UserError
@@ -26,54 +26,11 @@ from ssd_export.export.source_checkpoint import checked, checkpoint_like
 from ssd_export.machine import num_cpus
 from ssd_export.model.checkpoint import Checkpoint
 from ssd_export.model.families import janus
-from ssd_export.policy.table import FULL
-from ssd_export.runtime.ort_runner import SMALL_HIDDEN_SIZE
-from ssd_export.runtime.runners import DEFAULT, KINDS, check_threads, find_runner
+from ssd_export.plan.generation import check_caches
+from ssd_export.runtime.runners import find_runner
+from ssd_export.runtime.small_models import is_small
 
-TRANSFORMERS = "transformers"
-BASELINES = (TRANSFORMERS, FULL)
 Progress = Callable[[str, int, int], None]
-
-
-@dataclass(frozen=True)
-class BenchSpec:
-    """threads None: one for a model with short steps, else every core. model None: the demo's, for
-    its bundles.
-    """
-
-    bundles: tuple[Path, ...]
-    runner: str = DEFAULT
-    provider: str | None = None
-    batches: tuple[int, ...] = (1,)
-    baselines: tuple[str, ...] = BASELINES
-    steps: int = 96
-    threads: int | None = None
-    model: str | None = None
-    profile: bool = False
-
-
-def check_spec(spec: BenchSpec) -> BenchSpec:
-    """This spec, if it can be run. Raises: UserError."""
-    unknown = [name for name in spec.baselines if name not in BASELINES]
-    if unknown:
-        raise UserError(
-            f"--baselines: unknown baseline {unknown[0]!r}; choose from {','.join(BASELINES)}, or"
-            " none for no baseline"
-        )
-    kind = find_runner(spec.runner)
-    check_threads(spec.threads, "--threads")
-    if not spec.batches or min(spec.batches) < 1:
-        raise UserError(
-            f"--batch {','.join(map(str, spec.batches)) or '(none)'} draws nothing; use 1,8,32"
-        )
-    if spec.steps < 1:
-        raise UserError(f"--steps {spec.steps} times nothing; use 96")
-    if spec.profile and not kind.profiles_operators:
-        able = " or ".join(other.name for other in KINDS if other.profiles_operators)
-        raise UserError(
-            f"--profile asks the runner, and {kind.name} cannot say; use --runner {able}"
-        )
-    return replace(spec, provider=kind.provider(spec.provider))
 
 
 def run_bench(
@@ -88,6 +45,7 @@ def run_bench(
     spec = check_spec(spec)
     bundles = [open_bundle(path) for path in spec.bundles]
     _check_steps(bundles, spec)
+    _check_memory(bundles, spec)
     checkpoint = _checkpoint(bundles, spec)
     threads = spec.threads or _default_threads(bundles)
     provider = find_runner(spec.runner).provider(spec.provider)
@@ -133,12 +91,15 @@ def _check_steps(bundles: list[Bundle], spec: BenchSpec) -> None:
         raise UserError(f"--steps {spec.steps} is outside 1 .. {most}; use {min(96, most)}")
 
 
+def _check_memory(bundles: list[Bundle], spec: BenchSpec) -> None:
+    """Raises: UserError where the largest batch does not fit this machine, before it is tried."""
+    if find_runner(spec.runner).provider(spec.provider) == "cpu":
+        for bundle in bundles:
+            check_caches(bundle, max(spec.batches))
+
+
 def _default_threads(bundles: list[Bundle]) -> int:
-    return (
-        1
-        if all(bundle.config.model.hidden_size <= SMALL_HIDDEN_SIZE for bundle in bundles)
-        else num_cpus()
-    )
+    return 1 if all(is_small(bundle.config.model) for bundle in bundles) else num_cpus()
 
 
 def _checkpoint(bundles: list[Bundle], spec: BenchSpec) -> Checkpoint | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from ssd_export.bench.bench import FULL, TRANSFORMERS
+from ssd_export.bench.spec import FULL, TRANSFORMERS
 from ssd_export.report.measurement import NOT_RUN, table
 
 Row = dict[str, Any]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ssd_export.bundle.bundle import Bundle, open_bundle
+from ssd_export.bundle.bundle import CHECKING, Bundle, open_bundle
 from ssd_export.bundle.config import (
     CONFIG,
     SCHEMA_VERSION,
@@ -18,6 +18,7 @@ from ssd_export.bundle.manifest import MANIFEST, FileEntry
 from ssd_export.bundle.write import JOURNAL, check_target, write_bundle
 
 __all__ = [
+    "CHECKING",
     "CONFIG",
     "JOURNAL",
     "MANIFEST",

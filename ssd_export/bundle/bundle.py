@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -36,7 +36,9 @@ from ssd_export.os_errors import NOT_THERE, os_error
 from ssd_export.typed_json import MAX_BYTES
 
 OPENINGS = 5  # of a bundle that is replaced or added to while it is opened
+CHECKING = "checking the bundle"
 Stamp = tuple[int, int, int, int]  # device, inode, size, time of the last change of the content
+Progress = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True)
@@ -146,8 +148,12 @@ class Bundle:
         )
 
 
-def open_bundle(path: str | Path) -> Bundle:
+def open_bundle(path: str | Path, progress: Progress = lambda stage, done, total: None) -> Bundle:
     """The bundle at path, every fixed file checked against the manifest.
+
+    Args:
+        path: the bundle's folder.
+        progress: told the stage CHECKING in bytes.
 
     Raises:
         UserError: there is none, another version wrote it, or a file is missing or changed.
@@ -156,14 +162,14 @@ def open_bundle(path: str | Path) -> Bundle:
     for _ in range(OPENINGS):
         before = _state(path)
         try:
-            return _open(path)
+            return _open(path, progress)
         except UserError:
             if _state(path) == before:
                 raise
     raise UserError(f"bundle {path} changes all the time; open it when its writer has ended")
 
 
-def _open(path: Path) -> Bundle:
+def _open(path: Path, progress: Progress) -> Bundle:
     folder = Path.cwd() / path  # links stay as they are: a bundle may be swapped behind one
     content = read_config_text(path)
     config = parse_config(content, str(path / CONFIG))
@@ -171,18 +177,33 @@ def _open(path: Path) -> Bundle:
     check_files(config, manifest.files, str(path))
     if hashlib.sha256(content).hexdigest() != manifest.files[CONFIG].sha256:
         raise _changed(path, CONFIG)
-    memory = HashMemory()
+    fixed = {
+        name: entry for name, entry in manifest.files.items() if not name.startswith(ADDED_LATER)
+    }
+    memory, done = HashMemory(), 0
+    total = sum(entry.bytes for entry in fixed.values())
+
+    def advance(num_bytes: int) -> None:
+        nonlocal done
+        done += num_bytes
+        progress(CHECKING, done, total)
+
+    progress(CHECKING, 0, total)
     stamps = {
-        name: _check_file(folder, name, entry, memory, path)
-        for name, entry in manifest.files.items()
-        if not name.startswith(ADDED_LATER)
+        name: _check_file(folder, name, entry, memory, path, advance)
+        for name, entry in fixed.items()
     }
     memory.save()
     return Bundle(path, config, manifest, bundle_hash(manifest.files), folder, stamps)
 
 
 def _check_file(
-    folder: Path, name: str, entry: FileEntry, memory: HashMemory, shown: Path
+    folder: Path,
+    name: str,
+    entry: FileEntry,
+    memory: HashMemory,
+    shown: Path,
+    advance: Callable[[int], None] = lambda num_bytes: None,
 ) -> Stamp:
     """The stamp of a file that is what the manifest says. Raises: UserError for any other."""
     file, way_out = folder / name, _way_out(name, shown)
@@ -194,7 +215,7 @@ def _check_file(
                 f"bundle {shown}: {name} has {size} bytes, the manifest says {entry.bytes};"
                 f" {way_out}"
             )
-        if memory.sha256(file) != entry.sha256 or _stamp(file.stat()) != before:
+        if memory.sha256(file, advance) != entry.sha256 or _stamp(file.stat()) != before:
             raise _changed(shown, name)
     except OSError as error:
         if error.errno in NOT_THERE:

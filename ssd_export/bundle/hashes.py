@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
@@ -18,12 +19,17 @@ MOST_REMEMBERED = 256
 MAX_MEMORY_BYTES = 1 << 20  # of the memory's file: 256 lines of a path and a hash
 
 
-def sha256(path: Path) -> str:
-    """The sha256 of a regular file. Raises: OSError, UserError for another kind of file."""
+def sha256(path: Path, advance: Callable[[int], None] = lambda num_bytes: None) -> str:
+    """The sha256 of a regular file.
+
+    Args: advance: called with the bytes of each block once they are hashed.
+    Raises: OSError, UserError for another kind of file.
+    """
     digest = hashlib.sha256()
     with open_regular(path) as file:
         while block := file.read(BLOCK_BYTES):
             digest.update(block)
+            advance(len(block))
     return digest.hexdigest()
 
 
@@ -37,14 +43,17 @@ class HashMemory:
         self._known = _remembered()
         self._fresh: dict[str, str] = {}
 
-    def sha256(self, path: Path) -> str:
+    def sha256(self, path: Path, advance: Callable[[int], None] = lambda num_bytes: None) -> str:
         """The sha256 of a file, large ones from memory. Raises: as the function of this name."""
-        if path.stat().st_size < ALWAYS_HASHED_BYTES:
-            return sha256(path)
+        size = path.stat().st_size
+        if size < ALWAYS_HASHED_BYTES:
+            return sha256(path, advance)
         found = self._known.get(_stamp(path))
         if found is None:
-            found = sha256(path)
+            found = sha256(path, advance)
             self.note(path, found)
+        else:
+            advance(size)
         return found
 
     def note(self, path: Path, sha256: str) -> None:

@@ -5,80 +5,60 @@ from __future__ import annotations
 import json
 import shlex
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from ssd_export.cli import options
+from ssd_export.cli.verb import option, verb
 from ssd_export.errors import UserError
 
 if TYPE_CHECKING:
-    from ssd_export.bench.bench import BenchSpec
+    from ssd_export.bench.spec import BenchSpec
 
 
-@click.command()
-@click.option(
-    "--bundle",
-    "bundles",
-    multiple=True,
-    type=click.Path(path_type=Path),
-    metavar="DIR",
-    help=(
-        "A bundle to measure; give it again for another one of the same checkpoint.  "
-        "[default: the one exported last from this folder]"
+@verb(
+    options.bundle.but(
+        multiple=True,
+        help=(
+            "A bundle to measure; give it again for another one of the same checkpoint. "
+            f" {options.LATEST}"
+        ),
     ),
-)
-@options.runner
-@options.provider
-@click.option(
-    "--batch", default="1", show_default=True, metavar="COUNT,...", help="Images drawn at once."
-)
-@click.option(
-    "--baselines",
-    default="transformers,full",
-    show_default=True,
-    metavar="NAME,...",
-    help=(
-        "What to compare with in the same run: transformers with its own cache, the full cache in"
-        " the same runner, or none."
+    options.runner,
+    options.provider,
+    options.batch.but(type=str, default="1", metavar="COUNT,...", help="Images at once."),
+    option(
+        "--baselines",
+        default="transformers,full",
+        metavar="NAME,...",
+        help=(
+            "What to compare with in the same run: transformers with its own cache, the full cache"
+            " in the same runner, or none."
+        ),
     ),
-)
-@click.option(
-    "--steps",
-    type=int,
-    default=96,
-    show_default=True,
-    metavar="COUNT",
-    help="Decode steps to time, fewer than an image has tokens.",
-)
-@click.option(
-    "--threads",
-    type=int,
-    metavar="COUNT",
-    help="CPU threads of everything measured.  [default: all, 1 for small models]",
-)
-@click.option(
-    "--model",
-    metavar="demo|DIR|HUB_ID",
-    help="The bundles' checkpoint, for the baselines.  [default: demo, for its bundles]",
-)
-@click.option(
-    "--profile", is_flag=True, help="Also say in which operators onnxruntime spends a step."
-)
-@click.option(
-    "--json", "as_json", is_flag=True, help="Print one JSON object, as documents are written from."
+    option(
+        "--steps",
+        type=int,
+        default=96,
+        metavar="COUNT",
+        help="Decode steps to time, fewer than an image has tokens.",
+    ),
+    options.threads.but(
+        help="CPU threads of everything measured.  [default: all, 1 for small models]"
+    ),
+    options.model.but(
+        default=None,
+        help="The bundles' checkpoint, for the baselines.  [default: demo, for its bundles]",
+    ),
+    option(
+        "--profile", is_flag=True, help="Also say in which operators onnxruntime spends a step."
+    ),
+    options.as_json.but(help="Print one JSON object, as documents are written from."),
+    needs=("export",),
 )
 def command(
-    bundles: tuple[Path, ...],
-    runner: str,
-    provider: str | None,
-    batch: str,
-    baselines: str,
-    steps: int,
-    threads: int | None,
-    model: str | None,
-    profile: bool,
-    as_json: bool,
+    bundle: tuple[Path, ...], batch: str, baselines: str, as_json: bool, **asked: Any
 ) -> None:
     """Measure speed and memory of bundles.
 
@@ -87,21 +67,27 @@ def command(
     arithmetic allow (measured in the same run). The baselines run in the same run, each measurement
     in a process of its own. The report goes into the bundle as reports/bench.json.
     """
-    from ssd_export.bench.bench import BenchSpec, check_spec, run_bench
+    options.check_runner(asked["runner"], asked["provider"], asked["threads"])
+    batches = _counts(batch)
+    for count in batches:
+        options.check_batch(count)
+
+    from ssd_export.bench.spec import BenchSpec, check_spec
+    from ssd_export.bundle import resolve_bundle
+
+    names = (name.strip() for name in baselines.split(","))
+    wanted = tuple(name for name in names if name not in ("", "none"))
+    check_spec(BenchSpec((), batches=batches, baselines=wanted, **asked))
+    paths = bundle or (resolve_bundle(None),)
+    spec = check_spec(BenchSpec(paths, batches=batches, baselines=wanted, **asked))
+
+    from ssd_export.bench.bench import run_bench
     from ssd_export.bench.report import bench_tables, lines_of
-    from ssd_export.bundle import open_bundle, resolve_bundle
+    from ssd_export.bundle import open_bundle
     from ssd_export.cli.progress import ProgressReport
     from ssd_export.report.environment import busy_note
     from ssd_export.report.measurement import measurement
 
-    batches = _counts(batch)
-    wanted = tuple(
-        name.strip() for name in baselines.split(",") if name.strip() not in ("", "none")
-    )
-    paths = bundles or (resolve_bundle(None),)
-    spec = check_spec(
-        BenchSpec(paths, runner, provider, batches, wanted, steps, threads, model, profile)
-    )
     note = busy_note()
     with ProgressReport() as progress:
         results = run_bench(spec, progress)

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from ssd_export.errors import UserError
+from ssd_export.cli import options
+from ssd_export.cli.verb import option, verb
 
 if TYPE_CHECKING:
     from ssd_export.tensorrt.engine_manifest import EngineEntry
@@ -18,90 +19,71 @@ FLAVOURS = ("auto", "tensorrt", "tensorrt-rtx")
 PLUGIN = ("auto", "on", "off")
 
 
-@click.command()
-@click.option(
-    "--bundle",
-    type=click.Path(path_type=Path),
-    metavar="DIR",
-    help="The bundle to build from and into.  [default: the one exported last from this folder]",
-)
-@click.option(
-    "--target",
-    default="auto",
-    show_default=True,
-    metavar="auto|rtx|jetson-orin|jetson-thor|ampere|ada|hopper|blackwell",
-    help=(
-        "The GPUs to build for; auto: this machine's GPU, else rtx. A target that only its own"
-        " machine can build for is prepared: the bundle gets what the board lacks."
+@verb(
+    options.bundle.but(help=f"The bundle to build from and into.  {options.LATEST}"),
+    options.target.but(
+        default="auto",
+        metavar="auto|rtx|jetson-orin|jetson-thor|ampere|ada|hopper|blackwell",
+        help=(
+            "The GPUs to build for; auto: this machine's GPU, else rtx. A target that only its own"
+            " machine can build for is prepared: the bundle gets what the board lacks."
+        ),
+    ),
+    option(
+        "--flavour",
+        default="auto",
+        metavar="|".join(FLAVOURS),
+        help="TensorRT-RTX needs no GPU to build; TensorRT builds on the machine that will run.",
+    ),
+    option(
+        "--plugin",
+        default="auto",
+        metavar="|".join(PLUGIN),
+        help=(
+            "Attention by the plugin's kernel, caches written in place (auto: where library and"
+            " kernel are at hand), or by ordinary operators."
+        ),
+    ),
+    option(
+        "--top-k",
+        is_flag=True,
+        help=(
+            "Also build the two graphs that generate --top-k needs; without it the engines sample"
+            " among all codes."
+        ),
+    ),
+    options.batch.but(
+        type=str, metavar="MIN:OPT:MAX", help="Images at once.  [default: the target's]"
+    ),
+    option(
+        "--workspace",
+        "workspace_mib",
+        type=click.IntRange(1, 1 << 20),
+        metavar="MIB",
+        help="Scratch memory on the device that a layer may use.  [default: the target's]",
+    ),
+    option(
+        "--timing-cache",
+        type=click.Path(path_type=Path, dir_okay=False),
+        metavar="FILE",
+        help=(
+            "Measurements of earlier builds, read and added to.  [default: one beside the engines]"
+        ),
+    ),
+    options.force_memory,
+    option(
+        "--dry-run", is_flag=True, help="Say what would be built and what it needs; build nothing."
     ),
 )
-@click.option(
-    "--flavour",
-    default="auto",
-    show_default=True,
-    metavar="|".join(FLAVOURS),
-    help="TensorRT-RTX needs no GPU to build; TensorRT builds on the machine that will run.",
-)
-@click.option(
-    "--plugin",
-    default="auto",
-    show_default=True,
-    metavar="|".join(PLUGIN),
-    help=(
-        "Attention by the plugin's kernel, caches written in place (auto: where library and kernel"
-        " are at hand), or by ordinary operators."
-    ),
-)
-@click.option(
-    "--top-k",
-    is_flag=True,
-    help=(
-        "Also build the two graphs that generate --top-k draws with; without it the engines draw"
-        " from all codes."
-    ),
-)
-@click.option(
-    "--batch", metavar="MIN:OPT:MAX", help="Images drawn at once.  [default: the target's]"
-)
-@click.option(
-    "--workspace",
-    type=click.IntRange(1, 1 << 20),
-    metavar="MIB",
-    help="Scratch memory on the device that a layer may use.  [default: the target's]",
-)
-@click.option(
-    "--timing-cache",
-    type=click.Path(path_type=Path, dir_okay=False),
-    metavar="FILE",
-    help="Measurements of earlier builds, read and added to.  [default: one beside the engines]",
-)
-@click.option(
-    "--force-memory", is_flag=True, help="Try even where the estimate says that memory will not do."
-)
-@click.option(
-    "--dry-run", is_flag=True, help="Say what would be built and what it needs; build nothing."
-)
-def command(
-    bundle: Path | None,
-    target: str,
-    flavour: str,
-    plugin: str,
-    top_k: bool,
-    batch: str | None,
-    workspace: int | None,
-    timing_cache: Path | None,
-    force_memory: bool,
-    dry_run: bool,
-) -> None:
+def command(bundle: Path | None, batch: str | None, dry_run: bool, **asked: Any) -> None:
     """Build TensorRT engines of a bundle, into the bundle.
 
     Prefill and decode step share one copy of the weights on the device (quantised matrices
     excepted: each engine has its own). engine.json beside the engines says what they were built
     from and for; a loader checks it before it loads them.
     """
-    for option, value, choices in (("--flavour", flavour, FLAVOURS), ("--plugin", plugin, PLUGIN)):
-        if value not in choices:
-            raise UserError(f"unknown {option} {value!r}; choose one of {', '.join(choices)}")
+    options.check_choice("--flavour", asked["flavour"], FLAVOURS)
+    options.check_choice("--plugin", asked["plugin"], PLUGIN)
 
     from ssd_export.bundle import resolve_bundle
     from ssd_export.cli.progress import ProgressReport
@@ -109,17 +91,8 @@ def command(
     from ssd_export.tensorrt.plan import BuildSpec, plan_build
     from ssd_export.tensorrt.target import Batch
 
-    spec = BuildSpec(
-        bundle=resolve_bundle(bundle),
-        target=target,
-        flavour=flavour,
-        plugin=plugin,
-        top_k=top_k,
-        batch=None if batch is None else Batch.parse(batch),
-        workspace_mib=workspace,
-        timing_cache=timing_cache,
-        force_memory=force_memory,
-    )
+    sizes = None if batch is None else Batch.parse(batch)
+    spec = BuildSpec(bundle=resolve_bundle(bundle), batch=sizes, **asked)
     plan = plan_build(spec)
     for line in plan_lines(plan):
         click.echo(line, err=True)

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-import math
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from ssd_export.cli import options
+from ssd_export.cli.verb import option, verb
 from ssd_export.config import TAU
 from ssd_export.errors import UserError
+from ssd_export.runtime.runners import check_threads
+from ssd_export.sampling import as_count
 
 if TYPE_CHECKING:
     from ssd_export.calibrate.calibration import Calibration, CalibrationSpec
@@ -32,108 +34,93 @@ class CalibrateSpec:
     prompts: Path | None
     num_images: int
     neighbourhood: str | None
-    tau: float
+    tau: float | None
     semantic_share: float | None
     seed: int
     prompt_slots: int
     costs: str | None
+    threads: int | None
     out: Path
     plot: Path | None
     compare: str | None
 
+    @property
+    def threshold(self) -> float:
+        return TAU if self.tau is None else self.tau
 
-@click.command()
-@options.model
-@click.option(
-    "--prompts",
-    type=click.Path(path_type=Path),
-    metavar="FILE",
-    help=(
-        "What to draw: UTF-8 text, one prompt a line.  [default: a varied list; for the demo, its"
-        " own scenes]"
+
+@verb(
+    options.model,
+    option(
+        "--prompts",
+        type=options.FILE,
+        metavar="FILE",
+        help=(
+            "What to generate: UTF-8 text, one prompt a line.  [default: a varied list; for the"
+            " demo, its own scenes]"
+        ),
     ),
-)
-@click.option(
-    "--num-images",
-    type=int,
-    default=16,
-    show_default=True,
-    metavar="COUNT",
-    help="Pictures to measure on; prompts are used in turn.",
-)
-@click.option(
-    "--neighbourhood",
-    metavar="1d:TOKENS|2d:RADIUS",
-    help=(
-        "What counts as near: the last TOKENS image tokens, or RADIUS grid rows and columns around."
-        "  [default: the tokens of two grid rows]"
+    options.num_images.but(default=16, help="Images to measure on; prompts are used in turn."),
+    option(
+        "--neighbourhood",
+        metavar="1d:TOKENS|2d:RADIUS",
+        help=(
+            "What counts as near: the last TOKENS image tokens, or RADIUS grid rows and columns"
+            " around.  [default: the tokens of two grid rows]"
+        ),
     ),
-)
-@click.option(
-    "--tau",
-    type=float,
-    metavar="SHARE",
-    help=(
-        "A head is semantic if more than this share of its attention is outside the neighbourhood. "
-        " [default: 0.2]"
+    option(
+        "--tau",
+        type=float,
+        metavar="SHARE",
+        help=(
+            "A head is semantic if more than this share of its attention is outside the"
+            f" neighbourhood.  [default: {TAU}]"
+        ),
     ),
-)
-@click.option(
-    "--semantic-share",
-    type=float,
-    metavar="SHARE",
-    help="Instead of --tau: this share of the heads is semantic.  [default: not used]",
-)
-@options.seed("Randomness of the pictures.")
-@options.prompt_slots
-@click.option(
-    "--costs",
-    type=click.Choice(["ablation", "fisher"]),
-    help=(
-        "How what an option costs a head is found: by trying each, or from one gradient a picture,"
-        " an estimate which takes minutes where trying takes hours.  [default: ablation up to 500"
-        " million parameters, fisher above]"
+    option(
+        "--semantic-share",
+        type=float,
+        metavar="SHARE",
+        help="Instead of --tau: this share of the heads is semantic.  [default: not used]",
     ),
-)
-@click.option(
-    "--out",
-    type=click.Path(path_type=Path),
-    default=Path("head_map.json"),
-    show_default=True,
-    metavar="FILE.json",
-    help="The head map. Export finds head_map.json in the checkpoint's folder by itself.",
-)
-@click.option(
-    "--plot",
-    type=click.Path(path_type=Path),
-    metavar="FILE.png",
-    help=(
-        "Draw the map here, attention of two heads and grid columns beside it.  [default: not"
-        " drawn]"
+    options.seed,
+    options.prompt_slots,
+    option(
+        "--costs",
+        type=click.Choice(["ablation", "fisher"]),
+        help=(
+            "How what an option costs a head is found: by trying each, or from one gradient an"
+            " image, an estimate which takes minutes where trying takes hours.  [default: ablation"
+            " up to 500 million parameters, fisher above]"
+        ),
     ),
-)
-@click.option(
-    "--compare",
-    metavar="janus-pro-1b|FILE",
-    help=(
-        "Say how well the metric agrees with another head map of this model.  [default: no"
-        " comparison]"
+    options.threads.but(help="CPU threads.  [default: all that this process may use]"),
+    options.out.but(
+        default=Path("head_map.json"),
+        metavar="FILE.json",
+        help="The head map. Export finds head_map.json in the checkpoint's folder by itself.",
     ),
+    option(
+        "--plot",
+        type=options.FILE,
+        metavar="FILE.png",
+        help=(
+            "Draw the map here, attention of two heads and grid columns beside it.  [default: not"
+            " drawn]"
+        ),
+    ),
+    option(
+        "--compare",
+        metavar="janus-pro-1b|FILE",
+        help=(
+            "Say how well the metric agrees with another head map of this model.  [default: no"
+            " comparison]"
+        ),
+    ),
+    needs=("export",),
 )
-def command(
-    model: str,
-    prompts: Path | None,
-    num_images: int,
-    neighbourhood: str | None,
-    tau: float | None,
-    semantic_share: float | None,
-    seed: int,
-    prompt_slots: int,
-    costs: str | None,
-    out: Path,
-    plot: Path | None,
-    compare: str | None,
-) -> None:
+def command(**asked: Any) -> None:
     """Measure the attention heads of a checkpoint.
 
     Draws pictures with the full cache and writes a head map: how far each head looks beyond its
@@ -141,38 +128,25 @@ def command(
     --policy ssd-auto` allocates any budget. An interrupted run goes on where it stopped when it is
     started again.
     """
-    if tau is not None and semantic_share is not None:
-        raise UserError("--tau and --semantic-share decide the same thing; give one of them")
-    spec = CalibrateSpec(
-        model,
-        prompts,
-        num_images,
-        neighbourhood,
-        TAU if tau is None else tau,
-        semantic_share,
-        seed,
-        prompt_slots,
-        costs,
-        out,
-        plot,
-        compare,
-    )
+    spec = CalibrateSpec(**asked)
     _check_numbers(spec)
     _check_places(spec)
     _calibrate(spec)
 
 
 def _check_numbers(spec: CalibrateSpec) -> None:
-    if spec.num_images < 1:
-        raise UserError(f"--num-images {spec.num_images} measures nothing; use 16")
-    if not (math.isfinite(spec.tau) and 0 <= spec.tau <= 1):
-        raise UserError(f"--tau {spec.tau:g} is outside [0, 1]; use 0.2")
+    if spec.tau is not None and spec.semantic_share is not None:
+        raise UserError("--tau and --semantic-share decide the same thing; give one of them")
+    as_count(spec.num_images, "--num-images", way_out="use 16", most=options.MAX_IMAGES)
+    if not 0 <= spec.threshold <= 1:  # NaN is not, either
+        raise UserError(f"--tau {spec.threshold:g} is outside [0, 1]; use {TAU}")
     if spec.semantic_share is not None and not 0 <= spec.semantic_share <= 1:
         raise UserError(
             f"--semantic-share {spec.semantic_share:g} is outside [0, 1]; use 0.5 for half of the"
             " heads"
         )
     options.check_seed(spec.seed)
+    check_threads(spec.threads, "--threads")
     options.check_prompt_slots(spec.prompt_slots)
 
 
@@ -181,12 +155,18 @@ def _check_places(spec: CalibrateSpec) -> None:
     from ssd_export.files import check_file
 
     check_file(spec.out)
+    check_file(_state_file(spec))
     if spec.plot is not None:
         if spec.plot.suffix.lower() != ".png":
             raise UserError(
                 f"--plot {spec.plot} does not end in .png; use {spec.plot.with_suffix('.png')}"
             )
         check_file(spec.plot)
+
+
+def _state_file(spec: CalibrateSpec) -> Path:
+    """Where an interrupted run goes on from."""
+    return spec.out.with_name(spec.out.name + ".partial")
 
 
 def _calibrate(spec: CalibrateSpec) -> None:
@@ -197,10 +177,12 @@ def _calibrate(spec: CalibrateSpec) -> None:
     from ssd_export.model.checkpoint import open_checkpoint
     from ssd_export.model.find import model_folder
     from ssd_export.model.load import is_small, load_model
+    from ssd_export.model.torch_threads import set_torch_threads
     from ssd_export.policy.menu import menu
     from ssd_export.sampling import Sampling
     from ssd_export.version import TOOL_VERSION
 
+    set_torch_threads(spec.threads)
     given = _prompts(spec)
     _, folder = model_folder(spec.model)
     checkpoint = open_checkpoint(folder)
@@ -224,14 +206,14 @@ def _calibrate(spec: CalibrateSpec) -> None:
         costs=spec.costs or (ABLATION if is_small(model) else FISHER),
     )
     began = time.perf_counter()
-    state_file = spec.out.with_name(spec.out.name + ".partial")
+    state_file = _state_file(spec)
     with ProgressReport() as progress:
         done = calibrate(
             checkpoint,
             model,
             what,
             state_file,
-            threshold=spec.tau,
+            threshold=spec.threshold,
             tool_version=TOOL_VERSION,
             progress=progress,
         )

@@ -12,165 +12,127 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ssd_export.cli import options
+from ssd_export.cli.extras import check_extras
+from ssd_export.cli.verb import option, verb
 from ssd_export.errors import UserError
+from ssd_export.runtime.runners import find_runner
 
 if TYPE_CHECKING:
     from ssd_export.metrics.scene_score import DrawOptions, Progress, SceneScore
+    from ssd_export.runtime.generate import ImageGenerator
+
+
+EXPORT_OPTIONS = ("model", "policy", "budget", "head_map", "weights", "kv_dtype")
 
 
 @dataclass(frozen=True)
 class EvalSpec:
-    """What is scored: a bundle, or (bundle None) a model under a policy, exported for the
-    occasion.
+    """What is scored: a bundle, or a model under a policy, exported for the occasion; None leaves an
+    option to export's default.
     """
 
     bundle: Path | None
-    model: str
+    model: str | None
     policy: str | None
-    budget: float
+    budget: float | None
     head_map: str | None
+    weights: str | None
+    kv_dtype: str | None
+    num_prompts: int
+    seed: int
     runner: str
     provider: str | None
-    weights: str = "none"
-    kv_dtype: str = "model"
+    threads: int | None
+    batch: int | None
+    cfg_scale: float | None
+    temperature: float | None
+    sheet: Path | None
+
+    @property
+    def exports(self) -> dict[str, Any]:
+        """The options that are given of an export for the occasion."""
+        values = {name: getattr(self, name) for name in EXPORT_OPTIONS}
+        return {name: value for name, value in values.items() if value is not None}
 
 
-@click.command()
-@click.option(
-    "--bundle",
-    type=click.Path(path_type=Path),
-    metavar="DIR",
-    help=(
-        "The bundle to score.  [default: the one exported last from this folder, unless --model,"
-        " --policy, --budget, --head-map, --weights or --kv-dtype says what to export for the"
-        " occasion]"
+@verb(
+    options.bundle.but(
+        help=(
+            "The bundle to score.  [default: the one exported last from this folder, unless"
+            " --model, --policy, --budget, --head-map, --weights or --kv-dtype says what to export"
+            " for the occasion]"
+        )
+    ),
+    options.model.but(default=None, help="The checkpoint to export.  [default: demo]"),
+    options.policy,
+    options.budget,
+    options.head_map,
+    options.weights.but(metavar="none|int8|int4"),
+    options.kv_dtype,
+    options.num_prompts,
+    options.seed.but(help="Decides captions and images."),
+    options.runner,
+    options.provider,
+    options.threads,
+    options.batch,
+    options.cfg_scale,
+    options.temperature,
+    options.as_json.but(help="Print one JSON object with every verdict."),
+    option(
+        "--sheet",
+        type=options.FILE,
+        metavar="FILE.png",
+        help=(
+            "Write all images with their captions, wrong ones framed in red.  [default: not"
+            " written]"
+        ),
     ),
 )
-@click.option(
-    "--model", metavar="demo|DIR|HUB_ID", help="The checkpoint to export.  [default: demo]"
-)
-@click.option(
-    "--policy", metavar="NAME", help="Its cache policy, as for export.  [default: the model's best]"
-)
-@click.option(
-    "--budget",
-    type=float,
-    metavar="SHARE",
-    help="Its share of the image-token slots.  [default: 0.2]",
-)
-@options.head_map
-@click.option(
-    "--weights", metavar="none|int8|int4", help="How its matrices are stored.  [default: none]"
-)
-@click.option(
-    "--kv-dtype", metavar="model|int8", help="How its keys and values are stored.  [default: model]"
-)
-@click.option(
-    "--num-prompts",
-    type=int,
-    default=300,
-    show_default=True,
-    metavar="COUNT",
-    help="Captions, drawn evenly over the four categories from those unseen in training.",
-)
-@options.seed("Decides captions and pictures.")
-@options.runner
-@options.provider
-@options.batch
-@options.cfg_scale
-@options.temperature
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object with every verdict.")
-@click.option(
-    "--sheet",
-    type=click.Path(path_type=Path),
-    metavar="FILE.png",
-    help=(
-        "Write all pictures with their captions, wrong ones framed in red.  [default: not written]"
-    ),
-)
-def command(
-    bundle: Path | None,
-    model: str | None,
-    policy: str | None,
-    budget: float | None,
-    head_map: str | None,
-    weights: str | None,
-    kv_dtype: str | None,
-    num_prompts: int,
-    seed: int,
-    runner: str,
-    provider: str | None,
-    batch: int | None,
-    cfg_scale: float | None,
-    temperature: float | None,
-    as_json: bool,
-    sheet: Path | None,
-) -> None:
+def command(as_json: bool, **asked: Any) -> None:
     """Score how often pictures show what their captions say.
 
     A rule-based checker judges every picture: ground, number, colour, shape, relation. Captions are
     unseen in the demo model's training; the score comes with a 95 % interval. A policy given
     instead of a bundle is exported to a temporary folder first.
     """
-    asked = {
-        "--model": model,
-        "--policy": policy,
-        "--budget": budget,
-        "--head-map": head_map,
-        "--weights": weights,
-        "--kv-dtype": kv_dtype,
-    }
-    given = [name for name, value in asked.items() if value is not None]
-    if bundle is not None and given:
-        raise UserError(
-            f"--bundle and {given[0]} exclude each other: a bundle has its model and policy;"
-            " drop one"
-        )
-    _check_numbers(num_prompts, seed, batch, budget)
-    if weights not in (None, "none", "int8", "int4"):
-        raise UserError(f"unknown --weights {weights!r}; choose one of none, int8, int4")
-    options.check_kv_dtype(kv_dtype or "model")
-    if sheet is not None:
-        from ssd_export.runtime.pictures import check_pictures
-
-        check_pictures(sheet, 1)
-    if bundle is None and not given:
+    spec = EvalSpec(**asked)
+    _check(spec)
+    if spec.exports:
+        check_extras(("export",))
+    elif spec.bundle is None:
         from ssd_export.bundle import resolve_bundle
 
-        bundle = resolve_bundle(None)
+        spec = replace(spec, bundle=resolve_bundle(None))
 
-    from ssd_export.metrics.scene_score import DrawOptions
-
-    spec = EvalSpec(
-        bundle,
-        model or "demo",
-        policy,
-        0.2 if budget is None else budget,
-        head_map,
-        runner,
-        provider,
-        weights or "none",
-        kv_dtype or "model",
-    )
-    score, facts = _score(
-        spec, num_prompts, batch, DrawOptions(seed, cfg_scale=cfg_scale, temperature=temperature)
-    )
-    if sheet is not None:
-        _write_sheet(sheet, score)
+    score, facts = _score(spec)
+    if spec.sheet is not None:
+        _write_sheet(spec.sheet, score)
     if as_json:
         click.echo(json.dumps(facts | score.to_dict(), indent=1))
     else:
         _print_score(facts, score)
 
 
-def _check_numbers(num_prompts: int, seed: int, batch: int | None, budget: float | None) -> None:
-    if num_prompts < 1:
-        raise UserError(f"--num-prompts {num_prompts} scores nothing; use 300")
-    options.check_seed(seed)
-    if batch is not None and batch < 1:
-        raise UserError(f"--batch {batch} draws nothing; use 16")
-    if budget is not None:
-        options.check_budget(budget)
+def _check(spec: EvalSpec) -> None:
+    """Everything that can be refused before the work."""
+    if spec.bundle is not None and spec.exports:
+        name = next(iter(spec.exports)).replace("_", "-")
+        raise UserError(
+            f"--bundle and --{name} exclude each other: a bundle has its model and policy; drop one"
+        )
+    options.check_num_prompts(spec.num_prompts)
+    options.check_seed(spec.seed)
+    options.check_batch(spec.batch)
+    options.check_runner(spec.runner, spec.provider, spec.threads)
+    options.check_sampling(spec.cfg_scale, spec.temperature)
+    if spec.budget is not None:
+        options.check_budget(spec.budget)
+    options.check_choice("--weights", spec.weights or "none", ("none", "int8", "int4"))
+    options.check_kv_dtype(spec.kv_dtype or "model")
+    if spec.sheet is not None:
+        from ssd_export.runtime.pictures import check_pictures
+
+        check_pictures(spec.sheet, 1)
 
 
 @contextmanager
@@ -180,60 +142,54 @@ def _bundle(spec: EvalSpec, progress: Progress) -> Iterator[Path]:
         return
     from ssd_export.export.temporary_bundle import PolicyChoice, temporary_bundle
 
-    choice = PolicyChoice(
-        spec.model,
-        spec.policy,
-        spec.budget,
-        spec.head_map,
-        weights=spec.weights,
-        kv_dtype=spec.kv_dtype,
-    )
+    choice = PolicyChoice(**{"model": "demo", "budget": 0.2, **spec.exports})
     with temporary_bundle(choice, progress) as path:
         yield path
 
 
-def _score(
-    spec: EvalSpec, num_prompts: int, batch: int | None, drawing: DrawOptions
-) -> tuple[SceneScore, dict[str, Any]]:
-    """The score, and what it is the score of. batch None: as many pictures at once as suits the
+def _score(spec: EvalSpec) -> tuple[SceneScore, dict[str, Any]]:
+    """The score, and what it is the score of; without --batch, as many images at once as suits the
     model.
     """
     from ssd_export.cli.progress import ProgressReport
-    from ssd_export.metrics.scene_score import draw_scenes, score_scenes
+    from ssd_export.metrics.scene_score import DrawOptions, draw_scenes, score_scenes
     from ssd_export.runtime.generate import ImageGenerator
-    from ssd_export.runtime.runners import find_runner
-    from ssd_export.sweep.jobs import default_batch
+    from ssd_export.runtime.small_models import default_batch
 
-    scenes = draw_scenes(num_prompts, drawing.seed)
+    scenes = draw_scenes(spec.num_prompts, spec.seed)
     with ProgressReport() as progress, _bundle(spec, progress) as path:  # noqa: SIM117 - the path is made by the first
         with ImageGenerator.from_bundle(
-            path, runner=spec.runner, provider=spec.provider
+            path, spec.runner, spec.provider, spec.threads
         ) as generator:
-            drawing = replace(drawing, batch=batch or default_batch(generator.config))
+            batch = spec.batch or default_batch(generator.config)
+            drawing = DrawOptions(spec.seed, batch, spec.cfg_scale, spec.temperature)
             score = score_scenes(generator, scenes, drawing, progress)
-            defaults = generator.bundle.config.generation
-            facts = {
-                "model": generator.bundle.config.model_name,
-                "policy": generator.table.name,
-                "budget": generator.table.budget,
-                "image_slots_mean": generator.table.image_slots_mean,
-                "bundle_hash": generator.bundle.hash,
-                "dtype": generator.bundle.config.dtype,
-                "precision": asdict(generator.bundle.config.precision),
-                "kv_dtype": generator.table.kv_dtype,
-                "runner": spec.runner,
-                "provider": find_runner(spec.runner).provider(spec.provider),
-                "num_prompts": num_prompts,
-                "seed": drawing.seed,
-                "batch": drawing.batch,
-                "cfg_scale": (
-                    defaults.cfg_scale if drawing.cfg_scale is None else drawing.cfg_scale
-                ),
-                "temperature": (
-                    defaults.temperature if drawing.temperature is None else drawing.temperature
-                ),
-            }
-    return score, facts
+            return score, _facts(spec, generator, drawing)
+
+
+def _facts(spec: EvalSpec, generator: ImageGenerator, drawing: DrawOptions) -> dict[str, Any]:
+    """What the score is the score of."""
+    from ssd_export.runtime.prompt_batch import bundle_sampling
+
+    config, table = generator.bundle.config, generator.table
+    sampling = bundle_sampling(generator.bundle).changed(drawing.cfg_scale, drawing.temperature)
+    return {
+        "model": config.model_name,
+        "policy": table.name,
+        "budget": table.budget,
+        "image_slots_mean": table.image_slots_mean,
+        "bundle_hash": generator.bundle.hash,
+        "dtype": config.dtype,
+        "precision": asdict(config.precision),
+        "kv_dtype": table.kv_dtype,
+        "runner": spec.runner,
+        "provider": find_runner(spec.runner).provider(spec.provider),
+        "num_prompts": spec.num_prompts,
+        "seed": drawing.seed,
+        "batch": drawing.batch,
+        "cfg_scale": sampling.cfg_scale,
+        "temperature": sampling.temperature,
+    }
 
 
 def _write_sheet(path: Path, score: SceneScore) -> None:

@@ -1,31 +1,42 @@
-"""ssd-export generate: pictures from a bundle."""
+"""ssd-export generate: images from a bundle."""
 
 from __future__ import annotations
 
-import math
+import re
 import time
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from ssd_export.cli import options
+from ssd_export.cli.verb import verb
 from ssd_export.errors import UserError
+from ssd_export.sampling import Sampling, as_count
 
 if TYPE_CHECKING:
-    from ssd_export.bundle import Bundle
-    from ssd_export.runtime.generate import CacheReport, ImageGenerator, RowEvent
-
+    from ssd_export.bundle import Bundle, BundleConfig
+    from ssd_export.runtime.cache_report import CacheReport
+    from ssd_export.runtime.generate import ImageGenerator, RowEvent
+    from ssd_export.runtime.pictures import PictureWriter
+    from ssd_export.runtime.runners import RunnerKind
 
 MAX_LOOKAHEAD = 64
+PREVIEW_NAME = re.compile(r"row-\d{2,}\.png")
 
 
 @dataclass(frozen=True)
 class GenerateSpec:
-    """What to draw and where to write it; None leaves a number to the bundle."""
+    """What to generate and where to write it; None leaves a number to the bundle or the runner."""
 
     prompts: tuple[str, ...]
+    bundle: Path | None
+    runner: str
+    provider: str | None
+    threads: int | None
     seed: int
     num_images: int
     cfg_scale: float | None
@@ -37,193 +48,109 @@ class GenerateSpec:
     preview: Path | None
     batch: int
     decoder_batch: int
-    lookahead: int = 1  # tokens of a pass
+    lookahead: str  # off, or tokens of a pass
+    force_memory: bool
 
     @property
     def total_images(self) -> int:
         return len(self.prompts) * self.num_images
 
+    @property
+    def sampling(self) -> dict[str, Any]:
+        """The options of ImageGenerator.stream that decide tokens."""
+        return {
+            "seed": self.seed,
+            "num_images": self.num_images,
+            "cfg_scale": self.cfg_scale,
+            "temperature": 0.0 if self.greedy else self.temperature,
+            "top_k": 0 if self.greedy else self.top_k,
+            "lookahead": _lookahead_of(self.lookahead),
+        }
 
-@click.command()
-@click.argument("prompts", nargs=-1, required=True, metavar="PROMPT...")
-@click.option(
-    "--bundle",
-    type=click.Path(path_type=Path),
-    metavar="DIR",
-    help="The bundle to draw from.  [default: the one exported last from this folder]",
-)
-@options.runner
-@options.provider
-@options.seed("Randomness of the pictures, 64 bits: the same seed draws the same on every runner.")
-@click.option(
-    "--num-images",
-    type=int,
-    default=1,
-    show_default=True,
-    metavar="COUNT",
-    help="Pictures for each prompt.",
-)
-@click.option(
-    "--cfg-scale",
-    type=float,
-    metavar="FACTOR",
-    help="Strength of classifier-free guidance; 1 is none.  [default: the bundle's; Janus-Pro: 5]",
-)
-@click.option(
-    "--temperature",
-    type=float,
-    metavar="FACTOR",
-    help="Divides the logits before sampling, above 0.  [default: the bundle's; Janus-Pro: 1.0]",
-)
-@click.option(
-    "--top-k",
-    type=int,
-    default=0,
-    show_default=True,
-    metavar="COUNT",
-    help="Sample among the likeliest tokens only; 0 among all.",
-)
-@click.option(
-    "--greedy",
-    is_flag=True,
-    help="Take the likeliest token; --temperature and --top-k then do nothing.",
-)
-@click.option(
-    "--out",
-    type=click.Path(path_type=Path),
-    default=Path("out.png"),
-    show_default=True,
-    metavar="FILE.png",
-    help="The picture; several make a sheet here and out-000.png, out-001.png, ... beside it.",
-)
-@click.option(
-    "--save-tokens",
-    type=click.Path(path_type=Path),
-    metavar="FILE.npy",
-    help="Write the image tokens, int32 [pictures, image tokens].  [default: not written]",
-)
-@click.option(
-    "--preview",
-    type=click.Path(path_type=Path),
-    metavar="DIR",
-    help=(
-        "Write the unfinished pictures after each grid row: row-00.png, ...  [default: not written]"
+
+@verb(
+    options.prompts,
+    options.bundle.but(help=f"The bundle to generate from.  {options.LATEST}"),
+    options.runner,
+    options.provider,
+    options.threads,
+    options.seed.but(
+        help="Randomness of the images, 64 bits: the same seed gives the same on every runner."
     ),
-)
-@click.option(
-    "--batch",
-    type=click.IntRange(min=1),
-    default=16,
-    show_default=True,
-    metavar="COUNT",
-    help="Pictures drawn at once.",
-)
-@click.option(
-    "--decoder-batch",
-    type=click.IntRange(min=1),
-    default=1,
-    show_default=True,
-    metavar="COUNT",
-    help="Pictures decoded to pixels at once: more takes memory and saves little time.",
-)
-@click.option(
-    "--lookahead",
-    default="off",
-    show_default=True,
-    metavar="off|TOKENS",
-    help=(
-        "Tokens of an image that one pass tries: the same tokens in fewer passes, up to near ties."
-        " --runner torch alone has such a pass."
+    options.num_images,
+    options.cfg_scale.but(
+        help="Strength of classifier-free guidance; 1 is none.  [default: the bundle's;"
+        " Janus-Pro: 5]"
     ),
+    options.temperature.but(
+        help="Divides the logits before sampling, above 0.  [default: the bundle's; Janus-Pro: 1.0]"
+    ),
+    options.top_k,
+    options.greedy,
+    options.out.but(
+        default=Path("out.png"),
+        metavar="FILE.png",
+        help=(
+            "The picture; several make a sheet here and out-000.png, out-001.png, ... beside it,"
+            " each written as soon as it is done."
+        ),
+    ),
+    options.save_tokens,
+    options.preview,
+    options.batch.but(default=16, help="Images generated at once."),
+    options.decoder_batch,
+    options.lookahead,
+    options.force_memory,
 )
-@click.option(
-    "--force-memory", is_flag=True, help="Try even where the estimate says that memory will not do."
-)
-def command(
-    bundle: Path | None,
-    runner: str,
-    provider: str | None,
-    prompts: tuple[str, ...],
-    greedy: bool,
-    seed: int,
-    num_images: int,
-    cfg_scale: float | None,
-    temperature: float | None,
-    top_k: int,
-    out: Path,
-    save_tokens: Path | None,
-    preview: Path | None,
-    batch: int,
-    decoder_batch: int,
-    lookahead: str,
-    force_memory: bool,
-) -> None:
-    """Draw a picture for each PROMPT.
+def command(**asked: Any) -> None:
+    """Generate an image for each PROMPT.
 
     From a bundle that `ssd-export export` wrote. The PNG carries what it was made from as text
     chunks.
     """
-    spec = GenerateSpec(
-        prompts,
-        seed,
-        num_images,
-        cfg_scale,
-        temperature,
-        top_k,
-        greedy,
-        out,
-        save_tokens,
-        preview,
-        batch,
-        decoder_batch,
-        _lookahead_of(lookahead),
-    )
+    spec = GenerateSpec(**asked)
     _check_numbers(spec)
     _check_places(spec)
 
-    from ssd_export.bundle import resolve_bundle
+    from ssd_export.bundle import CHECKING, read_config, resolve_bundle
+    from ssd_export.cli.progress import ProgressReport
+    from ssd_export.plan.generation import check_memory
     from ssd_export.runtime.generate import ImageGenerator
     from ssd_export.runtime.runners import find_runner
 
-    def check(opened: Bundle) -> None:
-        kind = find_runner(runner)
-        if kind.memory_is_known and kind.provider(provider) == "cpu" and not force_memory:
-            check_memory(opened, min(batch, spec.total_images), decoder_batch)
+    kind, path = find_runner(spec.runner), resolve_bundle(spec.bundle)
+    provider = kind.provider(spec.provider)
+    for line in _what_is_asked(path, read_config(path), kind, provider, spec.prompts):
+        _note(line)
 
-    path = resolve_bundle(bundle)
-    with ImageGenerator.from_bundle(
-        path, runner=runner, provider=provider, check=check
-    ) as generator:
-        began = time.perf_counter()
-        event = _draw(generator, spec)
-        seconds = time.perf_counter() - began
-        paths = _write(generator, spec, event)
+    def check(opened: Bundle) -> None:
+        if kind.memory_is_known and provider == "cpu" and not spec.force_memory:
+            check_memory(opened, min(spec.batch, spec.total_images), spec.decoder_batch)
+
+    with (
+        ProgressReport(in_bytes=(CHECKING,)) as progress,
+        ImageGenerator.from_bundle(
+            path, spec.runner, provider, spec.threads, check, progress
+        ) as generator,
+    ):
+        _note(_threads_line(generator))
+        event, paths, seconds = _generate(generator, spec, progress)
+        speed = event.tokens.size / seconds
         click.echo(
-            f"{paths[0]}: {_pictures(spec.total_images)} in {seconds:.2f} s, policy"
-            f" {generator.table.name}, budget {generator.table.budget:g}"
+            f"{paths[0]}: {_images(spec.total_images)} in {seconds:.2f} s ({speed:,.0f} tokens/s),"
+            f" policy {generator.table.name}, budget {generator.table.budget:g}"
         )
-        if generator.cache is not None:
-            click.echo(_cache_line(generator.cache))
+        click.echo(_cache_line(event.cache))
 
 
 def _check_numbers(spec: GenerateSpec) -> None:
-    if not 0 <= spec.seed < 1 << 64:
-        raise UserError(f"--seed {spec.seed} is outside 0 .. 2**64 - 1; use a number such as 0")
-    if spec.num_images < 1:
-        raise UserError(f"--num-images {spec.num_images} draws nothing; use 1 or more")
-    if spec.cfg_scale is not None and not (math.isfinite(spec.cfg_scale) and spec.cfg_scale >= 0):
-        raise UserError(
-            f"--cfg-scale {spec.cfg_scale:g} is no strength; use 5, or 1 for no guidance"
-        )
-    if spec.temperature is not None and not (
-        math.isfinite(spec.temperature) and spec.temperature > 0
-    ):
-        raise UserError(
-            f"--temperature {spec.temperature:g} is not above 0; use 1.0, or --greedy for the"
-            " likeliest token"
-        )
-    if spec.top_k < 0:
-        raise UserError(f"--top-k {spec.top_k} is below 0; use 0 to sample among all tokens")
+    options.check_runner(spec.runner, spec.provider, spec.threads)
+    options.check_seed(spec.seed)
+    _lookahead_of(spec.lookahead)
+    as_count(spec.num_images, "--num-images", way_out="use 1 or more", most=options.MAX_IMAGES)
+    options.check_batch(spec.batch)
+    options.check_batch(spec.decoder_batch, "--decoder-batch")
+    options.check_sampling(spec.cfg_scale, spec.temperature, spec.top_k, spec.greedy)
 
 
 def _lookahead_of(text: str) -> int:
@@ -233,29 +160,6 @@ def _lookahead_of(text: str) -> int:
     if text not in map(str, range(2, MAX_LOOKAHEAD + 1)):
         raise UserError(f"--lookahead {text[:40]} is neither off nor 2 .. {MAX_LOOKAHEAD}; use 16")
     return int(text)
-
-
-def check_memory(bundle: Bundle, num_images: int, decoder_batch: int) -> None:
-    """Raises: UserError where drawing that many pictures at once on this CPU takes more memory than
-    is free.
-    """
-    from ssd_export.dtypes import DTYPES
-    from ssd_export.machine import total_bytes
-    from ssd_export.plan.memory import check_fits, drawing_bytes
-    from ssd_export.plan.sizes import WeightSizes
-
-    config, dtype = bundle.config.model, bundle.config.dtype
-    table = bundle.config.policy
-    cache = table.cache_bytes(config, DTYPES[dtype].num_bytes, config.rows_per_image * num_images)
-    needed = drawing_bytes(
-        config, WeightSizes.of_bundle(bundle), dtype, cache, decoder_batch, total_bytes()
-    )
-    ways_out = [f"draw fewer at once with --batch {max(1, num_images // 2)}"] * (num_images > 1)
-    check_fits(
-        "drawing",
-        needed,
-        (*ways_out, "export with --weights int4", "export with a smaller --budget"),
-    )
 
 
 def _check_places(spec: GenerateSpec) -> None:
@@ -270,64 +174,116 @@ def _check_places(spec: GenerateSpec) -> None:
         make_folder(spec.preview)
 
 
-def _draw(generator: ImageGenerator, spec: GenerateSpec) -> RowEvent:
-    """The last event; previews are written on the way."""
-    from ssd_export.cli.progress import ProgressReport
-    from ssd_export.runtime.pictures import contact_sheet, write_png
+def _what_is_asked(
+    path: Path, config: BundleConfig, kind: RunnerKind, provider: str, prompts: Sequence[str]
+) -> list[str]:
+    """What will be generated from, by whom, and what the model cannot be asked for: said before the
+    bundle's files are checked, which takes a while where they are large.
+    """
+    from ssd_export.demo.language import outside, speaks_demo
 
-    max_batch = min(spec.batch, generator.runner.max_images)
-    total = generator.config.grid.height * math.ceil(spec.total_images / max_batch)
-    events = generator.stream(
-        spec.prompts,
-        seed=spec.seed,
-        num_images=spec.num_images,
-        cfg_scale=spec.cfg_scale,
-        temperature=0.0 if spec.greedy else spec.temperature,
-        top_k=0 if spec.greedy else spec.top_k,
-        preview=spec.preview is not None,
-        max_batch=max_batch,
-        decoder_batch=spec.decoder_batch,
-        lookahead=spec.lookahead,
-    )
-    with ProgressReport() as progress:
-        for count, event in enumerate(events):
-            progress(f"drawing {_pictures(spec.total_images)}", count + 1, total)
+    weights, policy = config.precision.weights, config.policy
+    precision = config.dtype + (f", weights {weights}" if weights != "none" else "")
+    lines = [
+        f"bundle {path}: {config.model_name}, policy {policy.name}, budget {policy.budget:g},"
+        f" {precision}",
+        f"runner {kind.name} ({kind.title}) on {provider}",
+    ]
+    return lines + (outside(prompts) if speaks_demo(config.model) else [])
+
+
+def _threads_line(generator: ImageGenerator) -> str:
+    count = generator.runner.num_threads
+    threads = "all cores" if count == 0 else "1 thread" if count == 1 else f"{count} threads"
+    return f"{threads} of the CPU"
+
+
+def _generate(
+    generator: ImageGenerator, spec: GenerateSpec, progress: Any
+) -> tuple[RowEvent, list[Path], float]:
+    """The last event, the pictures' paths, the sheet first, and the seconds without the sheet.
+
+    Pictures, their tokens and previews are written on the way: whatever ends this leaves those that
+    are done.
+    """
+    writer = _writer(generator, spec)
+    began, num_saved = time.perf_counter(), 0
+    try:
+        for count, event in enumerate(
+            generator.stream(
+                spec.prompts,
+                **spec.sampling,
+                preview=spec.preview is not None,
+                max_batch=min(spec.batch, generator.runner.max_images),
+                decoder_batch=spec.decoder_batch,
+                image_done=writer,
+                progress=progress,
+            )
+        ):
             if spec.preview is not None and event.images is not None:
-                write_png(spec.preview / f"row-{count:02d}.png", contact_sheet(event.images), {})
-    return event
+                _write_preview(spec.preview, count, event)
+            if spec.save_tokens is not None and len(writer.written) > num_saved:
+                num_saved = len(writer.written)
+                _save_tokens(spec.save_tokens, event.tokens[:num_saved])
+    except BaseException:
+        if writer.written:
+            _note(_what_is_done(writer.written, spec.total_images))
+        raise
+    seconds = time.perf_counter() - began
+    return event, writer.finish(event.images or []), seconds
 
 
-def _write(generator: ImageGenerator, spec: GenerateSpec, event: RowEvent) -> list[Path]:
-    """Writes tokens and pictures; the pictures' paths, the sheet first."""
-    import numpy as np
+def _writer(generator: ImageGenerator, spec: GenerateSpec) -> PictureWriter:
+    from ssd_export.runtime.pictures import PictureWriter
 
-    from ssd_export.files import write_file
-    from ssd_export.runtime.pictures import write_pictures
+    shared = _provenance(generator, spec)
+    every = [prompt for prompt in spec.prompts for _ in range(spec.num_images)]
+    texts = [
+        {"prompt": prompt, "image": str(index), **shared} for index, prompt in enumerate(every)
+    ]
+    return PictureWriter(spec.out, texts, {"prompt": "\n".join(spec.prompts), **shared})
+
+
+def _provenance(generator: ImageGenerator, spec: GenerateSpec) -> Mapping[str, str]:
     from ssd_export.version import TOOL_VERSION
 
-    defaults = generator.bundle.config.generation
-    cfg_scale = defaults.cfg_scale if spec.cfg_scale is None else spec.cfg_scale
-    temperature = defaults.temperature if spec.temperature is None else spec.temperature
-    shared = {
+    own = generator.bundle.config.generation
+    used = Sampling(own.cfg_scale, own.temperature).changed(spec.cfg_scale, spec.temperature)
+    return {
         "seed": str(spec.seed),
         "policy": generator.table.name,
         "budget": f"{generator.table.budget:g}",
         "bundle_hash": generator.bundle.hash,
         "tool_version": TOOL_VERSION,
-        "cfg_scale": f"{cfg_scale:g}",
-        "temperature": "greedy" if spec.greedy else f"{temperature:g}",
+        "cfg_scale": f"{used.cfg_scale:g}",
+        "temperature": "greedy" if spec.greedy else f"{used.temperature:g}",
         "top_k": str(spec.top_k),
         "num_images": str(spec.num_images),
     }
-    every = [prompt for prompt in spec.prompts for _ in range(spec.num_images)]
-    texts = [
-        {"prompt": prompt, "image": str(index), **shared} for index, prompt in enumerate(every)
-    ]
-    if spec.save_tokens is not None:
-        write_file(spec.save_tokens, lambda file: np.save(file, event.tokens))
-    return write_pictures(
-        spec.out, event.images or [], texts, {"prompt": "\n".join(spec.prompts), **shared}
-    )
+
+
+def _write_preview(folder: Path, count: int, event: RowEvent) -> None:
+    """A frame; the first one removes the frames of an earlier run, so that none are mixed."""
+    from ssd_export.runtime.pictures import contact_sheet, write_png
+
+    if count == 0:
+        for path in folder.iterdir():
+            if PREVIEW_NAME.fullmatch(path.name) and not path.is_dir():
+                path.unlink(missing_ok=True)
+    write_png(folder / f"row-{count:02d}.png", contact_sheet(event.images or []), {})
+
+
+def _save_tokens(path: Path, tokens: Any) -> None:
+    import numpy as np
+
+    from ssd_export.files import write_file
+
+    write_file(path, lambda file: np.save(file, tokens))
+
+
+def _what_is_done(written: list[Path], total: int) -> str:
+    names = str(written[0]) if len(written) == 1 else f"{written[0]} .. {written[-1]}"
+    return f"{len(written)} of {_images(total)} done: {names}"
 
 
 def _cache_line(cache: CacheReport) -> str:
@@ -337,5 +293,11 @@ def _cache_line(cache: CacheReport) -> str:
     )
 
 
-def _pictures(count: int) -> str:
-    return "1 picture" if count == 1 else f"{count} pictures"
+def _images(count: int) -> str:
+    return "1 image" if count == 1 else f"{count} images"
+
+
+def _note(line: str) -> None:
+    """A line on stderr; one that cannot be written ends nothing."""
+    with suppress(OSError, ValueError):
+        click.echo(line, err=True)

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from ssd_export.cli import options
+from ssd_export.cli.verb import Argument, verb
 from ssd_export.dtypes import DTYPES
 
 if TYPE_CHECKING:
@@ -18,9 +20,10 @@ if TYPE_CHECKING:
 WIDTH_OF_A_PIPE = 160  # no line is folded in a file or a pipe
 
 
-@click.command()
-@click.argument("bundle", required=False, type=click.Path(path_type=Path))
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of tables.")
+@verb(
+    Argument(("bundle",), {"required": False, "type": options.FILE}),
+    options.as_json,
+)
 def command(bundle: Path | None, as_json: bool) -> None:
     """Show what is in a bundle.
 

@@ -8,6 +8,7 @@ torch, onnx and the like inside its function, so that --help is instant.
 from __future__ import annotations
 
 import importlib
+import logging
 import signal
 import sys
 from collections.abc import Sequence
@@ -17,7 +18,9 @@ from types import FrameType
 import click
 
 from ssd_export.cli import logs
+from ssd_export.cli.extras import missing_package
 from ssd_export.errors import UserError
+from ssd_export.os_errors import os_error
 from ssd_export.version import TOOL_VERSION
 
 VERBS = (
@@ -81,7 +84,28 @@ def main(args: Sequence[str] | None = None) -> None:
     except (click.Abort, KeyboardInterrupt):
         _say("interrupted")
         sys.exit(130)
+    except (ImportError, OSError, RecursionError, MemoryError) as error:
+        line = _one_line(error)
+        if line is None:
+            raise
+        logging.getLogger("ssd_export.cli").debug("where it went wrong", exc_info=True)
+        _say(f"error: {line}")
+        sys.exit(1)
     sys.exit(code if isinstance(code, int) else 0)
+
+
+def _one_line(error: BaseException) -> str | None:
+    """What went wrong outside this program, and the way out; None for a fault of this program."""
+    if isinstance(error, ImportError):
+        return missing_package(error)
+    if isinstance(error, OSError):
+        return str(os_error(error, "use", error.filename or "a file"))
+    if isinstance(error, RecursionError):
+        return (
+            "something is nested deeper than Python goes, most likely a JSON file of the checkpoint"
+            " or bundle; get it again from where it came (-v shows where)"
+        )
+    return f"out of memory ({error}); use a smaller --batch, or close other programs"
 
 
 def _terminate(signum: int, frame: FrameType | None) -> None:

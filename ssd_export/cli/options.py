@@ -1,24 +1,131 @@
-"""Options that several verbs take, and what is checked of them, once."""
+"""The options that several verbs take, each declared once, and what is checked of them before any
+work.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Collection
+from pathlib import Path
 
 import click
 
+from ssd_export.cli.verb import Argument, option
+from ssd_export.dtypes import MODEL_DTYPES
 from ssd_export.errors import UserError
+from ssd_export.policy.presets import DEFAULT_GROUPS, MAX_GROUPS
+from ssd_export.runtime.runners import DEFAULT, KINDS, NAMES, check_threads, find_runner
+from ssd_export.sampling import Sampling, as_count, as_seed
 
-model = click.option(
+WEIGHTS = ("none", "int8", "int4", "fp8")
+MAX_IMAGES = 100_000  # of one command, which holds the pixels of all of them until its end
+MAX_BATCH = 4096  # images at once: more fills no GPU better, and is a slip of the keyboard
+FILE = click.Path(path_type=Path)
+LATEST = "[default: the one exported last from this folder]"
+PROVIDERS = tuple(dict.fromkeys(provider for kind in KINDS for provider in kind.providers))
+
+# What is generated from
+
+model = option(
     "--model",
     default="demo",
-    show_default=True,
     metavar="demo|DIR|HUB_ID",
     help=(
         "The checkpoint: the built-in demo, a folder (either layout), or a model hub's owner/name."
     ),
 )
-head_map = click.option(
+bundle = option("--bundle", type=FILE, metavar="DIR", help=f"The bundle.  {LATEST}")
+prompts = Argument(("prompts",), {"nargs": -1, "required": True, "metavar": "PROMPT..."})
+
+# Who computes
+
+runner = option(
+    "--runner",
+    default=DEFAULT,
+    metavar="|".join(NAMES),
+    help=f"Who computes: {', '.join(kind.title for kind in KINDS)}.",
+)
+provider = option(
+    "--provider",
+    metavar="|".join(PROVIDERS),
+    help=f"Where the runner computes.  [default: {KINDS[0].provider()}; trt: cuda]",
+)
+threads = option(
+    "--threads",
+    type=int,
+    metavar="COUNT",
+    help="CPU threads.  [default: all that this process may use, 1 for small models]",
+)
+batch = option(
+    "--batch",
+    type=int,
+    metavar="COUNT",
+    help=(
+        "Images generated at once; which ones does not depend on it.  [default: 64, for large"
+        " models 16]"
+    ),
+)
+decoder_batch = option(
+    "--decoder-batch",
+    type=int,
+    default=1,
+    metavar="COUNT",
+    help="Images decoded to pixels at once: more takes memory and saves little time.",
+)
+lookahead = option(
+    "--lookahead",
+    default="off",
+    metavar="off|TOKENS",
+    help=(
+        "Tokens of an image that one pass tries: the same tokens in fewer passes, up to near ties."
+        " --runner torch alone has such a pass."
+    ),
+)
+force_memory = option(
+    "--force-memory", is_flag=True, help="Try even where the estimate says that memory will not do."
+)
+
+# How tokens are drawn
+
+seed = option("--seed", type=int, default=0, metavar="INTEGER", help="Randomness of the images.")
+num_images = option(
+    "--num-images", type=int, default=1, metavar="COUNT", help="Images for each prompt."
+)
+cfg_scale = option(
+    "--cfg-scale",
+    type=float,
+    metavar="FACTOR",
+    help="Strength of guidance; 1 is none.  [default: the model's]",
+)
+temperature = option(
+    "--temperature", type=float, metavar="FACTOR", help="0 is greedy.  [default: the model's]"
+)
+top_k = option(
+    "--top-k",
+    type=int,
+    default=0,
+    metavar="COUNT",
+    help="Sample among the likeliest tokens only; 0 among all.",
+)
+greedy = option(
+    "--greedy",
+    is_flag=True,
+    help="Take the likeliest token; --temperature and --top-k then do nothing.",
+)
+num_prompts = option(
+    "--num-prompts",
+    type=int,
+    default=300,
+    metavar="COUNT",
+    help="Captions, drawn evenly over the four categories from those unseen in training.",
+)
+
+# What an export is made of
+
+policy = option(
+    "--policy", metavar="NAME", help="As for export.  [default: the one export would take]"
+)
+budget = option("--budget", type=float, metavar="SHARE", help="As for export.  [default: 0.2]")
+head_map = option(
     "--head-map",
     metavar="FILE|NAME|random:SEED|swapped",
     help=(
@@ -27,73 +134,117 @@ head_map = click.option(
         " or swapped.  [default: the model's own map]"
     ),
 )
-prompt_slots = click.option(
+groups = option(
+    "--groups",
+    type=click.IntRange(1, MAX_GROUPS),
+    default=DEFAULT_GROUPS,
+    metavar="1|2|3",
+    help="How many rules and sizes ssd-auto may use in a layer.",
+)
+prompt_slots = option(
     "--prompt-slots",
     type=int,
     default=64,
-    show_default=True,
     metavar="TOKENS",
     help=(
         "Cache slots for the prompt: the longest prompt, control tokens included. What a short"
         " prompt leaves free holds image tokens, so calibrate and export want the same number."
     ),
 )
-runner = click.option(
-    "--runner",
-    default="ort",
-    show_default=True,
-    metavar="ort|torch|trt",
-    help="Who computes: ONNX Runtime, torch or TensorRT.",
+dtype = option(
+    "--dtype",
+    default="fp32",
+    metavar="|".join(MODEL_DTYPES),
+    help="Precision of weights and cache.",
 )
-provider = click.option(
-    "--provider",
-    metavar="cpu|cuda",
-    help="Where the runner computes.  [default: cpu; trt: cuda]",
+weights = option(
+    "--weights",
+    metavar="|".join(WEIGHTS),
+    help="How the layers' matrices are stored.  [default: none]",
 )
-threads = click.option(
-    "--threads",
-    type=click.IntRange(min=1),
-    metavar="COUNT",
-    help="Threads of the CPU.  [default: as the model's size and the machine allow]",
+kv_dtype = option(
+    "--kv-dtype",
+    metavar="model|int8",
+    help="How the cache's keys and values are stored.  [default: model]",
 )
-batch = click.option(
-    "--batch",
+num_layers = option(
+    "--num-layers",
     type=int,
     metavar="COUNT",
+    help="Only the first layers: a quick trial of a big model.  [default: all]",
+)
+target = option("--target", metavar="NAME", help="What will run it, as for build-engine.")
+
+# What is written
+
+out = option("--out", type=FILE, metavar="DIR")
+save_tokens = option(
+    "--save-tokens",
+    type=FILE,
+    metavar="FILE.npy",
+    help="Write the image tokens, int32 [images, tokens].  [default: not written]",
+)
+preview = option(
+    "--preview",
+    type=FILE,
+    metavar="DIR",
     help=(
-        "Pictures drawn at once; which ones are drawn does not depend on it.  [default: 64, for"
-        " large models 16]"
+        "Write the unfinished images after each grid row: row-00.png, ..., instead of those that"
+        " are there.  [default: not written]"
     ),
 )
-cfg_scale = click.option(
-    "--cfg-scale",
-    type=float,
-    metavar="FACTOR",
-    help="Strength of guidance; 1 is none.  [default: the model's]",
-)
-temperature = click.option(
-    "--temperature", type=float, metavar="FACTOR", help="0 is greedy.  [default: the model's]"
-)
+as_json = option("--json", "as_json", is_flag=True, help="Print one JSON object instead of tables.")
 
 
-def seed(help: str) -> Callable[[Any], Any]:
-    return click.option(
-        "--seed", type=int, default=0, show_default=True, metavar="INTEGER", help=help
-    )
+def check_choice(flag: str, value: str, choices: Collection[str]) -> None:
+    """Raises: UserError for a value that is not among the choices."""
+    if value not in choices:
+        raise UserError(f"unknown {flag} {value!r}; choose one of {', '.join(choices)}")
 
 
-def check_kv_dtype(value: str) -> None:
-    from ssd_export.policy.table import check_kv_dtype as check
+def check_runner(name: str, provider: str | None, threads: int | None) -> None:
+    """Raises: UserError for what no runner has, or a number of threads that cannot help."""
+    find_runner(name).provider(provider)
+    check_threads(threads, "--threads")
 
-    check(value)
+
+def check_sampling(
+    cfg_scale: float | None = None,
+    temperature: float | None = None,
+    top_k: int = 0,
+    greedy: bool = True,
+) -> None:
+    """Raises: UserError for numbers that cannot be drawn with. greedy: a temperature of 0 may be."""
+    if temperature == 0 and not greedy:
+        raise UserError(
+            "--temperature 0 is not above 0; use 1.0, or --greedy for the likeliest token"
+        )
+    try:
+        Sampling().changed(cfg_scale, temperature, top_k)
+    except UserError as error:
+        name, _, rest = str(error).partition(" ")
+        raise UserError(f"--{name.replace('_', '-')} {rest}") from None
 
 
 def check_seed(value: int) -> None:
-    if not 0 <= value < 1 << 64:
-        raise UserError(f"--seed {value} is outside 0 .. 2**64 - 1; use a number such as 0")
+    """Raises: UserError for what is no unsigned 64-bit number."""
+    as_seed(value, "--seed")
+
+
+def check_batch(value: int | None, flag: str = "--batch") -> None:
+    """Raises: UserError for a number of images at once that is none, or absurd."""
+    if value is not None:
+        as_count(value, flag, way_out=f"use 1 to {MAX_BATCH}", most=MAX_BATCH)
+
+
+def check_num_prompts(value: int, least: int = 1) -> None:
+    """Raises: UserError for a number of captions that scores nothing, or is never done."""
+    way_out = "use 300" if least else "use 300, or 0 for the teacher-forced loss alone"
+    as_count(value, "--num-prompts", least, way_out, MAX_IMAGES)
 
 
 def check_budget(value: float) -> None:
+    """Raises: UserError for a budget that is no share."""
     if not 0 < value <= 1:
         raise UserError(
             f"--budget {value:g} is outside (0, 1]; use 0.2 to keep a fifth of the image tokens"
@@ -101,7 +252,31 @@ def check_budget(value: float) -> None:
 
 
 def check_prompt_slots(value: int) -> None:
+    """Raises: UserError for no slots."""
     if value < 1:
         raise UserError(
             f"--prompt-slots {value} holds no prompt; use 64, or what your longest prompt needs"
+        )
+
+
+def check_kv_dtype(value: str) -> None:
+    """Raises: UserError for an unknown one."""
+    from ssd_export.policy.table import check_kv_dtype as check
+
+    check(value)
+
+
+def check_weights(weights: str, target: str | None) -> None:
+    """Raises: UserError for an unknown format or target, or a target that lacks the format."""
+    check_choice("--weights", weights, WEIGHTS)
+
+    from ssd_export.tensorrt.target import fp8_targets, target_names
+
+    if target is not None:
+        check_choice("--target", target, target_names())
+    if weights == "fp8" and target not in fp8_targets():
+        why = f"{target} is not one" if target else "most machines have none"
+        raise UserError(
+            f"--weights fp8 needs a target with fp8 ({why}); use --target"
+            f" {', '.join(fp8_targets())}, or --weights int8 or int4, which run everywhere"
         )

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ssd_export.cli import options
-from ssd_export.cli.export import WEIGHTS, check_weights
+from ssd_export.cli.verb import option, verb
 from ssd_export.dtypes import MODEL_DTYPES
 from ssd_export.errors import UserError
 
@@ -49,54 +49,33 @@ class PlanSpec:
     num_layers: int | None
 
 
-@click.command()
-@options.model
-@click.option(
-    "--policy", metavar="NAME", help="As for export.  [default: the one export would take]"
-)
-@click.option("--budget", type=float, metavar="SHARE", help="As for export.  [default: 0.2]")
-@click.option("--weights", metavar="|".join(WEIGHTS), help="As for export.  [default: none]")
-@click.option(
-    "--kv-dtype", default="model", show_default=True, metavar="model|int8", help="As for export."
-)
-@click.option(
-    "--batch",
-    type=click.IntRange(min=1),
-    metavar="COUNT",
-    help="Pictures drawn at once.  [default: 1]",
-)
-@click.option(
-    "--decoder-batch",
-    type=click.IntRange(min=1),
-    default=1,
-    show_default=True,
-    metavar="COUNT",
-    help="Pictures decoded to pixels at once.",
-)
-@options.prompt_slots
-@click.option(
-    "--dtype",
-    default="fp16",
-    show_default=True,
-    metavar="|".join(MODEL_DTYPES),
-    help="As for export.",
-)
-@click.option("--num-layers", type=int, metavar="COUNT", help="As for export.  [default: all]")
-@click.option(
-    "--target",
-    metavar="NAME|8GB",
-    help=(
-        "Where pictures will be drawn: a target of build-engine, or a size of GPU memory; "
-        "cpu: this machine, with ONNX Runtime.  [default: cpu]"
+@verb(
+    options.model,
+    options.policy,
+    options.budget,
+    options.weights.but(help="As for export.  [default: none]"),
+    options.kv_dtype.but(default="model", help="As for export."),
+    options.batch.but(type=click.IntRange(min=1), help="Images generated at once.  [default: 1]"),
+    options.decoder_batch.but(type=click.IntRange(min=1), help="Images decoded to pixels at once."),
+    options.prompt_slots,
+    options.dtype.but(default="fp16", help="As for export."),
+    options.num_layers.but(help="As for export.  [default: all]"),
+    options.target.but(
+        metavar="NAME|8GB",
+        help=(
+            "Where images will be generated: a target of build-engine, or a size of GPU memory; "
+            "cpu: this machine, with ONNX Runtime.  [default: cpu]"
+        ),
     ),
+    option(
+        "--fit",
+        "fits",
+        is_flag=True,
+        help="Choose batch, budget and weights, where not given, for --target.",
+    ),
+    options.as_json,
+    needs=("export",),
 )
-@click.option(
-    "--fit",
-    "fits",
-    is_flag=True,
-    help="Choose batch, budget and weights, where not given, for --target.",
-)
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of tables.")
 def command(target: str | None, fits: bool, as_json: bool, **asked: Any) -> None:
     """Say what every stage will take of memory, disk and time, and what does not fit.
 
@@ -108,14 +87,12 @@ def command(target: str | None, fits: bool, as_json: bool, **asked: Any) -> None
         options.check_budget(spec.budget)
     options.check_prompt_slots(spec.prompt_slots)
     options.check_kv_dtype(spec.kv_dtype)
-    if spec.dtype not in MODEL_DTYPES:
-        raise UserError(f"unknown --dtype {spec.dtype!r}; choose one of {', '.join(MODEL_DTYPES)}")
+    options.check_choice("--dtype", spec.dtype, MODEL_DTYPES)
 
-    from ssd_export.plan.fit import BATCHES, BUDGETS, Settings, fit
-    from ssd_export.plan.fit import WEIGHTS as PRECISIONS
+    from ssd_export.plan.fit import BATCHES, BUDGETS, WEIGHTS, Settings, fit
 
     device = find_device(target or "cpu")
-    check_weights(
+    options.check_weights(
         spec.weights or "none",
         None if device.flavour is None or SIZE.fullmatch(target or "") else target,
     )
@@ -131,7 +108,7 @@ def command(target: str | None, fits: bool, as_json: bool, **asked: Any) -> None
             lambda chosen: plan_of(spec, device, chosen),
             lambda made: needed_there(made, device),
             device.memory_bytes,
-            [spec.weights] if spec.weights else PRECISIONS,
+            [spec.weights] if spec.weights else WEIGHTS,
             [spec.budget] if spec.budget else BUDGETS,
             [spec.batch] if spec.batch else BATCHES,
         )

@@ -1,7 +1,9 @@
 """Progress of long work on stderr: a bar with the time left on a terminal, plain lines elsewhere.
 
 The packages below know nothing of this: they call a function `progress(stage: str, done: int,
-total: int)`, with done = total at the end of a stage, and stages one after the other.
+total: int)`, with done = total at the end of a stage, and stages one after the other. A stage that
+is told as 0 of 1 and then 1 of 1 says when it begins. A stream that cannot be written (closed, a
+full disk, whoever read it is gone) ends the progress, never the work.
 """
 
 from __future__ import annotations
@@ -9,6 +11,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable, Collection
+from contextlib import suppress
 from types import TracebackType
 from typing import TYPE_CHECKING, TextIO
 
@@ -43,10 +46,11 @@ class ProgressReport:
     def __enter__(self) -> ProgressReport:
         from rich.console import Console
 
-        console = Console(file=self._stream)
-        if console.is_terminal and not console.is_dumb_terminal:
-            self._bar = _bar(console)
-            self._bar.start()
+        with suppress(OSError, ValueError):
+            console = Console(file=self._stream)
+            if console.is_terminal and not console.is_dumb_terminal:
+                self._bar = _bar(console)
+                self._bar.start()
         return self
 
     def __exit__(
@@ -56,10 +60,15 @@ class ProgressReport:
         trace: TracebackType | None,
     ) -> None:
         if self._bar:
-            self._bar.stop()
+            with suppress(OSError, ValueError):
+                self._bar.stop()
 
     def __call__(self, stage: str, done: int, total: int) -> None:
         """Says how far the stage is; a new name begins a new stage."""
+        with suppress(OSError, ValueError):
+            self._say(stage, done, total)
+
+    def _say(self, stage: str, done: int, total: int) -> None:
         new = stage != self._stage
         if new:
             self._stage, self._started, self._printed = stage, self._clock(), self._clock()
@@ -76,7 +85,9 @@ class ProgressReport:
     def _plain_line(self, stage: str, done: int, total: int) -> None:
         now = self._clock()
         seconds = now - self._started
-        if done >= total:
+        if (done, total) == (0, 1):
+            line = f"{stage} ..."
+        elif done >= total:
             line = f"{stage}: done in {_duration(seconds)}"
         elif now - self._printed < SECONDS_BETWEEN_LINES:
             return

@@ -7,6 +7,9 @@ from pathlib import Path
 
 import click
 
+from ssd_export.cli import options
+from ssd_export.cli.verb import verb
+
 
 @dataclass(frozen=True)
 class PromptIds:
@@ -25,21 +28,10 @@ class PromptFile:
     prompts: tuple[PromptIds, ...]
 
 
-@click.command()
-@click.argument("prompts", nargs=-1, required=True, metavar="PROMPT...")
-@click.option(
-    "--bundle",
-    type=click.Path(path_type=Path),
-    metavar="DIR",
-    help="The bundle whose tokenizer is used.  [default: the one exported last from this folder]",
-)
-@click.option(
-    "--out",
-    type=click.Path(path_type=Path),
-    default=Path("prompts.json"),
-    show_default=True,
-    metavar="FILE.json",
-    help="Where the ids go.",
+@verb(
+    options.prompts,
+    options.bundle.but(help=f"The bundle whose tokenizer is used.  {options.LATEST}"),
+    options.out.but(default=Path("prompts.json"), metavar="FILE.json", help="Where the ids go."),
 )
 def command(prompts: tuple[str, ...], bundle: Path | None, out: Path) -> None:
     """Write the token ids of each PROMPT, control tokens included.
@@ -48,8 +40,8 @@ def command(prompts: tuple[str, ...], bundle: Path | None, out: Path) -> None:
     without a tokenizer.
     """
     from ssd_export.bundle import open_bundle, resolve_bundle
+    from ssd_export.files import check_file, write_file
     from ssd_export.model.families import prompt_encoder
-    from ssd_export.runtime.pictures import check_file, write_file
     from ssd_export.typed_json import to_json
 
     check_file(out)

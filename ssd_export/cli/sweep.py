@@ -6,11 +6,12 @@ import json
 import shlex
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from ssd_export.cli import options
+from ssd_export.cli.verb import option, verb
 from ssd_export.errors import UserError
 from ssd_export.policy.presets import POLICIES, Heads
 
@@ -21,99 +22,73 @@ if TYPE_CHECKING:
 BUDGETS = "0.1,0.15,0.2,0.3,0.5"
 
 
-@click.command()
-@options.model
-@click.option(
-    "--policies",
-    default=",".join(name for name, row in POLICIES.items() if row.heads is not Heads.EVERYTHING),
-    show_default=True,
-    metavar="NAME,...",
-    help=(
-        "Policies to compare; the full cache is always among them. NAME@KEY=VALUE changes a number"
-        " of one: h2o@evict-every=24, ssd-auto@groups=1, streaming-llm@num-sinks=4,"
-        " ssd-row@head-map=swapped."
+@verb(
+    options.model,
+    option(
+        "--policies",
+        default=",".join(
+            name for name, row in POLICIES.items() if row.heads is not Heads.EVERYTHING
+        ),
+        metavar="NAME,...",
+        help=(
+            "Policies to compare; the full cache is always among them. NAME@KEY=VALUE changes a"
+            " number of one: h2o@evict-every=24, ssd-auto@groups=1, streaming-llm@num-sinks=4,"
+            " ssd-row@head-map=swapped."
+        ),
     ),
-)
-@click.option(
-    "--budgets",
-    default=BUDGETS,
-    show_default=True,
-    metavar="SHARE,...",
-    help="Budgets of each policy.",
-)
-@click.option(
-    "--num-prompts",
-    type=int,
-    default=300,
-    show_default=True,
-    metavar="COUNT",
-    help="Captions for each seed; 0: the teacher-forced loss alone, without drawing.",
-)
-@click.option(
-    "--seeds",
-    type=int,
-    default=2,
-    show_default=True,
-    metavar="COUNT",
-    help="Seeds 0, 1, ... up to this many.",
-)
-@click.option(
-    "--num-scenes",
-    type=int,
-    default=64,
-    show_default=True,
-    metavar="COUNT",
-    help="True scenes (or drawn pictures) of the teacher-forced comparison.",
-)
-@options.runner
-@options.provider
-@options.batch
-@click.option(
-    "--jobs",
-    type=int,
-    metavar="COUNT",
-    help=(
-        "Processes that draw side by side, one thread each.  [default: one for each core, as far as"
-        " memory goes; 1 for large models, which use every core, and on a GPU]"
+    option(
+        "--budgets",
+        default=BUDGETS,
+        metavar="SHARE,...",
+        help="Budgets of each policy.",
     ),
-)
-@options.cfg_scale
-@options.temperature
-@options.head_map
-@click.option(
-    "--out",
-    type=click.Path(path_type=Path),
-    default=Path("sweep"),
-    show_default=True,
-    metavar="DIR",
-    help="Cells, table, plot and contact sheet. What is finished there is not run again.",
-)
-@click.option(
-    "--measurement",
-    type=click.Path(path_type=Path),
-    metavar="FILE.json",
-    help=(
-        "Also write the results, with machine and versions, where documents are made from; plot and"
-        " sheet beside it.  [default: no]"
+    options.num_prompts.but(
+        help="Captions for each seed; 0: the teacher-forced loss alone, without generating."
     ),
+    option(
+        "--seeds", type=int, default=2, metavar="COUNT", help="Seeds 0, 1, ... up to this many."
+    ),
+    option(
+        "--num-scenes",
+        type=int,
+        default=64,
+        metavar="COUNT",
+        help="True scenes (or generated images) of the teacher-forced comparison.",
+    ),
+    options.runner,
+    options.provider,
+    options.batch,
+    option(
+        "--jobs",
+        type=int,
+        metavar="COUNT",
+        help=(
+            "Processes side by side.  [default: one for each core, as far as memory goes; 1 for"
+            " large models, which use every core, and on a GPU]"
+        ),
+    ),
+    options.threads.but(
+        help="CPU threads of each process.  [default: 1 beside others, else the runner's]"
+    ),
+    options.cfg_scale,
+    options.temperature,
+    options.head_map,
+    options.out.but(
+        default=Path("sweep"),
+        help="Cells, table, plot and contact sheet. What is finished there is not run again.",
+    ),
+    option(
+        "--measurement",
+        type=options.FILE,
+        metavar="FILE.json",
+        help=(
+            "Also write the results, with machine and versions, where documents are made from; plot"
+            " and sheet beside it.  [default: no]"
+        ),
+    ),
+    needs=("export",),
 )
-def command(
-    model: str,
-    policies: str,
-    budgets: str,
-    num_prompts: int,
-    seeds: int,
-    num_scenes: int,
-    runner: str,
-    provider: str | None,
-    batch: int | None,
-    jobs: int | None,
-    cfg_scale: float | None,
-    temperature: float | None,
-    head_map: str | None,
-    out: Path,
-    measurement: Path | None,
-) -> int:
+def command(policies: str, budgets: str, measurement: Path | None, **asked: Any) -> int:
     """Compare cache policies by quality, memory and speed.
 
     Every policy at every budget draws the same prompts with the same random numbers. The demo model
@@ -122,34 +97,25 @@ def command(
     the table of what is finished is written, and run again it goes on. The exit code is 1 if
     something failed.
     """
+    options.check_runner(asked["runner"], asked["provider"], asked["threads"])
+    options.check_num_prompts(asked["num_prompts"], least=0)
+    options.check_batch(asked["batch"])
+    options.check_sampling(asked["cfg_scale"], asked["temperature"])
     numbers = _numbers(budgets)
     if measurement is not None:
         from ssd_export.files import check_file
 
         check_file(measurement)
 
+    from ssd_export.sweep.spec import SweepSpec, check_spec
+
+    names = tuple(name.strip() for name in policies.split(",") if name.strip())
+    asked_for = check_spec(SweepSpec(policies=names, budgets=numbers, **asked))
+
     from ssd_export.cli.progress import ProgressReport
-    from ssd_export.sweep.spec import SweepSpec
     from ssd_export.sweep.sweep import finished_part, run_sweep, settle
 
-    spec = settle(
-        SweepSpec(
-            model=model,
-            policies=tuple(name.strip() for name in policies.split(",") if name.strip()),
-            budgets=numbers,
-            num_prompts=num_prompts,
-            seeds=seeds,
-            num_scenes=num_scenes,
-            batch=batch,
-            runner=runner,
-            provider=provider,
-            cfg_scale=cfg_scale,
-            temperature=temperature,
-            head_map=head_map,
-            out=out,
-            jobs=jobs,
-        )
-    )
+    spec = settle(asked_for)
     try:
         with ProgressReport() as progress:
             result = run_sweep(spec, progress)

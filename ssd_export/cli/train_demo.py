@@ -6,52 +6,55 @@ from pathlib import Path
 
 import click
 
-from ssd_export.errors import UserError
+from ssd_export.cli import options
+from ssd_export.cli.verb import option, verb
+from ssd_export.files import make_folder
+from ssd_export.runtime.runners import check_threads
+from ssd_export.sampling import as_count
 
 
-@click.command()
-@click.option(
-    "--out",
-    type=click.Path(path_type=Path),
-    default=Path("demo-training"),
-    show_default=True,
-    metavar="DIR",
-    help="Where states, log and the checkpoint go; an interrupted run there is resumed.",
+@verb(
+    options.out.but(
+        default=Path("demo-training"),
+        help="Where states, log and the checkpoint go; an interrupted run there is resumed.",
+    ),
+    option("--steps", type=int, default=5600, metavar="COUNT", help="Steps of the transformer."),
+    option(
+        "--decoder-steps",
+        type=int,
+        default=1500,
+        metavar="COUNT",
+        help="Steps of the image decoder.",
+    ),
+    options.seed.but(help="Of weights and images."),
+    option(
+        "--device",
+        default="cpu",
+        metavar="cpu|cuda",
+        help="Where the transformer is trained.",
+    ),
+    options.threads.but(help="CPU threads.  [default: all that this process may use]"),
+    needs=("export",),
 )
-@click.option(
-    "--steps",
-    type=int,
-    default=5600,
-    show_default=True,
-    metavar="COUNT",
-    help="Steps of the transformer.",
-)
-@click.option(
-    "--decoder-steps",
-    type=int,
-    default=1500,
-    show_default=True,
-    metavar="COUNT",
-    help="Steps of the image decoder.",
-)
-@click.option("--seed", type=int, default=0, show_default=True, help="Of weights and pictures.")
-@click.option(
-    "--device",
-    default="cpu",
-    show_default=True,
-    metavar="cpu|cuda",
-    help="Where the transformer is trained.",
-)
-def command(out: Path, steps: int, decoder_steps: int, seed: int, device: str) -> None:
+def command(
+    out: Path, steps: int, decoder_steps: int, seed: int, device: str, threads: int | None
+) -> None:
     """Train the demo model: captioned scenes, image decoder, transformer. Hours on two cores,
     minutes on a GPU.
     """
-    if min(steps, decoder_steps) < 1:
-        raise UserError(f"--steps {steps} and --decoder-steps {decoder_steps} must be at least 1")
+    as_count(steps, "--steps", way_out="use 5600")
+    as_count(decoder_steps, "--decoder-steps", way_out="use 1500")
+    options.check_seed(seed)
+    options.check_choice("--device", device, ("cpu", "cuda"))
+    make_folder(out)
+    check_threads(threads, "--threads")
     from ssd_export.cli.progress import ProgressReport
     from ssd_export.demo.recipe import train_demo
     from ssd_export.demo.train import Recipe
     from ssd_export.demo.train_decoder import DecoderRecipe
+    from ssd_export.model.torch_threads import set_torch_threads
+
+    set_torch_threads(threads)
 
     with ProgressReport() as progress:
         outcome = train_demo(

@@ -4,53 +4,44 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import click
 
 from ssd_export.cli import options
+from ssd_export.cli.verb import option, verb
 from ssd_export.errors import UserError
+from ssd_export.runtime.runners import DEFAULT, NAMES
 from ssd_export.verify.report import lines_of
 
 
-@click.command()
-@click.option(
-    "--bundle",
-    type=click.Path(path_type=Path),
-    metavar="DIR",
-    help="The bundle to verify.  [default: the one exported last from this folder]",
-)
-@click.option(
-    "--against",
-    metavar="torch|ort|trt|checkpoint",
-    help=(
-        "The reference: torch, ONNX Runtime or TensorRT on the bundle's own weights, or the"
-        " checkpoint in torch.  [default: checkpoint where it is at hand, else torch]"
+@verb(
+    options.bundle.but(help=f"The bundle to verify.  {options.LATEST}"),
+    option(
+        "--against",
+        metavar="|".join((*NAMES, "checkpoint")),
+        help=(
+            "The reference: a runner on the bundle's own weights, or the checkpoint in torch. "
+            " [default: checkpoint where it is at hand, else torch]"
+        ),
     ),
+    option(
+        "--level",
+        default="image",
+        metavar="ops|layers|logits|tokens|image",
+        help="How far up the ladder to climb.",
+    ),
+    options.model.but(
+        default=None,
+        help="The checkpoint that the bundle was made from.  [default: demo, for its bundles]",
+    ),
+    options.provider,
+    options.threads,
+    options.seed.but(help="Of the image that is generated."),
+    options.as_json.but(help="Print the report as one JSON object."),
+    needs=("export", "ort"),
 )
-@click.option(
-    "--level",
-    default="image",
-    show_default=True,
-    metavar="ops|layers|logits|tokens|image",
-    help="How far up the ladder to climb.",
-)
-@click.option(
-    "--model",
-    metavar="demo|DIR|HUB_ID",
-    help="The checkpoint that the bundle was made from.  [default: demo, for its bundles]",
-)
-@options.provider
-@options.seed("Of the picture that is drawn.")
-@click.option("--json", "as_json", is_flag=True, help="Print the report as one JSON object.")
-def command(
-    bundle: Path | None,
-    against: str | None,
-    level: str,
-    model: str | None,
-    provider: str | None,
-    seed: int,
-    as_json: bool,
-) -> int:
+def command(as_json: bool, bundle: Path | None, **asked: Any) -> int:
     """Prove that a bundle does what it claims.
 
     Climbs from the files' promises over single operators, layers, logits of all steps and tokens to
@@ -58,15 +49,20 @@ def command(
     first difference, which it names with step, layer and head. The exit code is 1 if there is one.
     The report goes into the bundle as reports/verify.json.
     """
-    options.check_seed(seed)
+    options.check_seed(asked["seed"])
+    options.check_runner(DEFAULT, asked["provider"], asked["threads"])
 
     from ssd_export.bundle import resolve_bundle
     from ssd_export.cli.progress import ProgressReport
-    from ssd_export.verify.verify import VerifySpec, add_report, verify
+    from ssd_export.verify.spec import VerifySpec, check_spec
 
+    check_spec(VerifySpec(Path(), **asked))
     path = resolve_bundle(bundle)
+
+    from ssd_export.verify.verify import add_report, verify
+
     with ProgressReport() as progress:
-        report = verify(VerifySpec(path, against, level, model, provider, seed), progress)
+        report = verify(VerifySpec(path, **asked), progress)
     if as_json:
         click.echo(json.dumps(report, indent=1))
     else:

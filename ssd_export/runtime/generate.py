@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import AsyncIterator, Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -24,7 +25,7 @@ from ssd_export.runtime.async_events import in_thread
 from ssd_export.runtime.cache_report import CacheReport, cache_report
 from ssd_export.runtime.finite import check_logits
 from ssd_export.runtime.lookahead import Lookahead
-from ssd_export.runtime.loop import decode
+from ssd_export.runtime.loop import decode, single_steps
 from ssd_export.runtime.prompt_batch import (
     ImageRequest,
     PromptBatch,
@@ -39,7 +40,9 @@ from ssd_export.sampling import Sampling, as_count, as_seed
 NOT_DRAWN_YET = 235  # grey level of the part of a preview that is still to come
 MAX_BATCH = 16
 MAX_IMAGES = 100_000  # of one call, which holds the pixels of all of them until its end
+OPENING, PREFILL = "opening the weights", "reading the prompts"
 ImageDone = Callable[[int, Image.Image], None]
+Progress = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True)
@@ -112,7 +115,12 @@ class _Request:
     max_batch: int
     decoder_batch: int
     image_done: ImageDone
+    progress: Progress
     lookahead: int
+
+    @property
+    def num_batches(self) -> int:
+        return -(-len(self.prompts) // self.max_batch)
 
 
 class ImageGenerator:
@@ -140,6 +148,7 @@ class ImageGenerator:
         provider: str | None = None,
         num_threads: int | None = None,
         check: Callable[[Bundle], None] = lambda bundle: None,
+        progress: Progress = lambda stage, done, total: None,
     ) -> ImageGenerator:
         """A generator for the bundle at path.
 
@@ -149,15 +158,19 @@ class ImageGenerator:
             provider: cpu or cuda; None takes the runner's usual one.
             num_threads: of the CPU; None chooses.
             check: called with the bundle before any weights are loaded.
+            progress: told the stages of checking the files and loading the weights.
 
         Raises:
             UserError: a damaged bundle, an unknown runner or provider, a provider that cannot start.
         """
         find_runner(runner).provider(provider)
         check_threads(num_threads)
-        bundle = open_bundle(path)
+        bundle = open_bundle(path, progress)
         check(bundle)
-        return cls(bundle, open_runner(bundle, runner, provider, num_threads))
+        progress(OPENING, 0, 1)
+        generator = cls(bundle, open_runner(bundle, runner, provider, num_threads))
+        progress(OPENING, 1, 1)
+        return generator
 
     def __enter__(self) -> ImageGenerator:
         return self
@@ -198,6 +211,7 @@ class ImageGenerator:
         max_batch: int = MAX_BATCH,
         decoder_batch: int = 1,
         image_done: ImageDone = lambda number, image: None,
+        progress: Progress = lambda stage, done, total: None,
         lookahead: int = 1,
     ) -> Iterator[RowEvent]:
         """An event for each finished grid row; the last one has done=True and the finished
@@ -222,6 +236,7 @@ class ImageGenerator:
                 near ties. 1 takes them one by one, more needs a runner that can (torch).
             image_done: called with the number of each image, and the image, as soon as its pixels
                 are there.
+            progress: told the stages, in steps.
 
         Raises:
             UserError: at once for a prompt or a number that will not do; while it runs, for a
@@ -237,6 +252,7 @@ class ImageGenerator:
             min(as_count(max_batch, "max_batch"), self.runner.max_images),
             as_count(decoder_batch, "decoder_batch"),
             image_done,
+            progress,
             as_count(lookahead, "lookahead"),
         )
         return self._events(request)
@@ -327,11 +343,13 @@ class ImageGenerator:
         images: list[Image.Image] = []
         with self.turns.take() as turn:
             self._is_cancelled.clear()
+            request.progress(PREFILL, 0, 1)
             for start in range(0, len(every), size):
                 part = slice(start, min(start + size, len(every)))
                 sampling = [request.sampling] * len(every[part])
                 batch = self._batches.of_requests(every[part], sampling, request.seeds[part])
-                for row, cache in self._rows(batch, request.lookahead):
+                advance = partial(self._advance, request, start // size)
+                for row, cache in self._rows(batch, advance, request.lookahead):
                     if self._is_cancelled.is_set():
                         raise GenerationCancelledError("cancelled by ImageGenerator.cancel")
                     tokens[part] = self.runner.tokens()
@@ -346,17 +364,35 @@ class ImageGenerator:
                     with turn.suspended():
                         yield RowEvent(row, tokens.copy(), shown, done, cache)
 
-    def _rows(self, batch: PromptBatch, lookahead: int = 1) -> Iterator[tuple[int, CacheReport]]:
-        """Generates the batch; yields after every grid row."""
-        steps = decode(self.runner, batch, self.table)
+    def _advance(self, request: _Request, number: int, num_tokens: int) -> None:
+        """Tells the progress of a batch by its number."""
+        if number == 0 and num_tokens == 1:
+            request.progress(PREFILL, 1, 1)
+        each = self.config.grid.num_tokens
+        name = f"generating {num_images_text(len(request.prompts))}"
+        request.progress(name, number * each + num_tokens, request.num_batches * each)
+
+    def _rows(
+        self,
+        batch: PromptBatch,
+        advance: Callable[[int], None] = lambda num_tokens: None,
+        lookahead: int = 1,
+    ) -> Iterator[tuple[int, CacheReport]]:
+        """Generates a batch; yields after every grid row. advance: told how many tokens are there."""
+        grid, dtype = self.config.grid, self.bundle.config.dtype
+        parts = None if self.runner.queues_steps else single_steps(grid.num_tokens)
+        steps = decode(self.runner, batch, self.table, parts)
         if lookahead > 1:
             codes = self.config.codebook_size
             steps = iter(Lookahead(self.runner, batch, self.table, lookahead, codes))
         next(steps)
         report = self.cache = cache_report(self.runner, self.bundle.config, batch)
-        for row, taken in enumerate(steps):
-            check_logits(self.runner.logits(), taken.stop - 1, self.bundle.config.dtype)
-            yield row, report
+        advance(1)
+        for taken in steps:
+            advance(taken.stop)
+            if taken.stop % grid.width == 0:
+                check_logits(self.runner.logits(), taken.stop - 1, dtype)
+                yield taken.stop // grid.width - 1, report
 
     def _finished(self, tokens: np.ndarray, start: int, request: _Request) -> list[Image.Image]:
         images: list[Image.Image] = []
@@ -393,3 +429,8 @@ def _image_seeds(seed: int, seeds: Sequence[int] | None, num_images: int) -> lis
     if len(seeds) != num_images:
         raise UserError(f"{len(seeds)} seeds for {num_images} images; give one for each image")
     return [ImageSeed(as_seed(own), 0) for own in seeds]
+
+
+def num_images_text(count: int) -> str:
+    """1 image, 3 images."""
+    return "1 image" if count == 1 else f"{count} images"

@@ -29,9 +29,9 @@ from ssd_export.runtime.ort_errors import check_contract, computing
 from ssd_export.runtime.ort_session import PROVIDERS, open_session, session_entries
 from ssd_export.runtime.prompt_batch import PromptBatch
 from ssd_export.runtime.runner import Runner
+from ssd_export.runtime.small_models import is_small
 
 WITH_WEIGHTS = ("prefill", "decode_step")  # graphs that hold those of the language model
-SMALL_HIDDEN_SIZE = 512  # below it a step's operators are too short to be worth a second thread
 
 
 class OrtRunner(Runner):
@@ -63,12 +63,9 @@ class OrtRunner(Runner):
         self._bundle, self._provider = bundle, provider
         self._table = bundle.config.policy
         self._specs = bundle.config.graphs
-        hidden_size = bundle.config.model.hidden_size
         self._config = bundle.config.model
-        self._num_threads = num_threads or (
-            1 if hidden_size <= SMALL_HIDDEN_SIZE else thread_limit()
-        )
-        self._holds_one_session = provider == "cpu" and hidden_size > SMALL_HIDDEN_SIZE
+        self.num_threads = num_threads or (1 if is_small(self._config) else thread_limit())
+        self._holds_one_session = provider == "cpu" and not is_small(self._config)
         self._session_entries = session_entries(bundle.config.precision.weights, exact)
         self.widens_on_use = provider == "cpu" and (
             chooses_to_widen_on_use(bundle) if widen_on_use is None else widen_on_use
@@ -203,7 +200,7 @@ class OrtRunner(Runner):
                 session = open_session(
                     path,
                     self._provider,
-                    self._num_threads,
+                    self.num_threads,
                     self._session_entries,
                     self._profile,
                     self.widens_on_use and name != "image_decoder",

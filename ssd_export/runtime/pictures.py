@@ -13,6 +13,7 @@ from PIL.PngImagePlugin import PngInfo
 
 from ssd_export.errors import UserError
 from ssd_export.files import check_file, write_file
+from ssd_export.os_errors import is_folder
 
 MARGIN = 4  # pixels between the pictures of a sheet
 PAPER = (255, 255, 255)
@@ -38,7 +39,11 @@ def check_pictures(out: Path, num_images: int) -> None:
             if out.name and not out.is_dir()
             else f"{out} is a folder; use {out / 'out.png'}"
         )
-    for path in {out, *picture_paths(out, num_images)}:
+    paths = picture_paths(out, num_images)
+    for path in paths:
+        if is_folder(path, "write"):
+            raise UserError(f"{path} is a folder; move it away, or choose another --out")
+    for path in {out, paths[0], paths[-1]}:  # the last has the longest name
         check_file(path)
 
 
@@ -57,24 +62,31 @@ def contact_sheet(images: Sequence[Image.Image]) -> Image.Image:
     return sheet
 
 
-def write_pictures(
-    out: Path,
-    images: Sequence[Image.Image],
-    texts: Sequence[Mapping[str, str]],
-    sheet_text: Mapping[str, str],
-) -> list[Path]:
-    """Writes one picture to out, several as a sheet at out and single files beside it; the paths,
-    out first.
+class PictureWriter:
+    """Writes the pictures of one call as they are done: one picture to out, several to out-000.png,
+    ... and at the end a sheet of all to out.
 
-    Args: texts: the text chunks of each picture.
-    Raises: UserError when the disk is full or not writable.
+    Args: texts: the text chunks of each picture; sheet_text: those of the sheet.
     """
-    paths = picture_paths(out, len(images))
-    for path, image, text in zip(paths, images, texts):
-        write_png(path, image, text)
-    if len(images) > 1:
-        write_png(out, contact_sheet(images), sheet_text)
-    return [out, *paths] if len(images) > 1 else paths
+
+    def __init__(
+        self, out: Path, texts: Sequence[Mapping[str, str]], sheet_text: Mapping[str, str]
+    ) -> None:
+        self._out, self._texts, self._sheet_text = out, texts, sheet_text
+        self._paths = picture_paths(out, len(texts))
+        self.written: list[Path] = []
+
+    def __call__(self, number: int, image: Image.Image) -> None:
+        """Writes a picture. Raises: UserError when the disk is full or not writable."""
+        write_png(self._paths[number], image, self._texts[number])
+        self.written.append(self._paths[number])
+
+    def finish(self, images: Sequence[Image.Image]) -> list[Path]:
+        """Writes the sheet where there are several; the paths of all, out first."""
+        if len(images) == 1:
+            return self._paths
+        write_png(self._out, contact_sheet(images), self._sheet_text)
+        return [self._out, *self._paths]
 
 
 def write_png(path: Path, image: Image.Image, text: Mapping[str, str]) -> None:

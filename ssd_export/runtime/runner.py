@@ -23,11 +23,15 @@ class Runner(Protocol):
     has a body here.
 
     max_images: the most pictures of one batch; max_window: the most tokens that decode_window takes
-    of an image, 1 where a backend has none.
+    of an image, 1 where a backend has none; num_threads: of the CPU, 0 where the library takes as
+    many as it likes; queues_steps: decode_row returns before the steps are taken, and is the faster
+    the more steps it is given.
     """
 
     max_images: int = sys.maxsize
     max_window: int = 1
+    num_threads: int = 0
+    queues_steps: bool = False
 
     def prefill(self, batch: PromptBatch) -> None:
         """Fills fresh caches from the prompts and draws token 0."""

@@ -9,12 +9,15 @@ from __future__ import annotations
 import importlib
 import os
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from ssd_export.bundle import Bundle
 from ssd_export.errors import UserError
 from ssd_export.machine import num_cpus
-from ssd_export.runtime.runner import InspectableRunner
 from ssd_export.sampling import as_count
+
+if TYPE_CHECKING:
+    from ssd_export.bundle import Bundle
+    from ssd_export.runtime.runner import InspectableRunner
 
 # More threads than this for each CPU only wait for one another; some more than the CPUs are allowed,
 # because a container's quota can be less than what a user knows of the machine.

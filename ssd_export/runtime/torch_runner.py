@@ -18,11 +18,11 @@ from ssd_export.cache.window_attention import AttendedWindow, attend_window, wri
 from ssd_export.config import ModelConfig
 from ssd_export.errors import UserError
 from ssd_export.graph_spec import CacheTensor
-from ssd_export.machine import num_cpus
 from ssd_export.model.decoder import ImageTokenModel
 from ssd_export.model.image_decoder import ImageDecoder
 from ssd_export.model.permuted_heads import PermutedHeads
 from ssd_export.model.quantization import dequantize
+from ssd_export.model.torch_threads import set_torch_threads
 from ssd_export.policy.layout import group_slices, query_slices
 from ssd_export.policy.table import HeadGroup, PolicyTable
 from ssd_export.runtime.finite import to_pixels
@@ -54,6 +54,7 @@ class TorchRunner(Runner):
         self._config, self._device = model.config, device
         self._dtype = next(model.parameters()).dtype
         self._attention = attention or step_attention(device, table)
+        self.num_threads = torch.get_num_threads()
         self._states: list[list[GroupState]] = []
 
     @classmethod
@@ -74,7 +75,7 @@ class TorchRunner(Runner):
             raise UserError(
                 "torch finds no CUDA GPU; use --provider cpu, or install torch for CUDA"
             )
-        torch.set_num_threads(num_threads or min(num_cpus(), torch.get_num_threads()))
+        set_torch_threads(num_threads)
         model, image_decoder = load_modules(bundle, bundle.config.model, provider)
         attention = decode_attention if exact else None
         return cls(model, image_decoder, bundle.config.policy, provider, attention)

@@ -13,9 +13,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from ssd_export.config import ModelConfig
-from ssd_export.demo import codes
-from ssd_export.demo.scenes import SIZE
+from ssd_export.demo.language import speaks_demo
 from ssd_export.export.exporter import generation_defaults
 from ssd_export.export.temporary_bundle import temporary_bundle
 from ssd_export.files import write_file
@@ -31,14 +29,6 @@ from ssd_export.sweep.policy_variant import Variant
 from ssd_export.sweep.spec import FULL, SCENE_SEED, SHOWN, Part, SweepSpec
 
 Tell = Callable[[int, int], None]
-
-
-def draws_scenes(config: ModelConfig) -> bool:
-    """Whether a model speaks the demo model's image vocabulary, so that its pictures have a
-    score.
-    """
-    size = config.image_height, config.image_width
-    return config.codebook_size == codes.num_codes() and size == (SIZE, SIZE)
 
 
 def policy_table(
@@ -94,7 +84,7 @@ class CellRunner:
 
     @cached_property
     def _scored(self) -> bool:
-        return draws_scenes(self._checkpoint.config)
+        return speaks_demo(self._checkpoint.config)
 
     @cached_property
     def _model(self) -> TeacherForced:
@@ -109,7 +99,7 @@ class CellRunner:
         choice = Variant.parse(part.policy).choice(spec.model, part.budget, spec.head_map)
         options = DrawOptions(seed, spec.settled_batch, spec.cfg_scale, spec.temperature)
         captions = [scene.caption for scene in draw_scenes(spec.num_prompts, seed)]
-        num_threads = 1 if spec.settled_jobs > 1 else None
+        num_threads = spec.threads or (1 if spec.settled_jobs > 1 else None)
         with (
             temporary_bundle(choice) as path,
             ImageGenerator.from_bundle(path, spec.runner, spec.provider, num_threads) as generator,

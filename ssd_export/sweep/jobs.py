@@ -6,29 +6,17 @@ twice as much. A large one fills every core by itself, and each process holds it
 
 from __future__ import annotations
 
-from ssd_export.config import EMBED_TOKENS, ModelConfig
+from ssd_export.config import EMBED_TOKENS
 from ssd_export.errors import UserError
 from ssd_export.machine import free_bytes, gib, num_cpus
 from ssd_export.metrics.teacher_forced import ROWS
 from ssd_export.model.checkpoint import Checkpoint
-from ssd_export.runtime.ort_runner import SMALL_HIDDEN_SIZE
+from ssd_export.runtime.small_models import is_small
 
 LIBRARIES_BYTES = 350_000_000  # Python, torch, ONNX Runtime
 COPIES = 3  # of the weights: torch's, and ONNX Runtime's as stored and packed
 MAPS = 6  # of a layer's attention that are alive at once, teacher-forced
 PROMPT = 64
-SMALL_BATCH, LARGE_BATCH = 64, 16
-
-
-def is_small(config: ModelConfig) -> bool:
-    return config.hidden_size <= SMALL_HIDDEN_SIZE
-
-
-def default_batch(config: ModelConfig) -> int:
-    """Pictures drawn at once: measured on the demo model, 64 take 10 to 20 % less time each than
-    16.
-    """
-    return SMALL_BATCH if is_small(config) else LARGE_BATCH
 
 
 def process_bytes(checkpoint: Checkpoint, batch: int) -> int:

@@ -10,17 +10,19 @@ bundle holds: torch alone replays it.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ssd_export.errors import UserError
-from ssd_export.export.exporter import settle_policy
-from ssd_export.export.temporary_bundle import PolicyChoice
-from ssd_export.model.checkpoint import Checkpoint
-from ssd_export.policy.allocation import allocate_each_head
 from ssd_export.policy.presets import MAX_GROUPS, POLICIES, Heads, make_policy
 from ssd_export.policy.table import PolicyTable
 
-NUMBERS = ("window", "evict-every", "num-recent", "num-sinks", "groups")
+if TYPE_CHECKING:
+    from ssd_export.export.temporary_bundle import PolicyChoice
+    from ssd_export.model.checkpoint import Checkpoint
+
+# What can be changed, and the least that makes sense; -1 sinks are the whole prompt.
+LEAST = {"window": 1, "evict-every": 1, "num-recent": 0, "num-sinks": -1, "groups": 1}
+NUMBERS = tuple(LEAST)
 KEYS = (*NUMBERS, "head-map")
 UNLIMITED = "unlimited"
 SHOWN = "write h2o@evict-every=24"
@@ -62,11 +64,16 @@ class Variant:
 
     def choice(self, model: str, budget: float, head_map: str | None) -> PolicyChoice:
         """What export would be told; head_map unless the variant has its own."""
+        from ssd_export.export.temporary_bundle import PolicyChoice
+
         changes: dict[str, Any] = dict(self.changes)
         return replace(PolicyChoice(model, self.policy, budget, head_map), **changes)
 
     def table(self, choice: PolicyChoice, checkpoint: Checkpoint) -> PolicyTable:
         """Raises: UserError where there is none: no head map, a budget too small."""
+        from ssd_export.export.exporter import settle_policy
+        from ssd_export.policy.allocation import allocate_each_head
+
         if self.has_bundle:
             return settle_policy(choice.export_spec(), checkpoint)[0]
         config = checkpoint.config
@@ -98,6 +105,11 @@ def _change(text: str, part: str) -> tuple[str, int | str]:
         raise UserError(
             f"--policies {text}: {key} wants a whole number, not {value!r}; {SHOWN}"
         ) from None
+    if number < LEAST[key]:
+        raise UserError(
+            f"--policies {text}: {key}={number} is below {LEAST[key]}; use"
+            f" {key}={max(LEAST[key], 1)} or more"
+        )
     if key == "groups" and not 1 <= number <= MAX_GROUPS:
         raise UserError(
             f"--policies {text}: groups={number} is outside 1..{MAX_GROUPS}; use"

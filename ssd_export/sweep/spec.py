@@ -8,8 +8,11 @@ from pathlib import Path
 
 from ssd_export.errors import UserError
 from ssd_export.policy.table import FULL
+from ssd_export.runtime.runners import check_threads
+from ssd_export.sampling import as_count
 from ssd_export.sweep.policy_variant import Variant
 
+MAX_COUNT = 100_000  # of seeds, scenes or processes: what no sweep comes to the end of
 SHOWN = 8  # pictures of a cell that are kept for the contact sheet
 GOAL_POLICIES = (
     "ssd-auto",
@@ -27,7 +30,7 @@ SCENE_SEED = (
 class SweepSpec:
     """What is compared. policies: variants as they are spelled; num_prompts: captions for each
     seed, 0 draws nothing;
-    seeds: number of seeds, 0 .. seeds - 1; num_scenes: true scenes of the teacher-forced loss;
+    seeds: number of seeds, 0 .. seeds - 1; threads: of the CPU, in each process; num_scenes: true scenes of the teacher-forced loss;
     jobs: processes. batch and jobs: None until sweep.settle."""
 
     model: str
@@ -44,6 +47,7 @@ class SweepSpec:
     head_map: str | None
     out: Path
     jobs: int | None = 1
+    threads: int | None = None
 
     @property
     def settled_batch(self) -> int:
@@ -140,8 +144,9 @@ def check_spec(spec: SweepSpec) -> SweepSpec:
         ("num-scenes", spec.num_scenes),
         ("jobs", spec.jobs),
     ):
-        if value is not None and value < 1:
-            raise UserError(f"--{name} {value} compares nothing; use 1 or more")
+        if value is not None:
+            as_count(value, f"--{name}", way_out="use 1 or more", most=MAX_COUNT)
+    check_threads(spec.threads, "--threads")
     return spec
 
 

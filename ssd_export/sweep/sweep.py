@@ -24,14 +24,17 @@ from dataclasses import asdict, dataclass, field, replace
 from functools import cache, partial
 from typing import Any
 
+from ssd_export.demo.language import speaks_demo
 from ssd_export.errors import UserError
 from ssd_export.files import make_folder, write_file
 from ssd_export.machine import num_cpus
 from ssd_export.model.checkpoint import Checkpoint, open_checkpoint
 from ssd_export.model.find import model_folder
 from ssd_export.runtime.runners import find_runner
-from ssd_export.sweep.cells import CellRunner, draws_scenes, policy_hash, policy_table
-from ssd_export.sweep.jobs import default_batch, settle_jobs
+from ssd_export.runtime.small_models import default_batch
+from ssd_export.sweep.cells import CellRunner, policy_hash, policy_table
+from ssd_export.sweep.jobs import settle_jobs
+from ssd_export.sweep.policy_variant import Variant
 from ssd_export.sweep.spec import FULL, Part, SweepSpec, cell_name, check_spec
 from ssd_export.version import TOOL_VERSION
 from ssd_export.worker_processes import Outcome, run_parts
@@ -40,7 +43,14 @@ SCORE = "scene score"
 Progress = Callable[[str, int, int], None]
 PER_CASE = ("ok", "psnr", "token_agreement")  # lists of a seed's pictures
 MEANS = ("ms_per_token", "cpu_ms_per_token", "seconds_per_image")
-NOT_SHARED = ("model", "policies", "budgets", "out", "jobs")  # of a spec: what cells may differ in
+NOT_SHARED = (
+    "model",
+    "policies",
+    "budgets",
+    "out",
+    "jobs",
+    "threads",
+)  # of a spec: what cells may differ in
 
 
 @dataclass(frozen=True)
@@ -60,10 +70,27 @@ def settle(spec: SweepSpec) -> SweepSpec:
     """
     check_spec(spec)
     checkpoint = open_checkpoint(model_folder(spec.model)[1])
+    _check_policies(spec, checkpoint)
     batch = spec.batch or default_batch(checkpoint.config)
     provider = find_runner(spec.runner).provider(spec.provider)
     jobs = settle_jobs(spec.jobs, checkpoint, batch, provider == "cpu")
     return replace(spec, batch=batch, provider=provider, jobs=jobs)
+
+
+def _check_policies(spec: SweepSpec, checkpoint: Checkpoint) -> None:
+    """Raises: UserError for a changed policy that is refused at every budget: that is no cell which
+    cannot be, but a number that was not meant.
+    """
+    budgets = [budget for budget in spec.budgets if budget < 1]
+    for name in (name for name in spec.policies if Variant.parse(name).changes):
+        refused: list[UserError] = []
+        for budget in budgets:
+            try:
+                policy_table(spec, checkpoint, name, budget)
+            except UserError as error:
+                refused.append(error)
+        if budgets and len(refused) == len(budgets):
+            raise UserError(f"--policies {name}: {refused[0]}")
 
 
 def run_sweep(spec: SweepSpec, progress: Progress = lambda stage, done, total: None) -> SweepResult:
@@ -76,7 +103,7 @@ def run_sweep(spec: SweepSpec, progress: Progress = lambda stage, done, total: N
     spec = settle(spec)
     name, folder = model_folder(spec.model)
     checkpoint = open_checkpoint(folder)
-    scored = draws_scenes(checkpoint.config)
+    scored = speaks_demo(checkpoint.config)
     if not spec.num_prompts and not scored:
         raise UserError(f"--num-prompts 0: {name} is compared by what it draws; use 300")
     checkpoint.head_map(spec.head_map)  # a wrong one is refused before the work
@@ -193,7 +220,7 @@ def put_together(parts: dict[int | None, dict[str, Any]]) -> dict[str, Any]:
 def _settings(spec: SweepSpec, name: str, checkpoint: Checkpoint) -> dict[str, Any]:
     """What must be equal for cells to be compared."""
     kept = {key: value for key, value in asdict(spec).items() if key not in NOT_SHARED}
-    scored = draws_scenes(checkpoint.config)
+    scored = speaks_demo(checkpoint.config)
     return {
         **kept,
         "model": name,

@@ -64,6 +64,8 @@ class TrtRunner(Runner):
     Raises: UserError for a plugin library that is missing, or too little device memory.
     """
 
+    queues_steps = True
+
     def __init__(self, bundle: Bundle, files: EngineFiles, device: CudaDevice) -> None:
         self._device, self._files, self._dtype = device, files, bundle.config.dtype
         self.max_images = files.max_images

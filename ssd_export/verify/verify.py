@@ -16,7 +16,7 @@ from __future__ import annotations
 import json
 import platform
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -33,27 +33,11 @@ from ssd_export.verify.checkpoint_runner import checkpoint_runner
 from ssd_export.verify.checks import Divergence, Rung
 from ssd_export.verify.contract import check_contract, check_weights
 from ssd_export.verify.generation import Ladder, Progress
+from ssd_export.verify.spec import CHECKPOINT, LEVELS, VerifySpec, check_spec
 from ssd_export.verify.tolerances import Tolerance, tolerance_of
 from ssd_export.version import TOOL_VERSION
 
-LEVELS = ("ops", "layers", "logits", "tokens", "image")
-CHECKPOINT = "checkpoint"  # beside the runners, a reference of verify alone
-REFERENCES = (*runners.NAMES, CHECKPOINT)
 REPORT = "reports/verify.json"
-
-
-@dataclass(frozen=True)
-class VerifySpec:
-    """against None: checkpoint where it is at hand, else torch. model None: the demo's checkpoint
-    if it is the bundle's.
-    """
-
-    bundle: Path
-    against: str | None = None
-    level: str = "image"
-    model: str | None = None
-    provider: str | None = None
-    seed: int = 0
 
 
 def verify(
@@ -64,13 +48,7 @@ def verify(
     Raises: UserError for a bundle that does not open, an unknown reference or level, a checkpoint
     of another model.
     """
-    if spec.level not in LEVELS:
-        raise UserError(f"unknown --level {spec.level!r}; choose one of {', '.join(LEVELS)}")
-    if spec.against is not None and spec.against not in REFERENCES:
-        raise UserError(
-            f"unknown --against {spec.against!r}; choose one of {', '.join(REFERENCES)}"
-        )
-    runners.find_runner(runners.DEFAULT).provider(spec.provider)
+    check_spec(spec)
     bundle = open_bundle(spec.bundle)
     checkpoint = _checkpoint(bundle, spec)
     against = spec.against or (CHECKPOINT if checkpoint else "torch")
@@ -100,9 +78,10 @@ def provider_of(name: str, asked: str | None) -> str:
     return asked if asked in kind.providers else kind.provider()
 
 
-def open_exact(bundle: Bundle, name: str, provider: str | None) -> InspectableRunner:
+def open_exact(bundle: Bundle, name: str, spec: VerifySpec) -> InspectableRunner:
     """The runner of that name, rounding as the reference does."""
-    return runners.open_runner(bundle, name, provider_of(name, provider), exact=True)
+    provider = provider_of(name, spec.provider)
+    return runners.open_runner(bundle, name, provider, spec.threads, exact=True)
 
 
 def _tolerance(bundle: Bundle) -> Tolerance:
@@ -151,9 +130,9 @@ def _climb(
             reference = (
                 checkpoint_runner(bundle, checkpoint, provider_of("torch", spec.provider))
                 if checkpoint is not None and against == CHECKPOINT
-                else open_exact(bundle, against, spec.provider)
+                else open_exact(bundle, against, spec)
             )
-            opened = open_exact(bundle, subject, spec.provider)
+            opened = open_exact(bundle, subject, spec)
             ladder.append(Ladder(bundle, opened, reference, spec.seed, progress))
         return ladder[0]
 

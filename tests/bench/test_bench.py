@@ -14,11 +14,9 @@ import pytest
 
 from ssd_export.bench import process as bench_process
 from ssd_export.bench.bench import (
-    BenchSpec,
     _bounds,
     _checkpoint,
     _ratios,
-    check_spec,
     kind_of,
     run_bench,
 )
@@ -28,6 +26,7 @@ from ssd_export.bench.process import run_cell
 from ssd_export.bench.profile import summarise
 from ssd_export.bench.report import bench_figures, bench_tables
 from ssd_export.bench.roofline import MachineRates, StepCost, step_cost
+from ssd_export.bench.spec import BenchSpec, check_spec
 from ssd_export.bundle import Precision, open_bundle
 from ssd_export.cli.bench import command_line
 from ssd_export.errors import UserError

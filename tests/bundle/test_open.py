@@ -139,7 +139,9 @@ def test_large_files_are_hashed_once_until_they_change(
 ) -> None:
     hashed: list[str] = []
     sha256 = hashes.sha256
-    monkeypatch.setattr(hashes, "sha256", lambda path: (hashed.append(path.name), sha256(path))[1])
+    monkeypatch.setattr(
+        hashes, "sha256", lambda path, *told: (hashed.append(path.name), sha256(path, *told))[1]
+    )
     size = len(WEIGHTS)
     monkeypatch.setattr(hashes, "ALWAYS_HASHED_BYTES", size)
     path = write(tmp_path / "b")

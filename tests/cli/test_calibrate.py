@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -355,13 +356,10 @@ def test_default_prompts_of_the_demo_are_training_captions() -> None:
     from ssd_export.demo.captions import parse_caption
     from ssd_export.demo.scenes import is_held_out
 
-    spec = CalibrateSpec("demo", None, 4, "1d:48", 0.2, None, 0, 64, None, Path("x"), None, None)
+    spec = CalibrateSpec(
+        *("demo", None, 4, "1d:48", 0.2, None, 0, 64, None, None, Path("x"), None, None)
+    )
     prompts = _prompts(spec)
     assert len(prompts) == 64 and not any(map(is_held_out, prompts))
     assert {parse_caption(prompt).count for prompt in prompts} >= {1, 2}
-    assert (
-        _prompts(
-            CalibrateSpec("other", None, 4, "1d:48", 0.2, None, 0, 64, None, Path("x"), None, None)
-        )
-        == VARIED
-    )
+    assert _prompts(replace(spec, model="other")) == VARIED

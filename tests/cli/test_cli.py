@@ -78,7 +78,9 @@ def test_help_names_every_verb_and_default(run: Run) -> None:
     for verb in ("export", "generate"):
         options = run(verb, "--help").out.split("Options:")[1]
         for option in options.split("\n  --")[1:]:
-            assert "[default:" in option or option.startswith(("force", "greedy", "resume")), option
+            assert "[default:" in option or option.startswith(
+                ("force", "greedy", "resume", "verbose")
+            ), option
 
 
 def test_a_verb_is_imported_only_when_asked() -> None:
@@ -154,7 +156,7 @@ BAD_VALUES = [
     ("generate", "x", "--out", "out.jpg", "use out.png"),
     ("generate", "x", "--out", ".", "is a folder"),
     ("generate", "x", "--out", "no/such/out.png", "no folder no/such"),
-    ("generate", "x", "--out", "/proc/out.png", "cannot write in /proc"),
+    ("generate", "x", "--out", "/proc/out.png", "cannot write"),
     ("generate", "x", "--save-tokens", ".", "is a folder"),
     ("generate", "x", "--preview", "/proc/preview", "cannot make the folder"),
     ("generate", "x", "run `ssd-export export`"),
@@ -259,7 +261,6 @@ def test_export_hands_on_what_was_asked_and_remembers_the_bundle(
         window=40,
         evict_every=6,
         num_recent=9,
-        num_sinks=None,
         head_map="h.json",
         groups=2,
         prompt_slots=32,
@@ -283,7 +284,6 @@ def test_export_hands_on_what_was_asked_and_remembers_the_bundle(
         window=None,
         evict_every=None,
         num_recent=None,
-        num_sinks=None,
         head_map=None,
         groups=2,
         prompt_slots=64,
@@ -312,16 +312,19 @@ class FakeGenerator:
     def __init__(self, path: Path) -> None:
         self.bundle, self.config = open_bundle(path), MODEL
         self.table = SimpleNamespace(name="h2o", budget=0.2)
-        self.runner = SimpleNamespace(max_images=1000)
-        self.cache = SimpleNamespace(
-            bytes_per_image=1234567, image_share=0.2061, tokens_dropped=8000
-        )
+        self.runner = SimpleNamespace(max_images=1000, num_threads=1)
 
     @classmethod
     def from_bundle(
-        cls, path: Path, runner: str, provider: str, check: Callable[..., None]
+        cls,
+        path: Path,
+        runner: str,
+        provider: str,
+        num_threads: int | None,
+        check: Callable[..., None],
+        progress: Callable[[str, int, int], None],
     ) -> FakeGenerator:
-        cls.asked = {"runner": runner, "provider": provider}
+        cls.asked = {"runner": runner, "provider": provider, "num_threads": num_threads}
         return cls(path)
 
     def __enter__(self) -> FakeGenerator:
@@ -330,13 +333,24 @@ class FakeGenerator:
     def __exit__(self, *error: object) -> None:
         pass
 
-    def stream(self, prompts: tuple[str, ...], **options: Any) -> Iterator[SimpleNamespace]:
+    def stream(
+        self,
+        prompts: tuple[str, ...],
+        image_done: Callable[[int, Image.Image], None],
+        progress: Callable[[str, int, int], None],
+        **options: Any,
+    ) -> Iterator[SimpleNamespace]:
         type(self).asked |= {"prompts": prompts, **options}
+        cache = SimpleNamespace(bytes_per_image=1234567, image_share=0.2061, tokens_dropped=8000)
         count = len(prompts) * options["num_images"]
         images = [Image.new("RGB", (48, 48), (index, 0, 0)) for index in range(count)]
         for row in range(24):
             last = row == 23
+            if last:
+                list(map(image_done, range(count), images))
+            progress(f"generating {count} images", row + 1, 24)
             yield SimpleNamespace(
+                cache=cache,
                 row=row,
                 tokens=np.full((count, 576), row, np.int32),
                 done=last,
@@ -361,14 +375,21 @@ def test_generate_draws_one_picture(
     done = run("generate", "a red circle", "--bundle", "b", "--seed", "7")
     assert done.code == 0, done.err
     assert (
-        done.out.startswith("out.png: 1 picture in ")
+        done.out.startswith("out.png: 1 image in ")
+        and "tokens/s), policy h2o, budget 0.2" in done.out
         and "1,234,567 bytes" in done.out
         and "0.206" in done.out
     )
-    assert "drawing 1 picture: done in" in done.err
+    assert done.err.splitlines()[:3] == [
+        "bundle b: small, policy h2o, budget 0.2, float16",
+        "runner ort (ONNX Runtime) on cpu",
+        "1 thread of the CPU",
+    ]
+    assert "generating 1 images: done in" in done.err
     assert generator.asked == dict(
         runner="ort",
-        provider=None,
+        provider="cpu",
+        num_threads=None,
         prompts=("a red circle",),
         seed=7,
         num_images=1,
@@ -378,6 +399,7 @@ def test_generate_draws_one_picture(
         preview=False,
         max_batch=16,
         decoder_batch=1,
+        lookahead=1,
     )
     with Image.open("out.png") as image:
         assert image.text == {

@@ -15,7 +15,8 @@ from ssd_export.bundle.graphs import head_groups
 from ssd_export.errors import UserError
 from ssd_export.graph_spec import CacheTensor
 from ssd_export.runtime.generate import ImageGenerator
-from ssd_export.verify.verify import VerifySpec, verify
+from ssd_export.verify.spec import VerifySpec
+from ssd_export.verify.verify import verify
 from tests.janus_checkpoints import TinyJanus
 from tests.runtime.checkpoints import PROMPTS, bundle, checkpoint, export_spec, head_map_file
 

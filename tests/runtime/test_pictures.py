@@ -13,10 +13,10 @@ from ssd_export.errors import UserError
 from ssd_export.files import check_file, make_folder, write_file
 from ssd_export.runtime.pictures import (
     MARGIN,
+    PictureWriter,
     check_pictures,
     contact_sheet,
     picture_paths,
-    write_pictures,
     write_png,
 )
 
@@ -27,7 +27,9 @@ def flat(index: int) -> Image.Image:
 
 def test_one_picture_keeps_its_text(tmp_path: Path) -> None:
     text = {"prompt": "a réd circle, 赤い丸\nnew line", "seed": "18446744073709551615", "empty": ""}
-    assert write_pictures(tmp_path / "out.png", [flat(3)], [text], {}) == [tmp_path / "out.png"]
+    writer = PictureWriter(tmp_path / "out.png", [text], {})
+    writer(0, flat(3))
+    assert writer.written == writer.finish([flat(3)]) == [tmp_path / "out.png"]
     with Image.open(tmp_path / "out.png") as image:
         assert image.text == text and image.getpixel((0, 0)) == (30, 20, 30)
     assert os.listdir(tmp_path) == ["out.png"]
@@ -38,9 +40,12 @@ def test_several_pictures_are_a_sheet_and_single_files(
     tmp_path: Path, count: int, columns: int, rows: int
 ) -> None:
     texts = [{"image": str(index)} for index in range(count)]
-    paths = write_pictures(
-        tmp_path / "out.png", [flat(i) for i in range(count)], texts, {"image": "all"}
-    )
+    images = [flat(index) for index in range(count)]
+    writer = PictureWriter(tmp_path / "out.png", texts, {"image": "all"})
+    for index, image in enumerate(images):
+        writer(index, image)
+        assert len(os.listdir(tmp_path)) == index + 1, "each is there as soon as it is done"
+    paths = writer.finish(images)
     assert paths[0] == tmp_path / "out.png" and paths[1:] == picture_paths(
         tmp_path / "out.png", count
     )

@@ -359,6 +359,7 @@ def test_a_policy_far_below_is_named_and_not_drawn() -> None:
 def test_jobs_follow_cores_memory_and_the_model(
     checkpoint: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    from ssd_export.runtime import small_models
     from ssd_export.sweep import jobs as sweep_jobs
 
     opened = open_checkpoint(checkpoint)
@@ -375,7 +376,7 @@ def test_jobs_follow_cores_memory_and_the_model(
         UserError, match="--jobs 4 takes about .* use --jobs 3, or a smaller --batch than 4"
     ):
         settle_jobs(4, opened, 4, on_cpu=True)
-    monkeypatch.setattr(sweep_jobs, "SMALL_HIDDEN_SIZE", 1)
+    monkeypatch.setattr(small_models, "SMALL_HIDDEN_SIZE", 1)
     assert settle_jobs(None, opened, 4, on_cpu=True) == 1
 
 

@@ -23,7 +23,8 @@ from ssd_export.policy.table import HeadGroup, PolicyTable
 from ssd_export.runtime import loop
 from ssd_export.runtime.ort_runner import OrtRunner
 from ssd_export.verify import generation as ladder
-from ssd_export.verify.verify import REPORT, VerifySpec, add_report, verify
+from ssd_export.verify.spec import VerifySpec
+from ssd_export.verify.verify import REPORT, add_report, verify
 
 pytestmark = pytest.mark.slow
 

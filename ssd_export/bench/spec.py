@@ -1,0 +1,56 @@
+"""What bench measures, checked before any work; nothing heavy is imported here."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from ssd_export.errors import UserError
+from ssd_export.policy.table import FULL
+from ssd_export.runtime.runners import DEFAULT, KINDS, check_threads, find_runner
+from ssd_export.sampling import as_count
+
+TRANSFORMERS = "transformers"
+MAX_BATCH = 4096  # images at once: more fills no GPU better
+BASELINES = (TRANSFORMERS, FULL)
+
+
+@dataclass(frozen=True)
+class BenchSpec:
+    """threads None: one for a model with short steps, else every core. model None: the demo's, for
+    its bundles.
+    """
+
+    bundles: tuple[Path, ...]
+    runner: str = DEFAULT
+    provider: str | None = None
+    batches: tuple[int, ...] = (1,)
+    baselines: tuple[str, ...] = BASELINES
+    steps: int = 96
+    threads: int | None = None
+    model: str | None = None
+    profile: bool = False
+
+
+def check_spec(spec: BenchSpec) -> BenchSpec:
+    """This spec, if it can be run. Raises: UserError."""
+    unknown = [name for name in spec.baselines if name not in BASELINES]
+    if unknown:
+        raise UserError(
+            f"--baselines: unknown baseline {unknown[0]!r}; choose from {','.join(BASELINES)}, or"
+            " none for no baseline"
+        )
+    kind = find_runner(spec.runner)
+    check_threads(spec.threads, "--threads")
+    if not spec.batches:
+        raise UserError("--batch (none) draws nothing; use 1,8,32")
+    for batch in spec.batches:
+        as_count(batch, "--batch", way_out="use 1,8,32", most=MAX_BATCH)
+    if spec.steps < 1:
+        raise UserError(f"--steps {spec.steps} times nothing; use 96")
+    if spec.profile and not kind.profiles_operators:
+        able = " or ".join(other.name for other in KINDS if other.profiles_operators)
+        raise UserError(
+            f"--profile asks the runner, and {kind.name} cannot say; use --runner {able}"
+        )
+    return replace(spec, provider=kind.provider(spec.provider))

@@ -1,0 +1,36 @@
+"""What the demo model can be asked for: captions of its little language."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from ssd_export.config import ModelConfig
+from ssd_export.demo.captions import parse_caption
+from ssd_export.demo.codes import num_codes
+from ssd_export.demo.scenes import SIZE
+from ssd_export.errors import UserError
+
+
+def speaks_demo(config: ModelConfig) -> bool:
+    """Whether a model has the demo model's image vocabulary, so that its images have a score."""
+    size = config.image_height, config.image_width
+    return config.codebook_size == num_codes() and size == (SIZE, SIZE)
+
+
+def outside(captions: Sequence[str]) -> list[str]:
+    """What to say of the captions that are outside the language: one line for all."""
+    wrong, reason = [], ""
+    for caption in dict.fromkeys(captions):
+        try:
+            parse_caption(caption)
+        except UserError as error:
+            wrong.append(caption)
+            reason = str(error)
+    if not wrong:
+        return []
+    others = f" and {len(wrong) - 1} other prompts" if len(wrong) > 1 else ""
+    way_out = reason.partition("; ")[2]
+    return [
+        f"the demo model was trained on a little language and has never seen {wrong[0]!r}{others}:"
+        f" expect nonsense; {way_out}"
+    ]
