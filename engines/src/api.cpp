@@ -253,10 +253,10 @@ ssd_status ssd_step_row(ssd_generation* generation, ssd_row_event* event, ssd_er
     });
 }
 
-ssd_status ssd_cancel(ssd_generation* generation, ssd_cancel_when when, ssd_error* error) {
+ssd_status ssd_cancel(ssd_generation* generation, int32_t when, ssd_error* error) {
     return guarded(error, [&] {
         if (when != SSD_CANCEL_NOW && when != SSD_CANCEL_AFTER_IMAGES) {
-            fail(SSD_INVALID_ARGUMENT, "when=", static_cast<int>(when),
+            fail(SSD_INVALID_ARGUMENT, "when=", when,
                  " is neither SSD_CANCEL_NOW nor SSD_CANCEL_AFTER_IMAGES");
         }
         checked(generation, "generation").generation->cancel(when);

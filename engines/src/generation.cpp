@@ -47,6 +47,13 @@ Generation::Generation(std::shared_ptr<Model> model, ssd_generate_params const& 
       pixels_(nullptr) {
     check_numbers(params);
     read_prompts(params);
+    if (params.seeds != nullptr) {
+        if (params.num_seeds != rows_.size()) {
+            fail(SSD_INVALID_ARGUMENT, params.num_seeds, " seeds for ", rows_.size(),
+                 " images; give one for each image");
+        }
+        seeds_.assign(params.seeds, params.seeds + params.num_seeds);
+    }
     place_pixels(params);
 }
 
@@ -295,7 +302,7 @@ void Generation::run() {
     }
 }
 
-void Generation::cancel(ssd_cancel_when when) {
+void Generation::cancel(int32_t when) {
     if (when == SSD_CANCEL_AFTER_IMAGES) {
         stop_after_images_ = true;
         return;

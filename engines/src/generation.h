@@ -23,7 +23,7 @@ public:
     void run();
 
     // From any thread.
-    void cancel(ssd_cancel_when when);
+    void cancel(int32_t when);
 
     ssd_images images() const;
     ssd_cache_report cache_report() const;

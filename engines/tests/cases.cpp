@@ -2,7 +2,7 @@
 //
 //   ssd_cases cases.json results.bin
 //
-// cases.json: an array of objects with `bundle` and any of prompts, ids, seed, num_images,
+// cases.json: an array of objects with `bundle` and any of prompts, ids, seed, seeds, num_images,
 // cfg_scale, temperature, top_k, max_batch, decoder_batch, preview, num_threads, own_loop,
 // first_row, or `bundle` and `encode` (an array of texts). results.bin: for each case a line of
 // JSON, then the tokens (int32) and pixels (uint8) that the line counts.
@@ -46,7 +46,8 @@ ssd::Model& model_of(Json const& test) {
 }
 
 ssd::Request request_of(ssd::Model const& model, Json const& test,
-                        std::vector<std::vector<int32_t>>& ids, std::vector<ssd_prompt>& prompts) {
+                        std::vector<std::vector<int32_t>>& ids, std::vector<ssd_prompt>& prompts,
+                        std::vector<uint64_t>& seeds) {
     ssd::Request request(model, test.value("prompts", std::vector<std::string>()));
     ids = test.value("ids", ids);
     for (auto const& row : ids) {
@@ -56,6 +57,9 @@ ssd::Request request_of(ssd::Model const& model, Json const& test,
     params.prompts = prompts.data();
     params.num_prompts = prompts.size();
     params.seed = test.value("seed", uint64_t{0});
+    seeds = test.value("seeds", seeds);
+    params.seeds = seeds.empty() ? nullptr : seeds.data();
+    params.num_seeds = seeds.size();
     params.num_images = test.value("num_images", 1U);
     params.cfg_scale = test.value("cfg_scale", params.cfg_scale);
     params.temperature = test.value("temperature", params.temperature);
@@ -79,7 +83,8 @@ void generate(Json const& test, std::ostream& out) {
     ssd::Model& model = model_of(test);
     std::vector<std::vector<int32_t>> ids;
     std::vector<ssd_prompt> prompts;
-    ssd::Request request = request_of(model, test, ids, prompts);
+    std::vector<uint64_t> seeds;
+    ssd::Request request = request_of(model, test, ids, prompts, seeds);
     Json events = Json::array();
     request.on_row = [&events](ssd_row_event const& event) {
         events.push_back(event_of(event));
@@ -149,7 +154,7 @@ int main(int argc, char** argv) {
         try {
             test.contains("encode") ? encode(test, out) : generate(test, out);
         } catch (ssd::Error const& error) {
-            out << Json{{"status", error.status()}, {"error", error.what()}} << "\n";
+            out << Json{{"status", error.status}, {"error", error.what()}} << "\n";
         }
     }
     return out.good() ? 0 : 1;

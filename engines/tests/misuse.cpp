@@ -158,6 +158,8 @@ void wrong_numbers() {
     refuse([](Params& p) { p.num_prompts = 0; }, "no prompt: say what to draw", __LINE__);
     refuse([](Params& p) { p.num_prompts = SIZE_MAX; }, "are more than", __LINE__);
     refuse([](Params& p) { p.struct_size = 3; }, "struct_size=3", __LINE__);
+    uint64_t const seeds[2] = {1, 2};
+    refuse([&](Params& p) { p.seeds = seeds, p.num_seeds = 2; }, "2 seeds for 1 images", __LINE__);
     uint8_t small[12];
     refuse([&](Params& p) { p.pixels = small, p.pixels_bytes = sizeof small; },
            "pixels_bytes=12 holds no 1 images", __LINE__);
@@ -228,8 +230,7 @@ void cancelled_twice_and_before_and_after() {
     before.cancel();
     REFUSED(ssd_generate(before.get(), &error), SSD_CANCELLED, "cancelled");
     REFUSED(ssd_step_row(before.get(), nullptr, &error), SSD_CANCELLED, "cancelled");
-    REFUSED(ssd_cancel(before.get(), static_cast<ssd_cancel_when>(9), &error), SSD_INVALID_ARGUMENT,
-            "when=9");
+    REFUSED(ssd_cancel(before.get(), 9, &error), SSD_INVALID_ARGUMENT, "when=9");
     ssd::Generation after(model, request_of(model));
     after.run();
     after.cancel();

@@ -45,6 +45,7 @@ CASES = {
     "top-k": Case("ssd-auto", TWO[:1], {"top_k": 5, "seed": 2}),
     "guidance": Case("ssd-auto", TWO[1:], {"cfg_scale": 3.0, "temperature": 0.7}),
     "several images": Case("ssd-auto", TWO, {"num_images": 2, "seed": 3}),
+    "a seed for each image": Case("ssd-auto", TWO, {"seeds": [5, 2**64 - 1], "max_batch": 1}),
     "batch after batch": Case("ssd-auto", TWO, {"num_images": 2, "max_batch": 3, "seed": 3}),
     "decoded two at a time": Case("ssd-auto", TWO, {"num_images": 2, "decoder_batch": 2}),
     "previews": Case("ssd-auto", TWO, {"preview": True}),

@@ -58,7 +58,7 @@ def onnxruntime_folder(build: Path) -> str:
 
 def test_the_headers_are_short_and_need_nothing_but_the_compiler(tmp_path: Path) -> None:
     assert len((HEADERS / "ssd_runtime.h").read_text().splitlines()) <= 250
-    assert len((HEADERS / "ssd_runtime.hpp").read_text().splitlines()) <= 190
+    assert len((HEADERS / "ssd_runtime.hpp").read_text().splitlines()) <= 150
     need("gcc", "g++")
     (tmp_path / "c.c").write_text(
         '#include "ssd_runtime/ssd_runtime.h"\nint main(void) { return 0; }\n'

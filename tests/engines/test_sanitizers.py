@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.engines.builds import Builds, run, sanitized
+from tests.engines.builds import ENGINES, Builds, run, sanitized
 from tests.engines.cases import Case, run_cases
 from tests.engines.test_misuse import FEW_MODELS, run_misuse
 
@@ -21,6 +21,7 @@ CASES = {
     "int8 cache": Case("kv-int8"),
     "int4": Case("int4"),
 }
+SUPPRESSED = {"TSAN_OPTIONS": f"suppressions={ENGINES / 'tests' / 'thread_sanitizer.txt'}"}
 # What valgrind runs in minutes; the rest is the sanitizers' part.
 SHORT = ["null_handles", "wrong_models", "wrong_prompts", "destroyed_in_any_order", "png_files"]
 THREADS = [
@@ -36,7 +37,14 @@ THREADS = [
 @pytest.mark.parametrize("sanitizer", ["address,undefined", "thread"])
 def test_misuse(sanitizer: str, build: Builds, bundles: Bundles, tmp_path: Path) -> None:
     names = THREADS if sanitizer == "thread" else []
-    run_misuse(sanitized(build, sanitizer), bundles("ssd-auto"), tmp_path, *names, **FEW_MODELS)
+    run_misuse(
+        sanitized(build, sanitizer),
+        bundles("ssd-auto"),
+        tmp_path,
+        *names,
+        **FEW_MODELS,
+        **SUPPRESSED,
+    )
 
 
 @pytest.mark.slow

@@ -177,6 +177,9 @@ typedef struct ssd_generate_params {
     uint8_t* pixels; /* where finished images go, RGB8 [images, height, width, 3]; NULL: the
                         library allocates */
     size_t pixels_bytes;
+    uint64_t const* seeds; /* of each image, in place of seed: image i is what seeds[i] generates
+                              first; or NULL */
+    size_t num_seeds;
 } ssd_generate_params;
 
 /* Fills in the model's guidance and temperature, and one image a prompt. */
@@ -199,8 +202,9 @@ typedef enum ssd_cancel_when {
     SSD_CANCEL_AFTER_IMAGES = 1 /* the images generated now are finished */
 } ssd_cancel_when;
 
-/* From any thread, any number of times; a finished generation stays as it is. */
-SSD_API ssd_status ssd_cancel(ssd_generation* generation, ssd_cancel_when when, ssd_error* error);
+/* From any thread, any number of times; a finished generation stays as it is. when: one of
+ * ssd_cancel_when. */
+SSD_API ssd_status ssd_cancel(ssd_generation* generation, int32_t when, ssd_error* error);
 
 typedef struct ssd_images {
     uint32_t struct_size;
