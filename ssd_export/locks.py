@@ -22,7 +22,7 @@ from ssd_export.errors import UserError
 try:
     import fcntl
 except ImportError:  # Windows
-    fcntl = None
+    fcntl = None  # type: ignore[assignment]
 
 NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP, errno.EINVAL, errno.EBADF}
 HELD = {errno.EWOULDBLOCK, errno.EAGAIN, errno.EACCES}

@@ -49,7 +49,8 @@ def kv_update_model(
         model.functions[function.identifier()] = function
     model.graph.opset_imports[""] = OPSET
     for value in (*model.graph.inputs, *model.graph.outputs):
-        value.shape = ir.Shape(shapes[value.name])
+        if value.name in shapes:  # an input with a default stands beside the contract
+            value.shape = ir.Shape(shapes[value.name])
     return model
 
 
