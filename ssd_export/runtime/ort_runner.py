@@ -31,6 +31,7 @@ from ssd_export.runtime.prompt_batch import PromptBatch
 from ssd_export.runtime.runner import Runner
 from ssd_export.runtime.small_models import is_small
 
+EVICT = "evict"  # what these graphs sort is too short for a second thread
 WITH_WEIGHTS = ("prefill", "decode_step")  # graphs that hold those of the language model
 
 
@@ -200,7 +201,7 @@ class OrtRunner(Runner):
                 session = open_session(
                     path,
                     self._provider,
-                    self.num_threads,
+                    1 if name.startswith(EVICT) else self.num_threads,
                     self._session_entries,
                     self._profile,
                     self.widens_on_use and name != "image_decoder",

@@ -34,6 +34,8 @@ QUANTIZED = {
     "session.disable_qdq_constant_folding": "1",
 }
 MULTIPLIED_OUT = {"session.disable_quant_qdq": "1"}
+# Workers of a pool spin for about 41 ms after each run, on a core that another process may need.
+SPINNING = "session.intra_op.allow_spinning"
 FOLDER_OF_WEIGHTS = "session.model_external_initializers_file_folder_path"
 
 
@@ -61,6 +63,8 @@ def open_session(
     options.intra_op_num_threads = num_threads
     options.inter_op_num_threads = 1
     options.log_severity_level = 3
+    if num_threads != 1:
+        options.add_session_config_entry(SPINNING, "0")
     if profile is not None:
         options.enable_profiling, options.profile_file_prefix = True, f"{profile}-{path.stem}"
     for name, value in entries.items():
