@@ -13,7 +13,7 @@ install(FILES ${CMAKE_CURRENT_BINARY_DIR}/ssd_runtimeConfig.cmake
               ${CMAKE_CURRENT_BINARY_DIR}/ssd_runtimeConfigVersion.cmake DESTINATION ${config_folder})
 configure_file(cmake/ssd_runtime.pc.in ssd_runtime.pc @ONLY)
 install(FILES ${CMAKE_CURRENT_BINARY_DIR}/ssd_runtime.pc DESTINATION ${CMAKE_INSTALL_LIBDIR}/pkgconfig)
-if(SSD_RUNTIME_BUNDLE_ONNXRUNTIME AND SSD_RUNTIME_ONNXRUNTIME)
+if(SSD_RUNTIME_BUNDLE_ONNXRUNTIME)
   # Where only libssd_runtime.so looks, so that another program's ONNX Runtime is not replaced.
   install(FILES ${onnxruntime_file} RENAME libonnxruntime.so.1
     DESTINATION ${CMAKE_INSTALL_LIBDIR}/ssd_runtime)

@@ -1,3 +1,4 @@
+#include <algorithm>
 #include <cstdio>
 #include <cstring>
 
@@ -5,14 +6,7 @@
 #include "failure.h"
 #include "machine.h"
 #include "model.h"
-#if SSD_RUNTIME_ONNXRUNTIME
-#include <algorithm>
-
 #include "ort/ort_api.h"
-#endif
-#if SSD_RUNTIME_TENSORRT
-#include "trt/trt_backend.h"
-#endif
 
 namespace ssd_runtime {
 namespace {
@@ -56,7 +50,6 @@ void add_gpus(char const* backend, std::string const& lacks, std::vector<ssd_dev
     }
 }
 
-#if SSD_RUNTIME_ONNXRUNTIME
 void add_ort(std::vector<ssd_device>& devices) {
     ssd_device cpu = new_device("onnxruntime", "cpu", 0);
     MachineMemory const memory = machine_memory();
@@ -79,18 +72,12 @@ void add_ort(std::vector<ssd_device>& devices) {
     devices.push_back(cpu);
     add_gpus("onnxruntime", lacks, devices);
 }
-#endif
 
 }  // namespace
 
 std::vector<ssd_device> list_devices() {
     std::vector<ssd_device> devices;
-#if SSD_RUNTIME_ONNXRUNTIME
     add_ort(devices);
-#endif
-#if SSD_RUNTIME_TENSORRT
-    add_gpus("tensorrt", missing_tensorrt(), devices);
-#endif
     return devices;
 }
 

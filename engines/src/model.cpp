@@ -5,18 +5,12 @@
 
 #include "failure.h"
 #include "files.h"
-#if SSD_RUNTIME_ONNXRUNTIME
 #include "ort/ort_runner.h"
-#endif
-#if SSD_RUNTIME_TENSORRT
-#include "trt/trt_backend.h"
-#endif
 
 namespace ssd_runtime {
 namespace {
 
 char const onnxruntime[] = "onnxruntime";
-char const tensorrt[] = "tensorrt";
 
 // What the process and ONNX Runtime take without any weights, and how many copies of the weights
 // its kernels hold while they are packed (ssd_export/plan/memory.py measured both).
@@ -32,30 +26,12 @@ std::string tokenizer_content(Bundle const& bundle) {
 }
 
 std::unique_ptr<Backend> open_backend(Bundle const& bundle, ModelRequest const& request) {
-    std::string backend = request.backend;
-    std::string provider = request.provider;
-#if SSD_RUNTIME_ONNXRUNTIME
-    if (backend.empty() || backend == onnxruntime) {
-        return open_ort_backend(bundle, provider.empty() ? "cpu" : provider, request.device,
-                                request.num_threads);
+    if (!request.backend.empty() && request.backend != onnxruntime) {
+        fail(SSD_INVALID_ARGUMENT, "unknown backend ", in_quotes(request.backend), "; use ",
+             onnxruntime);
     }
-#endif
-#if SSD_RUNTIME_TENSORRT
-    if (backend.empty() || backend == tensorrt) {
-        if (!provider.empty() && provider != "cuda") {
-            fail(SSD_INVALID_ARGUMENT, "the backend tensorrt runs on the provider cuda, not on ",
-                 in_quotes(provider));
-        }
-        return open_trt_backend(bundle, request.device);
-    }
-#endif
-    if (backend == onnxruntime || backend == tensorrt) {
-        fail(SSD_UNAVAILABLE, "this ssd_runtime was built without the backend ", backend,
-             "; build it with -DSSD_RUNTIME_", backend == tensorrt ? "TENSORRT" : "ONNXRUNTIME",
-             "=ON");
-    }
-    fail(SSD_INVALID_ARGUMENT, "unknown backend ", in_quotes(backend), "; use one of ", onnxruntime,
-         ", ", tensorrt);
+    return open_ort_backend(bundle, request.provider.empty() ? "cpu" : request.provider,
+                            request.device, request.num_threads);
 }
 
 template <size_t Size>

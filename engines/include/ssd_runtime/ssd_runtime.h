@@ -69,7 +69,7 @@ typedef struct ssd_device {
     uint32_t struct_size;
     int32_t available;    /* 1: a model can be opened on it now; 0: see reason */
     int32_t index;        /* among the devices of its provider */
-    char backend[16];     /* "onnxruntime" or "tensorrt" */
+    char backend[16];     /* "onnxruntime" */
     char provider[16];    /* "cpu" or "cuda" */
     char name[128];       /* of the processor */
     char reason[256];     /* what it lacks, and what to do about it */
@@ -89,8 +89,8 @@ typedef struct ssd_model_params {
     uint32_t struct_size;
     int32_t device;       /* among the devices of the provider */
     char const* bundle;   /* the bundle's folder */
-    char const* backend;  /* "onnxruntime", "tensorrt"; NULL: the first that this library has */
-    char const* provider; /* "cpu", "cuda"; NULL: cpu for onnxruntime, cuda for tensorrt */
+    char const* backend;  /* "onnxruntime"; NULL: the first that this library has */
+    char const* provider; /* "cpu", "cuda"; NULL: cpu */
     int32_t num_threads;  /* of the CPU; 0 chooses */
 } ssd_model_params;
 
