@@ -11,7 +11,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ssd_export.errors import UserError
-from ssd_export.sampling import MAX_CFG_SCALE, Sampling, as_count, as_float, as_seed
+from ssd_export.sampling import (
+    MAX_CFG_SCALE,
+    MAX_TEMPERATURE,
+    Sampling,
+    as_count,
+    as_float,
+    as_seed,
+)
 
 
 @pytest.mark.parametrize(
@@ -43,7 +50,7 @@ def test_a_number_that_cannot_be_drawn_with_is_refused_by_name(name: str, value:
 
 @given(
     st.floats(0, MAX_CFG_SCALE, width=32),
-    st.floats(0, width=32, allow_nan=False, allow_infinity=False),
+    st.floats(0, MAX_TEMPERATURE),
     st.integers(0, 2**31 - 1),
 )
 def test_what_is_accepted_is_finite_in_float32(cfg: float, temperature: float, top_k: int) -> None:
