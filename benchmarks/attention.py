@@ -6,8 +6,8 @@ full one.
 
 The caches are stepped in turn in the same process; a run is the median over its steps, and a ratio
 that of two runs one after the other. A step includes the releases that fall due. Layers differ
-where heads do: six of them, evenly spaced, stand for all. ssd-auto gets the demo model's costs, spread
-over the heads of the larger shape.
+where heads do: six of them, evenly spaced, stand for all. ssd-auto gets the demo model's costs,
+spread over the heads of the larger shape.
 """
 
 from __future__ import annotations
@@ -78,6 +78,8 @@ def stretched(small: HeadMap, config: ModelConfig) -> HeadMap:
 
 @dataclass(frozen=True)
 class Options:
+    """What is timed and how often."""
+
     shape: str
     images: int
     budget: float
@@ -147,6 +149,7 @@ def compare(policies: Sequence[str], threads: int, options: Options) -> list[Com
 
 
 def report(comparisons: Sequence[Comparison], options: Options) -> dict[str, Any]:
+    """The comparisons as a table of ratios."""
     columns = [
         "threads",
         "policy",

@@ -168,6 +168,7 @@ def _gb(num_bytes: float) -> str:
 
 
 def main() -> None:
+    """Runs the measurement that the module describes."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

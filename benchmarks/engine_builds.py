@@ -138,6 +138,7 @@ def _bound(run: dict[str, Any]) -> str:
 
 
 def main() -> None:
+    """Runs the measurement that the module describes."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

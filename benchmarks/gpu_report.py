@@ -59,6 +59,7 @@ TOKENS_BATCH = Batch(1, 2, 4)
     help="Pictures drawn at once.",
 )
 def main(out: Path | None, shape: str, batches: str) -> None:
+    """Runs the measurement that the module describes."""
     try:
         if gpu_here() is None:
             raise UserError("no NVIDIA GPU here, or no driver for it: nothing was run")
@@ -123,6 +124,7 @@ def collect_speeds(shape: str, batches: tuple[int, ...], speeds: list[Speed]) ->
 
 
 def say(what: str) -> None:
+    """Tells on stderr what is being done."""
     click.echo(what, err=True)
 
 

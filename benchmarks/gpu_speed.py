@@ -101,6 +101,7 @@ def speeds_of(
 
 
 def speed_of(runner: TrtRunner, bundle: Bundle, num_images: int, plugin: bool) -> Speed:
+    """Image tokens a second of a runner at one batch size."""
     batch = PromptBatches.from_bundle(bundle)([PROMPT] * num_images, Sampling(), seed=0)
     policy = bundle.config.policy
     for _ in range(2):  # the first captures the graphs

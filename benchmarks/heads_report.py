@@ -5,8 +5,8 @@ scene by scene.
 
 A sweep (sweep.py) over true scenes whose captions training and calibration never saw. Every policy
 has as many slots on average; what it loses is compared with what ssd-auto loses on the same scenes.
-ssd-row is compared with head types permuted at random, each permutation by itself and scene by scene
-the mean of all, and with types swapped. With --num-prompts the scene score is measured too.
+ssd-row is compared with head types permuted at random, each permutation by itself and scene by
+scene the mean of all, and with types swapped. With --num-prompts the scene score is measured too.
 Interrupted, it goes on from its folder of cells.
 """
 
@@ -284,6 +284,7 @@ class TimeLeft:
 
 
 def main() -> None:
+    """Runs the measurement that the module describes."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

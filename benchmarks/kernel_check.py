@@ -32,6 +32,8 @@ LENGTHS = (7, 5, 7, 2)  # of the prompts, one row each
 
 @dataclass(frozen=True)
 class KernelCase:
+    """A head group, its dtype and how many steps it is driven."""
+
     name: str
     group: HeadGroup
     head_dim: int = 64
@@ -183,6 +185,7 @@ def _copy(state: GroupState, dtype: torch.dtype) -> GroupState:
 
 
 def main() -> None:
+    """Runs the measurement that the module describes."""
     if not torch.cuda.is_available():
         raise SystemExit(
             "kernel_check needs a GPU and torch for CUDA: pip install torch for your CUDA"

@@ -106,6 +106,7 @@ def _verdicts(run: dict[str, Any]) -> list[float]:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
+    """Runs the measurement that the module describes."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

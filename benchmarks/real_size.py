@@ -244,6 +244,7 @@ def _cells(
 
 
 def main() -> None:
+    """Runs the measurement that the module describes."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

@@ -309,6 +309,7 @@ def _write_pickle(path: Path, shapes: Shapes, noise: NoiseWriter) -> None:
 
 
 def main() -> None:
+    """Runs the measurement that the module describes."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

@@ -2,8 +2,8 @@
 
     python -m benchmarks.write_documents [--check]
 
-docs/reference/benchmarks.md is written whole from docs/measurements/*.json. In the other documents the text
-between two comments is:
+docs/reference/benchmarks.md is written whole from docs/measurements/*.json. In the other documents
+the text between two comments is:
 
     <!-- measured:heads -->                  command, machine, versions and all tables of
     docs/measurements/heads.json <!-- measured:bench-demo.ratio -->8.4    one of its figures, within
@@ -41,8 +41,8 @@ REGION = re.compile(
 
 @dataclass(frozen=True)
 class Section:
-    """A part of docs/reference/benchmarks.md: heading, what to know, the measurements by name, pictures
-    beside them.
+    """A part of docs/reference/benchmarks.md: heading, what to know, the measurements by name,
+    pictures beside them.
     """
 
     heading: str
@@ -149,6 +149,7 @@ def sweep_figures(results: dict[str, Any]) -> dict[str, str]:
 
 
 def provenance(measured: dict[str, Any]) -> str:
+    """The line under a table: machine, device, versions."""
     machine, names = measured["machine"], measured["versions"]
     device = machine["device"] or "no GPU"
     where = (
@@ -219,6 +220,7 @@ def differing(root: Path) -> list[Path]:
 
 
 def main() -> int:
+    """Runs the measurement that the module describes."""
     parser = argparse.ArgumentParser(description="Writes what was measured into the documents.")
     parser.add_argument(
         "--check", action="store_true", help="write nothing; exit with 1 where a document differs"

@@ -29,7 +29,8 @@ html_show_sphinx = False
 myst_heading_anchors = 3
 suppress_warnings = ["myst.header"]  # a page generated in parts may skip a heading level
 
-# Signatures and docstrings are read from the sources' own objects; what an export needs is not installed.
+# Signatures and docstrings are read from the sources' own objects; what an export needs is not
+# installed.
 autodoc_mock_imports = ["huggingface_hub", "onnx", "onnx_ir", "onnxruntime", "safetensors", "torch"]
 autodoc_member_order = "bysource"
 autodoc_typehints = "signature"

@@ -1,4 +1,5 @@
-"""Janus-Pro image generation with a compressed KV cache: export a checkpoint, generate from the bundle.
+"""Janus-Pro image generation with a compressed KV cache: export a checkpoint, generate from the
+bundle.
 
 from ssd_export import ImageGenerator
 
@@ -28,7 +29,8 @@ __all__ = [
     "export_bundle",
     "open_bundle",
 ]
-# Imported when first asked for: generating needs no torch, and asking for the version nothing at all.
+# Imported when first asked for: generating needs no torch, and asking for the version nothing at
+# all.
 PLACES = {
     "ExportSpec": "ssd_export.export.exporter",
     "GenerationCancelledError": "ssd_export.runtime.generate",

@@ -86,6 +86,7 @@ def check_disk(path: Path, needed: int, what: str, way_out: str) -> None:
 
 
 def gib(num_bytes: int) -> str:
+    """A size for a message, in GiB or, below one, in MiB."""
     return (
         f"{num_bytes / (1 << 30):.1f} GiB"
         if num_bytes >= 1 << 30

@@ -144,8 +144,8 @@ Words = tuple[Word, Word, Word, Word]
 
 
 def philox4x32(counter: Words, seed: int) -> Words:
-    """Four output words of each counter, uint64 below 2^32. Args: counter: 4 uint64 arrays of words,
-    of shapes that broadcast."""
+    """Four output words of each counter, uint64 below 2^32. Args: counter: 4 uint64 arrays of
+    words, of shapes that broadcast."""
     for key in _round_keys(seed):
         counter = _philox_round(counter, key)
     return counter

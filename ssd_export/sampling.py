@@ -22,8 +22,8 @@ MAX_SEED = 2**64 - 1  # the key of the random numbers has 64 bits
 
 @dataclass(frozen=True)
 class Sampling:
-    """How tokens are drawn. cfg_scale: guidance u + cfg_scale (c - u); temperature: of the softmax of
-    the guided logits, 0 is greedy; top_k: draw among that many, 0 among all.
+    """How tokens are drawn. cfg_scale: guidance u + cfg_scale (c - u); temperature: of the softmax
+    of the guided logits, 0 is greedy; top_k: draw among that many, 0 among all.
 
     Numbers of any kind are accepted (numpy's too) and kept as Python's.
     Raises: UserError for a number that cannot be drawn with.

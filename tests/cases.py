@@ -1,8 +1,8 @@
 """One table of cache cases for every backend of decode attention.
 
 A backend that runs `inputs(case)` must hold the oracle's positions exactly after every step, and
-outputs and scores within the tolerance (`op`) of its dtype. Inputs are multiples of 1/32 below 4, so float32,
-float16 and bfloat16 hold them exactly.
+outputs and scores within the tolerance (`op`) of its dtype. Inputs are multiples of 1/32 below 4,
+so float32, float16 and bfloat16 hold them exactly.
 """
 
 from __future__ import annotations

@@ -1,4 +1,6 @@
-"""The rows of dtypes.py agree with the libraries that they name, and no other table repeats them."""
+"""The rows of dtypes.py agree with the libraries that they name, and no other table repeats
+them.
+"""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
-"""Files are written whole, through links, under names as long as they may be, and never over what is
-no file; each cause of a failure has its sentence.
+"""Files are written whole, through links, under names as long as they may be, and never over what
+is no file; each cause of a failure has its sentence.
 """
 
 from __future__ import annotations

@@ -7,7 +7,8 @@ from functools import cache
 from pathlib import Path
 
 PACKAGE = Path(__file__).parent.parent / "ssd_export"
-# The ground stands on nothing; each room may import the ground, and from the rooms what stands here.
+# The ground stands on nothing; each room may import the ground, and from the rooms what stands
+# here.
 GROUND = {
     "cgroups",
     "config",

@@ -38,7 +38,9 @@ def run(*command: str | Path, cwd: Path) -> str:
 
 @pytest.fixture(scope="module")
 def board(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The Python of an environment that has the wheel and ONNX Runtime, and nothing else of ours."""
+    """The Python of an environment that has the wheel and ONNX Runtime, and nothing else of
+    ours.
+    """
     folder = tmp_path_factory.mktemp("board")
     install = (sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check")
     run(*install, "wheel", "--no-deps", "--wheel-dir", folder, ROOT, cwd=folder)

@@ -1,4 +1,6 @@
-"""Sampling numbers: what is accepted, and what is refused with its name before anything is drawn."""
+"""Sampling numbers: what is accepted, and what is refused with its name before anything is
+drawn.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""The figure of the README and of docs/architecture.md: heads, groups, slots, graph, bundle, runners.
+"""The figure of the README and of docs/architecture.md: heads, groups, slots, graph, bundle,
+runners.
 
     python -m docs.scripts.figure
 
@@ -234,7 +235,8 @@ def figure() -> str:
     ]
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" role="img"'
-        ' aria-label="Heads are sorted into groups, groups have slots, a graph updates them, a bundle'
+        ' aria-label="Heads are sorted into groups, groups have slots, a graph updates them, a'
+        " bundle"
         ' holds the graphs, and runners generate the same image from it">'
         f"<style>{STYLE}</style>"
         f'<rect width="{WIDTH}" height="{HEIGHT}" rx="8" class="card"/>'

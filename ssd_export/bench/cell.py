@@ -93,6 +93,7 @@ def measure(cell: Cell, progress: StepProgress) -> dict[str, Any]:
 
 
 def on_device(cell: Cell) -> bool:
+    """Whether the cell computes on a GPU."""
     return find_runner(cell.runner).provider(cell.provider) == "cuda"
 
 
@@ -161,6 +162,7 @@ def time_steps(
 
 
 def step_figures(times: StepTimes, batch: int) -> dict[str, Any]:
+    """Milliseconds a token, wall and CPU, from the times of steps."""
     return {
         "steps": len(times.seconds),
         "ms_per_token": 1000 * statistics.median(times.seconds),

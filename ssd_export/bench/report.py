@@ -26,6 +26,7 @@ def bench_tables(results: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def speed_note(results: dict[str, Any]) -> str:
+    """What to know about the speed table."""
     settings = results["settings"]
     return (
         f"Runner {settings['runner']} on {settings['provider']}, {settings['threads']} thread(s),"
@@ -46,6 +47,7 @@ _MEMORY_NOTE = (
 
 
 def roofline_note(results: dict[str, Any]) -> str:
+    """What to know about the share of the bound."""
     rates = results["rates"]
     reading, copying, products = (
         rates[name] / 1e9 for name in ("read_bandwidth", "copy_bandwidth", "matrix_rate")
@@ -67,6 +69,7 @@ def _table(
 
 
 def name_of(row: Row) -> str:
+    """The name of a row: its policy and, where several have it, what it is."""
     if row["policy"] in (TRANSFORMERS, FULL):
         return f"{row['policy']}, {row['kind']}"
     return f"{row['policy']} {row['budget']:g}, {row['kind']}"

@@ -72,8 +72,8 @@ def _put(
     before = read_manifest(folder).files
     if bundle_hash(before) != bundle:
         raise UserError(
-            f"bundle {shown} was replaced meanwhile: what was made from the earlier one is not added"
-            " to it; run this again"
+            f"bundle {shown} was replaced meanwhile: what was made from the earlier one is not"
+            " added to it; run this again"
         )
     kept = {name: entry for name, entry in before.items() if name not in new and name not in gone}
     if kept.keys() != before.keys():

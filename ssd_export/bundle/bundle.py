@@ -58,7 +58,9 @@ class Bundle:
 
     @property
     def files(self) -> Files:
-        """Size and sha256 of every file, by its name relative to the bundle, with forward slashes."""
+        """Size and sha256 of every file, by its name relative to the bundle, with forward
+        slashes.
+        """
         return self.manifest.files
 
     def file(self, name: str) -> Path:

@@ -24,8 +24,9 @@ WeightFormat = Literal["none", "int8", "int4", "fp8"]
 class Precision:
     """How the matrices of the language model's layers are stored.
 
-    quantized_bytes: codes and scales. Of int4 alone: block, inputs that share a scale; other_blocks,
-    {matrix: block} where that does not divide the inputs; kept, matrices that no block suits.
+    quantized_bytes: codes and scales. Of int4 alone: block, inputs that share a scale;
+    other_blocks, {matrix: block} where that does not divide the inputs; kept, matrices that no
+    block suits.
     """
 
     weights: WeightFormat = "none"

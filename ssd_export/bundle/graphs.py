@@ -100,6 +100,7 @@ def _sampling_inputs(config: ModelConfig, top_k: bool) -> list[TensorSpec]:
 def decode_step_spec(
     config: ModelConfig, table: PolicyTable, dtype: str, top_k: bool = False
 ) -> GraphSpec:
+    """The contract of a decode step."""
     tokens = TensorSpec("tokens", "int32", (config.grid.num_tokens, "images"))
     inputs = [
         tokens,
@@ -127,6 +128,7 @@ def decode_step_spec(
 def prefill_spec(
     config: ModelConfig, table: PolicyTable, dtype: str, top_k: bool = False
 ) -> GraphSpec:
+    """The contract of the prefill."""
     inputs = [
         TensorSpec("inputs_embeds", "float32", ("rows", "prompt_tokens", config.hidden_size)),
         TensorSpec("prompt_length", "int32", ("rows",)),
@@ -187,6 +189,7 @@ def evict_spec(
 
 
 def image_decoder_spec(config: ModelConfig) -> GraphSpec:
+    """The contract of the image decoder."""
     pixels = ("images", config.image_height, config.image_width, config.vq.out_channels)
     return GraphSpec(
         "image_decoder",

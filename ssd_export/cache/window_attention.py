@@ -48,11 +48,11 @@ def attend_window(
     grid_width: int,
     active: Tensor,
 ) -> tuple[Tensor, AttendedWindow]:
-    """(out [B, H*G, W, D], the window to write). Releases in full heads of active rows, for the first
-    token.
+    """(out [B, H*G, W, D], the window to write). Releases in full heads of active rows, for the
+    first token.
 
-    Args: query [B, H*G, W, D]; key, value [B, H, W, D], after RoPE; prompt_length, position int [B],
-    position being the first token's; active bool [B].
+    Args: query [B, H*G, W, D]; key, value [B, H, W, D], after RoPE; prompt_length, position int
+    [B], position being the first token's; active bool [B].
     """
     before = (state.position.clone(), None if state.score is None else state.score.clone())
     release_full_heads(state, group, prompt_length, position, score_decay, grid_width)

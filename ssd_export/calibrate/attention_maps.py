@@ -57,8 +57,8 @@ def head_attention(
     heads: Sequence[tuple[int, int]],
     queries: Sequence[int],
 ) -> np.ndarray:
-    """float32 [heads, queries, image tokens]: what each query image token of a conditional row gives every
-    image token.
+    """float32 [heads, queries, image tokens]: what each query image token of a conditional row
+    gives every image token.
     """
     hidden = sequence_of(model, [ids], tokens)
     start, grid = len(ids), model.config.grid

@@ -114,8 +114,8 @@ class CalibrationState:
 
 @dataclass(frozen=True)
 class Calibration:
-    """The finished run. first_picture: int32 [image tokens]; stability: rank correlation of the metric
-    between pictures of the prompts with even and with odd index, None with a single prompt.
+    """The finished run. first_picture: int32 [image tokens]; stability: rank correlation of the
+    metric between pictures of the prompts with even and with odd index, None with a single prompt.
     """
 
     head_map: HeadMap
@@ -211,8 +211,8 @@ def add_picture(
     memory at a time.
 
     Args: ids: its conditional and, where there is guidance, its unconditional row; tokens int
-    [image tokens]; number: of the picture, which decides what half its metric counts for and, with the seed,
-    the signs of Fisher's gradient.
+    [image tokens]; number: of the picture, which decides what half its metric counts for and, with
+    the seed, the signs of Fisher's gradient.
     """
     start, half = len(ids[0]), (number % len(spec.prompts)) % 2
     states = hidden_states(model, sequence_of(model, ids, tokens))
@@ -236,6 +236,7 @@ def add_picture(
 
 
 def stability_of(sums: HeadSums) -> float | None:
+    """Rank correlation of the metric between halves of the pictures; None with one picture."""
     if not sums.num_pictures.all():
         return None
     halves = sums.metric / sums.num_pictures[:, None, None]

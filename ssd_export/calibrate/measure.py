@@ -19,8 +19,9 @@ class HeadSums:
 
     metric: [2, layers, heads], of the prompts with an even and with an odd index; num_pictures:
     [2];
-    prompt_share: [layers, heads], mass on the prompt; column_share: [layers, heads, columns], of the
-    mass on image tokens; divergence: [layers, KV heads, options], as Ablation or Fisher give it.
+    prompt_share: [layers, heads], mass on the prompt; column_share: [layers, heads, columns], of
+    the mass on image tokens; divergence: [layers, KV heads, options], as Ablation or Fisher give
+    it.
     """
 
     metric: np.ndarray

@@ -18,8 +18,8 @@ SPELLING = re.compile(r"([12])d:(\d{1,4})")
 
 @dataclass(frozen=True)
 class Neighbourhood:
-    """1d:N is the N newest image tokens, the query's own included (a grid row and one more reach the token
-    one grid row above); 2d:R is every drawn token at most R grid rows and R columns away.
+    """1d:N is the N newest image tokens, the query's own included (a grid row and one more reach
+    the token one grid row above); 2d:R is every drawn token at most R grid rows and R columns away.
     """
 
     dimensions: int

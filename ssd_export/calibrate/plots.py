@@ -135,8 +135,8 @@ def attention_plot(
 ) -> None:
     """Where chosen tokens of two heads look, over the grid and over the picture.
 
-    Args: picture uint8 [height, width, 3]; maps float32 [2, queries, image tokens], heads[0] spatial and
-    heads[1] semantic.
+    Args: picture uint8 [height, width, 3]; maps float32 [2, queries, image tokens], heads[0]
+    spatial and heads[1] semantic.
     """
     grid = head_map.grid
     with plt.rc_context(STYLE):

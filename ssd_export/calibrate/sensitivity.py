@@ -52,8 +52,8 @@ def hidden_states(model: ImageTokenModel, hidden: Tensor) -> list[Tensor]:
 
 
 def sampled_logits(logits: Tensor, sampling: Sampling) -> Tensor:
-    """[N, image tokens, V], what tokens are sampled from, of N conditional rows and, with guidance, their N
-    unconditional ones after them.
+    """[N, image tokens, V], what tokens are sampled from, of N conditional rows and, with guidance,
+    their N unconditional ones after them.
     """
     if sampling.cfg_scale != 1:
         conditional, unconditional = logits.chunk(2)

@@ -49,8 +49,8 @@ class FullCacheImages:
 
 @torch.no_grad()
 def sequence_of(model: ImageTokenModel, ids: Sequence[np.ndarray], tokens: np.ndarray) -> Tensor:
-    """Hidden states [B, L + image tokens - 1, hidden] that teacher forcing starts from; ids: rows of
-    one length L, without padding.
+    """Hidden states [B, L + image tokens - 1, hidden] that teacher forcing starts from; ids: rows
+    of one length L, without padding.
 
     The last token is drawn and never read.
     """

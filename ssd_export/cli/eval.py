@@ -27,8 +27,8 @@ EXPORT_OPTIONS = ("model", "policy", "budget", "head_map", "weights", "kv_dtype"
 
 @dataclass(frozen=True)
 class EvalSpec:
-    """What is scored: a bundle, or a model under a policy, exported for the occasion; None leaves an
-    option to export's default.
+    """What is scored: a bundle, or a model under a policy, exported for the occasion; None leaves
+    an option to export's default.
     """
 
     bundle: Path | None

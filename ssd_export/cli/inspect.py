@@ -178,8 +178,8 @@ def _summary(facts: dict[str, Any]) -> list[tuple[str, str]]:
         (
             "slots of a head",
             (
-                f"{policy['image_slots_mean']:.1f} of {model['num_image_tokens']} for image tokens on"
-                f" average (budget in force {policy['budget_in_force']:.4f}) and"
+                f"{policy['image_slots_mean']:.1f} of {model['num_image_tokens']} for image tokens"
+                f" on average (budget in force {policy['budget_in_force']:.4f}) and"
                 f" {policy['prompt_slots']} for the prompt"
             ),
         ),

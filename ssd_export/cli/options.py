@@ -214,7 +214,9 @@ def check_sampling(
     top_k: int = 0,
     greedy: bool = True,
 ) -> None:
-    """Raises: UserError for numbers that cannot be drawn with. greedy: a temperature of 0 may be."""
+    """Raises: UserError for numbers that cannot be drawn with. greedy: a temperature of 0 may
+    be.
+    """
     if temperature == 0 and not greedy:
         raise UserError(
             "--temperature 0 is not above 0; use 1.0, or --greedy for the likeliest token"

@@ -202,6 +202,7 @@ def needed_there(plan: Plan, device: Device) -> int:
 
 
 def what_does_not_fit(plan: Plan, device: Device) -> list[str]:
+    """A line for each stage or device whose memory or disk will not do."""
     from ssd_export.machine import free_bytes, free_disk_bytes, gib
 
     problems = []

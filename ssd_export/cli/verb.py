@@ -1,4 +1,6 @@
-"""A verb of the command line: options as objects, put on a function that is given what was asked."""
+"""A verb of the command line: options as objects, put on a function that is given what was
+asked.
+"""
 
 from __future__ import annotations
 

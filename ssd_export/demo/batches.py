@@ -82,6 +82,7 @@ def training_scene(rng: np.random.Generator, mix: Mix) -> Scene:
 
 
 def draw_batch(rng: np.random.Generator, prompt_ids: PromptIds, mix: Mix) -> Batch:
+    """A training batch of captions and scenes in the shares of the mix."""
     scenes = [training_scene(rng, mix) for _ in range(mix.size)]
     rows = [prompt_ids(scene.caption, dropped=rng.random() < CAPTION_DROP) for scene in scenes]
     lengths = np.array([len(row) for row in rows])

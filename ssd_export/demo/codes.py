@@ -49,6 +49,7 @@ def patterns() -> np.ndarray:
 
 
 def num_codes() -> int:
+    """The size of the image vocabulary."""
     return NUM_GROUND_CODES + (len(patterns()) - 1) * len(COLOURS)
 
 

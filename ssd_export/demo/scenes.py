@@ -64,6 +64,8 @@ class Shape:
 
 @dataclass(frozen=True)
 class Scene:
+    """A ground and its objects, with the caption that describes them."""
+
     ground: str
     shapes: tuple[Shape, ...]
     category: str
@@ -238,6 +240,7 @@ def relation_of(first: Shape, second: Shape) -> str | None:
 
 
 def plural(kind: str) -> str:
+    """The plural of a shape."""
     return kind + ("es" if kind == "cross" else "s")
 
 

@@ -58,6 +58,7 @@ class Recipe:
 
 
 def demo_config(recipe: Recipe, vocab_size: int) -> ModelConfig:
+    """The shape of the demo model."""
     return ModelConfig(
         vocab_size=vocab_size,
         hidden_size=recipe.hidden_size,
@@ -81,6 +82,7 @@ def demo_config(recipe: Recipe, vocab_size: int) -> ModelConfig:
 
 
 def causal_attention(layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    """Dense causal attention, as `attend` of the decoder."""
     return F.scaled_dot_product_attention(query, key, value, is_causal=True)
 
 
@@ -89,8 +91,8 @@ class SpatialHeads:
     that look nearest.
 
     52 % of Janus-Pro-1B's heads put at most a fifth of their attention outside the image tokens of
-    two grid rows; left to itself a model of 24 heads has a handful. So the half of its heads that looks
-    nearest is asked to look nearer.
+    two grid rows; left to itself a model of 24 heads has a handful. So the half of its heads that
+    looks nearest is asked to look nearer.
     metrics: of each layer, [heads], attention mass on image tokens outside the neighbourhood over
     the mass on all image tokens (the metric of `calibrate`), from NUM_ASKING random image tokens of
     each picture.
@@ -205,6 +207,7 @@ def join_rows(
 
 
 def initialise(model: nn.Module, num_layers: int) -> None:
+    """Draws the weights of a new model."""
     for name, parameter in model.named_parameters():
         if parameter.ndim == 2:
             residual = name.endswith(("o_proj.weight", "down_proj.weight"))

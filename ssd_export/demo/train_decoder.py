@@ -22,6 +22,8 @@ from ssd_export.model.image_decoder import ImageDecoder
 
 @dataclass(frozen=True)
 class DecoderRecipe:
+    """Numbers of the training of the image decoder."""
+
     num_steps: int = 1600
     batch_size: int = 8
     rate: float = 2e-3

@@ -16,6 +16,7 @@ from ssd_export.model.image_decoder import EPS
 
 
 def write_image_decoder(writer: GraphWriter) -> tuple[GraphSpec, ir.Model]:
+    """The image decoder as a graph, with its contract."""
     ops, vq, root = writer.ops, writer.config.vq, "vqmodel.decoder"
     spec = image_decoder_spec(writer.config)
     inputs = graph_inputs(spec)
@@ -49,7 +50,9 @@ def write_image_decoder(writer: GraphWriter) -> tuple[GraphSpec, ir.Model]:
 
 
 def _latents(writer: GraphWriter, codes: ir.Value) -> ir.Value:
-    """Unit vectors of the codebook, [N, codebook_dim, height, width], through the 1x1 convolution."""
+    """Unit vectors of the codebook, [N, codebook_dim, height, width], through the 1x1
+    convolution.
+    """
     ops = writer.ops
     entries = ops.op("Gather", writer.weight("vqmodel.quantize.embedding.weight"), codes, axis=0)
     wide = entries if writer.dtype == "float32" else ops.cast(entries, "float32")

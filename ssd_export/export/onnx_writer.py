@@ -112,6 +112,7 @@ class GraphWriter:
 
 
 def graph_inputs(spec: GraphSpec) -> dict[str, ir.Value]:
+    """A value for each input of a contract, by name."""
     return {tensor.name: _value(tensor) for tensor in spec.inputs}
 
 

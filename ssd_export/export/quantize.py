@@ -63,6 +63,7 @@ class QuantizedMatrix:
 
 
 def scale_name(name: str) -> str:
+    """The name of the scales of a quantized matrix."""
     return f"{name}.scale"
 
 

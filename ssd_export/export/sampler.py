@@ -3,8 +3,8 @@ host between.
 
 guided = u + cfg_scale (c - u); token = arg-max over the codebook of guided + temperature x noise,
 the lowest code of equal ones: an exact draw from softmax(guided / temperature), and with
-temperature 0 the greedy choice (noise.py, whose race is divided by the temperature). With top-k only
-codes whose guided logit is at least the k-th greatest take part. All float32.
+temperature 0 the greedy choice (noise.py, whose race is divided by the temperature). With top-k
+only codes whose guided logit is at least the k-th greatest take part. All float32.
 `ssd_export/runtime/torch_runner.py` computes the same.
 """
 

@@ -24,6 +24,7 @@ def checkpoint_like(bundle: Bundle, model: str) -> Checkpoint:
 
 
 def is_of(checkpoint: Checkpoint, bundle: Bundle) -> bool:
+    """Whether the bundle was made from the checkpoint."""
     return checkpoint.fingerprint() == bundle.config.model_fingerprint
 
 

@@ -227,6 +227,8 @@ def _check_asked(
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
+    """Compiles the kernels for the targets asked for."""
+
     def numbers(text: str) -> tuple[int, ...]:
         return tuple(int(number) for number in text.split(","))
 

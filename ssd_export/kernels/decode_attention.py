@@ -1,5 +1,5 @@
-"""The decode step of a head group as one Triton kernel: R3 to R7 (told in policy/presets.py), caches
-written in place.
+"""The decode step of a head group as one Triton kernel: R3 to R7 (told in policy/presets.py),
+caches written in place.
 
 One program serves one (row, KV head) with all its query heads: it finds the slot of the new token,
 releasing first if there is none, writes the token, attends and adds to the scores. Programs share
@@ -201,6 +201,7 @@ def decode_attention_kernel(
     BLOCK_SLOTS: tl.constexpr,
     SLOT_CAPACITY: tl.constexpr,
 ):
+    """One decode step of one KV head of one row (R3 to R7)."""
     # query, out: [B, H*G, D]; key, value: [B, H, D]; position, prompt_length: int32 [B]; cache_key,
     # cache_value: [B, H, S, D]; cache_position: int32 [B, H, S]; cache_score: float32 [B, H, S],
     # any address unless by_score

@@ -47,6 +47,7 @@ def fill_noise(out: Tensor, images: Tensor, steps: range) -> None:
 def gumbel_noise_kernel(
     noise_ptr, images_ptr, first_step, num_images, codebook_size, BLOCK: tl.constexpr
 ):
+    """Noise of BLOCK counters of a grid row, in the order of operations of noise.py."""
     # noise: float32 [steps, images, codebook], contiguous; images: int32 [images, 3]
     step, image = tl.program_id(0) // num_images, tl.program_id(0) % num_images
     counter = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)

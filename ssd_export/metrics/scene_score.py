@@ -136,6 +136,7 @@ def judge_picture(image: Image.Image, caption: str) -> Verdict:
 
 
 def share_by_category(scenes: Sequence[Scene], verdicts: Sequence[Verdict]) -> dict[str, Share]:
+    """The share of right pictures of each category."""
     oks: dict[str, list[bool]] = {name: [] for name in CATEGORIES}
     for scene, verdict in zip(scenes, verdicts, strict=True):
         oks[scene.category].append(verdict.ok)
@@ -144,8 +145,8 @@ def share_by_category(scenes: Sequence[Scene], verdicts: Sequence[Verdict]) -> d
 
 @dataclass(frozen=True)
 class Drawn:
-    """images, tokens int32 [N, image tokens] of N prompts. seconds: all of it; ms_per_token: decode steps
-    only, by the clock and by what this process computed on all its threads."""
+    """images, tokens int32 [N, image tokens] of N prompts. seconds: all of it; ms_per_token: decode
+    steps only, by the clock and by what this process computed on all its threads."""
 
     images: list[Image.Image]
     tokens: np.ndarray

@@ -1,4 +1,5 @@
-"""Checkpoints, the decoder, the image decoder, prompts, and families/, a file for each family of models.
+"""Checkpoints, the decoder, the image decoder, prompts, and families/, a file for each family of
+models.
 
 `families` and `prompt` need no torch.
 """

@@ -1,5 +1,5 @@
-"""A checkpoint directory behind one set of names, whichever family and layout it is of: those of the
-modules in decoder.py and image_decoder.py.
+"""A checkpoint directory behind one set of names, whichever family and layout it is of: those of
+the modules in decoder.py and image_decoder.py.
 """
 
 from __future__ import annotations
@@ -191,7 +191,8 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
     Args:
         path: directory with config.json, the prompt files of its family and the weights, in one of
             the family's layouts.
-    Raises: UserError for whatever is missing, foreign, damaged, quantized already, of a wrong shape,
+    Raises: UserError for whatever is missing, foreign, damaged, quantized already, of a wrong
+    shape,
         or would be used and has no place in a model of the family.
     """
     path = Path(path)
@@ -204,8 +205,8 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
     family, layout = identify(file)
     if is_file(path / "adapter_config.json"):
         raise UserError(
-            f"{path} holds a LoRA adapter beside its base, which an export would leave out: merge it"
-            " first (peft: merge_and_unload(), then save_pretrained())"
+            f"{path} holds a LoRA adapter beside its base, which an export would leave out: merge"
+            " it first (peft: merge_and_unload(), then save_pretrained())"
         )
     places = _places(path, layout)
     for name, other in family.stand_ins(file).items():

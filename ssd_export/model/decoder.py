@@ -66,6 +66,8 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 
 class SelfAttention(nn.Module):
+    """Projections and RoPE around the attention that is given from outside."""
+
     def __init__(self, config: ModelConfig, layer: int) -> None:
         super().__init__()
         self.layer = layer
@@ -90,6 +92,8 @@ class SelfAttention(nn.Module):
 
 
 class MLP(nn.Module):
+    """down(SiLU(gate(x)) * up(x))."""
+
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.gate_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
@@ -101,6 +105,8 @@ class MLP(nn.Module):
 
 
 class Layer(nn.Module):
+    """Attention and MLP, each behind its RMSNorm and beside its residual."""
+
     def __init__(self, config: ModelConfig, layer: int) -> None:
         super().__init__()
         self.self_attn = SelfAttention(config, layer)

@@ -1,4 +1,6 @@
-"""What a model hub, or something on the way to it, answers: no network, or one line with a way out."""
+"""What a model hub, or something on the way to it, answers: no network, or one line with a way
+out.
+"""
 
 from __future__ import annotations
 

@@ -30,14 +30,18 @@ class GroupNorm(nn.GroupNorm):
 
 
 def swish(x: Tensor) -> Tensor:
+    """x * sigmoid(x)."""
     return x * torch.sigmoid(x)
 
 
 def conv3x3(channels_in: int, channels_out: int) -> nn.Conv2d:
+    """A 3 x 3 convolution that keeps height and width."""
     return nn.Conv2d(channels_in, channels_out, kernel_size=3, padding=1)
 
 
 class ResidualBlock(nn.Module):
+    """Two normed convolutions beside a shortcut."""
+
     def __init__(self, channels_in: int, channels_out: int) -> None:
         super().__init__()
         self.norm1 = GroupNorm(channels_in)
@@ -77,6 +81,8 @@ class AttentionBlock(nn.Module):
 
 
 class MiddleBlock(nn.Module):
+    """Residual block, attention, residual block at the lowest resolution."""
+
     def __init__(self, channels: int) -> None:
         super().__init__()
         self.block_1 = ResidualBlock(channels, channels)
@@ -88,6 +94,8 @@ class MiddleBlock(nn.Module):
 
 
 class Upsample(nn.Module):
+    """Nearest doubling, then a convolution."""
+
     def __init__(self, channels: int) -> None:
         super().__init__()
         self.conv = conv3x3(channels, channels)
@@ -170,6 +178,8 @@ class Codebook(nn.Module):
 
 
 class VQModel(nn.Module):
+    """Codes of the grid to pixels in -1..1."""
+
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.quantize = Codebook(config.codebook_size, config.codebook_dim, config.grid)
@@ -183,7 +193,9 @@ class VQModel(nn.Module):
 
 
 class ImageDecoder(nn.Module):
-    """Codes (integer [N, grid tokens], row by row) -> pixels [N, 3, height, width], about -1..1, not clipped."""
+    """Codes (integer [N, grid tokens], row by row) -> pixels [N, 3, height, width], about -1..1,
+    not clipped.
+    """
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()

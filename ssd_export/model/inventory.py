@@ -1,8 +1,9 @@
 """Which tensors of a checkpoint an export takes, which it leaves out, and which it must not.
 
 A tensor that the language model, the generation modules or the image decoder would use and that the
-family's models do not have (a bias, a norm of queries, LoRA beside its base, a layer too many) would be
-left out without a word: it is refused by name. What generating images does not need is listed.
+family's models do not have (a bias, a norm of queries, LoRA beside its base, a layer too many)
+would be left out without a word: it is refused by name. What generating images does not need is
+listed.
 """
 
 from __future__ import annotations
@@ -65,8 +66,8 @@ def check_counts(
     for name, (value, limit) in limits.items():
         if value > limit:
             raise UserError(
-                f"{path / 'config.json'}: {name} is {reprlib.repr(value)}, and the weights beside it have at most"
-                f" {limit}: {SAME}"
+                f"{path / 'config.json'}: {name} is {reprlib.repr(value)}, and the weights beside"
+                f" it have at most {limit}: {SAME}"
             )
     levels = len({name.split(".")[3] for name in shapes if name.startswith("vqmodel.decoder.up.")})
     if len(config.vq.channel_multipliers) > levels:

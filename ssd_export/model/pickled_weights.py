@@ -150,10 +150,12 @@ def _forget_pages(view: Tensor) -> None:
 
 
 def damaged(path: Path, error: Exception) -> UserError:
+    """The error for a file that cannot be read, with its reason."""
     return UserError(
         f"{path} is truncated or not a weight file ({one_line(error)}): download it again"
     )
 
 
 def one_line(error: Exception) -> str:
+    """The first line of an error's text."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:120]

@@ -1,5 +1,5 @@
-"""Prompts -> token ids by a family's template, exactly as its models were trained to see them; needs
-only numpy and tokenizers.
+"""Prompts -> token ids by a family's template, exactly as its models were trained to see them;
+needs only numpy and tokenizers.
 
 Control tokens are found by name: a name has different ids in different checkpoints.
 What a user types is text, never control.
@@ -106,8 +106,8 @@ class TemplateEncoder:
             ) from None
         if encoder.max_id >= vocab_size:
             raise UserError(
-                f"{path} has ids up to {encoder.max_id}, the model has {vocab_size} embeddings: take"
-                " tokenizer.json from the same checkpoint"
+                f"{path} has ids up to {encoder.max_id}, the model has {vocab_size} embeddings:"
+                " take tokenizer.json from the same checkpoint"
             )
         return encoder
 

@@ -60,10 +60,12 @@ def choose_scheme(weights: str, num_inputs: int, num_outputs: Iterable[int]) -> 
 
 
 def stored_shape(scheme: Scheme, num_inputs: int, num_outputs: int) -> tuple[int, int]:
+    """Shape of the codes of a matrix, as stored."""
     return (num_inputs, num_outputs // 2 if scheme.format == "int4" else num_outputs)
 
 
 def scale_shape(scheme: Scheme, num_inputs: int, num_outputs: int) -> tuple[int, ...]:
+    """Shape of the scales of a matrix."""
     return (num_inputs // scheme.block, num_outputs) if scheme.block else (num_outputs,)
 
 

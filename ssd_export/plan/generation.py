@@ -1,4 +1,6 @@
-"""What generating from a bundle takes of this machine's memory, asked before any weights are loaded."""
+"""What generating from a bundle takes of this machine's memory, asked before any weights are
+loaded.
+"""
 
 from __future__ import annotations
 

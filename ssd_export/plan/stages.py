@@ -135,4 +135,5 @@ def build_bytes(flavour: str, inside: int) -> int:
 
 
 def time_class(seconds: float) -> str:
+    """A duration in words: seconds, minutes or hours."""
     return next((name for limit, name in CLASSES if seconds <= limit), "hours")

@@ -2,9 +2,9 @@
 semantic.
 
 head_map.json is one object: version 2, the model's family, grid and shape, `metric` [layers][query
-heads] in 0..1 (share of the image-to-image attention mass outside `neighbourhood`, "1d:N" or "2d:N" or "unknown"),
-`threshold`, where it came from, and optionally `cost_options` with `costs` [layers][KV
-heads][options] (ssd-auto) and `statistics`.
+heads] in 0..1 (share of the image-to-image attention mass outside `neighbourhood`, "1d:N" or "2d:N"
+or "unknown"), `threshold`, where it came from, and optionally `cost_options` with `costs`
+[layers][KV heads][options] (ssd-auto) and `statistics`.
 Source: arXiv 2510.18716 section 3; ours differs in that a KV head's metric is the mean over its
 query heads.
 """

@@ -126,10 +126,10 @@ def margin_columns(grid: Grid) -> int:
 class Policy:
     """What a policy is; adding one takes a row of POLICIES and one in the README's table.
 
-    by_score: heads rank by score, else by position (R3); num_recent: R3's default of it; score_decay:
-    R2; pinned_columns: R3's mask; row_buffer: a release frees a grid row of slots unless told
-    otherwise, else one (R7); options: numbers that a user may set. Where head types are told apart,
-    all of this is about semantic heads.
+    by_score: heads rank by score, else by position (R3); num_recent: R3's default of it;
+    score_decay: R2; pinned_columns: R3's mask; row_buffer: a release frees a grid row of slots
+    unless told otherwise, else one (R7); options: numbers that a user may set. Where head types are
+    told apart, all of this is about semantic heads.
     """
 
     name: str

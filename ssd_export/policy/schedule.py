@@ -1,5 +1,5 @@
-"""When a policy releases slots, and how many tokens an image loses by it: known before the first step
-from the prompts' lengths.
+"""When a policy releases slots, and how many tokens an image loses by it: known before the first
+step from the prompts' lengths.
 """
 
 from __future__ import annotations

@@ -1,5 +1,5 @@
-"""Slots and buffers that a budget pays for: what shrinks where it is small, and what it is too small
-for.
+"""Slots and buffers that a budget pays for: what shrinks where it is small, and what it is too
+small for.
 """
 
 from __future__ import annotations

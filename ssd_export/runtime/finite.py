@@ -1,5 +1,5 @@
-"""What a runner computes is finite, or one sentence says that it is not: tokens and pixels of NaN look
-like any others.
+"""What a runner computes is finite, or one sentence says that it is not: tokens and pixels of NaN
+look like any others.
 """
 
 from __future__ import annotations

@@ -161,7 +161,8 @@ class ImageGenerator:
             progress: told the stages of checking the files and loading the weights.
 
         Raises:
-            UserError: a damaged bundle, an unknown runner or provider, a provider that cannot start.
+            UserError: a damaged bundle, an unknown runner or provider, a provider that cannot
+            start.
         """
         find_runner(runner).provider(provider)
         check_threads(num_threads)
@@ -378,7 +379,9 @@ class ImageGenerator:
         advance: Callable[[int], None] = lambda num_tokens: None,
         lookahead: int = 1,
     ) -> Iterator[tuple[int, CacheReport]]:
-        """Generates a batch; yields after every grid row. advance: told how many tokens are there."""
+        """Generates a batch; yields after every grid row. advance: told how many tokens are
+        there.
+        """
         grid, dtype = self.config.grid, self.bundle.config.dtype
         parts = None if self.runner.queues_steps else single_steps(grid.num_tokens)
         steps = decode(self.runner, batch, self.table, parts)

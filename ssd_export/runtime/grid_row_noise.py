@@ -25,7 +25,9 @@ class GridRowNoise:
         self._row: int | None = None
 
     def reach(self, step: int) -> np.ndarray | None:
-        """The noise of the step's grid row, a new array, where it is not that of the call before."""
+        """The noise of the step's grid row, a new array, where it is not that of the call
+        before.
+        """
         row = 0 if self._noise is None else step // self._grid.width
         if row == self._row:
             return None

@@ -71,8 +71,8 @@ class Lookahead:
 class Drafts:
     """Guesses of the tokens that are still to come, for every image.
 
-    A position's guess is what the pass before drew there; else the token above or the left neighbor,
-    whichever has been right more often in this image.
+    A position's guess is what the pass before drew there; else the token above or the left
+    neighbor, whichever has been right more often in this image.
     """
 
     def __init__(self, num_images: int, grid: Grid) -> None:
@@ -116,7 +116,9 @@ class Drafts:
 
 
 class _NoiseRows:
-    """Noise of steps that differ between images, made a grid row at a time and kept while needed."""
+    """Noise of steps that differ between images, made a grid row at a time and kept while
+    needed.
+    """
 
     def __init__(self, batch: PromptBatch, grid: Grid, codebook_size: int) -> None:
         self._width, self._codes = grid.width, codebook_size

@@ -18,9 +18,9 @@ from ssd_export.runtime.prompt_batch import PromptBatch
 
 
 class Runner(Protocol):
-    """One backend with the weights loaded. Call order: prefill, then for each later image token evict
-    (when due) and decode_step, or decode_row, which does both for several steps. Backends inherit what
-    has a body here.
+    """One backend with the weights loaded. Call order: prefill, then for each later image token
+    evict (when due) and decode_step, or decode_row, which does both for several steps. Backends
+    inherit what has a body here.
 
     max_images: the most pictures of one batch; max_window: the most tokens that decode_window takes
     of an image, 1 where a backend has none; num_threads: of the CPU, 0 where the library takes as

@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from ssd_export.bundle import Bundle
     from ssd_export.runtime.runner import InspectableRunner
 
-# More threads than this for each CPU only wait for one another; some more than the CPUs are allowed,
-# because a container's quota can be less than what a user knows of the machine.
+# More threads than this for each CPU only wait for one another; some more than the CPUs are
+# allowed, because a container's quota can be less than what a user knows of the machine.
 MAX_THREADS_PER_CPU = 4
 MAX_THREADS_ANYWHERE = 16
 

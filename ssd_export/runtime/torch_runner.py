@@ -339,8 +339,8 @@ def load_modules(
                 " --runner ort, which takes less for quantized weights"
             ) from error
         raise UserError(
-            f"{path} does not hold the weights that ssd_config.json describes ({reason}); export the"
-            " bundle again with --force, or copy it again from where it came"
+            f"{path} does not hold the weights that ssd_config.json describes ({reason}); export"
+            " the bundle again with --force, or copy it again from where it came"
         ) from error
     return model.to(device), decoder.to(device)
 

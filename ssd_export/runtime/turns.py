@@ -56,7 +56,8 @@ class Turns:
             while self._holder and not self._is_closed:
                 if self._holder.is_mine():
                     raise UserError(
-                        f"this ImageGenerator is in the middle of a stream of this thread; {WAY_OUT}"
+                        "this ImageGenerator is in the middle of a stream of this thread;"
+                        f" {WAY_OUT}"
                     )
                 stood_still = self._holder.seconds_suspended()
                 if stood_still >= self.patience:

@@ -26,7 +26,9 @@ SECONDS_FOR_IDLE_CONNECTIONS = 5
 
 @dataclass(frozen=True)
 class ServeSpec:
-    """What to serve and where. seconds: a request's time limit; max_waiting: images in the queue."""
+    """What to serve and where. seconds: a request's time limit; max_waiting: images in the
+    queue.
+    """
 
     bundle: Path | None
     runner: str

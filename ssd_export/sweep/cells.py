@@ -172,6 +172,7 @@ def _costs(drawn: Drawn, jobs: int) -> dict[str, Any]:
 
 
 def side_by_side(images: Sequence[Image.Image]) -> Image.Image:
+    """The images in one row."""
     strip = Image.new("RGB", (sum(image.width for image in images), images[0].height))
     for index, image in enumerate(images):
         strip.paste(image, (index * image.width, 0))

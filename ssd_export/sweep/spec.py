@@ -30,7 +30,8 @@ SCENE_SEED = (
 class SweepSpec:
     """What is compared. policies: variants as they are spelled; num_prompts: captions for each
     seed, 0 draws nothing;
-    seeds: number of seeds, 0 .. seeds - 1; threads: of the CPU, in each process; num_scenes: true scenes of the teacher-forced loss;
+    seeds: number of seeds, 0 .. seeds - 1; threads: of the CPU, in each process; num_scenes: true
+    scenes of the teacher-forced loss;
     jobs: processes. batch and jobs: None until sweep.settle."""
 
     model: str
@@ -151,4 +152,5 @@ def check_spec(spec: SweepSpec) -> SweepSpec:
 
 
 def cell_name(policy: str, budget: float) -> str:
+    """The name of a cell, in files and tables."""
     return re.sub(r"[^\w.@=-]+", "-", f"{policy}-b{budget:g}")

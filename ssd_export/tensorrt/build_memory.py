@@ -27,8 +27,8 @@ __all__ = [
 ]
 
 
-# Of the decode step alone: there is nothing to share, and where the batch is fixed TensorRT-RTX 1.7.1
-# copies such an input before every product.
+# Of the decode step alone: there is nothing to share, and where the batch is fixed TensorRT-RTX
+# 1.7.1 copies such an input before every product.
 OF_ONE_GRAPH = ("generation_embeddings.", "generation_aligner.")
 
 

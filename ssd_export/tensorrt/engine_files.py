@@ -2,7 +2,8 @@
 weights they share.
 
 An engine is code: only files that the manifest vouches for are loaded, after engine.json was
-checked against the GPU, the system, TensorRT's version and the bundle (tensorrt/engine_manifest.py).
+checked against the GPU, the system, TensorRT's version and the bundle
+(tensorrt/engine_manifest.py).
 """
 
 from __future__ import annotations

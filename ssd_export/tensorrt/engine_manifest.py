@@ -123,10 +123,12 @@ class Here:
 
 
 def this_os() -> str:
+    """The operating system, as engine.json names it."""
     return {"win32": "windows"}.get(sys.platform, sys.platform)
 
 
 def this_arch() -> str:
+    """The processor architecture, as engine.json names it."""
     return {"AMD64": "x86_64", "arm64": "aarch64"}.get(platform.machine(), platform.machine())
 
 

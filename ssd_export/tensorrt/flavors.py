@@ -38,6 +38,7 @@ class Flavour:
 
 
 def is_installed(name: str) -> bool:
+    """Whether the Python package of a flavor can be imported."""
     return find_spec(MODULES[name]) is not None
 
 

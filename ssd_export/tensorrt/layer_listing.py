@@ -1,9 +1,9 @@
-"""The builder's listing of a finished engine: its layers, what each reads and writes, and what orders
-them.
+"""The builder's listing of a finished engine: its layers, what each reads and writes, and what
+orders them.
 
 TensorRT-RTX prints it while it builds with detailed verbosity: one line a layer, profile after
-profile, in the order in which the layers are queued on several streams. TensorRT prints the kinds of
-the layers alone; nothing can be checked there.
+profile, in the order in which the layers are queued on several streams. TensorRT prints the kinds
+of the layers alone; nothing can be checked there.
 """
 
 from __future__ import annotations
@@ -150,7 +150,10 @@ def _is_copy(layer: Layer, past: str, output: str) -> bool:
 def _hazard(reader: Layer, writer: Layer, past: str) -> str:
     if reader is writer:
         return f"{reader.name} reads {past} and overwrites it in the same kernel"
-    return f"{reader.name} (stream {reader.stream}) reads {past}, which {writer.name} (stream {writer.stream}) overwrites"
+    return (
+        f"{reader.name} (stream {reader.stream}) reads {past}, which {writer.name} (stream"
+        f" {writer.stream}) overwrites"
+    )
 
 
 def _ancestors(layers: Sequence[Layer]) -> list[set[int]]:
@@ -170,7 +173,9 @@ def _ancestors(layers: Sequence[Layer]) -> list[set[int]]:
 
 
 def unordered_dependencies(layers: Iterable[Layer]) -> list[str]:
-    """Reads of a result that nothing orders after its writer: none in a listing that is understood."""
+    """Reads of a result that nothing orders after its writer: none in a listing that is
+    understood.
+    """
     layers = list(layers)
     writer: dict[str, int] = {}
     before, found = _ancestors(layers), []

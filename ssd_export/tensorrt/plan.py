@@ -213,8 +213,8 @@ def _plan_step(
     capabilities: tuple[int, ...],
     library: Callable[[], Path | None],
 ) -> StepPlan:
-    """The plugin where it is asked for, or for `auto` where library and kernel are at hand; else the
-    best form of plain operators.
+    """The plugin where it is asked for, or for `auto` where library and kernel are at hand; else
+    the best form of plain operators.
     """
     names = DECODE_STEPS[: 1 + spec.top_k]
     why_not = "--plugin off"

@@ -2,9 +2,9 @@
 
 Each graph has its own, because they run at different sizes. A decode step is tuned apart for one
 image, for a few and for many: one profile over all of them would be tuned for one of these and slow
-at the others. The prompt always has its full length (shorter ones are padded), and the image decoder
-takes one image or one fixed number of them: its intermediate results are 190 MB an image at Janus-
-Pro's shape, so a range up to the largest batch asks for more than the workspace.
+at the others. The prompt always has its full length (shorter ones are padded), and the image
+decoder takes one image or one fixed number of them: its intermediate results are 190 MB an image at
+Janus- Pro's shape, so a range up to the largest batch asks for more than the workspace.
 """
 
 from __future__ import annotations

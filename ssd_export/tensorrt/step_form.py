@@ -1,17 +1,19 @@
 """The forms in which a decode step attends over its caches, and what each means for their memory.
 
-plugin      the plugin's kernel: reads a cache once and writes all of it in place; a block owns a head
+plugin      the plugin's kernel: reads a cache once and writes all of it in place; a block owns a
+head
             of a row
-kv-update   the KV-cache-update layer of TensorRT-RTX and TensorRT 10.15 or newer (export/kv_update.py):
+kv-update   the KV-cache-update layer of TensorRT-RTX and TensorRT 10.15 or newer
+(export/kv_update.py):
             keys and values are [rows x heads, 1, slots, head_dim] and written in place
 as bundled  the graph as it is in the bundle, ONNX Runtime's form: TensorRT copies caches
 
-ONNX Runtime runs one node after the other and may write every output that a graph's contract aliases
-over its input. A builder fuses: it makes one kernel of "the least position of all slots" and "the
-positions after the release", which then overwrites what its other blocks still read. So an engine of
-plain operators shares only keys and values, which no kernel reduces and overwrites at once; positions
-and scores, a few bytes a slot, are copied to their inputs after a run. Every build is checked against
-its layer listing (layer_listing.hazards).
+ONNX Runtime runs one node after the other and may write every output that a graph's contract
+aliases over its input. A builder fuses: it makes one kernel of "the least position of all slots"
+and "the positions after the release", which then overwrites what its other blocks still read. So an
+engine of plain operators shares only keys and values, which no kernel reduces and overwrites at
+once; positions and scores, a few bytes a slot, are copied to their inputs after a run. Every build
+is checked against its layer listing (layer_listing.hazards).
 """
 
 from __future__ import annotations
@@ -61,6 +63,7 @@ def size_of(dimension: Dimension, sizes: Mapping[str, int]) -> int:
 
 
 def num_elements(tensor: TensorSpec, sizes: Mapping[str, int]) -> int:
+    """Numbers of a tensor at those sizes."""
     return prod(size_of(dimension, sizes) for dimension in tensor.shape)
 
 

@@ -1,10 +1,11 @@
-"""The decode step as a CUDA graph, with a release before it and without: captured once each, launched
-for every token.
+"""The decode step as a CUDA graph, with a release before it and without: captured once each,
+launched for every token.
 
 Nothing in a step depends on the host: the step's number is counted on the device, and each head
 decides there whether it releases (R7). The host only leaves out releases that would find no full
-head, which the prompts' lengths tell beforehand. So two graphs serve all tokens of all grid rows, and
-launching one 24 times costs a row what one graph of 24 steps does, without the memory of 24 copies.
+head, which the prompts' lengths tell beforehand. So two graphs serve all tokens of all grid rows,
+and launching one 24 times costs a row what one graph of 24 steps does, without the memory of 24
+copies.
 """
 
 from __future__ import annotations
@@ -76,7 +77,8 @@ class StepGraphs:
 
 def _warn(reason: str) -> None:
     warnings.warn(
-        f"a decode step cannot be captured ({reason}); steps are queued one by one, which is slower",
+        f"a decode step cannot be captured ({reason}); steps are queued one by one, which is"
+        " slower",
         RuntimeWarning,
         stacklevel=3,
     )

@@ -69,6 +69,7 @@ class Target:
 
 
 def target_names() -> list[str]:
+    """The names of all recipes."""
     return sorted(path.stem for path in RECIPES.glob("*.toml"))
 
 

@@ -1,4 +1,6 @@
-"""generate on disk: what is done stays, what cannot be written is refused first, and what is said."""
+"""generate on disk: what is done stays, what cannot be written is refused first, and what is
+said.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""The log: notes on stderr by default, details where they are asked for, and nothing else printed."""
+"""The log: notes on stderr by default, details where they are asked for, and nothing else
+printed.
+"""
 
 from __future__ import annotations
 

@@ -1,12 +1,13 @@
 """Fenced blocks of a Markdown document, and how each is executed.
 
 A comment directly above a fence says what is special about it:
-    <!-- not run: REASON -->      not executed; commands of ours are still parsed by the command line
-    <!-- needs: MODULE -->        executed where the module can be imported
+    <!-- not run: REASON -->      not executed; commands of ours are still parsed by the command
+    line <!-- needs: MODULE -->        executed where the module can be imported
     <!-- with: TEXT = WHAT -->    TEXT is replaced by what the test provides under that name
     <!-- from: PATH -->           not executed: stands in PATH, which a test of its own compiles
     <!-- file: PATH -->           not executed: written to PATH of a copy of the repository
-    <!-- output -->               what the block before it prints; a line may have `...` in it, and a
+    <!-- output -->               what the block before it prints; a line may have `...` in it, and
+    a
                                   line of `...` stands for any lines
 """
 
@@ -82,8 +83,8 @@ def snippets(document: str) -> list[Snippet]:
 class Scratch:
     """A folder in which the blocks of one document are executed, one after the other.
 
-    It looks like a checkout: cli.py stands there, as a link, or with copy=True a copy of the sources
-    that a block may change.
+    It looks like a checkout: cli.py stands there, as a link, or with copy=True a copy of the
+    sources that a block may change.
     """
 
     def __init__(self, folder: Path, copy: bool, replaced: Mapping[str, str]) -> None:
@@ -99,7 +100,9 @@ class Scratch:
         self._environment = {**os.environ, "PYTHONPATH": str(home), "PATH": binaries}
 
     def execute(self, snippet: Snippet) -> None:
-        """Raises: AssertionError with what was printed, where the block fails or prints otherwise."""
+        """Raises: AssertionError with what was printed, where the block fails or prints
+        otherwise.
+        """
         if snippet.comment == "output":
             expected = snippet.text.splitlines()
             assert matches(expected, self.said.splitlines()), f"{snippet.where}: {self.said}"
@@ -137,7 +140,9 @@ class Scratch:
 
 
 def copy_tracked(name: str, folder: Path) -> None:
-    """Copies what git knows of a file or folder of the repository, with changes not yet committed."""
+    """Copies what git knows of a file or folder of the repository, with changes not yet
+    committed.
+    """
     listed = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard", name]
     names = subprocess.run(listed, cwd=ROOT, capture_output=True, text=True, check=True).stdout
     for path in filter(None, names.split("\0")):

@@ -65,7 +65,9 @@ CASES = {
 
 @dataclass(frozen=True)
 class Made:
-    """tokens: int32 [N, tokens]; pixels: uint8 [N, height, width, 3]; facts: the rest of the line."""
+    """tokens: int32 [N, tokens]; pixels: uint8 [N, height, width, 3]; facts: the rest of the
+    line.
+    """
 
     tokens: np.ndarray
     pixels: np.ndarray

@@ -1,4 +1,6 @@
-"""Broken and hostile bundles: the C++ library refuses them in Python's sentences, and never aborts."""
+"""Broken and hostile bundles: the C++ library refuses them in Python's sentences, and never
+aborts.
+"""
 
 from __future__ import annotations
 

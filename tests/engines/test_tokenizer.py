@@ -179,7 +179,9 @@ def test_what_the_library_does_not_have_is_named_and_ids_still_serve(
     spec = json.loads(demo_tokenizer)
     spec["pre_tokenizer"] = {"type": "Metaspace", "replacement": "_", "add_prefix_space": True}
     (refused,) = ids_of(build, exported(), vouched, ["a"], json.dumps(spec), tmp_path)
-    assert refused == (
-        "tokenizer.json has a pre-tokenizer Metaspace, which ssd_runtime does not have; give token"
+    assert (
+        refused
+        == "tokenizer.json has a pre-tokenizer Metaspace, which ssd_runtime does not have; give"
+        " token"
         " ids (`ssd-export prompts`)"
     )

@@ -1,4 +1,6 @@
-"""What --model means, and the settings that a checkpoint brings: wrong ones are found at the start."""
+"""What --model means, and the settings that a checkpoint brings: wrong ones are found at the
+start.
+"""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
-"""Graphs, weights and tokenizers that are cut, random, empty or of another bundle, beside a manifest
-that fits them: one sentence, from every runner.
+"""Graphs, weights and tokenizers that are cut, random, empty or of another bundle, beside a
+manifest that fits them: one sentence, from every runner.
 """
 
 from __future__ import annotations

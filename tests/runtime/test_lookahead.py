@@ -1,4 +1,6 @@
-"""Lookahead: the tokens, slots and scores of single steps, over random tables of rules and groups."""
+"""Lookahead: the tokens, slots and scores of single steps, over random tables of rules and
+groups.
+"""
 
 from __future__ import annotations
 

@@ -3,8 +3,8 @@ each.
 
 Compared is processor time, of all threads of this process and so of ONNX Runtime's too: what else
 the machine does hardly changes it. Pairs take turns, and the best run of each counts. The floor
-stands well below what is measured (docs/reference/benchmarks.md), with room for other processors: it is there
-for regressions, a cache that is copied at every step say, not for the last tenth.
+stands well below what is measured (docs/reference/benchmarks.md), with room for other processors:
+it is there for regressions, a cache that is copied at every step say, not for the last tenth.
 """
 
 from __future__ import annotations

@@ -1,4 +1,6 @@
-"""The micro-batcher over a generator that does as it is told: turns, batches, cancels, deadlines."""
+"""The micro-batcher over a generator that does as it is told: turns, batches, cancels,
+deadlines.
+"""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
-"""Runs an ONNX graph as a compiler may: nodes in any order that their inputs allow, outputs that are
-shared in place written over their inputs the moment they are computed.
+"""Runs an ONNX graph as a compiler may: nodes in any order that their inputs allow, outputs that
+are shared in place written over their inputs the moment they are computed.
 
 ONNX Runtime runs nodes one after the other in the file's order; an engine does not. What is right
 only by luck of the order differs here from run to run.

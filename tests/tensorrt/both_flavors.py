@@ -2,8 +2,8 @@
 lines.
 
 A process of its own, because what is registered with TensorRT stays: python -m
-tests.tensorrt.both_flavors BUNDLE. The plugin is the Python class of tests/plugins/python_plugin.py;
-kernels come from $SSD_EXPORT_KERNELS.
+tests.tensorrt.both_flavors BUNDLE. The plugin is the Python class of
+tests/plugins/python_plugin.py; kernels come from $SSD_EXPORT_KERNELS.
 """
 
 from __future__ import annotations

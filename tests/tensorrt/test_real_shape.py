@@ -1,9 +1,9 @@
-"""Janus-Pro-1B's shape with one layer and its whole image decoder: every target's numbers build, and
-nothing that an engine shares in place is read after it is overwritten, and a decode step reads every
-cache once.
+"""Janus-Pro-1B's shape with one layer and its whole image decoder: every target's numbers build,
+and nothing that an engine shares in place is read after it is overwritten, and a decode step reads
+every cache once.
 
-Needs TensorRT-RTX, which builds without a GPU. A target that it does not build for lends its numbers
-(batch, images of the decoder, workspace) to one that it does.
+Needs TensorRT-RTX, which builds without a GPU. A target that it does not build for lends its
+numbers (batch, images of the decoder, workspace) to one that it does.
 """
 
 from __future__ import annotations

@@ -2,8 +2,8 @@
 the memory of the CUDA double. Every run checks what TensorRT leaves to the caller: all addresses
 set and aligned, outputs that engine.json aliases at the address of their input, no other overlap,
 enough scratch memory (whose content is destroyed), weights as in their file. Every call and every
-destruction wants the device's context current in its thread, and nothing may outlive what it was made
-on (`CudaDouble.alive`).
+destruction wants the device's context current in its thread, and nothing may outlive what it was
+made on (`CudaDouble.alive`).
 """
 
 from __future__ import annotations

@@ -48,7 +48,8 @@ class Family:
     published: shapes by the last part of the hub id, in lower case; a built-in head map of such a
     name may be assumed for other models of that shape.
     look_alikes: other published models whose shape is one of these, and whose heads are not known.
-    stand_ins: canonical names of tensors that may be stored under another name alone, and that name.
+    stand_ins: canonical names of tensors that may be stored under another name alone, and that
+    name.
     left_out: beginnings of canonical names that generating images does not need.
     derived: a regular expression of names of buffers that follow from the configuration.
     prompt_files: what the encoder reads; they travel into the bundle.

@@ -57,16 +57,19 @@ FROM_ORIGINAL = [
 
 
 def from_transformers(stored: str) -> str:
+    """The canonical name of a tensor of transformers' layout."""
     return stored.removeprefix("model.")
 
 
 def from_original(stored: str) -> str:
+    """The canonical name of a tensor of the original layout."""
     for pattern, replacement in FROM_ORIGINAL:
         stored = pattern.sub(replacement, stored)
     return stored
 
 
 def prompt_encoder(file: Callable[[str], Path], config: ModelConfig) -> TemplateEncoder:
+    """The encoder of the family's prompt template."""
     return TemplateEncoder.from_file(file(TOKENIZER), PROMPT, TITLE, config.vocab_size)
 
 
@@ -81,6 +84,7 @@ def stand_ins(file: ConfigFile) -> Mapping[str, str]:
 
 
 def read_transformers_config(file: ConfigFile, shapes: Shapes) -> ModelConfig:
+    """ModelConfig from transformers' config.json."""
     vision, vq = file.section("vision_config"), file.section("vq_config")
     vision.require("num_image_tokens", GRID.num_tokens, GRID.num_tokens)
     vq.require("num_hidden_layers", 2, 2)
@@ -97,6 +101,7 @@ def read_transformers_config(file: ConfigFile, shapes: Shapes) -> ModelConfig:
 
 
 def read_original_config(file: ConfigFile, shapes: Shapes) -> ModelConfig:
+    """ModelConfig from the original config.json, with the defaults that it leaves out."""
     if "gen_vision_config" not in file.values:
         raise UserError(
             f"{file.path} has no gen_vision_config, so it draws no images: give a {TITLE}"
