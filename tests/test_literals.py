@@ -14,6 +14,7 @@ IN_TEXT = re.compile(r"(?<![\w.])(575|576|24 x 24)(?![\w.])")
 ROWS = re.compile(r"\b2 \* (\w+\.)*(num_images|batch|images|num_prompts)\b|\brows\s*=\s*2\b")
 # What is another 24: the source, the text of its line, and why.
 OTHERS = {
+    ("ssd_export/export/kv_update.py", "OPSET = 24"): "the opset",
     ("ssd_export/calibrate/plots.py", "s=24"): "points, the area of a mark",
     ("ssd_export/demo/checker.py", "MAX_GROUND_TINT = 24"): "levels of color",
     ("ssd_export/demo/train.py", "NUM_ASKING = 24"): "tokens that a picture is measured at",
