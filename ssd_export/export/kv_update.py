@@ -49,14 +49,15 @@ def kv_update_model(
         model.functions[function.identifier()] = function
     model.graph.opset_imports[""] = OPSET
     for value in (*model.graph.inputs, *model.graph.outputs):
-        if value.name in shapes:  # an input with a default stands beside the contract
+        # an input with a default stands beside the contract
+        if value.name is not None and value.name in shapes:
             value.shape = ir.Shape(shapes[value.name])
     return model
 
 
 def _attention_of(node: ir.Node, config: BundleConfig) -> AttentionNode:
-    caches = (CacheTensor.parse(value.name) for value in node.inputs)
-    cache = next(cache for cache in caches if cache is not None)
+    names = (value.name or "" for value in node.inputs if value is not None)
+    cache = next(cache for cache in map(CacheTensor.parse, names) if cache is not None)
     return AttentionNode.of(
         config.policy.layers[cache.layer][cache.group],
         config.policy,
@@ -68,11 +69,13 @@ def _attention_of(node: ir.Node, config: BundleConfig) -> AttentionNode:
 
 def kv_update_function(node: AttentionNode, op_type: str) -> ir.Function:
     """The local function `ssd_export::op_type`; caches are [B*H, 1, S, D]."""
-    names = ["query", "key", "value", "position", "prompt_length"]
+    query, key, value, position, prompt_length = (
+        ir.Value(name=name) for name in ("query", "key", "value", "position", "prompt_length")
+    )
     past = {part: ir.Value(name=f"past_{part}") for part in part_names(node.rule, "model")}
-    inputs = [ir.Value(name=name) for name in names] + list(past.values())
+    inputs = [query, key, value, position, prompt_length, *past.values()]
     ops = Operators()
-    outputs = _body(ops, node, *inputs[: len(names)], past)
+    outputs = _body(ops, node, query, key, value, position, prompt_length, past)
     graph = ir.Graph(inputs, outputs, nodes=ops.tape.nodes, opset_imports={"": OPSET}, name=op_type)
     attributes = [
         ir.Attr(

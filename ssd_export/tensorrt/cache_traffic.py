@@ -6,8 +6,10 @@ A compiler that reorders or copies a cache first, to suit a product that it know
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from math import prod
+from typing import TypeGuard
 
 from ssd_export.graph_spec import CacheTensor
 from ssd_export.tensorrt.layer_listing import Layer, Operand
@@ -18,7 +20,7 @@ MAX_READS = {"key": 2, "value": 1}  # scores may cost a second reading of the ke
 
 def cache_copies(layers: Iterable[Layer]) -> list[str]:
     """Layers that copy, transpose or pad a key or value cache."""
-    return copies(layers, _is_rows)
+    return copies(layers, lambda operand: _is_rows(CacheTensor.parse(operand.name)))
 
 
 def copies(layers: Iterable[Layer], counts: Callable[[Operand], bool]) -> list[str]:
@@ -26,21 +28,20 @@ def copies(layers: Iterable[Layer], counts: Callable[[Operand], bool]) -> list[s
     return [
         f"{layer.name} copies {source.name}"
         for layer in layers
-        for source in filter(counts, layer.inputs)
-        if source.name not in {operand.name for operand in layer.outputs}
+        for source in layer.inputs
+        if counts(source)
+        and not layer.writes(source.name)
         and any(_size(operand) >= _size(source) for operand in layer.outputs)
     ]
 
 
-def cache_reads(layers: Sequence[Layer]) -> dict[CacheTensor, int]:
+def cache_reads(layers: Iterable[Layer]) -> dict[CacheTensor, int]:
     """How many layers go over each key and value cache, those that write rows in place left out."""
-    reads: dict[CacheTensor, int] = {}
+    reads: Counter[CacheTensor] = Counter()
     for layer in layers:
-        written = {operand.name for operand in layer.outputs}
-        for name in {operand.name for operand in layer.inputs if _is_rows(operand)} - written:
-            cache = CacheTensor.parse(name)
-            reads[cache] = reads.get(cache, 0) + 1
-    return reads
+        names = {operand.name for operand in layer.inputs if not layer.writes(operand.name)}
+        reads.update(cache for cache in map(CacheTensor.parse, names) if _is_rows(cache))
+    return dict(reads)
 
 
 def read_too_often(layers: Sequence[Layer]) -> list[str]:
@@ -70,8 +71,7 @@ def moved_bytes(layers: Iterable[Layer]) -> int:
     return round(total)
 
 
-def _is_rows(operand: Operand) -> bool:
-    cache = CacheTensor.parse(operand.name)
+def _is_rows(cache: CacheTensor | None) -> TypeGuard[CacheTensor]:
     return cache is not None and cache.kind in OF_ROWS
 
 

@@ -32,8 +32,9 @@ class DeviceNoise:
     def __init__(self, device: CudaDevice, config: ModelConfig) -> None:
         self._device, self._config = device, config
         self._kernel = device.load_kernel(PTX_FILE.read_bytes(), ENTRY)
-        self._images: int | None = None  # address
+        self._address, self._images = 0, 0  # of the noise and of the batch's images, 0: none
         self._num_images = 0
+        self._row: int | None = None
 
     def start(self, images: Sequence[ImageSeed], address: int) -> None:
         """Takes a batch, whose noise goes to this address."""
@@ -52,7 +53,7 @@ class DeviceNoise:
             return
         self._row = step // width
         codes = self._config.codebook_size
-        numbers = (self._row * width, self._num_images, codes)
+        numbers = (step // width * width, self._num_images, codes)
         self._device.launch_kernel(
             self._kernel,
             (width * self._num_images, noise_programs(codes)),
@@ -67,6 +68,6 @@ class DeviceNoise:
             both.callback(self._free)
 
     def _free(self) -> None:
-        if self._images is not None:
+        if self._images:
             self._device.free(self._images)
-        self._images, self._num_images = None, 0
+        self._images, self._num_images = 0, 0

@@ -235,7 +235,7 @@ def test_an_array_of_another_shape_is_a_bug(
     with doubles(monkeypatch, copied_bundle(tmp_path, "full")).generator() as generator:
         generator(PROMPTS[:1])
         with pytest.raises(ValueError, match="tokens is int32"):
-            generator.runner._memory.upload("tokens", np.zeros(3, np.int32))
+            generator.runner._ready.memory.upload("tokens", np.zeros(3, np.int32))
 
 
 BOARD = """

@@ -131,7 +131,7 @@ def test_a_grid_row_waits_for_nothing(tmp_path: Path, monkeypatch: pytest.Monkey
         assert after[:2] == ["cuMemcpyDtoHAsync", "cuStreamSynchronize"], (
             "the tokens are read once, after the row"
         )
-        assert after.count("cuMemcpyDtoHAsync") == 1 or row == GRID.width - 1
+        assert after.count("cuMemcpyDtoHAsync") <= 2 or row == GRID.width - 1, "tokens and logits"
         assert (event.tokens[:, : (event.row + 1) * GRID.width].any(axis=1)).all()
         assert not event.tokens[:, (event.row + 1) * GRID.width :].any(), (
             "the row to come is not drawn yet"

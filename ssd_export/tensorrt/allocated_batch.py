@@ -1,0 +1,96 @@
+"""What batches of one size run on: a context of each engine, buffers, and the CUDA graphs of a step."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+
+import numpy as np
+
+from ssd_export.tensorrt.batch_memory import BatchMemory
+from ssd_export.tensorrt.cuda_device import CudaDevice
+from ssd_export.tensorrt.engine import TrtContext
+from ssd_export.tensorrt.engine_files import EngineFiles
+from ssd_export.tensorrt.loaded_engines import LoadedEngines
+from ssd_export.tensorrt.profiles import IMAGE_DECODER
+from ssd_export.tensorrt.step_graphs import StepGraphs
+
+EVICT = "evict"
+
+
+class AllocatedBatch:
+    """Contexts of all engines at the sizes of a batch, and a trial run of what will be captured.
+
+    Args: rows: of the batch; evicts: whether releases are an engine of their own.
+    Raises: UserError for a size that the engines do not take, or too little device memory.
+    """
+
+    def __init__(
+        self,
+        device: CudaDevice,
+        files: EngineFiles,
+        engines: LoadedEngines,
+        num_images: int,
+        rows: int,
+        top_k: bool,
+        evicts: bool,
+    ) -> None:
+        self.num_images, self.top_k, self._device = num_images, top_k, device
+        suffix = "_top_k" * top_k
+        self.prefill = engines.context(f"prefill{suffix}", num_images)
+        self._decode = engines.context(f"decode_step{suffix}", num_images)
+        self._evict = engines.context(EVICT, num_images) if evicts else None
+        at_a_time = {1, min(files.decoder_images, num_images)} & {1, files.decoder_images}
+        self.decoders = {count: engines.context(IMAGE_DECODER, count) for count in at_a_time}
+        self.memory = BatchMemory(
+            device,
+            self._decode,
+            [self.prefill, *self.decoders.values(), *self._evicts],
+            self._sizes(rows, files.prompt_slots),
+        )
+        self._try_out(rows)
+        captures = all(context.is_capturable() for context in (self._decode, *self._evicts))
+        self.graphs = StepGraphs(device, self.queue_step, self.queue_evict, captures)
+
+    def queue_step(self) -> None:
+        self._decode.enqueue()
+        self.memory.carry(self._decode)
+
+    def queue_evict(self) -> None:
+        """Nothing where the decode step releases by itself (R7)."""
+        for context in self._evicts:
+            context.enqueue()
+            self.memory.carry(context)
+
+    def close(self) -> None:
+        """Frees graphs and buffers; contexts are the engines'."""
+        with ExitStack() as last_first:
+            last_first.callback(self.memory.close)
+            last_first.callback(self.close_graphs)
+
+    def close_graphs(self) -> None:
+        """Frees the graphs alone: what runs goes before what it runs on."""
+        self.graphs.close()
+
+    @property
+    def _evicts(self) -> list[TrtContext]:
+        return [self._evict] if self._evict else []
+
+    def _sizes(self, rows: int, prompt_slots: int) -> dict[str, dict[str, int]]:
+        """Numbers for the named dimensions of each context. The prompt has always its greatest
+        length: with fixed shapes nothing is planned or compiled again.
+        """
+        batch = {"images": self.num_images, "rows": rows}
+        sizes = {context.name: batch for context in (self._decode, *self._evicts)}
+        sizes |= {context.name: {"images": n} for n, context in self.decoders.items()}
+        return sizes | {self.prefill.name: batch | {"prompt_tokens": prompt_slots}}
+
+    def _try_out(self, rows: int) -> None:
+        """Runs on empty caches what will be captured: TensorRT loads and compiles kernels on the
+        first run.
+        """
+        self.memory.clear()
+        self.memory.upload("prompt_length", np.ones(rows, np.int32))
+        self.memory.upload("step", np.ones(1, np.int64))
+        self.queue_evict()
+        self.queue_step()
+        self._device.synchronize()
