@@ -54,12 +54,13 @@ def attend_window(
     Args: query [B, H*G, W, D]; key, value [B, H, W, D], after RoPE; prompt_length, position int
     [B], position being the first token's; active bool [B].
     """
-    before = (state.position.clone(), None if state.score is None else state.score.clone())
+    position_before = state.position.clone()
+    score_before = state.score.clone() if state.score is not None else state.position
     release_full_heads(state, group, prompt_length, position, score_decay, grid_width)
     rests = ~active
-    state.position[rests] = before[0][rests]
+    state.position[rests] = position_before[rests]
     if state.score is not None:
-        state.score[rests] = before[1][rests]
+        state.score[rests] = score_before[rests]
     rows, num_heads, length, head_dim = key.shape
     grouped = query.reshape(rows, num_heads, -1, length, head_dim)
     keys, values = torch.cat([state.key, key], 2), torch.cat([state.value, value], 2)

@@ -86,7 +86,7 @@ class Drafts:
         width = self._grid.width
         for image, (start, end) in enumerate(zip(self._first, first, strict=True)):
             self._tokens[image, start:end] = tokens[image, start:end]
-            steps = np.arange(max(start, width), end)
+            steps = np.arange(max(int(start), width), int(end))
             row = self._tokens[image]
             above, left = row[steps] == row[steps - width], row[steps] == row[steps - 1]
             self._above_wins[image] += int(above.sum()) - int(left.sum())

@@ -62,7 +62,8 @@ class Runner(Protocol):
         inputs: int32 [N, W], the token before that step, then drafts of those from it on; noise:
         float32 [W, N, V] of the steps.
         """
-        raise NotImplementedError
+        missing = f"{type(self).__name__} takes a token of each image at a time"
+        raise NotImplementedError(missing)
 
     def tokens(self) -> np.ndarray:
         """int32 [N, image tokens]; what is not drawn yet is 0. Waits for the device."""

@@ -54,6 +54,8 @@ class TorchRunner(Runner):
         self._config, self._device = model.config, device
         self._dtype = next(model.parameters()).dtype
         self._attention = attention or step_attention(device, table)
+        # keys and values in int8 are written a token at a time
+        self.max_window = model.config.grid.num_tokens if table.kv_dtype == "model" else 1
         self.num_threads = torch.get_num_threads()
         self._states: list[list[GroupState]] = []
 
@@ -128,11 +130,6 @@ class TorchRunner(Runner):
             self._attend_cache,
         )
         self._draw(hidden[:, 0], step)
-
-    @property
-    def max_window(self) -> int:
-        """Keys and values in int8 are written a token at a time."""
-        return self._config.grid.num_tokens if self._table.kv_dtype == "model" else 1
 
     @torch.inference_mode()
     def decode_window(

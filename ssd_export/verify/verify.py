@@ -127,7 +127,7 @@ def _climb(
 
     def climb() -> Ladder:  # opened when first needed: a broken contract would not load
         if not ladder:
-            reference = (
+            reference: InspectableRunner = (
                 checkpoint_runner(bundle, checkpoint, provider_of("torch", spec.provider))
                 if checkpoint is not None and against == CHECKPOINT
                 else open_exact(bundle, against, spec)
