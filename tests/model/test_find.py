@@ -11,6 +11,8 @@ import pytest
 
 from ssd_export.errors import UserError
 from ssd_export.export.exporter import generation_defaults
+from ssd_export.model.checkpoint import Checkpoint
+from ssd_export.model.families import PUBLISHED
 from ssd_export.model.find import find_model
 from tests.unprivileged import error_without_rights
 
@@ -31,10 +33,15 @@ def test_a_folder_that_one_may_not_enter() -> None:
     assert "Permission denied; run as a user who may" in line or not line
 
 
+def checkpoint_in(folder: Path) -> Checkpoint:
+    """A checkpoint of which nothing but the files beside the weights is looked at."""
+    return Checkpoint(folder, "transformers", PUBLISHED["janus-pro-1b"], {})
+
+
 def test_the_settings_of_a_checkpoint(tmp_path: Path) -> None:
-    assert generation_defaults(tmp_path).cfg_scale == 5.0
+    assert generation_defaults(checkpoint_in(tmp_path)).cfg_scale == 5.0
     (tmp_path / "ssd_generation.json").write_text('{"cfg_scale": 1, "temperature": 0.9}')
-    assert generation_defaults(tmp_path).temperature == 0.9
+    assert generation_defaults(checkpoint_in(tmp_path)).temperature == 0.9
 
 
 @pytest.mark.parametrize(
@@ -60,5 +67,5 @@ def test_wrong_settings_are_one_line_with_a_way_out(tmp_path: Path, content: str
     file = tmp_path / "ssd_generation.json"
     file.write_bytes(content if isinstance(content, bytes) else content.encode())
     with pytest.raises(UserError) as refused:
-        generation_defaults(tmp_path)
+        generation_defaults(checkpoint_in(tmp_path))
     assert str(file) in str(refused.value) and "\n" not in str(refused.value)
