@@ -19,7 +19,7 @@ READING_BYTES_OF_AN_ENTRY = 850  # of tokenizer.json, while it is read
 ALLOCATED_SHARE = (
     1.1  # of a tensor's working memory: what the allocator and the reading of the file add
 )
-DRAWING_BASE_BYTES = 90_000_000  # Python, numpy, ONNX Runtime, tokenizer
+DRAWING_BASE_BYTES = 96_000_000  # Python, numpy, ONNX Runtime, tokenizer, noise
 # Copies of the weights that ONNX Runtime's CPU kernels hold: packed, and fp16 widened, for it is
 # multiplied as fp32.
 COPIES = {"float32": 1.05, "float16": 2.1, "bfloat16": 2.1}

@@ -142,11 +142,11 @@ def test_opening_a_graph_again_counts_once_a_picture() -> None:
     facts = {"first_token_ms": 4000.0, "image_tokens_per_second": 20.0, "first_step_seconds": 2.5}
     cell = Cell("bundle", None, "ort", "cpu", 2, 8, 1, picture_seconds=8.0)
     seconds = 4.0 + 2.5 + 574 * 2 / 20 + 2 * 8.0
-    assert picture_figures(lambda: None, facts, cell)["images_per_minute"] == pytest.approx(
+    assert picture_figures(lambda: None, facts, cell, 576)["images_per_minute"] == pytest.approx(
         120 / seconds
     )
     del facts["first_step_seconds"]  # transformers: one step is as long as another
-    assert picture_figures(lambda: None, facts, cell)["images_per_minute"] == pytest.approx(
+    assert picture_figures(lambda: None, facts, cell, 576)["images_per_minute"] == pytest.approx(
         120 / (seconds - 2.5 + 0.1)
     )
 
@@ -170,9 +170,10 @@ def test_few_steps_release_as_often_as_the_end_of_a_picture(steps: int) -> None:
     opened, runner = open_bundle(compressed()), CountingRunner()
     cell = Cell("bundle", opened.path, "ort", "cpu", 1, steps, 1)
     batch, table = _batches(opened, cell)(), opened.config.policy
-    loop = decode(runner, batch, table, timed_parts(cell))
+    loop = decode(runner, batch, table, timed_parts(cell, opened.config.model.grid))
     next(loop)
-    times = time_steps(loop, runner, cell, lambda done, total: None)
+    grid = opened.config.model.grid
+    times = time_steps(loop, runner, cell, grid, lambda done, total: None)
     assert len(times.seconds) == len(times.cpu_seconds) == steps and [
         step for what, step in runner.calls if what == "step"
     ] == list(range(576 - steps, 576))
@@ -312,7 +313,7 @@ def test_kinds_and_commands() -> None:
         (dict(runner="onnx"), "use one of ort .ONNX Runtime., torch"),
         (dict(batches=(0,)), "use 1,8,32"),
         (dict(batches=()), "use 1,8,32"),
-        (dict(steps=576), "outside 1 .. 575; use 96"),
+        (dict(steps=0), "times nothing; use 96"),
         (dict(threads=0), "--threads 0"),
         (dict(profile=True, runner="torch"), "--runner ort"),
     ],

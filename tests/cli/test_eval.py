@@ -185,4 +185,4 @@ def test_a_bad_value_is_one_line_with_the_fix(
 def test_every_option_names_its_default(run: Run) -> None:
     for verb in ("eval", "sweep", "verify"):
         for option in run(verb, "--help").out.split("Options:")[1].split("\n  --")[1:]:
-            assert "[default:" in option or option.startswith("json"), option
+            assert "[default:" in option or option.startswith(("json", "help")), option

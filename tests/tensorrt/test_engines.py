@@ -296,9 +296,7 @@ def test_a_full_disk_is_one_line_and_leaves_the_bundle(
     before = sorted(path.rglob("*"))
     plan = plan_build(spec(path))
     monkeypatch.setattr(engine, "build_graph", full)
-    with pytest.raises(
-        UserError, match=r"cannot write the engines into .* \(No space left on device\); free space"
-    ):
+    with pytest.raises(UserError, match="no space left to write .*; free some"):
         build_engines(plan)
     assert sorted(path.rglob("*")) == before
 

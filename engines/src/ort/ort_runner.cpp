@@ -123,8 +123,7 @@ std::unique_ptr<Backend> open_ort_backend(Bundle const& bundle, std::string cons
 }
 
 OrtRunner::OrtRunner(Bundle const& bundle, std::shared_ptr<OrtSessions> sessions)
-    : bundle_(bundle),
-      config_(bundle.config()),
+    : config_(bundle.config()),
       sessions_(std::move(sessions)),
       host_(Ort::MemoryInfo::CreateCpu(OrtArenaAllocator, OrtMemTypeDefault)),
       device_(

@@ -53,7 +53,6 @@ private:
     std::vector<Ort::Value> run_once(std::string const& graph,
                                      std::map<std::string, Ort::Value> const& feeds);
 
-    Bundle const& bundle_;
     Config const& config_;
     std::shared_ptr<OrtSessions> sessions_;
     Ort::RunOptions run_options_;
