@@ -31,7 +31,7 @@ def test_tokens_and_pixels_are_pythons(name: str, made: dict[str, Made], bundles
     case, drawn = CASES[name], made[name]
     assert "error" not in drawn.facts, drawn.facts
     expected = drawn_by_python(case, bundles(case.bundle))
-    assert len(np.unique(expected.tokens)) > 20, "a case whose tokens could not differ"
+    assert len(np.unique(expected.tokens)) > 10, "a case whose tokens could not differ"
     np.testing.assert_array_equal(drawn.tokens, expected.tokens)
     np.testing.assert_array_equal(drawn.pixels, expected.pixels)
     assert drawn.facts["cache_bytes"] == expected.facts["cache"].bytes
