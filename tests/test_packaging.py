@@ -69,7 +69,7 @@ def test_generate_works_on_a_board(board: Path, tmp_path: Path) -> None:
         "out.png",
     )
     said = run(board, "-c", REFUSE, *command, cwd=tmp_path)
-    assert "out.png: 1 picture" in said and (tmp_path / "out.png").stat().st_size > 0
+    assert "out.png: 1 image" in said and (tmp_path / "out.png").stat().st_size > 0
     assert "decode_step" in run(
         board, "-c", REFUSE, "inspect", bundle(DEMO_CHECKPOINT, "ssd-auto", 0.2), cwd=tmp_path
     )
