@@ -38,6 +38,8 @@ std::vector<AddedToken> added_tokens(Json const& spec) {
 
 }  // namespace
 
+constexpr size_t MAX_REASON = 120;  // characters of a library's own words
+
 PromptEncoder::PromptEncoder(std::string const& content, std::string const& path) try {
     Json const spec = Json::parse(content);
     std::vector<AddedToken> added = added_tokens(spec);
@@ -61,7 +63,8 @@ PromptEncoder::PromptEncoder(std::string const& content, std::string const& path
         reason_ = failure.what();
     }
 } catch (Json::exception const& error) {
-    fail(SSD_BAD_BUNDLE, path, " is not a tokenizer.json (", error.what(), "): download it again");
+    fail(SSD_BAD_BUNDLE, path, " is not a tokenizer.json (",
+         std::string(error.what()).substr(0, MAX_REASON), "): download it again");
 } catch (std::out_of_range const&) {
     fail(SSD_BAD_BUNDLE, path,
          " is not a tokenizer.json (a merge is not in the vocabulary): download it again");
@@ -175,9 +178,10 @@ Embeddings::Embeddings(TextEmbeddings const& entry, std::string const& path)
     uint64_t const wanted = num_elements({entry.num_rows, entry.width}) *
                             static_cast<uint64_t>(item_bytes(entry.dtype));
     if (entry.offset > file_.size() || wanted > file_.size() - entry.offset) {
-        fail(SSD_BAD_BUNDLE, path,
-             " ends before the text embeddings do; export it again with "
-             "--force, or copy it again from where it came");
+        fail(SSD_BAD_BUNDLE, "bundle ", path.substr(0, path.size() - entry.file.size() - 1),
+             ": the text embeddings end at byte ", std::to_string(entry.offset + wanted), " and ",
+             entry.file, " has ", std::to_string(file_.size()),
+             "; export it again with --force, or copy it again from where it came");
     }
 }
 

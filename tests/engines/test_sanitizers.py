@@ -3,6 +3,7 @@ generation, misuse, cancelling at every row and several threads."""
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -31,6 +32,12 @@ THREADS = [
     "two_generations_in_two_threads",
     "two_models_in_two_threads",
 ]
+
+
+pytestmark = pytest.mark.skipif(
+    "SSD_EXPORT_SANITIZERS" not in os.environ,
+    reason="takes many minutes: SSD_EXPORT_SANITIZERS=1 make test TESTS=tests/engines",
+)
 
 
 @pytest.mark.slow

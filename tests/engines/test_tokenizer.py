@@ -163,7 +163,7 @@ def test_ids_are_pythons(
 
 @pytest.fixture(scope="session")
 def demo_tokenizer() -> str:
-    from ssd_export.export.exporter import DEMO_CHECKPOINT
+    from ssd_export.model.find import DEMO_CHECKPOINT
 
     return (DEMO_CHECKPOINT / "tokenizer.json").read_text(encoding="utf-8")
 
