@@ -32,7 +32,6 @@ from ssd_export.serve.batcher import (
 from ssd_export.serve.generation import (
     GeneratorBatches,
     image_requests,
-    num_prompt_tokens,
     preview_rows,
     server_facts,
 )
@@ -253,7 +252,7 @@ def _submit(server: Server, body: GenerationRequest, request: Request) -> Submis
         seconds=server.seconds,
         preview_rows=preview_rows(previews, server.batches.num_rows),
     )
-    text = len(requests) * num_prompt_tokens(body.prompt, generator)
+    text = len(requests) * generator.num_prompt_tokens(body.prompt)
     tokens = len(requests) * generator.config.grid.num_tokens
     details = TokenDetails(text_tokens=text)
     usage = Usage(

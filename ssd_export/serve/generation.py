@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
-from pathlib import Path
 
 import numpy as np
 
@@ -56,11 +55,6 @@ def image_requests(body: GenerationRequest, generator: ImageGenerator) -> list[I
     ]
 
 
-def num_prompt_tokens(prompt: str, generator: ImageGenerator) -> int:
-    """Tokens of a prompt, control tokens included."""
-    return generator.num_prompt_tokens(prompt)
-
-
 def preview_rows(num_previews: int, num_rows: int) -> list[int]:
     """The rows after which that many previews are made: evenly over an image, without its last."""
     count = min(num_previews, num_rows - 1)
@@ -95,10 +89,3 @@ def server_facts(batches: GeneratorBatches, runner: str, max_batch: int) -> Serv
         full_cache_bytes_an_image=full,
         tokens_dropped=batches.tokens_dropped,
     )
-
-
-def bundle_path(path: Path | None) -> Path:
-    """The bundle asked for, else the latest. Raises: UserError."""
-    from ssd_export.bundle import resolve_bundle
-
-    return resolve_bundle(path)

@@ -14,10 +14,11 @@ from pathlib import Path
 
 import uvicorn
 
+from ssd_export.bundle import resolve_bundle
 from ssd_export.runtime.generate import ImageGenerator
 from ssd_export.serve.app import Server, make_app
 from ssd_export.serve.batcher import MicroBatcher
-from ssd_export.serve.generation import GeneratorBatches, bundle_path
+from ssd_export.serve.generation import GeneratorBatches
 from ssd_export.serve.metrics import Metrics
 
 log = logging.getLogger(__name__)
@@ -44,7 +45,7 @@ class ServeSpec:
 
 def open_server(spec: ServeSpec) -> Server:
     """The generator opened and warm. Raises: UserError for what cannot be opened."""
-    path = bundle_path(spec.bundle)
+    path = resolve_bundle(spec.bundle)
     opened: list[GeneratorBatches] = []
     metrics = Metrics()
 
