@@ -43,7 +43,7 @@ def measure_stages(folder: Path) -> dict[str, Any]:
 
     from ssd_export.calibrate.calibration import BATCH, FISHER, CalibrationSpec, add_picture
     from ssd_export.calibrate.measure import HeadSums
-    from ssd_export.calibrate.neighbourhood import Neighbourhood
+    from ssd_export.calibrate.neighborhood import Neighborhood
     from ssd_export.calibrate.sequences import FullCacheImages
     from ssd_export.model.checkpoint import open_checkpoint
     from ssd_export.model.families import prompt_encoder
@@ -72,7 +72,7 @@ def measure_stages(folder: Path) -> dict[str, Any]:
     spec = CalibrationSpec(
         ("random",),
         1,
-        Neighbourhood.default(config.grid),
+        Neighborhood.default(config.grid),
         0,
         sampling,
         PROMPT_SLOTS,

@@ -68,7 +68,7 @@ def measure_build(bundle: Path, target: str, batch: str, shared: bool) -> dict[s
         "peak_bytes": peaks,
         "engine_bytes": entry.bytes,
         "layers": sum(entry.layers.values()),
-        "needed_bytes": needed_bytes(plan.bundle, plan.target, plan.flavour),
+        "needed_bytes": needed_bytes(plan.bundle, plan.target, plan.flavor),
     }
 
 
@@ -150,8 +150,8 @@ def main() -> None:
     asked = parser.parse_args()
     runs = []
     for bundle in asked.bundles:
-        quantised = open_bundle(bundle).config.precision.weights != "none"
-        for shared in (True,) if quantised else (True, False):
+        quantized = open_bundle(bundle).config.precision.weights != "none"
+        for shared in (True,) if quantized else (True, False):
             with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as process:
                 runs.append(
                     process.submit(

@@ -56,7 +56,7 @@ def results_of(runs: dict[str, dict[str, Any]]) -> dict[str, Any]:
         f" {base['num_prompts']} unseen captions"
     )
     note = (
-        f"One seed; 1 point is {base['num_prompts'] / 100:g} pictures. Weight-only quantisation of"
+        f"One seed; 1 point is {base['num_prompts'] / 100:g} pictures. Weight-only quantization of"
         " the layers' matrices; everything else stays float32. Bound: points below fp32 that are"
         " allowed; it is held to the difference, not to its interval."
     )

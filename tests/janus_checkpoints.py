@@ -1,7 +1,7 @@
 """Small random Janus-Pro checkpoints in both layouts, and transformers' own generate as the oracle.
 
 The full 24 x 24 grid with pictures of 48 x 48 pixels, under half a million parameters, a second an
-image. The weights are large: with the default initialisation every picture is one token 576 times.
+image. The weights are large: with the default initialization every picture is one token 576 times.
 """
 
 from __future__ import annotations

@@ -112,7 +112,7 @@ float read_real(PluginField const& field, RealField const& wanted) {
     return value;
 }
 
-// ONNX strings arrive with a terminating zero counted in their length; serialised ones have none.
+// ONNX strings arrive with a terminating zero counted in their length; serialized ones have none.
 std::string read_text(PluginField const& field, TextField const& wanted) {
     if (field.type != wanted.type || field.length < 1) {
         reject(std::string("field ") + field.name + " must be " +

@@ -1,7 +1,7 @@
 """Attention over a cache of slots, in torch: the reference for every backend (R2, R7, R8; told in
 policy.py).
 
-Query heads of one KV head are neighbours: query head h * G + g reads KV head h, as in transformers.
+Query heads of one KV head are neighbors: query head h * G + g reads KV head h, as in transformers.
 """
 
 from __future__ import annotations

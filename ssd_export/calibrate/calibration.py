@@ -21,7 +21,7 @@ import numpy as np
 
 from ssd_export.calibrate.ablation import Ablation
 from ssd_export.calibrate.measure import HeadSums, attention_shares
-from ssd_export.calibrate.neighbourhood import Neighbourhood
+from ssd_export.calibrate.neighborhood import Neighborhood
 from ssd_export.calibrate.ranks import rank_correlation
 from ssd_export.calibrate.sensitivity import Fisher, hidden_states
 from ssd_export.calibrate.sequences import FullCacheImages, sequence_of
@@ -46,7 +46,7 @@ class CalibrationSpec:
 
     prompts: tuple[str, ...]
     num_images: int
-    neighbourhood: Neighbourhood
+    neighborhood: Neighborhood
     seed: int
     sampling: Sampling
     prompt_slots: int
@@ -63,7 +63,7 @@ class CalibrationSpec:
             fingerprint,
             self.prompts_hash,
             self.num_images,
-            str(self.neighbourhood),
+            str(self.neighborhood),
             self.seed,
             repr(self.sampling),
             self.prompt_slots,
@@ -225,7 +225,7 @@ def add_picture(
         )
     for index in reversed(range(model.config.num_layers)):
         dense, divergence = costs.layer(index, states.pop(), spec.options, spec.prompt_slots)
-        metric, on_prompt, columns = attention_shares(dense, spec.neighbourhood)
+        metric, on_prompt, columns = attention_shares(dense, spec.neighborhood)
         sums.metric[half, index] += metric.numpy()
         sums.prompt_share[index] += on_prompt.numpy()
         sums.column_share[index] += columns.numpy()
@@ -272,7 +272,7 @@ def _head_map(
         config.hidden_size,
         metric=_tuples(metric),
         threshold=threshold,
-        neighbourhood=str(spec.neighbourhood),
+        neighborhood=str(spec.neighborhood),
         provenance="measured by ssd-export calibrate",
         prompts_hash=spec.prompts_hash,
         model_fingerprint=checkpoint.fingerprint(),

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ssd_export.cache.replay import DenseAttention
-from ssd_export.calibrate.neighbourhood import Neighbourhood
+from ssd_export.calibrate.neighborhood import Neighborhood
 from ssd_export.config import ModelConfig
 
 
@@ -62,18 +62,18 @@ class HeadSums:
 
 
 def attention_shares(
-    dense: DenseAttention, neighbourhood: Neighbourhood
+    dense: DenseAttention, neighborhood: Neighborhood
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Means over the rows of a picture: metric [heads], share on the prompt [heads], by grid column
     [heads, columns].
 
-    metric = mass of all image queries on image tokens outside the neighbourhood / on all image
+    metric = mass of all image queries on image tokens outside the neighborhood / on all image
     tokens.
     """
     start, width = dense.prompt_length, dense.grid.width
     probs = dense.probs[:, :, :, start:].flatten(1, 2)  # [B, heads, I, T]
     image = probs[..., start:]
-    near = neighbourhood.mask(dense.num_image_tokens, width).to(image.device)
+    near = neighborhood.mask(dense.num_image_tokens, width).to(image.device)
     mass = image.sum(dim=2, dtype=torch.float64)  # [B, heads, image key]
     total = mass.sum(dim=-1)
     outside = image.masked_fill(near, 0).sum(dim=(2, 3), dtype=torch.float64)

@@ -20,9 +20,9 @@ from matplotlib.patches import Rectangle
 from ssd_export.config import Grid
 from ssd_export.policy.head_map import HeadMap
 
-# Two of the colours of Okabe and Ito, and cividis: the same to all kinds of colour vision.
+# Two of the colors of Okabe and Ito, and cividis: the same to all kinds of color vision.
 SPATIAL, SEMANTIC = "#0072B2", "#D55E00"
-COLOURS = "cividis"
+COLORS = "cividis"
 STYLE: Any = {
     "font.size": 12,
     "axes.titlesize": 13,
@@ -42,7 +42,7 @@ def plot_paths(path: Path) -> list[Path]:
 
 
 def heat_map(head_map: HeadMap, path: Path) -> None:
-    """Layers x heads, the metric as colour (and in figures where they fit), semantic heads marked,
+    """Layers x heads, the metric as color (and in figures where they fit), semantic heads marked,
     their share by layer.
     """
     metric = np.asarray(head_map.metric)  # [layers, heads]
@@ -60,7 +60,7 @@ def heat_map(head_map: HeadMap, path: Path) -> None:
             gridspec_kw={"width_ratios": [max(3, num_heads / 5), 1]},
         )
         image = heads.imshow(
-            metric, cmap=COLOURS, vmin=0, vmax=1, aspect="auto", interpolation="nearest"
+            metric, cmap=COLORS, vmin=0, vmax=1, aspect="auto", interpolation="nearest"
         )
         _mark_semantic(heads, metric, semantic)
         heads.set(xlabel="query head", ylabel="layer")
@@ -68,13 +68,13 @@ def heat_map(head_map: HeadMap, path: Path) -> None:
         figure.suptitle(
             f"{round(head_map.semantic_share * semantic.size)} of {semantic.size} heads are"
             f" semantic ({_MARKED[_has_room(metric)]}):\nmore than {100 * head_map.threshold:.0f} %"
-            " of their attention is outside their neighbourhood",
+            " of their attention is outside their neighborhood",
             x=0.01,
             ha="left",
             fontsize=13,
         )
         bar = figure.colorbar(image, ax=(heads, share), pad=0.02)
-        bar.set_label(f"share outside {head_map.neighbourhood}".removesuffix(" unknown"))
+        bar.set_label(f"share outside {head_map.neighborhood}".removesuffix(" unknown"))
         (
             bar.ax.axhline(head_map.threshold, color="white", linewidth=3),
             bar.ax.axhline(head_map.threshold, color=SEMANTIC, linewidth=1.5),
@@ -144,16 +144,16 @@ def attention_plot(
             2, 1 + len(queries), figsize=(3.1 * (1 + len(queries)), 7), layout="constrained"
         )
         for row, (layer, head) in enumerate(heads):
-            colour, kind = ((SPATIAL, "most spatial"), (SEMANTIC, "most semantic"))[row]
+            color, kind = ((SPATIAL, "most spatial"), (SEMANTIC, "most semantic"))[row]
             axes[row, 0].imshow(picture, extent=(0, grid.width, grid.height, 0))
             axes[row, 0].set_title(
                 f"{kind}: layer {layer}, head {head}\n{100 * head_map.metric[layer][head]:.0f} %"
-                " outside its neighbourhood",
-                color=colour,
+                " outside its neighborhood",
+                color=color,
                 loc="left",
             )
             for axis, query, attention in zip(axes[row, 1:], queries, maps[row], strict=True):
-                _overlay(axis, picture, attention, query, colour, grid)
+                _overlay(axis, picture, attention, query, color, grid)
             for axis in axes[row]:
                 axis.set(xticks=[], yticks=[])
                 axis.spines[:].set_visible(False)
@@ -171,18 +171,18 @@ def _overlay(
     picture: np.ndarray,
     attention: np.ndarray,
     query: int,
-    colour: str,
+    color: str,
     grid: Grid,
 ) -> None:
     extent = (0, grid.width, grid.height, 0)
     row, column = divmod(query, grid.width)
-    grey = picture.mean(axis=-1) / 255 * 0.45 + 0.55
-    axis.imshow(grey, cmap="gray", vmin=0, vmax=1, extent=extent)
+    gray = picture.mean(axis=-1) / 255 * 0.45 + 0.55
+    axis.imshow(gray, cmap="gray", vmin=0, vmax=1, extent=extent)
     strength = np.sqrt(
         attention.reshape(grid.height, grid.width) / attention.max()
     )  # the root: 1 % of the peak is a tenth of its ink
     layer = np.empty((grid.height, grid.width, 4))
-    layer[..., :3], layer[..., 3] = to_rgb(colour), strength
+    layer[..., :3], layer[..., 3] = to_rgb(color), strength
     axis.imshow(layer, extent=extent, interpolation="nearest")
     for line in range(grid.height + 1):
         axis.axhline(line, color="white", linewidth=0.3)
@@ -207,7 +207,7 @@ def column_plot(head_map: HeadMap, path: Path) -> None:
     column = np.arange(width)
     with plt.rc_context(STYLE):
         figure, axis = plt.subplots(figsize=(9, 4), layout="constrained")
-        for shift, kind, colour, hatch in (
+        for shift, kind, color, hatch in (
             (-0.21, False, SPATIAL, None),
             (0.21, True, SEMANTIC, "//"),
         ):
@@ -218,7 +218,7 @@ def column_plot(head_map: HeadMap, path: Path) -> None:
                     column + shift,
                     100 * chosen.mean(axis=0),
                     0.42,
-                    color=colour,
+                    color=color,
                     hatch=hatch,
                     edgecolor="white",
                     linewidth=0,

@@ -20,7 +20,7 @@ VARIED = (
     "a lighthouse in a storm, dramatic light",
     "a street in the rain at night with neon signs",
     "a white horse to the left of a red barn",
-    "a watercolour of mountains in fog",
+    "a watercolor of mountains in fog",
     "four hot air balloons above a desert",
     "a close-up of a dragonfly on a leaf",
     "a child's drawing of a house with a smoking chimney",

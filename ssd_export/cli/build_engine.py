@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from ssd_export.tensorrt.engine_manifest import EngineEntry
     from ssd_export.tensorrt.plan import BuildPlan
 
-FLAVOURS = ("auto", "tensorrt", "tensorrt-rtx")
+FLAVORS = ("auto", "tensorrt", "tensorrt-rtx")
 PLUGIN = ("auto", "on", "off")
 
 
@@ -30,9 +30,9 @@ PLUGIN = ("auto", "on", "off")
         ),
     ),
     option(
-        "--flavour",
+        "--flavor",
         default="auto",
-        metavar="|".join(FLAVOURS),
+        metavar="|".join(FLAVORS),
         help="TensorRT-RTX needs no GPU to build; TensorRT builds on the machine that will run.",
     ),
     option(
@@ -78,11 +78,11 @@ PLUGIN = ("auto", "on", "off")
 def command(bundle: Path | None, batch: str | None, dry_run: bool, **asked: Any) -> None:
     """Build TensorRT engines of a bundle, into the bundle.
 
-    Prefill and decode step share one copy of the weights on the device (quantised matrices
+    Prefill and decode step share one copy of the weights on the device (quantized matrices
     excepted: each engine has its own). engine.json beside the engines says what they were built
     from and for; a loader checks it before it loads them.
     """
-    options.check_choice("--flavour", asked["flavour"], FLAVOURS)
+    options.check_choice("--flavor", asked["flavor"], FLAVORS)
     options.check_choice("--plugin", asked["plugin"], PLUGIN)
 
     from ssd_export.bundle import resolve_bundle
@@ -98,7 +98,7 @@ def command(bundle: Path | None, batch: str | None, dry_run: bool, **asked: Any)
         click.echo(line, err=True)
     if dry_run:
         return
-    if plan.flavour is None:
+    if plan.flavor is None:
         for name in prepare(plan):
             click.echo(plan.bundle.path / name)
         return
@@ -125,7 +125,7 @@ def plan_lines(plan: BuildPlan) -> list[str]:
 
     gpus = ", ".join(f"{capability / 10:.1f}" for capability in plan.capabilities)
     lines = [f"target: {plan.target.name} ({plan.target.title}), compute capability {gpus}"]
-    if plan.flavour is None:
+    if plan.flavor is None:
         return lines + [
             "TensorRT builds for this target on its own machine. Here the plugin's decode step is"
             " prepared, kernel inside; then copy the bundle there and run: ssd-export build-engine"
@@ -133,7 +133,7 @@ def plan_lines(plan: BuildPlan) -> list[str]:
         ]
     free = "unknown" if plan.free_bytes is None else gib(plan.free_bytes)
     lines += [
-        f"flavour: {plan.flavour.name} {plan.flavour.version}",
+        f"flavor: {plan.flavor.name} {plan.flavor.version}",
         (
             f"decode step: {plan.step.form}"
             + (f", {plan.step.library}" if plan.step.library else "")
@@ -150,8 +150,8 @@ def plan_lines(plan: BuildPlan) -> list[str]:
         ),
         f"into: {plan.bundle.path / plan.folder}",
     ]
-    if plan.timing_cache and plan.flavour.builds_anywhere:
-        lines.append(f"timing cache: {plan.flavour.name} has none, --timing-cache is not used")
+    if plan.timing_cache and plan.flavor.builds_anywhere:
+        lines.append(f"timing cache: {plan.flavor.name} has none, --timing-cache is not used")
     return lines
 
 

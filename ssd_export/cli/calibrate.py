@@ -33,7 +33,7 @@ class CalibrateSpec:
     model: str
     prompts: Path | None
     num_images: int
-    neighbourhood: str | None
+    neighborhood: str | None
     tau: float | None
     semantic_share: float | None
     seed: int
@@ -62,7 +62,7 @@ class CalibrateSpec:
     ),
     options.num_images.but(default=16, help="Images to measure on; prompts are used in turn."),
     option(
-        "--neighbourhood",
+        "--neighborhood",
         metavar="1d:TOKENS|2d:RADIUS",
         help=(
             "What counts as near: the last TOKENS image tokens, or RADIUS grid rows and columns"
@@ -75,7 +75,7 @@ class CalibrateSpec:
         metavar="SHARE",
         help=(
             "A head is semantic if more than this share of its attention is outside the"
-            f" neighbourhood.  [default: {TAU}]"
+            f" neighborhood.  [default: {TAU}]"
         ),
     ),
     option(
@@ -124,7 +124,7 @@ def command(**asked: Any) -> None:
     """Measure the attention heads of a checkpoint.
 
     Draws pictures with the full cache and writes a head map: how far each head looks beyond its
-    neighbourhood, and what every way of serving it from fewer slots would cost, from which `export
+    neighborhood, and what every way of serving it from fewer slots would cost, from which `export
     --policy ssd-auto` allocates any budget. An interrupted run goes on where it stopped when it is
     started again.
     """
@@ -171,7 +171,7 @@ def _state_file(spec: CalibrateSpec) -> Path:
 
 def _calibrate(spec: CalibrateSpec) -> None:
     from ssd_export.calibrate.calibration import ABLATION, FISHER, CalibrationSpec, calibrate
-    from ssd_export.calibrate.neighbourhood import Neighbourhood
+    from ssd_export.calibrate.neighborhood import Neighborhood
     from ssd_export.cli.progress import ProgressReport
     from ssd_export.export.exporter import generation_defaults
     from ssd_export.model.checkpoint import open_checkpoint
@@ -187,10 +187,10 @@ def _calibrate(spec: CalibrateSpec) -> None:
     _, folder = model_folder(spec.model)
     checkpoint = open_checkpoint(folder)
     grid = checkpoint.config.grid
-    neighbourhood = (
-        Neighbourhood.default(grid)
-        if spec.neighbourhood is None
-        else Neighbourhood.parse(spec.neighbourhood, grid)
+    neighborhood = (
+        Neighborhood.default(grid)
+        if spec.neighborhood is None
+        else Neighborhood.parse(spec.neighborhood, grid)
     )
     other = None if spec.compare is None else _other_map(spec.compare, checkpoint.config)
     defaults = generation_defaults(checkpoint)
@@ -198,7 +198,7 @@ def _calibrate(spec: CalibrateSpec) -> None:
     what = CalibrationSpec(
         given,
         spec.num_images,
-        neighbourhood,
+        neighborhood,
         spec.seed,
         Sampling(defaults.cfg_scale, defaults.temperature),
         spec.prompt_slots,
@@ -274,7 +274,7 @@ def _summary(
     lines = [
         (
             f"{spec.out}: {semantic} of {heads} heads semantic ({head_map.semantic_share:.3f}) at"
-            f" tau {head_map.threshold:.3g}, neighbourhood {head_map.neighbourhood}"
+            f" tau {head_map.threshold:.3g}, neighborhood {head_map.neighborhood}"
         ),
         (
             f"{spec.num_images} pictures{resumed} in {seconds:.1f} s, costs by"

@@ -91,7 +91,7 @@ class EvalSpec:
 def command(as_json: bool, **asked: Any) -> None:
     """Score how often pictures show what their captions say.
 
-    A rule-based checker judges every picture: ground, number, colour, shape, relation. Captions are
+    A rule-based checker judges every picture: ground, number, color, shape, relation. Captions are
     unseen in the demo model's training; the score comes with a 95 % interval. A policy given
     instead of a bundle is exported to a temporary folder first.
     """

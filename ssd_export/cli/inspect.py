@@ -231,7 +231,7 @@ def _layer_count(facts: dict[str, Any]) -> str:
 
 
 def _alike(layers: list[Any]) -> list[tuple[str, Any]]:
-    """Neighbouring layers with equal groups as one: ("0-5", groups)."""
+    """Neighboring layers with equal groups as one: ("0-5", groups)."""
     runs: list[tuple[int, int, Any]] = []
     for index, groups in enumerate(layers):
         if runs and runs[-1][2] == groups:

@@ -25,11 +25,11 @@ WIDTH_OF_A_PIPE = 120
 
 @dataclass(frozen=True)
 class Device:
-    """What will draw. memory_bytes: usable; flavour: None for a machine that needs no engine."""
+    """What will draw. memory_bytes: usable; flavor: None for a machine that needs no engine."""
 
     name: str
     memory_bytes: int | None
-    flavour: str | None
+    flavor: str | None
     shared_weights: bool = True
 
 
@@ -94,7 +94,7 @@ def command(target: str | None, fits: bool, as_json: bool, **asked: Any) -> None
     device = find_device(target or "cpu")
     options.check_weights(
         spec.weights or "none",
-        None if device.flavour is None or SIZE.fullmatch(target or "") else target,
+        None if device.flavor is None or SIZE.fullmatch(target or "") else target,
     )
     settings = Settings(spec.weights or "none", spec.budget or 0.2, spec.batch or 1)
     plan = plan_of(spec, device, settings)
@@ -141,7 +141,7 @@ def find_device(target: str) -> Device:
     return Device(
         recipe.title,
         usable_bytes(memory, shared) or None,
-        recipe.flavours[0],
+        recipe.flavors[0],
         recipe.shared_weights,
     )
 
@@ -191,14 +191,14 @@ def plan_of(spec: PlanSpec, device: Device, settings: Settings) -> Plan:
             (weight.working_bytes for weight in made.weights),
             0 if is_here else made.checkpoint.config.vocab_size,
         ),
-        flavour=device.flavour,
+        flavor=device.flavor,
         shared_weights=device.shared_weights,
     )
 
 
 def needed_there(plan: Plan, device: Device) -> int:
     """Bytes that drawing takes of the device's memory."""
-    return plan.drawing_peak if device.flavour is None else plan.device.total
+    return plan.drawing_peak if device.flavor is None else plan.device.total
 
 
 def what_does_not_fit(plan: Plan, device: Device) -> list[str]:
@@ -208,7 +208,7 @@ def what_does_not_fit(plan: Plan, device: Device) -> list[str]:
     problems = []
     memory, disk = free_bytes(), free_disk_bytes(Path())
     for stage in plan.stages():
-        on_board = device.flavour is not None and stage.name.startswith("generate on this CPU")
+        on_board = device.flavor is not None and stage.name.startswith("generate on this CPU")
         if memory is not None and stage.host_bytes and stage.host_bytes > memory and not on_board:
             problems.append(
                 f"{stage.name} needs {gib(stage.host_bytes)} of memory and {gib(memory)} are free"
@@ -218,7 +218,7 @@ def what_does_not_fit(plan: Plan, device: Device) -> list[str]:
         problems.append(f"all stages write {gib(written)} and {gib(disk)} of disk are free")
     needed = needed_there(plan, device)
     if (
-        device.flavour is not None
+        device.flavor is not None
         and device.memory_bytes is not None
         and needed > device.memory_bytes
     ):
@@ -270,13 +270,13 @@ def commands(spec: PlanSpec, device: Device, settings: Settings, target: str | N
     )
     parts += [f"--prompt-slots {spec.prompt_slots}"] * (spec.prompt_slots != 64)
     lines = [" ".join(parts)]
-    if device.flavour is not None:
+    if device.flavor is not None:
         name = "rtx" if SIZE.fullmatch(target or "") else target
         lines.append(
             f"ssd-export build-engine --target {name} --batch"
             f" 1:{settings.num_images}:{settings.num_images}"
         )
-    runner = "" if device.flavour is None else "--runner trt "
+    runner = "" if device.flavor is None else "--runner trt "
     lines.append(
         f'ssd-export generate {runner}--batch {settings.num_images} "a red circle above a blue'
         ' square"'

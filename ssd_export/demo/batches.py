@@ -1,10 +1,10 @@
 """Training batches for the demo model: captions as prompt ids, scenes as image tokens, with gaps
 and spoilt on purpose.
 
-A scene's tokens repeat themselves: what colour a shape has is told by the neighbour already drawn,
+A scene's tokens repeat themselves: what color a shape has is told by the neighbor already drawn,
 so a model that only copies is nearly always right and learns the caption slowly. Three remedies:
 `choose_places` leaves most of the plain ground out of the sequence, so that three times as many
-captions are seen in the same time; `spoil_paint` gives some *input* tokens another colour or ground
+captions are seen in the same time; `spoil_paint` gives some *input* tokens another color or ground
 (the target stays true, so the caption is the only reliable source); `codes.caption_tokens` marks
 the tokens that only the caption tells, which the loss weighs more. The first two are gone by the
 end of the training.
@@ -133,17 +133,15 @@ def choose_places(
 
 
 def spoil_paint(rng: np.random.Generator, tokens: np.ndarray, spoil: float) -> np.ndarray:
-    """Tokens [B, I] with wrong colours and grounds in a share `spoil` of the rows, at 0 to 60 % of
+    """Tokens [B, I] with wrong colors and grounds in a share `spoil` of the rows, at 0 to 60 % of
     their places.
     """
     share = np.where(rng.random(len(tokens)) < spoil, rng.uniform(0, 0.6, len(tokens)), 0.0)
     chosen = rng.random(tokens.shape) < share[:, None]
     pattern, _ = codes.factors()
-    colour = rng.integers(0, len(codes.COLOURS), tokens.shape)
+    color = rng.integers(0, len(codes.COLORS), tokens.shape)
     ground = tokens // codes.NUM_GROUNDS * codes.NUM_GROUNDS + rng.integers(
         0, codes.NUM_GROUNDS, tokens.shape
     )
-    other = np.where(
-        tokens < codes.NUM_GROUND_CODES, ground, codes.code_of(pattern[tokens], colour)
-    )
+    other = np.where(tokens < codes.NUM_GROUND_CODES, ground, codes.code_of(pattern[tokens], color))
     return np.where(chosen, other, tokens)

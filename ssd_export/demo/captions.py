@@ -4,8 +4,8 @@ generator.
 The language, with the words of `scenes`:
 
     caption  = (object | number kinds | object "and" object | object relation object) "on" ground
-    object   = ("a" | "an" before orange) colour kind
-    number   = ("two" | "three" | "four") colour
+    object   = ("a" | "an" before orange) color kind
+    number   = ("two" | "three" | "four") color
     relation = "left of" | "right of" | "above" | "below"
 """
 
@@ -15,7 +15,7 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from ssd_export.demo.scenes import COLOURS, GROUNDS, KINDS, NUMBERS, RELATIONS, plural
+from ssd_export.demo.scenes import COLORS, GROUNDS, KINDS, NUMBERS, RELATIONS, plural
 from ssd_export.errors import UserError
 
 _KIND_OF = {plural(kind): kind for kind in KINDS}
@@ -24,7 +24,7 @@ _COUNT_OF = {word: count for count, word in NUMBERS.items()}
 
 @dataclass(frozen=True)
 class Expectation:
-    """The ground, the (colour, kind) of every object, and where the first stands seen from the
+    """The ground, the (color, kind) of every object, and where the first stands seen from the
     second.
     """
 
@@ -50,7 +50,7 @@ def parse_caption(text: str) -> Expectation:
         raise UserError(f"cannot read the caption {text!r}; {_help()}")
     part = match.groupdict()
     if part["number"]:
-        alike = (part["colour"], _KIND_OF[part["kinds"]])
+        alike = (part["color"], _KIND_OF[part["kinds"]])
         return Expectation(part["ground"], (alike,) * _COUNT_OF[part["number"]])
     objects = tuple(_object(part[name]) for name in ("first", "second") if part[name])
     return Expectation(part["ground"], objects, part["relation"])
@@ -61,14 +61,14 @@ def _any_of(words: Iterable[str]) -> str:
 
 
 def _object_pattern() -> str:
-    """An object with the article that its colour takes."""
-    plain = [colour for colour in COLOURS if colour[0] not in "aeiou"]
-    vowel = [colour for colour in COLOURS if colour[0] in "aeiou"]
+    """An object with the article that its color takes."""
+    plain = [color for color in COLORS if color[0] not in "aeiou"]
+    vowel = [color for color in COLORS if color[0] in "aeiou"]
     return f"(?:a (?:{_any_of(plain)})|an (?:{_any_of(vowel)})) (?:{_any_of(KINDS)})"
 
 
 _CAPTION = re.compile(
-    rf"(?:(?P<number>{_any_of(_COUNT_OF)}) (?P<colour>{_any_of(COLOURS)})"
+    rf"(?:(?P<number>{_any_of(_COUNT_OF)}) (?P<color>{_any_of(COLORS)})"
     rf" (?P<kinds>{_any_of(_KIND_OF)})"
     rf"|(?P<first>{_object_pattern()})"
     rf"(?: (?:and|(?P<relation>{_any_of(RELATIONS)})) (?P<second>{_object_pattern()}))?)"
@@ -77,15 +77,15 @@ _CAPTION = re.compile(
 
 
 def _object(words: str) -> tuple[str, str]:
-    _, colour, kind = words.split(" ")
-    return colour, kind
+    _, color, kind = words.split(" ")
+    return color, kind
 
 
 def _help() -> str:
     return (
         'write "a red circle on white", "three red circles on white", "a red circle and a blue bar'
         ' on white" '
-        f'or "a red circle above a blue bar on white"; colours: {", ".join(COLOURS)}; '
+        f'or "a red circle above a blue bar on white"; colors: {", ".join(COLORS)}; '
         f"shapes: {', '.join(KINDS)}; grounds: {', '.join(GROUNDS)}; "
         f"numbers: {', '.join(_COUNT_OF)}; relations: {', '.join(RELATIONS)}"
     )

@@ -12,11 +12,11 @@ stained
     stain.
 C3  Object. A 4-connected set of 6 or more pixels that are covered: further than 48 from the median
 ground,
-    and than .44 of their furthest neighbour (below one half, so that half-covered edges fall on one
+    and than .44 of their furthest neighbor (below one half, so that half-covered edges fall on one
     side). Every object counts, clean or not: a smudge is one object too many.
-C4  Colour. The median of the half of its pixels that is furthest from the ground is within 60 of
+C4  Color. The median of the half of its pixels that is furthest from the ground is within 60 of
 the nearest
-    colour, and at least 95 % of its inner pixels are within 40 of a mix of that median and the
+    color, and at least 95 % of its inner pixels are within 40 of a mix of that median and the
     ground.
 C5  Shape. The kind of the ideal shape, radius 7 to 21, with the best intersection over union, which
 is at
@@ -24,8 +24,8 @@ is at
     pixel; a diamond is 0.85 of a circle.) Two touching shapes are one object and fail here or in
     C4.
 C6  Inside. No object reaches the outermost pixels.
-C7  Caption. The same ground and the same multiset of (colour, kind).
-C8  Relation. The centres differ by RELATION_LEAD or more in the said direction than on the other
+C7  Caption. The same ground and the same multiset of (color, kind).
+C8  Relation. The centers differ by RELATION_LEAD or more in the said direction than on the other
 axis, less
     2 pixels for the measurement.
 
@@ -44,7 +44,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ssd_export.demo.captions import Expectation, parse_caption
-from ssd_export.demo.scenes import COLOURS, GROUNDS, KINDS, RELATION_LEAD, SIZE, shape_coverage
+from ssd_export.demo.scenes import COLORS, GROUNDS, KINDS, RELATION_LEAD, SIZE, shape_coverage
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -56,9 +56,9 @@ MAX_STAIN_SHARE = 0.01
 OBJECT_DISTANCE = 48
 COVERED = 0.44
 MIN_OBJECT_PIXELS = 6
-MAX_COLOUR_DISTANCE = 60
+MAX_COLOR_DISTANCE = 60
 MAX_MIX_DISTANCE = 40
-MIN_COLOUR_SHARE = 0.95
+MIN_COLOR_SHARE = 0.95
 FIT_RADII = range(7, 22)
 MIN_OVERLAP = 0.86
 MIN_OVERLAP_LEAD = 0.02
@@ -68,11 +68,11 @@ _FIT = 48  # pixels: the widest shape, 2 x 21, and its search range
 
 @dataclass(frozen=True)
 class FoundObject:
-    """One object; colour or kind is None where unclear; x, y, radius in pixels: of the best ideal
+    """One object; color or kind is None where unclear; x, y, radius in pixels: of the best ideal
     shape.
     """
 
-    colour: str | None
+    color: str | None
     kind: str | None
     x: float
     y: float
@@ -81,7 +81,7 @@ class FoundObject:
     inside: bool
 
     def __str__(self) -> str:
-        return f"{self.colour or 'unclear'} {self.kind or 'blob'} at ({self.x:g}, {self.y:g})"
+        return f"{self.color or 'unclear'} {self.kind or 'blob'} at ({self.x:g}, {self.y:g})"
 
 
 @dataclass(frozen=True)
@@ -96,7 +96,7 @@ class Found:
 
 @dataclass(frozen=True)
 class Verdict:
-    """ok, or the reasons: each starts with ground, edge, count, colour, shape, pairing or
+    """ok, or the reasons: each starts with ground, edge, count, color, shape, pairing or
     relation.
     """
 
@@ -135,7 +135,7 @@ def find_objects(image: np.ndarray | Image) -> Found:
     if ground_name is None:
         return Found(None, ())
     distance = np.linalg.norm(pixels - ground, axis=-1)  # [96, 96]
-    furthest = _neighbourhood(distance, np.maximum, diagonal=True)
+    furthest = _neighborhood(distance, np.maximum, diagonal=True)
     labels = label_components((distance > OBJECT_DISTANCE) & (distance > COVERED * furthest))
     first, sizes = np.unique(labels[labels >= 0], return_counts=True)
     masks = [labels == label for label in first[sizes >= MIN_OBJECT_PIXELS]]
@@ -154,7 +154,7 @@ def label_components(mask: np.ndarray) -> np.ndarray:
     outside = mask.size
     labels = np.where(mask, np.arange(mask.size).reshape(mask.shape), outside)
     while True:
-        least = np.where(mask, _neighbourhood(labels, np.minimum, edge=outside), outside)
+        least = np.where(mask, _neighborhood(labels, np.minimum, edge=outside), outside)
         least = np.append(least, outside)[least]
         if np.array_equal(least, labels):
             return np.where(mask, labels, -1)
@@ -172,21 +172,21 @@ def _pixels(image: np.ndarray | Image) -> np.ndarray:
 
 
 def _ground(pixels: np.ndarray) -> tuple[str | None, np.ndarray]:
-    """The ground's name, or None, and its own colour in this picture, float32 [3] (C1)."""
+    """The ground's name, or None, and its own color in this picture, float32 [3] (C1)."""
     border = np.ones((SIZE, SIZE), bool)
     border[2:-2, 2:-2] = False
-    colour = np.median(pixels[border], axis=0)
-    tints = {name: colour - np.asarray(rgb) for name, rgb in GROUNDS.items()}
+    color = np.median(pixels[border], axis=0)
+    tints = {name: color - np.asarray(rgb) for name, rgb in GROUNDS.items()}
     near = {name: tint for name, tint in tints.items() if np.abs(tint).max() <= MAX_GROUND_TINT}
     miss = {name: float(np.linalg.norm(tint - tint.mean() / 2)) for name, tint in near.items()}
-    return min(miss, key=miss.__getitem__, default=None), colour
+    return min(miss, key=miss.__getitem__, default=None), color
 
 
 def _plain(distance: np.ndarray, masks: list[np.ndarray]) -> bool:
     """C2; the two pixels around an object are neither ground nor stain."""
     near = np.any(masks, axis=0) if masks else np.zeros(distance.shape, bool)
     for _ in range(2):
-        near = _neighbourhood(near, np.maximum, diagonal=True)
+        near = _neighborhood(near, np.maximum, diagonal=True)
     stained = distance > STAIN_DISTANCE
     return (~stained).mean() >= MIN_GROUND_SHARE and stained[~near].mean() <= MAX_STAIN_SHARE
 
@@ -195,26 +195,26 @@ def _object(pixels: np.ndarray, ground: np.ndarray, mask: np.ndarray) -> FoundOb
     """The object that covers the mask (C4-C6)."""
     kind, radius, x, y, overlap = _fit(mask)
     inside = not (mask[[0, -1]].any() or mask[:, [0, -1]].any())
-    return FoundObject(_colour(pixels - ground, ground, mask), kind, x, y, radius, overlap, inside)
+    return FoundObject(_color(pixels - ground, ground, mask), kind, x, y, radius, overlap, inside)
 
 
-def _colour(unlike: np.ndarray, ground: np.ndarray, mask: np.ndarray) -> str | None:
-    """The one colour of the mask, or None (C4); unlike: picture less ground, [96, 96, 3]."""
+def _color(unlike: np.ndarray, ground: np.ndarray, mask: np.ndarray) -> str | None:
+    """The one color of the mask, or None (C4); unlike: picture less ground, [96, 96, 3]."""
     covered = unlike[mask]  # [n, 3]
     distance = np.linalg.norm(covered, axis=-1)
     core = np.median(covered[distance >= np.median(distance)], axis=0)
-    name, miss = _nearest(ground + core, COLOURS)
-    inner = unlike[mask & _neighbourhood(mask, np.minimum)]
+    name, miss = _nearest(ground + core, COLORS)
+    inner = unlike[mask & _neighborhood(mask, np.minimum)]
     inner = inner if len(inner) >= MIN_OBJECT_PIXELS else covered
     mixed = (inner @ core / (core @ core)).clip(COVERED, 1)[:, None] * core
     agree = (np.linalg.norm(inner - mixed, axis=-1) <= MAX_MIX_DISTANCE).mean()
-    return name if miss <= MAX_COLOUR_DISTANCE and agree >= MIN_COLOUR_SHARE else None
+    return name if miss <= MAX_COLOR_DISTANCE and agree >= MIN_COLOR_SHARE else None
 
 
-def _nearest(colour: np.ndarray, palette: dict[str, tuple[int, int, int]]) -> tuple[str, float]:
+def _nearest(color: np.ndarray, palette: dict[str, tuple[int, int, int]]) -> tuple[str, float]:
     """The palette's nearest name and its distance."""
     distances = {
-        name: float(np.linalg.norm(colour - np.asarray(rgb))) for name, rgb in palette.items()
+        name: float(np.linalg.norm(color - np.asarray(rgb))) for name, rgb in palette.items()
     }
     name = min(distances, key=distances.__getitem__)
     return name, distances[name]
@@ -247,7 +247,7 @@ def _ideals() -> tuple[list[tuple[str, int, float, float]], np.ndarray, np.ndarr
     """Every ideal shape in a 48 x 48 window: (kind, radius, x, y), masks float32 [48 * 48, n],
     areas [n].
 
-    Equally many of each kind, kind by kind; the middle of their height is the window's centre, at
+    Equally many of each kind, kind by kind; the middle of their height is the window's center, at
     whole or at half pixels.
     """
     ideals, masks = [], []
@@ -256,7 +256,7 @@ def _ideals() -> tuple[list[tuple[str, int, float, float]], np.ndarray, np.ndarr
         for radius in FIT_RADII:
             lift = (
                 round(0.2 * radius) / 2 if kind == "triangle" else 0.0
-            )  # middle .1 r above centre
+            )  # middle .1 r above center
             for x, y in ((0.0, 0.0), (0.5, 0.0), (0.0, 0.5), (0.5, 0.5)):
                 x, y = _FIT / 2 + x, _FIT / 2 + y + lift
                 coverage = shape_coverage(kind, radius, corner + x, corner + y)
@@ -268,10 +268,10 @@ def _ideals() -> tuple[list[tuple[str, int, float, float]], np.ndarray, np.ndarr
     return ideals, stack, stack.sum(axis=0)
 
 
-def _neighbourhood(
+def _neighborhood(
     values: np.ndarray, pick: np.ufunc, *, diagonal: bool = False, edge: int | None = None
 ) -> np.ndarray:
-    """The least or greatest (`pick`) of each pixel and its 4, or 8, neighbours; outside lies
+    """The least or greatest (`pick`) of each pixel and its 4, or 8, neighbors; outside lies
     `edge`.
     """
     around = (
@@ -286,18 +286,16 @@ def _neighbourhood(
 def _reasons(found: Found, wanted: Expectation) -> list[str]:
     """Every reason why what is found is not what is wanted (C6-C8); empty if it is."""
     if found.ground is None:
-        return ["ground: no plain ground of a known colour"]
+        return ["ground: no plain ground of a known color"]
     reasons = []
     if found.ground != wanted.ground:
         reasons.append(f"ground: {found.ground}, not {wanted.ground}")
     reasons += [f"edge: {thing} is cut off" for thing in found.objects if not thing.inside]
     if len(found.objects) != wanted.count:
         return [*reasons, f"count: {len(found.objects)}, not {wanted.count}"]
-    looks = [(thing.colour, thing.kind) for thing in found.objects]
+    looks = [(thing.color, thing.kind) for thing in found.objects]
     differences = [
-        _difference(
-            "colour", [colour for colour, _ in looks], [colour for colour, _ in wanted.objects]
-        ),
+        _difference("color", [color for color, _ in looks], [color for color, _ in wanted.objects]),
         _difference("shape", [kind for _, kind in looks], [kind for _, kind in wanted.objects]),
     ]
     reasons += [difference for difference in differences if difference]
@@ -323,7 +321,7 @@ def _related(things: tuple[FoundObject, ...], wanted: Expectation) -> bool:
     return any(
         _lead(first, second, relation) >= RELATION_LEAD - RELATION_TOLERANCE
         for first, second in permutations(things)
-        if ((first.colour, first.kind), (second.colour, second.kind)) == wanted.objects
+        if ((first.color, first.kind), (second.color, second.kind)) == wanted.objects
     )
 
 

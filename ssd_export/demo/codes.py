@@ -2,13 +2,13 @@
 have.
 
 A code names a pattern (which pixels of the patch a shape covers, 196 of them over all shapes and
-radii) and a colour. The ground behind a partly covered patch is not in its code: the image decoder
-reads it off the neighbourhood. Codes 0..3 are the plain grounds, 4..99 the same grounds in the
+radii) and a color. The ground behind a partly covered patch is not in its code: the image decoder
+reads it off the neighborhood. Codes 0..3 are the plain grounds, 4..99 the same grounds in the
 first column, other ones for each of the 24 grid rows, 100..103 those of the last column. (A
 convolutional tokenizer gives border patches codes of their own too, since its padding shows, and
 other models end every row with a token for it. Without them nothing in plain ground tells the model
 where it is: from RoPE alone it knew the row to within four after 2,300 steps.) Then 195 patterns
-for each of the 8 colours.
+for each of the 8 colors.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from functools import cache, lru_cache
 
 import numpy as np
 
-from ssd_export.demo.scenes import COLOURS, GROUNDS, KINDS, PATCH, RADII, SIZE, Scene, Shape, stamp
+from ssd_export.demo.scenes import COLORS, GROUNDS, KINDS, PATCH, RADII, SIZE, Scene, Shape, stamp
 
 GRID = SIZE // PATCH
 NUM_GROUNDS = len(GROUNDS)
@@ -26,7 +26,7 @@ LAST_COLUMN = (
 )  # kinds of plain ground: 0 inside, 1 + grid row in the first column, LAST_COLUMN
 NUM_GROUND_CODES = (LAST_COLUMN + 1) * NUM_GROUNDS
 _GROUND_CODE = {name: code for code, name in enumerate(GROUNDS)}
-_COLOUR_INDEX = {name: index for index, name in enumerate(COLOURS)}
+_COLOR_INDEX = {name: index for index, name in enumerate(COLORS)}
 
 
 def patches_of(picture: np.ndarray) -> np.ndarray:
@@ -50,7 +50,7 @@ def patterns() -> np.ndarray:
 
 def num_codes() -> int:
     """The size of the image vocabulary."""
-    return NUM_GROUND_CODES + (len(patterns()) - 1) * len(COLOURS)
+    return NUM_GROUND_CODES + (len(patterns()) - 1) * len(COLORS)
 
 
 @cache
@@ -75,7 +75,7 @@ def encode_scene(scene: Scene) -> np.ndarray:
 def caption_tokens(scene: Scene) -> np.ndarray:
     """Tokens that only the caption tells, not the tokens before them. bool [576].
 
-    The picture's first token (the ground), each shape's first token (colour and kind), and the
+    The picture's first token (the ground), each shape's first token (color and kind), and the
     token at which a shape parts from another kind that has looked the same so far, as a ring does
     from a circle at its hole.
     """
@@ -104,7 +104,7 @@ def _telling(kind: str, radius: int) -> np.ndarray:
 def _stamp_codes(grid: np.ndarray, shape: Shape) -> None:
     pattern = _stamp_patterns(shape.kind, shape.radius)
     covered = pattern > 0
-    _box(grid, shape)[covered] = code_of(pattern[covered], _COLOUR_INDEX[shape.colour])
+    _box(grid, shape)[covered] = code_of(pattern[covered], _COLOR_INDEX[shape.color])
 
 
 def _box(grid: np.ndarray, shape: Shape) -> np.ndarray:
@@ -117,9 +117,9 @@ def _box(grid: np.ndarray, shape: Shape) -> np.ndarray:
     return grid[top : top + side, left : left + side]
 
 
-def code_of(pattern: np.ndarray, colour: int | np.ndarray) -> np.ndarray:
-    """Code of a pattern (1..195) in a colour (0..7)."""
-    return NUM_GROUND_CODES + colour * (len(patterns()) - 1) + pattern - 1
+def code_of(pattern: np.ndarray, color: int | np.ndarray) -> np.ndarray:
+    """Code of a pattern (1..195) in a color (0..7)."""
+    return NUM_GROUND_CODES + color * (len(patterns()) - 1) + pattern - 1
 
 
 @lru_cache(maxsize=1)
@@ -127,12 +127,12 @@ def factors() -> tuple[np.ndarray, np.ndarray]:
     """Pattern and paint of every code, int64 [V] each.
 
     Patterns: 0 plain ground, 1..195 shapes, 196..220 plain ground at a border. Paints: 0..3
-    grounds, 4..11 colours.
+    grounds, 4..11 colors.
     """
     shaped = np.arange(num_codes() - NUM_GROUND_CODES)
     ground = np.arange(NUM_GROUND_CODES)
-    per_colour = len(patterns()) - 1
+    per_color = len(patterns()) - 1
     place = ground // NUM_GROUNDS
-    pattern = np.concatenate([np.where(place == 0, 0, per_colour + place), shaped % per_colour + 1])
-    paint = np.concatenate([ground % NUM_GROUNDS, shaped // per_colour + NUM_GROUNDS])
+    pattern = np.concatenate([np.where(place == 0, 0, per_color + place), shaped % per_color + 1])
+    paint = np.concatenate([ground % NUM_GROUNDS, shaped // per_color + NUM_GROUNDS])
     return pattern, paint

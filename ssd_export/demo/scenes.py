@@ -1,7 +1,7 @@
 """Captioned scenes: plain grounds with one to four flat shapes, the demo model's whole world.
 
-Coordinates are pixels of a 96 x 96 picture; a centre (x, y) is the corner shared by four pixels.
-Centres lie on multiples of 4 and radii on `RADII`, so every shape covers the 24 x 24 grid of 4 x 4
+Coordinates are pixels of a 96 x 96 picture; a center (x, y) is the corner shared by four pixels.
+Centers lie on multiples of 4 and radii on `RADII`, so every shape covers the 24 x 24 grid of 4 x 4
 patches in the same way wherever it stands: the image tokens see few distinct patches, and a small
 model learns exact shapes.
 """
@@ -26,7 +26,7 @@ GROUNDS = {
     "pink": (250, 205, 215),
     "sand": (235, 225, 190),
 }
-COLOURS = {
+COLORS = {
     "red": (220, 40, 40),
     "green": (40, 170, 60),
     "blue": (50, 80, 220),
@@ -42,7 +42,7 @@ CATEGORIES = ("single", "counting", "two objects", "relation")
 RELATIONS = ("left of", "right of", "above", "below")
 NUMBERS = {2: "two", 3: "three", 4: "four"}
 RELATION_LEAD = 12
-CentreChooser = Callable[[np.random.Generator, list[int]], "list[tuple[int, int]] | None"]
+CenterChooser = Callable[[np.random.Generator, list[int]], "list[tuple[int, int]] | None"]
 _RADII_OF = {
     "single": (12, 16, 20),
     "counting": (8, 12),
@@ -53,10 +53,10 @@ _RADII_OF = {
 
 @dataclass(frozen=True)
 class Shape:
-    """One flat shape; x, y: centre in pixels (multiples of 4), radius: one of RADII."""
+    """One flat shape; x, y: center in pixels (multiples of 4), radius: one of RADII."""
 
     kind: str
-    colour: str
+    color: str
     x: int
     y: int
     radius: int
@@ -104,9 +104,9 @@ def _inside(kind: str, r: float, dx: np.ndarray, dy: np.ndarray) -> np.ndarray:
 @cache
 def stamp(kind: str, radius: int) -> np.ndarray:
     """Coverage of a shape on its own square of pixels, float32 [2 radius, 2 radius] (read only)."""
-    centre = SIZE // 2
-    part = shape_coverage(kind, radius, centre, centre)[
-        centre - radius : centre + radius, centre - radius : centre + radius
+    center = SIZE // 2
+    part = shape_coverage(kind, radius, center, center)[
+        center - radius : center + radius, center - radius : center + radius
     ]
     part.setflags(write=False)
     return part
@@ -120,8 +120,8 @@ def render(scene: Scene) -> np.ndarray:
         rows = slice(shape.y - shape.radius, shape.y + shape.radius)
         columns = slice(shape.x - shape.radius, shape.x + shape.radius)
         alpha = stamp(shape.kind, shape.radius)[..., None]
-        colour = np.asarray(COLOURS[shape.colour], np.float32)
-        picture[rows, columns] += alpha * (colour - picture[rows, columns])
+        color = np.asarray(COLORS[shape.color], np.float32)
+        picture[rows, columns] += alpha * (color - picture[rows, columns])
     return np.rint(picture).astype(np.uint8)
 
 
@@ -137,7 +137,7 @@ def random_scene(
     """
     category = category or str(rng.choice(CATEGORIES))
     while True:
-        scene = _draw(rng, category, _composed_centres if composed else _free_centres)
+        scene = _draw(rng, category, _composed_centers if composed else _free_centers)
         if scene is not None:
             return scene
 
@@ -149,39 +149,39 @@ def is_held_out(caption: str) -> bool:
     return hashlib.sha256(caption.encode()).digest()[0] % 8 == 0
 
 
-def _draw(rng: np.random.Generator, category: str, centres_of: CentreChooser) -> Scene | None:
+def _draw(rng: np.random.Generator, category: str, centers_of: CenterChooser) -> Scene | None:
     """One attempt; None where the shapes found no room or no clear relation."""
     ground = str(rng.choice(list(GROUNDS)))
     looks = _looks(rng, category)
     radii = rng.choice(_RADII_OF[category], size=len(looks)).tolist()
     if category == "counting":
         radii = radii[:1] * len(looks)
-    centres = centres_of(rng, radii)
-    if centres is None:
+    centers = centers_of(rng, radii)
+    if centers is None:
         return None
     if category == "relation" and rng.random() < 0.5:
-        centres, radii = centres[::-1], radii[::-1]
+        centers, radii = centers[::-1], radii[::-1]
     shapes = [
-        Shape(kind, colour, x, y, r)
-        for (colour, kind), (x, y), r in zip(looks, centres, radii, strict=True)
+        Shape(kind, color, x, y, r)
+        for (color, kind), (x, y), r in zip(looks, centers, radii, strict=True)
     ]
     caption = _caption(category, shapes, ground)
     return None if caption is None else Scene(ground, tuple(shapes), category, caption)
 
 
 def _looks(rng: np.random.Generator, category: str) -> list[tuple[str, str]]:
-    """Colour and kind of each shape: all alike when counting, all different otherwise."""
+    """Color and kind of each shape: all alike when counting, all different otherwise."""
     number = {"single": 1, "counting": int(rng.integers(2, 5))}.get(category, 2)
-    looks = [(str(rng.choice(list(COLOURS))), str(rng.choice(KINDS))) for _ in range(number)]
+    looks = [(str(rng.choice(list(COLORS))), str(rng.choice(KINDS))) for _ in range(number)]
     if category == "counting":
         return [looks[0]] * number
     while len(set(looks)) < number:
-        looks[1] = (str(rng.choice(list(COLOURS))), str(rng.choice(KINDS)))
+        looks[1] = (str(rng.choice(list(COLORS))), str(rng.choice(KINDS)))
     return looks
 
 
-def _composed_centres(rng: np.random.Generator, radii: list[int]) -> list[tuple[int, int]]:
-    """Centres in reading order: anchors for that many shapes, each moved by at most a patch."""
+def _composed_centers(rng: np.random.Generator, radii: list[int]) -> list[tuple[int, int]]:
+    """Centers in reading order: anchors for that many shapes, each moved by at most a patch."""
     near, middle, far = SIZE // 4, SIZE // 2, 3 * SIZE // 4
     anchors = {
         1: [[(middle, middle)]],
@@ -194,22 +194,22 @@ def _composed_centres(rng: np.random.Generator, radii: list[int]) -> list[tuple[
     return [(x, y) for x, y in moved.tolist()]
 
 
-def _free_centres(rng: np.random.Generator, radii: list[int]) -> list[tuple[int, int]] | None:
-    """Centres anywhere, GAP apart; None where one found no room in 20 attempts."""
-    centres: list[tuple[int, int]] = []
+def _free_centers(rng: np.random.Generator, radii: list[int]) -> list[tuple[int, int]] | None:
+    """Centers anywhere, GAP apart; None where one found no room in 20 attempts."""
+    centers: list[tuple[int, int]] = []
     for radius in radii:
         low, high = (radius + MARGIN) // PATCH, (SIZE - radius - MARGIN) // PATCH
         for _ in range(20):
             x, y = (PATCH * int(n) for n in rng.integers(low, high + 1, size=2))
             if all(
                 max(abs(x - a), abs(y - b)) >= radius + r + GAP
-                for (a, b), r in zip(centres, radii, strict=False)
+                for (a, b), r in zip(centers, radii, strict=False)
             ):
-                centres.append((x, y))
+                centers.append((x, y))
                 break
         else:
             return None
-    return centres
+    return centers
 
 
 def _caption(category: str, shapes: list[Shape], ground: str) -> str | None:
@@ -218,7 +218,7 @@ def _caption(category: str, shapes: list[Shape], ground: str) -> str | None:
         case "single":
             return f"{_noun(first)} on {ground}"
         case "counting":
-            return f"{NUMBERS[len(shapes)]} {first.colour} {plural(first.kind)} on {ground}"
+            return f"{NUMBERS[len(shapes)]} {first.color} {plural(first.kind)} on {ground}"
         case "two objects":
             return f"{_noun(first)} and {_noun(shapes[1])} on {ground}"
         case "relation":
@@ -245,4 +245,4 @@ def plural(kind: str) -> str:
 
 
 def _noun(shape: Shape) -> str:
-    return f"{'an' if shape.colour == 'orange' else 'a'} {shape.colour} {shape.kind}"
+    return f"{'an' if shape.color == 'orange' else 'a'} {shape.color} {shape.kind}"

@@ -93,7 +93,7 @@ class SpatialHeads:
     52 % of Janus-Pro-1B's heads put at most a fifth of their attention outside the image tokens of
     two grid rows; left to itself a model of 24 heads has a handful. So the half of its heads that
     looks nearest is asked to look nearer.
-    metrics: of each layer, [heads], attention mass on image tokens outside the neighbourhood over
+    metrics: of each layer, [heads], attention mass on image tokens outside the neighborhood over
     the mass on all image tokens (the metric of `calibrate`), from NUM_ASKING random image tokens of
     each picture.
     """
@@ -166,7 +166,7 @@ class Trainee(nn.Module):
             *self.model.generation_head.vision_head.parameters(),
         ):
             replaced.requires_grad_(False)
-        initialise(self.model, config.num_layers)
+        initialize(self.model, config.num_layers)
 
     def forward(self, batch: Batch, attend: Attend = causal_attention) -> Tensor:
         """Logits for every target, [B, K + 1, V]."""
@@ -206,7 +206,7 @@ def join_rows(
     return both.gather(1, source[..., None].expand_as(both)), positions.gather(1, source)
 
 
-def initialise(model: nn.Module, num_layers: int) -> None:
+def initialize(model: nn.Module, num_layers: int) -> None:
     """Draws the weights of a new model."""
     for name, parameter in model.named_parameters():
         if parameter.ndim == 2:
@@ -230,11 +230,11 @@ def loss_of(logits: Tensor, batch: Batch, caption_weight: float) -> tuple[Tensor
     """
     flat, target, weight = logits.flatten(0, 1), batch.targets.flatten(), batch.weights.flatten()
     ground, shape = flat[:, : codes.NUM_GROUND_CODES], flat[:, codes.NUM_GROUND_CODES :]
-    normaliser = torch.stack([ground.logsumexp(1), shape.logsumexp(1)], dim=1)
+    normalizer = torch.stack([ground.logsumexp(1), shape.logsumexp(1)], dim=1)
     is_shape = (target >= codes.NUM_GROUND_CODES).long()
-    own = normaliser.gather(1, is_shape[:, None])[:, 0]
+    own = normalizer.gather(1, is_shape[:, None])[:, 0]
     what = own - flat.gather(1, target[:, None])[:, 0]
-    whether = normaliser.logsumexp(1) - own
+    whether = normalizer.logsumexp(1) - own
     telling = what[batch.telling.flatten()]
     num_tokens = weight.sum()
     loss = (weight @ (what + whether) + caption_weight * telling.sum()) / num_tokens

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ssd_export.config import ModelConfig
 from ssd_export.demo import codes
-from ssd_export.demo.scenes import COLOURS, GROUNDS, random_scene, render
+from ssd_export.demo.scenes import COLORS, GROUNDS, random_scene, render
 from ssd_export.model.image_decoder import ImageDecoder
 
 
@@ -32,11 +32,11 @@ class DecoderRecipe:
 
 
 def initial_codebook(dim: int) -> Tensor:
-    """Rows [V, dim] that already tell paints and patterns apart: colour in three numbers, pattern
+    """Rows [V, dim] that already tell paints and patterns apart: color in three numbers, pattern
     in the rest.
     """
     pattern, paint = codes.factors()
-    colours = np.array([*GROUNDS.values(), *COLOURS.values()], np.float32) / 127.5 - 1
+    colors = np.array([*GROUNDS.values(), *COLORS.values()], np.float32) / 127.5 - 1
     shapes = codes.patterns() - codes.patterns().mean(axis=0)
     axes = np.linalg.svd(shapes, full_matrices=False)[2][: dim - 3]
     components = shapes @ axes.T
@@ -44,7 +44,7 @@ def initial_codebook(dim: int) -> Tensor:
     borders = np.repeat(components[:1], codes.LAST_COLUMN, axis=0)  # plain ground too
     components = np.concatenate([components, borders])
     return torch.from_numpy(
-        np.concatenate([colours[paint], 0.5 * components[pattern]], axis=1).astype(np.float32)
+        np.concatenate([colors[paint], 0.5 * components[pattern]], axis=1).astype(np.float32)
     )
 
 

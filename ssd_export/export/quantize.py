@@ -1,8 +1,8 @@
-"""Which tensors of the weights file are quantised, how they are made one at a time, and how a graph
+"""Which tensors of the weights file are quantized, how they are made one at a time, and how a graph
 reads them.
 
 Only the matrices of the language model's layers (qkv, o, gate_up, down: more than nine tenths of
-the bytes) are quantised; norms, embeddings, the aligner, the generation head, the codebook and the
+the bytes) are quantized; norms, embeddings, the aligner, the generation head, the codebook and the
 image decoder keep the model's dtype.
 """
 
@@ -110,8 +110,8 @@ def precision_facts(weights_format: WeightFormat, weights: Iterable[Weight]) -> 
 
 
 def is_layer_matrix(name: str) -> bool:
-    """Whether a tensor is, or without quantisation would be, one of the matrices that are
-    quantised.
+    """Whether a tensor is, or without quantization would be, one of the matrices that are
+    quantized.
     """
     return name.startswith("layers.") and not name.endswith(".scale")
 
@@ -127,7 +127,7 @@ def block_lines(facts: Precision) -> list[str]:
         )
     if facts.kept:
         lines.append(
-            f"not quantised, because no block of {', '.join(map(str, BLOCKS))} divides their inputs"
+            f"not quantized, because no block of {', '.join(map(str, BLOCKS))} divides their inputs"
             f" or their outputs are odd: {_kinds(facts.kept)}"
         )
     return lines

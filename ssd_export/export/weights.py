@@ -46,7 +46,7 @@ class Weight:
     """One tensor of the file and how it is made from the checkpoint; shape is known before anything
     is read.
 
-    scheme: of the codes and the scale of a quantised matrix (model/quantization.py).
+    scheme: of the codes and the scale of a quantized matrix (model/quantization.py).
     working_bytes: the most memory that making it takes, itself included.
     """
 
@@ -97,7 +97,7 @@ def plan_weights(
         )
 
     def layer_matrix(name: str, *sources: str) -> list[Weight]:
-        """The matrix, or the two tensors of its quantised form."""
+        """The matrix, or the two tensors of its quantized form."""
         whole = matrix(name, *sources)
         scheme = choose_scheme(
             quantized, whole.shape[0], [checkpoint.shape(source)[0] for source in sources]
@@ -161,7 +161,7 @@ def plan_weights(
 
 
 def quantize_bytes(shapes: Sequence[Sequence[int]]) -> int:
-    """Memory for quantising matrices one after the other: two of one in float32 and it as it was
+    """Memory for quantizing matrices one after the other: two of one in float32 and it as it was
     read, the codes of all.
     """
     sizes = [torch.Size(shape).numel() for shape in shapes]

@@ -265,7 +265,7 @@ def permute_heads(
     axis = 1 if match[2] == "o" else 0
     heads = tensor.unflatten(
         axis, (config.num_kv_heads, -1)
-    )  # the query heads of a KV head are neighbours
+    )  # the query heads of a KV head are neighbors
     return heads.index_select(axis, torch.tensor(order)).flatten(axis, axis + 1)
 
 

@@ -1,4 +1,4 @@
-"""Weight-only quantisation of one matrix: codes and scales, as `onnx/weights.safetensors` stores
+"""Weight-only quantization of one matrix: codes and scales, as `onnx/weights.safetensors` stores
 them.
 
 A matrix [in, out] of the weights file becomes two tensors; weight = code x scale, symmetric, no

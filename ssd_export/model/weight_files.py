@@ -90,7 +90,7 @@ class WeightFile:
         return self._file.dtype_name(name)
 
     def sample(self, name: str, num_runs: int, run_length: int) -> Tensor:
-        """Up to num_runs evenly spaced runs of neighbours, flat; touches no other part of the
+        """Up to num_runs evenly spaced runs of neighbors, flat; touches no other part of the
         file.
         """
         size = torch.Size(self.shapes[name]).numel()

@@ -67,7 +67,7 @@ def device_memory(
 ) -> DeviceMemory:
     """What drawing takes on a device; the text embeddings stay on the host.
 
-    shared_weights: prefill and decode step are given one copy of their weights. Quantised matrices
+    shared_weights: prefill and decode step are given one copy of their weights. Quantized matrices
     stay inside the engines, one copy in each of the two.
     """
     rows = config.rows_per_image * num_images

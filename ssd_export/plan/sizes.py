@@ -10,7 +10,7 @@ from ssd_export.bundle import Bundle
 from ssd_export.config import EMBED_TOKENS
 from ssd_export.dtypes import BY_SAFETENSORS
 
-CODES = ("int8", "uint8", "float8_e4m3fn")  # of quantised matrices
+CODES = ("int8", "uint8", "float8_e4m3fn")  # of quantized matrices
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class WeightSizes:
 
     embeddings: the text embedding table, which stays on disk and is read row by row; image_decoder:
     `vqmodel.*`;
-    codes: quantised matrices without their scales; steps: everything else that prefill and decode
+    codes: quantized matrices without their scales; steps: everything else that prefill and decode
     step multiply by.
     """
 

@@ -54,7 +54,7 @@ class Plan:
     decoder_batch: int
     download_bytes: int
     export_peak: int
-    flavour: str | None
+    flavor: str | None
     shared_weights: bool
 
     @property
@@ -99,7 +99,7 @@ class Plan:
             stages.append(Stage("download", 0, self.download_bytes, 0, time_class(seconds)))
         exporting = time_class(self.sizes.total / EXPORT_RATE)
         stages.append(Stage("export", self.export_peak, self.bundle_bytes, 0, exporting))
-        if self.flavour is not None:
+        if self.flavor is not None:
             stages.append(self._build())
         seconds = (
             self.config.grid.num_tokens
@@ -113,7 +113,7 @@ class Plan:
         on_device = Stage(
             "generate on the device (trt)", None, 0, self.device.total, "seconds to minutes"
         )
-        return [*stages, drawing] + [on_device] * (self.flavour is not None)
+        return [*stages, drawing] + [on_device] * (self.flavor is not None)
 
     def _build(self) -> Stage:
         inside = (
@@ -121,17 +121,17 @@ class Plan:
             + self.sizes.image_decoder
             + (0 if self.shared_weights else self.sizes.steps)
         )
-        peak = build_bytes(self.flavour or "tensorrt", inside)
+        peak = build_bytes(self.flavor or "tensorrt", inside)
         return Stage(
             "build-engine", peak, self.engine_bytes, 0, time_class(60 + inside / BUILD_RATE)
         )
 
 
-def build_bytes(flavour: str, inside: int) -> int:
+def build_bytes(flavor: str, inside: int) -> int:
     """Peak of building engines on the host. Args: inside: bytes of the weights that stay inside the
     engines.
     """
-    return BUILD_BASE_BYTES[flavour] + COPIES_WHILE_BUILDING * inside
+    return BUILD_BASE_BYTES[flavor] + COPIES_WHILE_BUILDING * inside
 
 
 def time_class(seconds: float) -> str:

@@ -1,8 +1,8 @@
-"""Head maps: how far each query head looks beyond its neighbourhood, and from that which heads are
+"""Head maps: how far each query head looks beyond its neighborhood, and from that which heads are
 semantic.
 
 head_map.json is one object: version 2, the model's family, grid and shape, `metric` [layers][query
-heads] in 0..1 (share of the image-to-image attention mass outside `neighbourhood`, "1d:N" or "2d:N"
+heads] in 0..1 (share of the image-to-image attention mass outside `neighborhood`, "1d:N" or "2d:N"
 or "unknown"), `threshold`, where it came from, and optionally `cost_options` with `costs`
 [layers][KV heads][options] (ssd-auto) and `statistics`.
 Source: arXiv 2510.18716 section 3; ours differs in that a KV head's metric is the mean over its
@@ -52,7 +52,7 @@ class HeadMap:
     hidden_size: int
     metric: Rows
     threshold: float
-    neighbourhood: str = "unknown"
+    neighborhood: str = "unknown"
     provenance: str = ""
     assumed: str = ""
     prompts_hash: str = ""

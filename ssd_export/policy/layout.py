@@ -2,7 +2,7 @@
 group is.
 
 A cache tensor belongs to one group of one layer, so heads with few slots save memory only if they
-are neighbours. Plain integers; whoever holds the weights permutes them (`tensor[head_rows(...)]` in
+are neighbors. Plain integers; whoever holds the weights permutes them (`tensor[head_rows(...)]` in
 torch or numpy).
 """
 

@@ -64,7 +64,7 @@ class HeadOption(NamedTuple):
 
 @dataclass(frozen=True)
 class HeadGroup:
-    """Neighbouring KV heads of a layer with one rule and one tensor; num_slots includes the prompt
+    """Neighboring KV heads of a layer with one rule and one tensor; num_slots includes the prompt
     slots.
     """
 

@@ -37,7 +37,7 @@ from ssd_export.runtime.runners import DEFAULT, check_threads, find_runner, open
 from ssd_export.runtime.turns import Turns
 from ssd_export.sampling import Sampling, as_count, as_seed
 
-NOT_DRAWN_YET = 235  # grey level of the part of a preview that is still to come
+NOT_DRAWN_YET = 235  # gray level of the part of a preview that is still to come
 MAX_BATCH = 16
 MAX_IMAGES = 100_000  # of one call, which holds the pixels of all of them until its end
 OPENING, PREFILL = "opening the weights", "reading the prompts"
@@ -411,7 +411,7 @@ class ImageGenerator:
 
     def _previews(self, tokens: np.ndarray, row: int, decoder_batch: int) -> list[Image.Image]:
         """Images of what is there: the rows to come repeat the last one for the decoder's sake and
-        are greyed out.
+        are grayed out.
         """
         height = self.config.grid.height
         grid = tokens.reshape(-1, height, self.config.grid.width).copy()

@@ -1,11 +1,11 @@
-"""ONNX Runtime sessions: which provider, how quantised weights are multiplied, how half-precision
+"""ONNX Runtime sessions: which provider, how quantized weights are multiplied, how half-precision
 ones meet the CPU.
 
-Quantised weights: ONNX Runtime fuses DequantizeLinear and MatMul into MatMulNBits, which reads the
+Quantized weights: ONNX Runtime fuses DequantizeLinear and MatMul into MatMulNBits, which reads the
 codes as they are. Its fast kernels on the CPU also round the activations, to int8 in blocks of 128
 (accuracy level 4), so the tokens are not torch's; with `exact` the weights are multiplied out when
 the graph is opened instead, as torch does: the same tokens, and as much memory as without
-quantisation. fp8 has no kernel on the CPU and is always multiplied out.
+quantization. fp8 has no kernel on the CPU and is always multiplied out.
 """
 
 from __future__ import annotations

@@ -350,7 +350,7 @@ def _check_dtypes(state: dict[str, Tensor], dtype: torch.dtype) -> None:
 
 
 class _Matrices:
-    """Matrices [in, out] of a weights file; a quantised one is multiplied out once for all the
+    """Matrices [in, out] of a weights file; a quantized one is multiplied out once for all the
     modules that share it.
     """
 

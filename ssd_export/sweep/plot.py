@@ -14,7 +14,7 @@ from ssd_export.sweep.spec import FULL, GOAL_POLICIES
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-COLOURS = (
+COLORS = (
     "#0072b2",
     "#d55e00",
     "#009e73",
@@ -105,7 +105,7 @@ def _far_below(panel: _Panel, rows: Sequence[Row]) -> list[str]:
 
 
 def _look(policy: str, policies: Sequence[str]) -> dict[str, Any]:
-    """Colour for a policy, grey dashes for a variant; the default policy is the thick line in
+    """Color for a policy, gray dashes for a variant; the default policy is the thick line in
     black.
     """
     changed = [name for name in policies if "@" in name]
@@ -124,7 +124,7 @@ def _look(policy: str, policies: Sequence[str]) -> dict[str, Any]:
     if policy == GOAL_POLICIES[0]:
         return {"color": "black", "marker": marker, "markersize": 5, "linewidth": 2.4, "zorder": 5}
     return {
-        "color": COLOURS[plain.index(policy) % len(COLOURS)],
+        "color": COLORS[plain.index(policy) % len(COLORS)],
         "marker": marker,
         "markersize": 4.5,
         "linewidth": 1.5,
@@ -153,19 +153,19 @@ def _name(axes: Axes, ends: Sequence[tuple[str, float, float, str]]) -> None:
     axes.get_ylim()
     axes.autoscale(enable=False, axis="y")
     placed = sorted(
-        ((*to_axes((x, y)).tolist(), policy, colour, (x, y)) for policy, x, y, colour in ends),
+        ((*to_axes((x, y)).tolist(), policy, color, (x, y)) for policy, x, y, color in ends),
         key=lambda one: one[1],
     )
     heights = spread([height for _, height, *_ in placed], LABEL_HEIGHT)
     column = min(left for left, *_ in placed) - 0.05
-    for height, (_, _, policy, colour, point) in zip(heights, placed, strict=True):
+    for height, (_, _, policy, color, point) in zip(heights, placed, strict=True):
         axes.annotate(
             policy,
             point,
             (column, height),
             "data",
             "axes fraction",
-            color=colour,
+            color=color,
             ha="right",
             va="center",
             fontsize=8.5,
@@ -173,7 +173,7 @@ def _name(axes: Axes, ends: Sequence[tuple[str, float, float, str]]) -> None:
             arrowprops={
                 "arrowstyle": "-",
                 "relpos": (1, 0.5),
-                "color": colour,
+                "color": color,
                 "linewidth": 0.6,
                 "alpha": 0.6,
                 "shrinkA": 1,
@@ -183,7 +183,7 @@ def _name(axes: Axes, ends: Sequence[tuple[str, float, float, str]]) -> None:
 
 
 def spread(heights: Sequence[float], least: float) -> list[float]:
-    """Heights in ascending order, moved as little as it takes for neighbours to be `least` apart,
+    """Heights in ascending order, moved as little as it takes for neighbors to be `least` apart,
     within 0 and 1.
     """
     least = min(least, 1 / max(1, len(heights)))

@@ -6,7 +6,7 @@ which TensorRT asks of inputs). Measured with TensorRT-RTX 1.7.1 in fp16: the la
 145 of the demo model's decode step and 1261 of one in the shape of Janus-Pro-1B, where the engine
 is 42 MB instead of 2.6 GB and the builder's peak 0.8 instead of 8.3 GB
 (docs/measurements/build.json). The other way, both graphs in one network with common initializers,
-keeps 4.6 MB where one copy is 3.0 MB, and would run both at every call. Quantised matrices stay in
+keeps 4.6 MB where one copy is 3.0 MB, and would run both at every call. Quantized matrices stay in
 both engines (memory.shared_weights says why). Whether a product with a constant matrix is faster on
 a GPU was not measured: none was at hand; `shared_weights = false` in a recipe puts them back.
 """
@@ -62,7 +62,7 @@ def build_engines(
         scratch_folder(plan.bundle.folder, ".building-") as scratch,
     ):
         if plan.step.library:
-            load_library(plan.builder_flavour, plan.step.library)
+            load_library(plan.builder_flavor, plan.step.library)
         sizes = {
             spec.name: plan.bundle.files[f"onnx/{spec.name}.onnx"].bytes for spec in plan.graphs
         }
@@ -98,7 +98,7 @@ def _files(
 
 
 def _earlier_files(plan: BuildPlan) -> list[str]:
-    """What an earlier build left in the same folder: other graphs perhaps, or the other flavour."""
+    """What an earlier build left in the same folder: other graphs perhaps, or the other flavor."""
     cache = f"{plan.folder}/{TIMING_CACHE}"
     return [
         name for name in plan.bundle.files if name.startswith(f"{plan.folder}/") and name != cache

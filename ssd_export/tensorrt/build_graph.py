@@ -73,7 +73,7 @@ def build_graph(
 
 def read_graph(plan: BuildPlan, spec: GraphSpec) -> ReadGraph:
     """The graph parsed, its shared weights lifted out, checked against its contract."""
-    trt = plan.builder_flavour.trt
+    trt = plan.builder_flavor.trt
     log, messages = logger(trt)
     messages.clear()
     source = plan.bundle.file(f"onnx/{spec.name}.onnx").resolve()
@@ -98,7 +98,7 @@ def serialized_engine(
     plan: BuildPlan, graph: ReadGraph, scratch: Path, progress: Progress, cancelled: Event
 ) -> Any:
     """The built engine in memory, which supports the buffer protocol."""
-    trt = plan.builder_flavour.trt
+    trt = plan.builder_flavor.trt
     _, messages = logger(trt)
     config = builder_config(plan, graph.builder, graph.spec)
     keep_timings = use_timing_cache(plan, config, scratch)
@@ -116,7 +116,7 @@ def write_engine(plan: BuildPlan, graph: ReadGraph, engine: Any, scratch: Path) 
     """The engine in a file, its layers as the builder listed them; seconds are the caller's to
     add.
     """
-    _, messages = logger(plan.builder_flavour.trt)
+    _, messages = logger(plan.builder_flavor.trt)
     by_profile = messages.layers(len(plan.profiles(graph.spec.name)))
     for layers in by_profile:  # some versions do not list them
         kinds = Counter(layer.kind for layer in layers)
@@ -179,7 +179,7 @@ def _network_layers(trt: Any, network: Any) -> Counter[str]:
 
 
 def _check_plugin_layers(spec: GraphSpec, layers: Counter[str], wanted: int) -> None:
-    """One layer of the plugin for each attention node in the plugin flavour, none in the plain
+    """One layer of the plugin for each attention node in the plugin flavor, none in the plain
     one.
     """
     if layers[PLUGIN_LAYER] != wanted:

@@ -13,7 +13,7 @@ from ssd_export.bundle import Bundle
 from ssd_export.plan.memory import check_fits
 from ssd_export.plan.sizes import CODES, StoredWeight, stored_weights, weights_file
 from ssd_export.plan.stages import build_bytes
-from ssd_export.tensorrt.flavors import Flavour
+from ssd_export.tensorrt.flavors import Flavor
 from ssd_export.tensorrt.target import Target
 
 __all__ = [
@@ -41,36 +41,36 @@ def is_shared(weight: StoredWeight) -> bool:
 
 def shared_weights(bundle: Bundle) -> dict[str, StoredWeight]:
     """The weights that become inputs of prefill and decode_step: the matrices that both have, but
-    quantised ones with their scales.
+    quantized ones with their scales.
 
-    Codes and scales stay constants: TensorRT-RTX 1.7.1 makes one layer of a dequantised constant
+    Codes and scales stay constants: TensorRT-RTX 1.7.1 makes one layer of a dequantized constant
     and its product, but writes the whole matrix in fp16 before every product where either is an
     input.
     """
     weights = stored_weights(bundle)
-    quantised = {f"{name}.scale" for name, weight in weights.items() if weight.dtype in CODES}
+    quantized = {f"{name}.scale" for name, weight in weights.items() if weight.dtype in CODES}
     return {
         name: weight
         for name, weight in weights.items()
-        if is_shared(weight) and name not in quantised and not name.startswith(OF_ONE_GRAPH)
+        if is_shared(weight) and name not in quantized and not name.startswith(OF_ONE_GRAPH)
     }
 
 
-def needed_bytes(bundle: Bundle, target: Target, flavour: Flavour) -> int:
+def needed_bytes(bundle: Bundle, target: Target, flavor: Flavor) -> int:
     """What building this bundle's largest engine will take at its peak."""
     embeddings = bundle.config.text_embeddings.offset  # no engine holds them
     weights = stored_weights(bundle)
     inputs = shared_weights(bundle) if target.shared_weights else {}
     shared = sum(weight.num_bytes for weight in inputs.values() if weight.offset != embeddings)
     total = sum(weight.num_bytes for weight in weights.values() if weight.offset != embeddings)
-    on_device = 0 if flavour.builds_anywhere else shared + (target.workspace_mib << 20)
-    return build_bytes(flavour.name, total - shared) + on_device
+    on_device = 0 if flavor.builds_anywhere else shared + (target.workspace_mib << 20)
+    return build_bytes(flavor.name, total - shared) + on_device
 
 
 def check_memory(needed: int, free: int | None, dtype: str, weights: str) -> None:
     """Raises: UserError with ways out where less is free than building needs.
 
-    Args: weights: none, or the format of the quantised ones.
+    Args: weights: none, or the format of the quantized ones.
     """
     if free is None:
         return

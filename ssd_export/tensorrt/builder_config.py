@@ -24,7 +24,7 @@ def builder_config(plan: BuildPlan, builder: Any, spec: GraphSpec) -> Any:
     """Float32 means float32 (no TF32); layers keep their names, which the builder's listing
     shows.
     """
-    trt = plan.builder_flavour.trt
+    trt = plan.builder_flavor.trt
     config = builder.create_builder_config()
     config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
     config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, plan.workspace_mib << 20)
@@ -40,7 +40,7 @@ def builder_config(plan: BuildPlan, builder: Any, spec: GraphSpec) -> Any:
         config.set_preview_feature(trt.PreviewFeature.ALIASED_PLUGIN_IO_10_03, True)
         if plan.step.library:
             config.plugins_to_serialize = [str(plan.step.library)]
-    if plan.builder_flavour.builds_anywhere:
+    if plan.builder_flavor.builds_anywhere:
         config.num_compute_capabilities = len(plan.capabilities)
         for index, capability in enumerate(plan.capabilities):
             config.set_compute_capability(getattr(trt.ComputeCapability, f"SM{capability}"), index)
@@ -53,7 +53,7 @@ def use_timing_cache(plan: BuildPlan, config: Any, scratch: Path) -> Callable[[]
 
     TensorRT-RTX measures nothing while it builds and has no such cache.
     """
-    if plan.builder_flavour.builds_anywhere:
+    if plan.builder_flavor.builds_anywhere:
         return lambda: None
     in_bundle = f"{plan.folder}/{TIMING_CACHE}"
     kept = plan.timing_cache or scratch / TIMING_CACHE

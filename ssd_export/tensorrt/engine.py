@@ -19,23 +19,23 @@ from ssd_export.dtypes import DTYPES
 from ssd_export.errors import UserError
 from ssd_export.graph_spec import GraphSpec
 from ssd_export.tensorrt.cuda_device import CudaDevice
-from ssd_export.tensorrt.flavors import Flavour
+from ssd_export.tensorrt.flavors import Flavor
 from ssd_export.tensorrt.messages import logger, one_line
 from ssd_export.tensorrt.step_form import size_of
 
 
-def open_runtime(flavour: Flavour, host_code_allowed: bool) -> Any:
-    """What deserialises engines. host_code_allowed: the engine file carries the plugin's
+def open_runtime(flavor: Flavor, host_code_allowed: bool) -> Any:
+    """What deserializes engines. host_code_allowed: the engine file carries the plugin's
     library.
     """
-    log, _ = logger(flavour.trt)
-    runtime = flavour.trt.Runtime(log)
+    log, _ = logger(flavor.trt)
+    runtime = flavor.trt.Runtime(log)
     runtime.engine_host_code_allowed = host_code_allowed
     return runtime
 
 
 class TrtEngine:
-    """A deserialised engine.
+    """A deserialized engine.
 
     Args: deserialize: makes it of its file's bytes; spec: the graph's contract; shaped: the same
     with the engine's shapes; aliases: output -> the input whose memory it is.
@@ -43,7 +43,7 @@ class TrtEngine:
 
     def __init__(
         self,
-        flavour: Flavour,
+        flavor: Flavor,
         deserialize: Callable[[mmap.mmap], Any],
         device: CudaDevice,
         path: Path,
@@ -56,8 +56,8 @@ class TrtEngine:
         contract's.
         """
         self.spec, self.shaped, self.aliases = spec, shaped, dict(aliases or {})
-        self._flavour, self._device = flavour, device
-        self._messages = logger(flavour.trt)[1]
+        self._flavor, self._device = flavor, device
+        self._messages = logger(flavor.trt)[1]
         self._said = self._messages.mark()
         device.use()
         # Mapped, so that the file's pages can be dropped again: the plan never takes memory beside
@@ -91,10 +91,10 @@ class TrtEngine:
         """TensorRT's own, without memory. TensorRT-RTX compiles kernels once shapes are known: all,
         before a capture.
         """
-        trt = self._flavour.trt
+        trt = self._flavor.trt
         strategy = trt.ExecutionContextAllocationStrategy.USER_MANAGED
         how = strategy
-        if self._flavour.name == "tensorrt-rtx":
+        if self._flavor.name == "tensorrt-rtx":
             how = self._engine.create_runtime_config()
             how.set_execution_context_allocation_strategy(strategy)
             how.dynamic_shapes_kernel_specialization_strategy = (
@@ -121,7 +121,7 @@ class TrtEngine:
     @property
     def tells_if_capturable(self) -> bool:
         """TensorRT-RTX says whether a run can be captured; TensorRT has no such question."""
-        return self._flavour.name == "tensorrt-rtx"
+        return self._flavor.name == "tensorrt-rtx"
 
     def call(self, work: Callable[[], Any]) -> Any:
         """The result of a call of TensorRT's, on the device; `reason` then is what it said."""
@@ -141,7 +141,7 @@ class TrtEngine:
 
     def _different_tensors(self, weights: Collection[str]) -> list[str]:
         """Names that the engine and its contract do not share, or share with another dtype."""
-        engine, device = self._engine, self._flavour.trt.TensorLocation.DEVICE
+        engine, device = self._engine, self._flavor.trt.TensorLocation.DEVICE
         names = {engine.get_tensor_name(index) for index in range(engine.num_io_tensors)}
         tensors = {tensor.name: tensor.dtype for tensor in (*self.spec.inputs, *self.spec.outputs)}
         unlike = {

@@ -26,7 +26,7 @@ from ssd_export.tensorrt.engine_manifest import (
     this_arch,
     this_os,
 )
-from ssd_export.tensorrt.flavors import EXTRAS, Flavour, is_installed, load_flavour
+from ssd_export.tensorrt.flavors import EXTRAS, Flavor, is_installed, load_flavor
 from ssd_export.tensorrt.plugin import load_library
 from ssd_export.tensorrt.profiles import IMAGE_DECODER, Profile
 from ssd_export.tensorrt.step_form import Form
@@ -39,7 +39,7 @@ class EngineFiles:
     bundle: Bundle
     folder: str
     manifest: EngineManifest
-    flavour: Flavour
+    flavor: Flavor
 
     @property
     def rebuild(self) -> str:
@@ -141,7 +141,7 @@ class EngineFiles:
                 f"the engines need the plugin library {name}, which is not there as it was built;"
                 f" {self.rebuild}"
             )
-        load_library(self.flavour, self.bundle.file(name).resolve())
+        load_library(self.flavor, self.bundle.file(name).resolve())
         return False
 
 
@@ -178,18 +178,18 @@ def find_engines(bundle: Bundle, compute_capability: int) -> EngineFiles:
 def _checked(
     bundle: Bundle, folder: str, manifest: EngineManifest, compute_capability: int
 ) -> EngineFiles:
-    name = manifest.flavour
+    name = manifest.flavor
     if not is_installed(name):
         raise UserError(
             f"the engines of {folder} need {name}, which is not installed: pip install"
             f" {EXTRAS[name]}"
         )
-    flavour = load_flavour(name)
+    flavor = load_flavor(name)
     check_provenance(
         manifest,
         Here(
             name,
-            flavour.version,
+            flavor.version,
             compute_capability,
             this_os(),
             this_arch(),
@@ -197,4 +197,4 @@ def _checked(
             str(bundle.path),
         ),
     )
-    return EngineFiles(bundle, folder, manifest, flavour)
+    return EngineFiles(bundle, folder, manifest, flavor)

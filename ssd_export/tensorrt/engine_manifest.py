@@ -1,7 +1,7 @@
 """engine.json: what engines were built from and for, and whether they may be loaded here.
 
 An engine is code for one version of TensorRT and one kind of GPU; TensorRT itself says no more than
-"plan file is not compatible". A loader calls `check_provenance` before it deserialises, and only
+"plan file is not compatible". A loader calls `check_provenance` before it deserializes, and only
 files that the manifest names. A fault of one folder of engines concerns that folder alone.
 """
 
@@ -85,7 +85,7 @@ class EngineManifest:
     schema: int
     tool_version: str
     target: str
-    flavour: str
+    flavor: str
     version: str
     compute_capabilities: tuple[int, ...]
     os: str
@@ -113,7 +113,7 @@ class Here:
     message.
     """
 
-    flavour: str
+    flavor: str
     version: str
     compute_capability: int
     os: str
@@ -132,10 +132,10 @@ def this_arch() -> str:
     return {"AMD64": "x86_64", "arm64": "aarch64"}.get(platform.machine(), platform.machine())
 
 
-def folder_name(flavour: str, version: str, capabilities: tuple[int, ...]) -> str:
-    """engines/<flavour><version>-sm<cc>-<os>-<arch>; several GPUs joined by +."""
+def folder_name(flavor: str, version: str, capabilities: tuple[int, ...]) -> str:
+    """engines/<flavor><version>-sm<cc>-<os>-<arch>; several GPUs joined by +."""
     return (
-        f"engines/{flavour}{version}-sm{'+'.join(map(str, capabilities))}-{this_os()}-{this_arch()}"
+        f"engines/{flavor}{version}-sm{'+'.join(map(str, capabilities))}-{this_os()}-{this_arch()}"
     )
 
 
@@ -196,13 +196,13 @@ def check_provenance(engine_json: EngineManifest, here: Here) -> None:
     """Returns if engines of this engine.json can be loaded here.
 
     Raises: UserError, one line with the command that builds a fitting one, for another
-    flavour, version, GPU, system or bundle.
+    flavor, version, GPU, system or bundle.
     """
     again = rebuild(here.bundle_path)
-    built = f"{engine_json.flavour} {engine_json.version}"
-    if built != f"{here.flavour} {here.version}":
+    built = f"{engine_json.flavor} {engine_json.version}"
+    if built != f"{here.flavor} {here.version}":
         raise UserError(
-            f"the engine was built with {built} and {here.flavour} {here.version} is here; {again}"
+            f"the engine was built with {built} and {here.flavor} {here.version} is here; {again}"
         )
     if here.compute_capability not in engine_json.compute_capabilities:
         wanted = ", ".join(

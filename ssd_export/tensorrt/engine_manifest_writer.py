@@ -22,15 +22,15 @@ from ssd_export.version import TOOL_VERSION
 
 def engine_manifest(plan: BuildPlan, built: Mapping[str, GraphEngine]) -> EngineManifest:
     """What the engines of a plan were built from and for."""
-    flavour = plan.flavour
-    assert flavour is not None
+    flavor = plan.flavor
+    assert flavor is not None
     plugin = _plugin(plan, built)
     return EngineManifest(
         schema=SCHEMA,
         tool_version=TOOL_VERSION,
         target=plan.target.name,
-        flavour=flavour.name,
-        version=flavour.version,
+        flavor=flavor.name,
+        version=flavor.version,
         compute_capabilities=plan.capabilities,
         os=this_os(),
         arch=this_arch(),

@@ -20,7 +20,7 @@ EXTRAS = {"tensorrt": "ssd-export[tensorrt]", "tensorrt-rtx": "ssd-export[rtx]"}
 
 
 @dataclass(frozen=True)
-class Flavour:
+class Flavor:
     """name: tensorrt or tensorrt-rtx; trt: its Python module."""
 
     name: str
@@ -42,8 +42,8 @@ def is_installed(name: str) -> bool:
     return find_spec(MODULES[name]) is not None
 
 
-def load_flavour(name: str) -> Flavour:
-    """The flavour, ready to parse and build. Raises: UserError where it is not installed or does
+def load_flavor(name: str) -> Flavor:
+    """The flavor, ready to parse and build. Raises: UserError where it is not installed or does
     not load.
     """
     if not is_installed(name):
@@ -58,11 +58,11 @@ def load_flavour(name: str) -> Flavour:
             f"{name} is installed but does not load ({reason}); install it again: pip install "
             f"--force-reinstall {EXTRAS[name]}"
         ) from error
-    return Flavour(name, trt.__version__, trt)
+    return Flavor(name, trt.__version__, trt)
 
 
 def missing(names: list[str]) -> str:
-    """What to say where none of these flavours is installed."""
+    """What to say where none of these flavors is installed."""
     ways = " or ".join(f"pip install {EXTRAS[name]}" for name in names)
     jetpack = (
         " (on a Jetson, JetPack brings it: sudo apt install python3-libnvinfer)"

@@ -4,24 +4,24 @@ from __future__ import annotations
 
 from ssd_export.bundle import Bundle
 from ssd_export.errors import UserError
-from ssd_export.tensorrt.flavors import Flavour
+from ssd_export.tensorrt.flavors import Flavor
 from ssd_export.tensorrt.step_form import KV_UPDATE, engine_spec
 
 LAYER = "add_kv_cache_update"  # of INetworkDefinition: TensorRT-RTX, TensorRT 10.15 or newer
 
 
-def kv_update_graph(bundle: Bundle, graph: str, flavour: Flavour) -> bytes:
+def kv_update_graph(bundle: Bundle, graph: str, flavor: Flavor) -> bytes:
     """A decode step of the bundle as a ModelProto that writes its caches by this layer.
 
     Raises: UserError, one line, where this TensorRT has no such layer, it has none for caches of
     this dtype, or onnx-ir is not installed.
     """
-    if not hasattr(flavour.trt.INetworkDefinition, LAYER):
+    if not hasattr(flavor.trt.INetworkDefinition, LAYER):
         raise UserError(
-            f"{flavour.name} {flavour.version} has no KV-cache-update layer (10.15 or newer has)"
+            f"{flavor.name} {flavor.version} has no KV-cache-update layer (10.15 or newer has)"
         )
     if bundle.config.policy.kv_dtype != "model":
-        raise UserError(f"{flavour.name} has no KV-cache-update layer for int8")
+        raise UserError(f"{flavor.name} has no KV-cache-update layer for int8")
     try:
         import onnx_ir as ir
     except ImportError as error:

@@ -29,7 +29,7 @@ class LoadedEngines:
     def __init__(self, files: EngineFiles, specs: dict[str, GraphSpec], device: CudaDevice) -> None:
         self._files, self._specs, self._device = files, specs, device
         device.use()
-        self._runtime = open_runtime(files.flavour, files.register_plugin())
+        self._runtime = open_runtime(files.flavor, files.register_plugin())
         self._engines: dict[str, TrtEngine] = {}
         self._contexts: dict[tuple[str, int], TrtContext] = {}
         weights = files.all_weights()
@@ -89,7 +89,7 @@ class LoadedEngines:
         if graph not in self._engines:
             files = self._files
             self._engines[graph] = TrtEngine(
-                files.flavour,
+                files.flavor,
                 self._deserialize,
                 self._device,
                 files.path(graph),

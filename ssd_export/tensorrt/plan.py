@@ -1,4 +1,4 @@
-"""What build-engine will do, settled and checked before any work: bundle, target, flavour, plugin,
+"""What build-engine will do, settled and checked before any work: bundle, target, flavor, plugin,
 graphs, memory.
 """
 
@@ -14,7 +14,7 @@ from ssd_export.graph_spec import GraphSpec
 from ssd_export.machine import free_bytes
 from ssd_export.tensorrt import engine_manifest as provenance
 from ssd_export.tensorrt.build_memory import needed_bytes
-from ssd_export.tensorrt.flavors import Flavour, is_installed, load_flavour, missing
+from ssd_export.tensorrt.flavors import Flavor, is_installed, load_flavor, missing
 from ssd_export.tensorrt.kv_update import kv_update_graph
 from ssd_export.tensorrt.plugin import find_library, plugin_graph
 from ssd_export.tensorrt.profiles import Profile, profiles_of
@@ -24,7 +24,7 @@ from ssd_export.tensorrt.target import (
     FIRST_WITH_FP8,
     Batch,
     Target,
-    choose_flavour,
+    choose_flavor,
     choose_target,
     fp8_targets,
     gpu_here,
@@ -43,7 +43,7 @@ class BuildSpec:
 
     bundle: Path
     target: str = AUTO
-    flavour: str = AUTO
+    flavor: str = AUTO
     plugin: str = AUTO
     top_k: bool = False
     batch: Batch | None = None
@@ -73,13 +73,13 @@ class StepPlan:
 
 @dataclass(frozen=True)
 class BuildPlan:
-    """What will be built, settled and checked. flavour: None where this machine can only prepare
+    """What will be built, settled and checked. flavor: None where this machine can only prepare
     (engine.prepare).
     """
 
     bundle: Bundle
     target: Target
-    flavour: Flavour | None
+    flavor: Flavor | None
     capabilities: tuple[int, ...]
     step: StepPlan
     top_k: bool
@@ -91,16 +91,16 @@ class BuildPlan:
     force_memory: bool
 
     @property
-    def builder_flavour(self) -> Flavour:
-        """The flavour, of a plan that this machine can build."""
-        assert self.flavour is not None
-        return self.flavour
+    def builder_flavor(self) -> Flavor:
+        """The flavor, of a plan that this machine can build."""
+        assert self.flavor is not None
+        return self.flavor
 
     @property
     def folder(self) -> str:
         """Where the engines will stand in the bundle."""
-        flavour = self.builder_flavour
-        return provenance.folder_name(flavour.name, flavour.version, self.capabilities)
+        flavor = self.builder_flavor
+        return provenance.folder_name(flavor.name, flavor.version, self.capabilities)
 
     @property
     def prompt_slots(self) -> int:
@@ -129,64 +129,64 @@ def plan_build(spec: BuildSpec, library: Callable[[], Path | None] = find_librar
 
     Args: library: finds the plugin's library; returns None where the caller has registered the
     plugin by itself.
-    Raises: UserError for a bundle, target, flavour, plugin or batch that will not do.
+    Raises: UserError for a bundle, target, flavor, plugin or batch that will not do.
     """
     bundle, gpu = open_bundle(spec.bundle), gpu_here()
     target = choose_target(spec.target, gpu)
-    flavour, capabilities = _choose(spec.flavour, target, gpu)
+    flavor, capabilities = _choose(spec.flavor, target, gpu)
     capabilities = _that_multiply_its_weights(bundle, target, capabilities)
-    if flavour is None and spec.plugin == "off":
+    if flavor is None and spec.plugin == "off":
         raise UserError(
             f"TensorRT builds for {target.title} on that machine itself: copy the bundle there and"
             f" run ssd-export build-engine --bundle DIR --target {target.name} --plugin off"
         )
     step = StepPlan(AS_BUNDLED)
-    if flavour is not None:
-        step = _plan_step(spec, bundle, flavour, capabilities, library)
+    if flavor is not None:
+        step = _plan_step(spec, bundle, flavor, capabilities, library)
     batch = spec.batch or target.batch
     return BuildPlan(
         bundle=bundle,
         target=target,
-        flavour=flavour,
+        flavor=flavor,
         capabilities=capabilities,
         step=step,
         top_k=spec.top_k,
         batch=batch,
         workspace_mib=spec.workspace_mib or target.workspace_mib,
         timing_cache=spec.timing_cache,
-        needed_bytes=needed_bytes(bundle, target, flavour) if flavour else 0,
+        needed_bytes=needed_bytes(bundle, target, flavor) if flavor else 0,
         free_bytes=free_bytes(),
         force_memory=spec.force_memory,
     )
 
 
-def _choose(asked: str, target: Target, gpu: int | None) -> tuple[Flavour | None, tuple[int, ...]]:
-    """The flavour to build with and the GPUs to build for; no flavour where only another machine
+def _choose(asked: str, target: Target, gpu: int | None) -> tuple[Flavor | None, tuple[int, ...]]:
+    """The flavor to build with and the GPUs to build for; no flavor where only another machine
     can build.
     """
     on_this_gpu = gpu in target.compute_capabilities
     if asked == AUTO and not on_this_gpu:
-        if "tensorrt-rtx" not in target.flavours:
+        if "tensorrt-rtx" not in target.flavors:
             return None, target.compute_capabilities
-        asked = "tensorrt-rtx"  # the one flavour that builds for a GPU that is not here
-    name = choose_flavour(asked, target)
+        asked = "tensorrt-rtx"  # the one flavor that builds for a GPU that is not here
+    name = choose_flavor(asked, target)
     if not is_installed(name):
         raise UserError(missing([name]))
     if name == "tensorrt" and not on_this_gpu:
         return None, target.compute_capabilities
-    flavour = load_flavour(name)
-    if not flavour.builds_anywhere:
+    flavor = load_flavor(name)
+    if not flavor.builds_anywhere:
         assert gpu is not None
-        return flavour, (gpu,)
+        return flavor, (gpu,)
     capabilities = tuple(
-        capability for capability in target.compute_capabilities if flavour.accepts(capability)
+        capability for capability in target.compute_capabilities if flavor.accepts(capability)
     )
     if not capabilities:
         raise UserError(
-            f"{name} {flavour.version} does not build for {target.title}; use --flavour tensorrt on"
+            f"{name} {flavor.version} does not build for {target.title}; use --flavor tensorrt on"
             " that machine"
         )
-    return flavour, capabilities
+    return flavor, capabilities
 
 
 def _that_multiply_its_weights(
@@ -209,7 +209,7 @@ def _that_multiply_its_weights(
 def _plan_step(
     spec: BuildSpec,
     bundle: Bundle,
-    flavour: Flavour,
+    flavor: Flavor,
     capabilities: tuple[int, ...],
     library: Callable[[], Path | None],
 ) -> StepPlan:
@@ -228,7 +228,7 @@ def _plan_step(
                 raise
             why_not = str(error)
     try:
-        models = {name: kv_update_graph(bundle, name, flavour) for name in names}
+        models = {name: kv_update_graph(bundle, name, flavor) for name in names}
     except UserError as error:
         return StepPlan(AS_BUNDLED, why_not=f"{why_not}; {error}")
     return StepPlan(KV_UPDATE, models, why_not=why_not)

@@ -27,7 +27,7 @@ from ssd_export.kernels.image import (
     read_image,
     read_manifest,
 )
-from ssd_export.tensorrt.flavors import Flavour
+from ssd_export.tensorrt.flavors import Flavor
 
 LIBRARY = "libssd_export_plugin.so"
 LIBRARY_VARIABLE, KERNELS_VARIABLE = "SSD_EXPORT_PLUGIN", "SSD_EXPORT_KERNELS"
@@ -48,16 +48,16 @@ def find_library() -> Path:
     raise UserError(f"no plugin library at {place}; build it: {HOW_TO_BUILD}")
 
 
-def load_library(flavour: Flavour, library: Path) -> None:
+def load_library(flavor: Flavor, library: Path) -> None:
     """Registers the plugin with TensorRT, once a process. Raises: UserError where the library does
     not load.
     """
-    registry = flavour.trt.get_plugin_registry()
+    registry = flavor.trt.get_plugin_registry()
     if not any(creator.name == PLUGIN_NAME for creator in registry.all_creators):
         registry.load_library(str(library))
     if not any(creator.name == PLUGIN_NAME for creator in registry.all_creators):
         raise UserError(
-            f"{library} does not load into {flavour.name} {flavour.version}; build it again:"
+            f"{library} does not load into {flavor.name} {flavor.version}; build it again:"
             f" {HOW_TO_BUILD}"
         )
 
@@ -99,9 +99,9 @@ def make_plugin_graph(bundle: Bundle, graph: str, capabilities: tuple[int, ...])
     import onnx_ir as ir
 
     from ssd_export.export.functions import DOMAIN, OP_TYPE
-    from ssd_export.export.plugin_flavour import plugin_flavour
+    from ssd_export.export.plugin_flavor import plugin_flavor
 
-    model = plugin_flavour(ir.load(bundle.file(f"onnx/{graph}.onnx")))
+    model = plugin_flavor(ir.load(bundle.file(f"onnx/{graph}.onnx")))
     if attach_kernel(model, image.attributes(data), DOMAIN, OP_TYPE) != num_attention_nodes(bundle):
         raise ValueError(f"{graph}.onnx has not one {OP_TYPE} node for each head group")
     return ir.to_proto(model).SerializeToString()

@@ -1,6 +1,6 @@
 """What an engine is built for: recipes in targets/*.toml, and the GPU of this machine.
 
-A recipe: title, flavours (in order of preference), compute_capabilities (times ten), batch
+A recipe: title, flavors (in order of preference), compute_capabilities (times ten), batch
 ("MIN:OPT:MAX" images), decoder_images (how many the image decoder takes at a time besides one),
 workspace_mib, shared_weights (weights are inputs of prefill and decode_step, so that both use one
 copy), memory_gib of the smallest machine, shares_memory (the system lives in it too).
@@ -60,7 +60,7 @@ class Target:
 
     name: str
     title: str
-    flavours: tuple[str, ...]
+    flavors: tuple[str, ...]
     compute_capabilities: tuple[int, ...]
     batch: Batch
     decoder_images: int
@@ -105,7 +105,7 @@ def read_target(name: str) -> Target:
             f"unknown --target {name!r}; choose auto or one of {', '.join(target_names())}"
         )
     values = _values(name)
-    if not values["flavours"]:
+    if not values["flavors"]:
         raise UserError(
             f"{values['title']} needs no engine: ssd-export generate --runner ort runs the bundle"
             " as it is"
@@ -113,7 +113,7 @@ def read_target(name: str) -> Target:
     return Target(
         name=name,
         title=values["title"],
-        flavours=tuple(values["flavours"]),
+        flavors=tuple(values["flavors"]),
         compute_capabilities=tuple(values["compute_capabilities"]),
         batch=Batch.parse(values["batch"]),
         decoder_images=values["decoder_images"],
@@ -150,22 +150,22 @@ def narrowed(target: Target, capability: int) -> Target:
     return replace(target, compute_capabilities=(capability,))
 
 
-def choose_flavour(asked: str, target: Target) -> str:
-    """The flavour asked for; for `auto` the first of the recipe that is installed.
+def choose_flavor(asked: str, target: Target) -> str:
+    """The flavor asked for; for `auto` the first of the recipe that is installed.
 
     Raises: UserError for one that the target does not have, or where none is installed.
     """
     if asked != AUTO:
-        if asked not in target.flavours:
+        if asked not in target.flavors:
             raise UserError(
-                f"--flavour {asked} does not build for {target.name}; use --flavour"
-                f" {target.flavours[0]}"
+                f"--flavor {asked} does not build for {target.name}; use --flavor"
+                f" {target.flavors[0]}"
             )
         return asked
-    for name in target.flavours:
+    for name in target.flavors:
         if is_installed(name):
             return name
-    raise UserError(missing(list(target.flavours)))
+    raise UserError(missing(list(target.flavors)))
 
 
 def gpu_here() -> int | None:

@@ -28,7 +28,7 @@ from ssd_export.verify.contract import heads_of_layer
 from ssd_export.verify.tolerances import ONE_CODE, TOLERANCES, error
 
 ROWS = 2
-SCORE_GAP = 0.05  # between tokens of neighbouring positions
+SCORE_GAP = 0.05  # between tokens of neighboring positions
 
 
 def check_ops(bundle: Bundle, provider: str = "cpu") -> Rung:

@@ -139,7 +139,7 @@ def check_weights(
     progress: Callable[[str, int, int], None] = lambda stage, done, total: None,
 ) -> Rung:
     """Rung `weights`: every tensor of the bundle equals the checkpoint's, bit for bit, after
-    permutation, rounding and quantisation."""
+    permutation, rounding and quantization."""
     table = bundle.config.policy
     weights = plan_weights(
         checkpoint, table, getattr(torch, bundle.config.dtype), bundle.config.precision.weights

@@ -19,7 +19,7 @@ from tests.cases import Case
 
 
 class PublishedH2O:
-    """hh_score: summed attention, prefill included, not normalised; the newest recent_size are
+    """hh_score: summed attention, prefill included, not normalized; the newest recent_size are
     kept.
     """
 

@@ -19,7 +19,7 @@ from ssd_export.calibrate.calibration import (
     CalibrationState,
     calibrate,
 )
-from ssd_export.calibrate.neighbourhood import Neighbourhood
+from ssd_export.calibrate.neighborhood import Neighborhood
 from ssd_export.calibrate.ranks import rank_correlation
 from ssd_export.calibrate.sequences import FullCacheImages
 from ssd_export.errors import UserError
@@ -45,7 +45,7 @@ TINY = TinyJanus(num_layers=2, num_heads=4, num_kv_heads=2, codebook_size=64)
 SPEC = CalibrationSpec(
     ("a red circle", "two green triangles on white", "x"),
     3,
-    Neighbourhood(1, 48),
+    Neighborhood(1, 48),
     5,
     Sampling(2.0, 1.0),
     32,
@@ -94,7 +94,7 @@ def test_the_head_map_is_whole_and_says_where_it_came_from(
     head_map = finished.head_map
     assert head_map.for_model(checkpoint.config, checkpoint.fingerprint()) is head_map
     assert (
-        head_map.neighbourhood == "1d:48"
+        head_map.neighborhood == "1d:48"
         and head_map.threshold == 0.7
         and head_map.cost_options == SPEC.options
     )
@@ -141,7 +141,7 @@ def test_only_the_same_run_is_resumed(
         replace(SPEC, seed=6),
         replace(SPEC, num_images=4),
         replace(SPEC, prompts=SPEC.prompts[:2]),
-        replace(SPEC, neighbourhood=Neighbourhood(2, 1)),
+        replace(SPEC, neighborhood=Neighborhood(2, 1)),
         replace(SPEC, prompt_slots=40),
         replace(SPEC, options=SPEC.options[1:]),
         replace(SPEC, costs=FISHER),

@@ -11,7 +11,7 @@ import torch
 
 from ssd_export.calibrate.calibration import ABLATION, FISHER, CalibrationSpec, add_picture
 from ssd_export.calibrate.measure import HeadSums
-from ssd_export.calibrate.neighbourhood import Neighbourhood
+from ssd_export.calibrate.neighborhood import Neighborhood
 from ssd_export.calibrate.sensitivity import SOFTENING, random_signs, signed_likelihood
 from ssd_export.calibrate.sequences import sequence_of
 from ssd_export.errors import UserError
@@ -81,14 +81,14 @@ def reference(
 
 def measured(
     reference: Reference,
-    neighbourhood: str = "2d:1",
+    neighborhood: str = "2d:1",
     costs: str = FISHER,
     sampling: Sampling = GUIDED,
 ) -> HeadSums:
     spec = CalibrationSpec(
         (PROMPT, "x"),
         1,
-        Neighbourhood.parse(neighbourhood, GRID),
+        Neighborhood.parse(neighborhood, GRID),
         0,
         sampling,
         PROMPT_SLOTS,
@@ -107,10 +107,10 @@ def near(kind: str, size: int, query: int, key: int) -> bool:
     return abs(query // 24 - key // 24) <= size and abs(query % 24 - key % 24) <= size
 
 
-@pytest.mark.parametrize("neighbourhood", ["1d:48", "1d:25", "2d:1", "2d:0"])
-def test_metric_equals_brute_force(reference: Reference, neighbourhood: str) -> None:
-    sums = measured(reference, neighbourhood)
-    kind, size = neighbourhood[:2], int(neighbourhood[3:])
+@pytest.mark.parametrize("neighborhood", ["1d:48", "1d:25", "2d:1", "2d:0"])
+def test_metric_equals_brute_force(reference: Reference, neighborhood: str) -> None:
+    sums = measured(reference, neighborhood)
+    kind, size = neighborhood[:2], int(neighborhood[3:])
     start, count = len(reference.ids[0]), 575
     inside = np.array([[near(kind, size, q, k) for k in range(count)] for q in range(count)])
     for layer, probs in enumerate(reference.attentions):
@@ -228,16 +228,16 @@ def test_signs_give_fishers_information() -> None:
 @pytest.mark.parametrize(
     "text", ["48", "3d:1", "1d:0", "1d:576", "2d:23", "2d:-1", "1d:", "", "1d:99999", "2d:1.5"]
 )
-def test_neighbourhoods_that_are_none(text: str) -> None:
+def test_neighborhoods_that_are_none(text: str) -> None:
     with pytest.raises(UserError, match="use 1d:48"):
-        Neighbourhood.parse(text, GRID)
+        Neighborhood.parse(text, GRID)
 
 
-def test_one_row_above_is_in_both_neighbourhoods() -> None:
+def test_one_row_above_is_in_both_neighborhoods() -> None:
     for text in ("1d:25", "2d:1"):
-        mask = Neighbourhood.parse(text, GRID).mask(575, GRID.width)
+        mask = Neighborhood.parse(text, GRID).mask(575, GRID.width)
         assert mask[30, 6] and mask[30, 30] and not mask[100, 30]
-    assert not Neighbourhood.parse("1d:24", GRID).mask(575, GRID.width)[30, 6]
-    assert not Neighbourhood.parse("2d:1", GRID).mask(575, GRID.width)[24, 23], (
+    assert not Neighborhood.parse("1d:24", GRID).mask(575, GRID.width)[30, 6]
+    assert not Neighborhood.parse("2d:1", GRID).mask(575, GRID.width)[24, 23], (
         "the end of the row above is far away on the grid"
     )

@@ -13,7 +13,7 @@ from torch.profiler import ProfilerActivity, profile
 from benchmarks.calibration_memory import of_all_layers, report
 from ssd_export.calibrate.calibration import ABLATION, FISHER, CalibrationSpec, add_picture
 from ssd_export.calibrate.measure import HeadSums
-from ssd_export.calibrate.neighbourhood import Neighbourhood
+from ssd_export.calibrate.neighborhood import Neighborhood
 from ssd_export.model.checkpoint import open_checkpoint
 from ssd_export.model.families.janus import GRID
 from ssd_export.model.load import load_model
@@ -27,7 +27,7 @@ PROMPT, BYTES_FLOAT = 9, 4
 TOKENS = PROMPT + 575
 ROWS = 2
 SPEC = CalibrationSpec(
-    ("x",), 1, Neighbourhood(1, 48), 0, Sampling(5.0, 1.0), 16, (window(32), scored(64, GRID))
+    ("x",), 1, Neighborhood(1, 48), 0, Sampling(5.0, 1.0), 16, (window(32), scored(64, GRID))
 )
 
 

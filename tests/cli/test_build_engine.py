@@ -18,7 +18,7 @@ import pytest
 
 from ssd_export.bundle import open_bundle
 from ssd_export.cli.main import main
-from ssd_export.tensorrt import flavors as flavours
+from ssd_export.tensorrt import flavors
 from ssd_export.tensorrt import plan as build_plan
 from ssd_export.tensorrt import target as targets
 from tests.janus_checkpoints import TinyJanus
@@ -66,15 +66,15 @@ def path(tmp_path: Path) -> Path:
     [
         (("--target", "gameboy"), "unknown --target 'gameboy'; choose auto or one of"),
         (
-            ("--flavour", "trt"),
-            "unknown --flavour 'trt'; choose one of auto, tensorrt, tensorrt-rtx",
+            ("--flavor", "trt"),
+            "unknown --flavor 'trt'; choose one of auto, tensorrt, tensorrt-rtx",
         ),
         (("--plugin", "yes"), "unknown --plugin 'yes'; choose one of auto, on, off"),
         (("--batch", "4"), "--batch 4 is not MIN:OPT:MAX"),
         (("--target", "cpu"), "needs no engine: ssd-export generate --runner ort"),
         (
-            ("--target", "rtx", "--flavour", "tensorrt"),
-            "--flavour tensorrt does not build for rtx; use --flavour tensorrt-rtx",
+            ("--target", "rtx", "--flavor", "tensorrt"),
+            "--flavor tensorrt does not build for rtx; use --flavor tensorrt-rtx",
         ),
         (
             ("--target", "jetson-orin", "--plugin", "off"),
@@ -93,7 +93,7 @@ def test_what_a_user_can_mend_is_one_line(
 def test_without_tensorrt_the_extra_is_named(
     run: Run, path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for module in (build_plan, flavours, targets):
+    for module in (build_plan, flavors, targets):
         monkeypatch.setattr(module, "is_installed", lambda name: False)
     result = run("--bundle", path)
     assert result.code == 1 and "pip install ssd-export[rtx]" in result.err
@@ -122,7 +122,7 @@ def test_a_dry_run_says_everything_and_writes_nothing(run: Run, path: Path) -> N
     assert result.code == 0 and result.out == "", result.err
     for part in (
         "target: rtx",
-        "flavour: tensorrt-rtx 1.",
+        "flavor: tensorrt-rtx 1.",
         "decode step: kv-update (no plugin: --plugin off)",
         "1 to 3 images, the decode step tuned for 1 and 2",
         "up to 32 tokens",

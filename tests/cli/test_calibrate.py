@@ -273,7 +273,7 @@ BAD_VALUES = [
     (["--semantic-share", "-0.1"], "use 0.5"),
     (["--seed", "-1"], "use a number such as 0"),
     (["--prompt-slots", "0"], "use 64"),
-    (["--neighbourhood", "3d:1"], "use 1d:48"),
+    (["--neighborhood", "3d:1"], "use 1d:48"),
     (["--out", "."], "is a folder"),
     (["--out", "no/such/map.json"], "no folder no/such"),
     (["--plot", "map.jpg"], "use map.png"),

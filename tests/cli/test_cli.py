@@ -305,7 +305,7 @@ def test_export_hands_on_what_was_asked_and_remembers_the_bundle(
 
 
 class FakeGenerator:
-    """Draws grey, and keeps what it was asked for."""
+    """Draws gray, and keeps what it was asked for."""
 
     asked: dict[str, Any] = {}
 

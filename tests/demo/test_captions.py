@@ -80,7 +80,7 @@ def test_a_caption_is_read(caption: str) -> None:
 @pytest.mark.parametrize("caption", REFUSED)
 def test_a_caption_outside_the_language_is_refused_with_the_language(caption: str) -> None:
     with pytest.raises(
-        UserError, match="cannot read .*a red circle on white.*colours: red, green"
+        UserError, match="cannot read .*a red circle on white.*colors: red, green"
     ) as caught:
         parse_caption(caption)
     assert "\n" not in str(caught.value)
@@ -94,6 +94,6 @@ def test_a_generated_caption_is_read_as_drawn(category: str) -> None:
         wanted = parse_caption(scene.caption)
         assert wanted.ground == scene.ground
         assert Counter(wanted.objects) == Counter(
-            (shape.colour, shape.kind) for shape in scene.shapes
+            (shape.color, shape.kind) for shape in scene.shapes
         )
         assert (wanted.relation is not None) == (category == "relation")

@@ -14,7 +14,7 @@ from PIL import Image, ImageFilter
 from ssd_export.demo.captions import Expectation, parse_caption
 from ssd_export.demo.checker import Found, Verdict, check, find_objects, judge, label_components
 from ssd_export.demo.scenes import (
-    COLOURS,
+    COLORS,
     GROUNDS,
     KINDS,
     NUMBERS,
@@ -82,15 +82,15 @@ def wrong_captions(scene: Scene, rng: np.random.Generator) -> dict[str, str]:
     wanted = parse_caption(scene.caption)
     objects, ground = wanted.objects, wanted.ground
     alike = len(set(objects)) == 1
-    colour, kind = objects[0]
+    color, kind = objects[0]
     rest = (lambda look: (look,) * len(objects)) if alike else (lambda look: (look, *objects[1:]))
     wrong = {
         "ground": replace(wanted, ground=other(rng, GROUNDS, ground)),
-        "colour": replace(
-            wanted, objects=rest((other(rng, COLOURS, *(c for c, _ in objects)), kind))
+        "color": replace(
+            wanted, objects=rest((other(rng, COLORS, *(c for c, _ in objects)), kind))
         ),
         "shape": replace(
-            wanted, objects=rest((colour, other(rng, KINDS, *(k for _, k in objects))))
+            wanted, objects=rest((color, other(rng, KINDS, *(k for _, k in objects))))
         ),
         "count": Expectation(ground, (objects[0],) * int(other(rng, (2, 3, 4), len(objects)))),
     }
@@ -132,18 +132,18 @@ def test_every_shape_is_found_exactly(
 ) -> None:
     for (scene, _), found in zip(true_scenes[:200], found_in_true_scenes):
         assert found.ground == scene.ground
-        drawn = {(s.colour, s.kind, float(s.x), float(s.y), s.radius) for s in scene.shapes}
-        assert {(o.colour, o.kind, o.x, o.y, o.radius) for o in found.objects} == drawn
+        drawn = {(s.color, s.kind, float(s.x), float(s.y), s.radius) for s in scene.shapes}
+        assert {(o.color, o.kind, o.x, o.y, o.radius) for o in found.objects} == drawn
 
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("ground", GROUNDS)
-def test_every_kind_colour_and_radius_is_told_apart_on_every_ground(ground: str, kind: str) -> None:
-    for colour in COLOURS:
+def test_every_kind_color_and_radius_is_told_apart_on_every_ground(ground: str, kind: str) -> None:
+    for color in COLORS:
         for radius in RADII:
-            scene = Scene(ground, (Shape(kind, colour, 48, 44, radius),), "single", "")
+            scene = Scene(ground, (Shape(kind, color, 48, 44, radius),), "single", "")
             (thing,) = find_objects(blurred(render(scene))).objects
-            assert (thing.colour, thing.kind, thing.radius) == (colour, kind, radius)
+            assert (thing.color, thing.kind, thing.radius) == (color, kind, radius)
 
 
 def tinted(picture: np.ndarray, tint: np.ndarray | float) -> np.ndarray:
@@ -209,7 +209,7 @@ def test_true_scenes_under_a_wrong_caption_are_rejected(
 
 
 @pytest.mark.parametrize("degraded", [False, True], ids=["clean", "degraded"])
-@pytest.mark.parametrize("wrongness", ["ground", "colour", "shape", "count", "relation", "pairing"])
+@pytest.mark.parametrize("wrongness", ["ground", "color", "shape", "count", "relation", "pairing"])
 def test_each_wrongness_is_rejected_for_its_own_reason(wrongness: str, degraded: bool) -> None:
     rng = np.random.default_rng(7)
     category = {"relation": "relation", "pairing": "two objects"}.get(wrongness)
@@ -243,7 +243,7 @@ def test_an_extra_object_is_rejected(true_scenes: list[tuple[Scene, np.ndarray]]
     pictures = []
     for scene, _ in true_scenes[:250]:
         x, y = (4 * rng.integers(3, 22, size=2)).tolist()
-        extra = Shape(str(rng.choice(KINDS)), str(rng.choice(list(COLOURS))), x, y, 8)
+        extra = Shape(str(rng.choice(KINDS)), str(rng.choice(list(COLORS))), x, y, 8)
         if all(max(abs(extra.x - s.x), abs(extra.y - s.y)) >= 12 + s.radius for s in scene.shapes):
             pictures.append((render(replace(scene, shapes=(*scene.shapes, extra))), scene.caption))
     accepted, _ = rate(pictures)
@@ -282,7 +282,7 @@ RED_SQUARE = Shape("square", "red", 32, 48, 16)
 RED_CIRCLE = Shape("circle", "red", 48, 48, 20)
 DEFECTS = {
     "two that touch": ((RED_SQUARE, replace(RED_SQUARE, x=60)), "two red squares"),
-    "two colours that touch": (
+    "two colors that touch": (
         (RED_SQUARE, Shape("bar", "blue", 62, 48, 16)),
         "a red square and a blue bar",
     ),
@@ -319,7 +319,7 @@ BAD_SHAPES = {
 def test_a_shape_of_no_kind_is_unclear(shape: str) -> None:
     for radius in RADII:
         picture = render(Scene("white", (), "single", ""))
-        picture[BAD_SHAPES[shape](radius)] = COLOURS["red"]
+        picture[BAD_SHAPES[shape](radius)] = COLORS["red"]
         (thing,) = find_objects(picture).objects
         assert thing.kind is None, (
             f"{shape} of radius {radius}: {thing}, overlap {thing.overlap:.2f}"
@@ -345,7 +345,7 @@ def test_degenerate_pictures_are_rejected() -> None:
     rng = np.random.default_rng(11)
     captions = [scene.caption for scene in scenes(50, seed=12)]
     blank = [
-        np.full((96, 96, 3), colour, np.uint8) for colour in (*GROUNDS.values(), *COLOURS.values())
+        np.full((96, 96, 3), color, np.uint8) for color in (*GROUNDS.values(), *COLORS.values())
     ]
     static = [rng.integers(0, 256, (96, 96, 3), dtype=np.uint8) for _ in range(10)]
     patches = [rng.integers(0, 256, (24, 24, 3), dtype=np.uint8) for _ in range(10)]

@@ -1,4 +1,4 @@
-"""Quantised weights: what the bundle stores, against numpy; what ONNX Runtime and torch make of it,
+"""Quantized weights: what the bundle stores, against numpy; what ONNX Runtime and torch make of it,
 against each other.
 """
 
@@ -98,7 +98,7 @@ def numpy_block(
 
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
 @pytest.mark.parametrize("scheme", SCHEMES, ids=str)
-def test_codes_and_scales_equal_an_independent_quantiser(scheme: Scheme, dtype: str) -> None:
+def test_codes_and_scales_equal_an_independent_quantizer(scheme: Scheme, dtype: str) -> None:
     weights = weights_of()
     codes, scale = quantize(torch.from_numpy(weights), scheme, getattr(torch, dtype))
     wanted_codes, wanted_scale = numpy_quantized(weights, scheme, dtype)
@@ -261,7 +261,7 @@ def test_matrices_without_a_block_keep_their_dtype_and_it_is_said() -> None:
     facts = open_bundle(path).config.precision
     assert facts.kept == tuple(f"layers.{layer}.down" for layer in range(odd.num_layers))
     assert any(
-        "not quantised" in line and f"down ({odd.num_layers} layers)" in line
+        "not quantized" in line and f"down ({odd.num_layers} layers)" in line
         for line in block_lines(facts)
     )
     assert read_header(path / "onnx" / "weights.safetensors")[1]["layers.0.down"]["dtype"] == "F32"

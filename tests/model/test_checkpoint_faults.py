@@ -216,7 +216,7 @@ def test_weights_that_are_not_finite(
     refused(path, stored, "NaN" if value != value else f"infinite value ({value})", "download")
 
 
-def test_quantised_weights(copy: Callable[[str], Path]) -> None:
+def test_quantized_weights(copy: Callable[[str], Path]) -> None:
     path = copy("transformers")
     edit_weights(path, lambda state: state.update({NORM: state[NORM].to(torch.int8)}))
     refused(path, NORM, "int8")

@@ -1,4 +1,4 @@
-"""The plan's arithmetic: parts add up, quantised codes count where they are, --fit gives up what it
+"""The plan's arithmetic: parts add up, quantized codes count where they are, --fit gives up what it
 says in order.
 """
 
@@ -16,11 +16,11 @@ from ssd_export.plan.stages import Plan, time_class
 
 SPEC = PlanSpec("janus-pro-1b", None, None, None, "model", None, 1, 64, "fp16", None)
 ORIN = Device("Orin", 7 << 30, "tensorrt")
-UNQUANTISED = Settings("none", 0.2, 1)
+UNQUANTIZED = Settings("none", 0.2, 1)
 
 
 @cache
-def plan(settings: Settings = UNQUANTISED, device: Device = ORIN, **changes: object) -> Plan:
+def plan(settings: Settings = UNQUANTIZED, device: Device = ORIN, **changes: object) -> Plan:
     return plan_of(PlanSpec(**{**SPEC.__dict__, **changes}), device, settings)
 
 
@@ -55,8 +55,8 @@ def test_each_choice_takes_less() -> None:
     assert plan(Settings("none", 0.2, 4), num_layers=3).sizes.steps < big.sizes.steps / 3
 
 
-def test_quantised_codes_stand_in_both_engines() -> None:
-    """TensorRT-RTX keeps a dequantised constant inside an engine; other weights are inputs of
+def test_quantized_codes_stand_in_both_engines() -> None:
+    """TensorRT-RTX keeps a dequantized constant inside an engine; other weights are inputs of
     both.
     """
     made = plan(Settings("int4", 0.2, 1))
@@ -88,8 +88,8 @@ def test_devices_by_size_and_by_name() -> None:
         and find_device("8 GiB").memory_bytes == 8 << 30
     )
     nano = find_device("jetson-orin-nano")
-    assert nano.flavour == "tensorrt" and 6 << 30 < nano.memory_bytes < 8 << 30
-    assert find_device("cpu").flavour is None
+    assert nano.flavor == "tensorrt" and 6 << 30 < nano.memory_bytes < 8 << 30
+    assert find_device("cpu").flavor is None
     with pytest.raises(UserError, match="choose a size such as 8GB, or one of .*jetson-orin-nano"):
         find_device("toaster")
 

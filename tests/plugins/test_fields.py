@@ -9,7 +9,7 @@ import re
 from pathlib import Path
 
 from ssd_export.export.functions import DOMAIN, OP_TYPE, AttentionNode
-from ssd_export.export.plugin_flavour import PLUGIN_VERSION
+from ssd_export.export.plugin_flavor import PLUGIN_VERSION
 from ssd_export.kernels.image import KernelImage, Variant
 from ssd_export.policy.presets import Rule
 from tests.plugins import python_plugin

@@ -52,7 +52,7 @@ def test_the_same_numbers(weights: str) -> None:
 
 @pytest.mark.parametrize("graph", sorted(MATRICES))
 def test_no_matrix_is_widened_before_it_is_used(graph: str, tmp_path: Path) -> None:
-    """ONNX Runtime's own optimised graph keeps every matrix in float16; left alone it keeps
+    """ONNX Runtime's own optimized graph keeps every matrix in float16; left alone it keeps
     none.
     """
     path = half_bundle() / "onnx" / f"{graph}.onnx"

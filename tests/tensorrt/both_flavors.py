@@ -1,4 +1,4 @@
-"""Builds the plain and the plugin flavour of one bundle and prints the engine.json of each, as JSON
+"""Builds the plain and the plugin flavor of one bundle and prints the engine.json of each, as JSON
 lines.
 
 A process of its own, because what is registered with TensorRT stays: python -m
@@ -15,7 +15,7 @@ from pathlib import Path
 
 from ssd_export.tensorrt import plan as build_plan
 from ssd_export.tensorrt.build import build_engines
-from ssd_export.tensorrt.flavors import load_flavour
+from ssd_export.tensorrt.flavors import load_flavor
 from ssd_export.tensorrt.plan import BuildSpec, plan_build
 from ssd_export.tensorrt.target import Batch
 from tests.plugins.python_plugin import register
@@ -23,7 +23,7 @@ from tests.plugins.python_plugin import register
 
 def main(bundle: Path) -> None:
     build_plan.gpu_here = lambda: None  # the same engines on every machine
-    creator = register(load_flavour("tensorrt-rtx").trt)
+    creator = register(load_flavor("tensorrt-rtx").trt)
     for plugin in ("off", "on"):
         spec = BuildSpec(bundle, "ada", plugin=plugin, top_k=True, batch=Batch(1, 1, 2))
         print(json.dumps(asdict(build_engines(plan_build(spec, library=lambda: None)))), flush=True)

@@ -38,7 +38,7 @@ def write_engines(
     images: tuple[int, int, int] = (1, 1, 4),
     plugin: bool = False,
     top_k: bool = False,
-    flavour: str = "tensorrt-rtx",
+    flavor: str = "tensorrt-rtx",
     in_engine: bool = True,
     decoder_images: int = 2,
     form: str = KV_UPDATE,
@@ -54,14 +54,14 @@ def write_engines(
     form = PLUGIN if plugin else form
     graphs = [name for name in bundle.config.graphs if top_k or not name.endswith("_top_k")]
     graphs = [name for name in graphs if not (plugin and name == "evict")]
-    folder = folder_name(flavour, VERSION, (CAPABILITY,))
+    folder = folder_name(flavor, VERSION, (CAPABILITY,))
     shared = shared_weights(bundle)
     content = {name: f"the engine of {name}".encode() for name in graphs}
     manifest = EngineManifest(
         schema=SCHEMA,
         tool_version=TOOL_VERSION,
         target="ada",
-        flavour=flavour,
+        flavor=flavor,
         version=VERSION,
         compute_capabilities=(CAPABILITY,),
         os=this_os(),

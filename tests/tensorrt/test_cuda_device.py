@@ -21,7 +21,7 @@ from ssd_export.errors import UserError
 from ssd_export.graph_spec import GraphSpec
 from ssd_export.tensorrt.cuda_device import CudaDevice
 from ssd_export.tensorrt.engine import TrtEngine, open_runtime
-from ssd_export.tensorrt.flavors import load_flavour
+from ssd_export.tensorrt.flavors import load_flavor
 from ssd_export.tensorrt.target import gpu_here
 from tests.runtime.checkpoints import PROMPTS
 from tests.tensorrt import trt_double
@@ -100,7 +100,7 @@ def test_numbers_of_enums_are_cuda_s(enum: Any) -> None:
 @NEEDS_RTX
 @pytest.mark.parametrize("name", USED)
 def test_tensorrt_has_what_is_called(name: str) -> None:
-    real = getattr(load_flavour("tensorrt-rtx").trt, name)
+    real = getattr(load_flavor("tensorrt-rtx").trt, name)
     for member, double in inspect.getmembers(USED[name]):
         if member.startswith("_") or member in (
             "strategy",
@@ -124,7 +124,7 @@ def test_tensorrt_has_what_is_called(name: str) -> None:
 
 @NEEDS_RTX
 def test_tensorrt_has_the_enums_that_are_used() -> None:
-    real = load_flavour("tensorrt-rtx").trt
+    real = load_flavor("tensorrt-rtx").trt
     for enum in (
         trt_double.TensorLocation,
         trt_double.ExecutionContextAllocationStrategy,
@@ -138,14 +138,14 @@ def test_tensorrt_has_the_enums_that_are_used() -> None:
 @NEEDS_RTX
 @NO_GPU_HERE
 def test_tensorrt_reads_a_mapped_file_and_says_what_it_lacks(tmp_path: Path) -> None:
-    flavour, path = load_flavour("tensorrt-rtx"), tmp_path / "some.engine"
+    flavor, path = load_flavor("tensorrt-rtx"), tmp_path / "some.engine"
     path.write_bytes(b"ftrt" + bytes(4096))
     with pytest.raises(
         UserError, match=r"TensorRT cannot load .*some\.engine \(.*\); build the engines again"
     ) as refused:
         TrtEngine(
-            flavour,
-            open_runtime(flavour, False).deserialize_cuda_engine,
+            flavor,
+            open_runtime(flavor, False).deserialize_cuda_engine,
             CudaDevice(CudaDouble()),
             path,
             GraphSpec("some", (), ()),

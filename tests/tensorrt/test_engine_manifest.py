@@ -38,7 +38,7 @@ ENGINE = EngineManifest(
     schema=SCHEMA,
     tool_version="0.1.0",
     target="ada",
-    flavour="tensorrt-rtx",
+    flavor="tensorrt-rtx",
     version="1.7.1.116",
     compute_capabilities=(86, 89, 120),
     os="linux",
@@ -87,7 +87,7 @@ def test_an_engine_of_this_place_passes() -> None:
             "tensorrt-rtx 1.7.1.116 and tensorrt-rtx 1.8.0.1 is here",
         ),
         (
-            replace(HERE, flavour="tensorrt", version="10.3.0"),
+            replace(HERE, flavor="tensorrt", version="10.3.0"),
             "tensorrt-rtx 1.7.1.116 and tensorrt 10.3.0 is here",
         ),
         (replace(HERE, bundle_hash="def"), "built from another bundle than bundles/demo"),

@@ -25,14 +25,14 @@ from onnx import TensorProto, helper
 from ssd_export.bundle import Precision, open_bundle
 from ssd_export.errors import UserError
 from ssd_export.export.functions import DOMAIN, OP_TYPE
-from ssd_export.export.plugin_flavour import PLUGIN_VERSION
+from ssd_export.export.plugin_flavor import PLUGIN_VERSION
 from ssd_export.tensorrt import build as engine
 from ssd_export.tensorrt import plan as build_plan
 from ssd_export.tensorrt.build import build_engines, prepare
 from ssd_export.tensorrt.build_graph import build_graph
 from ssd_export.tensorrt.build_memory import shared_weights, stored_weights, weights_file
 from ssd_export.tensorrt.engine_manifest import read_engines
-from ssd_export.tensorrt.flavors import load_flavour
+from ssd_export.tensorrt.flavors import load_flavor
 from ssd_export.tensorrt.messages import judge, logger
 from ssd_export.tensorrt.network import parse_graph
 from ssd_export.tensorrt.plan import BuildSpec, plan_build
@@ -91,7 +91,7 @@ def spec(path: Path, **changes: object) -> BuildSpec:
     values = dict(
         bundle=path,
         target="rtx",
-        flavour="auto",
+        flavor="auto",
         plugin="off",
         batch=Batch(1, 1, 2),
         workspace_mib=None,
@@ -221,7 +221,7 @@ def test_a_board_s_decode_step_is_prepared_here(
         str(write_kernels(tmp_path / "kernels", targets=(87,), head_dim=TINY.head_dim)),
     )
     plan = plan_build(spec(path, target="jetson-orin", plugin="auto"))
-    assert plan.flavour is None
+    assert plan.flavor is None
     assert prepare(plan) == [prepared_name("decode_step", 87)]
     after = open_bundle(path)
     model = onnx.load(after.file(prepared_name("decode_step", 87)), load_external_data=False)
@@ -309,7 +309,7 @@ def test_force_memory_builds_all_the_same(path: Path, monkeypatch: pytest.Monkey
     )
 
 
-def test_quantised_matrices_stay_in_the_engine_and_the_others_are_shared(
+def test_quantized_matrices_stay_in_the_engine_and_the_others_are_shared(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As inputs they would be written out in fp16 before every product."""
@@ -342,7 +342,7 @@ def test_gpus_without_fp8_are_left_out_or_refused(
 )
 def test_tensorrt_builds_for_the_gpu_here(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(build_plan, "gpu_here", gpu_here)
-    values = build_engines(plan_build(spec(path, target="auto", flavour="tensorrt")))
+    values = build_engines(plan_build(spec(path, target="auto", flavor="tensorrt")))
     assert values.compute_capabilities == (gpu_here(),) and values.warnings == ()
     assert any(name.endswith("/timing.cache") for name in open_bundle(path).files)
 
@@ -364,7 +364,7 @@ def test_an_input_that_the_parser_ignores_fails_the_build(tmp_path: Path) -> Non
         ir_version=10,
     )
     onnx.save(model, tmp_path / "attention.onnx")
-    trt = load_flavour("tensorrt-rtx").trt
+    trt = load_flavor("tensorrt-rtx").trt
     log, messages = logger(trt)
     messages.clear()
     builder, network, parser = parse_graph(trt, log, messages, tmp_path / "attention.onnx", None)
@@ -378,7 +378,7 @@ def test_an_input_that_the_parser_ignores_fails_the_build(tmp_path: Path) -> Non
 
 def test_a_graph_that_does_not_parse_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "bad.onnx").write_bytes(b"not a model")
-    trt = load_flavour("tensorrt-rtx").trt
+    trt = load_flavor("tensorrt-rtx").trt
     log, messages = logger(trt)
     messages.clear()
     with pytest.raises(UserError, match="TensorRT cannot read .*bad.onnx") as refused:

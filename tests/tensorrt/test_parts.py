@@ -218,9 +218,9 @@ def timing_plan(timing_cache: Path | None, bundled: Path | None = None) -> Any:
     """As much of a BuildPlan for TensorRT as a timing cache asks for."""
     files = {"engines/x/timing.cache": {}} if bundled else {}
     bundle = SimpleNamespace(files=files, file=lambda name: bundled)
-    flavour = SimpleNamespace(builds_anywhere=False)
+    flavor = SimpleNamespace(builds_anywhere=False)
     return SimpleNamespace(
-        builder_flavour=flavour, folder="engines/x", timing_cache=timing_cache, bundle=bundle
+        builder_flavor=flavor, folder="engines/x", timing_cache=timing_cache, bundle=bundle
     )
 
 

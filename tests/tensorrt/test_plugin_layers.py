@@ -1,4 +1,4 @@
-"""Both flavours of one bundle, layer by layer: the plugin flavour has one plugin layer for each
+"""Both flavors of one bundle, layer by layer: the plugin flavor has one plugin layer for each
 head group, the plain none.
 
 Needs TensorRT-RTX and nothing else: the plugin is a Python class here
@@ -41,10 +41,10 @@ pytestmark = [
 def built(
     tmp_path_factory: pytest.TempPathFactory,
 ) -> tuple[EngineManifest, EngineManifest, Bundle]:
-    """engine.json of the plain and of the plugin flavour, and the bundle after both were built, in
+    """engine.json of the plain and of the plugin flavor, and the bundle after both were built, in
     this order.
     """
-    model, folder = checkpoint(TINY), tmp_path_factory.mktemp("flavours")
+    model, folder = checkpoint(TINY), tmp_path_factory.mktemp("flavors")
     whole = bundle(model, "ssd-row", head_map=str(head_map_file(model)), dtype="fp16")
     copy = shutil.copytree(whole, folder / "bundle")
     (folder / "kernels").mkdir()
@@ -61,7 +61,7 @@ def built(
     return plain, plugin, open_bundle(copy)
 
 
-def test_the_plugin_flavour_has_one_plugin_layer_for_each_attention(built: tuple) -> None:
+def test_the_plugin_flavor_has_one_plugin_layer_for_each_attention(built: tuple) -> None:
     _, plugin, made = built
     wanted = num_attention_nodes(made)
     assert wanted == plugin.plugin.num_nodes > 1
@@ -74,7 +74,7 @@ def test_the_plugin_flavour_has_one_plugin_layer_for_each_attention(built: tuple
     assert "evict" not in plugin.graphs, "the kernel releases by itself"
 
 
-def test_the_plain_flavour_has_none(built: tuple) -> None:
+def test_the_plain_flavor_has_none(built: tuple) -> None:
     plain, plugin, _ = built
     assert plain.bundle_hash == plugin.bundle_hash, "both from the same bundle"
     assert plain.plugin is None and not plain.flags.aliased_plugin_io

@@ -97,7 +97,7 @@ def built(made: BuildPlan, graph: str, tmp_path: Path) -> tuple[GraphEngine, lis
     """An engine and its layers, profile by profile."""
     spec = next(spec for spec in made.graphs if spec.name == graph)
     engine = build_graph(made, spec, tmp_path, lambda *told: None, Event())
-    profiles = logger(made.flavour.trt)[1].layers(len(made.profiles(graph)))
+    profiles = logger(made.flavor.trt)[1].layers(len(made.profiles(graph)))
     assert len(profiles) == len(made.profiles(graph))
     return engine, profiles
 

@@ -79,7 +79,7 @@ def test_the_reason_is_that_of_the_engines_for_this_gpu(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made = doubles(monkeypatch, copied_bundle(tmp_path), version="1.6.0.1")
-    write_engines(made.path, flavour="tensorrt", compute_capabilities=[75])
+    write_engines(made.path, flavor="tensorrt", compute_capabilities=[75])
     from ssd_export.bundle import open_bundle
 
     assert "built with tensorrt-rtx 1.6.0.1" in refused(
@@ -87,7 +87,7 @@ def test_the_reason_is_that_of_the_engines_for_this_gpu(
     )
 
 
-def test_a_flavour_that_is_not_installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_flavor_that_is_not_installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     made = doubles(monkeypatch, copied_bundle(tmp_path))
     monkeypatch.setattr(engine_files, "is_installed", lambda name: False)
     assert "need tensorrt-rtx, which is not installed: pip install ssd-export[rtx]" in refused(
@@ -121,7 +121,7 @@ def test_a_plugin_library_beside_the_engine_is_registered(
     made.bundle = made.bundle.add_files({f"{folder}/{PLUGIN_LIBRARY}": b"library"})
     registered: list[Path] = []
     monkeypatch.setattr(
-        engine_files, "load_library", lambda flavour, library: registered.append(library)
+        engine_files, "load_library", lambda flavor, library: registered.append(library)
     )
     made.runner().close()
     assert registered == [(made.path / folder / PLUGIN_LIBRARY).resolve()]

@@ -94,7 +94,7 @@ def test_the_bundle_s_own_form_draws_the_same(
     [{"kv_dtype": "int8"}, {"weights": "int4", "dtype": "fp16"}],
     ids=["int8 cache", "int4 weights"],
 )
-def test_same_tokens_with_quantised_caches_and_weights(
+def test_same_tokens_with_quantized_caches_and_weights(
     stored: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made = doubles(monkeypatch, copied_bundle(tmp_path, **stored), form=AS_BUNDLED)
@@ -258,14 +258,12 @@ def test_engines_as_they_are_really_built(
     path = copied_bundle(tmp_path, dtype=dtype)
     values = build_engines(
         plan_build(
-            BuildSpec(
-                path, target="rtx", flavour="tensorrt-rtx", plugin="off", batch=Batch(1, 1, 2)
-            )
+            BuildSpec(path, target="rtx", flavor="tensorrt-rtx", plugin="off", batch=Batch(1, 1, 2))
         )
     )
     assert CAPABILITY in values.compute_capabilities and values.version == VERSION
     files = find_engines(open_bundle(path), CAPABILITY)
-    assert files.flavour.trt.Runtime is not None and len(files.all_weights()) > 8
+    assert files.flavor.trt.Runtime is not None and len(files.all_weights()) > 8
     made = found_doubles(monkeypatch, path)
     assert made.trt.engines.form == KV_UPDATE
     if dtype == "fp32":

@@ -1,4 +1,4 @@
-"""Recipes, the choice of target and flavour, and batches."""
+"""Recipes, the choice of target and flavor, and batches."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from ssd_export.errors import UserError
 from ssd_export.tensorrt import target as targets
 from ssd_export.tensorrt.target import (
     Batch,
-    choose_flavour,
+    choose_flavor,
     choose_target,
     read_target,
     target_names,
@@ -28,7 +28,7 @@ def test_every_recipe_reads() -> None:
     for name in set(target_names()) - {"cpu"}:
         target = read_target(name)
         assert target.title and target.compute_capabilities and target.workspace_mib > 0
-        assert set(target.flavours) <= {"tensorrt", "tensorrt-rtx"}
+        assert set(target.flavors) <= {"tensorrt", "tensorrt-rtx"}
 
 
 def test_a_cpu_needs_no_engine() -> None:
@@ -64,7 +64,7 @@ def test_every_gpu_of_a_recipe_is_one_that_auto_chooses() -> None:
     for name in set(target_names()) - {"cpu"}:
         for capability in read_target(name).compute_capabilities:
             chosen = choose_target("auto", capability)
-            assert set(chosen.flavours) <= {"tensorrt", *read_target(name).flavours}
+            assert set(chosen.flavors) <= {"tensorrt", *read_target(name).flavors}
 
 
 def test_tensorrt_rtx_is_asked_only_for_what_it_supports() -> None:
@@ -72,7 +72,7 @@ def test_tensorrt_rtx_is_asked_only_for_what_it_supports() -> None:
     is in a recipe for both; the builder's own list leaves it out."""
     for name in set(target_names()) - {"cpu"}:
         target = read_target(name)
-        if "tensorrt-rtx" in target.flavours:
+        if "tensorrt-rtx" in target.flavors:
             assert set(target.compute_capabilities) <= {75, 86, 89, 120, 121, 100, 103}
 
 
@@ -85,11 +85,11 @@ def test_auto_without_a_gpu_is_rtx_and_an_unknown_gpu_is_refused() -> None:
 def test_a_missing_module_is_named_with_its_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(targets, "is_installed", lambda name: False)
     with pytest.raises(UserError, match=r"pip install ssd-export\[rtx\]"):
-        choose_flavour("auto", read_target("rtx"))
+        choose_flavor("auto", read_target("rtx"))
     with pytest.raises(UserError, match="JetPack brings it"):
-        choose_flavour("auto", read_target("jetson-orin"))
-    with pytest.raises(UserError, match="does not build for jetson-orin; use --flavour tensorrt"):
-        choose_flavour("tensorrt-rtx", read_target("jetson-orin"))
+        choose_flavor("auto", read_target("jetson-orin"))
+    with pytest.raises(UserError, match="does not build for jetson-orin; use --flavor tensorrt"):
+        choose_flavor("tensorrt-rtx", read_target("jetson-orin"))
 
 
 def test_a_batch_is_three_numbers_in_order() -> None:

@@ -56,7 +56,7 @@ def doubles(
     monkeypatch: pytest.MonkeyPatch, path: Path, is_rtx: bool = True, **engines: Any
 ) -> Doubles:
     """Doubles of the bundle's engines, found by whoever looks for TensorRT until the test ends."""
-    write_engines(path, flavour="tensorrt-rtx" if is_rtx else "tensorrt", **engines)
+    write_engines(path, flavor="tensorrt-rtx" if is_rtx else "tensorrt", **engines)
     return found_doubles(monkeypatch, path, is_rtx)
 
 
@@ -64,6 +64,6 @@ def found_doubles(monkeypatch: pytest.MonkeyPatch, path: Path, is_rtx: bool = Tr
     """The same for engines that are in the bundle already."""
     cuda = CudaDouble()
     trt = TrtDouble(cuda, path, is_rtx)
-    monkeypatch.setattr(engine_files, "is_installed", lambda name: name == trt.flavour.name)
-    monkeypatch.setattr(engine_files, "load_flavour", lambda name: trt.flavour)
+    monkeypatch.setattr(engine_files, "is_installed", lambda name: name == trt.flavor.name)
+    monkeypatch.setattr(engine_files, "load_flavor", lambda name: trt.flavor)
     return Doubles(path, trt.bundle, cuda, trt)

@@ -22,7 +22,7 @@ from ssd_export.bundle import open_bundle
 from ssd_export.graph_spec import TensorSpec
 from ssd_export.runtime.ort_session import open_session, session_entries
 from ssd_export.tensorrt import engine_manifest as provenance
-from ssd_export.tensorrt.flavors import Flavour
+from ssd_export.tensorrt.flavors import Flavor
 from ssd_export.tensorrt.kv_update import kv_update_graph
 from ssd_export.tensorrt.step_form import KV_UPDATE, engine_spec
 from tests.tensorrt.cuda_double import CudaDouble
@@ -66,7 +66,7 @@ class DataType(Enum):
     FLOAT, HALF, BF16, INT32, INT64, INT8 = range(6)
 
 
-WITH_KV_UPDATE = Flavour(
+WITH_KV_UPDATE = Flavor(
     "a double", VERSION, SimpleNamespace(INetworkDefinition=SimpleNamespace(add_kv_cache_update=1))
 )
 
@@ -94,8 +94,8 @@ class TrtDouble:
         self.runs: list[str] = []
 
     @property
-    def flavour(self) -> Flavour:
-        return Flavour("tensorrt-rtx" if self.is_rtx else "tensorrt", VERSION, self)
+    def flavor(self) -> Flavor:
+        return Flavor("tensorrt-rtx" if self.is_rtx else "tensorrt", VERSION, self)
 
     def Runtime(self, log: ILogger) -> RuntimeDouble:
         return RuntimeDouble(self, log)
@@ -351,5 +351,5 @@ class ContextDouble(OnDevice):
 
 @lru_cache(maxsize=32)
 def session(path: Path, weights: str) -> ort.InferenceSession:
-    """Quantised weights multiplied out, as TensorRT computes with them."""
+    """Quantized weights multiplied out, as TensorRT computes with them."""
     return open_session(path, "cpu", 1, session_entries(weights, exact=True))

@@ -10,7 +10,7 @@ namespace ssd_export {
 
 // What a DecodeAttention node says about its head group (rules R1 to R9:
 // ssd_export/policy/presets.py) and about the kernel that serves it. One table in
-// attention_fields.cpp names, reads, checks and serialises the fields.
+// attention_fields.cpp names, reads, checks and serializes the fields.
 struct AttentionFields {
     int32_t num_sinks = 0;
     int32_t num_recent = 0;
@@ -37,7 +37,7 @@ std::vector<nvinfer1::PluginField> field_names();
 // All fields with their data, which stays where it is in `fields`.
 std::vector<nvinfer1::PluginField> fields_to_serialize(AttentionFields const& fields);
 
-// The fields of a node or of a serialised plugin. Throws std::invalid_argument, saying what is
+// The fields of a node or of a serialized plugin. Throws std::invalid_argument, saying what is
 // wrong and the fix.
 AttentionFields read_fields(nvinfer1::PluginFieldCollection const& collection);
 

@@ -1,4 +1,4 @@
-"""The plugin flavour of a graph: the same nodes, left to the TensorRT plugin. Needs onnx_ir, not
+"""The plugin flavor of a graph: the same nodes, left to the TensorRT plugin. Needs onnx_ir, not
 torch.
 """
 
@@ -11,7 +11,7 @@ from ssd_export.export.functions import DOMAIN, OP_TYPE
 PLUGIN_VERSION = "1"  # kPluginVersion of the library
 
 
-def plugin_flavour(model: ir.Model) -> ir.Model:
+def plugin_flavor(model: ir.Model) -> ir.Model:
     """The same model for the TensorRT plugin: no functions, one node name.
 
     Before 10.7 a local function wins over a plugin of its name, since then the plugin wins. Before

@@ -1,4 +1,4 @@
-"""The neighbourhood that a spatial head looks at: the last tokens in drawing order, or a patch of
+"""The neighborhood that a spatial head looks at: the last tokens in drawing order, or a patch of
 the grid.
 """
 
@@ -17,7 +17,7 @@ SPELLING = re.compile(r"([12])d:(\d{1,4})")
 
 
 @dataclass(frozen=True)
-class Neighbourhood:
+class Neighborhood:
     """1d:N is the N newest image tokens, the query's own included (a grid row and one more reach
     the token one grid row above); 2d:R is every drawn token at most R grid rows and R columns away.
     """
@@ -26,25 +26,25 @@ class Neighbourhood:
     size: int
 
     @classmethod
-    def default(cls, grid: Grid) -> Neighbourhood:
+    def default(cls, grid: Grid) -> Neighborhood:
         """The last two grid rows of image tokens."""
         return cls(1, grid.neighborhood)
 
     @classmethod
-    def parse(cls, text: str, grid: Grid) -> Neighbourhood:
+    def parse(cls, text: str, grid: Grid) -> Neighborhood:
         """Raises: UserError for another spelling, or a size that holds nothing or everything."""
         match = SPELLING.fullmatch(text)
         usual = cls.default(grid)
         if not match:
             raise UserError(
-                f"--neighbourhood {text!r} is unknown; use {usual} (the last {usual.size} tokens)"
+                f"--neighborhood {text!r} is unknown; use {usual} (the last {usual.size} tokens)"
                 " or 2d:1 (3 x 3)"
             )
         dimensions, size = int(match[1]), int(match[2])
         least, largest = (1, grid.num_tokens - 1) if dimensions == 1 else (0, grid.width - 2)
         if not least <= size <= largest:
             raise UserError(
-                f"--neighbourhood {text}: the size is outside {least}..{largest}; use {usual} or"
+                f"--neighborhood {text}: the size is outside {least}..{largest}; use {usual} or"
                 " 2d:1"
             )
         return cls(dimensions, size)
@@ -53,7 +53,7 @@ class Neighbourhood:
         return f"{self.dimensions}d:{self.size}"
 
     def mask(self, num_tokens: int, grid_width: int) -> Tensor:
-        """bool [num_tokens, num_tokens]: whether image token k is in the neighbourhood of image
+        """bool [num_tokens, num_tokens]: whether image token k is in the neighborhood of image
         token q, [q, k].
 
         Later tokens (k > q) are not masked out: causal attention gives them nothing.
