@@ -142,7 +142,7 @@ def calibrate(
     fingerprint = checkpoint.fingerprint()
     encoder = prompt_encoder(config, checkpoint.file)
     images = FullCacheImages(model, encoder, spec.prompt_slots)
-    images.batches.check(spec.prompts)
+    encoder.encode(spec.prompts, spec.prompt_slots)
     identity = spec.identity(fingerprint)
     empty = CalibrationState(
         identity, 0, np.zeros(0, np.int32), HeadSums.zero(config, len(spec.options))

@@ -33,6 +33,7 @@ class GenerateSpec:
     """What to generate and where to write it; None leaves a number to the bundle or the runner."""
 
     prompts: tuple[str, ...]
+    negative_prompt: str
     bundle: Path | None
     runner: str
     provider: str | None
@@ -59,6 +60,7 @@ class GenerateSpec:
     def sampling(self) -> dict[str, Any]:
         """The options of ImageGenerator.stream that decide tokens."""
         return {
+            "negative_prompt": self.negative_prompt,
             "seed": self.seed,
             "num_images": self.num_images,
             "cfg_scale": self.cfg_scale,
@@ -70,6 +72,7 @@ class GenerateSpec:
 
 @verb(
     options.prompts,
+    options.negative_prompt,
     options.bundle.but(help=f"The bundle to generate from.  {options.LATEST}"),
     options.runner,
     options.provider,
@@ -255,6 +258,7 @@ def _provenance(generator: ImageGenerator, spec: GenerateSpec) -> Mapping[str, s
         "budget": f"{generator.table.budget:g}",
         "bundle_hash": generator.bundle.hash,
         "tool_version": TOOL_VERSION,
+        **({"negative_prompt": spec.negative_prompt} if spec.negative_prompt else {}),
         "cfg_scale": f"{used.cfg_scale:g}",
         "temperature": "greedy" if spec.greedy else f"{used.temperature:g}",
         "top_k": str(spec.top_k),

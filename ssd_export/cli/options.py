@@ -87,6 +87,13 @@ force_memory = option(
 # How tokens are drawn
 
 seed = option("--seed", type=int, default=0, metavar="INTEGER", help="Randomness of the images.")
+negative_prompt = option(
+    "--negative-prompt",
+    default="",
+    metavar="TEXT",
+    show_default=False,
+    help="What guidance leads away from.  [default: the model's own unconditional row]",
+)
 num_images = option(
     "--num-images", type=int, default=1, metavar="COUNT", help="Images for each prompt."
 )

@@ -111,44 +111,54 @@ class TemplateEncoder:
             )
         return encoder
 
-    def encode(self, prompts: Sequence[str], prompt_slots: int) -> EncodedPrompts:
+    def encode(
+        self, prompts: Sequence[str], prompt_slots: int, negative_prompts: Sequence[str] = ()
+    ) -> EncodedPrompts:
         """The rows of a batch.
 
         Args:
             prompts: one for each image; white space around them is dropped.
             prompt_slots: cache slots for a prompt, the longest that fits, control tokens included.
+            negative_prompts: none, or one for each image; its conditional row then stands for the
+                unconditional one. "" leaves the template's.
         Raises: UserError for no prompt, an empty one, one that is too long or is not valid Unicode.
         """
         if not prompts:
             raise UserError("no prompt: say what to draw")
-        rows = [self._ids(prompt) for prompt in prompts]
-        for prompt, row in zip(prompts, rows):
-            if len(row) > prompt_slots:
-                raise UserError(
-                    f"the prompt {_short(prompt)} is {len(row)} tokens long, {prompt_slots} fit:"
-                    f" shorten it by {len(row) - prompt_slots} tokens or export with --prompt-slots"
-                    f" {len(row)}"
-                )
-        rows += [[self.begin_id] + [self.pad_id] * (len(row) - 2) + [self.end_id] for row in rows]
+        rows = [self._row(prompt, "prompt", prompt_slots) for prompt in prompts]
+        rows += [
+            self._row(negative, "negative prompt", prompt_slots)
+            if negative.strip()
+            else [self.begin_id] + [self.pad_id] * (len(row) - 2) + [self.end_id]
+            for row, negative in zip(rows, negative_prompts or [""] * len(rows), strict=True)
+        ]
         lengths = np.array([len(row) for row in rows], dtype=np.int32)
         ids = np.full((len(rows), lengths.max()), self.pad_id, dtype=np.int32)
         for padded, row in zip(ids, rows):
             padded[: len(row)] = row
         return EncodedPrompts(ids, lengths)
 
-    def _ids(self, prompt: str) -> list[int]:
+    def _row(self, prompt: str, name: str, prompt_slots: int) -> list[int]:
+        """The conditional row of a prompt. Args: name: for messages."""
         text = prompt.strip()
         if not text:
-            raise UserError("the prompt is empty: say what to draw")
+            raise UserError(f"the {name} is empty: say what to draw")
         try:
             text.encode("utf-8")
         except UnicodeEncodeError:
             raise UserError(
-                f"the prompt {_short(prompt)} is not valid Unicode: type it in UTF-8"
+                f"the {name} {_short(prompt)} is not valid Unicode: type it in UTF-8"
             ) from None
-        return [self.begin_id, *self._template_ids(text), self.end_id]
+        row = [self.begin_id, *self._template_ids(text, name), self.end_id]
+        if len(row) > prompt_slots:
+            raise UserError(
+                f"the {name} {_short(prompt)} is {len(row)} tokens long, {prompt_slots} fit:"
+                f" shorten it by {len(row) - prompt_slots} tokens or export with --prompt-slots"
+                f" {len(row)}"
+            )
+        return row
 
-    def _template_ids(self, text: str) -> list[int]:
+    def _template_ids(self, text: str, name: str) -> list[int]:
         """Text between two control tokens is encoded in one piece: a word merges with the space
         before it.
         """
@@ -159,20 +169,20 @@ class TemplateEncoder:
             if not (part in template.roles and part in self._control):
                 pending += part.replace("{prompt}", text)
                 continue
-            ids += self._text_ids(pending, strip_left, self._control[part]["lstrip"]) + [
-                self._id(part)
-            ]
+            strip_right = self._control[part]["lstrip"]
+            ids += self._text_ids(pending, name, strip_left, strip_right) + [self._id(part)]
             pending, strip_left = "", self._control[part]["rstrip"]
-        return ids + self._text_ids(pending, strip_left, self._control[template.end]["lstrip"])
+        strip_right = self._control[template.end]["lstrip"]
+        return ids + self._text_ids(pending, name, strip_left, strip_right)
 
-    def _text_ids(self, text: str, strip_left: bool, strip_right: bool) -> list[int]:
+    def _text_ids(self, text: str, name: str, strip_left: bool, strip_right: bool) -> list[int]:
         text = text.lstrip() if strip_left else text
         text = text.rstrip() if strip_right else text
         ids = self._text.encode(text, add_special_tokens=False).ids if text else []
         if not self._control_ids.isdisjoint(ids):
             token = next(self._text.id_to_token(i) for i in ids if i in self._control_ids)
             raise UserError(
-                f"the prompt spells the control token {token}: remove it, or put spaces in between"
+                f"the {name} spells the control token {token}: remove it, or put spaces in between"
             )
         return ids
 

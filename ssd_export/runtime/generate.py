@@ -8,7 +8,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Generator, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from types import TracebackType
@@ -106,11 +106,9 @@ class GenerationCancelledError(Exception):
 
 @dataclass(frozen=True)
 class _Request:
-    """What to generate, checked. prompts: one an image; image_done: called with every image."""
+    """What to generate, checked. image_done: called with every image."""
 
-    prompts: list[str]
-    sampling: Sampling
-    seeds: list[ImageSeed]
+    images: list[ImageRequest]
     preview: bool
     max_batch: int
     decoder_batch: int
@@ -120,7 +118,7 @@ class _Request:
 
     @property
     def num_batches(self) -> int:
-        return -(-len(self.prompts) // self.max_batch)
+        return -(-len(self.images) // self.max_batch)
 
 
 class ImageGenerator:
@@ -202,6 +200,7 @@ class ImageGenerator:
         self,
         prompts: Iterable[str],
         *,
+        negative_prompt: str | Sequence[str] = "",
         seed: int = 0,
         seeds: Sequence[int] | None = None,
         num_images: int = 1,
@@ -222,6 +221,8 @@ class ImageGenerator:
 
         Args:
             prompts: one string for each group of images.
+            negative_prompt: what guidance leads away from, for all images or one for each prompt;
+                "" is the model's own unconditional row.
             seed: 0 to 2**64 - 1.
             seeds: one for each image, in place of seed: image i is what seeds[i] generates first.
             num_images: images for each prompt.
@@ -244,11 +245,14 @@ class ImageGenerator:
                 generator that another caller has in use, and for numbers that are not finite.
         """
         sampling = bundle_sampling(self.bundle).changed(cfg_scale, temperature, top_k)
-        every = self._one_an_image(prompts, as_count(num_images, "num_images", most=MAX_IMAGES))
+        count = as_count(num_images, "num_images", most=MAX_IMAGES)
+        one_a_prompt = self._one_a_prompt(prompts, negative_prompt, sampling, count)
+        seeds_of_images = _image_seeds(seed, seeds, len(one_a_prompt) * count)
         request = _Request(
-            every,
-            sampling,
-            _image_seeds(seed, seeds, len(every)),
+            [
+                replace(one_a_prompt[number // count], image=image)
+                for number, image in enumerate(seeds_of_images)
+            ],
             bool(preview),
             min(as_count(max_batch, "max_batch"), self.runner.max_images),
             as_count(decoder_batch, "decoder_batch"),
@@ -289,11 +293,7 @@ class ImageGenerator:
         Raises: UserError as stream.
         """
         with self.turns.take() as turn:
-            batch = self._batches.of_requests(
-                [request.prompt for request in requests],
-                [request.sampling for request in requests],
-                [request.image for request in requests],
-            )
+            batch = self._batches.of_requests(requests)
             last, everywhere = self.config.grid.height - 1, list(range(len(requests)))
             for row, cache in self._rows(batch):
                 tokens = self.runner.tokens()
@@ -303,9 +303,12 @@ class ImageGenerator:
                 with turn.suspended():
                     yield RequestRow(row, tokens, images, cache)
 
-    def num_prompt_tokens(self, prompt: str) -> int:
-        """Tokens of a prompt, control tokens included. Raises: UserError as stream."""
-        return int(self._batches.encoder.encode([prompt], self.table.prompt_slots).prompt_length[0])
+    def check_requests(self, requests: Sequence[ImageRequest]) -> list[int]:
+        """The tokens of each prompt, control tokens included.
+
+        Raises: UserError for what stream_requests cannot generate.
+        """
+        return self._batches.check(requests)
 
     def cache_bytes_per_image(self) -> tuple[int, int]:
         """(as the policy allocates them, of a full cache) in bytes, prompt slots included."""
@@ -316,7 +319,14 @@ class ImageGenerator:
             self.table.full_cache_bytes(self.config, size, rows),
         )
 
-    def _one_an_image(self, prompts: Iterable[str], num_images: int) -> list[str]:
+    def _one_a_prompt(
+        self,
+        prompts: Iterable[str],
+        negative_prompt: str | Sequence[str],
+        sampling: Sampling,
+        num_images: int,
+    ) -> list[ImageRequest]:
+        """The first image of each prompt. Raises: UserError."""
         if isinstance(prompts, (str, bytes)):
             raise UserError('prompts is one string; give a list such as ["a red circle on white"]')
         try:
@@ -330,16 +340,22 @@ class ImageGenerator:
                 raise UserError(
                     f"a prompt is a {type(prompt).__name__}, not a string; give a list of strings"
                 )
-        self._batches.check(listed)
+        negatives = _negative_prompts(negative_prompt, len(listed))
+        first = ImageSeed(0, 0)
+        requests = [
+            ImageRequest(prompt, sampling, first, negative)
+            for prompt, negative in zip(listed, negatives, strict=True)
+        ]
+        self._batches.check(requests)
         if len(listed) * num_images > MAX_IMAGES:
             raise UserError(
                 f"{len(listed)} prompts of {num_images} images each are more than the {MAX_IMAGES}"
                 " that one call generates; call several times, with other seeds"
             )
-        return [prompt for prompt in listed for _ in range(num_images)]
+        return requests
 
     def _events(self, request: _Request) -> Iterator[RowEvent]:
-        every, size = request.prompts, request.max_batch
+        every, size = request.images, request.max_batch
         tokens = np.zeros((len(every), self.config.grid.num_tokens), np.int32)
         images: list[Image.Image] = []
         with self.turns.take() as turn:
@@ -347,8 +363,7 @@ class ImageGenerator:
             request.progress(PREFILL, 0, 1)
             for start in range(0, len(every), size):
                 part = slice(start, min(start + size, len(every)))
-                sampling = [request.sampling] * len(every[part])
-                batch = self._batches.of_requests(every[part], sampling, request.seeds[part])
+                batch = self._batches.of_requests(every[part])
                 advance = partial(self._advance, request, start // size)
                 for row, cache in self._rows(batch, advance, request.lookahead):
                     if self._is_cancelled.is_set():
@@ -370,7 +385,7 @@ class ImageGenerator:
         if number == 0 and num_tokens == 1:
             request.progress(PREFILL, 1, 1)
         each = self.config.grid.num_tokens
-        name = f"generating {num_images_text(len(request.prompts))}"
+        name = f"generating {num_images_text(len(request.images))}"
         request.progress(name, number * each + num_tokens, request.num_batches * each)
 
     def _rows(
@@ -422,6 +437,20 @@ class ImageGenerator:
             pixels[pixels.shape[0] * (row + 1) // height :] = NOT_DRAWN_YET
             previews.append(Image.fromarray(pixels))
         return previews
+
+
+def _negative_prompts(asked: str | Sequence[str], num_prompts: int) -> list[str]:
+    """One for each prompt. Raises: UserError."""
+    negatives = [asked] * num_prompts if isinstance(asked, str) else list(asked)
+    if len(negatives) != num_prompts:
+        raise UserError(
+            f"{len(negatives)} negative prompts for {num_prompts} prompts; give one for all, or one"
+            " for each"
+        )
+    for negative in negatives:
+        if not isinstance(negative, str):
+            raise UserError(f"a negative prompt is a {type(negative).__name__}, not a string")
+    return negatives
 
 
 def _image_seeds(seed: int, seeds: Sequence[int] | None, num_images: int) -> list[ImageSeed]:

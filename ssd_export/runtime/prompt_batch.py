@@ -13,17 +13,22 @@ from ssd_export.bundle import Bundle
 from ssd_export.dtypes import DTYPES
 from ssd_export.errors import UserError
 from ssd_export.model.families import PromptEncoder, prompt_encoder
+from ssd_export.model.prompt import EncodedPrompts
 from ssd_export.noise import ImageSeed
 from ssd_export.sampling import Sampling
 
 
 @dataclass(frozen=True)
 class ImageRequest:
-    """One image: its prompt, how its tokens are drawn, what its random numbers depend on."""
+    """One image: its prompt, how its tokens are drawn, what its random numbers depend on.
+
+    negative_prompt: what guidance leads away from; "" is the model's own unconditional row.
+    """
 
     prompt: str
     sampling: Sampling
     image: ImageSeed
+    negative_prompt: str = ""
 
 
 @dataclass(frozen=True)
@@ -87,9 +92,20 @@ class PromptBatches:
             bundle.config.policy.prompt_slots,
         )
 
-    def check(self, prompts: Sequence[str]) -> None:
-        """Raises: UserError for no prompt, or one that cannot be encoded."""
-        self.encoder.encode(prompts, self.prompt_slots)
+    def check(self, requests: Sequence[ImageRequest]) -> list[int]:
+        """The tokens of each prompt, control tokens included.
+
+        Raises: UserError for no prompt, one that cannot be encoded, or a negative prompt that would
+        do nothing.
+        """
+        for request in requests:
+            if request.negative_prompt.strip() and request.sampling.cfg_scale == 1:
+                raise UserError(
+                    "a negative prompt does nothing at cfg_scale 1, which is no guidance; use 5, or"
+                    " leave it out"
+                )
+        encoded = self._encoded(requests)
+        return [int(length) for length in encoded.prompt_length[: len(requests)]]
 
     def __call__(
         self, prompts: Sequence[str], sampling: Sampling, seed: int, first_image: int = 0
@@ -100,19 +116,32 @@ class PromptBatches:
         numbers depend on seed and i alone.
         Raises: UserError for no prompt, or one that cannot be encoded.
         """
-        images = [ImageSeed(seed, first_image + place) for place in range(len(prompts))]
-        return self.of_requests(prompts, [sampling] * len(prompts), images)
+        return self.of_requests(
+            [
+                ImageRequest(prompt, sampling, ImageSeed(seed, first_image + place))
+                for place, prompt in enumerate(prompts)
+            ]
+        )
 
-    def of_requests(
-        self, prompts: Sequence[str], sampling: Sequence[Sampling], images: Sequence[ImageSeed]
-    ) -> PromptBatch:
-        """A batch of one image a prompt, each with its own sampling and random numbers.
+    def of_requests(self, requests: Sequence[ImageRequest]) -> PromptBatch:
+        """A batch of images, each with its own prompts, sampling and random numbers.
 
         Raises: UserError for no prompt, or one that cannot be encoded.
         """
-        encoded = self.encoder.encode(prompts, self.prompt_slots)
+        encoded = self._encoded(requests)
         return PromptBatch(
-            self.embed(encoded.ids), encoded.prompt_length, tuple(images), tuple(sampling)
+            self.embed(encoded.ids),
+            encoded.prompt_length,
+            tuple(request.image for request in requests),
+            tuple(request.sampling for request in requests),
+        )
+
+    def _encoded(self, requests: Sequence[ImageRequest]) -> EncodedPrompts:
+        negative_prompts = [request.negative_prompt for request in requests]
+        return self.encoder.encode(
+            [request.prompt for request in requests],
+            self.prompt_slots,
+            negative_prompts if any(negative_prompts) else (),
         )
 
 

@@ -233,6 +233,7 @@ def _submit(server: Server, body: GenerationRequest, request: Request) -> Submis
     if body.size not in (None, "auto", size):
         raise UserError(f"size {body.size!r}: this model's images are {size}; leave size out")
     requests = image_requests(body, generator)
+    text = len(requests) * generator.check_requests(requests[:1])[0]
     events: asyncio.Queue[ImageEvent] = asyncio.Queue()
     loop = asyncio.get_running_loop()
 
@@ -252,7 +253,6 @@ def _submit(server: Server, body: GenerationRequest, request: Request) -> Submis
         seconds=server.seconds,
         preview_rows=preview_rows(previews, server.batches.num_rows),
     )
-    text = len(requests) * generator.num_prompt_tokens(body.prompt)
     tokens = len(requests) * generator.config.grid.num_tokens
     details = TokenDetails(text_tokens=text)
     usage = Usage(

@@ -48,9 +48,10 @@ def image_requests(body: GenerationRequest, generator: ImageGenerator) -> list[I
     sampling = bundle_sampling(generator.bundle).changed(
         body.cfg_scale, body.temperature, body.top_k
     )
-    generator.num_prompt_tokens(body.prompt)
     return [
-        ImageRequest(body.prompt, sampling, ImageSeed(body.seed, number))
+        ImageRequest(
+            body.prompt, sampling, ImageSeed(body.seed, number), body.negative_prompt or ""
+        )
         for number in range(body.n or 1)
     ]
 

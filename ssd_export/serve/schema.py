@@ -1,7 +1,8 @@
 """Bodies of the OpenAI Images routes, as the official client sends and reads them.
 
 Source: the OpenAI API reference, "Create image". Fields that would change nothing here are accepted
-only with the values that ask for nothing; `seed`, `cfg_scale`, `temperature` and `top_k` are ours.
+only with the values that ask for nothing; `negative_prompt`, `seed`, `cfg_scale`, `temperature` and
+`top_k` are ours.
 """
 
 from __future__ import annotations
@@ -23,6 +24,9 @@ class GenerationRequest(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     prompt: Annotated[str, Field(min_length=1, max_length=MAX_PROMPT_CHARACTERS)]
+    negative_prompt: Annotated[str, Field(max_length=MAX_PROMPT_CHARACTERS)] | None = Field(
+        None, description="What guidance leads away from. None: the model's unconditional row."
+    )
     model: str | None = None
     n: Annotated[int, Field(ge=1, le=MAX_IMAGES, strict=True)] | None = 1
     size: str | None = Field(None, description="The model's own size, such as 384x384, or auto.")

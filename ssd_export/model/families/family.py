@@ -18,10 +18,13 @@ Shapes = Mapping[str, tuple[int, ...]]  # of tensors, by canonical name
 class PromptEncoder(Protocol):
     """Prompts to the rows of the model's table of condition embeddings."""
 
-    def encode(self, prompts: Sequence[str], prompt_slots: int) -> EncodedPrompts:
+    def encode(
+        self, prompts: Sequence[str], prompt_slots: int, negative_prompts: Sequence[str] = ()
+    ) -> EncodedPrompts:
         """The rows of a batch, one image a prompt.
 
-        Args: prompt_slots: cache slots for a prompt, the longest that fits.
+        Args: prompt_slots: cache slots for a prompt, the longest that fits; negative_prompts: none,
+        or one for each prompt, "" for the family's unconditional row.
         Raises: UserError for no prompt, or one that cannot be encoded.
         """
 
