@@ -3,6 +3,7 @@ PYTHON ?= python3
 PROMPT ?= a red circle on white
 TESTS ?= tests
 VENV := .venv
+LOWEST := .venv-lowest
 RUN := $(VENV)/bin/python
 INSTALL := $(RUN) -m pip install --quiet --disable-pip-version-check -c constraints.txt
 CPP = $(shell git ls-files --cached --others --exclude-standard '*.c' '*.cpp' '*.cu' '*.h' '*.hpp')
@@ -13,7 +14,7 @@ PYTEST := OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(RUN) -m pytest
 PARALLEL := --numprocesses auto --maxprocesses 4 --dist loadfile
 PLATFORM := $(shell uname -sm)
 
-.PHONY: help demo demo-engine test test-fast lint types format docs bench clean
+.PHONY: help demo demo-engine test test-fast test-lowest lint types format docs bench clean
 .NOTPARALLEL:
 
 help:
@@ -21,6 +22,7 @@ help:
 	@echo "                then build a TensorRT-RTX engine (Linux on x86-64, no GPU needed; that alone: make demo-engine)"
 	@echo "make test       run the tests (a part: make test TESTS=tests/cli)"
 	@echo "make test-fast  run the tests that take no more than a few seconds each"
+	@echo "make test-lowest  the lower bounds of all packages: export, generate, verify (6 GB, minutes)"
 	@echo "make lint       check the format and the rules of Python and C++"
 	@echo "make types      check the types of the package"
 	@echo "make format     format Python and C++"
@@ -51,6 +53,17 @@ test: $(VENV)/installed-test
 
 test-fast: $(VENV)/installed-test
 	$(PYTEST) $(PARALLEL) -m "not slow and not serial" $(TESTS)
+
+# Every lower bound of pyproject.toml at once, torch included (6 GB): export, generate with both runners, verify.
+test-lowest:
+	$(PYTHON) -m venv $(LOWEST)
+	$(PYTHON) .ci/lowest_versions.py export ort > $(LOWEST)/constraints.txt
+	$(LOWEST)/bin/python -m pip install --quiet --disable-pip-version-check -c $(LOWEST)/constraints.txt ".[export,ort]"
+	cd $(LOWEST) && for options in "" "--dtype fp16 --weights int4" "--weights int8 --kv-dtype int8"; do \
+	    bin/ssd-export export --budget 0.2 --out bundle --force $$options && \
+	    bin/ssd-export generate "$(PROMPT)" --bundle bundle && \
+	    bin/ssd-export generate "$(PROMPT)" --bundle bundle --runner torch && \
+	    bin/ssd-export verify --bundle bundle || exit 1; done
 
 lint: $(VENV)/installed-lint
 	$(RUN) -m ruff format --check .
@@ -85,4 +98,4 @@ $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
 
 clean:
-	rm -rf $(VENV) bundles build/site
+	rm -rf $(VENV) $(LOWEST) bundles build/site

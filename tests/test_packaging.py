@@ -36,18 +36,24 @@ def run(*command: str | Path, cwd: Path) -> str:
     return done.stdout
 
 
-@pytest.fixture(scope="module")
-def board(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The Python of an environment that has the wheel and ONNX Runtime, and nothing else of
-    ours.
+@pytest.fixture(scope="module", params=["tested", "lowest"])
+def board(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The Python of an environment that has the wheel and ONNX Runtime, and nothing else of ours:
+    in the versions tested together, and in the lower bounds that pyproject.toml declares.
     """
+    if request.param == "lowest" and sys.version_info >= (3, 13):
+        pytest.skip("the lower bounds of numpy and pillow have no wheels for Python 3.13 or newer")
     folder = tmp_path_factory.mktemp("board")
     install = (sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check")
     run(*install, "wheel", "--no-deps", "--wheel-dir", folder, ROOT, cwd=folder)
     run(sys.executable, "-m", "venv", folder / "venv", cwd=folder)
     (wheel,) = folder.glob("ssd_export-*.whl")
     python = folder / "venv" / "bin" / "python"
-    constraints = ("-c", ROOT / "constraints.txt")
+    versions = ROOT / "constraints.txt"
+    if request.param == "lowest":
+        versions = folder / "lowest.txt"
+        versions.write_text(run(sys.executable, ROOT / ".ci/lowest_versions.py", "ort", cwd=folder))
+    constraints = ("-c", versions)
     run(python, *install[1:], "install", *constraints, f"{wheel}[ort]", cwd=folder)
     return python
 

@@ -22,6 +22,7 @@ from ssd_export.policy.head_map import HeadMap
 from ssd_export.policy.presets import MAX_GROUPS, POLICIES, Heads
 from ssd_export.policy.table import HeadGroup, PolicyTable
 from ssd_export.verify.checks import Divergence, Rung
+from ssd_export.verify.origin import different_twin, misnamed_policy
 
 
 def check_contract(bundle: Bundle) -> Rung:
@@ -33,7 +34,12 @@ def check_contract(bundle: Bundle) -> Rung:
         difference = _difference(ir.load(bundle.file(f"onnx/{wanted.name}.onnx")).graph, wanted)
         if difference:
             return Rung("contract", figures, Divergence(f"onnx/{wanted.name}.onnx: {difference}"))
-    return Rung("contract", figures, _misplaced_head(bundle, config, table))
+    misplaced = _misplaced_head(bundle, config, table)
+    if misplaced is None:
+        head_map = HeadMap.load(bundle.file("head_map.json")) if figures["head_map"] else None
+        fault = misnamed_policy(table, config, head_map) or different_twin(bundle)
+        misplaced = Divergence(fault) if fault else None
+    return Rung("contract", figures, misplaced)
 
 
 def _difference(graph: ir.Graph, spec: GraphSpec) -> str:

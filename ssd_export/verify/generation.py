@@ -8,6 +8,7 @@ one wrong step is seen where it happens and not in all that follow.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -32,6 +33,7 @@ PROMPTS = (
     "a blue square above a yellow ring on sand",
 )  # of different length
 FIRST_STEPS = 8
+TOP_K = 50  # of the tokens that are drawn with top-k
 MAX_TIE_SHARE = 0.1  # of the steps: more of them are no accident
 RACE_ROUNDING = 4 * 2.0**-24  # of guidance and race in float32, against their greatest number
 LEAST_TIE = 1e-2  # of the relative tie tolerance: absolute, for scores near 0
@@ -135,7 +137,7 @@ class Ladder:
                     "tokens", figures, Divergence("another token was drawn", step, row=image)
                 )
             figures.setdefault("rounding_parts_them_at_step", []).append(step)
-        return Rung("tokens", figures)
+        return Rung("tokens", figures | {"top_k_steps": FIRST_STEPS}, self._top_k_divergence())
 
     def image(self) -> Rung:
         """The pictures that both decode from the reference's tokens."""
@@ -159,6 +161,35 @@ class Ladder:
                     ),
                 )
         return Rung("image", figures)
+
+    def _top_k_divergence(self) -> Divergence | None:
+        """The first draw that differs among TOP_K tokens, which graphs of their own make."""
+        images = range(len(PROMPTS))
+        sampling = tuple(replace(one, top_k=TOP_K) for one in self.batch.sampling)
+        batch = replace(self.batch, sampling=sampling)
+        parts = single_steps(FIRST_STEPS)
+        both = (decode(one, batch, self.table, parts) for one in (self.reference, self.subject))
+        for (step,), _ in zip(*both, strict=True):
+            ours, wanted = (one.tokens()[:, step] for one in (self.subject, self.reference))
+            for image in images:
+                if ours[image] != wanted[image] and not self._explained(step, image, ours[image]):
+                    return Divergence(
+                        f"another token was drawn with top-k {TOP_K}", step, row=image
+                    )
+            self.subject.force_tokens(step, wanted)
+        return None
+
+    def _explained(self, step: int, image: int, token: int) -> bool:
+        """Whether the difference of the logits explains another draw among TOP_K tokens."""
+        rows = [image, image + len(PROMPTS)]
+        subject, reference = (
+            self._guided(runner.logits()[rows], self.batch.sampling[image])
+            for runner in (self.subject, self.reference)
+        )
+        moved = 2 * np.abs(subject - reference).max()
+        least = np.sort(reference)[-TOP_K] - moved
+        among = np.where(reference < least, -np.inf, reference)
+        return self._is_border(subject, reference, int(token), image, step, among)
 
     def _decode(self, runner: InspectableRunner, num_tokens: int) -> Iterator[range]:
         return decode(runner, self.batch, self.table, single_steps(num_tokens))
@@ -261,14 +292,22 @@ class Ladder:
         return unconditional + sampling.cfg_scale * (conditional - unconditional)
 
     def _is_border(
-        self, ours: np.ndarray, reference: np.ndarray, token: int, image: int, step: int
+        self,
+        ours: np.ndarray,
+        reference: np.ndarray,
+        token: int,
+        image: int,
+        step: int,
+        among: np.ndarray | None = None,
     ) -> bool:
         """Whether the subject's token wins the race but for the measured difference of the guided
-        logits.
+        logits. among: those in the race, the others being -inf; None: all of them.
         """
         noise = GumbelNoise([self.batch.images[image]], len(reference))(range(step, step + 1))
-        race = reference + self.batch.sampling[image].temperature * noise[0, 0].astype(np.float64)
-        moved = 2 * np.abs(ours - reference).max() + RACE_ROUNDING * np.abs(race).max()
+        scaled = self.batch.sampling[image].temperature * noise[0, 0].astype(np.float64)
+        race = (reference if among is None else among) + scaled
+        greatest = np.abs(race[np.isfinite(race)]).max()
+        moved = 2 * np.abs(ours - reference).max() + RACE_ROUNDING * greatest
         return bool(race.max() - race[token] <= moved)
 
     def _compare_positions(

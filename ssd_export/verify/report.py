@@ -70,6 +70,10 @@ def _ops(figures: Figures, tolerances: Figures) -> str:
     )
 
 
+def _origin(figures: Figures, tolerances: Figures) -> str:
+    return f"{', '.join(figures['files'])} and the drawing defaults are the checkpoint's"
+
+
 def _weights(figures: Figures, tolerances: Figures) -> str:
     return f"{figures['tensors']} tensors are the checkpoint's"
 
@@ -102,7 +106,8 @@ def _logits(figures: Figures, tolerances: Figures) -> str:
 def _tokens(figures: Figures, tolerances: Figures) -> str:
     parted = figures.get("rounding_parts_them_at_step")
     where = f"; rounding parts them at step {', '.join(map(str, parted))}" if parted else ""
-    return f"drawn alone, {100 * figures['agreement']:.4g} % are equal{where}"
+    ranked = f"; {figures['top_k_steps']} steps with top-k" if "top_k_steps" in figures else ""
+    return f"drawn alone, {100 * figures['agreement']:.4g} % are equal{where}{ranked}"
 
 
 def _image(figures: Figures, tolerances: Figures) -> str:
@@ -124,6 +129,7 @@ _SENTENCES: dict[str, Callable[[Figures, Figures], str]] = {
     "contract": _contract,
     "compression": _compression,
     "ops": _ops,
+    "origin": _origin,
     "weights": _weights,
     "layers": _layers,
     "logits": _logits,

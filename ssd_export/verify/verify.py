@@ -3,10 +3,11 @@
     contract     the graphs take and give what the policy table promises; every head is where the
     head map says compression  slots, bytes and budget as allocated
     ops          attention functions and evict graph against the rules, step by step
+    origin       tokenizer, shape and drawing defaults are the checkpoint's (against checkpoint only)
     weights      every tensor equals the checkpoint's (against checkpoint only)
     layers       keys, values, positions, scores of every head over the first steps
     logits       all steps with the reference's tokens, slots exact; tokens dropped are counted
-    tokens       drawn alone from the same seed
+    tokens       drawn alone from the same seed; the first ones with top-k, too
     image        pixels
 The first rung that fails ends the climb: what stands above it cannot be right.
 """
@@ -33,6 +34,7 @@ from ssd_export.verify.checkpoint_runner import checkpoint_runner
 from ssd_export.verify.checks import Divergence, Rung
 from ssd_export.verify.contract import check_contract, check_weights
 from ssd_export.verify.generation import Ladder, Progress
+from ssd_export.verify.origin import check_origin
 from ssd_export.verify.spec import CHECKPOINT, LEVELS, VerifySpec, check_spec
 from ssd_export.verify.tolerances import Tolerance, tolerance_of
 from ssd_export.version import TOOL_VERSION
@@ -110,8 +112,21 @@ def _checkpoint(bundle: Bundle, spec: VerifySpec) -> Checkpoint | None:
         return None
     checkpoint = checkpoint_like(bundle, spec.model or "demo")
     if spec.model is None and spec.against is None and not is_of(checkpoint, bundle):
-        return None  # another demo than the one that comes with this version
+        _check_other_demo(bundle, checkpoint)
+        return None
     return checked(checkpoint, bundle)
+
+
+def _check_other_demo(bundle: Bundle, checkpoint: Checkpoint) -> None:
+    """Raises: UserError where a demo bundle has the weights of the demo of this version, and another
+    fingerprint. Otherwise it is of another demo, which is not at hand to compare with.
+    """
+    if bundle.config.model == checkpoint.config and check_weights(bundle, checkpoint).ok:
+        raise UserError(
+            f"bundle {bundle.path} has the weights of {checkpoint.path}, whose fingerprint is"
+            f" {checkpoint.fingerprint()[:12]}, and says {bundle.config.model_fingerprint[:12]}:"
+            " export it again with --force"
+        )
 
 
 def _climb(
@@ -142,6 +157,7 @@ def _climb(
         ("ops", lambda: check_ops(bundle, provider_of(runners.DEFAULT, spec.provider))),
     ]
     if checkpoint is not None and against == "checkpoint" and spec.level != "ops":
+        steps.append(("origin", lambda: check_origin(bundle, checkpoint)))
         steps.append(("weights", lambda: check_weights(bundle, checkpoint, progress)))
     levels = LEVELS[1 : LEVELS.index(spec.level) + 1]
     steps += [(level, partial(_climb_to, climb, level)) for level in levels]

@@ -55,7 +55,7 @@ def test_a_right_bundle_is_verified_up_to_the_picture(
         "contract",
         "compression",
         "ops",
-        *["weights"] * (against == "checkpoint"),
+        *["origin", "weights"] * (against == "checkpoint"),
         "layers",
         "logits",
         "tokens",
