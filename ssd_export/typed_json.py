@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import re
 from pathlib import Path
 from typing import Any, TypeVar, get_args, get_type_hints
@@ -57,6 +58,21 @@ def parse_json(content: bytes, form: type[T], source: str, way_out: str) -> T:
 def to_json(value: Any) -> str:
     """A dataclass as the text of a JSON file, as parse_json reads it back."""
     return json.dumps(dataclasses.asdict(value), indent=1, allow_nan=False) + "\n"
+
+
+def report_json(value: Any) -> str:
+    """Plain data as the text of a report that any JSON reader takes: null where a number is not
+    known (NaN) or has no bound, since JSON has neither.
+    """
+    return json.dumps(_known(value), indent=1, allow_nan=False)
+
+
+def _known(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _known(item) for name, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_known(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def wrong_value(source: str, place: str, expected: str, found: Any, way_out: str) -> UserError:

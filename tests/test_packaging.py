@@ -36,10 +36,11 @@ def run(*command: str | Path, cwd: Path) -> str:
     return done.stdout
 
 
-@pytest.fixture(scope="module", params=["tested", "lowest"])
+@pytest.fixture(scope="module", params=["tested", "lowest", "newest"])
 def board(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The Python of an environment that has the wheel and ONNX Runtime, and nothing else of ours:
-    in the versions tested together, and in the lower bounds that pyproject.toml declares.
+    in the versions tested together, in the lower bounds that pyproject.toml declares, and in the
+    newest that pip finds.
     """
     if request.param == "lowest" and sys.version_info >= (3, 13):
         pytest.skip("the lower bounds of numpy and pillow have no wheels for Python 3.13 or newer")
@@ -53,7 +54,7 @@ def board(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     if request.param == "lowest":
         versions = folder / "lowest.txt"
         versions.write_text(run(sys.executable, ROOT / ".ci/lowest_versions.py", "ort", cwd=folder))
-    constraints = ("-c", versions)
+    constraints = () if request.param == "newest" else ("-c", versions)
     run(python, *install[1:], "install", *constraints, f"{wheel}[ort]", cwd=folder)
     return python
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import math
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,7 +12,7 @@ from typing import Literal
 import pytest
 
 from ssd_export.errors import UserError
-from ssd_export.typed_json import parse_json, read_json, shown, to_json
+from ssd_export.typed_json import parse_json, read_json, report_json, shown, to_json
 
 
 @dataclass(frozen=True)
@@ -93,3 +95,11 @@ def test_only_regular_files_of_a_bounded_size_are_read(
 
 def test_values_are_shown_short_and_printable() -> None:
     assert shown("x" * 100) == '"' + "x" * 59 + "..." and shown("\x1b[2J") == '"\\u001b[2J"'
+
+
+def test_a_report_is_json_for_every_reader() -> None:
+    """NaN and Infinity are Python's alone: a strict reader ends at the first."""
+    measured = {"share": math.nan, "cells": [(1, math.inf), {"low": -math.inf, "high": 0.5}]}
+    text = report_json(measured)
+    read = json.loads(text, parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
+    assert read == {"share": None, "cells": [[1, None], {"low": None, "high": 0.5}]}

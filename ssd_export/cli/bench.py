@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,6 +11,7 @@ import click
 from ssd_export.cli import options
 from ssd_export.cli.verb import option, verb
 from ssd_export.errors import UserError
+from ssd_export.typed_json import report_json
 
 if TYPE_CHECKING:
     from ssd_export.bench.spec import BenchSpec
@@ -92,7 +92,7 @@ def command(
     with ProgressReport() as progress:
         results = run_bench(spec, progress)
     measured = measurement(command_line(spec), results, note)
-    text = json.dumps(measured, indent=1)
+    text = report_json(measured)
     for path in paths:
         try:
             open_bundle(path).add_files({"reports/bench.json": (text + "\n").encode()})

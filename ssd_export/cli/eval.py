@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
@@ -16,6 +15,7 @@ from ssd_export.cli.extras import check_extras
 from ssd_export.cli.verb import option, verb
 from ssd_export.errors import UserError
 from ssd_export.runtime.runners import find_runner
+from ssd_export.typed_json import report_json
 
 if TYPE_CHECKING:
     from ssd_export.metrics.scene_score import DrawOptions, Progress, SceneScore
@@ -108,7 +108,7 @@ def command(as_json: bool, **asked: Any) -> None:
     if spec.sheet is not None:
         _write_sheet(spec.sheet, score)
     if as_json:
-        click.echo(json.dumps(facts | score.to_dict(), indent=1))
+        click.echo(report_json(facts | score.to_dict()))
     else:
         _print_score(facts, score)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,6 +11,7 @@ import click
 from ssd_export.cli import options
 from ssd_export.cli.verb import Argument, verb
 from ssd_export.dtypes import DTYPES
+from ssd_export.typed_json import report_json
 
 if TYPE_CHECKING:
     from ssd_export.bundle import Bundle
@@ -35,7 +35,7 @@ def command(bundle: Path | None, as_json: bool) -> None:
 
     facts = bundle_facts(open_bundle(resolve_bundle(bundle)))
     if as_json:
-        click.echo(json.dumps(facts, indent=1))
+        click.echo(report_json(facts))
     else:
         _print_tables(facts)
     for fault in facts["faults"]:

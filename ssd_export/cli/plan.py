@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -14,6 +13,7 @@ from ssd_export.cli import options
 from ssd_export.cli.verb import option, verb
 from ssd_export.dtypes import MODEL_DTYPES
 from ssd_export.errors import UserError
+from ssd_export.typed_json import report_json
 
 if TYPE_CHECKING:
     from ssd_export.plan.fit import Settings
@@ -114,7 +114,7 @@ def command(target: str | None, fits: bool, as_json: bool, **asked: Any) -> None
         )
     problems = what_does_not_fit(plan, device)
     if as_json:
-        click.echo(json.dumps(facts(plan, device, settings, problems), indent=1))
+        click.echo(report_json(facts(plan, device, settings, problems)))
     else:
         _print_tables(plan, device)
         if fits:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,7 @@ from ssd_export.cli import options
 from ssd_export.cli.verb import option, verb
 from ssd_export.errors import UserError
 from ssd_export.runtime.runners import DEFAULT, NAMES
+from ssd_export.typed_json import report_json
 from ssd_export.verify.report import lines_of
 
 
@@ -64,7 +64,7 @@ def command(as_json: bool, bundle: Path | None, **asked: Any) -> int:
     with ProgressReport() as progress:
         report = verify(VerifySpec(path, **asked), progress)
     if as_json:
-        click.echo(json.dumps(report, indent=1))
+        click.echo(report_json(report))
     else:
         click.echo("\n".join(lines_of(report)))
     try:

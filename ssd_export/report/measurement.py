@@ -24,6 +24,7 @@ from typing import Any, BinaryIO
 from ssd_export.errors import UserError
 from ssd_export.files import write_file
 from ssd_export.report.environment import machine, versions
+from ssd_export.typed_json import report_json
 
 NOT_RUN = "not run"
 FIELDS = ("command", "machine", "versions", "note", "results")
@@ -78,7 +79,7 @@ def write_measurement(path: Path, measured: dict[str, Any]) -> None:
     """Writes a measurement, whole or not at all. Raises: UserError where the folder is missing or
     not writable.
     """
-    write_file(path, lambda file: file.write((json.dumps(measured, indent=1) + "\n").encode()))
+    write_file(path, lambda file: file.write((report_json(measured) + "\n").encode()))
 
 
 def publish(path: Path, command: str, results: dict[str, Any], pictures: Sequence[Path]) -> None:

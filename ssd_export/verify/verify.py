@@ -14,7 +14,6 @@ The first rung that fails ends the climb: what stands above it cannot be right.
 
 from __future__ import annotations
 
-import json
 import platform
 from collections.abc import Callable
 from dataclasses import asdict
@@ -29,6 +28,7 @@ from ssd_export.model.checkpoint import Checkpoint
 from ssd_export.runtime import runners
 from ssd_export.runtime.finite import NotFiniteError
 from ssd_export.runtime.runner import InspectableRunner
+from ssd_export.typed_json import report_json
 from ssd_export.verify.attention_op import check_ops
 from ssd_export.verify.checkpoint_runner import checkpoint_runner
 from ssd_export.verify.checks import Divergence, Rung
@@ -94,9 +94,7 @@ def add_report(bundle_path: Path, report: dict[str, Any]) -> Bundle:
     """Puts the report into the bundle as reports/verify.json. Raises: UserError if the bundle
     cannot be written.
     """
-    return open_bundle(bundle_path).add_files(
-        {REPORT: (json.dumps(report, indent=1) + "\n").encode()}
-    )
+    return open_bundle(bundle_path).add_files({REPORT: (report_json(report) + "\n").encode()})
 
 
 def _checkpoint(bundle: Bundle, spec: VerifySpec) -> Checkpoint | None:
