@@ -36,7 +36,7 @@ demo: $(VENV)/installed
 	$(RUN) cli.py generate "$(PROMPT)" --out out.png
 	@$(MAKE) --no-print-directory demo-engine
 
-# After the picture, because TensorRT-RTX is 104 MB to download. It builds for GPUs that are not there.
+# After the image, because TensorRT-RTX is 104 MB to download. It builds for GPUs that are not there.
 demo-engine: $(VENV)/installed
 ifeq ($(PLATFORM),Linux x86_64)
 	@if reason=$$($(INSTALL) -e ".[export,ort,rtx]" 2>&1); then \

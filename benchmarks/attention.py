@@ -191,7 +191,7 @@ def _names(_: click.Context, __: click.Parameter, text: str) -> list[str]:
     "--images",
     default=32,
     show_default=True,
-    help="Pictures at once; a step has twice as many rows.",
+    help="Images at once; a step has twice as many rows.",
 )
 @click.option("--budget", default=0.2, show_default=True)
 @click.option(

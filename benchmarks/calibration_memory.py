@@ -6,8 +6,8 @@ them on all layers.
 
 Each number of layers is a random fp16 checkpoint and a process of its own, which goes through the
 stages of the command with prompts as long as they may be: load the model; draw the first tokens of
-as many pictures as are drawn together (the cache has all its slots from the beginning); measure one
-picture, every option of the menu, one backward pass (`--costs fisher`, the default of such models).
+as many images as are drawn together (the cache has all its slots from the beginning); measure one
+image, every option of the menu, one backward pass (`--costs fisher`, the default of such models).
 Peaks are resident memory in a stage (Linux). Every call adds its shape to
 docs/measurements/calibration_memory.json.
 """
@@ -33,15 +33,15 @@ JSON = Path("docs/measurements/calibration_memory.json")
 COMMAND = "python -m benchmarks.calibration_memory (its docstring has the calls)"
 STAGES = ("load", "draw", "measure")
 PROMPT_SLOTS = 64
-TOKENS = 3  # drawn of each picture: more take time and no memory
+TOKENS = 3  # drawn of each image: more take time and no memory
 GB = 1e9
 
 
 def measure_stages(folder: Path) -> dict[str, Any]:
-    """Peak bytes of each stage in this process, and the seconds that measuring a picture takes."""
+    """Peak bytes of each stage in this process, and the seconds that measuring an image takes."""
     import torch
 
-    from ssd_export.calibrate.calibration import BATCH, FISHER, CalibrationSpec, add_picture
+    from ssd_export.calibrate.calibration import BATCH, FISHER, CalibrationSpec, add_image
     from ssd_export.calibrate.measure import HeadSums
     from ssd_export.calibrate.neighborhood import Neighborhood
     from ssd_export.calibrate.sequences import FullCacheImages
@@ -81,7 +81,7 @@ def measure_stages(folder: Path) -> dict[str, Any]:
     )
     tokens = rng.integers(0, config.codebook_size, config.grid.num_tokens, np.int32)
     began = time.perf_counter()
-    add_picture(HeadSums.zero(config, len(spec.options)), model, [ids[0], ids[BATCH]], tokens, spec)
+    add_image(HeadSums.zero(config, len(spec.options)), model, [ids[0], ids[BATCH]], tokens, spec)
     seconds = time.perf_counter() - began
     peaks["measure"] = _peak_of_stage()
     return {"num_layers": config.num_layers, "seconds": seconds, "peaks": peaks}
@@ -158,7 +158,7 @@ def report(measured: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
         "load, GB",
         "draw, GB",
         "measure, GB",
-        "seconds a picture measured",
+        "seconds an image measured",
     ]
     return {"tables": [table("", columns, rows)], "figures": figures, "measured": measured}
 

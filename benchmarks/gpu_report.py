@@ -56,7 +56,7 @@ TOKENS_BATCH = Batch(1, 2, 4)
     default="1,8,32,128",
     show_default=True,
     metavar="N,N,...",
-    help="Pictures drawn at once.",
+    help="Images drawn at once.",
 )
 def main(out: Path | None, shape: str, batches: str) -> None:
     """Runs the measurement that the module describes."""
@@ -158,7 +158,7 @@ def sanitize(tool: str) -> dict[str, Any]:
 
 
 def check_tokens(plugin: str) -> dict[str, Any]:
-    """The demo bundle's engines, built here, on verify's ladder against ONNX Runtime; a picture's
+    """The demo bundle's engines, built here, on verify's ladder against ONNX Runtime; an image's
     CUDA graphs.
     """
     from ssd_export.export.temporary_bundle import PolicyChoice, temporary_bundle

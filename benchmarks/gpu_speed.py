@@ -1,7 +1,7 @@
 """Speed of the trt runner on a GPU: a random checkpoint of a published shape, full cache and budget
 0.2.
 
-Of each batch one picture is drawn to capture the CUDA graphs and one is timed, the device waited
+Of each batch one image is drawn to capture the CUDA graphs and one is timed, the device waited
 for at its end.
 """
 
@@ -43,7 +43,7 @@ class Speed:
     num_steps: int
     seconds: float
     prefill_ms: float
-    picture_ms: float
+    image_ms: float
     memory: dict[str, int]
     graphs: str
     cost: dict[str, int]
@@ -110,7 +110,7 @@ def speed_of(runner: TrtRunner, bundle: Bundle, num_images: int, plugin: bool) -
         seconds = _timed(runner, lambda loop=loop: deque(loop, maxlen=0))
     tokens = runner.tokens()[:1]
     runner.decode_image(tokens)
-    picture = _timed(runner, lambda: runner.decode_image(tokens))
+    image = _timed(runner, lambda: runner.decode_image(tokens))
     graphs, cost = graph_text(runner.graph_nodes()), vars(step_cost(bundle, num_images))
     return Speed(
         f"{policy.name} {policy.budget:g}",
@@ -119,7 +119,7 @@ def speed_of(runner: TrtRunner, bundle: Bundle, num_images: int, plugin: bool) -
         policy.grid.num_tokens - 1,
         seconds,
         1000 * prefill,
-        1000 * picture,
+        1000 * image,
         runner.memory_report(),
         graphs,
         cost,
@@ -140,13 +140,13 @@ def speed_table(
     columns = [
         "policy, budget",
         "plugin",
-        "pictures",
+        "images",
         "ms a token",
         "tokens/s",
         "bound ms",
         "share of bound",
         "prefill ms",
-        "one picture's pixels ms",
+        "one image's pixels ms",
         "caches MiB",
         "device MiB",
         "CUDA graphs",
@@ -165,14 +165,14 @@ def speed_table(
                 bound and f"{bound:.3f}",
                 bound and f"{bound / speed.ms_per_token:.0%}",
                 f"{speed.prefill_ms:.1f}",
-                f"{speed.picture_ms:.1f}",
+                f"{speed.image_ms:.1f}",
                 f"{speed.memory['caches'] / 2**20:,.0f}",
                 f"{used / 2**20:,.0f}",
                 speed.graphs,
             ]
         )
     note = (
-        f"trt runner, random weights in the shape of {shape}, fp16; one picture timed after one"
+        f"trt runner, random weights in the shape of {shape}, fp16; one image timed after one"
         " that captures"
     )
     return table("Speed on the GPU", columns, rows, note)

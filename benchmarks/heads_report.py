@@ -116,7 +116,7 @@ def report(
                 "permutations predicted better",
             ],
             [_predicted_row(head_map, config, budget) for budget in BUDGETS],
-            "Thousandths of a nat per image token, from the costs of the calibration pictures.",
+            "Thousandths of a nat per image token, from the costs of the calibration images.",
         ),
     ]
     if result.skipped:
@@ -154,7 +154,7 @@ def _figures(head_map: HeadMap) -> dict[str, str]:
     return {
         "semantic_heads": f"{round(heads * head_map.semantic_share)} of {heads}",
         "threshold": f"{head_map.threshold:.3g}",
-        "pictures": str(head_map.statistics.get("num_images", "not known")),
+        "images": str(head_map.statistics.get("num_images", "not known")),
         "stability": "not known" if stability is None else f"{stability:.3f}",
     }
 

@@ -4,7 +4,7 @@
     [--decoder-batch 4]
 
 draws here and prints the figures as JSON: opens the bundle, checks every file, and draws the first
---tokens of one picture with ONNX Runtime on the CPU, then decodes the picture, however much of it
+--tokens of one image with ONNX Runtime on the CPU, then decodes the image, however much of it
 is there, --decoder-batch times at once.
 """
 

@@ -33,7 +33,7 @@ COLUMNS = [
     "score (95 % interval)",
     "points from fp32 (95 %)",
     "bound",
-    "pictures judged otherwise",
+    "images judged otherwise",
     *CATEGORIES,
     "cache bytes an image",
     "ms a token",
@@ -48,7 +48,7 @@ def evaluate(model: str, num_prompts: int, options: str) -> dict[str, Any]:
 
 
 def results_of(runs: dict[str, dict[str, Any]]) -> dict[str, Any]:
-    """The table, the scores by name, and the runs without their pictures."""
+    """The table, the scores by name, and the runs without their images."""
     base = runs["fp32"]
     rows = [_row(name, run, base) for name, run in runs.items()]
     title = (
@@ -56,12 +56,12 @@ def results_of(runs: dict[str, dict[str, Any]]) -> dict[str, Any]:
         f" {base['num_prompts']} unseen captions"
     )
     note = (
-        f"One seed; 1 point is {base['num_prompts'] / 100:g} pictures. Weight-only quantization of"
+        f"One seed; 1 point is {base['num_prompts'] / 100:g} images. Weight-only quantization of"
         " the layers' matrices; everything else stays float32. Bound: points below fp32 that are"
         " allowed; it is held to the difference, not to its interval."
     )
     kept = {
-        name: {key: value for key, value in run.items() if key != "pictures"}
+        name: {key: value for key, value in run.items() if key != "images"}
         for name, run in runs.items()
     }
     figures = {name: f"{100 * run['overall']['share']:.1f} %" for name, run in runs.items()}
@@ -102,7 +102,7 @@ def _row(name: str, run: dict[str, Any], base: dict[str, Any]) -> list[str]:
 
 
 def _verdicts(run: dict[str, Any]) -> list[float]:
-    return [float(picture["ok"]) for picture in run["pictures"]]
+    return [float(image["ok"]) for image in run["images"]]
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -65,8 +65,8 @@ CASES = (
         "transformers",
         "--dtype fp32 --weights int4",
         {
-            "1B int4, a whole picture": "--tokens 576",
-            "1B int4, four pictures decoded at once": "--tokens 2 --decoder-batch 4",
+            "1B int4, a whole image": "--tokens 576",
+            "1B int4, four images decoded at once": "--tokens 2 --decoder-batch 4",
         },
     ),
     Case("1B original fp32", "janus-pro-1b", "original", "--dtype fp32", {}),
@@ -190,7 +190,7 @@ def tables(exports: dict[str, Any], drawings: dict[str, Any]) -> list[dict[str, 
             f"one run each, one thread; {load}.",
         ),
         table(
-            "One picture with ONNX Runtime on the CPU",
+            "One image with ONNX Runtime on the CPU",
             [
                 "bundle",
                 "opening, s",

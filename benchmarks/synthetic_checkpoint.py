@@ -3,7 +3,7 @@
     python -m benchmarks.synthetic_checkpoint --shape janus-pro-7b --layout original
     --dtype fp16 OUT
 
-Its pictures are noise; time, memory and bytes are those of the real model. Text head, control
+Its images are noise; time, memory and bytes are those of the real model. Text head, control
 tokens and a tokenizer with as many entries as the model has embeddings are there too; of the parts
 that serve understanding only, none is. Weights stream to the files: whatever the shape, memory
 stays below half a gigabyte. Each tensor is a stretch of one sequence of normal numbers, begun at a

@@ -42,13 +42,13 @@ REGION = re.compile(
 @dataclass(frozen=True)
 class Section:
     """A part of docs/reference/benchmarks.md: heading, what to know, the measurements by name,
-    pictures beside them.
+    images beside them.
     """
 
     heading: str
     text: str
     names: tuple[str, ...]
-    pictures: tuple[str, ...] = ()
+    images: tuple[str, ...] = ()
 
 
 INTRODUCTION = """# Benchmarks
@@ -62,7 +62,7 @@ says "not run".
 SECTIONS = (
     Section(
         "Quality of the demo model",
-        "The share of pictures that show what captions unseen in training say, judged by "
+        "The share of images that show what captions unseen in training say, judged by "
         "rule, and the teacher-forced loss, for every policy and budget.",
         ("sweep",),
         ("docs/measurements/sweep-pareto.png", "docs/measurements/sweep-sheet.png"),
@@ -181,7 +181,7 @@ def benchmarks(root: Path, measured: Measurements) -> str:
         if measured[section.names[0]] is not None:
             parts += [
                 f"![{Path(name).stem}]({os.path.relpath(name, BENCHMARKS.parent)})"
-                for name in section.pictures
+                for name in section.images
                 if (root / name).exists()
             ]
     return "\n\n".join(part for part in parts if part) + "\n"

@@ -58,7 +58,7 @@ class VQConfig:
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """The numbers that every graph, cache and picture is built from. Immutable; the same on every
+    """The numbers that every graph, cache and image is built from. Immutable; the same on every
     backend.
 
     family: a name in model/families/; rows_per_image: of the batch, 2 with classifier-free

@@ -16,7 +16,7 @@ from ssd_export.errors import UserError
 MAX_TEMPERATURE = 1e30  # times the greatest noise, 16.7, it is finite in float32
 # Guided logits of several thousand stay finite and precise in float32 up to here.
 MAX_CFG_SCALE = 1e6
-MAX_COUNT = 2**31 - 1  # of pictures or tokens: what an int32 index reaches
+MAX_COUNT = 2**31 - 1  # of images or tokens: what an int32 index reaches
 MAX_SEED = 2**64 - 1  # the key of the random numbers has 64 bits
 
 

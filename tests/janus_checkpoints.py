@@ -1,7 +1,7 @@
 """Small random Janus-Pro checkpoints in both layouts, and transformers' own generate as the oracle.
 
-The full 24 x 24 grid with pictures of 48 x 48 pixels, under half a million parameters, a second an
-image. The weights are large: with the default initialization every picture is one token 576 times.
+The full 24 x 24 grid with images of 48 x 48 pixels, under half a million parameters, a second an
+image. The weights are large: with the default initialization every image is one token 576 times.
 """
 
 from __future__ import annotations
@@ -247,7 +247,7 @@ def oracle_tokens(
     prompts: Sequence[str],
     cfg_scale: float,
 ) -> tuple[Tensor, float]:
-    """transformers' own greedy pictures.
+    """transformers' own greedy images.
 
     Returns: tokens int64 [N, 576]; the smallest gap between the best and the second logit of all
     steps, after guidance. Equal tokens can be asked for only where that gap is well above rounding

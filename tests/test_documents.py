@@ -109,7 +109,7 @@ def test_a_bar_does_not_break_a_table() -> None:
     assert "| a\\|b |" in markdown_table(table("", ["x"], [["a|b"]]))
 
 
-def test_pictures_are_published_beside_their_measurement(tmp_path: Path) -> None:
+def test_images_are_published_beside_their_measurement(tmp_path: Path) -> None:
     (tmp_path / "pareto.png").write_bytes(b"png")
     publish(tmp_path / "sweep.json", "sweep", {"rows": []}, [tmp_path / "pareto.png"])
     assert (tmp_path / "sweep-pareto.png").read_bytes() == b"png"

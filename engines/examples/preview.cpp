@@ -1,4 +1,4 @@
-// preview BUNDLE PROMPT: the picture grows in a terminal with 24-bit color, two pixels a character.
+// preview BUNDLE PROMPT: the image grows in a terminal with 24-bit color, two pixels a character.
 #include <algorithm>
 #include <cstdio>
 
@@ -39,7 +39,7 @@ int main(int argc, char** argv) try {
     for (bool done = false; !done;) {
         ssd_row_event const event = generation.step_row();
         if (event.row > 0) {
-            std::printf("\x1b[%uA", columns / 2);  // back to the picture's first line
+            std::printf("\x1b[%uA", columns / 2);  // back to the image's first line
         }
         draw(event);
         done = event.done != 0;

@@ -58,12 +58,12 @@ def run_bench(
         ]
         subjects = [*bundles, *twins]
         rates = MachineRates(**run_cell(common, _stage(progress, "bandwidth and matrix rate")))
-        pictures: dict[str, float] = {}
+        decoder_seconds: dict[str, float] = {}
         rows = [
             row
             for batch in spec.batches
             for row in _rows(
-                subjects, checkpoint, replace(common, batch=batch), pictures, spec, progress
+                subjects, checkpoint, replace(common, batch=batch), decoder_seconds, spec, progress
             )
         ]
     for row in rows:
@@ -164,21 +164,22 @@ def _rows(
     subjects: list[Bundle],
     checkpoint: Checkpoint | None,
     common: Cell,
-    pictures: dict[str, float],
+    decoder_seconds: dict[str, float],
     spec: BenchSpec,
     progress: Progress,
 ) -> Iterator[dict[str, Any]]:
-    """The rows of one batch. pictures: the image decoder's seconds by runner, measured with its
-    first row.
+    """The rows of one batch.
+
+    decoder_seconds: of the image decoder by runner, measured with its first row.
     """
     for bundle in subjects:
         policy = bundle.config.policy
         name = f"{policy.name} {policy.budget:g}, {kind_of(bundle)}"
         cell = replace(
-            common, kind="bundle", path=bundle.path, picture_seconds=pictures.get(spec.runner)
+            common, kind="bundle", path=bundle.path, image_seconds=decoder_seconds.get(spec.runner)
         )
         figures = run_cell(cell, _stage(progress, f"{name}, batch {cell.batch}"))
-        pictures[spec.runner] = figures["picture_decoder_seconds"]
+        decoder_seconds[spec.runner] = figures["image_decoder_seconds"]
         if spec.profile:
             figures |= run_cell(
                 replace(cell, kind="profile"),
@@ -200,10 +201,10 @@ def _rows(
             common,
             kind=TRANSFORMERS,
             path=checkpoint.path,
-            picture_seconds=pictures.get(TRANSFORMERS),
+            image_seconds=decoder_seconds.get(TRANSFORMERS),
         )
         figures = run_cell(cell, _stage(progress, f"transformers, batch {cell.batch}"))
-        pictures[TRANSFORMERS] = figures["picture_decoder_seconds"]
+        decoder_seconds[TRANSFORMERS] = figures["image_decoder_seconds"]
         yield {
             "policy": TRANSFORMERS,
             "budget": 1.0,

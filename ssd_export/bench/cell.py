@@ -28,7 +28,7 @@ from ssd_export.sampling import Sampling
 PROMPT = "a red circle on white"
 WARM_UP_TOKENS = 3  # the prefill and two steps: every graph is opened, every buffer touched
 SHORT_SECONDS = (
-    2.0  # a picture that is decoded faster is decoded twice: the first time opens the graph
+    2.0  # an image that is decoded faster is decoded twice: the first time opens the graph
 )
 StepProgress = Callable[[int, int], None]
 
@@ -38,7 +38,7 @@ class Cell:
     """kind: rates, bundle, profile (of a bundle) or transformers; path: of the bundle or the
     checkpoint.
 
-    picture_seconds: what the image decoder takes for one picture, where that is known already.
+    image_seconds: what the image decoder takes for one image, where that is known already.
     """
 
     kind: str
@@ -48,7 +48,7 @@ class Cell:
     batch: int
     steps: int
     threads: int
-    picture_seconds: float | None = None
+    image_seconds: float | None = None
 
 
 def measure(cell: Cell, progress: StepProgress) -> dict[str, Any]:
@@ -86,7 +86,7 @@ def measure(cell: Cell, progress: StepProgress) -> dict[str, Any]:
         if device_before is not None:
             facts["device_bytes"] = (device_memory_bytes() or 0) - device_before
         one = runner.tokens()[:1]
-        facts |= picture_figures(lambda: runner.decode_image(one), facts, cell, one.shape[1])
+        facts |= image_figures(lambda: runner.decode_image(one), facts, cell, one.shape[1])
     finally:
         runner.close()
     return facts
@@ -172,11 +172,11 @@ def step_figures(times: StepTimes, batch: int) -> dict[str, Any]:
     }
 
 
-def picture_figures(
+def image_figures(
     decode: Callable[[], object], facts: dict[str, Any], cell: Cell, num_tokens: int
 ) -> dict[str, Any]:
-    """The image decoder's time for one picture, and what that makes of whole pictures a minute."""
-    seconds, measured = cell.picture_seconds, {}
+    """The image decoder's time for one image, and what that makes of whole images a minute."""
+    seconds, measured = cell.image_seconds, {}
     if seconds is None:
         seconds = _seconds(decode)
         if seconds < SHORT_SECONDS:
@@ -186,7 +186,7 @@ def picture_figures(
     steps = facts.get("first_step_seconds", a_step) + (num_tokens - 2) * a_step
     whole = facts["first_token_ms"] / 1000 + steps + cell.batch * seconds
     return {
-        "picture_decoder_seconds": seconds,
+        "image_decoder_seconds": seconds,
         "images_per_minute": 60 * cell.batch / whole,
         **measured,
     }

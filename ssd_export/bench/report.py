@@ -42,7 +42,7 @@ def speed_note(results: dict[str, Any]) -> str:
 _MEMORY_NOTE = (
     "Each row is a process of its own. Peak resident counts mapped weights; the second figure"
     " includes the image decoder. Load: from nothing to the first two steps drawn. The image"
-    " decoder is measured once for each runner, with one picture."
+    " decoder is measured once for each runner, with one image."
 )
 
 
@@ -120,7 +120,7 @@ _MEMORY = {
     "device MiB": _bytes("device_bytes", 2**20, 0),
     "load s": _number("load_seconds", 1),
     "engine build s": _bytes("build_seconds", 1, 0),
-    "image decoder s": _number("picture_decoder_seconds", 2),
+    "image decoder s": _number("image_decoder_seconds", 2),
 }
 _ROOFLINE = {
     **_WHAT,

@@ -131,14 +131,14 @@ def _best(work: Callable[[], object], clock: Callable[[], float] = time.perf_cou
 
 
 def step_cost(bundle: Bundle, batch: int) -> StepCost:
-    """The cost of a decode step of this bundle for `batch` pictures (twice as many rows)."""
+    """The cost of a decode step of this bundle for `batch` images (twice as many rows)."""
     config, table = bundle.config.model, bundle.config.policy
     rows = config.rows_per_image * batch
     hidden, head_dim = config.hidden_size, config.head_dim
     attention = hidden * head_dim * 2 * (config.num_heads + config.num_kv_heads)
     weights = config.num_layers * (attention + 3 * hidden * config.intermediate_size)
     weights += hidden * hidden + hidden * config.codebook_size  # the generation head
-    embedded = config.codebook_dim * hidden + hidden * hidden  # one row for both rows of a picture
+    embedded = config.codebook_dim * hidden + hidden * hidden  # one row for both rows of an image
     slots = sum(group.num_heads * group.num_slots for groups in table.layers for group in groups)
     attended = 2 * slots * config.query_group_size * head_dim
     operations = 2 * (rows * (weights + attended) + batch * embedded)

@@ -40,8 +40,8 @@ def measure_transformers(cell: Cell, progress: StepProgress) -> dict[str, Any]:
     """
     from ssd_export.bench.cell import (
         StepTimes,
+        image_figures,
         peak_resident_bytes,
-        picture_figures,
         step_figures,
     )
 
@@ -57,7 +57,7 @@ def measure_transformers(cell: Cell, progress: StepProgress) -> dict[str, Any]:
     facts["peak_resident_bytes"] = peak_resident_bytes()
     tokens = torch.zeros(1, janus.GRID.num_tokens, dtype=torch.long, device=cell.provider)
     with torch.inference_mode():
-        return facts | picture_figures(
+        return facts | image_figures(
             lambda: model.decode_image_tokens(tokens), facts, cell, janus.GRID.num_tokens
         )
 

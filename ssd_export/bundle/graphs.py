@@ -5,7 +5,7 @@ This is the one place where they are made; the writer, the runners, the engine b
 library read them from here or from `ssd_config.json`.
 
 A dimension is a number or one of these names:
-    images         N, pictures drawn at once
+    images         N, images drawn at once
     rows           N or, with guidance, 2 N: conditional rows first, then unconditional ones
     prompt_tokens  T, the longest prompt of the batch
 I is the number of image tokens of the model's grid.

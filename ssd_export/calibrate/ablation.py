@@ -23,7 +23,7 @@ ROWS = 8  # rows that go through the layers together
 
 
 class Ablation:
-    """Costs of one picture by trying: the KL divergence that serving one head from an option
+    """Costs of one image by trying: the KL divergence that serving one head from an option
     causes.
     """
 

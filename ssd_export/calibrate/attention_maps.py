@@ -1,4 +1,4 @@
-"""Attention of chosen heads in one picture, for the plots."""
+"""Attention of chosen heads in one image, for the plots."""
 
 from __future__ import annotations
 
@@ -27,17 +27,17 @@ def most_typical_heads(head_map: HeadMap) -> tuple[tuple[int, int], tuple[int, i
 
 
 def bands(grid: Grid) -> list[range]:
-    """Equal bands of grid rows: the last one ends a row above the picture's edge."""
+    """Equal bands of grid rows: the last one ends a row above the image's edge."""
     height = grid.height // (NUM_BANDS + 1)
     first = grid.height - 1 - NUM_BANDS * height
     return [range(first + i * height, first + (i + 1) * height) for i in range(NUM_BANDS)]
 
 
-def chosen_tokens(picture: np.ndarray, grid: Grid) -> list[int]:
-    """The image token of most contrast in the upper, middle and lower part of a picture (uint8
+def chosen_tokens(image: np.ndarray, grid: Grid) -> list[int]:
+    """The image token of most contrast in the upper, middle and lower part of an image (uint8
     [height, width, 3]); a part with little contrast beside the others has none."""
-    size = picture.shape[0] // grid.height
-    pixels = picture.astype(np.float32).reshape(grid.height, size, grid.width, size, 3)
+    size = image.shape[0] // grid.height
+    pixels = image.astype(np.float32).reshape(grid.height, size, grid.width, size, 3)
     patches = pixels.std(axis=(1, 3)).sum(axis=-1)
     inner = np.pad(patches[:, 2:-2], ((0, 0), (2, 2)), constant_values=-1)
     contrasts = [inner[rows.start : rows.stop] for rows in bands(grid)]

@@ -1,7 +1,7 @@
-"""One streaming pass over pictures that the model draws: a head map with metric, statistics and
+"""One streaming pass over images that the model draws: a head map with metric, statistics and
 menu costs.
 
-Draws a few pictures at a time with the full cache, then sends each through the layers once more,
+Draws a few images at a time with the full cache, then sends each through the layers once more,
 teacher-forced, and adds up what `measure.py` sees. After every batch the sums are written beside
 the head map, so that an interrupted run goes on where it stopped, to the same numbers.
 """
@@ -35,13 +35,13 @@ from ssd_export.policy.table import HeadOption
 from ssd_export.sampling import Sampling
 
 ABLATION, FISHER = "ablation", "fisher"  # how costs are found
-BATCH = 4  # pictures drawn together; the numbers depend on it by rounding only
+BATCH = 4  # images drawn together; the numbers depend on it by rounding only
 Progress = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True)
 class CalibrationSpec:
-    """What to measure. Picture i draws prompt i modulo their number; prompt_slots is what `export`
+    """What to measure. Image i draws prompt i modulo their number; prompt_slots is what `export`
     will use; costs: ABLATION or FISHER."""
 
     prompts: tuple[str, ...]
@@ -76,13 +76,13 @@ class CalibrationSpec:
 
 @dataclass
 class CalibrationState:
-    """How far a run is: sums over the pictures so far, and the first picture's tokens (for the
+    """How far a run is: sums over the images so far, and the first image's tokens (for the
     plots).
     """
 
     identity: str
     num_done: int
-    first_picture: np.ndarray
+    first_image: np.ndarray
     sums: HeadSums
 
     def save(self, path: Path) -> None:
@@ -92,7 +92,7 @@ class CalibrationState:
             arrays: dict[str, Any] = {
                 "identity": self.identity,
                 "num_done": self.num_done,
-                "first_picture": self.first_picture,
+                "first_image": self.first_image,
                 **self.sums.arrays(),
             }
             np.savez(file, **arrays)
@@ -106,7 +106,7 @@ class CalibrationState:
                 values = {name: file[name] for name in file.files}
             if str(values.pop("identity")) != identity:
                 return None
-            done, first = int(values.pop("num_done")), values.pop("first_picture")
+            done, first = int(values.pop("num_done")), values.pop("first_image")
             return cls(identity, done, first, HeadSums(**values))
         except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile):
             return None
@@ -114,12 +114,12 @@ class CalibrationState:
 
 @dataclass(frozen=True)
 class Calibration:
-    """The finished run. first_picture: int32 [image tokens]; stability: rank correlation of the
-    metric between pictures of the prompts with even and with odd index, None with a single prompt.
+    """The finished run. first_image: int32 [image tokens]; stability: rank correlation of the
+    metric between images of the prompts with even and with odd index, None with a single prompt.
     """
 
     head_map: HeadMap
-    first_picture: np.ndarray
+    first_image: np.ndarray
     stability: float | None
     num_resumed: int
 
@@ -156,19 +156,19 @@ def calibrate(
         started = images.batches(prompts, spec.sampling, spec.seed, batch.start)
         tokens = images(started, row_done=partial(meter.advance, len(batch)))
         if state.num_done == 0:
-            state.first_picture = tokens[0]
+            state.first_image = tokens[0]
         for i in range(len(batch)):
             ids = encoder.encode(prompts[i : i + 1], spec.prompt_slots).ids
             rows = ids[:1] if spec.sampling.cfg_scale == 1 else ids  # without guidance one is read
-            add_picture(state.sums, model, list(rows), tokens[i], spec, batch[i], meter.layer_done)
+            add_image(state.sums, model, list(rows), tokens[i], spec, batch[i], meter.layer_done)
         state.num_done = batch.stop
         _save(state, state_file)
     head_map = _head_map(checkpoint, spec, state.sums, threshold, tool_version)
-    return Calibration(head_map, state.first_picture, stability_of(state.sums), num_resumed)
+    return Calibration(head_map, state.first_image, stability_of(state.sums), num_resumed)
 
 
 class _Meter:
-    """Tells how much is done: a picture counts one for each grid row drawn and each layer passed in
+    """Tells how much is done: an image counts one for each grid row drawn and each layer passed in
     measuring it.
     """
 
@@ -198,7 +198,7 @@ def _save(state: CalibrationState, path: Path) -> None:
         raise UserError(f"cannot write {path} ({error.strerror}); choose another --out") from error
 
 
-def add_picture(
+def add_image(
     sums: HeadSums,
     model: ImageTokenModel,
     ids: Sequence[np.ndarray],
@@ -207,11 +207,11 @@ def add_picture(
     number: int = 0,
     layer_done: Callable[[int], None] = lambda layer: None,
 ) -> None:
-    """Adds one picture's numbers, from the last layer to the first: one layer's attention is in
+    """Adds one image's numbers, from the last layer to the first: one layer's attention is in
     memory at a time.
 
     Args: ids: its conditional and, where there is guidance, its unconditional row; tokens int
-    [image tokens]; number: of the picture, which decides what half its metric counts for and, with
+    [image tokens]; number: of the image, which decides what half its metric counts for and, with
     the seed, the signs of Fisher's gradient.
     """
     start, half = len(ids[0]), (number % len(spec.prompts)) % 2
@@ -232,14 +232,14 @@ def add_picture(
         sums.divergence[index] += divergence.numpy()
         del dense  # else it would still be there while the next layer is measured
         layer_done(index)
-    sums.num_pictures[half] += 1
+    sums.num_images[half] += 1
 
 
 def stability_of(sums: HeadSums) -> float | None:
-    """Rank correlation of the metric between halves of the pictures; None with one picture."""
-    if not sums.num_pictures.all():
+    """Rank correlation of the metric between halves of the images; None with one image."""
+    if not sums.num_images.all():
         return None
-    halves = sums.metric / sums.num_pictures[:, None, None]
+    halves = sums.metric / sums.num_images[:, None, None]
     return rank_correlation(halves[0], halves[1])
 
 

@@ -1,4 +1,4 @@
-"""What is measured of every head, summed over pictures: memory does not grow with their number."""
+"""What is measured of every head, summed over images: memory does not grow with their number."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from ssd_export.config import ModelConfig
 
 @dataclass
 class HeadSums:
-    """Sums over pictures (each the mean over its rows), float64.
+    """Sums over images (each the mean over its rows), float64.
 
-    metric: [2, layers, heads], of the prompts with an even and with an odd index; num_pictures:
+    metric: [2, layers, heads], of the prompts with an even and with an odd index; num_images:
     [2];
     prompt_share: [layers, heads], mass on the prompt; column_share: [layers, heads, columns], of
     the mass on image tokens; divergence: [layers, KV heads, options], as Ablation or Fisher give
@@ -25,7 +25,7 @@ class HeadSums:
     """
 
     metric: np.ndarray
-    num_pictures: np.ndarray
+    num_images: np.ndarray
     prompt_share: np.ndarray
     column_share: np.ndarray
     divergence: np.ndarray
@@ -46,10 +46,10 @@ class HeadSums:
 
     @property
     def total(self) -> float:
-        return float(self.num_pictures.sum())
+        return float(self.num_images.sum())
 
     def costs(self) -> np.ndarray:
-        """[layers, KV heads, options]: mean over pictures, in nats per image token; what one head
+        """[layers, KV heads, options]: mean over images, in nats per image token; what one head
         alone causes.
 
         Where errors of different heads have nothing to do with each other, their divergences add
@@ -64,7 +64,7 @@ class HeadSums:
 def attention_shares(
     dense: DenseAttention, neighborhood: Neighborhood
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Means over the rows of a picture: metric [heads], share on the prompt [heads], by grid column
+    """Means over the rows of an image: metric [heads], share on the prompt [heads], by grid column
     [heads, columns].
 
     metric = mass of all image queries on image tokens outside the neighborhood / on all image

@@ -1,4 +1,4 @@
-"""Pictures of a head map: all heads, where two of them look, and which grid columns are looked
+"""Images of a head map: all heads, where two of them look, and which grid columns are looked
 at.
 """
 
@@ -126,16 +126,16 @@ def _mark_semantic(axis: plt.Axes, metric: np.ndarray, semantic: np.ndarray) -> 
 
 def attention_plot(
     head_map: HeadMap,
-    picture: np.ndarray,
+    image: np.ndarray,
     maps: np.ndarray,
     heads: Sequence[tuple[int, int]],
     queries: Sequence[int],
     prompt: str,
     path: Path,
 ) -> None:
-    """Where chosen tokens of two heads look, over the grid and over the picture.
+    """Where chosen tokens of two heads look, over the grid and over the image.
 
-    Args: picture uint8 [height, width, 3]; maps float32 [2, queries, image tokens], heads[0]
+    Args: image uint8 [height, width, 3]; maps float32 [2, queries, image tokens], heads[0]
     spatial and heads[1] semantic.
     """
     grid = head_map.grid
@@ -145,7 +145,7 @@ def attention_plot(
         )
         for row, (layer, head) in enumerate(heads):
             color, kind = ((SPATIAL, "most spatial"), (SEMANTIC, "most semantic"))[row]
-            axes[row, 0].imshow(picture, extent=(0, grid.width, grid.height, 0))
+            axes[row, 0].imshow(image, extent=(0, grid.width, grid.height, 0))
             axes[row, 0].set_title(
                 f"{kind}: layer {layer}, head {head}\n{100 * head_map.metric[layer][head]:.0f} %"
                 " outside its neighborhood",
@@ -153,7 +153,7 @@ def attention_plot(
                 loc="left",
             )
             for axis, query, attention in zip(axes[row, 1:], queries, maps[row], strict=True):
-                _overlay(axis, picture, attention, query, color, grid)
+                _overlay(axis, image, attention, query, color, grid)
             for axis in axes[row]:
                 axis.set(xticks=[], yticks=[])
                 axis.spines[:].set_visible(False)
@@ -168,7 +168,7 @@ def attention_plot(
 
 def _overlay(
     axis: plt.Axes,
-    picture: np.ndarray,
+    image: np.ndarray,
     attention: np.ndarray,
     query: int,
     color: str,
@@ -176,7 +176,7 @@ def _overlay(
 ) -> None:
     extent = (0, grid.width, grid.height, 0)
     row, column = divmod(query, grid.width)
-    gray = picture.mean(axis=-1) / 255 * 0.45 + 0.55
+    gray = image.mean(axis=-1) / 255 * 0.45 + 0.55
     axis.imshow(gray, cmap="gray", vmin=0, vmax=1, extent=extent)
     strength = np.sqrt(
         attention.reshape(grid.height, grid.width) / attention.max()

@@ -120,7 +120,7 @@ def pass_back(
 
 
 class Fisher:
-    """Costs of one picture by one pass back: about the divergence, as far as errors are small."""
+    """Costs of one image by one pass back: about the divergence, as far as errors are small."""
 
     def __init__(
         self,

@@ -123,7 +123,7 @@ class CalibrateSpec:
 def command(**asked: Any) -> None:
     """Measure the attention heads of a checkpoint.
 
-    Draws pictures with the full cache and writes a head map: how far each head looks beyond its
+    Draws images with the full cache and writes a head map: how far each head looks beyond its
     neighborhood, and what every way of serving it from fewer slots would cost, from which `export
     --policy ssd-auto` allocates any budget. An interrupted run goes on where it stopped when it is
     started again.
@@ -277,7 +277,7 @@ def _summary(
             f" tau {head_map.threshold:.3g}, neighborhood {head_map.neighborhood}"
         ),
         (
-            f"{spec.num_images} pictures{resumed} in {seconds:.1f} s, costs by"
+            f"{spec.num_images} images{resumed} in {seconds:.1f} s, costs by"
             f" {head_map.statistics['costs']}"
         ),
     ]
@@ -287,7 +287,7 @@ def _summary(
             " for half and half"
         )
     if done.stability is None:
-        lines.append("stability: needs two prompts or more, and as many pictures")
+        lines.append("stability: needs two prompts or more, and as many images")
     else:
         lines.append(
             f"stability: rank correlation {done.stability:.3f} of the metric between two disjoint"
@@ -346,16 +346,16 @@ def _plot(
     from ssd_export.model.load import load_image_decoder
     from ssd_export.runtime.torch_runner import decode_pixels
 
-    picture = decode_pixels(load_image_decoder(checkpoint), done.first_picture[None])[0]
+    image = decode_pixels(load_image_decoder(checkpoint), done.first_image[None])[0]
     ids = (
         prompt_encoder(checkpoint.config, checkpoint.file)
         .encode(what.prompts[:1], what.prompt_slots)
         .ids[0]
     )
-    heads, queries = most_typical_heads(head_map), chosen_tokens(picture, checkpoint.config.grid)
-    maps = head_attention(model, ids, done.first_picture, heads, queries)
+    heads, queries = most_typical_heads(head_map), chosen_tokens(image, checkpoint.config.grid)
+    maps = head_attention(model, ids, done.first_image, heads, queries)
     heat, attention, columns = plot_paths(path)
     heat_map(head_map, heat)
-    attention_plot(head_map, picture, maps, heads, queries, what.prompts[0], attention)
+    attention_plot(head_map, image, maps, heads, queries, what.prompts[0], attention)
     column_plot(head_map, columns)
     click.echo(f"plots: {heat}, {attention}, {columns}")

@@ -89,9 +89,9 @@ class EvalSpec:
     ),
 )
 def command(as_json: bool, **asked: Any) -> None:
-    """Score how often pictures show what their captions say.
+    """Score how often images show what their captions say.
 
-    A rule-based checker judges every picture: ground, number, color, shape, relation. Captions are
+    A rule-based checker judges every image: ground, number, color, shape, relation. Captions are
     unseen in the demo model's training; the score comes with a 95 % interval. A policy given
     instead of a bundle is exported to a temporary folder first.
     """
@@ -130,9 +130,9 @@ def _check(spec: EvalSpec) -> None:
     options.check_choice("--weights", spec.weights or "none", ("none", "int8", "int4"))
     options.check_kv_dtype(spec.kv_dtype or "model")
     if spec.sheet is not None:
-        from ssd_export.runtime.pictures import check_pictures
+        from ssd_export.runtime.images import check_images
 
-        check_pictures(spec.sheet, 1)
+        check_images(spec.sheet, 1)
 
 
 @contextmanager
@@ -194,7 +194,7 @@ def _facts(spec: EvalSpec, generator: ImageGenerator, drawing: DrawOptions) -> d
 
 def _write_sheet(path: Path, score: SceneScore) -> None:
     from ssd_export.report.contact_sheet import Entry, captioned_sheet
-    from ssd_export.runtime.pictures import write_png
+    from ssd_export.runtime.images import write_png
 
     judged = zip(score.images, score.scenes, score.verdicts, strict=True)
     entries = [
@@ -213,7 +213,7 @@ def _print_score(facts: dict[str, Any], score: SceneScore) -> None:
     click.echo(
         f"{facts['model']}, policy {facts['policy']}, budget {facts['budget']:g}, weights"
         f" {facts['precision']['weights']}, kv-dtype {facts['kv_dtype']}:"
-        f" {score.seconds / len(score.images):.2f} s a picture in batches of {facts['batch']},"
+        f" {score.seconds / len(score.images):.2f} s an image in batches of {facts['batch']},"
         f" {score.ms_per_token:.3f} ms a token, cache {score.cache.bytes_per_image:,} bytes an"
         " image"
     )

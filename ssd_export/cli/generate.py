@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from ssd_export.bundle import Bundle, BundleConfig
     from ssd_export.runtime.cache_report import CacheReport
     from ssd_export.runtime.generate import ImageGenerator, RowEvent
-    from ssd_export.runtime.pictures import PictureWriter
+    from ssd_export.runtime.images import ImageWriter
     from ssd_export.runtime.runners import RunnerKind
 
 MAX_LOOKAHEAD = 64
@@ -94,7 +94,7 @@ class GenerateSpec:
         default=Path("out.png"),
         metavar="FILE.png",
         help=(
-            "The picture; several make a sheet here and out-000.png, out-001.png, ... beside it,"
+            "The image; several make a sheet here and out-000.png, out-001.png, ... beside it,"
             " each written as soon as it is done."
         ),
     ),
@@ -168,9 +168,9 @@ def _lookahead_of(text: str) -> int:
 def _check_places(spec: GenerateSpec) -> None:
     """Everything that will be written can be: found out before the work."""
     from ssd_export.files import check_file, make_folder
-    from ssd_export.runtime.pictures import check_pictures
+    from ssd_export.runtime.images import check_images
 
-    check_pictures(spec.out, spec.total_images)
+    check_images(spec.out, spec.total_images)
     if spec.save_tokens is not None:
         check_file(spec.save_tokens)
     if spec.preview is not None:
@@ -204,9 +204,9 @@ def _threads_line(generator: ImageGenerator) -> str:
 def _generate(
     generator: ImageGenerator, spec: GenerateSpec, progress: Any
 ) -> tuple[RowEvent, list[Path], float]:
-    """The last event, the pictures' paths, the sheet first, and the seconds without the sheet.
+    """The last event, the images' paths, the sheet first, and the seconds without the sheet.
 
-    Pictures, their tokens and previews are written on the way: whatever ends this leaves those that
+    Images, their tokens and previews are written on the way: whatever ends this leaves those that
     are done.
     """
     writer = _writer(generator, spec)
@@ -236,15 +236,15 @@ def _generate(
     return event, writer.finish(event.images or []), seconds
 
 
-def _writer(generator: ImageGenerator, spec: GenerateSpec) -> PictureWriter:
-    from ssd_export.runtime.pictures import PictureWriter
+def _writer(generator: ImageGenerator, spec: GenerateSpec) -> ImageWriter:
+    from ssd_export.runtime.images import ImageWriter
 
     shared = _provenance(generator, spec)
     every = [prompt for prompt in spec.prompts for _ in range(spec.num_images)]
     texts = [
         {"prompt": prompt, "image": str(index), **shared} for index, prompt in enumerate(every)
     ]
-    return PictureWriter(spec.out, texts, {"prompt": "\n".join(spec.prompts), **shared})
+    return ImageWriter(spec.out, texts, {"prompt": "\n".join(spec.prompts), **shared})
 
 
 def _provenance(generator: ImageGenerator, spec: GenerateSpec) -> Mapping[str, str]:
@@ -268,7 +268,7 @@ def _provenance(generator: ImageGenerator, spec: GenerateSpec) -> Mapping[str, s
 
 def _write_preview(folder: Path, count: int, event: RowEvent) -> None:
     """A frame; the first one removes the frames of an earlier run, so that none are mixed."""
-    from ssd_export.runtime.pictures import contact_sheet, write_png
+    from ssd_export.runtime.images import contact_sheet, write_png
 
     if count == 0:
         for path in folder.iterdir():

@@ -92,7 +92,7 @@ def command(policies: str, budgets: str, measurement: Path | None, **asked: Any)
     """Compare cache policies by quality, memory and speed.
 
     Every policy at every budget draws the same prompts with the same random numbers. The demo model
-    is scored (share of pictures that show what their captions say, and teacher-forced loss above
+    is scored (share of images that show what their captions say, and teacher-forced loss above
     the full cache); any other model is compared with its own full cache. Interrupt it at any time:
     the table of what is finished is written, and run again it goes on. The exit code is 1 if
     something failed.
@@ -127,7 +127,7 @@ def command(policies: str, budgets: str, measurement: Path | None, **asked: Any)
         except UserError as error:  # nothing to make a table of yet
             click.echo(str(error), err=True)
         raise
-    facts, table, *pictures = paths = _report(spec, result)
+    facts, table, *images = paths = _report(spec, result)
     if measurement is not None:
         from ssd_export.report.measurement import publish
 
@@ -135,7 +135,7 @@ def command(policies: str, budgets: str, measurement: Path | None, **asked: Any)
             measurement,
             _command_line(sys.argv[1:]),
             json.loads(facts.read_text(encoding="utf-8")),
-            pictures,
+            images,
         )
     click.echo(table.read_text(encoding="utf-8"))
     click.echo(", ".join(str(path) for path in paths))

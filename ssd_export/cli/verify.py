@@ -45,7 +45,7 @@ def command(as_json: bool, bundle: Path | None, **asked: Any) -> int:
     """Prove that a bundle does what it claims.
 
     Climbs from the files' promises over single operators, layers, logits of all steps and tokens to
-    the picture, proves on the allocated tensors that the cache is compressed, and stops at the
+    the image, proves on the allocated tensors that the cache is compressed, and stops at the
     first difference, which it names with step, layer and head. The exit code is 1 if there is one.
     The report goes into the bundle as reports/verify.json.
     """

@@ -35,8 +35,8 @@ class Batch:
 
     places: int64 [B, K], the image tokens that are in the sequence, ascending; inputs: int64 [B,
     K], those tokens as the model sees them, spoilt or not; targets: int64 [B, K + 1], the first
-    token of the picture and what follows each place;
-    weights: float32 [B, K + 1], how many tokens of the picture each target stands for; telling:
+    token of the image and what follows each place;
+    weights: float32 [B, K + 1], how many tokens of the image each target stands for; telling:
     bool [B, K + 1], the targets that only the caption tells.
     """
 
@@ -51,7 +51,7 @@ class Batch:
 
 @dataclass(frozen=True)
 class Mix:
-    """What a batch is drawn from: pictures, kept places a picture, share of each category, how much
+    """What a batch is drawn from: images, kept places an image, share of each category, how much
     input is spoilt (0..1).
     """
 

@@ -1,12 +1,12 @@
-"""Whether a picture shows what its caption says: an exact, rule-based score for scenes.
+"""Whether an image shows what its caption says: an exact, rule-based score for scenes.
 
-The picture alone decides what is found; the caption is looked at last. Rules, cited by number
+The image alone decides what is found; the caption is looked at last. Rules, cited by number
 below:
 
 C1  Ground. The median of the border is within 24 levels of a ground in each channel; of several the
 nearest,
     where brightness counts half, because a decoder shifts it more easily than hue.
-C2  Plain. At least 60 % of the picture is ground, and away from the objects at most 1 % of it is
+C2  Plain. At least 60 % of the image is ground, and away from the objects at most 1 % of it is
 stained
     (further than 32 from the median ground). Specks of fewer than 6 pixels are no objects, only
     stain.
@@ -29,7 +29,7 @@ C8  Relation. The centers differ by RELATION_LEAD or more in the said direction 
 axis, less
     2 pixels for the measurement.
 
-Distances are Euclidean in RGB levels. Pictures come from a VQ decoder: slight blur, tint and noise
+Distances are Euclidean in RGB levels. Images come from a VQ decoder: slight blur, tint and noise
 pass.
 """
 
@@ -86,7 +86,7 @@ class FoundObject:
 
 @dataclass(frozen=True)
 class Found:
-    """What a picture shows; ground is None, and objects is empty, where there is no plain
+    """What an image shows; ground is None, and objects is empty, where there is no plain
     ground.
     """
 
@@ -106,20 +106,20 @@ class Verdict:
 
 
 def check(image: np.ndarray | Image, caption: str) -> Verdict:
-    """Whether the picture shows what the caption says (C1-C8).
+    """Whether the image shows what the caption says (C1-C8).
 
     Args:
-        image: uint8 [96, 96, 3], or a PIL picture of that size.
+        image: uint8 [96, 96, 3], or a PIL image of that size.
         caption: a caption of `captions`.
     Raises:
         UserError: the caption is outside the language.
-        ValueError: the picture has another size or dtype.
+        ValueError: the image has another size or dtype.
     """
     return judge(find_objects(image), caption)
 
 
 def judge(found: Found, caption: str) -> Verdict:
-    """Whether what was found in a picture is what the caption says (C6-C8); raises UserError like
+    """Whether what was found in an image is what the caption says (C6-C8); raises UserError like
     `check`.
     """
     reasons = tuple(_reasons(found, parse_caption(caption)))
@@ -127,7 +127,7 @@ def judge(found: Found, caption: str) -> Verdict:
 
 
 def find_objects(image: np.ndarray | Image) -> Found:
-    """The ground and the objects of a picture, in the reading order of their first pixels
+    """The ground and the objects of an image, in the reading order of their first pixels
     (C1-C6).
     """
     pixels = _pixels(image)  # [96, 96, 3]
@@ -162,7 +162,7 @@ def label_components(mask: np.ndarray) -> np.ndarray:
 
 
 def _pixels(image: np.ndarray | Image) -> np.ndarray:
-    """The picture as float32 [96, 96, 3]."""
+    """The image as float32 [96, 96, 3]."""
     pixels = np.asarray(image if isinstance(image, np.ndarray) else image.convert("RGB"))
     if pixels.shape != (SIZE, SIZE, 3) or pixels.dtype != np.uint8:
         raise ValueError(
@@ -172,7 +172,7 @@ def _pixels(image: np.ndarray | Image) -> np.ndarray:
 
 
 def _ground(pixels: np.ndarray) -> tuple[str | None, np.ndarray]:
-    """The ground's name, or None, and its own color in this picture, float32 [3] (C1)."""
+    """The ground's name, or None, and its own color in this image, float32 [3] (C1)."""
     border = np.ones((SIZE, SIZE), bool)
     border[2:-2, 2:-2] = False
     color = np.median(pixels[border], axis=0)
@@ -199,7 +199,7 @@ def _object(pixels: np.ndarray, ground: np.ndarray, mask: np.ndarray) -> FoundOb
 
 
 def _color(unlike: np.ndarray, ground: np.ndarray, mask: np.ndarray) -> str | None:
-    """The one color of the mask, or None (C4); unlike: picture less ground, [96, 96, 3]."""
+    """The one color of the mask, or None (C4); unlike: image less ground, [96, 96, 3]."""
     covered = unlike[mask]  # [n, 3]
     distance = np.linalg.norm(covered, axis=-1)
     core = np.median(covered[distance >= np.median(distance)], axis=0)

@@ -29,11 +29,11 @@ _GROUND_CODE = {name: code for code, name in enumerate(GROUNDS)}
 _COLOR_INDEX = {name: index for index, name in enumerate(COLORS)}
 
 
-def patches_of(picture: np.ndarray) -> np.ndarray:
-    """Square picture [n, n] -> its patches in raster order, [(n / 4)^2, 16]."""
-    side = picture.shape[0] // PATCH
+def patches_of(image: np.ndarray) -> np.ndarray:
+    """Square image [n, n] -> its patches in raster order, [(n / 4)^2, 16]."""
+    side = image.shape[0] // PATCH
     return (
-        picture.reshape(side, PATCH, side, PATCH)
+        image.reshape(side, PATCH, side, PATCH)
         .transpose(0, 2, 1, 3)
         .reshape(side * side, PATCH * PATCH)
     )
@@ -75,7 +75,7 @@ def encode_scene(scene: Scene) -> np.ndarray:
 def caption_tokens(scene: Scene) -> np.ndarray:
     """Tokens that only the caption tells, not the tokens before them. bool [576].
 
-    The picture's first token (the ground), each shape's first token (color and kind), and the
+    The image's first token (the ground), each shape's first token (color and kind), and the
     token at which a shape parts from another kind that has looked the same so far, as a ring does
     from a circle at its hole.
     """

@@ -1,6 +1,6 @@
 """Captioned scenes: plain grounds with one to four flat shapes, the demo model's whole world.
 
-Coordinates are pixels of a 96 x 96 picture; a center (x, y) is the corner shared by four pixels.
+Coordinates are pixels of a 96 x 96 image; a center (x, y) is the corner shared by four pixels.
 Centers lie on multiples of 4 and radii on `RADII`, so every shape covers the 24 x 24 grid of 4 x 4
 patches in the same way wherever it stands: the image tokens see few distinct patches, and a small
 model learns exact shapes.
@@ -113,16 +113,16 @@ def stamp(kind: str, radius: int) -> np.ndarray:
 
 
 def render(scene: Scene) -> np.ndarray:
-    """The picture of a scene, uint8 [96, 96, 3]."""
-    picture = np.empty((SIZE, SIZE, 3), np.float32)
-    picture[:] = GROUNDS[scene.ground]
+    """The image of a scene, uint8 [96, 96, 3]."""
+    image = np.empty((SIZE, SIZE, 3), np.float32)
+    image[:] = GROUNDS[scene.ground]
     for shape in scene.shapes:
         rows = slice(shape.y - shape.radius, shape.y + shape.radius)
         columns = slice(shape.x - shape.radius, shape.x + shape.radius)
         alpha = stamp(shape.kind, shape.radius)[..., None]
         color = np.asarray(COLORS[shape.color], np.float32)
-        picture[rows, columns] += alpha * (color - picture[rows, columns])
-    return np.rint(picture).astype(np.uint8)
+        image[rows, columns] += alpha * (color - image[rows, columns])
+    return np.rint(image).astype(np.uint8)
 
 
 def random_scene(

@@ -95,7 +95,7 @@ class SpatialHeads:
     looks nearest is asked to look nearer.
     metrics: of each layer, [heads], attention mass on image tokens outside the neighborhood over
     the mass on all image tokens (the metric of `calibrate`), from NUM_ASKING random image tokens of
-    each picture.
+    each image.
     """
 
     NUM_ASKING = 24
@@ -106,7 +106,7 @@ class SpatialHeads:
             rng.integers(0, num_places, (len(batch.places), self.NUM_ASKING))
         ).to(batch.places.device)
         asking = batch.places.gather(1, chosen)[:, :, None]
-        # a picture's tokens stand in the sequence after its prompt (join_rows)
+        # an image's tokens stand in the sequence after its prompt (join_rows)
         self.asking = chosen + batch.lengths[:, None]
         total = batch.ids.shape[1] + num_places
         index = torch.arange(total, device=batch.places.device)[None] - batch.lengths[:, None]
@@ -400,7 +400,7 @@ class Training:
 def shares(done: float) -> tuple[float, float, float, float]:
     """Share of single, counting, two objects, relation after a part `done` of the training.
 
-    Single objects first; later most of all counting, whose pictures have most places to learn.
+    Single objects first; later most of all counting, whose images have most places to learn.
     """
     single = max(0.1, 0.7 - 4 * done)
     rest = 1 - single

@@ -1,4 +1,4 @@
-"""Trains the demo model's image decoder: codes of true scenes -> their pictures. Resumable, the
+"""Trains the demo model's image decoder: codes of true scenes -> their images. Resumable, the
 same for a seed.
 """
 

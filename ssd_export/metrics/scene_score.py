@@ -1,8 +1,8 @@
-"""Scene score: the share of captions, unseen in training, whose picture shows exactly what they
+"""Scene score: the share of captions, unseen in training, whose image shows exactly what they
 say.
 
 Captions are drawn evenly over the four categories; the checker (demo/checker.py) judges each
-picture. Captions and random numbers follow from the seed, so two bundles with one seed are compared
+image. Captions and random numbers follow from the seed, so two bundles with one seed are compared
 caption by caption.
 """
 
@@ -30,7 +30,7 @@ Progress = Callable[[str, int, int], None]
 
 @dataclass(frozen=True)
 class DrawOptions:
-    """How pictures are drawn; cfg_scale and temperature None: the bundle's."""
+    """How images are drawn; cfg_scale and temperature None: the bundle's."""
 
     seed: int = 0
     batch: int = 16
@@ -61,7 +61,7 @@ class SceneScore:
         return share_by_category(self.scenes, self.verdicts)
 
     def to_dict(self) -> dict[str, Any]:
-        """Scores, times and every verdict, as plain data; the pictures are left out."""
+        """Scores, times and every verdict, as plain data; the images are left out."""
         pairs = zip(self.scenes, self.verdicts, strict=True)
         return {
             "overall": self.overall.to_dict(),
@@ -72,7 +72,7 @@ class SceneScore:
             "cache_bytes_per_image": self.cache.bytes_per_image,
             "image_share_of_full_cache": self.cache.image_share,
             "tokens_dropped_per_image": self.cache.tokens_dropped,
-            "pictures": [
+            "images": [
                 {
                     "category": scene.category,
                     "caption": scene.caption,
@@ -107,7 +107,7 @@ def score_scenes(
     options: DrawOptions,
     progress: Progress = lambda stage, done, total: None,
 ) -> SceneScore:
-    """Draws the captions of the scenes and judges the pictures.
+    """Draws the captions of the scenes and judges the images.
 
     progress: told the stage "drawing ..." in grid rows of batches, then "judging".
     Raises: UserError for options that generate refuses.
@@ -115,7 +115,7 @@ def score_scenes(
     drawn = draw(generator, [scene.caption for scene in scenes], options, progress)
     verdicts = []
     for scene, image in zip(scenes, drawn.images, strict=True):
-        verdicts.append(judge_picture(image, scene.caption))
+        verdicts.append(judge_image(image, scene.caption))
         progress("judging", len(verdicts), len(scenes))
     return SceneScore(
         list(scenes),
@@ -128,15 +128,15 @@ def score_scenes(
     )
 
 
-def judge_picture(image: Image.Image, caption: str) -> Verdict:
-    """The checker's verdict; a picture of another size is first brought to that of a scene."""
+def judge_image(image: Image.Image, caption: str) -> Verdict:
+    """The checker's verdict; an image of another size is first brought to that of a scene."""
     if image.size != (SIZE, SIZE):
         image = image.resize((SIZE, SIZE), Image.Resampling.BOX)
     return check(image, caption)
 
 
 def share_by_category(scenes: Sequence[Scene], verdicts: Sequence[Verdict]) -> dict[str, Share]:
-    """The share of right pictures of each category."""
+    """The share of right images of each category."""
     oks: dict[str, list[bool]] = {name: [] for name in CATEGORIES}
     for scene, verdict in zip(scenes, verdicts, strict=True):
         oks[scene.category].append(verdict.ok)
@@ -162,7 +162,7 @@ def draw(
     options: DrawOptions,
     progress: Progress = lambda stage, done, total: None,
 ) -> Drawn:
-    """One picture for each prompt. The clock of a token runs over all grid rows of a batch but
+    """One image for each prompt. The clock of a token runs over all grid rows of a batch but
     the first and the last, which hold the prefill and the image decoder."""
     if options.batch < 1:
         raise UserError(f"--batch {options.batch} draws nothing; use 16")
@@ -184,7 +184,7 @@ def draw(
             stepping += now - last
             num_tokens += grid.width * (min(start + options.batch, len(prompts)) - start)
         last = now
-        progress(f"drawing {len(prompts)} pictures", count, total)
+        progress(f"drawing {len(prompts)} images", count, total)
     passed, computed = (1000 * stepping / num_tokens).tolist()
     seconds = float((_clocks() - began)[0])
     return Drawn(event.images or [], event.tokens, seconds, passed, computed, event.cache)

@@ -1,5 +1,5 @@
-"""How near pictures, tokens and distributions are to those of the full cache: for models whose
-pictures have no score.
+"""How near images, tokens and distributions are to those of the full cache: for models whose
+images have no score.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ SAME_PSNR = 100.0  # dB, stands for no difference at all
 
 
 def psnr(image: np.ndarray, other: np.ndarray) -> float:
-    """Peak signal-to-noise ratio in dB of two uint8 pictures; at most SAME_PSNR."""
+    """Peak signal-to-noise ratio in dB of two uint8 images; at most SAME_PSNR."""
     error = np.mean((image.astype(np.float64) - other) ** 2)
     return min(SAME_PSNR, 10 * math.log10(255**2 / error)) if error else SAME_PSNR
 
 
 def ssim(image: np.ndarray, other: np.ndarray) -> float:
-    """Structural similarity of two uint8 pictures [height, width, 3], mean over channels and
+    """Structural similarity of two uint8 images [height, width, 3], mean over channels and
     places.
     """
     x, y = image.astype(np.float64), other.astype(np.float64)
@@ -48,7 +48,7 @@ def _blurred(values: np.ndarray) -> np.ndarray:
 
 
 def token_agreement(tokens: np.ndarray, reference: np.ndarray) -> np.ndarray:
-    """Share of equal tokens of each picture, float64 [N]. A drawing that once differs stays
+    """Share of equal tokens of each image, float64 [N]. A drawing that once differs stays
     different: 1 is rare.
     """
     return (tokens == reference).mean(axis=1)
@@ -61,7 +61,7 @@ def kl_to_full_cache(
     cfg_scale: float,
     progress: Progress = lambda stage, done, total: None,
 ) -> np.ndarray:
-    """KL(full || policy) in nats per token of each picture, float64 [N]: of the guided
+    """KL(full || policy) in nats per token of each image, float64 [N]: of the guided
     distributions at temperature 1, for the tokens given.
 
     Args: sequences: with unconditional rows.
@@ -84,7 +84,7 @@ def kl_to_full_cache(
 
 @torch.inference_mode()
 def _guided(model: TeacherForced, hidden: Tensor, cfg_scale: float) -> Tensor:
-    """Log-probabilities [I, V] of one picture of I tokens; hidden [2, I, hidden size]."""
+    """Log-probabilities [I, V] of one image of I tokens; hidden [2, I, hidden size]."""
     conditional, unconditional = model.model.image_logits(hidden).float()
     return (unconditional + cfg_scale * (conditional - unconditional)).log_softmax(dim=-1)
 

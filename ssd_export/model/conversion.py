@@ -1,6 +1,6 @@
-"""Changes of dtype that lose nothing a picture depends on: checked by what comes out.
+"""Changes of dtype that lose nothing an image depends on: checked by what comes out.
 
-float16 ends at 65504. A bfloat16 weight above it becomes infinite, and every picture NaN, without
+float16 ends at 65504. A bfloat16 weight above it becomes infinite, and every image NaN, without
 an error from any library.
 """
 

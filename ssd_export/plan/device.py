@@ -20,7 +20,7 @@ SYSTEM_SHARE = 0.12  # of a board whose GPU shares the memory with the system
 
 @dataclass(frozen=True)
 class DeviceMemory:
-    """Bytes on the device that draws num_images pictures at once with TensorRT.
+    """Bytes on the device that draws num_images images at once with TensorRT.
 
     keys_and_values: by how heads keep tokens, "all", "by position" or "by score".
     """

@@ -18,7 +18,7 @@ BATCHES = (16, 8, 4, 2, 1)
 
 @dataclass(frozen=True)
 class Settings:
-    """What --fit may choose. num_images: pictures drawn at once."""
+    """What --fit may choose. num_images: images drawn at once."""
 
     weights: str
     budget: float
@@ -37,7 +37,7 @@ def fit(
     budget before it.
 
     In this order: full precision before int8 before int4; within one precision the largest budget;
-    then as many pictures at once as still fit.
+    then as many images at once as still fit.
     Args: a sequence of one holds what the user has settled. needed: the bytes of a plan that must
     fit.
     Raises: UserError where nothing fits, with what the smallest settings need.

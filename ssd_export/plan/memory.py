@@ -47,7 +47,7 @@ def widens_on_use(sizes: WeightSizes, dtype: str, memory: int | None) -> bool:
     """Whether drawing on the CPU widens float16 matrices one at a time, slower, because all at once
     are too much.
 
-    The machine's memory decides, not what is free of it: the same machine draws the same pictures.
+    The machine's memory decides, not what is free of it: the same machine draws the same images.
     """
     return (
         dtype == "float16"
@@ -64,10 +64,10 @@ def drawing_bytes(
     decoder_batch: int = 1,
     memory: int | None = None,
 ) -> int:
-    """Peak of drawing with ONNX Runtime on the CPU: the decode step's session stays while pictures
+    """Peak of drawing with ONNX Runtime on the CPU: the decode step's session stays while images
     are decoded.
 
-    Args: cache_bytes: of all pictures that are drawn at once; memory: of the machine that will
+    Args: cache_bytes: of all images that are drawn at once; memory: of the machine that will
     draw, None if unknown.
     """
     if widens_on_use(sizes, dtype, memory):

@@ -1,4 +1,4 @@
-"""The table that `plan` prints: every stage from the checkpoint to a picture, what it takes and
+"""The table that `plan` prints: every stage from the checkpoint to an image, what it takes and
 whether that is there.
 """
 
@@ -59,7 +59,7 @@ class Plan:
 
     @property
     def cache_bytes(self) -> int:
-        """Of all pictures drawn at once."""
+        """Of all images drawn at once."""
         rows = self.config.rows_per_image * self.num_images
         return self.table.cache_bytes(self.config, DTYPES[self.dtype].num_bytes, rows)
 

@@ -59,8 +59,8 @@ def allocate_each_head(head_map: HeadMap, budget: float) -> Allocation:
 def is_eligible(option: HeadOption, grid: Grid) -> bool:
     """Whether ssd-auto may choose the option: it ranks by score, or it keeps everything.
 
-    A window costs a head little on average and much in the few pictures in which what it looks for
-    lies further back; the mean over a few calibration pictures does not see them. With windows in
+    A window costs a head little on average and much in the few images in which what it looks for
+    lies further back; the mean over a few calibration images does not see them. With windows in
     the choice, even if for spatial heads alone, the demo model lost ten times more at a fifth
     (docs/heads.md). They stay in the menu: `predicted_error` compares other policies by them.
     """

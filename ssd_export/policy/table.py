@@ -74,7 +74,7 @@ class HeadGroup:
     num_heads: int
 
     def can_fill(self, prompt_slots: int, grid: Grid) -> bool:
-        """Whether a picture can take every slot, so that releases happen at all (R9's second case
+        """Whether an image can take every slot, so that releases happen at all (R9's second case
         is when not).
         """
         return self.num_slots < prompt_slots + grid.num_tokens

@@ -1,4 +1,4 @@
-"""Contact sheets that can be read: the caption under each picture, a red frame and the reason where
+"""Contact sheets that can be read: the caption under each image, a red frame and the reason where
 it is wrong.
 """
 
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from PIL import Image, ImageDraw, ImageFont
 
 PAPER, INK, WRONG = (255, 255, 255), (20, 20, 20), (200, 20, 20)
-LEAST_WIDTH = 192  # pixels of a picture on the sheet: four words of a caption on one line
+LEAST_WIDTH = 192  # pixels of an image on the sheet: four words of a caption on one line
 MARGIN, FRAME, FONT_SIZE, LINE = 10, 4, 14, 17
 MAX_COLUMNS = 12
 CAPTION_LINES, REASON_LINES = 3, 2
@@ -19,7 +19,7 @@ CAPTION_LINES, REASON_LINES = 3, 2
 
 @dataclass(frozen=True)
 class Entry:
-    """One picture of a sheet; wrong: why the picture is not what its caption says, "" if it is."""
+    """One image of a sheet; wrong: why the image is not what its caption says, "" if it is."""
 
     image: Image.Image
     caption: str
@@ -27,7 +27,7 @@ class Entry:
 
 
 def captioned_sheet(entries: Sequence[Entry], columns: int | None = None) -> Image.Image:
-    """All pictures on one sheet, row by row, each with its caption in full."""
+    """All images on one sheet, row by row, each with its caption in full."""
     columns = columns or min(MAX_COLUMNS, max(1, math.ceil(math.sqrt(1.4 * len(entries)))))
     width = max(LEAST_WIDTH, *(entry.image.width for entry in entries))
     cell_width, cell_height = (
@@ -49,7 +49,7 @@ def captioned_sheet(entries: Sequence[Entry], columns: int | None = None) -> Ima
 def comparison_sheet(
     captions: Sequence[str], rows: Sequence[tuple[str, Sequence[Entry]]]
 ) -> Image.Image:
-    """Captions across, one row of pictures for each named choice: the same prompt and seed stand
+    """Captions across, one row of images for each named choice: the same prompt and seed stand
     above each other.
     """
     width = max(

@@ -82,14 +82,14 @@ def write_measurement(path: Path, measured: dict[str, Any]) -> None:
     write_file(path, lambda file: file.write((report_json(measured) + "\n").encode()))
 
 
-def publish(path: Path, command: str, results: dict[str, Any], pictures: Sequence[Path]) -> None:
-    """Writes a measurement, and its pictures beside it: sweep.json and sweep-pareto.png. Raises:
+def publish(path: Path, command: str, results: dict[str, Any], images: Sequence[Path]) -> None:
+    """Writes a measurement, and its images beside it: sweep.json and sweep-pareto.png. Raises:
     UserError as above.
     """
-    for picture in pictures:
-        content = picture.read_bytes()
+    for image in images:
+        content = image.read_bytes()
         write_file(
-            path.with_name(f"{path.stem}-{picture.name}"),
+            path.with_name(f"{path.stem}-{image.name}"),
             partial(_write, content),
         )
     write_measurement(path, measurement(command, results))

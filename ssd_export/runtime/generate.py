@@ -432,8 +432,8 @@ class ImageGenerator:
         grid = tokens.reshape(-1, height, self.config.grid.width).copy()
         grid[:, row + 1 :] = grid[:, row : row + 1]
         previews = []
-        for picture in self._images(grid.reshape(tokens.shape), decoder_batch):
-            pixels = np.array(picture)
+        for image in self._images(grid.reshape(tokens.shape), decoder_batch):
+            pixels = np.array(image)
             pixels[pixels.shape[0] * (row + 1) // height :] = NOT_DRAWN_YET
             previews.append(Image.fromarray(pixels))
         return previews

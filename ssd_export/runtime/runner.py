@@ -1,6 +1,6 @@
 """The seam between what is generated and where: one Runner a backend, one loop (`loop.py`) for all.
 
-A runner holds the weights and the caches of one batch of pictures. Arrays that cross the seam are
+A runner holds the weights and the caches of one batch of images. Arrays that cross the seam are
 numpy on the host.
 """
 
@@ -22,7 +22,7 @@ class Runner(Protocol):
     evict (when due) and decode_step, or decode_row, which does both for several steps. Backends
     inherit what has a body here.
 
-    max_images: the most pictures of one batch; max_window: the most tokens that decode_window takes
+    max_images: the most images of one batch; max_window: the most tokens that decode_window takes
     of an image, 1 where a backend has none; num_threads: of the CPU, 0 where the library takes as
     many as it likes; queues_steps: decode_row returns before the steps are taken, and is the faster
     the more steps it is given.

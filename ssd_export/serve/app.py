@@ -218,10 +218,10 @@ class Submission:
     num_images: int
 
     def answer(self, event: ImageEvent) -> str:
-        """The picture of an event as the body asked for it, base64."""
-        assert event.picture is not None
+        """The image of an event as the body asked for it, base64."""
+        assert event.image is not None
         name = self.body.output_format or "png"
-        return encoded(event.picture, name, self.body.output_compression)
+        return encoded(event.image, name, self.body.output_compression)
 
 
 def _submit(server: Server, body: GenerationRequest, request: Request) -> Submission:
@@ -266,16 +266,16 @@ def _submit(server: Server, body: GenerationRequest, request: Request) -> Submis
 
 async def _whole_response(submission: Submission, request: Request) -> GenerationResponse:
     """Waits for all images, or for the client to leave. Raises: UserError of an image."""
-    pictures: dict[int, str] = {}
-    while len(pictures) < submission.num_images:
+    images: dict[int, str] = {}
+    while len(images) < submission.num_images:
         event = await _next_event(submission, request)
         if event.error is not None:
             raise event.error
         if event.is_done:
-            pictures[event.index] = await asyncio.to_thread(submission.answer, event)
+            images[event.index] = await asyncio.to_thread(submission.answer, event)
     return GenerationResponse(
         created=int(time.time()),
-        data=[GeneratedImage(b64_json=pictures[index]) for index in sorted(pictures)],
+        data=[GeneratedImage(b64_json=images[index]) for index in sorted(images)],
         output_format=submission.body.output_format or "png",
         size=submission.size,
         usage=submission.usage,

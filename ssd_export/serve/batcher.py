@@ -47,12 +47,12 @@ class ClosingError(UserError):
 
 @dataclass(frozen=True)
 class BatchRow:
-    """A grid row of a batch is there. pictures: of the images that asked for one at this row; all
+    """A grid row of a batch is there. images: of the images that asked for one at this row; all
     of them at the last."""
 
     row: int
     num_rows: int
-    pictures: dict[int, Image.Image]
+    images: dict[int, Image.Image]
 
     @property
     def is_last(self) -> bool:
@@ -79,14 +79,14 @@ class BatchGenerator(Protocol):
 
 @dataclass(frozen=True)
 class ImageEvent:
-    """What a caller hears of one of its images: a preview, the finished picture, or a failure.
+    """What a caller hears of one of its images: a preview, the finished image, or a failure.
 
     index: the image's place in what the caller submitted.
     """
 
     index: int
     row: int
-    picture: Image.Image | None = None
+    image: Image.Image | None = None
     is_done: bool = False
     error: Exception | None = None
 
@@ -326,10 +326,10 @@ class MicroBatcher:
         try:
             for row in rows:
                 self._expire(places, finished)
-                for number, picture in row.pictures.items():
+                for number, image in row.images.items():
                     if is_wanted(number):
                         completed += row.is_last
-                        event = ImageEvent(places[number].index, row.row, picture, row.is_last)
+                        event = ImageEvent(places[number].index, row.row, image, row.is_last)
                         places[number].tell(event)
                 if not row.is_last and not any(map(is_wanted, range(len(places)))):
                     break

@@ -141,11 +141,11 @@ class ServerFacts(BaseModel):
     tokens_dropped: int | None = Field(description="Of the latest image; None before the first.")
 
 
-def encoded(picture: Image.Image, output_format: str, quality: int | None) -> str:
-    """A picture as base64 of a PNG, JPEG or WebP file."""
+def encoded(image: Image.Image, output_format: str, quality: int | None) -> str:
+    """An image as base64 of a PNG, JPEG or WebP file."""
     file = io.BytesIO()
     options: dict[str, Any] = (
         {} if output_format == "png" or quality is None else {"quality": quality}
     )
-    picture.save(file, format=output_format, **options)
+    image.save(file, format=output_format, **options)
     return base64.b64encode(file.getvalue()).decode()

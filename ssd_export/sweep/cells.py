@@ -1,4 +1,4 @@
-"""The parts of a sweep's cells: a policy at a budget draws the pictures of a seed, or is asked for
+"""The parts of a sweep's cells: a policy at a budget draws the images of a seed, or is asked for
 its teacher-forced loss.
 """
 
@@ -17,14 +17,14 @@ from ssd_export.demo.language import speaks_demo
 from ssd_export.export.exporter import generation_defaults
 from ssd_export.export.temporary_bundle import temporary_bundle
 from ssd_export.files import write_file
-from ssd_export.metrics.scene_score import Drawn, DrawOptions, draw, draw_scenes, judge_picture
+from ssd_export.metrics.scene_score import Drawn, DrawOptions, draw, draw_scenes, judge_image
 from ssd_export.metrics.similarity import kl_to_full_cache, psnr, token_agreement
 from ssd_export.metrics.teacher_forced import SceneLosses, TeacherForced
 from ssd_export.model.checkpoint import Checkpoint, open_checkpoint
 from ssd_export.model.find import model_folder
 from ssd_export.policy.table import PolicyTable
 from ssd_export.runtime.generate import ImageGenerator
-from ssd_export.runtime.pictures import write_png
+from ssd_export.runtime.images import write_png
 from ssd_export.sweep.policy_variant import Variant
 from ssd_export.sweep.spec import FULL, SCENE_SEED, SHOWN, Part, SweepSpec
 
@@ -122,8 +122,7 @@ class CellRunner:
         if self._scored:
             return {
                 "ok": [
-                    int(judge_picture(*pair).ok)
-                    for pair in zip(drawn.images, captions, strict=True)
+                    int(judge_image(*pair).ok) for pair in zip(drawn.images, captions, strict=True)
                 ]
             }
         if part.policy == FULL:
@@ -179,7 +178,7 @@ def side_by_side(images: Sequence[Image.Image]) -> Image.Image:
     return strip
 
 
-def pictures_of(strip: Image.Image) -> Iterator[Image.Image]:
-    """The square pictures that side_by_side put together."""
+def images_of(strip: Image.Image) -> Iterator[Image.Image]:
+    """The square images that side_by_side put together."""
     for left in range(0, strip.width, strip.height):
         yield strip.crop((left, 0, left + strip.height, strip.height))

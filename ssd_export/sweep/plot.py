@@ -246,6 +246,6 @@ _KL = _Panel("teacher-forced KL to the full cache (± one standard error)", "kl"
 _PANELS = (
     _Panel("scene score, % (95 % interval)", "score", _score_point, False),
     _LOSS,
-    _Panel("PSNR to the full cache's picture, dB", "psnr", _of("psnr"), False),
+    _Panel("PSNR to the full cache's image, dB", "psnr", _of("psnr"), False),
     _KL,
 )

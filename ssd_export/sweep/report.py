@@ -13,12 +13,12 @@ from ssd_export.demo.scenes import CATEGORIES
 from ssd_export.errors import UserError
 from ssd_export.files import write_file
 from ssd_export.metrics.intervals import Z95, Mean, Share
-from ssd_export.metrics.scene_score import draw_scenes, judge_picture
+from ssd_export.metrics.scene_score import draw_scenes, judge_image
 from ssd_export.report.contact_sheet import Entry, comparison_sheet
 from ssd_export.report.measurement import markdown_table, table
-from ssd_export.runtime.pictures import write_png
+from ssd_export.runtime.images import write_png
 from ssd_export.sweep.acceptance import goal_table, paired_cases
-from ssd_export.sweep.cells import pictures_of
+from ssd_export.sweep.cells import images_of
 from ssd_export.sweep.plot import plot
 from ssd_export.sweep.spec import FULL, GOAL_BUDGETS, SHOWN, Part, SweepSpec
 from ssd_export.sweep.sweep import SCORE, SweepResult
@@ -45,7 +45,7 @@ Row = dict[str, Any]
 
 
 def write_report(spec: SweepSpec, result: SweepResult) -> list[Path]:
-    """Writes sweep.json, sweep.md, pareto.png and, where pictures were drawn, sheet.png into the
+    """Writes sweep.json, sweep.md, pareto.png and, where images were drawn, sheet.png into the
     sweep's folder; their paths.
 
     Raises: UserError where nothing is there of the full cache, with which everything is compared.
@@ -86,9 +86,7 @@ def summary(cell: dict[str, Any], full: dict[str, Any], categories: dict[int, li
     """
     row = {name: cell[name] for name in KEPT if name in cell}
     if "ok" in cell:
-        row["ok"] = "".join(
-            map(str, cell["ok"])
-        )  # what everything else about pictures follows from
+        row["ok"] = "".join(map(str, cell["ok"]))  # what everything else about images follows from
         row["score"] = Share(sum(cell["ok"]), len(cell["ok"])).to_dict()
         row["categories"] = _by_category(cell, categories)
         if "ok" in full:
@@ -144,7 +142,7 @@ def _note(settings: dict[str, Any], rows: Sequence[Row]) -> str:
 
 
 _SCORED_NOTE = (
-    "Score: share of captions unseen in training whose picture the checker accepts, 95 % Wilson"
+    "Score: share of captions unseen in training whose image the checker accepts, 95 % Wilson"
     " interval; difference to the full cache with its 95 % interval, caption by caption. Loss:"
     " teacher-forced, thousandths of a nat per image token of {num_scenes} true scenes of captions"
     " unseen in training, above the full cache, ± one standard error of the differences; KL: from"
@@ -260,7 +258,7 @@ _AGREEMENT = {
 
 
 def sheet(spec: SweepSpec, rows: Sequence[Row]) -> Image.Image:
-    """The first pictures of seed 0 of the cells, the same prompts above each other; wrong ones
+    """The first images of seed 0 of the cells, the same prompts above each other; wrong ones
     framed in red.
     """
     captions = [scene.caption for scene in draw_scenes(min(SHOWN, spec.num_prompts), 0)]
@@ -270,7 +268,7 @@ def sheet(spec: SweepSpec, rows: Sequence[Row]) -> Image.Image:
     lines = []
     for row in sorted(shown, key=lambda row: -row["budget"]):
         with Image.open(Part(row["policy"], row["budget"], 0).file(spec.out, ".png")) as strip:
-            images = list(pictures_of(strip.convert("RGB")))
+            images = list(images_of(strip.convert("RGB")))
         label = f"{row['budget']:g}  {row['policy']}" + (
             f"  {_percent(row['score'])} %" if "score" in row else ""
         )
@@ -283,4 +281,4 @@ def sheet(spec: SweepSpec, rows: Sequence[Row]) -> Image.Image:
 
 
 def _wrong(image: Image.Image, caption: str) -> str:
-    return "; ".join(judge_picture(image, caption).reasons)
+    return "; ".join(judge_image(image, caption).reasons)

@@ -13,7 +13,7 @@ from ssd_export.sampling import as_count
 from ssd_export.sweep.policy_variant import Variant
 
 MAX_COUNT = 100_000  # of seeds, scenes or processes: what no sweep comes to the end of
-SHOWN = 8  # pictures of a cell that are kept for the contact sheet
+SHOWN = 8  # images of a cell that are kept for the contact sheet
 GOAL_POLICIES = (
     "ssd-auto",
     "streaming-llm",
@@ -76,7 +76,7 @@ class SweepSpec:
         """What is to be done, so that an interrupted sweep says most: the full cache, then the
         cells of the goals, and the first seed and the loss of every cell before any other seed.
 
-        Args: scored: the model's pictures have a score; else the full cache is compared with
+        Args: scored: the model's images have a score; else the full cache is compared with
         nothing.
         """
         cells = sorted(self.cells(), key=_rank)
@@ -92,7 +92,7 @@ class SweepSpec:
 
 @dataclass(frozen=True)
 class Part:
-    """What a process does at a time: the pictures of one seed of a cell, or (seed None) its
+    """What a process does at a time: the images of one seed of a cell, or (seed None) its
     teacher-forced loss.
     """
 
@@ -109,7 +109,7 @@ class Part:
         return out / "cells" / f"{cell_name(*self.cell)}-{what}{suffix}"
 
     def cost(self, spec: SweepSpec) -> float:
-        """What it takes, in pictures with the full cache; measured on the demo model."""
+        """What it takes, in images with the full cache; measured on the demo model."""
         if self.seed is None:
             return 0.6 * spec.num_scenes
         return spec.num_prompts * (0.4 + 0.6 * self.budget)

@@ -7,7 +7,7 @@ teacher-forced KL, PSNR). Differences are taken case by case. A policy may be a 
 (variants.py), such as h2o@evict-every=24. Parts run on several processes.
 
     OUT/settings.json                what the cells have in common; a sweep of other settings needs
-    another folder OUT/cells/POLICY-bB-seedS.json   the pictures of a seed, judged; .npz their
+    another folder OUT/cells/POLICY-bB-seedS.json   the images of a seed, judged; .npz their
     tokens, .png the first of seed 0 OUT/cells/POLICY-bB-loss.json    the teacher-forced loss
                                      (a part of another policy table, of another head map say, is
                                      measured again)
@@ -41,7 +41,7 @@ from ssd_export.worker_processes import Outcome, run_parts
 
 SCORE = "scene score"
 Progress = Callable[[str, int, int], None]
-PER_CASE = ("ok", "psnr", "token_agreement")  # lists of a seed's pictures
+PER_CASE = ("ok", "psnr", "token_agreement")  # lists of a seed's images
 MEANS = ("ms_per_token", "cpu_ms_per_token", "seconds_per_image")
 NOT_SHARED = (
     "model",
@@ -200,7 +200,7 @@ def put_together(parts: dict[int | None, dict[str, Any]]) -> dict[str, Any]:
     """One cell of its parts by their seeds: the cases of all seeds one after the other, times
     averaged.
 
-    `seeds` says which there are; without any picture it is absent.
+    `seeds` says which there are; without any image it is absent.
     """
     cell: dict[str, Any] = {}
     seeds = [seed for seed in parts if seed is not None]

@@ -1,1 +1,1 @@
-"""Proofs that a bundle does what it claims, from operator to picture."""
+"""Proofs that a bundle does what it claims, from operator to image."""

@@ -205,7 +205,7 @@ def _state(
     num_steps: int,
     kv_dtype: str = "model",
 ) -> tuple[GroupState, torch.Tensor]:
-    """A cache late in a picture, and the position of the next token: the prompt and the newest
+    """A cache late in an image, and the position of the next token: the prompt and the newest
     image tokens in shuffled slots; row b has room + b empty slots. In row 0 the newest tokens score
     least and in row 1 the oldest, so that the edges of what R3 protects decide what is released."""
     state = GroupState.empty(ROWS, group, config.head_dim, getattr(torch, dtype), kv_dtype=kv_dtype)

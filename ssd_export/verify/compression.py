@@ -81,7 +81,7 @@ def _over_promise(figures: dict[str, Any], num_tokens: int) -> Divergence | None
 def check_dropped(
     runner: InspectableRunner, table: PolicyTable, lengths: np.ndarray
 ) -> tuple[dict[str, Any], Divergence | None]:
-    """After a whole picture: tokens dropped, counted as written less held, against what R7 says for
+    """After a whole image: tokens dropped, counted as written less held, against what R7 says for
     each row.
     """
     held = np.zeros(len(lengths), np.int64)

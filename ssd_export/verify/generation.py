@@ -1,4 +1,4 @@
-"""Rungs that draw: caches of the first steps, logits and slots of a whole picture, tokens from one
+"""Rungs that draw: caches of the first steps, logits and slots of a whole image, tokens from one
 seed, pixels.
 
 Subject and reference go in lockstep: the reference draws, the subject is given the same token, so
@@ -121,7 +121,7 @@ class Ladder:
         return Rung("logits", figures, divergence)
 
     def tokens(self) -> Rung:
-        """The subject on its own, from the same seed: each picture's tokens equal up to what
+        """The subject on its own, from the same seed: each image's tokens equal up to what
         rounding explains.
         """
         for steps in self._decode(self.subject, self._num_tokens):
@@ -140,7 +140,7 @@ class Ladder:
         return Rung("tokens", figures | {"top_k_steps": FIRST_STEPS}, self._top_k_divergence())
 
     def image(self) -> Rung:
-        """The pictures that both decode from the reference's tokens."""
+        """The images that both decode from the reference's tokens."""
         pairs = [
             (self.subject.decode_image(one[None])[0], self.reference.decode_image(one[None])[0])
             for one in self._tokens
@@ -156,7 +156,7 @@ class Ladder:
                     "image",
                     figures,
                     Divergence(
-                        f"the picture's {name} is {figures[name]:.4g}, at least {least:g} is"
+                        f"the image's {name} is {figures[name]:.4g}, at least {least:g} is"
                         " asked for"
                     ),
                 )

@@ -1,4 +1,4 @@
-"""The ladder of proofs for a bundle: from what its files promise, op by op, up to the picture.
+"""The ladder of proofs for a bundle: from what its files promise, op by op, up to the image.
 
     contract     the graphs take and give what the policy table promises; every head is where the
     head map says compression  slots, bytes and budget as allocated

@@ -20,7 +20,7 @@ from ssd_export.bench.bench import (
     kind_of,
     run_bench,
 )
-from ssd_export.bench.cell import Cell, _batches, measure, picture_figures, time_steps, timed_parts
+from ssd_export.bench.cell import Cell, _batches, image_figures, measure, time_steps, timed_parts
 from ssd_export.bench.full_cache_bundle import full_twin
 from ssd_export.bench.process import run_cell
 from ssd_export.bench.profile import summarise
@@ -138,15 +138,15 @@ def test_the_twin_draws_what_the_full_cache_draws() -> None:
     assert (found.tokens == wanted.tokens).all() and found.cache == wanted.cache
 
 
-def test_opening_a_graph_again_counts_once_a_picture() -> None:
+def test_opening_a_graph_again_counts_once_an_image() -> None:
     facts = {"first_token_ms": 4000.0, "image_tokens_per_second": 20.0, "first_step_seconds": 2.5}
-    cell = Cell("bundle", None, "ort", "cpu", 2, 8, 1, picture_seconds=8.0)
+    cell = Cell("bundle", None, "ort", "cpu", 2, 8, 1, image_seconds=8.0)
     seconds = 4.0 + 2.5 + 574 * 2 / 20 + 2 * 8.0
-    assert picture_figures(lambda: None, facts, cell, 576)["images_per_minute"] == pytest.approx(
+    assert image_figures(lambda: None, facts, cell, 576)["images_per_minute"] == pytest.approx(
         120 / seconds
     )
     del facts["first_step_seconds"]  # transformers: one step is as long as another
-    assert picture_figures(lambda: None, facts, cell, 576)["images_per_minute"] == pytest.approx(
+    assert image_figures(lambda: None, facts, cell, 576)["images_per_minute"] == pytest.approx(
         120 / (seconds - 2.5 + 0.1)
     )
 
@@ -166,7 +166,7 @@ class CountingRunner(Runner):
 
 
 @pytest.mark.parametrize("steps", [50, 575])
-def test_few_steps_release_as_often_as_the_end_of_a_picture(steps: int) -> None:
+def test_few_steps_release_as_often_as_the_end_of_an_image(steps: int) -> None:
     opened, runner = open_bundle(compressed()), CountingRunner()
     cell = Cell("bundle", opened.path, "ort", "cpu", 1, steps, 1)
     batch, table = _batches(opened, cell)(), opened.config.policy

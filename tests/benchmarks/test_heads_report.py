@@ -83,7 +83,7 @@ def test_differences_are_taken_scene_by_scene() -> None:
     assert table(tables, "Not measured") == {"margin-b0.05": ["a larger budget"]}
 
 
-def test_scores_stand_beside_losses_where_pictures_were_drawn() -> None:
+def test_scores_stand_beside_losses_where_images_were_drawn() -> None:
     whole = report(result(ok=[1, 0, 1, 1]), COSTS, GQA, NUM_RANDOM)
     assert whole["tables"][0]["columns"][-4:] == [
         "slots at 0.2",

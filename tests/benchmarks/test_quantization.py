@@ -29,13 +29,13 @@ def run(oks: list[bool], **changes: object) -> dict[str, Any]:
         "cache_bytes_per_image": 1000,
         "overall": Share(sum(oks), len(oks)).to_dict(),
         "categories": dict.fromkeys(quantization.CATEGORIES, quarter),
-        "pictures": [{"ok": ok} for ok in oks],
+        "images": [{"ok": ok} for ok in oks],
         **changes,
     }
 
 
 def test_differences_are_caption_by_caption() -> None:
-    base, other = [True, False] * 50, [False, True] * 50  # the same score, no picture judged alike
+    base, other = [True, False] * 50, [False, True] * 50  # the same score, no image judged alike
     table = results_of(
         {
             "fp32": run(base),
@@ -45,7 +45,7 @@ def test_differences_are_caption_by_caption() -> None:
         }
     )["tables"][0]
     rows = {row[0]: dict(zip(COLUMNS, row, strict=True)) for row in table["rows"]}
-    changed, points = "pictures judged otherwise", "points from fp32 (95 %)"
+    changed, points = "images judged otherwise", "points from fp32 (95 %)"
     assert rows["`--weights int8`"][changed] == "100" and rows["`--weights int8`"][
         points
     ].startswith("+0.0 ± 19")
@@ -55,7 +55,7 @@ def test_differences_are_caption_by_caption() -> None:
         and rows["`--weights int4`"]["bound"] == "4: missed"
     )
     assert rows["`--kv-dtype int8`"][changed] == "0" and rows["fp32"]["bound"] == "-"
-    assert set(BOUNDS) == set(PRECISIONS) - {"fp32"} and "1 point is 1 pictures" in table["note"]
+    assert set(BOUNDS) == set(PRECISIONS) - {"fp32"} and "1 point is 1 images" in table["note"]
 
 
 def test_the_command_writes_the_file_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -72,13 +72,13 @@ def test_the_command_writes_the_file_whole(tmp_path: Path, monkeypatch: pytest.M
     assert written["command"] == "python -m benchmarks.quantization --num-prompts 4"
     assert (
         list(written["results"]["runs"]) == list(PRECISIONS)
-        and "pictures" not in written["results"]["runs"]["int4"]
+        and "images" not in written["results"]["runs"]["int4"]
     )
 
 
 def test_runs_are_those_of_the_verb() -> None:
     made = evaluate("demo", 1, "--policy streaming-llm --budget 0.1 --kv-dtype int8")
-    assert made["kv_dtype"] == "int8" and len(made["pictures"]) == 1
+    assert made["kv_dtype"] == "int8" and len(made["images"]) == 1
     with pytest.raises(
         SystemExit,
         match="eval --model demo --num-prompts 1 --weights int3 --json failed with exit code",

@@ -59,7 +59,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
 
 
 @pytest.fixture(autouse=True)
-def one_picture_a_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+def one_image_a_batch(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(calibration, "BATCH", 1)
 
 
@@ -108,7 +108,7 @@ def test_the_head_map_is_whole_and_says_where_it_came_from(
         and (costs[..., 0] > costs[..., 1]).all()
         and not costs[..., 4].any()
     )
-    assert -1 <= (finished.stability or 9) <= 1 and finished.first_picture.shape == (576,)
+    assert -1 <= (finished.stability or 9) <= 1 and finished.first_image.shape == (576,)
 
 
 def test_an_interrupted_run_goes_on_to_the_same_numbers(
@@ -130,7 +130,7 @@ def test_an_interrupted_run_goes_on_to_the_same_numbers(
         again.num_resumed == 2 and told[0][0] * 3 == 2 * told[0][1] and told[-1][0] == told[-1][1]
     )
     assert again.head_map == finished.head_map
-    np.testing.assert_array_equal(again.first_picture, finished.first_picture)
+    np.testing.assert_array_equal(again.first_image, finished.first_image)
 
 
 def test_only_the_same_run_is_resumed(
@@ -155,11 +155,11 @@ def test_only_the_same_run_is_resumed(
     assert CalibrationState.load(tmp_path / "absent", SPEC.identity(fingerprint)) is None
 
 
-def test_a_picture_does_not_depend_on_how_many_there_are(
+def test_an_image_does_not_depend_on_how_many_there_are(
     checkpoint: Checkpoint, finished: Calibration, tmp_path: Path
 ) -> None:
     one = run(checkpoint, tmp_path / "state", replace(SPEC, num_images=1))
-    np.testing.assert_array_equal(one.first_picture, finished.first_picture)
+    np.testing.assert_array_equal(one.first_image, finished.first_image)
     assert one.stability is None
 
 
@@ -190,10 +190,10 @@ def test_without_guidance_the_unconditional_row_counts_for_nothing(
     checkpoint: Checkpoint, finished: Calibration, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     lengths: list[int] = []
-    add = calibration.add_picture
+    add = calibration.add_image
     monkeypatch.setattr(
         calibration,
-        "add_picture",
+        "add_image",
         lambda sums, model, ids, *rest: (lengths.append(len(ids)), add(sums, model, ids, *rest)),
     )
     for cfg_scale in (1.0, 2.0):
@@ -206,9 +206,9 @@ def test_without_guidance_the_unconditional_row_counts_for_nothing(
 
 
 def test_the_plots_show_tokens_with_contrast_around_them() -> None:
-    picture = np.full((96, 96, 3), 200, np.uint8)
-    picture[30:34, 42:46] = 0  # grid row 7 or 8, column 10 or 11: in the upper part alone
-    (token,) = chosen_tokens(picture, GRID)
+    image = np.full((96, 96, 3), 200, np.uint8)
+    image[30:34, 42:46] = 0  # grid row 7 or 8, column 10 or 11: in the upper part alone
+    (token,) = chosen_tokens(image, GRID)
     assert token // 24 in (7, 8) and token % 24 in (10, 11)
-    picture[82:86, 22:26] = 90
-    assert [query // 24 // 6 for query in chosen_tokens(picture, GRID)] == [1, 3]
+    image[82:86, 22:26] = 90
+    assert [query // 24 // 6 for query in chosen_tokens(image, GRID)] == [1, 3]

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from ssd_export.calibrate.calibration import ABLATION, FISHER, CalibrationSpec, add_picture
+from ssd_export.calibrate.calibration import ABLATION, FISHER, CalibrationSpec, add_image
 from ssd_export.calibrate.measure import HeadSums
 from ssd_export.calibrate.neighborhood import Neighborhood
 from ssd_export.calibrate.sensitivity import SOFTENING, random_signs, signed_likelihood
@@ -97,7 +97,7 @@ def measured(
     )
     sums = HeadSums.zero(reference.model.config, len(OPTIONS))
     ids = reference.ids if sampling.cfg_scale != 1 else reference.ids[:1]
-    add_picture(sums, reference.model, ids, reference.tokens, spec, number=1)
+    add_image(sums, reference.model, ids, reference.tokens, spec, number=1)
     return sums
 
 
@@ -122,7 +122,7 @@ def test_metric_equals_brute_force(reference: Reference, neighborhood: str) -> N
         columns = np.stack([image[..., c::24].sum(axis=(2, 3)) for c in range(24)], axis=-1)
         columns /= image.sum(axis=(2, 3))[..., None]
         np.testing.assert_allclose(sums.column_share[layer], columns.mean(axis=0), atol=1e-5)
-    assert sums.num_pictures.tolist() == [0, 1] and not sums.metric[0].any()
+    assert sums.num_images.tolist() == [0, 1] and not sums.metric[0].any()
     assert sums.metric[1].min() > 0.02 and sums.metric[1].max() < 1
 
 

@@ -1,4 +1,4 @@
-"""Measuring a picture holds one layer's work at a time: more layers add the hidden states between
+"""Measuring an image holds one layer's work at a time: more layers add the hidden states between
 them, no more.
 """
 
@@ -11,7 +11,7 @@ import pytest
 from torch.profiler import ProfilerActivity, profile
 
 from benchmarks.calibration_memory import of_all_layers, report
-from ssd_export.calibrate.calibration import ABLATION, FISHER, CalibrationSpec, add_picture
+from ssd_export.calibrate.calibration import ABLATION, FISHER, CalibrationSpec, add_image
 from ssd_export.calibrate.measure import HeadSums
 from ssd_export.calibrate.neighborhood import Neighborhood
 from ssd_export.model.checkpoint import open_checkpoint
@@ -34,7 +34,7 @@ SPEC = CalibrationSpec(
 def peak_of_tensors(
     num_layers: int, costs: str, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[int, int]:
-    """(bytes of tensors at the peak of add_picture, hidden size)."""
+    """(bytes of tensors at the peak of add_image, hidden size)."""
     tiny = TinyJanus(num_layers=num_layers, num_heads=4, num_kv_heads=2)
     checkpoint = open_checkpoint(
         write_transformers_checkpoint(tmp_path_factory.mktemp("layers"), tiny)
@@ -44,7 +44,7 @@ def peak_of_tensors(
     tokens = rng.integers(0, checkpoint.config.codebook_size, 576)
     sums = HeadSums.zero(checkpoint.config, len(SPEC.options))
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
-        add_picture(sums, model, ids, tokens, replace(SPEC, costs=costs))
+        add_image(sums, model, ids, tokens, replace(SPEC, costs=costs))
     events = [
         event for event in profiled.profiler.kineto_results.events() if event.name() == "[memory]"
     ]

@@ -95,14 +95,14 @@ def test_writes_the_map_the_plots_and_a_summary(calibrated: Path) -> None:
         "of 4 heads",
         "budget 0.1: predicted error",
         "streaming-llm",
-        "2 pictures in",
+        "2 images in",
         "costs by ablation",
     ):
         assert part in out
     for name in ("head_map.png", "head_map-attention.png", "head_map-columns.png"):
-        with Image.open(calibrated / name) as picture:
-            assert min(picture.size) > 400
-            assert len(picture.convert("RGB").getcolors(1 << 24) or ()) > 50
+        with Image.open(calibrated / name) as image:
+            assert min(image.size) > 400
+            assert len(image.convert("RGB").getcolors(1 << 24) or ()) > 50
     assert not (calibrated / "head_map.json.partial").exists()
 
 

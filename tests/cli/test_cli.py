@@ -368,9 +368,7 @@ def generator(monkeypatch: pytest.MonkeyPatch) -> type[FakeGenerator]:
     return FakeGenerator
 
 
-def test_generate_draws_one_picture(
-    run: Run, tmp_path: Path, generator: type[FakeGenerator]
-) -> None:
+def test_generate_draws_one_image(run: Run, tmp_path: Path, generator: type[FakeGenerator]) -> None:
     bundle = open_bundle(small_bundle(tmp_path / "b"))
     done = run("generate", "a red circle", "--bundle", "b", "--seed", "7")
     assert done.code == 0, done.err

@@ -52,7 +52,7 @@ def test_eval_of_a_policy(run: Run, checkpoint: Path) -> None:
         "overall",
     ]
     assert "0 of 4" in lines[4] and "policy h2o, budget 0.1" in lines[5]
-    assert "drawing 4 pictures: done in" in done.err
+    assert "drawing 4 images: done in" in done.err
     with Image.open("s.png") as sheet:
         assert sheet.width >= 192
 
@@ -65,7 +65,7 @@ def test_eval_of_a_bundle_as_json(run: Run, checkpoint: Path, tmp_path: Path) ->
     facts = json.loads(done.out, parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
     assert facts["categories"]["relation"]["share"] is None  # one caption: none of this category
     assert facts["overall"]["total"] == 1 and facts["policy"] == "h2o" and facts["temperature"] == 0
-    assert facts["pictures"][0]["reasons"]
+    assert facts["images"][0]["reasons"]
 
 
 def test_verify_proves_a_bundle_and_leaves_a_report(

@@ -29,7 +29,7 @@ def path() -> Path:
     return bundle(checkpoint(TINY), "h2o", 0.2)
 
 
-def pictures(folder: Path = Path()) -> list[str]:
+def images(folder: Path = Path()) -> list[str]:
     return sorted(file.name for file in folder.glob("*.png"))
 
 
@@ -55,7 +55,7 @@ def fail_after(count: int, error: BaseException, monkeypatch: pytest.MonkeyPatch
     ],
     ids=["ctrl-c", "sigterm", "disk"],
 )
-def test_pictures_that_are_done_stay(
+def test_images_that_are_done_stay(
     run: Run, path: Path, error: BaseException, code: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fail_after(3, error, monkeypatch)
@@ -64,7 +64,7 @@ def test_pictures_that_are_done_stay(
         *("--save-tokens", "t.npy", "--threads", 1),
     )
     assert done.code == code
-    assert pictures() == ["out-000.png", "out-001.png", "out-002.png"]
+    assert images() == ["out-000.png", "out-001.png", "out-002.png"]
     assert "3 of 4 images done: out-000.png .. out-002.png" in done.err
     with Image.open("out-002.png") as image:
         assert image.text["prompt"] == "b" and image.text["image"] == "2"
@@ -76,7 +76,7 @@ def test_nothing_done_says_nothing_of_it(
 ) -> None:
     fail_after(0, KeyboardInterrupt(), monkeypatch)
     done = run("generate", "a", "--bundle", path)
-    assert done.code == 130 and "done:" not in done.err and pictures() == []
+    assert done.code == 130 and "done:" not in done.err and images() == []
 
 
 @pytest.mark.parametrize("name", ["a" * 251 + ".png", "红" * 83 + ".png", "é" * 125 + ".png"])
@@ -84,14 +84,14 @@ def test_a_long_legal_name_is_written(run: Run, path: Path, name: str) -> None:
     assert 250 <= len(os.fsencode(name)) <= 255
     done = run("generate", "x", "--bundle", path, "--out", name)
     assert done.code == 0, done.err
-    assert pictures() == [name]
+    assert images() == [name]
 
 
 @pytest.mark.parametrize("name, count", [("a" * 252 + ".png", 1), ("a" * 250 + ".png", 2)])
 def test_a_name_that_is_too_long_is_refused_first(
     run: Run, path: Path, name: str, count: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Of several pictures the single ones have longer names than the sheet."""
+    """Of several images the single ones have longer names than the sheet."""
     fail_after(0, AssertionError("it was generated"), monkeypatch)
     done = run("generate", "x", "--bundle", path, "--out", name, "--num-images", count)
     assert done.code == 1 and "use shorter names" in done.err and done.err.count("\n") == 1
@@ -100,11 +100,11 @@ def test_a_name_that_is_too_long_is_refused_first(
 
 def test_out_follows_a_link(run: Run, path: Path, tmp_path: Path) -> None:
     (tmp_path / "real").mkdir()
-    os.symlink("real/picture.png", "out.png")
+    os.symlink("real/image.png", "out.png")
     done = run("generate", "x", "--bundle", path)
     assert done.code == 0, done.err
-    assert os.path.islink("out.png") and pictures(Path("real")) == ["picture.png"]
-    os.symlink("nowhere/picture.png", "dangling.png")
+    assert os.path.islink("out.png") and images(Path("real")) == ["image.png"]
+    os.symlink("nowhere/image.png", "dangling.png")
     done = run("generate", "x", "--bundle", path, "--out", "dangling.png")
     assert done.code == 1 and "no folder" in done.err and "nowhere" in done.err
     os.symlink("circle.png", "circle.png")
@@ -112,7 +112,7 @@ def test_out_follows_a_link(run: Run, path: Path, tmp_path: Path) -> None:
     assert done.code == 1 and "circle" in done.err
 
 
-def test_a_pipe_is_no_place_for_a_picture(run: Run, path: Path) -> None:
+def test_a_pipe_is_no_place_for_an_image(run: Run, path: Path) -> None:
     os.mkfifo("out.png")
     done = run("generate", "x", "--bundle", path)
     assert done.code == 1 and "a named pipe" in done.err
@@ -126,7 +126,7 @@ def test_preview_frames_of_two_runs_are_not_mixed(run: Run, path: Path) -> None:
     done = run("generate", "x", "--bundle", path, "--preview", "p")
     assert done.code == 0, done.err
     frames = [f"row-{row:02d}.png" for row in range(24)]
-    assert pictures(preview) == sorted(["mine.png", "row-x.png", *frames])
+    assert images(preview) == sorted(["mine.png", "row-x.png", *frames])
     assert (preview / "row-00.png").read_bytes()[:4] == b"\x89PNG"
 
 
@@ -137,7 +137,7 @@ def test_old_frames_stay_until_there_is_a_new_one(
     Path("p/row-47.png").write_bytes(b"old")
     fail_after(0, KeyboardInterrupt(), monkeypatch)
     assert run("generate", "x", "--bundle", path, "--preview", "p").code == 130
-    assert pictures(Path("p")) == ["row-47.png"]
+    assert images(Path("p")) == ["row-47.png"]
 
 
 class Unwritable(io.StringIO):
@@ -167,7 +167,7 @@ def test_generate_goes_on_without_a_stderr(
 ) -> None:
     monkeypatch.setattr(sys, "stderr", Unwritable(BROKEN[0]))
     assert run("generate", "x", "--bundle", path).code == 0
-    assert pictures() == ["out.png"]
+    assert images() == ["out.png"]
 
 
 def test_it_says_what_it_does_from_the_beginning(run: Run, path: Path) -> None:

@@ -46,12 +46,12 @@ def true_scenes() -> list[tuple[Scene, np.ndarray]]:
 
 @pytest.fixture(scope="module")
 def found_in_true_scenes(true_scenes: list[tuple[Scene, np.ndarray]]) -> list[Found]:
-    return [find_objects(picture) for _, picture in true_scenes]
+    return [find_objects(image) for _, image in true_scenes]
 
 
-def rate(pictures: list[tuple[np.ndarray, str]]) -> tuple[float, list[tuple[str, tuple[str, ...]]]]:
+def rate(images: list[tuple[np.ndarray, str]]) -> tuple[float, list[tuple[str, tuple[str, ...]]]]:
     """The share that is accepted, and (caption, reasons) of the first few that are not."""
-    return share_accepted([(caption, check(picture, caption)) for picture, caption in pictures])
+    return share_accepted([(caption, check(image, caption)) for image, caption in images])
 
 
 def share_accepted(
@@ -102,12 +102,12 @@ def wrong_captions(scene: Scene, rng: np.random.Generator) -> dict[str, str]:
     return {reason: say(expectation) for reason, expectation in wrong.items()}
 
 
-def blurred(picture: np.ndarray, radius: float = 0.6) -> np.ndarray:
-    return np.asarray(Image.fromarray(picture).filter(ImageFilter.GaussianBlur(radius)))
+def blurred(image: np.ndarray, radius: float = 0.6) -> np.ndarray:
+    return np.asarray(Image.fromarray(image).filter(ImageFilter.GaussianBlur(radius)))
 
 
-def noisy(picture: np.ndarray, rng: np.random.Generator, sigma: float = 6) -> np.ndarray:
-    return np.clip(picture + rng.normal(0, sigma, picture.shape), 0, 255).astype(np.uint8)
+def noisy(image: np.ndarray, rng: np.random.Generator, sigma: float = 6) -> np.ndarray:
+    return np.clip(image + rng.normal(0, sigma, image.shape), 0, 255).astype(np.uint8)
 
 
 # -- accepted
@@ -146,18 +146,18 @@ def test_every_kind_color_and_radius_is_told_apart_on_every_ground(ground: str, 
             assert (thing.color, thing.kind, thing.radius) == (color, kind, radius)
 
 
-def tinted(picture: np.ndarray, tint: np.ndarray | float) -> np.ndarray:
-    return np.clip(picture + tint, 0, 255).astype(np.uint8)
+def tinted(image: np.ndarray, tint: np.ndarray | float) -> np.ndarray:
+    return np.clip(image + tint, 0, 255).astype(np.uint8)
 
 
 DEGRADED: dict[str, Callable[[np.ndarray, np.random.Generator], np.ndarray]] = {
-    "blur 0.6": lambda picture, rng: blurred(picture),
-    "blur 1.0": lambda picture, rng: blurred(picture, 1.0),
+    "blur 0.6": lambda image, rng: blurred(image),
+    "blur 1.0": lambda image, rng: blurred(image, 1.0),
     "noise sigma 6": noisy,
-    "blur 0.6 + noise sigma 6": lambda picture, rng: noisy(blurred(picture), rng),
-    "brighter by 20": lambda picture, rng: tinted(picture, 20.0),
-    "darker by 20": lambda picture, rng: tinted(picture, -20.0),
-    "each channel off by up to 10": lambda picture, rng: tinted(picture, rng.uniform(-10, 10, 3)),
+    "blur 0.6 + noise sigma 6": lambda image, rng: noisy(blurred(image), rng),
+    "brighter by 20": lambda image, rng: tinted(image, 20.0),
+    "darker by 20": lambda image, rng: tinted(image, -20.0),
+    "each channel off by up to 10": lambda image, rng: tinted(image, rng.uniform(-10, 10, 3)),
 }
 
 
@@ -166,28 +166,26 @@ def test_degraded_true_scenes_are_accepted(
     true_scenes: list[tuple[Scene, np.ndarray]], how: str
 ) -> None:
     rng = np.random.default_rng(2)
-    degraded = [
-        (DEGRADED[how](picture, rng), scene.caption) for scene, picture in true_scenes[:200]
-    ]
+    degraded = [(DEGRADED[how](image, rng), scene.caption) for scene, image in true_scenes[:200]]
     accepted, refused = rate(degraded)
     print(f"{how}: accepted {accepted:.1%}")
     assert accepted >= 0.97, f"{how}: accepted {accepted:.1%}; refused {refused}"
 
 
 def test_specks_are_ignored_and_smudges_are_not() -> None:
-    picture = render(scenes(1, seed=3, category="single")[0])
-    corner = picture.copy()
+    image = render(scenes(1, seed=3, category="single")[0])
+    corner = image.copy()
     corner[1, 1:6] = 30  # 5 pixels
-    smudge = picture.copy()
+    smudge = image.copy()
     smudge[1:3, 1:5] = 30  # 8 pixels
     assert len(find_objects(corner).objects) == 1
     assert len(find_objects(smudge).objects) == 2
 
 
-def test_a_pil_picture_is_checked_like_its_array() -> None:
+def test_a_pil_image_is_checked_like_its_array() -> None:
     (scene,) = scenes(1, seed=4)
-    picture = render(scene)
-    assert check(Image.fromarray(picture), scene.caption) == check(picture, scene.caption)
+    image = render(scene)
+    assert check(Image.fromarray(image), scene.caption) == check(image, scene.caption)
 
 
 # -- rejected
@@ -217,8 +215,8 @@ def test_each_wrongness_is_rejected_for_its_own_reason(wrongness: str, degraded:
     for scene in scenes(100, seed=8, category=category):
         caption = wrong_captions(scene, rng).get(wrongness)
         if caption is not None:
-            picture = noisy(blurred(render(scene)), rng) if degraded else render(scene)
-            reasons = check(picture, caption).reasons
+            image = noisy(blurred(render(scene)), rng) if degraded else render(scene)
+            reasons = check(image, caption).reasons
             named.append(len(reasons) == 1 and reasons[0].startswith(wrongness))
     share = float(np.mean(named))
     print(f"{wrongness}: {share:.1%} of {len(named)}")
@@ -229,10 +227,8 @@ def test_each_wrongness_is_rejected_for_its_own_reason(wrongness: str, degraded:
 
 def test_a_missing_object_is_rejected(true_scenes: list[tuple[Scene, np.ndarray]]) -> None:
     several = [scene for scene, _ in true_scenes if len(scene.shapes) > 1][:200]
-    pictures = [
-        (render(replace(scene, shapes=scene.shapes[1:])), scene.caption) for scene in several
-    ]
-    accepted, _ = rate(pictures)
+    images = [(render(replace(scene, shapes=scene.shapes[1:])), scene.caption) for scene in several]
+    accepted, _ = rate(images)
     assert accepted == 0, (
         f"accepted {accepted:.1%} of {len(several)} scenes without one of their objects"
     )
@@ -240,15 +236,15 @@ def test_a_missing_object_is_rejected(true_scenes: list[tuple[Scene, np.ndarray]
 
 def test_an_extra_object_is_rejected(true_scenes: list[tuple[Scene, np.ndarray]]) -> None:
     rng = np.random.default_rng(9)
-    pictures = []
+    images = []
     for scene, _ in true_scenes[:250]:
         x, y = (4 * rng.integers(3, 22, size=2)).tolist()
         extra = Shape(str(rng.choice(KINDS)), str(rng.choice(list(COLORS))), x, y, 8)
         if all(max(abs(extra.x - s.x), abs(extra.y - s.y)) >= 12 + s.radius for s in scene.shapes):
-            pictures.append((render(replace(scene, shapes=(*scene.shapes, extra))), scene.caption))
-    accepted, _ = rate(pictures)
-    assert len(pictures) > 100
-    assert accepted == 0, f"accepted {accepted:.1%} of {len(pictures)} scenes with an extra object"
+            images.append((render(replace(scene, shapes=(*scene.shapes, extra))), scene.caption))
+    accepted, _ = rate(images)
+    assert len(images) > 100
+    assert accepted == 0, f"accepted {accepted:.1%} of {len(images)} scenes with an extra object"
 
 
 @pytest.mark.parametrize("relation", RELATIONS)
@@ -265,17 +261,17 @@ def test_a_relation_needs_the_clear_axis_to_lead(relation: str) -> None:
                 Shape("ring", "red", 48 + dx, 48 + dy, 8),
                 Shape("triangle", "blue", 48, 48, 8),
             )
-            picture = render(Scene("white", (first, second), "relation", ""))
+            image = render(Scene("white", (first, second), "relation", ""))
             caption = "a red ring {} a blue triangle on white"
-            assert check(picture, caption.format(relation)).ok == (lead == RELATION_LEAD)
-            assert not check(picture, caption.format(OPPOSITE[relation])).ok
+            assert check(image, caption.format(relation)).ok == (lead == RELATION_LEAD)
+            assert not check(image, caption.format(OPPOSITE[relation])).ok
 
 
 def test_a_relation_of_two_alike_holds_in_either_order() -> None:
     shapes = (Shape("ring", "red", 28, 48, 8), Shape("ring", "red", 68, 48, 8))
-    picture = render(Scene("white", shapes, "relation", ""))
+    image = render(Scene("white", shapes, "relation", ""))
     for relation, holds in {"left of": True, "right of": True, "above": False}.items():
-        assert check(picture, f"a red ring {relation} a red ring on white").ok == holds
+        assert check(image, f"a red ring {relation} a red ring on white").ok == holds
 
 
 RED_SQUARE = Shape("square", "red", 32, 48, 16)
@@ -318,9 +314,9 @@ BAD_SHAPES = {
 @pytest.mark.parametrize("shape", BAD_SHAPES)
 def test_a_shape_of_no_kind_is_unclear(shape: str) -> None:
     for radius in RADII:
-        picture = render(Scene("white", (), "single", ""))
-        picture[BAD_SHAPES[shape](radius)] = COLORS["red"]
-        (thing,) = find_objects(picture).objects
+        image = render(Scene("white", (), "single", ""))
+        image[BAD_SHAPES[shape](radius)] = COLORS["red"]
+        (thing,) = find_objects(image).objects
         assert thing.kind is None, (
             f"{shape} of radius {radius}: {thing}, overlap {thing.overlap:.2f}"
         )
@@ -334,14 +330,14 @@ def test_an_object_cut_off_by_the_edge_is_rejected() -> None:
 
 def test_a_ground_that_is_not_plain_is_rejected() -> None:
     (scene,) = scenes(1, seed=10, category="single")
-    picture = render(replace(scene, ground="pink"))
+    image = render(replace(scene, ground="pink"))
     caption = f"{scene.caption.rsplit(' ', 1)[0]} pink"
     sand = render(replace(scene, ground="sand"))
-    assert check(picture, caption).ok
-    assert check(np.concatenate([picture[:88], sand[88:]]), caption).reasons[0].startswith("ground")
+    assert check(image, caption).ok
+    assert check(np.concatenate([image[:88], sand[88:]]), caption).reasons[0].startswith("ground")
 
 
-def test_degenerate_pictures_are_rejected() -> None:
+def test_degenerate_images_are_rejected() -> None:
     rng = np.random.default_rng(11)
     captions = [scene.caption for scene in scenes(50, seed=12)]
     blank = [
@@ -350,17 +346,17 @@ def test_degenerate_pictures_are_rejected() -> None:
     static = [rng.integers(0, 256, (96, 96, 3), dtype=np.uint8) for _ in range(10)]
     patches = [rng.integers(0, 256, (24, 24, 3), dtype=np.uint8) for _ in range(10)]
     blocks = [patch.repeat(4, axis=0).repeat(4, axis=1) for patch in patches]
-    for picture in (*blank, *static, *blocks):
-        found = find_objects(picture)
+    for image in (*blank, *static, *blocks):
+        found = find_objects(image)
         assert not any(judge(found, caption).ok for caption in captions)
 
 
 @pytest.mark.parametrize(
-    "picture", [np.zeros((96, 96, 3), np.float32), np.zeros((384, 384, 3), np.uint8)]
+    "image", [np.zeros((96, 96, 3), np.float32), np.zeros((384, 384, 3), np.uint8)]
 )
-def test_a_picture_of_another_size_or_dtype_is_a_bug_of_the_caller(picture: np.ndarray) -> None:
+def test_an_image_of_another_size_or_dtype_is_a_bug_of_the_caller(image: np.ndarray) -> None:
     with pytest.raises(ValueError, match=r"a scene is uint8 \[96, 96, 3\], not "):
-        check(picture, "a red circle on white")
+        check(image, "a red circle on white")
 
 
 # -- components

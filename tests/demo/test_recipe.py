@@ -111,7 +111,7 @@ def test_folded_tables_compute_what_the_factored_ones_do() -> None:
     torch.testing.assert_close(logits, trainee(batch), rtol=1e-4, atol=1e-5)
 
 
-def test_a_sequence_with_gaps_stands_for_the_whole_picture() -> None:
+def test_a_sequence_with_gaps_stands_for_the_whole_image() -> None:
     prompt_ids, shares = PromptIds(train_tokenizer()), (0.25, 0.25, 0.25, 0.25)
     whole = draw_batch(np.random.default_rng(3), prompt_ids, Mix(8, 575, shares, 0.0))
     sparse = draw_batch(np.random.default_rng(3), prompt_ids, Mix(8, 192, shares, 0.0))

@@ -33,7 +33,7 @@ def test_misuse(build: Builds, bundles: Callable[[str], Path], tmp_path: Path) -
     run_misuse(build("release"), bundles("ssd-auto"), tmp_path)
     from PIL import Image
 
-    picture = Image.open(tmp_path / "ssd_misuse.png")
-    assert picture.size == (2, 2) and picture.getpixel((1, 0)) == (0, 255, 0)
-    assert picture.text["prompt"] == "été"
+    image = Image.open(tmp_path / "ssd_misuse.png")
+    assert image.size == (2, 2) and image.getpixel((1, 0)) == (0, 255, 0)
+    assert image.text["prompt"] == "été"
     assert not list(tmp_path.glob("*.partial*"))

@@ -42,7 +42,7 @@ def draw(path: Path, runner: str) -> tuple[np.ndarray, ImageGenerator]:
 
 
 @pytest.mark.parametrize("policy", ["full", "ssd-row", "h2o", "linear"])
-def test_verify_climbs_to_the_picture(policy: str) -> None:
+def test_verify_climbs_to_the_image(policy: str) -> None:
     """Every rung: attention functions, caches, logits and slots of all steps, tokens, pixels."""
     report = verify(VerifySpec(bundle_of(policy, kv_dtype="int8"), against="torch"))
     assert report["ok"], json.dumps(report["rungs"][-1])

@@ -17,7 +17,7 @@ from ssd_export.errors import UserError
 from ssd_export.metrics.scene_score import (
     DrawOptions,
     draw_scenes,
-    judge_picture,
+    judge_image,
     score_scenes,
     share_by_category,
 )
@@ -36,22 +36,21 @@ def test_captions_are_unseen_even_over_categories_and_a_function_of_the_seed() -
         draw_scenes(0, 0)
 
 
-def test_true_pictures_score_one_and_swapped_ones_nearly_zero() -> None:
+def test_true_images_score_one_and_swapped_ones_nearly_zero() -> None:
     scenes = draw_scenes(40, 0)
-    pictures = [Image.fromarray(render(scene)) for scene in scenes]
-    right = [judge_picture(picture, scene.caption) for picture, scene in zip(pictures, scenes)]
+    images = [Image.fromarray(render(scene)) for scene in scenes]
+    right = [judge_image(image, scene.caption) for image, scene in zip(images, scenes)]
     wrong = [
-        judge_picture(picture, scene.caption)
-        for picture, scene in zip(pictures[4:] + pictures[:4], scenes)
+        judge_image(image, scene.caption) for image, scene in zip(images[4:] + images[:4], scenes)
     ]
     assert all(share.value > 0.95 for share in share_by_category(scenes, right).values())
     assert sum(verdict.ok for verdict in wrong) <= 2
 
 
-def test_a_picture_of_another_size_is_judged_too() -> None:
+def test_an_image_of_another_size_is_judged_too() -> None:
     scene = draw_scenes(1, 0)[0]
     big = Image.fromarray(render(scene)).resize((384, 384), Image.Resampling.NEAREST)
-    assert judge_picture(big, scene.caption).ok
+    assert judge_image(big, scene.caption).ok
 
 
 @pytest.mark.slow
@@ -68,15 +67,13 @@ def test_a_random_model_scores_zero_and_batches_change_nothing(
         greedy = score_scenes(generator, scenes[:1], DrawOptions(temperature=0.0))
     assert score.overall.hits == 0 and len(score.images) == 5
     np.testing.assert_array_equal(score.tokens, again.tokens)
-    assert told[0] == ("drawing 5 pictures", 1, 72) and told[71] == ("drawing 5 pictures", 72, 72)
+    assert told[0] == ("drawing 5 images", 1, 72) and told[71] == ("drawing 5 images", 72, 72)
     assert told[-1] == ("judging", 5, 5)
     facts = score.to_dict()
     assert (
         facts["overall"]["high"] > 0.4 and 0 < facts["ms_per_token"] < 1000 * facts["seconds"] / 575
     )
-    assert [picture["caption"] for picture in facts["pictures"]] == [
-        scene.caption for scene in scenes
-    ]
+    assert [image["caption"] for image in facts["images"]] == [scene.caption for scene in scenes]
     assert greedy.tokens.shape == (1, 576)
 
 
@@ -91,7 +88,7 @@ def test_a_sheet_frames_what_is_wrong() -> None:
     )
     red = (np.asarray(sheet) == WRONG).all(axis=-1)
     assert red[:, sheet.width // 3 :].any() and not red[:, : sheet.width // 3].any()
-    assert (np.asarray(sheet)[200:220, 10:150] < 100).any()  # the caption stands under its picture
+    assert (np.asarray(sheet)[200:220, 10:150] < 100).any()  # the caption stands under its image
     rows = [("full 1", [Entry(images[0], "a")] * 2), ("h2o 0.2", [Entry(images[1], "a", "no")] * 2)]
     assert comparison_sheet(["a", "b"], rows).height > 2 * 96
 

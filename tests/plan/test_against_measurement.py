@@ -6,7 +6,7 @@ were fitted to FITTED, to exports of 1B in int4 and 7B in fp16 and to the drawin
 shape in docs/measurements/real_size.json (with the constants of small models the plan was 18 to 85
 % above four of them). What the plan is worth, the others of that file say, which were measured
 after the constants were: every export but 1B int4 and 7B fp16, the drawing with 7B in fp16, and
-four pictures decoded at once.
+four images decoded at once.
 """
 
 from __future__ import annotations

@@ -149,7 +149,7 @@ class _Unchecked:
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
-def test_logits_that_are_not_finite_are_no_picture(
+def test_logits_that_are_not_finite_are_no_image(
     shared: ImageGenerator, monkeypatch: pytest.MonkeyPatch, value: float
 ) -> None:
     logits = type(shared.runner).logits
@@ -164,7 +164,7 @@ def test_logits_that_are_not_finite_are_no_picture(
         shared([P])
 
 
-def test_pixels_that_are_not_finite_are_no_picture() -> None:
+def test_pixels_that_are_not_finite_are_no_image() -> None:
     levels = np.array([0.0, 254.99, 255.0], np.float32)
     np.testing.assert_array_equal(to_pixels(levels, "float16"), [0, 254, 255])
     with pytest.raises(NotFiniteError, match="pixels .* do not fit float16.*--dtype bf16"):

@@ -19,7 +19,7 @@ from tests.runtime.checkpoints import PROMPTS, bundle, checkpoint
 
 
 def test_one_copy_of_the_weights_whatever_the_batches(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Three batches of two sizes, top-k among them: the pictures of a runner that holds all
+    """Three batches of two sizes, top-k among them: the images of a runner that holds all
     sessions.
     """
     opened = open_bundle(bundle(checkpoint(TinyJanus(seed=3, num_kv_heads=2)), "h2o", 0.2))

@@ -138,7 +138,7 @@ def test_budget_one_equals_full(policy: str) -> None:
     )
 
 
-def test_a_picture_does_not_depend_on_its_batch() -> None:
+def test_an_image_does_not_depend_on_its_batch() -> None:
     generator = ImageGenerator.from_bundle(bundle_of("ssd-row"))
     together = generator(PROMPTS, num_images=2, seed=5).tokens
     apart = generator(PROMPTS, num_images=2, seed=5, max_batch=1).tokens

@@ -1,4 +1,4 @@
-"""One greedy picture of the demo model: ONNX Runtime against transformers' own generate, one thread
+"""One greedy image of the demo model: ONNX Runtime against transformers' own generate, one thread
 each.
 
 Compared is processor time, of all threads of this process and so of ONNX Runtime's too: what else

@@ -18,7 +18,7 @@ from ssd_export.policy.head_map import HeadMap
 from ssd_export.policy.menu import menu
 from ssd_export.report.measurement import publish, read_measurement
 from ssd_export.sweep import sweep
-from ssd_export.sweep.cells import pictures_of, side_by_side
+from ssd_export.sweep.cells import images_of, side_by_side
 from ssd_export.sweep.jobs import settle_jobs
 from ssd_export.sweep.plot import _PANELS, _far_below, plot, spread
 from ssd_export.sweep.report import markdown, summary, write_report
@@ -312,9 +312,9 @@ def test_one_prompt_gives_a_table_without_a_number_for_the_error() -> None:
     assert "| 500.000 |" in markdown({"settings": settings, "rows": [row], "skipped": {}})
 
 
-def test_pictures_come_out_of_a_strip_as_they_went_in() -> None:
+def test_images_come_out_of_a_strip_as_they_went_in() -> None:
     images = [Image.new("RGB", (48, 48), (i, 0, 0)) for i in range(3)]
-    assert [image.getpixel((5, 5)) for image in pictures_of(side_by_side(images))] == [
+    assert [image.getpixel((5, 5)) for image in images_of(side_by_side(images))] == [
         (0, 0, 0),
         (1, 0, 0),
         (2, 0, 0),

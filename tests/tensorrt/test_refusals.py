@@ -247,7 +247,7 @@ class Absent:
                                   "transformers", "matplotlib", "huggingface_hub", "ml_dtypes"}:
             raise ImportError(name)
 sys.meta_path.insert(0, Absent())
-import ssd_export.tensorrt.runner, ssd_export.runtime.generate, ssd_export.runtime.pictures, ssd_export.cli.progress
+import ssd_export.tensorrt.runner, ssd_export.runtime.generate, ssd_export.runtime.images, ssd_export.cli.progress
 from ssd_export.tensorrt import runner as trt_runner
 trt_runner.gpu_here = lambda: None
 from ssd_export.cli.main import main

@@ -44,7 +44,7 @@ def ort_tokens(path: Path, **options: object) -> tuple[np.ndarray, ImageGenerato
     return generator(PROMPTS[:2], **options).tokens, generator
 
 
-def assert_same_picture(made: Doubles, **options: object) -> None:
+def assert_same_image(made: Doubles, **options: object) -> None:
     """The same tokens, and at the end the same tokens in the same slots."""
     wanted, reference = ort_tokens(made.path, **options)
     with made.generator() as generator:
@@ -61,7 +61,7 @@ def assert_same_picture(made: Doubles, **options: object) -> None:
 def test_same_tokens_and_slots_for_every_policy(
     policy: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert_same_picture(doubles(monkeypatch, copied_bundle(tmp_path, policy)), seed=7)
+    assert_same_image(doubles(monkeypatch, copied_bundle(tmp_path, policy)), seed=7)
 
 
 @pytest.mark.parametrize("policy", ["full", "ssd-row", "linear"])
@@ -69,7 +69,7 @@ def test_same_tokens_with_the_plugin_which_releases_by_itself(
     policy: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made = doubles(monkeypatch, copied_bundle(tmp_path, policy), plugin=True)
-    assert_same_picture(made, seed=8)
+    assert_same_image(made, seed=8)
     assert "evict" not in made.trt.runs
 
 
@@ -77,14 +77,14 @@ def test_tensorrt_itself_and_greedy_fp16(tmp_path: Path, monkeypatch: pytest.Mon
     """In the bundle's own form, whose rounding in float16 is ONNX Runtime's."""
     path = copied_bundle(tmp_path, dtype="fp16")
     made = doubles(monkeypatch, path, is_rtx=False, form=AS_BUNDLED)
-    assert_same_picture(made, temperature=0)
+    assert_same_image(made, temperature=0)
 
 
 @pytest.mark.parametrize("policy", ["ssd-row", "full"])
 def test_the_bundle_s_own_form_draws_the_same(
     policy: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert_same_picture(
+    assert_same_image(
         doubles(monkeypatch, copied_bundle(tmp_path, policy), form=AS_BUNDLED), seed=7
     )
 
@@ -111,7 +111,7 @@ def test_top_k_where_its_engines_were_built(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made = doubles(monkeypatch, copied_bundle(tmp_path, "h2o"), top_k=True)
-    assert_same_picture(made, seed=3, top_k=5)
+    assert_same_image(made, seed=3, top_k=5)
     assert {"prefill_top_k", "decode_step_top_k"} <= set(made.trt.runs)
     assert made.trt.runs.count("prefill") == 0
 
@@ -196,7 +196,7 @@ def test_without_capture_steps_are_queued_one_by_one(
     refused = (CUresult.CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED,)
     monkeypatch.setattr(CudaDouble, "cuStreamBeginCapture", lambda self, *arguments: refused)
     with pytest.warns(RuntimeWarning, match="cannot be captured .*slower"):
-        assert_same_picture(made, seed=7)
+        assert_same_image(made, seed=7)
     assert "cuGraphLaunch" not in made.cuda.names()
 
 
@@ -210,7 +210,7 @@ def test_step_by_step_equals_row_by_row(tmp_path: Path, monkeypatch: pytest.Monk
     np.testing.assert_array_equal(generator(PROMPTS[:2], seed=2).tokens, wanted)
 
 
-def test_pictures_beyond_the_engine_s_batch_are_drawn_in_parts(
+def test_images_beyond_the_engine_s_batch_are_drawn_in_parts(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made = doubles(monkeypatch, copied_bundle(tmp_path), images=(1, 1, 2))
@@ -267,7 +267,7 @@ def test_engines_as_they_are_really_built(
     made = found_doubles(monkeypatch, path)
     assert made.trt.engines.form == KV_UPDATE
     if dtype == "fp32":
-        assert_same_picture(made, seed=7)
+        assert_same_image(made, seed=7)
     else:  # sums in float32 where ONNX Runtime's form has them in float16: other tokens at ties
         opened = (find_engines(made.bundle, CAPABILITY), CudaDevice(made.cuda))
         monkeypatch.setattr(trt_runner, "open_device", lambda bundle: opened)

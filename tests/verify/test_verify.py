@@ -43,7 +43,7 @@ def failed(report: dict[str, Any]) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("policy, against", [("ssd-row", "checkpoint"), ("margin", "ort")])
-def test_a_right_bundle_is_verified_up_to_the_picture(
+def test_a_right_bundle_is_verified_up_to_the_image(
     exported: Exported, checkpoint: Path, policy: str, against: str
 ) -> None:
     path = exported(policy, 0.3 if policy == "margin" else 0.1)
@@ -322,7 +322,7 @@ def test_a_sampler_that_draws_another_token(
     )
 
 
-def test_a_picture_that_is_too_dark(exported: Exported, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_image_that_is_too_dark(exported: Exported, monkeypatch: pytest.MonkeyPatch) -> None:
     from ssd_export.verify.checks import Rung
 
     decode = OrtRunner.decode_image

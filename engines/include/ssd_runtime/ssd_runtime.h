@@ -96,7 +96,7 @@ typedef struct ssd_model_params {
 
 typedef struct ssd_model_info {
     uint32_t struct_size;
-    uint32_t grid_rows, grid_columns; /* image tokens of a picture */
+    uint32_t grid_rows, grid_columns; /* image tokens of an image */
     uint32_t width, height;           /* pixels */
     uint32_t codebook_size;
     uint32_t prompt_slots;        /* the longest prompt in tokens, control tokens included */

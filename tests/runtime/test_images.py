@@ -1,4 +1,4 @@
-"""Pictures on disk: whole or absent, refused before the work, with their provenance inside."""
+"""Images on disk: whole or absent, refused before the work, with their provenance inside."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from PIL import Image
 
 from ssd_export.errors import UserError
 from ssd_export.files import check_file, make_folder, write_file
-from ssd_export.runtime.pictures import (
+from ssd_export.runtime.images import (
     MARGIN,
-    PictureWriter,
-    check_pictures,
+    ImageWriter,
+    check_images,
     contact_sheet,
-    picture_paths,
+    image_paths,
     write_png,
 )
 
@@ -25,9 +25,9 @@ def flat(index: int) -> Image.Image:
     return Image.new("RGB", (24, 16), (10 * index, 20, 30))
 
 
-def test_one_picture_keeps_its_text(tmp_path: Path) -> None:
+def test_one_image_keeps_its_text(tmp_path: Path) -> None:
     text = {"prompt": "a réd circle, 赤い丸\nnew line", "seed": "18446744073709551615", "empty": ""}
-    writer = PictureWriter(tmp_path / "out.png", [text], {})
+    writer = ImageWriter(tmp_path / "out.png", [text], {})
     writer(0, flat(3))
     assert writer.written == writer.finish([flat(3)]) == [tmp_path / "out.png"]
     with Image.open(tmp_path / "out.png") as image:
@@ -36,17 +36,17 @@ def test_one_picture_keeps_its_text(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("count, columns, rows", [(2, 2, 1), (3, 2, 2), (5, 3, 2), (12, 4, 3)])
-def test_several_pictures_are_a_sheet_and_single_files(
+def test_several_images_are_a_sheet_and_single_files(
     tmp_path: Path, count: int, columns: int, rows: int
 ) -> None:
     texts = [{"image": str(index)} for index in range(count)]
     images = [flat(index) for index in range(count)]
-    writer = PictureWriter(tmp_path / "out.png", texts, {"image": "all"})
+    writer = ImageWriter(tmp_path / "out.png", texts, {"image": "all"})
     for index, image in enumerate(images):
         writer(index, image)
         assert len(os.listdir(tmp_path)) == index + 1, "each is there as soon as it is done"
     paths = writer.finish(images)
-    assert paths[0] == tmp_path / "out.png" and paths[1:] == picture_paths(
+    assert paths[0] == tmp_path / "out.png" and paths[1:] == image_paths(
         tmp_path / "out.png", count
     )
     assert paths[1].name == "out-000.png" and len(os.listdir(tmp_path)) == count + 1
@@ -63,7 +63,7 @@ def test_several_pictures_are_a_sheet_and_single_files(
         assert single.text == {"image": "1"} and single.size == (24, 16)
 
 
-def test_one_picture_is_its_own_sheet() -> None:
+def test_one_image_is_its_own_sheet() -> None:
     image = flat(1)
     assert contact_sheet([image]) is image
 
@@ -84,15 +84,15 @@ def test_a_bad_place_is_refused_before_the_work(tmp_path: Path, name: str, reaso
     (tmp_path / "folder.png").mkdir()
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match=reason) as error:
-        check_pictures(tmp_path / name, 1)
+        check_images(tmp_path / name, 1)
     assert "\n" not in str(error.value)
 
 
 def test_a_folder_in_the_place_of_a_single_file_is_refused(tmp_path: Path) -> None:
     (tmp_path / "out-002.png").mkdir()
-    check_pictures(tmp_path / "out.png", 2)
+    check_images(tmp_path / "out.png", 2)
     with pytest.raises(UserError, match="out-002.png is a folder"):
-        check_pictures(tmp_path / "out.png", 3)
+        check_images(tmp_path / "out.png", 3)
     assert os.listdir(tmp_path) == ["out-002.png"]
 
 
@@ -109,7 +109,7 @@ def test_an_unwritable_folder_is_refused_before_the_work() -> None:
 @pytest.mark.parametrize(
     "error", [OSError(errno.ENOSPC, "No space left on device"), KeyboardInterrupt()]
 )
-def test_a_failed_write_leaves_the_old_picture(tmp_path: Path, error: BaseException) -> None:
+def test_a_failed_write_leaves_the_old_image(tmp_path: Path, error: BaseException) -> None:
     out = tmp_path / "out.png"
     write_png(out, flat(1), {})
     old = out.read_bytes()

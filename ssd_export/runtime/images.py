@@ -1,4 +1,4 @@
-"""Pictures to PNG files: whole or absent, checked before the work, what they were made from inside
+"""Images to PNG files: whole or absent, checked before the work, what they were made from inside
 them.
 """
 
@@ -15,12 +15,12 @@ from ssd_export.errors import UserError
 from ssd_export.files import check_file, write_file
 from ssd_export.os_errors import is_folder
 
-MARGIN = 4  # pixels between the pictures of a sheet
+MARGIN = 4  # pixels between the images of a sheet
 PAPER = (255, 255, 255)
 
 
-def picture_paths(out: Path, num_images: int) -> list[Path]:
-    """Where single pictures go: one to out itself, several to out-000.png, ... beside the sheet
+def image_paths(out: Path, num_images: int) -> list[Path]:
+    """Where single images go: one to out itself, several to out-000.png, ... beside the sheet
     out.png.
     """
     if num_images == 1:
@@ -28,18 +28,18 @@ def picture_paths(out: Path, num_images: int) -> list[Path]:
     return [out.with_name(f"{out.stem}-{index:03d}{out.suffix}") for index in range(num_images)]
 
 
-def check_pictures(out: Path, num_images: int) -> None:
-    """Returns if num_images pictures can be written to out. Raises: UserError, before any work is
+def check_images(out: Path, num_images: int) -> None:
+    """Returns if num_images images can be written to out. Raises: UserError, before any work is
     done.
     """
     if out.suffix.lower() != ".png":
         raise UserError(
-            f"{out} does not end in .png, and pictures are written as PNG; use"
+            f"{out} does not end in .png, and images are written as PNG; use"
             f" {out.with_suffix('.png')}"
             if out.name and not out.is_dir()
             else f"{out} is a folder; use {out / 'out.png'}"
         )
-    paths = picture_paths(out, num_images)
+    paths = image_paths(out, num_images)
     for path in paths:
         if is_folder(path, "write"):
             raise UserError(f"{path} is a folder; move it away, or choose another --out")
@@ -48,7 +48,7 @@ def check_pictures(out: Path, num_images: int) -> None:
 
 
 def contact_sheet(images: Sequence[Image.Image]) -> Image.Image:
-    """All pictures (of one size) on one, row by row, about as wide as high; one picture is its own
+    """All images (of one size) on one, row by row, about as wide as high; one image is its own
     sheet.
     """
     if len(images) == 1:
@@ -62,22 +62,22 @@ def contact_sheet(images: Sequence[Image.Image]) -> Image.Image:
     return sheet
 
 
-class PictureWriter:
-    """Writes the pictures of one call as they are done: one picture to out, several to out-000.png,
+class ImageWriter:
+    """Writes the images of one call as they are done: one image to out, several to out-000.png,
     ... and at the end a sheet of all to out.
 
-    Args: texts: the text chunks of each picture; sheet_text: those of the sheet.
+    Args: texts: the text chunks of each image; sheet_text: those of the sheet.
     """
 
     def __init__(
         self, out: Path, texts: Sequence[Mapping[str, str]], sheet_text: Mapping[str, str]
     ) -> None:
         self._out, self._texts, self._sheet_text = out, texts, sheet_text
-        self._paths = picture_paths(out, len(texts))
+        self._paths = image_paths(out, len(texts))
         self.written: list[Path] = []
 
     def __call__(self, number: int, image: Image.Image) -> None:
-        """Writes a picture. Raises: UserError when the disk is full or not writable."""
+        """Writes an image. Raises: UserError when the disk is full or not writable."""
         write_png(self._paths[number], image, self._texts[number])
         self.written.append(self._paths[number])
 
