@@ -2,13 +2,15 @@
 the same runner.
 
 Every figure is measured in a process of its own (bench_process.py), one after the other; the
-machine's rates first, so that each row can say which share of the roofline it reaches. Ratios and
-shares are of the time that passed; with one CPU thread of its CPU time, which on a quiet machine is
-the same and on a busy one still means something.
+machine's rates first, so that each row can say which share of the roofline it reaches. Whole images
+are generated in turns, all caches in one process. Ratios and shares are of the time that passed;
+with one CPU thread of its CPU time, which on a quiet machine is the same and on a busy one still
+means something.
 """
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import replace
@@ -16,9 +18,10 @@ from typing import Any
 
 from ssd_export.bench.cell import Cell, on_device
 from ssd_export.bench.full_cache_bundle import full_twin
-from ssd_export.bench.process import run_cell
+from ssd_export.bench.process import in_process, run_cell
 from ssd_export.bench.roofline import MachineRates, StepCost, step_cost
 from ssd_export.bench.spec import FULL, TRANSFORMERS, BenchSpec, check_spec
+from ssd_export.bench.whole_images import SMALL_MODEL_ROUNDS, ImageRounds, measure_images
 from ssd_export.bundle import Bundle, open_bundle
 from ssd_export.dtypes import DTYPES
 from ssd_export.errors import UserError
@@ -48,6 +51,7 @@ def run_bench(
     _check_memory(bundles, spec)
     checkpoint = _checkpoint(bundles, spec)
     threads = spec.threads or _default_threads(bundles)
+    rounds = _default_rounds(bundles) if spec.rounds is None else spec.rounds
     provider = find_runner(spec.runner).provider(spec.provider)
     common = Cell("rates", None, spec.runner, provider, 1, spec.steps, threads)
     with ExitStack() as stack:
@@ -59,17 +63,17 @@ def run_bench(
         subjects = [*bundles, *twins]
         rates = MachineRates(**run_cell(common, _stage(progress, "bandwidth and matrix rate")))
         decoder_seconds: dict[str, float] = {}
-        rows = [
-            row
-            for batch in spec.batches
-            for row in _rows(
-                subjects, checkpoint, replace(common, batch=batch), decoder_seconds, spec, progress
+        rows = []
+        for batch in spec.batches:
+            of_batch = replace(common, batch=batch)
+            cells, found = zip(
+                *_rows(subjects, checkpoint, of_batch, decoder_seconds, spec, progress), strict=True
             )
-        ]
+            rows += _with_images(list(found), ImageRounds(cells, rounds), progress)
+    clock = "cpu_" if threads == 1 and not on_device(common) else ""
     for row in rows:
-        row["compared_ms"] = row[
-            "cpu_ms_per_token" if threads == 1 and not on_device(common) else "ms_per_token"
-        ]
+        row["compared_ms"] = row[f"{clock}ms_per_token"]
+        row["compared_seconds"] = row.get(f"batch_{clock}seconds")
     for row in rows:
         row |= _bounds(row, rates) | _ratios(row, rows)
     settings = {
@@ -77,6 +81,7 @@ def run_bench(
         "provider": spec.provider,
         "threads": threads,
         "steps": spec.steps,
+        "rounds": rounds,
         "baselines": list(spec.baselines),
         "model": bundles[0].config.model_name,
         "model_config": bundles[0].config.model.to_dict(),
@@ -100,6 +105,11 @@ def _check_memory(bundles: list[Bundle], spec: BenchSpec) -> None:
 
 def _default_threads(bundles: list[Bundle]) -> int:
     return 1 if all(is_small(bundle.config.model) for bundle in bundles) else num_cpus()
+
+
+def _default_rounds(bundles: list[Bundle]) -> int:
+    """Rounds of whole images where they take seconds, none where they take minutes."""
+    return SMALL_MODEL_ROUNDS if all(is_small(bundle.config.model) for bundle in bundles) else 0
 
 
 def _checkpoint(bundles: list[Bundle], spec: BenchSpec) -> Checkpoint | None:
@@ -167,8 +177,8 @@ def _rows(
     decoder_seconds: dict[str, float],
     spec: BenchSpec,
     progress: Progress,
-) -> Iterator[dict[str, Any]]:
-    """The rows of one batch.
+) -> Iterator[tuple[Cell, dict[str, Any]]]:
+    """The cells and rows of one batch.
 
     decoder_seconds: of the image decoder by runner, measured with its first row.
     """
@@ -186,16 +196,19 @@ def _rows(
                 _stage(progress, f"profile of {name}, batch {cell.batch}"),
             )
         cost = step_cost(bundle, cell.batch)
-        yield {
-            "policy": policy.name,
-            "budget": policy.budget,
-            "kind": kind_of(bundle),
-            "runner": spec.runner,
-            "batch": cell.batch,
-            "build_seconds": build_seconds(bundle, spec.runner),
-            **figures,
-            "step_cost": vars(cost),
-        }
+        yield (
+            cell,
+            {
+                "policy": policy.name,
+                "budget": policy.budget,
+                "kind": kind_of(bundle),
+                "runner": spec.runner,
+                "batch": cell.batch,
+                "build_seconds": build_seconds(bundle, spec.runner),
+                **figures,
+                "step_cost": vars(cost),
+            },
+        )
     if TRANSFORMERS in spec.baselines and checkpoint is not None:
         cell = replace(
             common,
@@ -205,14 +218,28 @@ def _rows(
         )
         figures = run_cell(cell, _stage(progress, f"transformers, batch {cell.batch}"))
         decoder_seconds[TRANSFORMERS] = figures["image_decoder_seconds"]
-        yield {
-            "policy": TRANSFORMERS,
-            "budget": 1.0,
-            "kind": "fp16" if spec.provider == "cuda" else "fp32",
-            "runner": TRANSFORMERS,
-            "batch": cell.batch,
-            **figures,
-        }
+        yield (
+            cell,
+            {
+                "policy": TRANSFORMERS,
+                "budget": 1.0,
+                "kind": "fp16" if spec.provider == "cuda" else "fp32",
+                "runner": TRANSFORMERS,
+                "batch": cell.batch,
+                **figures,
+            },
+        )
+
+
+def _with_images(
+    rows: list[dict[str, Any]], images: ImageRounds, progress: Progress
+) -> list[dict[str, Any]]:
+    """The rows with the figures of whole images, where any are generated."""
+    if not images.rounds:
+        return rows
+    told = _stage(progress, f"whole images in turns, batch {images.batch}")
+    figures = in_process(measure_images, images, told)
+    return [row | measured for row, measured in zip(rows, figures, strict=True)]
 
 
 def build_seconds(bundle: Bundle, runner: str) -> float | None:
@@ -252,11 +279,23 @@ def _bounds(row: dict[str, Any], rates: MachineRates) -> dict[str, Any]:
 
 
 def _ratios(row: dict[str, Any], rows: list[dict[str, Any]]) -> dict[str, float | None]:
-    """How many times faster than each baseline at the same batch; None where it was not run."""
+    """How many times faster than each baseline at the same batch, by whole images where they were
+    generated and by a step; None where the baseline was not run.
+    """
     same = [other for other in rows if other["batch"] == row["batch"]]
     full = [other for other in same if other["policy"] == FULL and other["kind"] == row["kind"]]
     theirs = [other for other in same if other["policy"] == TRANSFORMERS]
-    return {
-        "ratio_to_full": full[0]["compared_ms"] / row["compared_ms"] if full else None,
-        "ratio_to_transformers": theirs[0]["compared_ms"] / row["compared_ms"] if theirs else None,
-    }
+    found: dict[str, float | None] = {}
+    for name, others in (("full", full), ("transformers", theirs)):
+        step = others[0]["compared_ms"] / row["compared_ms"] if others else None
+        found[f"step_ratio_to_{name}"] = step
+        found[f"ratio_to_{name}"] = _ratio_of_images(others[0], row) if others else None
+    return found
+
+
+def _ratio_of_images(baseline: dict[str, Any], row: dict[str, Any]) -> float:
+    """The median ratio of a round; by the step where no whole images were generated."""
+    theirs, own = baseline.get("compared_seconds"), row.get("compared_seconds")
+    if not theirs or not own:
+        return baseline["compared_ms"] / row["compared_ms"]
+    return statistics.median(other / mine for other, mine in zip(theirs, own, strict=True))

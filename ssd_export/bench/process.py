@@ -5,22 +5,43 @@ own.
 from __future__ import annotations
 
 import multiprocessing
+from collections.abc import Callable
 from multiprocessing.connection import Connection
-from typing import Any
+from typing import Any, Protocol
 
 from ssd_export.bench.cell import Cell, StepProgress, measure
 from ssd_export.errors import UserError
 from ssd_export.worker_processes import threads_of_children
 
 
+class Task(Protocol):
+    """What is measured, with the name, batch and threads that concern its process."""
+
+    @property
+    def kind(self) -> str: ...
+
+    @property
+    def batch(self) -> int: ...
+
+    @property
+    def threads(self) -> int: ...
+
+
 def run_cell(cell: Cell, progress: StepProgress) -> dict[str, Any]:
     """What measure(cell) returns in a fresh process. Raises: UserError as there, or where the
     process was killed.
     """
+    return in_process(measure, cell, progress)
+
+
+def in_process(work: Callable[[Any, StepProgress], Any], task: Task, progress: StepProgress) -> Any:
+    """What work(task, progress) returns in a fresh process. Raises: UserError as there, or where the
+    process was killed.
+    """
     context = multiprocessing.get_context("spawn")
     receiver, sender = context.Pipe(duplex=False)
-    process = context.Process(target=_child, args=(cell, sender), daemon=True)
-    with threads_of_children(cell.threads):
+    process = context.Process(target=_child, args=(work, task, sender), daemon=True)
+    with threads_of_children(task.threads):
         process.start()
     sender.close()
     try:
@@ -35,7 +56,7 @@ def run_cell(cell: Cell, progress: StepProgress) -> dict[str, Any]:
     except EOFError:
         process.join()
         raise UserError(
-            f"measuring {cell.kind} at batch {cell.batch} was ended from outside (exit code"
+            f"measuring {task.kind} at batch {task.batch} was ended from outside (exit code"
             f" {process.exitcode}), most likely for want of memory; use a smaller --batch"
         ) from None
     finally:
@@ -43,9 +64,9 @@ def run_cell(cell: Cell, progress: StepProgress) -> dict[str, Any]:
         process.join()
 
 
-def _child(cell: Cell, sender: Connection) -> None:
+def _child(work: Callable[[Any, StepProgress], Any], task: Task, sender: Connection) -> None:
     try:
-        result = measure(cell, lambda done, total: sender.send(("progress", done, total)))
+        result = work(task, lambda done, total: sender.send(("progress", done, total)))
     except UserError as error:
         sender.send(("error", str(error)))
     except KeyboardInterrupt:

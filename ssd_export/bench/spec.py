@@ -12,13 +12,15 @@ from ssd_export.sampling import as_count
 
 TRANSFORMERS = "transformers"
 MAX_BATCH = 4096  # images at once: more fills no GPU better
+MAX_ROUNDS = 1000  # of whole batches: the median of more says nothing else
 BASELINES = (TRANSFORMERS, FULL)
 
 
 @dataclass(frozen=True)
 class BenchSpec:
     """threads None: one for a model with short steps, else every core. model None: the demo's, for
-    its bundles.
+    its bundles. rounds: whole batches of each cache to time, in turns; 0 none, None as many as a
+    small model has time for.
     """
 
     bundles: tuple[Path, ...]
@@ -30,6 +32,7 @@ class BenchSpec:
     threads: int | None = None
     model: str | None = None
     profile: bool = False
+    rounds: int | None = None
 
 
 def check_spec(spec: BenchSpec) -> BenchSpec:
@@ -46,6 +49,8 @@ def check_spec(spec: BenchSpec) -> BenchSpec:
         raise UserError("--batch (none) draws nothing; use 1,8,32")
     for batch in spec.batches:
         as_count(batch, "--batch", way_out="use 1,8,32", most=MAX_BATCH)
+    if spec.rounds is not None:
+        as_count(spec.rounds, "--rounds", 0, "use 7, or 0 for no whole images", MAX_ROUNDS)
     if spec.steps < 1:
         raise UserError(f"--steps {spec.steps} times nothing; use 96")
     if spec.profile and not kind.profiles_operators:

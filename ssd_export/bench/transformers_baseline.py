@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 import warnings
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -59,6 +60,32 @@ def measure_transformers(cell: Cell, progress: StepProgress) -> dict[str, Any]:
     with torch.inference_mode():
         return facts | image_figures(
             lambda: model.decode_image_tokens(tokens), facts, cell, janus.GRID.num_tokens
+        )
+
+
+def open_images(cell: Cell) -> Callable[[int], object]:
+    """Generates one batch of whole images; the seed is of no use to greedy sampling.
+
+    Raises: UserError as measure_transformers.
+    """
+    model, inputs = _open(cell)
+
+    def generate(seed: int) -> object:
+        with torch.inference_mode():
+            return model.decode_image_tokens(_generate(model, inputs))
+
+    return generate
+
+
+def _generate(model: Any, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
+    """The tokens [N, image tokens] of greedy sampling with guidance."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return model.generate(
+            **inputs,
+            generation_mode="image",
+            do_sample=False,
+            guidance_scale=Sampling().cfg_scale,
         )
 
 
@@ -123,14 +150,7 @@ def _token_times(
     hook = model.model.generation_head.register_forward_hook(note)
     began = time.perf_counter()
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            model.generate(
-                **inputs,
-                generation_mode="image",
-                do_sample=False,
-                guidance_scale=Sampling().cfg_scale,
-            )
+        _generate(model, inputs)
     except _EnoughError:
         pass
     finally:

@@ -44,6 +44,17 @@ if TYPE_CHECKING:
         metavar="COUNT",
         help="Decode steps to time, fewer than an image has tokens.",
     ),
+    option(
+        "--rounds",
+        type=int,
+        default=None,
+        show_default=False,
+        metavar="COUNT",
+        help=(
+            "Whole batches of images to time for each cache, in turns; 0: none, images a minute"
+            " then follow from the steps.  [default: 7 for small models, 0 for others]"
+        ),
+    ),
     options.threads.but(
         help="CPU threads of everything measured.  [default: all, 1 for small models]"
     ),
@@ -128,6 +139,7 @@ def command_line(spec: BenchSpec) -> str:
         "batch": ",".join(map(str, spec.batches)),
         "baselines": ",".join(spec.baselines) or "none",
         "steps": spec.steps,
+        "rounds": spec.rounds,
         "threads": spec.threads,
         "model": spec.model,
     }
@@ -137,6 +149,7 @@ def command_line(spec: BenchSpec) -> str:
         "batch": "1",
         "baselines": ",".join(default.baselines),
         "steps": default.steps,
+        "rounds": None,
         "threads": None,
         "model": None,
     }

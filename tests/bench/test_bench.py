@@ -7,12 +7,14 @@ from __future__ import annotations
 import json
 import os
 import sys
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from ssd_export.bench import process as bench_process
+from ssd_export.bench import whole_images
 from ssd_export.bench.bench import (
     _bounds,
     _checkpoint,
@@ -27,6 +29,7 @@ from ssd_export.bench.profile import summarise
 from ssd_export.bench.report import bench_figures, bench_tables
 from ssd_export.bench.roofline import MachineRates, StepCost, step_cost
 from ssd_export.bench.spec import BenchSpec, check_spec
+from ssd_export.bench.whole_images import ImageRounds, measure_images
 from ssd_export.bundle import Precision, open_bundle
 from ssd_export.cli.bench import command_line
 from ssd_export.errors import UserError
@@ -61,6 +64,7 @@ def test_a_run_with_the_full_cache_as_baseline() -> None:
         steps=30,
         model=str(checkpoint(TINY)),
         profile=True,
+        rounds=3,
     )
     results = run_bench(spec, lambda stage, done, total: told.append(stage))
     assert [(row["policy"], row["batch"]) for row in results["rows"]] == [
@@ -84,11 +88,15 @@ def test_a_run_with_the_full_cache_as_baseline() -> None:
             entry["share"] for entry in row["profile"]
         ) == pytest.approx(1)
     first, full = results["rows"][:2]
-    assert (
-        first["ratio_to_full"]
-        == pytest.approx(full["cpu_ms_per_token"] / first["cpu_ms_per_token"])
-        and full["ratio_to_full"] == 1
+    assert first["step_ratio_to_full"] == pytest.approx(
+        full["cpu_ms_per_token"] / first["cpu_ms_per_token"]
     )
+    by_round = [
+        theirs / own
+        for theirs, own in zip(full["batch_cpu_seconds"], first["batch_cpu_seconds"], strict=True)
+    ]
+    assert first["ratio_to_full"] == sorted(by_round)[1] and full["ratio_to_full"] == 1
+    assert first["images_per_minute"] == pytest.approx(60 / sorted(first["batch_seconds"])[1])
     assert first["cache_bytes"] < 0.35 * full["cache_bytes"]
     assert "h2o 0.2, fp32, batch 2" in told and "bandwidth and matrix rate" in told
 
@@ -228,8 +236,41 @@ def test_ratios_compare_equal_batches_and_precisions() -> None:
         row("full", "fp32", 8, 60.0),
         row("transformers", "fp32", 1, 20.0),
     ]
-    assert _ratios(rows[0], rows) == {"ratio_to_full": 3.0, "ratio_to_transformers": 10.0}
-    assert _ratios(rows[3], rows) == {"ratio_to_full": 1.0, "ratio_to_transformers": None}
+    steps = {"step_ratio_to_full": 3.0, "step_ratio_to_transformers": 10.0}
+    assert _ratios(rows[0], rows) == steps | {"ratio_to_full": 3.0, "ratio_to_transformers": 10.0}
+    alone = _ratios(rows[3], rows)
+    assert alone["ratio_to_full"] == 1.0 and alone["ratio_to_transformers"] is None
+
+
+def test_ratios_are_those_of_whole_images_round_by_round() -> None:
+    """A machine that slows down between two rounds changes no ratio."""
+
+    def row(policy: str, ms: float, seconds: list[float]) -> dict[str, object]:
+        return dict(policy=policy, kind="fp32", batch=1, compared_ms=ms, compared_seconds=seconds)
+
+    rows = [row("ssd-auto", 2.0, [1.0, 10.0, 2.0]), row("full", 3.0, [2.0, 20.0, 4.0])]
+    found = _ratios(rows[0], rows)
+    assert (found["ratio_to_full"], found["step_ratio_to_full"]) == (2.0, 1.5)
+
+
+def test_whole_images_of_all_caches_in_turns(monkeypatch: pytest.MonkeyPatch) -> None:
+    order: list[str] = []
+    monkeypatch.setattr(
+        whole_images, "_opened", lambda cell, stack: lambda seed: order.append(str(cell.path))
+    )
+    cells = tuple(Cell("bundle", Path(name), "ort", "cpu", 4, 1, 1) for name in "abc")
+    told: list[tuple[int, int]] = []
+    figures = measure_images(ImageRounds(cells, 3), lambda *done: told.append(done))
+    assert "".join(order) == "abc" + "abc" + "cba" + "abc"  # the first opens the graphs
+    assert told == [(1, 3), (2, 3), (3, 3)]
+    assert all(len(one["batch_seconds"]) == one["image_rounds"] == 3 for one in figures)
+
+
+def test_transformers_generates_whole_images() -> None:
+    cell = Cell("transformers", checkpoint(TINY), "ort", "cpu", batch=2, steps=5, threads=1)
+    with ExitStack() as stack:
+        images = whole_images._opened(cell, stack)(0)
+    assert images.shape[0] == 2 and images.shape[-1] == 3
 
 
 def test_a_profile_is_summed_by_operator(tmp_path: Path) -> None:
@@ -273,7 +314,7 @@ def test_a_child_that_is_killed_says_so(monkeypatch: pytest.MonkeyPatch) -> None
         exitcode = -9
 
         def __init__(self, target: object, args: tuple, daemon: bool) -> None:
-            self._sender = args[1]
+            self._sender = args[-1]
 
         def start(self) -> None:
             self._sender.close()
@@ -315,6 +356,7 @@ def test_kinds_and_commands() -> None:
         (dict(batches=()), "use 1,8,32"),
         (dict(steps=0), "times nothing; use 96"),
         (dict(threads=0), "--threads 0"),
+        (dict(rounds=-1), "--rounds -1 is below 0; use 7"),
         (dict(profile=True, runner="torch"), "--runner ort"),
     ],
 )

@@ -1,0 +1,96 @@
+"""Whole images of several caches, generated in turns in one process: what a user waits for.
+
+A step timed alone leaves out the prompt, the releases of a whole image, the image decoder and what
+one step leaves in the processor's cache for the next. In turns, a machine that slows down for a
+while slows all caches alike, so the ratio of a round is that of the caches.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Any
+
+from ssd_export.bench.cell import PROMPT, Cell, StepProgress
+from ssd_export.runtime.generate import ImageGenerator
+from ssd_export.sampling import Sampling
+
+SMALL_MODEL_ROUNDS = 7  # odd, so that the median is one of them
+
+
+@dataclass(frozen=True)
+class ImageRounds:
+    """What is generated: a batch of each cell, as many times as there are rounds; all cells have
+    one batch and one number of threads.
+    """
+
+    cells: tuple[Cell, ...]
+    rounds: int
+    kind: str = "whole images"
+
+    @property
+    def threads(self) -> int:
+        """CPU threads of every cell."""
+        return self.cells[0].threads
+
+    @property
+    def batch(self) -> int:
+        """Images at once of every cell."""
+        return self.cells[0].batch
+
+
+def measure_images(images: ImageRounds, progress: StepProgress) -> list[dict[str, Any]]:
+    """For each cell the seconds of a batch in each round, passed and computed (all threads of this
+    process), after a first one that opens the graphs and is not timed.
+
+    Every other round goes through the cells backwards: none always follows the same.
+    Raises: UserError for what a runner or the checkpoint lacks.
+    """
+    with ExitStack() as stack:
+        generate = [_opened(cell, stack) for cell in images.cells]
+        for draw in generate:
+            draw(0)
+        times: list[list[tuple[float, float]]] = [[] for _ in generate]
+        order = list(range(len(generate)))
+        for number in range(images.rounds):
+            for index in order if number % 2 == 0 else reversed(order):
+                began, cpu_began = time.perf_counter(), time.process_time()
+                generate[index](number)
+                passed, computed = time.perf_counter() - began, time.process_time() - cpu_began
+                times[index].append((passed, computed))
+            progress(number + 1, images.rounds)
+    return [_figures(of_cell, images.batch) for of_cell in times]
+
+
+def _figures(times: list[tuple[float, float]], batch: int) -> dict[str, Any]:
+    passed, computed = ([one[clock] for one in times] for clock in (0, 1))
+    return {
+        "image_rounds": len(times),
+        "batch_seconds": passed,
+        "batch_cpu_seconds": computed,
+        "images_per_minute": 60 * batch / statistics.median(passed),
+    }
+
+
+def _opened(cell: Cell, stack: ExitStack) -> Callable[[int], object]:
+    """Generates one batch of the cell from a seed."""
+    if cell.kind == "transformers":
+        from ssd_export.bench.transformers_baseline import open_images
+
+        return open_images(cell)
+    assert cell.path is not None
+    generator = stack.enter_context(
+        ImageGenerator.from_bundle(cell.path, cell.runner, cell.provider, cell.threads)
+    )
+    usual = Sampling()
+    return lambda seed: generator(
+        [PROMPT],
+        num_images=cell.batch,
+        seed=seed,
+        cfg_scale=usual.cfg_scale,
+        temperature=usual.temperature,
+        max_batch=cell.batch,
+    )
