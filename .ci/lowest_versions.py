@@ -1,6 +1,7 @@
 """Prints the lower bounds of pyproject.toml as constraints for pip: `package==bound`, one a line.
 
-python .ci/lowest_versions.py export ort > lowest.txt && pip install -c lowest.txt -e ".[export,ort]"
+python .ci/lowest_versions.py export ort > lowest.txt && pip install -c lowest.txt -e
+".[export,ort]"
 """
 
 from __future__ import annotations

@@ -5,10 +5,10 @@ them on all layers.
     python -m benchmarks.calibration_memory --shape janus-pro-7b --layers 1,2
 
 Each number of layers is a random fp16 checkpoint and a process of its own, which goes through the
-stages of the command with prompts as long as they may be: load the model; draw the first tokens of
-as many images as are drawn together (the cache has all its slots from the beginning); measure one
-image, every option of the menu, one backward pass (`--costs fisher`, the default of such models).
-Peaks are resident memory in a stage (Linux). Every call adds its shape to
+stages of the command with prompts as long as they may be: load the model; generate the first tokens
+of as many images as are generated together (the cache has all its slots from the beginning);
+measure one image, every option of the menu, one backward pass (`--costs fisher`, the default of
+such models). Peaks are resident memory in a stage (Linux). Every call adds its shape to
 docs/measurements/calibration_memory.json.
 """
 
@@ -31,9 +31,9 @@ from ssd_export.report.measurement import measurement, read_measurement, table, 
 
 JSON = Path("docs/measurements/calibration_memory.json")
 COMMAND = "python -m benchmarks.calibration_memory (its docstring has the calls)"
-STAGES = ("load", "draw", "measure")
+STAGES = ("load", "generate", "measure")
 PROMPT_SLOTS = 64
-TOKENS = 3  # drawn of each image: more take time and no memory
+TOKENS = 3  # generated of each image: more take time and no memory
 GB = 1e9
 
 
@@ -68,7 +68,7 @@ def measure_stages(folder: Path) -> dict[str, Any]:
     lengths = np.full(rows, PROMPT_SLOTS, np.int32)
     batch = PromptBatch(images.batches.embed(ids), lengths, seeds, (sampling,) * BATCH)
     images(batch, single_steps(TOKENS))
-    peaks["draw"] = _peak_of_stage()
+    peaks["generate"] = _peak_of_stage()
     spec = CalibrationSpec(
         ("random",),
         1,
@@ -156,7 +156,7 @@ def report(measured: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
         "shape",
         "layers",
         "load, GB",
-        "draw, GB",
+        "generate, GB",
         "measure, GB",
         "seconds an image measured",
     ]

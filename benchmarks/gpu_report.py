@@ -56,7 +56,7 @@ TOKENS_BATCH = Batch(1, 2, 4)
     default="1,8,32,128",
     show_default=True,
     metavar="N,N,...",
-    help="Images drawn at once.",
+    help="Images generated at once.",
 )
 def main(out: Path | None, shape: str, batches: str) -> None:
     """Runs the measurement that the module describes."""

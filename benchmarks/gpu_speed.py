@@ -1,7 +1,7 @@
 """Speed of the trt runner on a GPU: a random checkpoint of a published shape, full cache and budget
 0.2.
 
-Of each batch one image is drawn to capture the CUDA graphs and one is timed, the device waited
+Of each batch one image is generated to capture the CUDA graphs and one is timed, the device waited
 for at its end.
 """
 

@@ -160,11 +160,11 @@ def _figures(head_map: HeadMap) -> dict[str, str]:
 
 
 def _columns(cells: Cells) -> list[str]:
-    names = ("slots", "loss", "KL", "score") if _drawn(cells) else ("slots", "loss", "KL")
+    names = ("slots", "loss", "KL", "score") if _scored(cells) else ("slots", "loss", "KL")
     return [f"{name} at {budget}" for budget in BUDGETS for name in names]
 
 
-def _drawn(cells: Cells) -> bool:
+def _scored(cells: Cells) -> bool:
     return "ok" in cells[FULL, 1.0]
 
 
@@ -177,7 +177,7 @@ def _row(cells: Cells, policy: str) -> list[str | None]:
             _less(cell, cells[FULL, 1.0], "losses"),
             _kl(cell),
         ]
-        row += [_score(cells, cell)] if _drawn(cells) else []
+        row += [_score(cells, cell)] if _scored(cells) else []
     return row
 
 
@@ -289,7 +289,9 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument(
-        "--model", default="demo", help="demo, or a folder with a checkpoint that draws its scenes"
+        "--model",
+        default="demo",
+        help="demo, or a folder with a checkpoint that generates its scenes",
     )
     parser.add_argument("--head-map", help="default: the model's own")
     parser.add_argument("--scenes", type=int, default=64)

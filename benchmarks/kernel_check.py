@@ -85,7 +85,7 @@ def check_kernel(device: str, cases: tuple[KernelCase, ...] = CASES) -> dict[str
 
 
 def _check_case(case: KernelCase, dtype: str, device: str, result: dict[str, Any]) -> None:
-    """The reference in float32 draws ahead until a head is full; from there on both take every
+    """The reference in float32 runs ahead until a head is full; from there on both take every
     step.
     """
     from ssd_export.kernels.decode_attention import decode_attention

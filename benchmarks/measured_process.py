@@ -1,11 +1,11 @@
-"""One export or one drawing in a process of its own: seconds and the peak of resident memory.
+"""One export or one generation in a process of its own: seconds and the peak of resident memory.
 
     python -m benchmarks.measured_process BUNDLE --tokens 24 [--widen on-use|at-once]
     [--decoder-batch 4]
 
-draws here and prints the figures as JSON: opens the bundle, checks every file, and draws the first
---tokens of one image with ONNX Runtime on the CPU, then decodes the image, however much of it
-is there, --decoder-batch times at once.
+generates here and prints the figures as JSON: opens the bundle, checks every file, and generates
+the first --tokens of one image with ONNX Runtime on the CPU, then decodes the image, however much
+of it is there, --decoder-batch times at once.
 """
 
 from __future__ import annotations
@@ -102,23 +102,23 @@ def answer_of(arguments: Sequence[str], may_fail: bool = False) -> dict[str, Any
     return json.loads(done.stdout)
 
 
-def measure_drawing(bundle: Path, arguments: Sequence[str]) -> dict[str, Any]:
+def measure_generation(bundle: Path, arguments: Sequence[str]) -> dict[str, Any]:
     """What this module prints for a bundle. Raises: SystemExit where it fails."""
     command = [sys.executable, "-m", "benchmarks.measured_process", str(bundle), *arguments]
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True)
     if done.returncode:
-        raise SystemExit(f"drawing from {bundle} failed with exit code {done.returncode}")
+        raise SystemExit(f"generating from {bundle} failed with exit code {done.returncode}")
     return json.loads(done.stdout)
 
 
-def draw(
+def generate(
     bundle: Path,
     num_tokens: int | None,
     num_threads: int,
     widen_on_use: bool | None,
     decoder_batch: int,
 ) -> dict[str, Any]:
-    """Draws in this process, whose memory is measured."""
+    """Generates in this process, whose memory is measured."""
     from ssd_export.bundle import open_bundle
     from ssd_export.runtime.generate import ImageGenerator
     from ssd_export.runtime.loop import decode, single_steps
@@ -177,7 +177,9 @@ def main() -> None:
     spec = parser.parse_args()
     print(
         json.dumps(
-            draw(spec.bundle, spec.tokens, spec.threads, WIDEN.get(spec.widen), spec.decoder_batch)
+            generate(
+                spec.bundle, spec.tokens, spec.threads, WIDEN.get(spec.widen), spec.decoder_batch
+            )
         )
     )
 

@@ -1,10 +1,10 @@
-"""Measures export and drawing at real size and writes docs/measurements/real_size.json.
+"""Measures export and generation at real size and writes docs/measurements/real_size.json.
 
     python -m benchmarks.real_size FOLDER [--only LABEL ...]
 
 Random checkpoints of the published shapes and their bundles are written to FOLDER, one bundle at a
 time; with 7B that takes 28 GB of disk and 15 GB of memory. With --only the other rows stay as they
-were measured. Every export and every drawing is a process of its own (measured_run.py) with one
+were measured. Every export and every generation is a process of its own (measured_run.py) with one
 thread: two wait for each other where anything else runs.
 """
 
@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.measured_process import measure_drawing, measure_export, process_bytes
+from benchmarks.measured_process import measure_export, measure_generation, process_bytes
 from benchmarks.synthetic_checkpoint import write_checkpoint
 from ssd_export.report.environment import load_average
 from ssd_export.report.measurement import measurement, read_measurement, table, write_measurement
@@ -31,13 +31,13 @@ GB = 1e9
 
 @dataclass(frozen=True)
 class Case:
-    """One export, and what is drawn from its bundle: {label: arguments of measured_run}."""
+    """One export, and what is generated from it: {label: arguments of measured_run}."""
 
     label: str
     shape: str
     layout: str
     options: str
-    drawings: dict[str, str]
+    generations: dict[str, str]
 
 
 CASES = (
@@ -85,8 +85,8 @@ CASES = (
 
 
 def measure(case: Case, folder: Path, path: Path) -> None:
-    """Writes the checkpoint where it is missing, exports, draws, and adds each figure to the file
-    as it is measured.
+    """Writes the checkpoint where it is missing, exports, generates, and adds each figure to the
+    file as it is measured.
     """
     checkpoint = folder / f"{case.shape}-{case.layout}"
     if not (checkpoint / "tokenizer.json").exists():  # the last file that is written
@@ -107,13 +107,13 @@ def measure(case: Case, folder: Path, path: Path) -> None:
             **figures,
         },
     )
-    for label, arguments in case.drawings.items():
+    for label, arguments in case.generations.items():
         load = load_average()
         record(
             path,
-            "drawings",
+            "generations",
             label,
-            {"of": case.label, "load": load, **measure_drawing(bundle, arguments.split())},
+            {"of": case.label, "load": load, **measure_generation(bundle, arguments.split())},
         )
     shutil.rmtree(bundle)
 
@@ -127,17 +127,17 @@ def record(path: Path, kind: str, label: str, figures: dict[str, Any]) -> None:
     rows = {**results.get(kind, {}), label: figures}
     order = {
         "exports": [case.label for case in CASES],
-        "drawings": [name for case in CASES for name in case.drawings],
+        "generations": [name for case in CASES for name in case.generations],
     }[kind]
     results = {**results, kind: {name: rows[name] for name in order if name in rows}}
-    exports, drawings = results.get("exports", {}), results.get("drawings", {})
-    results |= {"tables": tables(exports, drawings), "figures": figures_of(exports, drawings)}
+    exports, generations = results.get("exports", {}), results.get("generations", {})
+    results |= {"tables": tables(exports, generations), "figures": figures_of(exports, generations)}
     path.parent.mkdir(parents=True, exist_ok=True)
     write_measurement(path, measurement(COMMAND, results))
     print(json.dumps({label: figures}), flush=True)
 
 
-def tables(exports: dict[str, Any], drawings: dict[str, Any]) -> list[dict[str, Any]]:
+def tables(exports: dict[str, Any], generations: dict[str, Any]) -> list[dict[str, Any]]:
     """Of all that was measured; a case that was not measured says so."""
     export_rows = [
         [
@@ -156,11 +156,11 @@ def tables(exports: dict[str, Any], drawings: dict[str, Any]) -> list[dict[str, 
         ]
         for case in CASES
     ]
-    drawing_rows = [
+    generation_rows = [
         [
             label,
             *_cells(
-                drawings.get(label),
+                generations.get(label),
                 (
                     ("seconds_to_check", 1, "{:.0f}"),
                     ("seconds_to_first_token", 1, "{:.0f}"),
@@ -176,7 +176,7 @@ def tables(exports: dict[str, Any], drawings: dict[str, Any]) -> list[dict[str, 
             ),
         ]
         for case in CASES
-        for label in case.drawings
+        for label in case.generations
     ]
     load = (
         "load: processes that wanted a core in the minute before; where it is above 0.7, other work"
@@ -197,14 +197,14 @@ def tables(exports: dict[str, Any], drawings: dict[str, Any]) -> list[dict[str, 
                 "first token, s",
                 "second token, s",
                 "ms a token",
-                "tokens drawn",
+                "tokens",
                 "image decoder, s",
                 "peak GB at the first token",
                 "peak GB",
                 "cache MB",
                 "load",
             ],
-            drawing_rows,
+            generation_rows,
             "one run each, one thread. Opening: files that the export has just hashed are not"
             " hashed again. First and second token open a graph each; ms a token is the median of"
             " those after them. Peak: resident, the mapped weights file included where it was"
@@ -213,18 +213,18 @@ def tables(exports: dict[str, Any], drawings: dict[str, Any]) -> list[dict[str, 
     ]
 
 
-def figures_of(exports: dict[str, Any], drawings: dict[str, Any]) -> dict[str, str]:
-    """Named numbers for running text: export_7b_int4_peak, draw_7b_int4_peak."""
+def figures_of(exports: dict[str, Any], generations: dict[str, Any]) -> dict[str, str]:
+    """Named numbers for running text: export_7b_int4_peak, generate_7b_int4_peak."""
 
     def name(label: str) -> str:
         return label.lower().replace(", ", " ").replace(" ", "_")
 
     peaks = {f"export_{name(label)}_peak": row for label, row in exports.items()}
-    peaks |= {f"draw_{name(label)}_peak": row for label, row in drawings.items()}
+    peaks |= {f"draw_{name(label)}_peak": row for label, row in generations.items()}
     found = {key: f"{row['peak_bytes'] / GB:.2f} GB" for key, row in peaks.items()}
     return found | {
         f"draw_{name(label)}_ms": f"{row['ms_per_token']:.0f}"
-        for label, row in drawings.items()
+        for label, row in generations.items()
         if "ms_per_token" in row
     }
 

@@ -38,7 +38,7 @@ GAINS = {
     "q_proj": 2.0,
     "k_proj": 2.0,
     "vision_head": 4.0,
-}  # or every step would draw from a flat distribution
+}  # or every step would sample from a flat distribution
 SMALL = replace(
     PUBLISHED["janus-pro-1b"],
     vocab_size=1024,
@@ -122,7 +122,7 @@ def write_checkpoint(
 
 
 def stored_shapes(config: ModelConfig) -> Shapes:
-    """Canonical name -> shape of what is written: all that draws, and the text head."""
+    """Canonical name -> shape of what is written: all that generation needs, and the text head."""
     with torch.device("meta"):
         modules = ImageTokenModel(config, text_embedding=True), ImageDecoder(config)
     shapes = {

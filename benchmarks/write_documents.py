@@ -53,10 +53,11 @@ class Section:
 
 INTRODUCTION = """# Benchmarks
 
-<!-- written by `python -m benchmarks.write_documents` from docs/measurements/*.json; edit those by measuring again -->
+<!-- written by `python -m benchmarks.write_documents` from docs/measurements/*.json; to change a
+number, measure it again -->
 
-Every table stands under the command that made it, with the machine and the versions it ran on. What was not measured
-says "not run".
+Every table stands under the command that made it, with the machine and the versions it ran on.
+What was not measured says "not run".
 """
 
 SECTIONS = (

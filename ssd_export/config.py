@@ -17,7 +17,7 @@ MAX_GRID_SIDE = 256  # image tokens; 24 in Janus, 32 and 64 in others
 
 @dataclass(frozen=True)
 class Grid:
-    """The image tokens of one image, drawn row by row from the upper left."""
+    """The image tokens of one image, generated row by row from the upper left."""
 
     height: int
     width: int

@@ -26,7 +26,7 @@ class Sampling:
     of the guided logits, 0 is greedy; top_k: draw among that many, 0 among all.
 
     Numbers of any kind are accepted (numpy's too) and kept as Python's.
-    Raises: UserError for a number that cannot be drawn with.
+    Raises: UserError for a number that cannot be sampled with.
     """
 
     cfg_scale: float = 5.0  # Janus-Pro's own

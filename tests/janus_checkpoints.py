@@ -212,8 +212,8 @@ def original_config(tiny: TinyJanus) -> dict:
 
 
 def original_weights(model: JanusForConditionalGeneration) -> dict[str, Tensor]:
-    """The state dict under the names of deepseek-ai/Janus-Pro-*, with some of what drawing does not
-    need.
+    """The state dict under the names of deepseek-ai/Janus-Pro-*, with some of what generation does
+    not need.
     """
     renames = [
         (r"^model\.language_model\.", "language_model.model."),

@@ -44,12 +44,12 @@ def test_disk_is_that_of_the_nearest_folder_that_exists(
 
 
 def test_too_little_memory_names_every_way_out() -> None:
-    check_fits("drawing", 1 << 30, ("draw fewer",), 2 << 30)
+    check_fits("generating", 1 << 30, ("generate fewer",), 2 << 30)
     with pytest.raises(UserError) as refused:
-        check_fits("drawing", 8 << 30, ("draw fewer",), 5 << 30)
+        check_fits("generating", 8 << 30, ("generate fewer",), 5 << 30)
     for part in (
-        "drawing needs about 8.0 GiB",
-        "5.0 GiB are free: draw fewer",
+        "generating needs about 8.0 GiB",
+        "5.0 GiB are free: generate fewer",
         "3.0 GiB of swap",
         "or try all the same",
     ):

@@ -45,7 +45,7 @@ from ssd_export.sampling import (
         ("top_k", "5"),
     ],
 )
-def test_a_number_that_cannot_be_drawn_with_is_refused_by_name(name: str, value: object) -> None:
+def test_a_number_that_cannot_be_sampled_with_is_refused_by_name(name: str, value: object) -> None:
     with pytest.raises(UserError, match=f"^{name} .*; use"):
         Sampling(**{name: value})
 

@@ -85,7 +85,8 @@ sys.path.insert(0, {root!r})
 from tests.test_worker_processes import Writes
 from ssd_export.worker_processes import run_parts
 if __name__ == "__main__":
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell that runs the tests in the background ignores it
+    # A shell that runs the tests in the background ignores it.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     run_parts(["talk1", "talk2", "c"], 2, partial(Writes, Path({folder!r})), print, print)
 """
 

@@ -22,7 +22,8 @@ WIDTH, HEIGHT = 920, 476
 PANEL_WIDTH, PANEL_HEIGHT = 284, 218
 COLUMNS, ROWS = (14, 318, 622), (14, 244)
 STYLE = """
-  text { font: 13px system-ui, -apple-system, "Segoe UI", Helvetica, Arial, sans-serif; fill: #24292f }
+  text { font: 13px system-ui, -apple-system, "Segoe UI", Helvetica, Arial, sans-serif;
+         fill: #24292f }
   .title { font-weight: 600; font-size: 16px }
   .code { font-family: ui-monospace, SFMono-Regular, Menlo, Consolas, monospace; font-size: 12px }
   .small { font-size: 11px } .note { fill: #57606a } .middle { text-anchor: middle }

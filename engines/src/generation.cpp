@@ -10,7 +10,7 @@
 namespace ssd_runtime {
 namespace {
 
-constexpr uint8_t not_drawn_yet = 235;  // gray of the part of a preview that is still to come
+constexpr uint8_t not_generated_yet = 235;  // gray of the part of a preview that is still to come
 constexpr uint64_t most_images = 1U << 20U;
 
 }  // namespace
@@ -86,7 +86,7 @@ void Generation::check_numbers(ssd_generate_params const& params) const {
         }
     }
     if (params.num_prompts == 0 || params.prompts == nullptr) {
-        fail(SSD_INVALID_ARGUMENT, "no prompt: say what to draw");
+        fail(SSD_INVALID_ARGUMENT, "no prompt: say what to generate");
     }
     if (params.num_prompts > most_images / params.num_images) {
         fail(SSD_INVALID_ARGUMENT, params.num_prompts, " prompts with ", params.num_images,
@@ -107,7 +107,8 @@ void Generation::read_prompts(ssd_generate_params const& params) {
             encoded.emplace_back(prompt.ids, prompt.ids + prompt.num_ids);
             names.push_back(text("number ", i));
         } else {
-            fail(SSD_INVALID_ARGUMENT, "prompt ", i, " has neither text nor ids: say what to draw");
+            fail(SSD_INVALID_ARGUMENT, "prompt ", i,
+                 " has neither text nor ids: say what to generate");
         }
     }
     Config const& config = model_->config();
@@ -253,10 +254,10 @@ void Generation::make_preview() {
     preview_pixels_.resize(count_ * image_bytes());
     decode(codes.data(), preview_pixels_.data());
     auto const line = static_cast<size_t>(model.image_width()) * 3;
-    size_t const drawn = static_cast<size_t>(model.image_height()) * row_ / height * line;
+    size_t const done = static_cast<size_t>(model.image_height()) * row_ / height * line;
     for (size_t image = 0; image < count_; ++image) {
         uint8_t* const pixels = preview_pixels_.data() + image * image_bytes();
-        std::memset(pixels + drawn, not_drawn_yet, image_bytes() - drawn);
+        std::memset(pixels + done, not_generated_yet, image_bytes() - done);
     }
 }
 

@@ -4,7 +4,7 @@
 
 namespace ssd_runtime {
 
-// The image tokens of one image, drawn row by row from the upper left.
+// The image tokens of one image, generated row by row from the upper left.
 struct Grid {
     int64_t height, width;
 

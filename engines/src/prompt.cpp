@@ -84,7 +84,7 @@ std::vector<int32_t> PromptEncoder::encode(std::string const& prompt) const {
     }
     std::string const text(trim(prompt));
     if (text.empty()) {
-        fail(SSD_INVALID_ARGUMENT, "the prompt is empty: say what to draw");
+        fail(SSD_INVALID_ARGUMENT, "the prompt is empty: say what to generate");
     }
     // Text between two control tokens is encoded in one piece: a word merges with the space before.
     std::vector<int32_t> ids{control(bos).id};

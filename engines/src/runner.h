@@ -36,10 +36,10 @@ class Runner {
 public:
     virtual ~Runner() = default;
 
-    // Fills fresh caches from the prompts and draws token 0.
+    // Fills fresh caches from the prompts and generates token 0.
     virtual void prefill(PromptBatch const& batch) = 0;
 
-    // Draws the tokens of steps first .. last - 1. Stops early once `stop` is true.
+    // Generates the tokens of steps first .. last - 1. Stops early once `stop` is true.
     virtual void decode_row(int64_t first, int64_t last, std::atomic<bool> const& stop) = 0;
 
     // int32 [N, tokens]; 0 where still to come. Waits for the device.

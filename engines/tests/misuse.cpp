@@ -155,7 +155,7 @@ void wrong_numbers() {
     refuse([](Params& p) { p.decoder_batch = 0; }, "decoder_batch 0 is below 1", __LINE__);
     refuse([](Params& p) { p.top_k = UINT32_MAX; }, "top_k 4294967295 is above", __LINE__);
     refuse([](Params& p) { p.num_images = UINT32_MAX; }, "images each are more than", __LINE__);
-    refuse([](Params& p) { p.num_prompts = 0; }, "no prompt: say what to draw", __LINE__);
+    refuse([](Params& p) { p.num_prompts = 0; }, "no prompt: say what to generate", __LINE__);
     refuse([](Params& p) { p.num_prompts = SIZE_MAX; }, "are more than", __LINE__);
     refuse([](Params& p) { p.struct_size = 3; }, "struct_size=3", __LINE__);
     uint64_t const seeds[2] = {1, 2};

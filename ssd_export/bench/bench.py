@@ -139,8 +139,8 @@ def _checkpoint(bundles: list[Bundle], spec: BenchSpec) -> Checkpoint | None:
         and checkpoint.config.num_layers < checkpoint.num_layers_of_the_model
     ):
         raise UserError(
-            f"transformers draws with all {checkpoint.num_layers_of_the_model} layers, the bundle"
-            f" with {checkpoint.config.num_layers}; use --baselines full"
+            f"transformers generates with all {checkpoint.num_layers_of_the_model} layers, the"
+            f" bundle with {checkpoint.config.num_layers}; use --baselines full"
         )
     return checkpoint
 

@@ -35,8 +35,8 @@ def run_cell(cell: Cell, progress: StepProgress) -> dict[str, Any]:
 
 
 def in_process(work: Callable[[Any, StepProgress], Any], task: Task, progress: StepProgress) -> Any:
-    """What work(task, progress) returns in a fresh process. Raises: UserError as there, or where the
-    process was killed.
+    """What work(task, progress) returns in a fresh process. Raises: UserError as there, or where
+    the process was killed.
     """
     context = multiprocessing.get_context("spawn")
     receiver, sender = context.Pipe(duplex=False)

@@ -30,7 +30,7 @@ def speed_note(results: dict[str, Any]) -> str:
     settings = results["settings"]
     return (
         f"Runner {settings['runner']} on {settings['provider']}, {settings['threads']} thread(s),"
-        f" median of {settings['steps']} steps after a warm-up; a step draws one token of every"
+        f" median of {settings['steps']} steps after a warm-up; a step generates one token of every"
         " image of the batch, guidance included. transformers is timed over its first tokens,"
         " where its growing cache is smallest. CPU: time of all threads; where one thread passed"
         " more time than that, something else ran. Ratios and shares are of CPU time for one"
@@ -53,7 +53,7 @@ def _images_note(rounds: int) -> str:
 
 _MEMORY_NOTE = (
     "Each row is a process of its own. Peak resident counts mapped weights; the second figure"
-    " includes the image decoder. Load: from nothing to the first two steps drawn. The image"
+    " includes the image decoder. Load: from nothing to the first two tokens. The image"
     " decoder is measured once for each runner, with one image."
 )
 

@@ -46,7 +46,7 @@ def check_spec(spec: BenchSpec) -> BenchSpec:
     kind = find_runner(spec.runner)
     check_threads(spec.threads, "--threads")
     if not spec.batches:
-        raise UserError("--batch (none) draws nothing; use 1,8,32")
+        raise UserError("--batch (none) generates nothing; use 1,8,32")
     for batch in spec.batches:
         as_count(batch, "--batch", way_out="use 1,8,32", most=MAX_BATCH)
     if spec.rounds is not None:

@@ -5,12 +5,12 @@ This is the one place where they are made; the writer, the runners, the engine b
 library read them from here or from `ssd_config.json`.
 
 A dimension is a number or one of these names:
-    images         N, images drawn at once
+    images         N, images generated at once
     rows           N or, with guidance, 2 N: conditional rows first, then unconditional ones
     prompt_tokens  T, the longest prompt of the batch
 I is the number of image tokens of the model's grid.
 
-decode_step (step s = 1 .. I - 1 draws token s from token s - 1):
+decode_step (step s = 1 .. I - 1 generates token s from token s - 1):
     tokens [I, images] int32 is read at row s - 1 and written at row s; step [1] int64 comes back
     plus one; prompt_length [rows] int32; noise [grid width, images, codebook] float32 (noise.py),
     of which step s reads row s mod grid width; cfg_scale, temperature [images] float32 (temperature

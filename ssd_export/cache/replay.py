@@ -1,4 +1,4 @@
-"""Teacher-forced attention with the cache that a head option leaves, without drawing token by
+"""Teacher-forced attention with the cache that a head option leaves, without generating token by
 token.
 
 Between two releases a head only gains tokens, so all queries of such a block are computed at once:

@@ -1,1 +1,1 @@
-"""Measures attention heads on images that the model draws itself, and makes a head map of it."""
+"""Measures attention heads on images that the model generates, and makes a head map of it."""

@@ -1,5 +1,5 @@
-"""What the model would draw if one head alone were served from fewer slots: every option of every
-head is tried.
+"""How the next-token distribution changes if one head alone were served from fewer slots: every
+option of every head is tried.
 
 The read of one KV head is replaced in one layer and passed on through the layers above it. Exact,
 where Fisher's information (sensitivity.py) is an estimate for small errors; the price is (KV heads

@@ -1,7 +1,7 @@
-"""One streaming pass over images that the model draws: a head map with metric, statistics and
+"""One streaming pass over images that the model generates: a head map with metric, statistics and
 menu costs.
 
-Draws a few images at a time with the full cache, then sends each through the layers once more,
+Generates a few images at a time with the full cache, then sends each through the layers once more,
 teacher-forced, and adds up what `measure.py` sees. After every batch the sums are written beside
 the head map, so that an interrupted run goes on where it stopped, to the same numbers.
 """
@@ -35,13 +35,13 @@ from ssd_export.policy.table import HeadOption
 from ssd_export.sampling import Sampling
 
 ABLATION, FISHER = "ablation", "fisher"  # how costs are found
-BATCH = 4  # images drawn together; the numbers depend on it by rounding only
+BATCH = 4  # images generated together; the numbers depend on it by rounding only
 Progress = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True)
 class CalibrationSpec:
-    """What to measure. Image i draws prompt i modulo their number; prompt_slots is what `export`
+    """What to measure. Image i shows prompt i modulo their number; prompt_slots is what `export`
     will use; costs: ABLATION or FISHER."""
 
     prompts: tuple[str, ...]
@@ -168,8 +168,8 @@ def calibrate(
 
 
 class _Meter:
-    """Tells how much is done: an image counts one for each grid row drawn and each layer passed in
-    measuring it.
+    """Tells how much is done: an image counts one for each grid row generated and each layer passed
+    in measuring it.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""The neighborhood that a spatial head looks at: the last tokens in drawing order, or a patch of
+"""The neighborhood that a spatial head looks at: the last tokens in grid order, or a patch of
 the grid.
 """
 
@@ -19,7 +19,8 @@ SPELLING = re.compile(r"([12])d:(\d{1,4})")
 @dataclass(frozen=True)
 class Neighborhood:
     """1d:N is the N newest image tokens, the query's own included (a grid row and one more reach
-    the token one grid row above); 2d:R is every drawn token at most R grid rows and R columns away.
+    the token one grid row above); 2d:R is every earlier token at most R grid rows and R columns
+    away.
     """
 
     dimensions: int

@@ -158,7 +158,7 @@ def attention_plot(
                 axis.set(xticks=[], yticks=[])
                 axis.spines[:].set_visible(False)
         figure.suptitle(
-            f"“{prompt}” as drawn, and what the outlined token attends to",
+            f"“{prompt}” as generated, and what the outlined token attends to",
             fontsize=13,
             x=0.01,
             ha="left",

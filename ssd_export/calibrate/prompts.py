@@ -1,4 +1,4 @@
-"""What to draw for a calibration: a file of prompts, or a list that covers subjects, counts, places
+"""The prompts of a calibration: a file of prompts, or a list that covers subjects, counts, places
 and styles.
 """
 

@@ -1,4 +1,4 @@
-"""How much what the model would draw depends on what each head reads: one backward pass, layer by
+"""How much the next-token distribution depends on what each head reads: one backward pass, layer by
 layer.
 
 A layer is recomputed when its turn comes, so that one layer's graph is in memory at a time, beside

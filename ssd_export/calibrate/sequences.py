@@ -52,7 +52,7 @@ def sequence_of(model: ImageTokenModel, ids: Sequence[np.ndarray], tokens: np.nd
     """Hidden states [B, L + image tokens - 1, hidden] that teacher forcing starts from; ids: rows
     of one length L, without padding.
 
-    The last token is drawn and never read.
+    The last token is generated and never read.
     """
     image = model.embed_image_tokens(torch.from_numpy(tokens[:-1].astype(np.int64)))
     prompt = model.embed_text_tokens(torch.from_numpy(np.stack(ids).astype(np.int64)))

@@ -123,7 +123,7 @@ class CalibrateSpec:
 def command(**asked: Any) -> None:
     """Measure the attention heads of a checkpoint.
 
-    Draws images with the full cache and writes a head map: how far each head looks beyond its
+    Generates images with the full cache and writes a head map: how far each head looks beyond its
     neighborhood, and what every way of serving it from fewer slots would cost, from which `export
     --policy ssd-auto` allocates any budget. An interrupted run goes on where it stopped when it is
     started again.

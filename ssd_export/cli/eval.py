@@ -18,7 +18,7 @@ from ssd_export.runtime.runners import find_runner
 from ssd_export.typed_json import report_json
 
 if TYPE_CHECKING:
-    from ssd_export.metrics.scene_score import DrawOptions, Progress, SceneScore
+    from ssd_export.metrics.scene_score import GenerateOptions, Progress, SceneScore
     from ssd_export.runtime.generate import ImageGenerator
 
 
@@ -152,7 +152,7 @@ def _score(spec: EvalSpec) -> tuple[SceneScore, dict[str, Any]]:
     model.
     """
     from ssd_export.cli.progress import ProgressReport
-    from ssd_export.metrics.scene_score import DrawOptions, draw_scenes, score_scenes
+    from ssd_export.metrics.scene_score import GenerateOptions, draw_scenes, score_scenes
     from ssd_export.runtime.generate import ImageGenerator
     from ssd_export.runtime.small_models import default_batch
 
@@ -162,17 +162,21 @@ def _score(spec: EvalSpec) -> tuple[SceneScore, dict[str, Any]]:
             path, spec.runner, spec.provider, spec.threads
         ) as generator:
             batch = spec.batch or default_batch(generator.config)
-            drawing = DrawOptions(spec.seed, batch, spec.cfg_scale, spec.temperature)
-            score = score_scenes(generator, scenes, drawing, progress)
-            return score, _facts(spec, generator, drawing)
+            generation = GenerateOptions(spec.seed, batch, spec.cfg_scale, spec.temperature)
+            score = score_scenes(generator, scenes, generation, progress)
+            return score, _facts(spec, generator, generation)
 
 
-def _facts(spec: EvalSpec, generator: ImageGenerator, drawing: DrawOptions) -> dict[str, Any]:
+def _facts(
+    spec: EvalSpec, generator: ImageGenerator, generation: GenerateOptions
+) -> dict[str, Any]:
     """What the score is the score of."""
     from ssd_export.runtime.prompt_batch import bundle_sampling
 
     config, table = generator.bundle.config, generator.table
-    sampling = bundle_sampling(generator.bundle).changed(drawing.cfg_scale, drawing.temperature)
+    sampling = bundle_sampling(generator.bundle).changed(
+        generation.cfg_scale, generation.temperature
+    )
     return {
         "model": config.model_name,
         "policy": table.name,
@@ -185,8 +189,8 @@ def _facts(spec: EvalSpec, generator: ImageGenerator, drawing: DrawOptions) -> d
         "runner": spec.runner,
         "provider": find_runner(spec.runner).provider(spec.provider),
         "num_prompts": spec.num_prompts,
-        "seed": drawing.seed,
-        "batch": drawing.batch,
+        "seed": generation.seed,
+        "batch": generation.batch,
         "cfg_scale": sampling.cfg_scale,
         "temperature": sampling.temperature,
     }

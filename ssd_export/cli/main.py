@@ -63,7 +63,7 @@ class VerbGroup(click.Group):
 @click.version_option(TOOL_VERSION, prog_name="ssd-export")
 @logs.verbose_option
 def ssd_export() -> None:
-    """Janus-Pro image generation with a compressed KV cache: export a checkpoint, draw, look
+    """Janus-Pro image generation with a compressed KV cache: export a checkpoint, generate, look
     inside.
     """
 

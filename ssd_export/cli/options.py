@@ -221,7 +221,7 @@ def check_sampling(
     top_k: int = 0,
     greedy: bool = True,
 ) -> None:
-    """Raises: UserError for numbers that cannot be drawn with. greedy: a temperature of 0 may
+    """Raises: UserError for numbers that cannot be sampled with. greedy: a temperature of 0 may
     be.
     """
     if temperature == 0 and not greedy:

@@ -25,7 +25,9 @@ WIDTH_OF_A_PIPE = 120
 
 @dataclass(frozen=True)
 class Device:
-    """What will draw. memory_bytes: usable; flavor: None for a machine that needs no engine."""
+    """The machine that will generate. memory_bytes: usable; flavor: None for a machine that needs
+    no engine.
+    """
 
     name: str
     memory_bytes: int | None
@@ -197,8 +199,8 @@ def plan_of(spec: PlanSpec, device: Device, settings: Settings) -> Plan:
 
 
 def needed_there(plan: Plan, device: Device) -> int:
-    """Bytes that drawing takes of the device's memory."""
-    return plan.drawing_peak if device.flavor is None else plan.device.total
+    """Bytes that generating takes of the device's memory."""
+    return plan.generation_peak if device.flavor is None else plan.device.total
 
 
 def what_does_not_fit(plan: Plan, device: Device) -> list[str]:
@@ -223,7 +225,7 @@ def what_does_not_fit(plan: Plan, device: Device) -> list[str]:
         and needed > device.memory_bytes
     ):
         problems.append(
-            f"drawing needs {gib(needed)} of the {gib(device.memory_bytes)} of {device.name}"
+            f"generating needs {gib(needed)} of the {gib(device.memory_bytes)} of {device.name}"
         )
     return (
         [*problems, "use --fit, or --weights int4, a smaller --budget, a smaller --batch"]
@@ -244,7 +246,7 @@ def facts(plan: Plan, device: Device, settings: Settings, problems: list[str]) -
         "stages": [asdict(stage) for stage in plan.stages()],
         "host": {
             "export": plan.export_peak,
-            "drawing": plan.drawing_peak,
+            "generation": plan.generation_peak,
             "process": resident_bytes(),
         },
         "disk": {"bundle": plan.bundle_bytes, "weights": asdict(plan.sizes)},

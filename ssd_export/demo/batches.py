@@ -26,7 +26,7 @@ from ssd_export.model.families import janus
 from ssd_export.model.prompt import TemplateEncoder
 
 CAPTION_DROP = 0.1
-PROMPT_SLOTS = 64  # as export reserves by default: a longer caption could not be drawn
+PROMPT_SLOTS = 64  # as export reserves by default: a longer caption could not be generated
 
 
 @dataclass(frozen=True)
@@ -62,8 +62,8 @@ class Mix:
 
 
 class PromptIds:
-    """Prompt ids of a caption, as they are when it is drawn; dropped: the unconditional prompt of
-    the same length.
+    """Prompt ids of a caption, as they are when it is generated; dropped: the unconditional prompt
+    of the same length.
     """
 
     def __init__(self, tokenizer: Tokenizer) -> None:

@@ -1,7 +1,7 @@
 """Writes the trained demo model as a checkpoint in the transformers layout, fp16.
 
-`JanusForConditionalGeneration.from_pretrained` loads it and draws the same tokens; what it lacks
-(image encoder, understanding) is not used for drawing.
+`JanusForConditionalGeneration.from_pretrained` loads it and generates the same tokens; what it
+lacks (image encoder, understanding) is not used for generation.
 """
 
 from __future__ import annotations

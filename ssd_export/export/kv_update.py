@@ -5,14 +5,15 @@ In the form that the bundle has (functions.py, ONNX Runtime's), TensorRT copies 
 ScatterND and again to reorder it for the products: about five times its bytes a step. Here
 - key and value are written by TensorScatter, which TensorRT takes for its KVCacheUpdate layer: the
   cache is a network input [B*H, 1, S, D], its output the same memory, one row each is written;
-- products over slots are written element by element and summed, in float32: TensorRT makes one kernel
-  of a product and its sum, which reads the cache as it lies. A MatMul wants a number of slots that is
-  a multiple of 8, and copies, pads or transposes otherwise; the attention kernel that it makes of
-  MatMul, softmax and MatMul does not tell the probabilities that a score needs, and in a graph of
-  fixed shapes it transposes the keys first;
-- positions and scores are new tensors, a few bytes a slot.
-Inputs and outputs are those of the node in functions.py but for the caches' shape. TensorScatter has no
-int8, so caches in int8 keep the form of the bundle.
+- products over slots are written element by element and summed, in float32: TensorRT makes one
+kernel
+  of a product and its sum, which reads the cache as it lies. A MatMul wants a number of slots that
+  is a multiple of 8, and copies, pads or transposes otherwise; the attention kernel that it makes
+  of MatMul, softmax and MatMul does not tell the probabilities that a score needs, and in a graph
+  of fixed shapes it transposes the keys first;
+- positions and scores are new tensors, a few bytes a slot. Inputs and outputs are those of the node
+in functions.py but for the caches' shape. TensorScatter has no int8, so caches in int8 keep the
+form of the bundle.
 """
 
 from __future__ import annotations
@@ -144,7 +145,7 @@ def _present_score(
     has_room: ir.Value | None,
     probs: ir.Value,
 ) -> ir.Value:
-    """float32 [B, H, S]: what a slot had, after a release's decay, and what it receives now (R2)."""
+    """Scores float32 [B, H, S]: the old one, decayed at a release, plus what arrives now (R2)."""
     if has_room is not None and node.score_decay != 1:
         decay, one = (ops.constant(number, "float32") for number in (node.score_decay, 1.0))
         past_score = ops.op("Mul", past_score, ops.op("Where", has_room, one, decay))

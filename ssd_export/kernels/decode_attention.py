@@ -238,7 +238,8 @@ def decode_attention_kernel(
     query_ptr += row * query_stride + head * query_group_size * HEAD_DIM
     out_ptr += program.to(tl.int64) * query_group_size * HEAD_DIM
     for member in range(query_group_size):
-        tl.debug_barrier()  # every thread sees the new token, the released slots, and the scores of the member before
+        # Every thread sees the new token, the released slots, and the scores of the member before.
+        tl.debug_barrier()
         query = (
             tl.load(query_ptr + member * HEAD_DIM + dim, mask=is_dim, other=0.0).to(tl.float32)
             * HEAD_DIM**-0.5

@@ -29,8 +29,8 @@ Progress = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True)
-class DrawOptions:
-    """How images are drawn; cfg_scale and temperature None: the bundle's."""
+class GenerateOptions:
+    """How images are generated; cfg_scale and temperature None: the bundle's."""
 
     seed: int = 0
     batch: int = 16
@@ -40,8 +40,8 @@ class DrawOptions:
 
 @dataclass(frozen=True)
 class SceneScore:
-    """What was asked, drawn and judged, in one order. ms_per_token: of the decode steps alone, at
-    this batch.
+    """What was asked for, generated and judged, in one order. ms_per_token: of the decode steps
+    alone, at this batch.
     """
 
     scenes: list[Scene]
@@ -104,27 +104,27 @@ def draw_scenes(num_scenes: int, seed: int, held_out: bool = True) -> list[Scene
 def score_scenes(
     generator: ImageGenerator,
     scenes: Sequence[Scene],
-    options: DrawOptions,
+    options: GenerateOptions,
     progress: Progress = lambda stage, done, total: None,
 ) -> SceneScore:
-    """Draws the captions of the scenes and judges the images.
+    """Generates an image of each caption and judges the images.
 
-    progress: told the stage "drawing ..." in grid rows of batches, then "judging".
+    progress: told the stage "generating ..." in grid rows of batches, then "judging".
     Raises: UserError for options that generate refuses.
     """
-    drawn = draw(generator, [scene.caption for scene in scenes], options, progress)
+    generated = generate(generator, [scene.caption for scene in scenes], options, progress)
     verdicts = []
-    for scene, image in zip(scenes, drawn.images, strict=True):
+    for scene, image in zip(scenes, generated.images, strict=True):
         verdicts.append(judge_image(image, scene.caption))
         progress("judging", len(verdicts), len(scenes))
     return SceneScore(
         list(scenes),
         verdicts,
-        drawn.images,
-        drawn.tokens,
-        drawn.seconds,
-        drawn.ms_per_token,
-        drawn.cache,
+        generated.images,
+        generated.tokens,
+        generated.seconds,
+        generated.ms_per_token,
+        generated.cache,
     )
 
 
@@ -144,7 +144,7 @@ def share_by_category(scenes: Sequence[Scene], verdicts: Sequence[Verdict]) -> d
 
 
 @dataclass(frozen=True)
-class Drawn:
+class Generated:
     """images, tokens int32 [N, image tokens] of N prompts. seconds: all of it; ms_per_token: decode
     steps only, by the clock and by what this process computed on all its threads."""
 
@@ -156,16 +156,16 @@ class Drawn:
     cache: CacheReport
 
 
-def draw(
+def generate(
     generator: ImageGenerator,
     prompts: Sequence[str],
-    options: DrawOptions,
+    options: GenerateOptions,
     progress: Progress = lambda stage, done, total: None,
-) -> Drawn:
+) -> Generated:
     """One image for each prompt. The clock of a token runs over all grid rows of a batch but
     the first and the last, which hold the prefill and the image decoder."""
     if options.batch < 1:
-        raise UserError(f"--batch {options.batch} draws nothing; use 16")
+        raise UserError(f"--batch {options.batch} generates nothing; use 16")
     grid = generator.config.grid
     total = grid.height * ceil(len(prompts) / options.batch)
     events = generator.stream(
@@ -184,10 +184,10 @@ def draw(
             stepping += now - last
             num_tokens += grid.width * (min(start + options.batch, len(prompts)) - start)
         last = now
-        progress(f"drawing {len(prompts)} images", count, total)
+        progress(f"generating {len(prompts)} images", count, total)
     passed, computed = (1000 * stepping / num_tokens).tolist()
     seconds = float((_clocks() - began)[0])
-    return Drawn(event.images or [], event.tokens, seconds, passed, computed, event.cache)
+    return Generated(event.images or [], event.tokens, seconds, passed, computed, event.cache)
 
 
 def _clocks() -> np.ndarray:

@@ -48,7 +48,7 @@ def _blurred(values: np.ndarray) -> np.ndarray:
 
 
 def token_agreement(tokens: np.ndarray, reference: np.ndarray) -> np.ndarray:
-    """Share of equal tokens of each image, float64 [N]. A drawing that once differs stays
+    """Share of equal tokens of each image, float64 [N]. An image that once differs stays
     different: 1 is rare.
     """
     return (tokens == reference).mean(axis=1)

@@ -1,5 +1,5 @@
 """The model's loss on given image tokens under any cache policy: torch, the rules of the cache, no
-drawing.
+generating.
 
 Given tokens fix the input of every step, so an image is one pass through the layers, and what a
 policy loses in one layer reaches the next. Attention is replayed a block between two releases at a
@@ -51,7 +51,7 @@ class Sequences:
 
 
 class TeacherForced:
-    """A checkpoint's weights in torch, asked what it would have drawn."""
+    """A checkpoint's weights in torch, asked what it would have generated."""
 
     def __init__(
         self, checkpoint: Checkpoint, device: str = "cpu", dtype: torch.dtype = torch.float32

@@ -77,7 +77,7 @@ class Checkpoint:
         return find_head_map(self.config, explicit, self.fingerprint(), self.path, assumed)
 
     def names(self) -> list[str]:
-        """Canonical names of all that is needed to draw images, in the order of the modules."""
+        """Canonical names of all that generation needs, in the order of the modules."""
         return list(self._places)
 
     def shape(self, name: str) -> tuple[int, ...]:
@@ -270,7 +270,7 @@ def permute_heads(
 
 
 def _expected(config: ModelConfig) -> dict[str, tuple[int, ...]]:
-    """Shapes of all that is needed to draw, by canonical name, in the order of the modules."""
+    """Shapes of all that generation needs, by canonical name, in the order of the modules."""
     with torch.device("meta"):
         modules = ImageTokenModel(config, text_embedding=True), ImageDecoder(config)
     return {

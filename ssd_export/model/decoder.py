@@ -1,5 +1,5 @@
-"""The part of a model that draws: a Llama with attention given from outside, and image-token
-layers.
+"""The part of a model that generates images: a Llama with attention given from outside, and
+image-token layers.
 
 Parameter names are the checkpoint's canonical names (`checkpoint.py`): a state dict loads with
 strict=True. float32 islands at every model dtype: RMSNorm and the RoPE angles (softmax is the

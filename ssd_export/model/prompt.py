@@ -124,7 +124,7 @@ class TemplateEncoder:
         Raises: UserError for no prompt, an empty one, one that is too long or is not valid Unicode.
         """
         if not prompts:
-            raise UserError("no prompt: say what to draw")
+            raise UserError("no prompt: say what to generate")
         rows = [self._row(prompt, "prompt", prompt_slots) for prompt in prompts]
         rows += [
             self._row(negative, "negative prompt", prompt_slots)
@@ -142,7 +142,7 @@ class TemplateEncoder:
         """The conditional row of a prompt. Args: name: for messages."""
         text = prompt.strip()
         if not text:
-            raise UserError(f"the {name} is empty: say what to draw")
+            raise UserError(f"the {name} is empty: say what to generate")
         try:
             text.encode("utf-8")
         except UnicodeEncodeError:

@@ -1,5 +1,5 @@
 """tokenizer.json as a file from somebody else: read within limits, and refused where it could stop
-the process or draw something else every time.
+the process or generate something else every time.
 
 The tokenizers library runs what the file describes. A normalizer that doubles every letter forty
 times takes all memory, and Rust then ends the process without an exception; dropout chooses other

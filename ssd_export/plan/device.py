@@ -1,5 +1,5 @@
-"""The memory of the machine that will draw, part by part: what a table shows and what --fit adds
-up.
+"""The memory of the machine that will generate, part by part: what a table shows and what --fit
+adds up.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ SYSTEM_SHARE = 0.12  # of a board whose GPU shares the memory with the system
 
 @dataclass(frozen=True)
 class DeviceMemory:
-    """Bytes on the device that draws num_images images at once with TensorRT.
+    """Bytes on the device that generates num_images images at once with TensorRT.
 
     keys_and_values: by how heads keep tokens, "all", "by position" or "by score".
     """
@@ -65,7 +65,7 @@ def device_memory(
     decoder_batch: int = 1,
     shared_weights: bool = True,
 ) -> DeviceMemory:
-    """What drawing takes on a device; the text embeddings stay on the host.
+    """What generating takes on a device; the text embeddings stay on the host.
 
     shared_weights: prefill and decode step are given one copy of their weights. Quantized matrices
     stay inside the engines, one copy in each of the two.

@@ -7,7 +7,7 @@ from __future__ import annotations
 from ssd_export.bundle import Bundle
 from ssd_export.dtypes import DTYPES
 from ssd_export.machine import total_bytes
-from ssd_export.plan.memory import check_fits, drawing_bytes
+from ssd_export.plan.memory import check_fits, generation_bytes
 from ssd_export.plan.sizes import WeightSizes
 
 
@@ -17,7 +17,9 @@ def check_memory(bundle: Bundle, num_images: int, decoder_batch: int = 1) -> Non
     """
     sizes, dtype = WeightSizes.of_bundle(bundle), bundle.config.dtype
     cache = cache_bytes(bundle, num_images)
-    needed = drawing_bytes(bundle.config.model, sizes, dtype, cache, decoder_batch, total_bytes())
+    needed = generation_bytes(
+        bundle.config.model, sizes, dtype, cache, decoder_batch, total_bytes()
+    )
     ways_out = [f"generate fewer at once with --batch {max(1, num_images // 2)}"] * (num_images > 1)
     check_fits(
         "generating",

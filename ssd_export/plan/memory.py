@@ -19,7 +19,7 @@ READING_BYTES_OF_AN_ENTRY = 850  # of tokenizer.json, while it is read
 ALLOCATED_SHARE = (
     1.1  # of a tensor's working memory: what the allocator and the reading of the file add
 )
-DRAWING_BASE_BYTES = 96_000_000  # Python, numpy, ONNX Runtime, tokenizer, noise
+GENERATION_BASE_BYTES = 96_000_000  # Python, numpy, ONNX Runtime, tokenizer, noise
 # Copies of the weights that ONNX Runtime's CPU kernels hold: packed, and fp16 widened, for it is
 # multiplied as fp32.
 COPIES = {"float32": 1.05, "float16": 2.1, "bfloat16": 2.1}
@@ -29,8 +29,10 @@ KEPT_COPIES = {"float32": 0.95, "float16": 0.4, "bfloat16": 0.4}
 KEPT_BYTES = 130_000_000
 COPIES_OF_CODES = 1.5  # while a session is made
 COPIES_OF_CODES_LATER = 1.25
-WIDENED_SHARE = 0.75  # of the machine's memory: more than this, and float16 matrices are widened when they are used
-FEATURE_MAPS = 5  # of the image decoder's largest size that are alive at once, one of them widened by a convolution
+# Of the machine's memory: more than this, and float16 matrices are widened when they are used.
+WIDENED_SHARE = 0.75
+# Of the image decoder's largest size, alive at once; one of them widened by a convolution.
+FEATURE_MAPS = 5
 
 
 def export_bytes(working: Iterable[int], unread_vocabulary: int = 0) -> int:
@@ -44,10 +46,11 @@ def export_bytes(working: Iterable[int], unread_vocabulary: int = 0) -> int:
 
 
 def widens_on_use(sizes: WeightSizes, dtype: str, memory: int | None) -> bool:
-    """Whether drawing on the CPU widens float16 matrices one at a time, slower, because all at once
-    are too much.
+    """Whether generating on the CPU widens float16 matrices one at a time, slower, because all at
+    once are too much.
 
-    The machine's memory decides, not what is free of it: the same machine draws the same images.
+    The machine's memory decides, not what is free of it: the same machine generates the same
+    images.
     """
     return (
         dtype == "float16"
@@ -56,7 +59,7 @@ def widens_on_use(sizes: WeightSizes, dtype: str, memory: int | None) -> bool:
     )
 
 
-def drawing_bytes(
+def generation_bytes(
     config: ModelConfig,
     sizes: WeightSizes,
     dtype: str,
@@ -64,11 +67,11 @@ def drawing_bytes(
     decoder_batch: int = 1,
     memory: int | None = None,
 ) -> int:
-    """Peak of drawing with ONNX Runtime on the CPU: the decode step's session stays while images
+    """Peak of generating with ONNX Runtime on the CPU: the decode step's session stays while images
     are decoded.
 
-    Args: cache_bytes: of all images that are drawn at once; memory: of the machine that will
-    draw, None if unknown.
+    Args: cache_bytes: of all images that are generated at once; memory: of the machine that will
+    generate, None if unknown.
     """
     if widens_on_use(sizes, dtype, memory):
         making = sizes.steps + widest_matrices_bytes(config) + COPIES_OF_CODES * sizes.codes
@@ -79,7 +82,7 @@ def drawing_bytes(
     )
     decoding = making - (COPIES_OF_CODES - COPIES_OF_CODES_LATER) * sizes.codes + decoder
     kept = min(KEPT_COPIES[dtype] * (sizes.steps + sizes.image_decoder), KEPT_BYTES)
-    return int(DRAWING_BASE_BYTES + cache_bytes + max(making, decoding) + kept)
+    return int(GENERATION_BASE_BYTES + cache_bytes + max(making, decoding) + kept)
 
 
 def widest_matrices_bytes(config: ModelConfig) -> int:

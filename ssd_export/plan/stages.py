@@ -10,7 +10,7 @@ from ssd_export.config import ModelConfig
 from ssd_export.dtypes import DTYPES
 from ssd_export.machine import total_bytes
 from ssd_export.plan.device import DeviceMemory, device_memory
-from ssd_export.plan.memory import drawing_bytes, widens_on_use
+from ssd_export.plan.memory import generation_bytes, widens_on_use
 from ssd_export.plan.sizes import WeightSizes
 from ssd_export.policy.table import PolicyTable
 
@@ -59,7 +59,7 @@ class Plan:
 
     @property
     def cache_bytes(self) -> int:
-        """Of all images drawn at once."""
+        """Of all images generated at once."""
         rows = self.config.rows_per_image * self.num_images
         return self.table.cache_bytes(self.config, DTYPES[self.dtype].num_bytes, rows)
 
@@ -76,8 +76,8 @@ class Plan:
         )
 
     @property
-    def drawing_peak(self) -> int:
-        return drawing_bytes(
+    def generation_peak(self) -> int:
+        return generation_bytes(
             self.config, self.sizes, self.dtype, self.cache_bytes, self.decoder_batch, total_bytes()
         )
 
@@ -109,11 +109,13 @@ class Plan:
         )
         if widens_on_use(self.sizes, self.dtype, total_bytes()):
             seconds *= WIDENING_TAKES
-        drawing = Stage("generate on this CPU (ort)", self.drawing_peak, 0, 0, time_class(seconds))
+        generating = Stage(
+            "generate on this CPU (ort)", self.generation_peak, 0, 0, time_class(seconds)
+        )
         on_device = Stage(
             "generate on the device (trt)", None, 0, self.device.total, "seconds to minutes"
         )
-        return [*stages, drawing] + [on_device] * (self.flavor is not None)
+        return [*stages, generating] + [on_device] * (self.flavor is not None)
 
     def _build(self) -> Stage:
         inside = (

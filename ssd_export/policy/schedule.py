@@ -58,7 +58,7 @@ def tokens_dropped(table: PolicyTable, length: int) -> int:
     """(layer, KV head, token) triples that a row with a prompt of this length drops while an image
     is generated.
 
-    All image tokens are written but the last, which is only drawn.
+    All image tokens are written but the last, which no later step reads.
     """
     dropped = 0
     for group in table.groups():

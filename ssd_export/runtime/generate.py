@@ -37,7 +37,7 @@ from ssd_export.runtime.runners import DEFAULT, check_threads, find_runner, open
 from ssd_export.runtime.turns import Turns
 from ssd_export.sampling import Sampling, as_count, as_seed
 
-NOT_DRAWN_YET = 235  # gray level of the part of a preview that is still to come
+NOT_GENERATED_YET = 235  # gray level of the part of a preview that is still to come
 MAX_BATCH = 16
 MAX_IMAGES = 100_000  # of one call, which holds the pixels of all of them until its end
 OPENING, PREFILL = "opening the weights", "reading the prompts"
@@ -434,7 +434,7 @@ class ImageGenerator:
         previews = []
         for image in self._images(grid.reshape(tokens.shape), decoder_batch):
             pixels = np.array(image)
-            pixels[pixels.shape[0] * (row + 1) // height :] = NOT_DRAWN_YET
+            pixels[pixels.shape[0] * (row + 1) // height :] = NOT_GENERATED_YET
             previews.append(Image.fromarray(pixels))
         return previews
 

@@ -34,16 +34,17 @@ class Runner(Protocol):
     queues_steps: bool = False
 
     def prefill(self, batch: PromptBatch) -> None:
-        """Fills fresh caches from the prompts and draws token 0."""
+        """Fills fresh caches from the prompts and generates token 0."""
 
     def evict(self, step: int) -> None:
         """Releases slots in every head that has none, before decode step `step` (R5, R7)."""
 
     def decode_step(self, step: int) -> None:
-        """Draws token `step` from token `step - 1`."""
+        """Generates token `step` from token `step - 1`."""
 
     def decode_row(self, steps: range, releases: Collection[int]) -> None:
-        """Draws the tokens of consecutive steps, with a release before each that is in `releases`.
+        """Generates the tokens of consecutive steps, with a release before each that is in
+        `releases`.
 
         A backend that queues work may return before the device has done any of it.
         """
@@ -55,8 +56,8 @@ class Runner(Protocol):
     def decode_window(
         self, first: np.ndarray, inputs: np.ndarray, noise: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Draws several tokens of every image in one pass, and keeps those that single steps would
-        draw: (drawn int32 [N, W], how many of each image are kept, int64 [N]).
+        """Samples several tokens of every image in one pass, and keeps those that single steps
+        would sample: (sampled int32 [N, W], how many of each image are kept, int64 [N]).
 
         Args: first: each image's next step, int64 [N], the number of image tokens where it is done;
         inputs: int32 [N, W], the token before that step, then drafts of those from it on; noise:
@@ -66,10 +67,10 @@ class Runner(Protocol):
         raise NotImplementedError(missing)
 
     def tokens(self) -> np.ndarray:
-        """int32 [N, image tokens]; what is not drawn yet is 0. Waits for the device."""
+        """int32 [N, image tokens]; what is not generated yet is 0. Waits for the device."""
 
     def logits(self) -> np.ndarray:
-        """float32 [rows, V] of the token drawn last, before guidance."""
+        """float32 [rows, V] of the newest token, before guidance."""
 
     def decode_image(self, tokens: np.ndarray) -> np.ndarray:
         """Pixels uint8 [n, height, width, 3] of codes int32 [n, image tokens]."""
@@ -102,4 +103,4 @@ class InspectableRunner(Runner, Protocol):
         """Overwrites a cache tensor with values that a cache of this dtype held."""
 
     def force_tokens(self, step: int, tokens: np.ndarray) -> None:
-        """Makes int32 [N] the tokens of a step, whatever was drawn."""
+        """Makes int32 [N] the tokens of a step, whatever was sampled."""

@@ -30,7 +30,7 @@ NOTE = (
 
 def goal_table(rows: Sequence[Row]) -> dict[str, Any] | None:
     """A line for each goal: what is asked, measured, and whether it is reached. None where nothing
-    was drawn of the full cache or the default policy."""
+    was generated with the full cache or the default policy."""
     cells = {(row["policy"], row["budget"]): row for row in rows if "ok" in row}
     full, mine = cells.get((FULL, 1.0)), [cells.get((DEFAULT, budget)) for budget in GOAL_BUDGETS]
     if full is None or not any(mine):

@@ -1,5 +1,5 @@
-"""The parts of a sweep's cells: a policy at a budget draws the images of a seed, or is asked for
-its teacher-forced loss.
+"""The parts of a sweep's cells: a policy at a budget generates the images of a seed, or is asked
+for its teacher-forced loss.
 """
 
 from __future__ import annotations
@@ -17,7 +17,13 @@ from ssd_export.demo.language import speaks_demo
 from ssd_export.export.exporter import generation_defaults
 from ssd_export.export.temporary_bundle import temporary_bundle
 from ssd_export.files import write_file
-from ssd_export.metrics.scene_score import Drawn, DrawOptions, draw, draw_scenes, judge_image
+from ssd_export.metrics.scene_score import (
+    Generated,
+    GenerateOptions,
+    draw_scenes,
+    generate,
+    judge_image,
+)
 from ssd_export.metrics.similarity import kl_to_full_cache, psnr, token_agreement
 from ssd_export.metrics.teacher_forced import SceneLosses, TeacherForced
 from ssd_export.model.checkpoint import Checkpoint, open_checkpoint
@@ -72,7 +78,7 @@ class CellRunner:
         facts |= (
             self._teacher_forced(part.policy, table)
             if part.seed is None
-            else self._drawn(part, part.seed, tell)
+            else self._generated(part, part.seed, tell)
         )
         write_file(
             part.file(self.spec.out), lambda file: file.write(json.dumps(facts, indent=1).encode())
@@ -94,48 +100,51 @@ class CellRunner:
     def _scene_losses(self) -> SceneLosses:
         return SceneLosses(self._model, draw_scenes(self.spec.num_scenes, SCENE_SEED))
 
-    def _drawn(self, part: Part, seed: int, tell: Tell) -> dict[str, Any]:
+    def _generated(self, part: Part, seed: int, tell: Tell) -> dict[str, Any]:
         spec = self.spec
         choice = Variant.parse(part.policy).choice(spec.model, part.budget, spec.head_map)
-        options = DrawOptions(seed, spec.settled_batch, spec.cfg_scale, spec.temperature)
+        options = GenerateOptions(seed, spec.settled_batch, spec.cfg_scale, spec.temperature)
         captions = [scene.caption for scene in draw_scenes(spec.num_prompts, seed)]
         num_threads = spec.threads or (1 if spec.settled_jobs > 1 else None)
         with (
             temporary_bundle(choice) as path,
             ImageGenerator.from_bundle(path, spec.runner, spec.provider, num_threads) as generator,
         ):
-            drawn = draw(generator, captions, options, lambda _, done, total: tell(done, total))
-            facts = _costs(drawn, spec.settled_jobs) | self._judged(
-                generator, drawn, captions, part
+            generated = generate(
+                generator, captions, options, lambda _, done, total: tell(done, total)
+            )
+            facts = _costs(generated, spec.settled_jobs) | self._judged(
+                generator, generated, captions, part
             )
         write_file(
-            part.file(spec.out, ".npz"), lambda file: np.savez_compressed(file, drawn.tokens)
+            part.file(spec.out, ".npz"), lambda file: np.savez_compressed(file, generated.tokens)
         )
         if seed == 0:
-            write_png(part.file(spec.out, ".png"), side_by_side(drawn.images[:SHOWN]), {})
+            write_png(part.file(spec.out, ".png"), side_by_side(generated.images[:SHOWN]), {})
         return facts
 
     def _judged(
-        self, generator: ImageGenerator, drawn: Drawn, captions: Sequence[str], part: Part
+        self, generator: ImageGenerator, generated: Generated, captions: Sequence[str], part: Part
     ) -> dict[str, Any]:
-        """The score, or what the full cache drew with the same random numbers beside it."""
+        """The score, or what the full cache generated with the same random numbers beside it."""
         if self._scored:
             return {
                 "ok": [
-                    int(judge_image(*pair).ok) for pair in zip(drawn.images, captions, strict=True)
+                    int(judge_image(*pair).ok)
+                    for pair in zip(generated.images, captions, strict=True)
                 ]
             }
         if part.policy == FULL:
             return {}
         reference = self._full_tokens(part.seed)
-        pairs = zip(drawn.images, reference, strict=True)
+        pairs = zip(generated.images, reference, strict=True)
         likeness = [
             psnr(np.asarray(image), generator.runner.decode_image(tokens[None])[0])
             for image, tokens in pairs
         ]
         return {
             "psnr": likeness,
-            "token_agreement": token_agreement(drawn.tokens, reference).tolist(),
+            "token_agreement": token_agreement(generated.tokens, reference).tolist(),
         }
 
     def _full_tokens(self, seed: int | None) -> np.ndarray:
@@ -156,16 +165,16 @@ class CellRunner:
         return {"kl": kl_to_full_cache(self._model, sequences, table, cfg_scale).tolist()}
 
 
-def _costs(drawn: Drawn, jobs: int) -> dict[str, Any]:
-    """What the compression did, as allocated and counted, and the time that drawing took."""
-    cache = drawn.cache
+def _costs(generated: Generated, jobs: int) -> dict[str, Any]:
+    """What the compression did, as allocated and counted, and the time that generating took."""
+    cache = generated.cache
     return {
         "cache_bytes_per_image": cache.bytes_per_image,
         "image_share_of_full_cache": cache.image_share,
         "tokens_dropped_per_image": cache.tokens_dropped,
-        "ms_per_token": drawn.ms_per_token,
-        "cpu_ms_per_token": drawn.cpu_ms_per_token,
-        "seconds_per_image": drawn.seconds / len(drawn.images),
+        "ms_per_token": generated.ms_per_token,
+        "cpu_ms_per_token": generated.cpu_ms_per_token,
+        "seconds_per_image": generated.seconds / len(generated.images),
         "jobs": jobs,
     }
 

@@ -1,7 +1,8 @@
-"""How many processes a sweep takes, and how many images each draws at once, where nobody says.
+"""How many processes a sweep takes, and how many images each generates at once, where nobody says.
 
-A model with short steps leaves a second thread little to do: there one process for each core draws
-twice as much. A large one fills every core by itself, and each process holds its weights twice.
+A model with short steps leaves a second thread little to do: there one process for each core
+generates twice as much. A large one fills every core by itself, and each process holds its weights
+twice.
 """
 
 from __future__ import annotations

@@ -45,7 +45,7 @@ Row = dict[str, Any]
 
 
 def write_report(spec: SweepSpec, result: SweepResult) -> list[Path]:
-    """Writes sweep.json, sweep.md, pareto.png and, where images were drawn, sheet.png into the
+    """Writes sweep.json, sweep.md, pareto.png and, where images were generated, sheet.png into the
     sweep's folder; their paths.
 
     Raises: UserError where nothing is there of the full cache, with which everything is compared.
@@ -157,7 +157,7 @@ _AGREEMENT_NOTE = (
 def _time_note(rows: Sequence[Row]) -> str:
     """What the milliseconds are worth."""
     jobs = max((row.get("jobs", 0) for row in rows), default=0)
-    beside = f" while {jobs} cells were drawn side by side, which slows both" if jobs > 1 else ""
+    beside = f" while {jobs} cells ran side by side, which slows both" if jobs > 1 else ""
     return (
         f" CPU ms: what the decode steps of a batch computed, per image token{beside}; `bench`"
         " measures speed."
@@ -225,7 +225,7 @@ def _category(name: str) -> Callable[[Row], str]:
     return lambda row: _percent(row["categories"][name]) if "categories" in row else NOT_MEASURED
 
 
-def _drawn(row: Row, name: str, form: str) -> str:
+def _generated(row: Row, name: str, form: str) -> str:
     return format(row[name], form) if name in row else NOT_MEASURED
 
 
@@ -236,8 +236,8 @@ _WHAT: dict[str, _Column] = {
 }
 _COST: dict[str, _Column] = {
     "image slots": lambda row: f"{row['image_slots_mean']:.1f}",
-    "cache bytes an image": lambda row: _drawn(row, "cache_bytes_per_image", ","),
-    "CPU ms": lambda row: _drawn(row, "cpu_ms_per_token", ".2f"),
+    "cache bytes an image": lambda row: _generated(row, "cache_bytes_per_image", ","),
+    "CPU ms": lambda row: _generated(row, "cpu_ms_per_token", ".2f"),
 }
 _SCORED = {
     **_WHAT,

@@ -29,7 +29,7 @@ SCENE_SEED = (
 @dataclass(frozen=True)
 class SweepSpec:
     """What is compared. policies: variants as they are spelled; num_prompts: captions for each
-    seed, 0 draws nothing;
+    seed, 0 generates nothing;
     seeds: number of seeds, 0 .. seeds - 1; threads: of the CPU, in each process; num_scenes: true
     scenes of the teacher-forced loss;
     jobs: processes. batch and jobs: None until sweep.settle."""

@@ -105,7 +105,7 @@ def run_sweep(spec: SweepSpec, progress: Progress = lambda stage, done, total: N
     checkpoint = open_checkpoint(folder)
     scored = speaks_demo(checkpoint.config)
     if not spec.num_prompts and not scored:
-        raise UserError(f"--num-prompts 0: {name} is compared by what it draws; use 300")
+        raise UserError(f"--num-prompts 0: {name} is compared by what it generates; use 300")
     checkpoint.head_map(spec.head_map)  # a wrong one is refused before the work
     settings = _settings(spec, name, checkpoint)
     make_folder(spec.out / "cells")

@@ -1,4 +1,6 @@
-"""What batches of one size run on: a context of each engine, buffers, and the CUDA graphs of a step."""
+"""What batches of one size run on: a context of each engine, buffers, and the CUDA graphs of a
+step.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""How often an engine goes over its caches, and how many bytes a run moves, by the builder's listing.
+"""How often an engine goes over its caches, and how many bytes a run moves, by the builder's
+listing.
 
 A decode step is bound by memory: it should read every key and value once and write one row of each.
 A compiler that reorders or copies a cache first, to suit a product that it knows, multiplies that.
@@ -24,7 +25,7 @@ def cache_copies(layers: Iterable[Layer]) -> list[str]:
 
 
 def copies(layers: Iterable[Layer], counts: Callable[[Operand], bool]) -> list[str]:
-    """Layers that read a tensor that counts and write something as large as it, other than itself."""
+    """Layers that read a tensor that counts and write another one as large."""
     return [
         f"{layer.name} copies {source.name}"
         for layer in layers
@@ -54,10 +55,10 @@ def read_too_often(layers: Sequence[Layer]) -> list[str]:
 
 
 def moved_bytes(layers: Iterable[Layer]) -> int:
-    """Bytes that a run reads and writes in device memory, of an engine with fixed shapes: inputs and
-    outputs of every layer. A tensor that a layer both reads and writes is written by rows, which the
-    row's own tensor counts. What a kernel keeps to itself, and what the cache of the GPU saves, is
-    not in a listing.
+    """Bytes that a run reads and writes in device memory, of an engine with fixed shapes: inputs
+    and outputs of every layer. A tensor that a layer both reads and writes is written by rows,
+    which the row's own tensor counts. What a kernel keeps to itself, and what the cache of the GPU
+    saves, is not in a listing.
 
     Raises: ValueError for a size that varies.
     """

@@ -111,7 +111,7 @@ class CudaDevice:
             return int(self._call("cuMemAlloc", num_bytes))
         except RuntimeError as error:
             raise UserError(
-                f"the GPU gave no {num_bytes:,} bytes ({error}); draw fewer images at once, or"
+                f"the GPU gave no {num_bytes:,} bytes ({error}); generate fewer images at once, or"
                 " close what uses it"
             ) from error
 

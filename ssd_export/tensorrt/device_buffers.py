@@ -24,7 +24,7 @@ from ssd_export.machine import gib
 from ssd_export.tensorrt.cuda_device import ALIGNMENT
 
 WAYS_OUT = (
-    "draw fewer images at once, export with a smaller --budget, --kv-dtype int8 or --weights"
+    "generate fewer images at once, export with a smaller --budget, --kv-dtype int8 or --weights"
     " int4, close what else uses the GPU, or use --runner ort"
 )
 

@@ -80,7 +80,7 @@ class EngineFiles:
         return self.manifest.graphs[graph].profiles
 
     def check_batch(self, num_images: int) -> None:
-        """Raises: UserError for a batch that the engines do not draw."""
+        """Raises: UserError for a batch that the engines do not generate."""
         check_batch(self.manifest, num_images, str(self.bundle.path))
 
     def has(self, graph: str) -> bool:

@@ -76,7 +76,7 @@ class EngineEntry:
 class EngineManifest:
     """What engine.json holds.
 
-    compute_capabilities: times ten; batch: images drawn at once, least, asked for, greatest;
+    compute_capabilities: times ten; batch: images generated at once, least, asked for, greatest;
     prompt_slots: length that every prompt is padded to; form: of the decode step's attention
     (step_form.py); weights_file: whose tensors the engines take
     as inputs; warnings: what TensorRT said and the user saw.
@@ -231,7 +231,7 @@ def check_batch(engine_json: EngineManifest, num_images: int, bundle_path: str) 
     if not least <= num_images <= most:
         wider = f"{min(least, num_images)}:{usual}:{max(most, num_images)}"
         raise UserError(
-            f"the engine draws {least} to {most} images at once, not {num_images}; "
+            f"the engine generates {least} to {most} images at once, not {num_images}; "
             f"{rebuild(bundle_path)} --batch {wider}"
         )
 

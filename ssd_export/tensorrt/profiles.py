@@ -59,7 +59,7 @@ def profiles_of(
 
 def _decode_ranges(batch: Batch) -> list[Bounds]:
     """The batch's range cut where other tactics win. A part is tuned for the batch asked for where
-    it holds that, else for its greatest: whoever draws several images wants many at once."""
+    it holds that, else for its greatest: whoever generates several images wants many at once."""
     ranges = [*SMALL_BATCHES, (SMALL_BATCHES[-1][1] + 1, batch.max)]
     parts = [(max(first, batch.min), min(last, batch.max)) for first, last in ranges]
     return [

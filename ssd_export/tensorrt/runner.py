@@ -3,7 +3,8 @@ CUDA graph.
 
 All device memory is allocated before the first step: the weights once, and one stretch for each
 batch size (device_buffers.py). No cache is copied between steps; what an engine does not write in
-place (step_form.py), a few bytes a slot, is. The host reads tokens after a grid row, never inside one.
+place (step_form.py), a few bytes a slot, is. The host reads tokens after a grid row, never inside
+one.
 """
 
 from __future__ import annotations
@@ -41,8 +42,9 @@ def open_device(bundle: Bundle) -> tuple[EngineFiles, CudaDevice]:
 
 
 def limited_top_k(top_k: np.ndarray, codebook_size: int) -> np.ndarray:
-    """top_k as engines take it: 0 where it keeps every code. Raises: UserError for a number of codes
-    that TensorRT does not sort."""
+    """top_k as engines take it: 0 where it keeps every code. Raises: UserError for a number of
+    codes that TensorRT does not sort.
+    """
     kept = np.where(top_k >= codebook_size, 0, top_k)
     most = num_sorted_codes(codebook_size)
     if kept.max() > most:

@@ -32,7 +32,7 @@ COMPUTE_CAPABILITY_MAJOR, COMPUTE_CAPABILITY_MINOR = 75, 76  # CUdevice_attribut
 
 @dataclass(frozen=True)
 class Batch:
-    """Images drawn at once: least, the number to tune for, most."""
+    """Images generated at once: least, the number to tune for, most."""
 
     min: int
     opt: int

@@ -1,4 +1,4 @@
-"""What can be checked without drawing: the graphs are those the policy promises, the heads are
+"""What can be checked without generating: the graphs are those the policy promises, the heads are
 those the map names, the weights are the checkpoint's."""
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""Rungs that draw: caches of the first steps, logits and slots of a whole image, tokens from one
-seed, pixels.
+"""Rungs that generate: caches of the first steps, logits and slots of a whole image, tokens from
+one seed, pixels.
 
-Subject and reference go in lockstep: the reference draws, the subject is given the same token, so
+Subject and reference go in lockstep: the reference samples, the subject is given the same token, so
 one wrong step is seen where it happens and not in all that follow.
 """
 

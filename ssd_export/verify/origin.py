@@ -1,4 +1,4 @@
-"""What the files of a bundle say of themselves: which policy, which checkpoint, how to draw.
+"""What the files of a bundle say of themselves: which policy, which checkpoint, how to sample.
 
 Numbers that both runners read from the same file cannot differ between them, so a wrong one passes
 every comparison of runners. Here they are compared with where they come from.
@@ -24,7 +24,7 @@ RACE = "ArgMax"  # the node that ends the sampler; top-k stands before it
 
 
 def check_origin(bundle: Bundle, checkpoint: Checkpoint) -> Rung:
-    """Rung `origin`: tokenizer, shape and drawing defaults are the checkpoint's."""
+    """Rung `origin`: tokenizer, shape and sampling defaults are the checkpoint's."""
     files = ("config.json", *family_of(checkpoint.config).prompt_files)
     for name in files:
         if bundle.file(name).read_bytes() != checkpoint.file(name).read_bytes():

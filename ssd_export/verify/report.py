@@ -13,9 +13,8 @@ Figures = dict[str, Any]
 def lines_of(report: dict[str, Any]) -> Iterator[str]:
     """One line for each rung, the first difference under the one that failed, the verdict last."""
     for rung in report["rungs"]:
-        yield (
-            f"{'ok    ' if rung['ok'] else 'FAILED'} {rung['name']:11} {_sentence(rung, report)}".rstrip()
-        )
+        verdict = "ok    " if rung["ok"] else "FAILED"
+        yield f"{verdict} {rung['name']:11} {_sentence(rung, report)}".rstrip()
         if not rung["ok"]:
             yield f"       {rung['first_divergence']['text']}"
     if report["not_run"]:
@@ -71,7 +70,7 @@ def _ops(figures: Figures, tolerances: Figures) -> str:
 
 
 def _origin(figures: Figures, tolerances: Figures) -> str:
-    return f"{', '.join(figures['files'])} and the drawing defaults are the checkpoint's"
+    return f"{', '.join(figures['files'])} and the sampling defaults are the checkpoint's"
 
 
 def _weights(figures: Figures, tolerances: Figures) -> str:
@@ -107,7 +106,7 @@ def _tokens(figures: Figures, tolerances: Figures) -> str:
     parted = figures.get("rounding_parts_them_at_step")
     where = f"; rounding parts them at step {', '.join(map(str, parted))}" if parted else ""
     ranked = f"; {figures['top_k_steps']} steps with top-k" if "top_k_steps" in figures else ""
-    return f"drawn alone, {100 * figures['agreement']:.4g} % are equal{where}{ranked}"
+    return f"generated alone, {100 * figures['agreement']:.4g} % are equal{where}{ranked}"
 
 
 def _image(figures: Figures, tolerances: Figures) -> str:

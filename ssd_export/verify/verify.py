@@ -1,13 +1,14 @@
 """The ladder of proofs for a bundle: from what its files promise, op by op, up to the image.
 
     contract     the graphs take and give what the policy table promises; every head is where the
-    head map says compression  slots, bytes and budget as allocated
+                 head map says
+    compression  slots, bytes and budget as allocated
     ops          attention functions and evict graph against the rules, step by step
-    origin       tokenizer, shape and drawing defaults are the checkpoint's (against checkpoint only)
-    weights      every tensor equals the checkpoint's (against checkpoint only)
+    origin       tokenizer, shape and sampling defaults equal the checkpoint's (checkpoint only)
+    weights      every tensor equals the checkpoint's (checkpoint only)
     layers       keys, values, positions, scores of every head over the first steps
     logits       all steps with the reference's tokens, slots exact; tokens dropped are counted
-    tokens       drawn alone from the same seed; the first ones with top-k, too
+    tokens       generated alone from the same seed; the first ones with top-k, too
     image        pixels
 The first rung that fails ends the climb: what stands above it cannot be right.
 """
@@ -116,8 +117,8 @@ def _checkpoint(bundle: Bundle, spec: VerifySpec) -> Checkpoint | None:
 
 
 def _check_other_demo(bundle: Bundle, checkpoint: Checkpoint) -> None:
-    """Raises: UserError where a demo bundle has the weights of the demo of this version, and another
-    fingerprint. Otherwise it is of another demo, which is not at hand to compare with.
+    """Raises: UserError where a demo bundle has the weights of the demo of this version, and
+    another fingerprint. Otherwise it is of another demo, which is not at hand to compare with.
     """
     if bundle.config.model == checkpoint.config and check_weights(bundle, checkpoint).ok:
         raise UserError(

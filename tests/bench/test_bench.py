@@ -131,7 +131,7 @@ def test_transformers_missing_names_the_extra(monkeypatch: pytest.MonkeyPatch) -
         )
 
 
-def test_the_twin_draws_what_the_full_cache_draws() -> None:
+def test_the_twin_generates_what_the_full_cache_generates() -> None:
     prompts, options = ["a red circle", "blue"], dict(seed=3, cfg_scale=2.0)
     before = sorted(compressed().parent.iterdir())
     with full_twin(open_bundle(compressed()), open_checkpoint(checkpoint(TINY))) as twin:

@@ -98,11 +98,11 @@ def test_an_engine_that_computes_something_else_is_seen(
     )
 
 
-def test_speed_is_measured_for_every_batch_that_can_be_drawn(made: Doubles) -> None:
+def test_speed_is_measured_for_every_batch_that_can_be_generated(made: Doubles) -> None:
     said: list[str] = []
     speeds = list(gpu_speed.speeds_of(made.bundle, (1, 2, 9), said.append))
     assert [speed.batch for speed in speeds] == [1, 2]
-    assert "batch 9 not run (the engine draws 1 to 4 images at once" in said[-1]
+    assert "batch 9 not run (the engine generates 1 to 4 images at once" in said[-1]
     assert all(speed.seconds > 0 and speed.memory["caches"] > 0 for speed in speeds)
     assert speeds[0].tokens_per_second == pytest.approx(1000 / speeds[0].ms_per_token)
     with_rates, without = (

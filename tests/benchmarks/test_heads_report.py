@@ -30,12 +30,12 @@ POLICIES = policies(NUM_RANDOM)
 CONTROLS = (mean_of(NUM_RANDOM), SWAPPED, *permutations(NUM_RANDOM))
 
 
-def result(**drawn: list[int]) -> SweepResult:
+def result(**generated: list[int]) -> SweepResult:
     """Losses of 8 scenes that differ much among themselves and little between policies."""
     rng = np.random.default_rng(0)
     base = rng.uniform(0, 1, 8)
     nothing = {"losses": base.tolist(), "kl": [0.0] * 8}
-    cells = [{"policy": "full", "budget": 1.0, "image_slots_mean": 576.0, **nothing, **drawn}]
+    cells = [{"policy": "full", "budget": 1.0, "image_slots_mean": 576.0, **nothing, **generated}]
     for place, policy in enumerate(POLICIES):
         for budget in BUDGETS:
             kl = 0.01 * place + 0.001 / budget + rng.normal(0, 1e-4, 8)
@@ -46,7 +46,7 @@ def result(**drawn: list[int]) -> SweepResult:
                     "budget": budget,
                     "image_slots_mean": 576 * budget,
                     **numbers,
-                    **drawn,
+                    **generated,
                 }
             )
     return SweepResult({"model": "demo"}, cells, {"margin-b0.05": "a larger budget"})
@@ -83,7 +83,7 @@ def test_differences_are_taken_scene_by_scene() -> None:
     assert table(tables, "Not measured") == {"margin-b0.05": ["a larger budget"]}
 
 
-def test_scores_stand_beside_losses_where_images_were_drawn() -> None:
+def test_scores_stand_beside_losses_where_images_were_generated() -> None:
     whole = report(result(ok=[1, 0, 1, 1]), COSTS, GQA, NUM_RANDOM)
     assert whole["tables"][0]["columns"][-4:] == [
         "slots at 0.2",

@@ -29,22 +29,25 @@ CASES = (
 )
 
 
-def test_a_case_is_exported_and_drawn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_case_is_exported_and_generated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(real_size, "CASES", CASES)
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[2]))
     path = tmp_path / "real_size.json"
     measure(CASES[0], tmp_path, path)
     written = json.loads(path.read_text())
-    export, drawn = written["results"]["exports"]["small fp16"], written["results"]["drawings"]
+    export, generated = (
+        written["results"]["exports"]["small fp16"],
+        written["results"]["generations"],
+    )
     assert 50 << 20 < export["peak_bytes"] < 4 << 30 and export["bundle_bytes"] > 1 << 20
-    assert drawn["on use"]["widened_on_use"] and not drawn["at once"]["widened_on_use"]
-    assert drawn["on use"]["cache_bytes"] == drawn["at once"]["cache_bytes"] > 0
+    assert generated["on use"]["widened_on_use"] and not generated["at once"]["widened_on_use"]
+    assert generated["on use"]["cache_bytes"] == generated["at once"]["cache_bytes"] > 0
     assert all(
-        row["ms_per_token"] > 0 and row["seconds_image_decoder"] > 0 for row in drawn.values()
+        row["ms_per_token"] > 0 and row["seconds_image_decoder"] > 0 for row in generated.values()
     )
     assert not (tmp_path / "bundle").exists()
-    exports, drawings = written["results"]["tables"]
-    assert [row[0] for row in drawings["rows"]] == ["at once", "on use"]
+    exports, generations = written["results"]["tables"]
+    assert [row[0] for row in generations["rows"]] == ["at once", "on use"]
     assert exports["rows"][1][:3] == [
         "small int4",
         "original",
@@ -53,8 +56,8 @@ def test_a_case_is_exported_and_drawn(tmp_path: Path, monkeypatch: pytest.Monkey
     assert exports["rows"][1][3:] == [None] * 4, "what was not measured says so"
     assert set(written["results"]["figures"]) >= {
         "export_small_fp16_peak",
-        "draw_on_use_ms",
-        "draw_on_use_peak",
+        "generate_on_use_ms",
+        "generate_on_use_peak",
     }
 
 

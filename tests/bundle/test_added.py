@@ -94,7 +94,8 @@ def test_additions_of_several_processes_are_all_kept(tmp_path: Path) -> None:
         from ssd_export.bundle import open_bundle
         bundle = open_bundle(sys.argv[1])
         for index in range(12):
-            bundle.add_files({f"reports/{sys.argv[2]}-{index}.json": b"{}", "reports/same.json": b"1"})
+            own = f"reports/{sys.argv[2]}-{index}.json"
+            bundle.add_files({own: b"{}", "reports/same.json": b"1"})
     """
     writers = [
         subprocess.Popen([sys.executable, "-c", code, str(path), str(number)], cwd=ROOT)

@@ -1,4 +1,4 @@
-"""A whole calibration: drawing, resuming, determinism, the head map it makes, and export with
+"""A whole calibration: generating, resuming, determinism, the head map it makes, and export with
 it.
 """
 
@@ -77,7 +77,7 @@ def finished(checkpoint: Checkpoint, tmp_path_factory: pytest.TempPathFactory) -
         return run(checkpoint, tmp_path_factory.mktemp("run") / "state")
 
 
-def test_draws_what_transformers_draws(checkpoint: Checkpoint) -> None:
+def test_generates_what_transformers_generates(checkpoint: Checkpoint) -> None:
     """Prompts of different length in one batch, greedy."""
     prompts = ["a red circle", "two green triangles beside the yellow star on white"]
     encoder = prompt_encoder(checkpoint.config, checkpoint.file)

@@ -73,13 +73,13 @@ def test_the_whole_model_is_computed_from_two_numbers_of_layers() -> None:
     def run(num_layers: int) -> dict:
         peaks = {
             "load": 1e9 + num_layers * 1e8,
-            "draw": 1.5e9 + num_layers * 2e8,
+            "generate": 1.5e9 + num_layers * 2e8,
             "measure": 1.2e9 + num_layers * 1.5e8,
         }
         return {"num_layers": num_layers, "seconds": 3.0, "peaks": peaks}
 
     whole = of_all_layers([run(4), run(2)], 24)
-    assert whole == pytest.approx({"load": 3.4e9, "draw": 6.3e9, "measure": 4.8e9})
+    assert whole == pytest.approx({"load": 3.4e9, "generate": 6.3e9, "measure": 4.8e9})
     results = report({"janus-pro-1b": [run(2), run(4)]})
     assert results["figures"] == {"janus-pro-1b-gb": "6.30"}
     assert [row[1] for row in results["tables"][0]["rows"]] == [2, 4, "all 24, computed"]

@@ -164,7 +164,8 @@ def start(phases, *phase):
         os.kill(os.getpid(), signal.SIGINT)
     begin(phases, *phase)
 Phases.start = start
-signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell that runs the tests in the background ignores it
+# A shell that runs the tests in the background ignores it.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 main(["build-engine", *sys.argv[2:]])
 """
 

@@ -305,7 +305,7 @@ def test_export_hands_on_what_was_asked_and_remembers_the_bundle(
 
 
 class FakeGenerator:
-    """Draws gray, and keeps what it was asked for."""
+    """Generates gray, and keeps what it was asked for."""
 
     asked: dict[str, Any] = {}
 
@@ -368,7 +368,7 @@ def generator(monkeypatch: pytest.MonkeyPatch) -> type[FakeGenerator]:
     return FakeGenerator
 
 
-def test_generate_draws_one_image(run: Run, tmp_path: Path, generator: type[FakeGenerator]) -> None:
+def test_generate_makes_one_image(run: Run, tmp_path: Path, generator: type[FakeGenerator]) -> None:
     bundle = open_bundle(small_bundle(tmp_path / "b"))
     done = run("generate", "a red circle", "--bundle", "b", "--seed", "7")
     assert done.code == 0, done.err
@@ -416,7 +416,7 @@ def test_generate_draws_one_image(run: Run, tmp_path: Path, generator: type[Fake
     assert sorted(os.listdir()) == ["b", "out.png"]
 
 
-def test_generate_draws_several_with_tokens_and_previews(
+def test_generate_makes_several_with_tokens_and_previews(
     run: Run, tmp_path: Path, generator: type[FakeGenerator]
 ) -> None:
     small_bundle(tmp_path / "b")
@@ -555,10 +555,10 @@ def test_a_terminal_gets_a_bar(monkeypatch: pytest.MonkeyPatch) -> None:
 
     stream = Terminal()
     with ProgressReport(stream) as progress:
-        progress("drawing", 3, 24)
-        progress("drawing", 24, 24)
+        progress("generating", 3, 24)
+        progress("generating", 24, 24)
     assert (
-        "drawing" in stream.getvalue()
+        "generating" in stream.getvalue()
         and "100%" in stream.getvalue()
         and "\x1b[" in stream.getvalue()
     )

@@ -52,7 +52,7 @@ def test_eval_of_a_policy(run: Run, checkpoint: Path) -> None:
         "overall",
     ]
     assert "0 of 4" in lines[4] and "policy h2o, budget 0.1" in lines[5]
-    assert "drawing 4 images: done in" in done.err
+    assert "generating 4 images: done in" in done.err
     with Image.open("s.png") as sheet:
         assert sheet.width >= 192
 

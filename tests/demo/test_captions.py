@@ -87,7 +87,7 @@ def test_a_caption_outside_the_language_is_refused_with_the_language(caption: st
 
 
 @pytest.mark.parametrize("category", CATEGORIES)
-def test_a_generated_caption_is_read_as_drawn(category: str) -> None:
+def test_a_generated_caption_is_read_as_meant(category: str) -> None:
     rng = np.random.default_rng(5)
     for _ in range(200):
         scene = random_scene(rng, category)

@@ -1,4 +1,4 @@
-"""The recipe in its quick form: it learns, resumes, and its checkpoint draws the same in
+"""The recipe in its quick form: it learns, resumes, and its checkpoint generates the same in
 transformers and here.
 """
 
@@ -56,19 +56,21 @@ def test_quick_recipe_learns(trained: tuple[Path, object]) -> None:
     assert outcome.decoder_levels < DECODER_LEVELS_BOUND, outcome
 
 
-def test_checkpoint_loads_in_transformers_and_draws_the_same(trained: tuple[Path, object]) -> None:
+def test_checkpoint_loads_in_transformers_and_generates_the_same(
+    trained: tuple[Path, object],
+) -> None:
     checkpoint = trained[0] / "checkpoint"
     model = JanusForConditionalGeneration.from_pretrained(checkpoint, dtype=torch.float32).eval()
     prompts = ("a red circle on white",)
     wanted, gap = oracle_tokens(model, train_tokenizer(), prompts, 2.0)
-    drawn = ImageGenerator.from_bundle(bundle(checkpoint, "full", 1.0))(
+    generated = ImageGenerator.from_bundle(bundle(checkpoint, "full", 1.0))(
         prompts, cfg_scale=2.0, temperature=0
     ).tokens
     if gap <= ROUNDING:
         pytest.skip(
             f"needs a training without a tie: on this processor it came to two tokens {gap} apart"
         )
-    np.testing.assert_array_equal(drawn, wanted)
+    np.testing.assert_array_equal(generated, wanted)
 
 
 def test_resumed_training_is_the_same_training(tmp_path: Path) -> None:

@@ -98,7 +98,7 @@ def run_cases(
     return results
 
 
-def drawn_by_python(case: Case, bundle: Path) -> Made:
+def generated_by_python(case: Case, bundle: Path) -> Made:
     with ImageGenerator.from_bundle(bundle) as generator:
         events = list(generator.stream(case.prompts, **case.options))
         cache = generator.cache

@@ -1,4 +1,6 @@
-"""The C++ library draws what Python draws: the same tokens, the same pixels, the same events."""
+"""The C++ library generates what Python generates: the same tokens, the same pixels, the same
+events.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +11,7 @@ import numpy as np
 import pytest
 
 from tests.engines.builds import Builds
-from tests.engines.cases import CASES, Case, Made, checksum, drawn_by_python, run_cases
+from tests.engines.cases import CASES, Case, Made, checksum, generated_by_python, run_cases
 
 pytestmark = pytest.mark.slow
 
@@ -28,21 +30,21 @@ def made(
 @pytest.mark.slow
 @pytest.mark.parametrize("name", CASES)
 def test_tokens_and_pixels_are_pythons(name: str, made: dict[str, Made], bundles: Bundles) -> None:
-    case, drawn = CASES[name], made[name]
-    assert "error" not in drawn.facts, drawn.facts
-    expected = drawn_by_python(case, bundles(case.bundle))
+    case, generated = CASES[name], made[name]
+    assert "error" not in generated.facts, generated.facts
+    expected = generated_by_python(case, bundles(case.bundle))
     assert len(np.unique(expected.tokens)) > 10, "a case whose tokens could not differ"
-    np.testing.assert_array_equal(drawn.tokens, expected.tokens)
-    np.testing.assert_array_equal(drawn.pixels, expected.pixels)
-    assert drawn.facts["cache_bytes"] == expected.facts["cache"].bytes
-    assert drawn.facts["planned_cache_bytes"] == expected.facts["cache"].bytes
-    assert drawn.facts["tokens_dropped"] == expected.facts["cache"].tokens_dropped
-    check_events(case, drawn, expected)
+    np.testing.assert_array_equal(generated.tokens, expected.tokens)
+    np.testing.assert_array_equal(generated.pixels, expected.pixels)
+    assert generated.facts["cache_bytes"] == expected.facts["cache"].bytes
+    assert generated.facts["planned_cache_bytes"] == expected.facts["cache"].bytes
+    assert generated.facts["tokens_dropped"] == expected.facts["cache"].tokens_dropped
+    check_events(case, generated, expected)
 
 
-def check_events(case: Case, drawn: Made, expected: Made) -> None:
+def check_events(case: Case, generated: Made, expected: Made) -> None:
     """An event a row, with the present batch's images, which Python counts from the first on."""
-    events = drawn.facts["events"]
+    events = generated.facts["events"]
     assert [event[0] for event in events] == expected.facts["rows"]
     assert [event[3] for event in events] == [0] * (len(events) - 1) + [1]
     num_rows = len(set(expected.facts["rows"]))

@@ -39,7 +39,7 @@ def installed(build: Builds, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def drawn(bundles: Bundles) -> np.ndarray:
+def generated(bundles: Bundles) -> np.ndarray:
     with ImageGenerator.from_bundle(bundles("ssd-auto")) as generator:
         return np.asarray(generator([PROMPT]).images[0])
 
@@ -89,18 +89,18 @@ def test_examples_are_as_short_as_promised() -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("example", ["generate_c", "generate_cpp"])
 def test_the_examples_write_the_image(
-    example: str, build: Builds, bundles: Bundles, drawn: np.ndarray, tmp_path: Path
+    example: str, build: Builds, bundles: Bundles, generated: np.ndarray, tmp_path: Path
 ) -> None:
     program = build("release") / "examples" / example
     ran = run([program, bundles("ssd-auto"), PROMPT, tmp_path / "out.png"])
     assert ran.returncode == 0, ran.stderr
-    np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / "out.png")), drawn)
+    np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / "out.png")), generated)
     failed = run([program, "/nowhere", PROMPT, tmp_path / "no.png"])
     assert failed.returncode == 1 and failed.stderr.startswith("error: no bundle at /nowhere")
 
 
 @pytest.mark.slow
-def test_the_python_example(bundles: Bundles, drawn: np.ndarray, tmp_path: Path) -> None:
+def test_the_python_example(bundles: Bundles, generated: np.ndarray, tmp_path: Path) -> None:
     ran = run(
         [
             sys.executable,
@@ -113,7 +113,7 @@ def test_the_python_example(bundles: Bundles, drawn: np.ndarray, tmp_path: Path)
         env={**os.environ, "PYTHONPATH": str(ENGINES.parent)},
     )
     assert ran.returncode == 0, ran.stderr
-    np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / "o.png")), drawn)
+    np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / "o.png")), generated)
 
 
 @pytest.mark.slow
@@ -126,7 +126,7 @@ def test_the_preview_grows_in_a_terminal(build: Builds, bundles: Bundles) -> Non
 
 @pytest.mark.slow
 def test_a_project_outside_finds_it_with_cmake(
-    installed: Path, build: Builds, bundles: Bundles, drawn: np.ndarray, tmp_path: Path
+    installed: Path, build: Builds, bundles: Bundles, generated: np.ndarray, tmp_path: Path
 ) -> None:
     shutil.copytree(ENGINES / "examples", tmp_path / "project")
     found = f"-Dssd_runtime_DIR={library_folder(installed) / 'cmake' / 'ssd_runtime'}"
@@ -140,7 +140,7 @@ def test_a_project_outside_finds_it_with_cmake(
         env={**os.environ, "LD_LIBRARY_PATH": onnxruntime_folder(build("release"))},
     )
     assert ran.returncode == 0, ran.stderr
-    np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / "o.png")), drawn)
+    np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / "o.png")), generated)
 
 
 @pytest.mark.slow

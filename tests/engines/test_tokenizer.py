@@ -20,9 +20,9 @@ from tests.engines.cases import run_cases
 # Blocks of Unicode: Latin, Greek, Cyrillic, Armenian, Hebrew, Arabic, Devanagari, Thai, Georgian,
 # Hangul, Vietnamese's, punctuation, currencies, arrows, symbols, Japanese, Chinese, Korean, full
 # width, Deseret, emoji, mathematical letters.
-BLOCKS = """0020-007e 00a0-024f 0370-03ff 0400-052f 0530-058f 0590-05ff 0600-06ff 0900-097f 0e00-0e7f
-10a0-10ff 1100-11ff 1e00-1eff 2000-206f 20a0-20cf 2190-21ff 2600-27bf 3000-30ff 4e00-9fff ac00-d7a3
-ff00-ffef 10400-1044f 1f300-1faff 1d400-1d7ff"""
+BLOCKS = """0020-007e 00a0-024f 0370-03ff 0400-052f 0530-058f 0590-05ff 0600-06ff 0900-097f
+0e00-0e7f 10a0-10ff 1100-11ff 1e00-1eff 2000-206f 20a0-20cf 2190-21ff 2600-27bf
+3000-30ff 4e00-9fff ac00-d7a3 ff00-ffef 10400-1044f 1f300-1faff 1d400-1d7ff"""
 PLAIN = "a red circle above two blue squares don't we'll I'M 3 cats, 42 dogs!"
 CONTROL = [USER, ASSISTANT, BOS, PAD, BEGIN_OF_IMAGE, "<|ref|>", "<cat>"]
 WORDS = [*PLAIN.split(" "), *CONTROL, "\N{SNOWMAN}", "\r\n", "\t"]

@@ -36,7 +36,7 @@ def bundle_of(policy: str = "ssd-row", **changes: object) -> Path:
     )
 
 
-def draw(path: Path, runner: str) -> tuple[np.ndarray, ImageGenerator]:
+def generate(path: Path, runner: str) -> tuple[np.ndarray, ImageGenerator]:
     generator = ImageGenerator.from_bundle(path, runner=runner, num_threads=1)
     return generator(PROMPTS[:2], seed=7).tokens, generator
 
@@ -53,7 +53,7 @@ def test_slots_hold_what_the_policy_says() -> None:
     """The window groups rank by position alone: their slots are those of a float cache."""
     positions = []
     for kv_dtype in ("model", "int8"):
-        _, generator = draw(bundle_of(kv_dtype=kv_dtype), "ort")
+        _, generator = generate(bundle_of(kv_dtype=kv_dtype), "ort")
         positions.append(
             {
                 (layer, index): generator.runner.read_cache(CacheTensor(layer, index, "position"))
@@ -68,7 +68,7 @@ def test_slots_hold_what_the_policy_says() -> None:
 
 @pytest.mark.parametrize("runner", ["ort", "torch"])
 def test_bytes_are_counted_with_their_scales(runner: str) -> None:
-    _, generator = draw(bundle_of(kv_dtype="int8"), runner)
+    _, generator = generate(bundle_of(kv_dtype="int8"), runner)
     config = generator.config
     wanted = 0
     for _, _, group in head_groups(generator.table):
@@ -83,8 +83,8 @@ def test_bytes_are_counted_with_their_scales(runner: str) -> None:
 
 def test_half_precision_models_take_it_too() -> None:
     path = bundle_of(kv_dtype="int8", dtype="fp16")
-    tokens = [draw(path, runner)[0] for runner in ("ort", "torch")]
-    assert all(len(np.unique(drawn)) > 8 for drawn in tokens)
+    tokens = [generate(path, runner)[0] for runner in ("ort", "torch")]
+    assert all(len(np.unique(generated)) > 8 for generated in tokens)
 
 
 def test_int8_weights_and_cache_go_together() -> None:

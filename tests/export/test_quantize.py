@@ -209,14 +209,14 @@ def test_graphs_are_valid_onnx(weights: str, dtype: str) -> None:
 
 
 @pytest.mark.parametrize("weights", FORMATS)
-def test_onnx_runtime_draws_the_same_tokens_as_torch(weights: str) -> None:
+def test_onnx_runtime_generates_the_same_tokens_as_torch(weights: str) -> None:
     opened = open_bundle(quantized_bundle(weights))
-    drawn = []
+    generated = []
     for runner in (OrtRunner(opened, exact=True), TorchRunner.from_bundle(opened, num_threads=1)):
         with ImageGenerator(opened, runner) as generator:
-            drawn.append(generator(PROMPTS[:2], seed=7).tokens)
-    np.testing.assert_array_equal(*drawn)
-    assert len(np.unique(drawn[0])) > 8
+            generated.append(generator(PROMPTS[:2], seed=7).tokens)
+    np.testing.assert_array_equal(*generated)
+    assert len(np.unique(generated[0])) > 8
 
 
 @pytest.mark.parametrize("weights", ["int8", "int4"])
@@ -255,7 +255,7 @@ def test_onnx_runtime_reads_the_codes_as_they_are(weights: str, graph: str, tmp_
 
 
 def test_matrices_without_a_block_keep_their_dtype_and_it_is_said() -> None:
-    """No block divides 40 inputs: the bundle says so, and draws the same on both."""
+    """No block divides 40 inputs: the bundle says so, and generates the same on both."""
     odd = TinyJanus(seed=3, intermediate_size=40)
     path = bundle(checkpoint(odd), "full", 1.0, weights="int4")
     facts = open_bundle(path).config.precision

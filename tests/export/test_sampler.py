@@ -92,14 +92,14 @@ def noise() -> np.ndarray:
 
 
 @pytest.mark.parametrize("top_k", [0, 1, 50, 2048, 2049, 3840, 3841, 4000, 8000, 16_384, 10**6])
-def test_graph_and_torch_draw_the_same_tokens(noise: np.ndarray, top_k: int) -> None:
+def test_graph_and_torch_sample_the_same_tokens(noise: np.ndarray, top_k: int) -> None:
     logits = RNG.normal(0, 1.5, (2 * IMAGES, JANUS_CODEBOOK)).astype(np.float32)
     for step in range(4):
         ours, theirs = draws(logits, noise, step, [Sampling(2.0, 1.0, top_k)] * IMAGES)
         np.testing.assert_array_equal(ours, theirs)
 
 
-def test_each_image_is_drawn_in_its_own_way(noise: np.ndarray) -> None:
+def test_each_image_is_sampled_in_its_own_way(noise: np.ndarray) -> None:
     logits = RNG.normal(0, 1.5, (2 * IMAGES, JANUS_CODEBOOK)).astype(np.float32)
     sampling = [
         Sampling(scale, temperature, top_k)

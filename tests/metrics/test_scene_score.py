@@ -15,7 +15,7 @@ from PIL import Image
 from ssd_export.demo.scenes import CATEGORIES, is_held_out, render
 from ssd_export.errors import UserError
 from ssd_export.metrics.scene_score import (
-    DrawOptions,
+    GenerateOptions,
     draw_scenes,
     judge_image,
     score_scenes,
@@ -61,13 +61,13 @@ def test_a_random_model_scores_zero_and_batches_change_nothing(
     told: list[tuple[str, int, int]] = []
     with ImageGenerator.from_bundle(exported("h2o")) as generator:
         score = score_scenes(
-            generator, scenes, DrawOptions(seed=1, batch=2), lambda *args: told.append(args)
+            generator, scenes, GenerateOptions(seed=1, batch=2), lambda *args: told.append(args)
         )
-        again = score_scenes(generator, scenes, DrawOptions(seed=1, batch=5))
-        greedy = score_scenes(generator, scenes[:1], DrawOptions(temperature=0.0))
+        again = score_scenes(generator, scenes, GenerateOptions(seed=1, batch=5))
+        greedy = score_scenes(generator, scenes[:1], GenerateOptions(temperature=0.0))
     assert score.overall.hits == 0 and len(score.images) == 5
     np.testing.assert_array_equal(score.tokens, again.tokens)
-    assert told[0] == ("drawing 5 images", 1, 72) and told[71] == ("drawing 5 images", 72, 72)
+    assert told[0] == ("generating 5 images", 1, 72) and told[71] == ("generating 5 images", 72, 72)
     assert told[-1] == ("judging", 5, 5)
     facts = score.to_dict()
     assert (

@@ -117,7 +117,7 @@ def test_more_layers_than_config_says(variant: Callable[..., Path]) -> None:
 
 
 def test_what_understanding_needs_is_listed_in_one_line(variant: Callable[..., Path]) -> None:
-    """Images, text and derived buffers have no part in drawing."""
+    """Images, text and derived buffers have no part in generation."""
     path = variant(
         adding(
             "model.vision_model.more.weight",

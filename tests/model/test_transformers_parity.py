@@ -87,7 +87,7 @@ def assert_pixels_equal(
 
 
 @torch.no_grad()
-def draw(model: ImageTokenModel, encoded: EncodedPrompts, cfg_scale: float) -> Tensor:
+def generate(model: ImageTokenModel, encoded: EncodedPrompts, cfg_scale: float) -> Tensor:
     """Greedy tokens [N, 576] with a full cache."""
     ids, lengths = (
         torch.from_numpy(encoded.ids).long(),
@@ -134,7 +134,7 @@ def test_greedy_tokens_and_pixels_equal_transformers(
     assert all(len(set(row)) > 36 for row in expected.tolist())
 
     encoded = prompt_encoder(checkpoint.config, checkpoint.file).encode(PROMPTS, prompt_slots=64)
-    tokens = draw(
+    tokens = generate(
         load(ImageTokenModel(checkpoint.config, text_embedding=True), checkpoint),
         encoded,
         cfg_scale,

@@ -5,7 +5,7 @@ Most of these runs guard against a change and prove nothing of other models: the
 were fitted to FITTED, to exports of 1B in int4 and 7B in fp16 and to the drawings of Janus-Pro-1B's
 shape in docs/measurements/real_size.json (with the constants of small models the plan was 18 to 85
 % above four of them). What the plan is worth, the others of that file say, which were measured
-after the constants were: every export but 1B int4 and 7B fp16, the drawing with 7B in fp16, and
+after the constants were: every export but 1B int4 and 7B fp16, generation with 7B in fp16, and
 four images decoded at once.
 """
 
@@ -19,13 +19,13 @@ from typing import Any
 
 import pytest
 
-from benchmarks.measured_process import measure_drawing, run_measured
+from benchmarks.measured_process import measure_generation, run_measured
 from benchmarks.real_size import CASES, JSON
 from benchmarks.synthetic_checkpoint import write_checkpoint
 from ssd_export.bundle import open_bundle
 from ssd_export.cli.plan import PlanSpec, find_device, plan_of
 from ssd_export.plan.fit import Settings
-from ssd_export.plan.memory import drawing_bytes
+from ssd_export.plan.memory import generation_bytes
 from ssd_export.plan.stages import Plan
 
 pytestmark = pytest.mark.slow
@@ -72,14 +72,14 @@ def test_small_configurations(
     exported = run_measured(["export", "--model", name, "--out", str(bundle), *options])
     assert plan["host"]["export"] == pytest.approx(exported["peak_bytes"], rel=0.1)
     assert plan["disk"]["bundle"] == pytest.approx(of_folder(bundle), rel=0.1)
-    figures = measure_drawing(bundle, ["--tokens", "8", "--threads", "1"])
+    figures = measure_generation(bundle, ["--tokens", "8", "--threads", "1"])
     assert plan["cache"] == figures["cache_bytes"]
-    assert plan["host"]["drawing"] == pytest.approx(figures["peak_bytes"], rel=0.1)
+    assert plan["host"]["generation"] == pytest.approx(figures["peak_bytes"], rel=0.1)
     assert open_bundle(bundle)
 
 
 MEASURED: dict[str, Any] = json.loads((ROOT / JSON).read_text(encoding="utf-8"))
-EXPORTS, DRAWINGS = (MEASURED["results"].get(kind, {}) for kind in ("exports", "drawings"))
+EXPORTS, GENERATIONS = (MEASURED["results"].get(kind, {}) for kind in ("exports", "generations"))
 SHAPES = {case.label: case.shape for case in CASES}
 
 
@@ -101,16 +101,16 @@ def plan_of_row(shape: str, options: str) -> Plan:
     return plan_of(spec, find_device("cpu"), Settings(chosen.get("weights", "none"), 0.2, 1))
 
 
-@pytest.mark.parametrize("label", list(DRAWINGS))
+@pytest.mark.parametrize("label", list(GENERATIONS))
 def test_drawings_of_real_size(label: str) -> None:
-    """With the memory of the machine that drew, or none where weights were widened at once whatever
-    it has.
+    """With the memory of the machine that generated, or none where weights were widened at once
+    whatever it has.
     """
-    row = DRAWINGS[label]
+    row = GENERATIONS[label]
     plan = plan_of_row(SHAPES[row["of"]], EXPORTS[row["of"]]["options"])
     memory = 1 if row["widened_on_use"] else None
     assert plan.cache_bytes == row["cache_bytes"]
-    expected = drawing_bytes(
+    expected = generation_bytes(
         plan.config, plan.sizes, plan.dtype, plan.cache_bytes, row["decoder_batch"], memory
     )
     assert expected == pytest.approx(row["peak_bytes"], rel=0.1)

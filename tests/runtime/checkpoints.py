@@ -1,5 +1,5 @@
-"""Bundles of small random checkpoints, made once a test session, and what transformers draws from
-them.
+"""Bundles of small random checkpoints, made once a test session, and what transformers generates
+from them.
 """
 
 from __future__ import annotations

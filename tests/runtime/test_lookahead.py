@@ -124,7 +124,7 @@ def test_drafts_are_what_was_drawn_else_the_better_neighbor() -> None:
     assert drafts.inputs(np.array([7]), 4).tolist() == [[3, 9, 8, 2]]
 
 
-def test_runners_that_draw_one_token_a_pass_say_so() -> None:
+def test_runners_that_generate_one_token_a_pass_say_so() -> None:
     model = checkpoint(TinyJanus(seed=3, num_kv_heads=2))
     with (
         ImageGenerator.from_bundle(bundle(model, "full", 1.0), num_threads=1) as generator,

@@ -35,19 +35,19 @@ def test_one_copy_of_the_weights_whatever_the_batches(monkeypatch: pytest.Monkey
         )
         return open_session(path, *arguments)
 
-    drawn = []
+    generated = []
     for runner in (large, small):
         monkeypatch.setattr(
             ort_runner, "open_session", opening if runner is large else open_session
         )
         generator = ImageGenerator(opened, runner)
-        drawn.append(
+        generated.append(
             [
                 generator(PROMPTS[:3], max_batch=2, seed=5).tokens,
                 generator(PROMPTS[:1], top_k=3, seed=5).tokens,
             ]
         )
-    for one, all_of_them in zip(*drawn, strict=True):
+    for one, all_of_them in zip(*generated, strict=True):
         np.testing.assert_array_equal(one, all_of_them)
     assert max(map(len, held)) == 1
     assert {name for names in held for name in names} == {

@@ -1,5 +1,5 @@
-"""torch and ONNX Runtime draw the same tokens from the same seed and hold the same tokens in the
-same slots.
+"""torch and ONNX Runtime generate the same tokens from the same seed and hold the same tokens in
+the same slots.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ TINY = TinyJanus(seed=3, num_kv_heads=2)
 NAMED = [name for name in POLICIES if name != "ssd-auto"]
 
 
-def draw(path: object, runner: str, **options: object) -> tuple[np.ndarray, ImageGenerator]:
+def generate(path: object, runner: str, **options: object) -> tuple[np.ndarray, ImageGenerator]:
     generator = ImageGenerator.from_bundle(path, runner=runner, num_threads=1)
     return generator(PROMPTS[:2], **options).tokens, generator
 
@@ -51,7 +51,7 @@ def bundle_of(policy: str, **changes: object) -> object:
 
 def assert_same(path: object, seed: int, **sampling: object) -> None:
     """Tokens and slots of both runners, up to a near tie of an image."""
-    ort, torch = (draw(path, runner, seed=seed, **sampling) for runner in ("ort", "torch"))
+    ort, torch = (generate(path, runner, seed=seed, **sampling) for runner in ("ort", "torch"))
     bundle = ort[1].bundle
     batch = PromptBatches.from_bundle(bundle)(
         PROMPTS[:2], bundle_sampling(bundle).changed(**sampling), seed
@@ -119,13 +119,13 @@ def test_top_k_keeps_the_likeliest_on_both() -> None:
     path = bundle_of("h2o")
     options = {"seed": 3, "top_k": 5}
     np.testing.assert_array_equal(
-        draw(path, "ort", **options)[0], draw(path, "torch", **options)[0]
+        generate(path, "ort", **options)[0], generate(path, "torch", **options)[0]
     )
-    assert (draw(path, "ort", seed=3)[0] != draw(path, "ort", **options)[0]).any(), (
+    assert (generate(path, "ort", seed=3)[0] != generate(path, "ort", **options)[0]).any(), (
         "top-k changed nothing"
     )
     np.testing.assert_array_equal(
-        draw(path, "ort", seed=3, top_k=1)[0], draw(path, "ort", temperature=0)[0]
+        generate(path, "ort", seed=3, top_k=1)[0], generate(path, "ort", temperature=0)[0]
     )
 
 
@@ -134,7 +134,7 @@ def test_budget_one_equals_full(policy: str) -> None:
     model = checkpoint(TINY)
     path = bundle(model, policy, 1.0, head_map=str(head_map_file(model)))
     np.testing.assert_array_equal(
-        draw(path, "ort", seed=1)[0], draw(bundle_of("full"), "ort", seed=1)[0]
+        generate(path, "ort", seed=1)[0], generate(bundle_of("full"), "ort", seed=1)[0]
     )
 
 
@@ -146,10 +146,10 @@ def test_an_image_does_not_depend_on_its_batch() -> None:
 
 
 @pytest.mark.parametrize("dtype", ["fp16", "bf16"])
-def test_half_precision_bundles_draw(dtype: str) -> None:
+def test_half_precision_bundles_generate(dtype: str) -> None:
     """torch runs both on the CPU; ONNX Runtime fp16, its logits within tolerance of torch's."""
     path = bundle_of("ssd-row", dtype=dtype)
-    torch_tokens, torch = draw(path, "torch", seed=1)
+    torch_tokens, torch = generate(path, "torch", seed=1)
     assert len(np.unique(torch_tokens)) > 8
     if dtype == "fp16":
         ort = ImageGenerator.from_bundle(path)

@@ -39,15 +39,15 @@ def test_a_checkpoint_s_modules_generate_what_its_bundle_does() -> None:
     table, source = opened.config.policy, open_checkpoint(folder)
     assert any(order != tuple(sorted(order)) for order in table.head_order), "nothing is permuted"
     model = PermutedHeads(load_model(source), table)
-    drawn = []
+    generated = []
     for runner in (
         TorchRunner(model, load_image_decoder(source), table),
         TorchRunner.from_bundle(opened, num_threads=1),
     ):
         with ImageGenerator(opened, runner) as generator:
-            drawn.append(generator(PROMPTS[:2], seed=7))
-    np.testing.assert_array_equal(drawn[0].tokens, drawn[1].tokens)
-    for ours, theirs in zip(drawn[0].images, drawn[1].images, strict=True):
+            generated.append(generator(PROMPTS[:2], seed=7))
+    np.testing.assert_array_equal(generated[0].tokens, generated[1].tokens)
+    for ours, theirs in zip(generated[0].images, generated[1].images, strict=True):
         np.testing.assert_array_equal(np.asarray(ours), np.asarray(theirs))
 
 

@@ -1,5 +1,5 @@
-"""The exported graphs in ONNX Runtime draw transformers' own tokens: full cache, fp32, greedy, 576
-of 576.
+"""The exported graphs in ONNX Runtime generate transformers' own tokens: full cache, fp32, greedy,
+576 of 576.
 """
 
 from __future__ import annotations
@@ -46,9 +46,9 @@ def test_greedy_tokens_equal_transformers(
     wanted, gap = oracle_tokens(build_model(tiny), tokenizer, PROMPTS, cfg_scale)
     path = bundle(checkpoint(tiny, layout, sharded), "full", 1.0)
     with ImageGenerator.from_bundle(path) as generator:
-        drawn = generator(PROMPTS, num_images=3, cfg_scale=cfg_scale, temperature=0).tokens
+        generated = generator(PROMPTS, num_images=3, cfg_scale=cfg_scale, temperature=0).tokens
     assert gap > GAP * cfg_scale, (
         f"the two likeliest tokens differ by {gap}: choose another seed, this one proves nothing"
     )
     assert len(np.unique(wanted)) > 24, "too few different tokens to prove anything"
-    np.testing.assert_array_equal(drawn, np.repeat(np.asarray(wanted), 3, axis=0))
+    np.testing.assert_array_equal(generated, np.repeat(np.asarray(wanted), 3, axis=0))

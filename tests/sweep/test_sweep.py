@@ -135,8 +135,8 @@ def test_a_sweep_of_any_other_model_compares_with_its_full_cache(tmp_path: Path)
 
 
 def test_variants_and_the_loss_alone(checkpoint: Path, tmp_path: Path) -> None:
-    """No captions: nothing is exported or drawn, so the control without a limit on groups has a row
-    too.
+    """No captions: nothing is exported or generated, so the control without a limit on groups has a
+    row too.
     """
     config = open_checkpoint(checkpoint).config
     options = menu(config.grid)
@@ -187,7 +187,7 @@ def test_variants_and_the_loss_alone(checkpoint: Path, tmp_path: Path) -> None:
             )
         )
     write_transformers_checkpoint(tmp_path / "m", TinyJanus(num_layers=1))
-    with pytest.raises(UserError, match="is compared by what it draws; use 300"):
+    with pytest.raises(UserError, match="is compared by what it generates; use 300"):
         run_sweep(spec_of(tmp_path / "m", tmp_path / "t", num_prompts=0))
 
 
@@ -216,14 +216,14 @@ def test_what_matters_most_comes_first(tmp_path: Path) -> None:
 def test_an_interrupted_part_is_absent_and_what_was_finished_makes_a_table(
     checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    drawn = sweep.CellRunner._drawn
+    generated = sweep.CellRunner._generated
 
     def interrupt(self: sweep.CellRunner, part: Part, *rest: object) -> dict[str, object]:
         if part.policy == "h2o":
             raise KeyboardInterrupt
-        return drawn(self, part, *rest)
+        return generated(self, part, *rest)
 
-    monkeypatch.setattr(sweep.CellRunner, "_drawn", interrupt)
+    monkeypatch.setattr(sweep.CellRunner, "_generated", interrupt)
     spec = spec_of(checkpoint, tmp_path / "s", policies=("full", "h2o"), num_prompts=1)
     with pytest.raises(UserError, match="holds nothing yet of the full cache"):
         write_report(spec, finished_part(spec))
@@ -334,7 +334,7 @@ def test_names_of_a_plot_stand_apart_and_in_order() -> None:
     assert np.diff(spread([0.5] * 40, 0.1)).min() == pytest.approx(1 / 40)
 
 
-def test_a_policy_far_below_is_named_and_not_drawn() -> None:
+def test_a_policy_far_below_is_named_and_not_run() -> None:
     def row(policy: str, budget: float, share: float) -> dict[str, object]:
         score = {"share": share, "low": share - 0.01, "high": share + 0.01}
         return {

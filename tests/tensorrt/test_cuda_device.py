@@ -48,7 +48,7 @@ USED = {
 
 @pytest.fixture
 def calls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, tuple[Any, ...]]:
-    """The first call of every driver function while an image is drawn, and of what only errors
+    """The first call of every driver function while an image is generated, and of what only errors
     call.
     """
     made = doubles(monkeypatch, copied_bundle(tmp_path))

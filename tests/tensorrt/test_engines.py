@@ -246,7 +246,8 @@ BOARD = """
 import sys
 class Absent:
     def find_spec(self, name, path=None, target=None):
-        if name.split(".")[0] in {"torch", "onnx", "onnx_ir", "onnxruntime", "safetensors", "tokenizers", "PIL", "triton"}:
+        if name.split(".")[0] in {"torch", "onnx", "onnx_ir", "onnxruntime", "safetensors",
+                                  "tokenizers", "PIL", "triton"}:
             raise ImportError(name)
 sys.meta_path.insert(0, Absent())
 from pathlib import Path

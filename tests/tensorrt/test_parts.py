@@ -164,7 +164,8 @@ import ctypes, sys
 from ssd_export.tensorrt.allocator import return_large_buffers
 from ssd_export.machine import resident_bytes
 libc = ctypes.CDLL(None)
-libc.malloc.restype, libc.malloc.argtypes, libc.free.argtypes = ctypes.c_void_p, [ctypes.c_size_t], [ctypes.c_void_p]
+libc.malloc.restype, libc.malloc.argtypes = ctypes.c_void_p, [ctypes.c_size_t]
+libc.free.argtypes = [ctypes.c_void_p]
 if sys.argv[1] == "on":
     assert return_large_buffers()
 SIZE = 20 << 20

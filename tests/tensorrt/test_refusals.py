@@ -131,7 +131,7 @@ def test_a_batch_outside_the_profile(tmp_path: Path, monkeypatch: pytest.MonkeyP
     made = doubles(monkeypatch, copied_bundle(tmp_path), images=(2, 2, 4))
     with made.generator() as generator:
         message = refused(lambda: generator(PROMPTS[:1]))
-        assert "draws 2 to 4 images at once, not 1" in message and "--batch 1:2:4" in message
+        assert "generates 2 to 4 images at once, not 1" in message and "--batch 1:2:4" in message
 
 
 def test_top_k_without_its_engines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -243,11 +243,14 @@ import subprocess
 import sys
 class Absent:
     def find_spec(self, name, path=None, target=None):
-        if name.split(".")[0] in {"torch", "onnx", "onnx_ir", "onnxruntime", "onnxscript", "safetensors", "triton",
-                                  "transformers", "matplotlib", "huggingface_hub", "ml_dtypes"}:
+        if name.split(".")[0] in {
+            "torch", "onnx", "onnx_ir", "onnxruntime", "onnxscript", "safetensors", "triton",
+            "transformers", "matplotlib", "huggingface_hub", "ml_dtypes",
+        }:
             raise ImportError(name)
 sys.meta_path.insert(0, Absent())
-import ssd_export.tensorrt.runner, ssd_export.runtime.generate, ssd_export.runtime.images, ssd_export.cli.progress
+import ssd_export.tensorrt.runner, ssd_export.runtime.generate
+import ssd_export.runtime.images, ssd_export.cli.progress
 from ssd_export.tensorrt import runner as trt_runner
 trt_runner.gpu_here = lambda: None
 from ssd_export.cli.main import main
@@ -255,7 +258,7 @@ main(["generate", "a red circle", "--runner", "trt", "--bundle", sys.argv[1], "-
 """
 
 
-def test_a_board_draws_without_the_exporter_s_packages(tmp_path: Path) -> None:
+def test_a_board_generates_without_the_exporter_s_packages(tmp_path: Path) -> None:
     """numpy, click, rich, pillow, tokenizers, TensorRT and cuda-python are what
     docs/how-to/deploy-jetson.md asks for.
     """

@@ -1,5 +1,5 @@
-"""The trt runner draws the ort runner's tokens, over doubles of CUDA and TensorRT that execute and
-check every run.
+"""The trt runner generates the ort runner's tokens, over doubles of CUDA and TensorRT that execute
+and check every run.
 
 What only a GPU can show is in benchmarks/gpu_report.py: TensorRT's own arithmetic, real
 graphs, speed.
@@ -81,7 +81,7 @@ def test_tensorrt_itself_and_greedy_fp16(tmp_path: Path, monkeypatch: pytest.Mon
 
 
 @pytest.mark.parametrize("policy", ["ssd-row", "full"])
-def test_the_bundle_s_own_form_draws_the_same(
+def test_the_bundle_s_own_form_generates_the_same(
     policy: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert_same_image(
@@ -134,7 +134,7 @@ def test_a_grid_row_waits_for_nothing(tmp_path: Path, monkeypatch: pytest.Monkey
         assert after.count("cuMemcpyDtoHAsync") <= 2 or row == GRID.width - 1, "tokens and logits"
         assert (event.tokens[:, : (event.row + 1) * GRID.width].any(axis=1)).all()
         assert not event.tokens[:, (event.row + 1) * GRID.width :].any(), (
-            "the row to come is not drawn yet"
+            "the row to come is not generated yet"
         )
     assert set(generator.runner.graph_nodes()) == {STEP, RELEASE_AND_STEP}, "two graphs serve all"
     assert made.cuda.names().count("cuStreamBeginCapture") == 2
@@ -160,10 +160,10 @@ def test_images_are_generated_from_any_thread(
     wanted, _ = ort_tokens(made.path, seed=9)
     generator = made.generator()
     with ThreadPoolExecutor(1) as first, ThreadPoolExecutor(1) as second:
-        drawn = first.submit(generator, PROMPTS[:2], seed=9).result()
+        generated = first.submit(generator, PROMPTS[:2], seed=9).result()
         again = second.submit(generator, PROMPTS[:2], seed=9).result()
         second.submit(generator.runner.close).result()
-    np.testing.assert_array_equal(drawn.tokens, wanted)
+    np.testing.assert_array_equal(generated.tokens, wanted)
     np.testing.assert_array_equal(again.tokens, wanted)
     assert not made.cuda.alive and not made.cuda.faults and made.cuda.used_bytes == 0
 
@@ -210,15 +210,15 @@ def test_step_by_step_equals_row_by_row(tmp_path: Path, monkeypatch: pytest.Monk
     np.testing.assert_array_equal(generator(PROMPTS[:2], seed=2).tokens, wanted)
 
 
-def test_images_beyond_the_engine_s_batch_are_drawn_in_parts(
+def test_images_beyond_the_engine_s_batch_are_generated_in_parts(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made = doubles(monkeypatch, copied_bundle(tmp_path), images=(1, 1, 2))
     wanted = ImageGenerator.from_bundle(made.path, num_threads=1)(PROMPTS, seed=5)
     with made.generator() as generator:
-        drawn = generator(PROMPTS, seed=5)
-    np.testing.assert_array_equal(drawn.tokens, wanted.tokens)
-    for ours, theirs in zip(drawn.images, wanted.images, strict=True):
+        generated = generator(PROMPTS, seed=5)
+    np.testing.assert_array_equal(generated.tokens, wanted.tokens)
+    for ours, theirs in zip(generated.images, wanted.images, strict=True):
         np.testing.assert_array_equal(np.asarray(ours), np.asarray(theirs))
     assert made.cuda.names().count("cuMemAlloc") == 5, (
         "the weights once, and for each batch size its buffers and its seeds"

@@ -104,7 +104,7 @@ def read_original_config(file: ConfigFile, shapes: Shapes) -> ModelConfig:
     """ModelConfig from the original config.json, with the defaults that it leaves out."""
     if "gen_vision_config" not in file.values:
         raise UserError(
-            f"{file.path} has no gen_vision_config, so it draws no images: give a {TITLE}"
+            f"{file.path} has no gen_vision_config, so it generates no images: give a {TITLE}"
             " checkpoint"
         )
     aligner = file.section("gen_aligner_config").section("params")
