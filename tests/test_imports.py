@@ -40,7 +40,13 @@ ROOMS: dict[str, set[str]] = {
     "report": {"bundle", "runtime"},
     "metrics": {"cache", "demo", "model", "policy", "runtime"},
 }
-ABOVE = {"verify", "bench", "sweep", "serve"}  # may import every room but each other
+ABOVE = {
+    "verify",
+    "bench",
+    "sweep",
+    "serve",
+    "prompt_files",
+}  # may import every room but each other
 TOP = {"cli"}  # imported by nothing
 TORCH_FREE = ("bundle", "cli", "plan", "policy", "runtime", "tensorrt", *sorted(GROUND))
 NEEDS_TORCH = {"runtime/torch_runner.py"}

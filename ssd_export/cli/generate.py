@@ -33,6 +33,7 @@ class GenerateSpec:
     """What to generate and where to write it; None leaves a number to the bundle or the runner."""
 
     prompts: tuple[str, ...]
+    prompt_file: Path | None
     negative_prompt: str
     bundle: Path | None
     runner: str
@@ -44,7 +45,7 @@ class GenerateSpec:
     temperature: float | None
     top_k: int
     greedy: bool
-    out: Path
+    out: Path | None
     save_tokens: Path | None
     preview: Path | None
     batch: int
@@ -71,7 +72,8 @@ class GenerateSpec:
 
 
 @verb(
-    options.prompts,
+    options.prompts_or_file,
+    options.prompt_file,
     options.negative_prompt,
     options.bundle.but(help=f"The bundle to generate from.  {options.LATEST}"),
     options.runner,
@@ -91,11 +93,10 @@ class GenerateSpec:
     options.top_k,
     options.greedy,
     options.out.but(
-        default=Path("out.png"),
-        metavar="FILE.png",
+        metavar="FILE.png|DIR",
         help=(
             "The image; several make a sheet here and out-000.png, out-001.png, ... beside it,"
-            " each written as soon as it is done."
+            " each written as soon as it is done.  [default: out.png; with --prompts: out]"
         ),
     ),
     options.save_tokens,
@@ -105,15 +106,27 @@ class GenerateSpec:
     options.lookahead,
     options.force_memory,
 )
-def command(**asked: Any) -> None:
-    """Generate an image for each PROMPT.
+def command(**asked: Any) -> int | None:
+    """Generate an image for each PROMPT, or for each line of a file.
 
     From a bundle that `ssd-export export` wrote. The PNG carries what it was made from as text
-    chunks.
+    chunks. With --prompts, images that fail are listed and the exit code is then 3.
     """
     spec = GenerateSpec(**asked)
+    if bool(spec.prompts) == (spec.prompt_file is not None):
+        raise click.UsageError("give each PROMPT here, or all of them with --prompts FILE")
     _check_numbers(spec)
-    _check_places(spec)
+    if spec.prompt_file is not None:
+        from ssd_export.cli.generate_file import generate_file
+
+        return generate_file(spec, spec.prompt_file)
+    _generate_prompts(spec, spec.out or Path("out.png"))
+    return None
+
+
+def _generate_prompts(spec: GenerateSpec, out: Path) -> None:
+    """Images of the prompts of the command line."""
+    _check_places(spec, out)
 
     from ssd_export.bundle import CHECKING, read_config, resolve_bundle
     from ssd_export.cli.progress import ProgressReport
@@ -123,8 +136,8 @@ def command(**asked: Any) -> None:
 
     kind, path = find_runner(spec.runner), resolve_bundle(spec.bundle)
     provider = kind.provider(spec.provider)
-    for line in _what_is_asked(path, read_config(path), kind, provider, spec.prompts):
-        _note(line)
+    for line in what_is_asked(path, read_config(path), kind, provider, spec.prompts):
+        note(line)
 
     def check(opened: Bundle) -> None:
         if kind.memory_is_known and provider == "cpu" and not spec.force_memory:
@@ -136,8 +149,8 @@ def command(**asked: Any) -> None:
             path, spec.runner, provider, spec.threads, check, progress
         ) as generator,
     ):
-        _note(_threads_line(generator))
-        event, paths, seconds = _generate(generator, spec, progress)
+        note(threads_line(generator))
+        event, paths, seconds = _generate(generator, spec, out, progress)
         speed = event.tokens.size / seconds
         click.echo(
             f"{paths[0]}: {_images(spec.total_images)} in {seconds:.2f} s ({speed:,.0f} tokens/s),"
@@ -165,19 +178,19 @@ def _lookahead_of(text: str) -> int:
     return int(text)
 
 
-def _check_places(spec: GenerateSpec) -> None:
+def _check_places(spec: GenerateSpec, out: Path) -> None:
     """Everything that will be written can be: found out before the work."""
     from ssd_export.files import check_file, make_folder
     from ssd_export.runtime.images import check_images
 
-    check_images(spec.out, spec.total_images)
+    check_images(out, spec.total_images)
     if spec.save_tokens is not None:
         check_file(spec.save_tokens)
     if spec.preview is not None:
         make_folder(spec.preview)
 
 
-def _what_is_asked(
+def what_is_asked(
     path: Path, config: BundleConfig, kind: RunnerKind, provider: str, prompts: Sequence[str]
 ) -> list[str]:
     """What will be generated from, by whom, and what the model cannot be asked for: said before the
@@ -195,21 +208,22 @@ def _what_is_asked(
     return lines + (outside(prompts) if speaks_demo(config.model) else [])
 
 
-def _threads_line(generator: ImageGenerator) -> str:
+def threads_line(generator: ImageGenerator) -> str:
+    """How many threads compute."""
     count = generator.runner.num_threads
     threads = "all cores" if count == 0 else "1 thread" if count == 1 else f"{count} threads"
     return f"{threads} of the CPU"
 
 
 def _generate(
-    generator: ImageGenerator, spec: GenerateSpec, progress: Any
+    generator: ImageGenerator, spec: GenerateSpec, out: Path, progress: Any
 ) -> tuple[RowEvent, list[Path], float]:
     """The last event, the images' paths, the sheet first, and the seconds without the sheet.
 
     Images, their tokens and previews are written on the way: whatever ends this leaves those that
     are done.
     """
-    writer = _writer(generator, spec)
+    writer = _writer(generator, spec, out)
     began, num_saved = time.perf_counter(), 0
     try:
         for count, event in enumerate(
@@ -230,13 +244,13 @@ def _generate(
                 _save_tokens(spec.save_tokens, event.tokens[:num_saved])
     except BaseException:
         if writer.written:
-            _note(_what_is_done(writer.written, spec.total_images))
+            note(_what_is_done(writer.written, spec.total_images))
         raise
     seconds = time.perf_counter() - began
     return event, writer.finish(event.images or []), seconds
 
 
-def _writer(generator: ImageGenerator, spec: GenerateSpec) -> ImageWriter:
+def _writer(generator: ImageGenerator, spec: GenerateSpec, out: Path) -> ImageWriter:
     from ssd_export.runtime.images import ImageWriter
 
     shared = _provenance(generator, spec)
@@ -244,7 +258,7 @@ def _writer(generator: ImageGenerator, spec: GenerateSpec) -> ImageWriter:
     texts = [
         {"prompt": prompt, "image": str(index), **shared} for index, prompt in enumerate(every)
     ]
-    return ImageWriter(spec.out, texts, {"prompt": "\n".join(spec.prompts), **shared})
+    return ImageWriter(out, texts, {"prompt": "\n".join(spec.prompts), **shared})
 
 
 def _provenance(generator: ImageGenerator, spec: GenerateSpec) -> Mapping[str, str]:
@@ -301,7 +315,7 @@ def _images(count: int) -> str:
     return "1 image" if count == 1 else f"{count} images"
 
 
-def _note(line: str) -> None:
+def note(line: str) -> None:
     """A line on stderr; one that cannot be written ends nothing."""
     with suppress(OSError, ValueError):
         click.echo(line, err=True)

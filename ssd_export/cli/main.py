@@ -1,8 +1,9 @@
 """The ssd-export command: finds the verb, turns failures into one line and an exit code.
 
 0 done; 1 an error that the user can mend (`error: ...` on stderr), or a bug (traceback); 2 wrong
-usage; 130 interrupted, 143 terminated: what a shell calls 128 + signal. A verb's module imports
-torch, onnx and the like inside its function, so that --help is instant.
+usage; 3 some images of a file of prompts failed, the others are made; 130 interrupted, 143
+terminated: what a shell calls 128 + signal. A verb's module imports torch, onnx and the like inside
+its function, so that --help is instant.
 """
 
 from __future__ import annotations

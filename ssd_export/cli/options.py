@@ -34,6 +34,18 @@ model = option(
     ),
 )
 bundle = option("--bundle", type=FILE, metavar="DIR", help=f"The bundle.  {LATEST}")
+prompts_or_file = Argument(("prompts",), {"nargs": -1, "metavar": "[PROMPT...]"})
+prompt_file = option(
+    "--prompts",
+    "prompt_file",
+    type=FILE,
+    metavar="FILE",
+    help=(
+        "Prompts from a .txt (one a line), .csv or .jsonl file, whose lines may have their own"
+        " negative_prompt, seed, cfg_scale, temperature and top_k. --out is then a folder: images"
+        " and results.jsonl, from which the same command goes on."
+    ),
+)
 prompts = Argument(("prompts",), {"nargs": -1, "required": True, "metavar": "PROMPT..."})
 
 # Who computes

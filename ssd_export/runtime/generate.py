@@ -286,20 +286,26 @@ class ImageGenerator:
         self,
         requests: Sequence[ImageRequest],
         wants_preview: Callable[[int, int], bool] = lambda place, row: False,
+        image_done: ImageDone = lambda place, image: None,
     ) -> Generator[RequestRow, None, None]:
         """Generates one batch, each image with its own prompt, sampling and random numbers.
 
-        Args: requests: at most runner.max_images; wants_preview: of (place in the batch, row).
+        Args: requests: at most runner.max_images; wants_preview: of (place in the batch, row);
+        image_done: called with the place of each image, and the image, as soon as its pixels are
+        there.
         Raises: UserError as stream.
         """
         with self.turns.take() as turn:
             batch = self._batches.of_requests(requests)
-            last, everywhere = self.config.grid.height - 1, list(range(len(requests)))
+            last, everywhere = self.config.grid.height - 1, range(len(requests))
             for row, cache in self._rows(batch):
-                tokens = self.runner.tokens()
-                places = [place for place in everywhere if row == last or wants_preview(place, row)]
-                make = self._previews if row < last else lambda tokens, *_: self._images(tokens, 1)
-                images = dict(zip(places, make(tokens[places], row, 1))) if places else {}
+                tokens, images = self.runner.tokens(), {}
+                if row == last:
+                    for place, image in enumerate(self._images(tokens, 1)):
+                        images[place] = image
+                        image_done(place, image)
+                elif places := [place for place in everywhere if wants_preview(place, row)]:
+                    images = dict(zip(places, self._previews(tokens[places], row, 1)))
                 with turn.suspended():
                     yield RequestRow(row, tokens, images, cache)
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import BinaryIO
 
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
@@ -93,7 +94,12 @@ def write_png(path: Path, image: Image.Image, text: Mapping[str, str]) -> None:
     """Writes a PNG with a text chunk for each key, whole or not at all. Raises: UserError as
     write_file.
     """
+    write_file(path, lambda file: write_png_to(file, image, text))
+
+
+def write_png_to(file: BinaryIO, image: Image.Image, text: Mapping[str, str]) -> None:
+    """Writes a PNG with a text chunk for each key to an open file."""
     chunks = PngInfo()
     for key, value in text.items():
         chunks.add_text(key, value)
-    write_file(path, lambda file: image.save(file, format="PNG", pnginfo=chunks))
+    image.save(file, format="PNG", pnginfo=chunks)
