@@ -4,7 +4,7 @@ them on all layers.
     python -m benchmarks.calibration_memory --shape janus-pro-1b --layers 1,3
     python -m benchmarks.calibration_memory --shape janus-pro-7b --layers 1,2
 
-Each number of layers is a random fp16 checkpoint and a process of its own, which goes through the
+Each number of layers is a random fp16 checkpoint and a separate process, which goes through the
 stages of the command with prompts as long as they may be: load the model; generate the first tokens
 of as many images as are generated together (the cache has all its slots from the beginning);
 measure one image, every option of the menu, one backward pass (`--costs fisher`, the default of
@@ -95,7 +95,7 @@ def _peak_of_stage() -> int:
 
 
 def measure_layers(shape: str, num_layers: int, where: Path | None) -> dict[str, Any]:
-    """measure_stages in a process of its own, on a checkpoint that is gone afterwards."""
+    """measure_stages in a separate process, on a checkpoint that is gone afterwards."""
     from benchmarks.synthetic_checkpoint import write_checkpoint
 
     with tempfile.TemporaryDirectory(dir=where) as folder:

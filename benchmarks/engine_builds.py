@@ -6,7 +6,7 @@ resident memory by phase.
     python cli.py export --model CHECKPOINT --head-map janus-pro-1b --dtype fp16 --weights int4
     --out INT4 python -m benchmarks.engine_builds FP16 INT4
 
-Every build runs in a process of its own; bundles stay as they are. fp16 is built twice: with its
+Every build runs in a separate process; bundles stay as they are. fp16 is built twice: with its
 matrices as inputs, as build-engine does, and with them in the engine. Bounds: int4 under 60 s and 3
 GB, fp16 under 120 s and 8.5 GB.
 """
@@ -52,7 +52,7 @@ T = TypeVar("T")
 
 
 def measure_build(bundle: Path, target: str, batch: str, shared: bool) -> dict[str, Any]:
-    """Builds one engine and throws it away, in this process: run it in one of its own."""
+    """Builds one engine and throws it away, in this process: run it in a separate one."""
     plan = plan_build(BuildSpec(bundle, target, plugin="off", batch=Batch.parse(batch)))
     plan = replace(plan, target=replace(plan.target, shared_weights=shared))
     return_large_buffers()

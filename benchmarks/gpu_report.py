@@ -129,7 +129,7 @@ def say(what: str) -> None:
 
 
 def check_kernel_here() -> dict[str, Any]:
-    """In a process of its own, so that a fault of the kernel ends that process."""
+    """In a separate process, so that a fault of the kernel ends that process."""
     run = subprocess.run(KERNEL_CHECK, capture_output=True, text=True, check=False)
     lines = run.stdout.splitlines()
     if not lines:

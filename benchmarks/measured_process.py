@@ -1,4 +1,4 @@
-"""One export or one generation in a process of its own: seconds and the peak of resident memory.
+"""One export or one generation in a separate process: seconds and the peak of resident memory.
 
     python -m benchmarks.measured_process BUNDLE --tokens 24 [--widen on-use|at-once]
     [--decoder-batch 4]
@@ -38,7 +38,7 @@ finally:
 
 
 def run_measured(arguments: Sequence[str]) -> dict[str, float]:
-    """Runs the command line in a process of its own: {"seconds", "peak_bytes"}. Raises: SystemExit
+    """Runs the command line in a separate process: {"seconds", "peak_bytes"}. Raises: SystemExit
     where it fails.
     """
     with tempfile.TemporaryDirectory() as folder:
@@ -88,7 +88,7 @@ def process_bytes() -> int:
 
 
 def answer_of(arguments: Sequence[str], may_fail: bool = False) -> dict[str, Any]:
-    """The JSON that the command line prints, run in a process of its own. Raises: SystemExit where
+    """The JSON that the command line prints, run in a separate process. Raises: SystemExit where
     it fails and may not.
     """
     program = "from ssd_export.cli.main import main; main()"

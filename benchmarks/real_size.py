@@ -4,7 +4,7 @@
 
 Random checkpoints of the published shapes and their bundles are written to FOLDER, one bundle at a
 time; with 7B that takes 28 GB of disk and 15 GB of memory. With --only the other rows stay as they
-were measured. Every export and every generation is a process of its own (measured_run.py) with one
+were measured. Every export and every generation is a separate process (measured_run.py) with one
 thread: two wait for each other where anything else runs.
 """
 

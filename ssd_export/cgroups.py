@@ -21,7 +21,7 @@ LIMIT_FILES = {
     "memory": {1: "memory.limit_in_bytes", 2: "memory.max"},
     "cpu": {1: "cpu.cfs_quota_us", 2: "cpu.max"},
 }
-STAT_PREFIX = {1: "total_", 2: ""}  # v1 counts the groups below under names of their own
+STAT_PREFIX = {1: "total_", 2: ""}  # v1 counts the groups below under other names
 DIRTY = {1: ("dirty", "writeback"), 2: ("file_dirty", "file_writeback")}
 
 

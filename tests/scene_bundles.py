@@ -73,19 +73,19 @@ def exported(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Expo
 
 @pytest.fixture(scope="session")
 def change_config() -> Callable[[Path, Callable[[dict], None]], None]:
-    """Edits ssd_config.json of a bundle, and vouches for it."""
+    """Edits ssd_config.json of a bundle, and rewrites its manifest."""
 
     def change(bundle: Path, edit: Callable[[dict], None]) -> None:
         path = bundle / "ssd_config.json"
         values = json.loads(path.read_text())
         edit(values)
         path.write_text(json.dumps(values))
-        vouch(bundle)
+        rewrite_manifest(bundle)
 
     return change
 
 
-def vouch(bundle: Path) -> None:
+def rewrite_manifest(bundle: Path) -> None:
     """Rewrites the manifest, as somebody would who changes a bundle on purpose or exports it with a
     fault.
     """
@@ -100,5 +100,5 @@ def vouch(bundle: Path) -> None:
 
 
 @pytest.fixture(scope="session")
-def vouched() -> Callable[[Path], None]:
-    return vouch
+def manifest_rewriter() -> Callable[[Path], None]:
+    return rewrite_manifest

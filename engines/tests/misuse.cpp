@@ -1,4 +1,4 @@
-// What a program may do wrong or at an awkward moment, each a test of its own; prints what failed.
+// What a program may do wrong or at an awkward moment, a test each; prints the failures.
 //
 //   ssd_misuse BUNDLE [NAME...]
 //

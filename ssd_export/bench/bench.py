@@ -1,7 +1,7 @@
 """Speed and memory of bundles beside two baselines in one run: transformers, and the full cache in
 the same runner.
 
-Every figure is measured in a process of its own (bench_process.py), one after the other; the
+Every figure is measured in a separate process (bench_process.py), one after the other; the
 machine's rates first, so that each row can say which share of the roofline it reaches. Whole images
 are generated in turns, all caches in one process. Ratios and shares are of the time that passed;
 with one CPU thread of its CPU time, which on a quiet machine is the same and on a busy one still

@@ -1,4 +1,4 @@
-"""A measurement of bench in a process of its own, so that its peak memory and its threads are its
+"""A measurement of bench in a separate process, so that its peak memory and its threads are its
 own.
 """
 

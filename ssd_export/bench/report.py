@@ -52,7 +52,7 @@ def _images_note(rounds: int) -> str:
 
 
 _MEMORY_NOTE = (
-    "Each row is a process of its own. Peak resident counts mapped weights; the second figure"
+    "Each row is a separate process. Peak resident counts mapped weights; the second figure"
     " includes the image decoder. Load: from nothing to the first two tokens. The image"
     " decoder is measured once for each runner, with one image."
 )

@@ -76,7 +76,7 @@ def command(
     Time to the first token, milliseconds per token, image tokens per second, images per minute,
     peak memory, cache bytes and load time, with the share of what this machine's memory and
     arithmetic allow (measured in the same run). The baselines run in the same run, each measurement
-    in a process of its own. The report goes into the bundle as reports/bench.json.
+    in a separate process. The report goes into the bundle as reports/bench.json.
     """
     options.check_runner(asked["runner"], asked["provider"], asked["threads"])
     batches = _counts(batch)

@@ -91,7 +91,7 @@ BUDGETS = "0.1,0.15,0.2,0.3,0.5"
 def command(policies: str, budgets: str, measurement: Path | None, **asked: Any) -> int:
     """Compare cache policies by quality, memory and speed.
 
-    Every policy at every budget generates the same prompts with the same random numbers. The demo
+    Every policy at every budget gets the same prompts and the same random numbers. The demo
     model is scored (share of images that show what their captions say, and teacher-forced loss
     above the full cache); any other model is compared with its own full cache. Interrupt it at any
     time: the table of what is finished is written, and run again it goes on. The exit code is 1 if

@@ -5,7 +5,7 @@ A code names a pattern (which pixels of the patch a shape covers, 196 of them ov
 radii) and a color. The ground behind a partly covered patch is not in its code: the image decoder
 reads it off the neighborhood. Codes 0..3 are the plain grounds, 4..99 the same grounds in the
 first column, other ones for each of the 24 grid rows, 100..103 those of the last column. (A
-convolutional tokenizer gives border patches codes of their own too, since its padding shows, and
+convolutional tokenizer gives border patches separate codes too, since its padding shows, and
 other models end every row with a token for it. Without them nothing in plain ground tells the model
 where it is: from RoPE alone it knew the row to within four after 2,300 steps.) Then 195 patterns
 for each of the 8 colors.

@@ -359,9 +359,9 @@ def write_graphs(
 
 
 def generation_defaults(checkpoint: Checkpoint) -> GenerationDefaults:
-    """cfg_scale and temperature: the family's unless the checkpoint brings a `ssd_generation.json`
-    of its own. Raises: UserError for one that cannot be read or holds what nothing can be drawn
-    with.
+    """The sampling defaults: the checkpoint's `ssd_generation.json`, else the family's.
+
+    Raises: UserError for a file that cannot be read or holds numbers that cannot be sampled with.
     """
     own = checkpoint.file("ssd_generation.json")
     if not is_file(own):

@@ -6,14 +6,14 @@ ScatterND and again to reorder it for the products: about five times its bytes a
 - key and value are written by TensorScatter, which TensorRT takes for its KVCacheUpdate layer: the
   cache is a network input [B*H, 1, S, D], its output the same memory, one row each is written;
 - products over slots are written element by element and summed, in float32: TensorRT makes one
-kernel
-  of a product and its sum, which reads the cache as it lies. A MatMul wants a number of slots that
-  is a multiple of 8, and copies, pads or transposes otherwise; the attention kernel that it makes
-  of MatMul, softmax and MatMul does not tell the probabilities that a score needs, and in a graph
-  of fixed shapes it transposes the keys first;
-- positions and scores are new tensors, a few bytes a slot. Inputs and outputs are those of the node
-in functions.py but for the caches' shape. TensorScatter has no int8, so caches in int8 keep the
-form of the bundle.
+  kernel of a product and its sum, which reads the cache as it lies. A MatMul wants a number of
+  slots that is a multiple of 8, and copies, pads or transposes otherwise; the attention kernel that
+  it makes of MatMul, softmax and MatMul does not tell the probabilities that a score needs, and in
+  a graph of fixed shapes it transposes the keys first;
+- positions and scores are new tensors, a few bytes a slot.
+
+Inputs and outputs are those of the node in functions.py but for the caches' shape. TensorScatter
+has no int8, so caches in int8 keep the form of the bundle.
 """
 
 from __future__ import annotations

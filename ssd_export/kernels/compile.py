@@ -7,7 +7,7 @@ One image serves every policy, number of slots up to --max-slots and number of q
 the images stands kernels.json (read by kernels/image.py), which says how to launch them.
 
 Triton makes code for one exact architecture from compute capability 9.0 on ("sm_90a"), so each of
-those is a target of its own; PTX of an older target also runs on everything newer. PTX is lowered
+those is a separate target; PTX of an older target also runs on everything newer. PTX is lowered
 to the oldest version that knows its target, and cubins come from the oldest assembler that does,
 for drivers older than Triton's tools.
 """

@@ -92,7 +92,7 @@ class Checkpoint:
         return torch.Size(place.shape).numel() * (2 if dtype is None else dtype.itemsize)
 
     def tensor(self, name: str, dtype: torch.dtype | None = None) -> Tensor:
-        """The tensor in memory of its own, in dtype; without one as it is stored.
+        """A copy of the tensor, in dtype; without one as it is stored.
 
         Raises: UserError for NaN, infinity, values that dtype does not hold.
         """
@@ -150,7 +150,7 @@ class ShapeOnly(Checkpoint):
         return ""
 
     def head_map(self, explicit: str | Path | None = None) -> HeadMap | None:
-        """As of a checkpoint without a map of its own."""
+        """The map of a checkpoint that brings none."""
         assumed = assumed_head_map(self.config, ())
         return find_head_map(self.config, explicit, assumed=assumed)
 

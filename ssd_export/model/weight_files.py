@@ -72,7 +72,7 @@ class _Safetensors:
 
 
 class WeightFile:
-    """One file of weights. `read` gives a tensor of its own memory, `sample` a few elements."""
+    """One file of weights. `read` gives a copy of a tensor, `sample` a few elements."""
 
     def __init__(self, path: Path) -> None:
         self.path = path

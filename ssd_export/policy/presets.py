@@ -86,7 +86,7 @@ __all__ = [
 
 MAX_GROUPS = 3
 DEFAULT_GROUPS = (
-    2  # each has operators of its own in every step; a third gains at small budgets (docs/heads.md)
+    2  # each adds operators to every step; a third gains at small budgets (docs/heads.md)
 )
 Allocation = Sequence[Sequence[HeadOption | tuple[Rule, int, int]]]
 Recent = Callable[[int, Grid], int]  # of (image slots, grid): newest tokens that are protected

@@ -9,7 +9,7 @@ from these files.
                   "figures": {"name": value}, ...}}
 
 tables and figures are optional: `python -m benchmarks.write_documents` writes tables into
-documents as they are, figures where a document names them; it has a form of its own for the results
+documents as they are, figures where a document names them; it has its own form for the results
 of bench and sweep.
 """
 

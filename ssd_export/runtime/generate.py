@@ -265,7 +265,7 @@ class ImageGenerator:
     async def astream(self, prompts: Iterable[str], **options: Any) -> AsyncIterator[RowEvent]:
         """`stream` for asyncio: the loop stays free while a row is computed.
 
-        The stream has a thread of its own. Leaving the `async for`, closing the iterator or
+        The stream runs in its own thread. Leaving the `async for`, closing the iterator or
         cancelling the task ends it after the row that is being computed. Options and errors as for
         `stream`.
         """

@@ -21,8 +21,9 @@ def decode(
     """Generates the image tokens of a batch, and yields the steps that were taken.
 
     range(0, 1) is the prefill, which generates token 0; then come the parts. A backend that queues
-    work may still be busy with them until its tokens are asked for. Args: parts: consecutive decode
-    steps to take between two yields. None: grid rows.
+    work may still be busy with them until its tokens are asked for.
+
+    Args: parts: consecutive decode steps to take between two yields; None: grid rows.
     """
     releases = release_steps(table, batch.lengths.tolist())
     runner.prefill(batch)

@@ -183,8 +183,8 @@ class OrtRunner(Runner):
         self._sessions, self._values, self._bindings, self._dimensions = {}, {}, {}, {}
 
     def _leave_only(self, name: str) -> None:
-        """Closes the sessions whose turn is over where weights are large: each holds a copy of them
-        of its own.
+        """Closes the sessions whose turn is over where weights are large: each holds its own
+        copy of them.
         """
         if not self._holds_one_session or self._profile is not None:
             return

@@ -13,7 +13,7 @@ from x: unknown when the graph is opened, so that the Cast is not folded, and kn
 so that it waits. Casts without it ran as soon as the graph began for half of the matrices, whose
 copies then all waited for their layers. The numbers are those of the matrices widened at once
 within the rounding of float16: sums have another order, because packed and plain matrices have
-kernels of their own, and ONNX Runtime rounds to float16 between other operators.
+different kernels, and ONNX Runtime rounds to float16 between other operators.
 """
 
 from __future__ import annotations

@@ -22,7 +22,7 @@ EVICT = "evict"
 class AllocatedBatch:
     """Contexts of all engines at the sizes of a batch, and a trial run of what will be captured.
 
-    Args: rows: of the batch; evicts: whether releases are an engine of their own.
+    Args: rows: of the batch; evicts: whether releases have their own engine.
     Raises: UserError for a size that the engines do not take, or too little device memory.
     """
 

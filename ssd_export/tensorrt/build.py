@@ -44,9 +44,8 @@ def build_engines(
     """Builds the engines of a plan into its bundle, all or none, and returns their engine.json.
 
     Args: finished: told each engine as it is built, and the share of the work that is done by then;
-    TensorRT-RTX
-        compiles in one long step that reports nothing. stopping: told once that an interrupt has
-        arrived.
+        TensorRT-RTX compiles in one long step that reports nothing. stopping: called when an
+        interrupt has arrived.
     Ctrl-C (KeyboardInterrupt) stops the builder after the step it is in and leaves the bundle as it
     was.
     Raises: UserError for too little memory, a graph that TensorRT does not take, or a warning that

@@ -17,8 +17,7 @@ SECONDS_BEFORE_SHOWN = 1.0
 
 @dataclass
 class Phases:
-    """Tells of the phases that take a while and have steps of their own; those around them and
-    short ones are left out.
+    """Reports the phases that take a while and have steps; outer and short ones are left out.
 
     label: what stands before the phase, say the graph. cancelled: set from any thread, it stops the
     build.

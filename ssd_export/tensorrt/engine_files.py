@@ -1,7 +1,7 @@
 """The engines of a bundle that may be loaded on this machine: which folder, which files, which
 weights they share.
 
-An engine is code: only files that the manifest vouches for are loaded, after engine.json was
+An engine is code: only files whose hash is in the manifest are loaded, after engine.json was
 checked against the GPU, the system, TensorRT's version and the bundle
 (tensorrt/engine_manifest.py).
 """

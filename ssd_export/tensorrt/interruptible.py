@@ -1,4 +1,4 @@
-"""Runs native work in a thread of its own, so that Ctrl-C reaches Python at once and stops it
+"""Runs native work in a separate thread, so that Ctrl-C reaches Python at once and stops it
 cleanly.
 """
 

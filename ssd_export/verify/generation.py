@@ -163,7 +163,7 @@ class Ladder:
         return Rung("image", figures)
 
     def _top_k_divergence(self) -> Divergence | None:
-        """The first draw that differs among TOP_K tokens, which graphs of their own make."""
+        """The first sample that differs with top-k, whose graphs are separate ones."""
         images = range(len(PROMPTS))
         sampling = tuple(replace(one, top_k=TOP_K) for one in self.batch.sampling)
         batch = replace(self.batch, sampling=sampling)

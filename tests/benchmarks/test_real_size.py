@@ -1,4 +1,4 @@
-"""The measurement of real sizes, on a small shape: every step in a process of its own, a file that
+"""The measurement of real sizes, on a small shape: every step in a separate process, a file that
 is whole after each.
 """
 

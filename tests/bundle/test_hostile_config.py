@@ -91,11 +91,11 @@ def test_what_passes_can_be_used(
 
 
 def written(path: Path, content: bytes) -> Path:
-    from tests.scene_bundles import vouch
+    from tests.scene_bundles import rewrite_manifest
 
     write_small_bundle(path, small_config(policy=make_policy("streaming-llm", MODEL, budget=0.2)))
     (path / CONFIG).write_bytes(content)
-    vouch(path)
+    rewrite_manifest(path)
     return path
 
 
@@ -174,10 +174,10 @@ def test_the_embeddings_stand_inside_a_file_of_the_bundle(
 
 
 def test_a_graph_without_its_file_is_named(tmp_path: Path) -> None:
-    from tests.scene_bundles import vouch
+    from tests.scene_bundles import rewrite_manifest
 
     path = write_small_bundle(tmp_path / "b", small_config())
     (path / "onnx" / "prefill.onnx").unlink()
-    vouch(path)
+    rewrite_manifest(path)
     with pytest.raises(UserError, match="has no onnx/prefill.onnx; export it again"):
         open_bundle(path)

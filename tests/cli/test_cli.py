@@ -398,6 +398,7 @@ def test_generate_makes_one_image(run: Run, tmp_path: Path, generator: type[Fake
         max_batch=16,
         decoder_batch=1,
         lookahead=1,
+        negative_prompt="",
     )
     with Image.open("out.png") as image:
         assert image.text == {

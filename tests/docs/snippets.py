@@ -4,7 +4,7 @@ A comment directly above a fence says what is special about it:
     <!-- not run: REASON -->      not executed; commands of ours are still parsed by the command
     line <!-- needs: MODULE -->        executed where the module can be imported
     <!-- with: TEXT = WHAT -->    TEXT is replaced by what the test provides under that name
-    <!-- from: PATH -->           not executed: stands in PATH, which a test of its own compiles
+    <!-- from: PATH -->           not executed: stands in PATH, which another test compiles
     <!-- file: PATH -->           not executed: written to PATH of a copy of the repository
     <!-- output -->               what the block before it prints; a line may have `...` in it, and
     a

@@ -17,7 +17,7 @@ from ssd_export.errors import UserError
 from tests.bundle.mutations import REMOVED, WRONG_VALUES, mutated, places
 from tests.engines.builds import Builds, sanitized
 from tests.engines.cases import run_cases
-from tests.scene_bundles import vouch
+from tests.scene_bundles import rewrite_manifest
 
 Exported = Callable[..., Path]
 BAD_BUNDLE = 3
@@ -52,7 +52,7 @@ def edit_config(**values: object) -> Callable[[Path], None]:
     def edit(bundle: Path) -> None:
         path = bundle / "ssd_config.json"
         path.write_text(json.dumps({**json.loads(path.read_text()), **values}))
-        vouch(bundle)
+        rewrite_manifest(bundle)
 
     return edit
 
@@ -62,7 +62,7 @@ def edit_policy(bundle: Path) -> None:
     values = json.loads(path.read_text())
     values["policy"]["layers"][0][0]["rule"]["num_recent"] = 600
     path.write_text(json.dumps(values))
-    vouch(bundle)
+    rewrite_manifest(bundle)
 
 
 def edit_manifest(name: str) -> Callable[[Path], None]:
@@ -94,7 +94,7 @@ def ends_before_the_embeddings(bundle: Path) -> None:
     values = json.loads(path.read_text())
     values["text_embeddings"]["offset"] += 8
     path.write_text(json.dumps(values))
-    vouch(bundle)
+    rewrite_manifest(bundle)
 
 
 # Where Python speaks of the command line, or of itself as the reader.
@@ -171,7 +171,7 @@ def test_one_wrong_value_anywhere(
         shutil.copytree(whole, bundle, copy_function=lambda a, b: Path(b).symlink_to(a))
         (bundle / file).unlink()
         (bundle / file).write_bytes(content)
-        vouch(bundle)
+        rewrite_manifest(bundle)
         asked.append({"bundle": str(bundle), "prompts": ["a red circle"], "first_row": True})
     results = run_cases(sanitized(build, "address,undefined"), asked, tmp_path)
     refused = [made.facts["error"] for made in results if "error" in made.facts]
@@ -184,6 +184,6 @@ def test_one_wrong_value_anywhere(
 def test_graphs_that_are_none(build: Builds, exported: Exported, tmp_path: Path) -> None:
     bundle = exported()
     (bundle / "onnx" / "prefill.onnx").write_bytes(b"not a graph")
-    vouch(bundle)
+    rewrite_manifest(bundle)
     (made,) = run_cases(build("release"), [{"bundle": str(bundle), "encode": []}], tmp_path)
     assert "onnxruntime could not open" in made.facts["error"]

@@ -125,14 +125,14 @@ def expected(encoder: TemplateEncoder, prompt: str) -> list[int] | str:
 def ids_of(
     build: Builds,
     bundle: Path,
-    vouched: Callable[[Path], None],
+    manifest_rewriter: Callable[[Path], None],
     texts: list[str],
     tokenizer: str | None,
     folder: Path,
 ) -> list[list[int] | str]:
     if tokenizer is not None:
         (bundle / "tokenizer.json").write_text(tokenizer, encoding="utf-8")
-        vouched(bundle)
+        manifest_rewriter(bundle)
     (made,) = run_cases(build("release"), [{"bundle": str(bundle), "encode": texts}], folder)
     assert "error" not in made.facts, made.facts
     return made.facts["rows"]
@@ -144,13 +144,13 @@ def test_ids_are_pythons(
     name: str,
     build: Builds,
     exported: Callable[..., Path],
-    vouched: Callable[[Path], None],
+    manifest_rewriter: Callable[[Path], None],
     demo_tokenizer: str,
     tmp_path: Path,
 ) -> None:
     content = demo_tokenizer if name == "the demo's" else TOKENIZERS[name]()
     texts = prompts()
-    found = ids_of(build, exported(), vouched, texts, content, tmp_path)
+    found = ids_of(build, exported(), manifest_rewriter, texts, content, tmp_path)
     encoder = TemplateEncoder(json.loads(content), PROMPT)
     wrong = [
         (text, ids, wanted)
@@ -172,13 +172,13 @@ def demo_tokenizer() -> str:
 def test_what_the_library_does_not_have_is_named_and_ids_still_serve(
     build: Builds,
     exported: Callable[..., Path],
-    vouched: Callable[[Path], None],
+    manifest_rewriter: Callable[[Path], None],
     demo_tokenizer: str,
     tmp_path: Path,
 ) -> None:
     spec = json.loads(demo_tokenizer)
     spec["pre_tokenizer"] = {"type": "Metaspace", "replacement": "_", "add_prefix_space": True}
-    (refused,) = ids_of(build, exported(), vouched, ["a"], json.dumps(spec), tmp_path)
+    (refused,) = ids_of(build, exported(), manifest_rewriter, ["a"], json.dumps(spec), tmp_path)
     assert (
         refused
         == "tokenizer.json has a pre-tokenizer Metaspace, which ssd_runtime does not have; give"

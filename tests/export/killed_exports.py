@@ -1,7 +1,7 @@
 """Exports to one folder, each killed a little later than the one before, until one is done; prints
 what each left.
 
-A process of its own: python -m tests.export.killed_exports MODEL OUT. Every export is a fork of it
+A separate process: python -m tests.export.killed_exports MODEL OUT. Every export is a fork of it
 that sends itself SIGKILL, so nothing depends on how fast the machine is. One JSON line an export:
 {"moment", "killed", "hashes"}, the hashes of the bundles that open in the bundle's folder and in
 the unfinished one.
@@ -29,7 +29,7 @@ EVENTS = ("open", "os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.truncate
 
 
 def killed_at(moment: int, folder: Path) -> None:
-    """This process dies at its so-manieth moment: half of a tensor written, a whole one, or a file
+    """Kills this process at the n-th checkpoint: half of a tensor written, a whole one, or a file
     in folder touched.
     """
     passed = 0

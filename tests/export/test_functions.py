@@ -15,7 +15,7 @@ from tests.cases import CASES, INT8_CASES, Case, assert_matches_oracle, inputs
 
 
 class OrtBackend:
-    """One head group: its node in a graph of its own, and a graph that releases before it where R7
+    """One head group: its node alone in a graph, and a graph that releases before it where R7
     wants that.
     """
 

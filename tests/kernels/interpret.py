@@ -1,7 +1,7 @@
 """Runs the Triton kernel through Triton's interpreter beside the torch reference and prints how far
 they are apart.
 
-A process of its own (TRITON_INTERPRET=1 python -m tests.kernels.interpret CASE...): Triton's
+A separate process (TRITON_INTERPRET=1 python -m tests.kernels.interpret CASE...): Triton's
 interpreter and compiler do not mix. One JSON line for each case and dtype.
 """
 

@@ -1,7 +1,7 @@
 """Runs the noise kernel through Triton's interpreter and prints how many numbers differ from
 numpy's in their bits.
 
-A process of its own (TRITON_INTERPRET=1 python -m tests.kernels.interpret_noise): Triton's
+A separate process (TRITON_INTERPRET=1 python -m tests.kernels.interpret_noise): Triton's
 interpreter and compiler do not mix. One JSON line for each case.
 """
 

@@ -1,4 +1,4 @@
-"""The Triton kernel equals the torch reference: interpreted on the CPU in a process of its own,
+"""The Triton kernel equals the torch reference: interpreted on the CPU in a separate process,
 case by case.
 """
 

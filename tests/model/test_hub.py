@@ -40,7 +40,7 @@ def hub(repository: Path, tmp_path: Path) -> Iterator[FakeHub]:
 
 
 def export(hub: FakeHub | None, home: Path, *args: str) -> subprocess.CompletedProcess[str]:
-    """The command in a process of its own: the hub's address is read when its library is
+    """The command in a separate process: the hub's address is read when its library is
     imported.
     """
     command = [

@@ -1,7 +1,7 @@
 """Builds TensorRT-RTX engines of DecodeAttention nodes with the C++ plugin and prints what came out
 as JSON.
 
-A process of its own: python -m tests.plugins.rtx_build LIBRARY, with a folder on LD_LIBRARY_PATH
+A separate process: python -m tests.plugins.rtx_build LIBRARY, with a folder on LD_LIBRARY_PATH
 that holds a link named libtensorrt_rtx.so. The library's parser opens that name, the wheel lacks
 it, and the process would abort.
 """

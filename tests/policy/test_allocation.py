@@ -31,7 +31,7 @@ ELIGIBLE = range(len(SIZES), len(MENU))  # no windows
 
 
 def head_map(num_layers: int, num_heads: int, seed: int = 0) -> HeadMap:
-    """Random costs that fall with the size, each head with a scale and a liking of its own."""
+    """Random costs that fall with the size, with a scale and a best option for each head."""
     rng = np.random.default_rng(seed)
     costs = np.empty((num_layers, num_heads, len(MENU)))
     for layer, head in product(range(num_layers), range(num_heads)):

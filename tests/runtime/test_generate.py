@@ -18,7 +18,7 @@ from ssd_export.runtime.finite import NotFiniteError, to_pixels
 from ssd_export.runtime.generate import ImageGenerator
 from tests.janus_checkpoints import TinyJanus
 from tests.runtime.checkpoints import PROMPTS, bundle, checkpoint, scratch
-from tests.scene_bundles import vouch
+from tests.scene_bundles import rewrite_manifest
 
 TINY = TinyJanus(seed=3, num_kv_heads=2)
 P, Q = PROMPTS[:2]
@@ -180,7 +180,7 @@ def test_a_weight_that_is_not_finite_is_found_on_every_runner(
     shutil.copytree(bundle(checkpoint(TINY), "h2o", 0.2), path)
     weights = path / "onnx/weights.safetensors"
     _overwrite(weights, "decoder.conv_out.bias", np.nan)
-    vouch(path)
+    rewrite_manifest(path)
     with ImageGenerator.from_bundle(path, runner=runner, num_threads=1) as generator:
         tokens = np.zeros((1, 576), np.int32)
         with pytest.raises(NotFiniteError, match="pixels of an image are not finite"):

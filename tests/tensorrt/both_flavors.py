@@ -1,7 +1,7 @@
 """Builds the plain and the plugin flavor of one bundle and prints the engine.json of each, as JSON
 lines.
 
-A process of its own, because what is registered with TensorRT stays: python -m
+A separate process, because what is registered with TensorRT stays: python -m
 tests.tensorrt.both_flavors BUNDLE. The plugin is the Python class of
 tests/plugins/python_plugin.py; kernels come from $SSD_EXPORT_KERNELS.
 """

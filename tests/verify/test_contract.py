@@ -46,11 +46,14 @@ def bundle(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def changed(
-    bundle: Path, to: Path, change: Callable[[HeadMap], HeadMap], vouched: Callable[[Path], None]
+    bundle: Path,
+    to: Path,
+    change: Callable[[HeadMap], HeadMap],
+    manifest_rewriter: Callable[[Path], None],
 ) -> Path:
     shutil.copytree(bundle, to)
     change(HeadMap.load(to / "head_map.json")).save(to / "head_map.json")
-    vouched(to)
+    manifest_rewriter(to)
     return to
 
 
@@ -77,9 +80,9 @@ def test_what_export_allocated_is_what_the_map_says(bundle: Path) -> None:
 def test_a_map_that_says_something_else(
     bundle: Path,
     tmp_path: Path,
-    vouched: Callable[[Path], None],
+    manifest_rewriter: Callable[[Path], None],
     change: Callable[[HeadMap], HeadMap],
     what: str,
 ) -> None:
-    rung = check_contract(open_bundle(changed(bundle, tmp_path / "b", change, vouched)))
+    rung = check_contract(open_bundle(changed(bundle, tmp_path / "b", change, manifest_rewriter)))
     assert not rung.ok and what in rung.to_dict()["first_divergence"]["what"]

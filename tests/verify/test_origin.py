@@ -21,7 +21,7 @@ pytestmark = pytest.mark.slow
 
 Exported = Callable[..., Path]
 Change = Callable[[Path, Callable[[dict[str, Any]], Any]], None]
-Vouch = Callable[[Path], None]
+Rewriter = Callable[[Path], None]
 
 
 def divergence(spec: VerifySpec, rung: str) -> str:
@@ -31,17 +31,21 @@ def divergence(spec: VerifySpec, rung: str) -> str:
     return str(last["first_divergence"]["what"])
 
 
-def test_a_foreign_graph_with_top_k_that_no_image_runs(exported: Exported, vouched: Vouch) -> None:
+def test_a_foreign_graph_with_top_k_that_no_image_runs(
+    exported: Exported, manifest_rewriter: Rewriter
+) -> None:
     """Of a policy with the same inputs and outputs: only what it computes differs."""
     path, other = exported("h2o", 0.3), exported("tova", 0.3)
     shutil.copyfile(other / "onnx/decode_step_top_k.onnx", path / "onnx/decode_step_top_k.onnx")
-    vouched(path)
+    manifest_rewriter(path)
     what = divergence(VerifySpec(path, "torch", "ops"), "contract")
     assert "decode_step_top_k.onnx" in what
 
 
 @pytest.mark.parametrize("name", ["prefill", "decode_step"])
-def test_one_constant_of_a_graph_with_top_k(exported: Exported, vouched: Vouch, name: str) -> None:
+def test_one_constant_of_a_graph_with_top_k(
+    exported: Exported, manifest_rewriter: Rewriter, name: str
+) -> None:
     path = exported("h2o", 0.3)
     file = path / f"onnx/{name}_top_k.onnx"
     model = ir.load(file)
@@ -55,7 +59,7 @@ def test_one_constant_of_a_graph_with_top_k(exported: Exported, vouched: Vouch, 
     node = next(n for n in model.graph if constant in n.attributes.values())
     node.attributes["value"] = ir.AttrTensor("value", ir.tensor(value.astype("float32")))
     ir.save(model, file)
-    vouched(path)
+    manifest_rewriter(path)
     what = divergence(VerifySpec(path, "torch", "ops"), "contract")
     assert f"{name}_top_k.onnx computes something else than {name}" in what
 
@@ -78,14 +82,16 @@ def test_a_sampler_that_ignores_top_k(exported: Exported, monkeypatch: pytest.Mo
     assert what == "another token was drawn with top-k 1"
 
 
-def test_a_swapped_tokenizer(exported: Exported, checkpoint: Path, vouched: Vouch) -> None:
+def test_a_swapped_tokenizer(
+    exported: Exported, checkpoint: Path, manifest_rewriter: Rewriter
+) -> None:
     path = exported("h2o")
     spec = json.loads((path / "tokenizer.json").read_text())
     vocabulary = spec["model"]["vocab"]
     words = sorted(vocabulary, key=vocabulary.get)[-2:]
     vocabulary[words[0]], vocabulary[words[1]] = vocabulary[words[1]], vocabulary[words[0]]
     (path / "tokenizer.json").write_text(json.dumps(spec))
-    vouched(path)
+    manifest_rewriter(path)
     what = divergence(VerifySpec(path, model=str(checkpoint), level="layers"), "origin")
     assert what == "tokenizer.json is not the checkpoint's"
 

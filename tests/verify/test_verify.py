@@ -29,7 +29,7 @@ from ssd_export.verify.verify import REPORT, add_report, verify
 pytestmark = pytest.mark.slow
 
 Exported = Callable[..., Path]
-Vouch = Callable[[Path], None]
+Rewriter = Callable[[Path], None]
 
 
 def failed(report: dict[str, Any]) -> dict[str, Any]:
@@ -83,21 +83,23 @@ def test_half_precision_has_its_own_tolerances(exported: Exported) -> None:
 # Planted faults
 
 
-def test_heads_in_the_wrong_group_by_the_map(exported: Exported, vouched: Vouch) -> None:
+def test_heads_in_the_wrong_group_by_the_map(
+    exported: Exported, manifest_rewriter: Rewriter
+) -> None:
     path = exported()
     HeadMap.load(path / "head_map.json").swapped().save(path / "head_map.json")
-    vouched(path)
+    manifest_rewriter(path)
     rung = failed(verify(VerifySpec(path, "torch", "ops")))
     assert rung["name"] == "contract" and "head_map.json" in rung["first_divergence"]["what"]
     assert (rung["first_divergence"]["layer"], rung["first_divergence"]["group"]) == (0, 0)
 
 
-def test_a_head_map_of_another_model(exported: Exported, vouched: Vouch) -> None:
+def test_a_head_map_of_another_model(exported: Exported, manifest_rewriter: Rewriter) -> None:
     path = exported()
     replace(HeadMap.load(path / "head_map.json"), model_fingerprint="0" * 64).save(
         path / "head_map.json"
     )
-    vouched(path)
+    manifest_rewriter(path)
     assert (
         "another model"
         in failed(verify(VerifySpec(path, "torch", "ops")))["first_divergence"]["what"]
@@ -143,13 +145,17 @@ def test_a_wrong_permutation_shows_in_the_layers_too(
     [("layers.0.qkv", 0), ("layers.1.down", 1), ("generation_head.vision_head", None)],
 )
 def test_one_flipped_weight(
-    exported: Exported, checkpoint: Path, vouched: Vouch, tensor: str, layer: int | None
+    exported: Exported,
+    checkpoint: Path,
+    manifest_rewriter: Rewriter,
+    tensor: str,
+    layer: int | None,
 ) -> None:
     path = exported()
     place, shape = flip(path / "onnx" / "weights.safetensors", tensor)
     with pytest.raises(UserError, match="was changed"):
         verify(VerifySpec(path, "torch"))
-    vouched(path)
+    manifest_rewriter(path)
     rung = failed(verify(VerifySpec(path, "checkpoint", model=str(checkpoint))))
     found = rung["first_divergence"]
     assert rung["name"] == "weights" and found["layer"] == layer
@@ -162,14 +168,17 @@ def test_one_flipped_weight(
 
 
 def test_one_flipped_weight_shows_in_the_layers_too(
-    exported: Exported, checkpoint: Path, vouched: Vouch, monkeypatch: pytest.MonkeyPatch
+    exported: Exported,
+    checkpoint: Path,
+    manifest_rewriter: Rewriter,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     from ssd_export.verify import verify as module
     from ssd_export.verify.checks import Rung
 
     path = exported()
     flip(path / "onnx" / "weights.safetensors", "layers.1.qkv")
-    vouched(path)
+    manifest_rewriter(path)
     monkeypatch.setattr(module, "check_weights", lambda *args: Rung("weights"))
     rung = failed(verify(VerifySpec(path, "checkpoint", model=str(checkpoint))))
     assert rung["name"] in ("layers", "logits") and rung["first_divergence"]["layer"] == 1
@@ -278,7 +287,7 @@ def test_a_cache_that_is_not_compressed(exported: Exported, change_config: Calla
 
 
 def test_a_table_that_promises_other_slots_than_the_graphs_have(
-    exported: Exported, change_config: Callable, vouched: Vouch
+    exported: Exported, change_config: Callable, manifest_rewriter: Rewriter
 ) -> None:
     path, full = exported("h2o"), open_bundle(exported("full", 1.0)).config.graphs
     change_config(
@@ -290,7 +299,7 @@ def test_a_table_that_promises_other_slots_than_the_graphs_have(
     path = exported("h2o")
     graph = ir.load(exported("full", 1.0) / "onnx" / "decode_step.onnx")
     ir.save(graph, path / "onnx" / "decode_step.onnx")
-    vouched(path)
+    manifest_rewriter(path)
     found = failed(verify(VerifySpec(path, "torch")))
     assert (
         found["name"] == "contract"
