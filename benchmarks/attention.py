@@ -5,7 +5,7 @@ full one.
     [--out FILE.json]
 
 The caches are stepped in turn in the same process; a run is the median over its steps, and a ratio
-that of two runs one after the other. A step includes the releases that fall due. Layers differ
+that of two runs one after the other. A step includes the evictions that fall due. Layers differ
 where heads do: six of them, evenly spaced, stand for all. ssd-auto gets the demo model's costs,
 spread over the heads of the larger shape.
 """

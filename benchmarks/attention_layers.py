@@ -21,10 +21,10 @@ from ssd_export.export.functions import (
     OP_TYPE,
     AttentionNode,
     attention_function,
-    release_nodes,
+    eviction_nodes,
 )
 from ssd_export.export.operators import IR_VERSION, OPSET, Operators, onnx_dtype
-from ssd_export.policy.schedule import release_kind
+from ssd_export.policy.schedule import eviction_kind
 from ssd_export.policy.table import HeadGroup, PolicyTable
 
 NOISE = 1_000_003  # random numbers that the arrays repeat
@@ -32,13 +32,13 @@ NOISE = 1_000_003  # random numbers that the arrays repeat
 
 @dataclass
 class GroupRun:
-    """One head group's caches on the CPU, the session that steps them and the one that releases (or
+    """One head group's caches on the CPU, the session that steps them and the one that evicts (or
     None).
     """
 
     node: AttentionNode
     step: ort.InferenceSession
-    release: ort.InferenceSession | None
+    evict: ort.InferenceSession | None
     values: dict[str, ort.OrtValue]
     bindings: dict[int, ort.IOBinding] = field(default_factory=dict)
 
@@ -54,11 +54,8 @@ class GroupRun:
         self.values["position"].update_inplace(
             np.full(self.values["position"].shape(), position, np.int32)
         )
-        if (
-            self.release is not None
-            and (position - self.node.num_slots) % self.node.evict_every == 0
-        ):
-            self._bound(self.release)
+        if self.evict is not None and (position - self.node.num_slots) % self.node.evict_every == 0:
+            self._bound(self.evict)
         self._bound(self.step)
 
     def _bound(self, session: ort.InferenceSession) -> None:
@@ -77,7 +74,7 @@ def group_run(
     group: HeadGroup, table: PolicyTable, config: ModelConfig, rows: int, threads: int, seed: int
 ) -> GroupRun:
     """A head group with every slot taken, position p in slot p, so that each timed step has to
-    release.
+    evict.
     """
     node = AttentionNode.of(group, table, config.query_group_size, config.head_dim, "float32")
     heads, slots, dim, size = (
@@ -123,10 +120,10 @@ def group_run(
         for name, shape in shapes.items()
         if name != "out"
     }
-    release = None
-    if release_kind(table, group) is not None:
-        release = _session(_release_model(node, inputs), threads)
-    return GroupRun(node, _session(_step_model(node, inputs), threads), release, values)
+    evict = None
+    if eviction_kind(table, group) is not None:
+        evict = _session(_eviction_model(node, inputs), threads)
+    return GroupRun(node, _session(_step_model(node, inputs), threads), evict, values)
 
 
 def _step_model(node: AttentionNode, inputs: dict[str, ir.Value]) -> ir.Model:
@@ -154,14 +151,14 @@ def _step_model(node: AttentionNode, inputs: dict[str, ir.Value]) -> ir.Model:
     return ir.Model(graph, ir_version=IR_VERSION, functions=[attention_function(node, OP_TYPE)])
 
 
-def _release_model(node: AttentionNode, inputs: dict[str, ir.Value]) -> ir.Model:
+def _eviction_model(node: AttentionNode, inputs: dict[str, ir.Value]) -> ir.Model:
     ops = Operators()
     fresh = {
         name: ir.Value(name=name, shape=value.shape, type=value.type)
         for name, value in inputs.items()
     }
     score = fresh["past_score"] if node.rule.by_score else None
-    position, _ = release_nodes(
+    position, _ = eviction_nodes(
         ops, node, fresh["position"], fresh["prompt_length"], fresh["past_position"], score
     )
     position.name, position.shape, position.type = (
@@ -173,7 +170,7 @@ def _release_model(node: AttentionNode, inputs: dict[str, ir.Value]) -> ir.Model
         [score] if score else []
     )
     graph = ir.Graph(
-        used, [position], nodes=ops.tape.nodes, opset_imports={"": OPSET}, name="release"
+        used, [position], nodes=ops.tape.nodes, opset_imports={"": OPSET}, name="evict"
     )
     return ir.Model(graph, ir_version=IR_VERSION)
 
@@ -221,7 +218,7 @@ class LayersRun:
                 # a full cache has its last slot rewritten: it is the first empty one until then
                 group.run(
                     group.node.num_slots + self._step
-                    if group.node.releases
+                    if group.node.evicts
                     else group.node.num_slots - 1
                 )
             spent = time.perf_counter() - began[0], time.process_time() - began[1]

@@ -232,8 +232,7 @@ def _figures(result: dict[str, Any]) -> str:
     if "out_error" in result:
         errors = ", ".join(f"{dtype} {error:.1e}" for dtype, error in result["out_error"].items())
         return (
-            f"{result['steps']} steps, {result['released']} slots released, greatest errors"
-            f" {errors}"
+            f"{result['steps']} steps, {result['evicted']} tokens evicted, greatest errors {errors}"
         )
     if "same_tokens" in result:
         return (

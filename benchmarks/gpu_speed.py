@@ -87,7 +87,7 @@ def speeds_of(
     try:
         for batch in batches:
             try:
-                speed = speed_of(runner, bundle, batch, files.releases_in_step)
+                speed = speed_of(runner, bundle, batch, files.evicts_in_step)
             except UserError as error:
                 say(f"speed: batch {batch} not run ({error})")
                 continue

@@ -1,4 +1,4 @@
-"""The Triton kernel against the torch reference, step by step over releases (R3 to R7), on the
+"""The Triton kernel against the torch reference, step by step over evictions (R3 to R7), on the
 device that runs it.
 
     python -m benchmarks.kernel_check [--quick]
@@ -64,14 +64,14 @@ QUICK = ("ring", "scored, row by row", "scored, grouped queries")
 
 
 def check_kernel(device: str, cases: tuple[KernelCase, ...] = CASES) -> dict[str, Any]:
-    """{"ok", "steps", "released", "ties", "out_error" and "score_error" by dtype, "failures"}.
+    """{"ok", "steps", "evicted", "ties", "out_error" and "score_error" by dtype, "failures"}.
 
     Raises: ImportError without Triton.
     """
     result: dict[str, Any] = {
         "ok": True,
         "steps": 0,
-        "released": 0,
+        "evicted": 0,
         "ties": 0,
         "out_error": {},
         "score_error": {},
@@ -80,7 +80,7 @@ def check_kernel(device: str, cases: tuple[KernelCase, ...] = CASES) -> dict[str
     for case in cases:
         for dtype in TOLERANCES:
             _check_case(case, dtype, device, result)
-    result["ok"] = not result["failures"] and result["released"] > 0
+    result["ok"] = not result["failures"] and result["evicted"] > 0
     return result
 
 
@@ -127,7 +127,7 @@ def _compare(
 ) -> None:
     result["steps"] += 1
     state, ours = wanted[1], found[1]
-    result["released"] += int(((before.position >= 0) & (state.position != before.position)).sum())
+    result["evicted"] += int(((before.position >= 0) & (state.position != before.position)).sum())
     if not torch.equal(ours.position, state.position):
         if _is_tie(before, state, ours):
             result["ties"] += 1
@@ -158,7 +158,7 @@ def _compare(
 
 
 def _is_tie(before: GroupState, state: GroupState, ours: GroupState) -> bool:
-    """Whether the tokens that only one of the two released had nearly equal scores."""
+    """Whether the tokens that only one of the two evicted had nearly equal scores."""
     if before.score is None:
         return False
     only_one = (state.position == before.position) != (ours.position == before.position)

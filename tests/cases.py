@@ -189,7 +189,7 @@ class Expected:
 
     position int32 and score float64 [1 + steps, B, H, S], out float64 [steps, B, H*G, D];
     prompt_out is a list [B][H*G] of arrays [length, D]; smallest_gap between a retention kept and
-    one released; num_releases of all heads.
+    one evicted; num_evictions of all heads.
     """
 
     position: np.ndarray
@@ -197,7 +197,7 @@ class Expected:
     out: np.ndarray
     prompt_out: list[list[np.ndarray]]
     smallest_gap: float
-    num_releases: int
+    num_evictions: int
 
 
 @lru_cache(maxsize=256)
@@ -247,7 +247,7 @@ def expected(case: Case) -> Expected:
         out,
         prompt_out,
         min(head.smallest_gap for head in heads),
-        sum(head.num_releases for head in heads),
+        sum(head.num_evictions for head in heads),
     )
 
 

@@ -43,8 +43,8 @@ class OracleHead:
         self.slots: list[Held | None] = [None] * num_slots
         self.smallest_gap = (
             math.inf
-        )  # between a token kept and one released: how near a tie a case comes
-        self.num_releases = 0
+        )  # between a token kept and one evicted: how near a tie a case comes
+        self.num_evictions = 0
 
     @property
     def positions(self) -> list[int]:
@@ -73,22 +73,22 @@ class OracleHead:
     ) -> list[Vector]:
         """R7. queries [G][D], key and value [D]. Returns [G][D]."""
         if None not in self.slots:
-            self._release(self.evict_every, newest=position)
+            self._evict(self.evict_every, newest=position)
         self.slots[self.slots.index(None)] = Held(key, value, position, 0.0)
         return [self._attend(query, self.slots) for query in queries]
 
-    def _release(self, count: int, newest: int) -> None:
-        self.num_releases += 1
+    def _evict(self, count: int, newest: int) -> None:
+        self.num_evictions += 1
         order = sorted(
             range(self.num_slots),
             key=lambda slot: (self._retention(self.slots[slot], newest), slot),
         )
-        released, kept = order[:count], order[count:]
+        evicted, kept = order[:count], order[count:]
         if kept:
-            least_kept, best_released = self.slots[kept[0]], self.slots[released[-1]]
-            gap = self._retention(least_kept, newest) - self._retention(best_released, newest)
+            least_kept, best_evicted = self.slots[kept[0]], self.slots[evicted[-1]]
+            gap = self._retention(least_kept, newest) - self._retention(best_evicted, newest)
             self.smallest_gap = min(self.smallest_gap, gap)
-        for slot in released:
+        for slot in evicted:
             self.slots[slot] = None
         for slot in kept:
             self.slots[slot].score *= self.score_decay

@@ -340,7 +340,7 @@ ssd_cache_report Generation::cache_report() const {
     report.full_image_bytes_per_image =
         table.full_cache_bytes(head_dim, item, rows, config.model.grid.num_tokens());
     for (int64_t row = 0; row < rows; ++row) {  // of the first image
-        report.tokens_dropped += table.tokens_dropped(lengths_[static_cast<size_t>(row) * count_]);
+        report.tokens_evicted += table.tokens_evicted(lengths_[static_cast<size_t>(row) * count_]);
     }
     return report;
 }

@@ -56,7 +56,7 @@ void PolicyTable::validate() const {
     if (!(score_decay >= 0 && score_decay <= 1)) {
         fail(SSD_BAD_BUNDLE, "score_decay=", score_decay,
              " is outside [0, 1]; use 1 for the running sum, 0 for what came since the last "
-             "release");
+             "eviction");
     }
     if (prompt_slots < 1) {
         fail(SSD_BAD_BUNDLE, "prompt_slots=", prompt_slots, " holds no prompt; use 64");
@@ -72,8 +72,8 @@ bool PolicyTable::can_fill(HeadGroup const& group) const {
     return group.num_slots < prompt_slots + grid.num_tokens();
 }
 
-std::set<ReleaseKind> PolicyTable::release_kinds() const {
-    std::set<ReleaseKind> kinds;
+std::set<EvictionKind> PolicyTable::eviction_kinds() const {
+    std::set<EvictionKind> kinds;
     for (auto const& groups : layers) {
         for (HeadGroup const& group : groups) {
             if (group.evict_every > 1 && can_fill(group)) {
@@ -84,7 +84,7 @@ std::set<ReleaseKind> PolicyTable::release_kinds() const {
     return kinds;
 }
 
-std::set<int64_t> PolicyTable::full_before(ReleaseKind kind,
+std::set<int64_t> PolicyTable::full_before(EvictionKind kind,
                                            std::vector<int32_t> const& lengths) const {
     auto const [num_slots, evict_every] = kind;
     std::set<int64_t> steps;
@@ -96,19 +96,19 @@ std::set<int64_t> PolicyTable::full_before(ReleaseKind kind,
     return steps;
 }
 
-uint64_t PolicyTable::tokens_dropped(int64_t length) const {
-    int64_t dropped = 0;
+uint64_t PolicyTable::tokens_evicted(int64_t length) const {
+    int64_t evicted = 0;
     for (auto const& groups : layers) {
         for (HeadGroup const& group : groups) {
             // The last token is only sampled, never written.
             int64_t const overflow = length + grid.num_tokens() - 1 - group.num_slots;
             if (overflow > 0) {
-                int64_t const releases = (overflow + group.evict_every - 1) / group.evict_every;
-                dropped += group.num_heads * releases * group.evict_every;
+                int64_t const evictions = (overflow + group.evict_every - 1) / group.evict_every;
+                evicted += group.num_heads * evictions * group.evict_every;
             }
         }
     }
-    return static_cast<uint64_t>(dropped);
+    return static_cast<uint64_t>(evicted);
 }
 
 uint64_t PolicyTable::slot_bytes(Rule const& rule, int64_t head_dim, size_t item_bytes) const {
@@ -151,7 +151,7 @@ uint64_t PolicyTable::full_cache_bytes(int64_t head_dim, size_t item_bytes, int6
     return heads * static_cast<uint64_t>(rows * num_tokens * head_dim) * 2 * item_bytes;
 }
 
-std::string release_graph(ReleaseKind kind) {
+std::string eviction_graph(EvictionKind kind) {
     return text("evict_", kind.first, "_slots_", kind.second, "_at_once");
 }
 

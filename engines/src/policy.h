@@ -23,8 +23,8 @@ struct HeadGroup {
     int64_t num_slots, evict_every, num_heads;
 };
 
-// (num_slots, evict_every): groups that agree in both release before the same steps.
-using ReleaseKind = std::pair<int64_t, int64_t>;
+// (num_slots, evict_every): groups that agree in both evict before the same steps.
+using EvictionKind = std::pair<int64_t, int64_t>;
 
 // The policy table of a bundle, validated (R9).
 struct PolicyTable {
@@ -38,15 +38,15 @@ struct PolicyTable {
     // Throws Failure SSD_BAD_BUNDLE where a group does not obey R9.
     void validate() const;
 
-    // The kinds of the groups that release several slots at a time, and so between steps.
-    std::set<ReleaseKind> release_kinds() const;
+    // The kinds of the groups that evict several tokens at a time, and so between steps.
+    std::set<EvictionKind> eviction_kinds() const;
 
     // Steps before which heads of that kind are full, in a row with a prompt of one of these
     // lengths.
-    std::set<int64_t> full_before(ReleaseKind kind, std::vector<int32_t> const& lengths) const;
+    std::set<int64_t> full_before(EvictionKind kind, std::vector<int32_t> const& lengths) const;
 
     // (layer, KV head, token) triples that a row with a prompt of this length drops.
-    uint64_t tokens_dropped(int64_t length) const;
+    uint64_t tokens_evicted(int64_t length) const;
 
     // Bytes of keys, values (and their scales), positions and scores of so many rows.
     uint64_t cache_bytes(int64_t head_dim, size_t item_bytes, int64_t rows) const;
@@ -61,7 +61,7 @@ private:
     uint64_t slot_bytes(Rule const& rule, int64_t head_dim, size_t item_bytes) const;
 };
 
-// The name of the graph that releases in the groups of one kind.
-std::string release_graph(ReleaseKind kind);
+// The name of the graph that evicts in the groups of one kind.
+std::string eviction_graph(EvictionKind kind);
 
 }  // namespace ssd_runtime

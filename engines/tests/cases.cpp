@@ -116,7 +116,7 @@ void generate(Json const& test, std::ostream& out) {
                 {"events", events},
                 {"seconds", seconds},
                 {"cache_bytes", cache.bytes},
-                {"tokens_dropped", cache.tokens_dropped},
+                {"tokens_evicted", cache.tokens_evicted},
                 {"planned_cache_bytes", model.plan(cache.num_images).cache_bytes},
                 {"peak_kilobytes", usage.ru_maxrss}}
         << "\n";

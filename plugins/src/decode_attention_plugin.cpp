@@ -111,7 +111,7 @@ Sizes sizes_of(AttentionFields const& fields, DimsOf dims_of) {
     }
     if (fields.evict_every > slots) {
         throw std::invalid_argument("evict_every=" + std::to_string(fields.evict_every) +
-                                    " releases more than the " + std::to_string(slots) +
+                                    " evicts more than the " + std::to_string(slots) +
                                     " slots there are; use evict_every <= num_slots");
     }
     Dims const& query = dims_of(kQuery);

@@ -134,7 +134,7 @@ class StepTimes:
 
 def timed_parts(cell: Cell, grid: Grid) -> list[range]:
     """The last steps of an image, over caches that hold less: the work of a step does not depend on
-    how much of the cache is filled, only releases do.
+    how much of the cache is filled, only evictions do.
 
     One by one; on a device, where steps are queued, a grid row at a time.
     """

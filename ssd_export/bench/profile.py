@@ -13,7 +13,7 @@ OUTSIDE = "outside operators"
 
 
 def summarise(files: dict[str, Path], steps: int) -> list[dict[str, Any]]:
-    """[{"operator", "ms", "share", "calls"}] of one average step, the greatest first; releases
+    """[{"operator", "ms", "share", "calls"}] of one average step, the greatest first; evictions
     count with it.
 
     Args: files: profile of each graph by name; those of decode_step and evict are summed over

@@ -1,6 +1,6 @@
 """Whole images of several caches, generated in turns in one process: what a user waits for.
 
-A step timed alone leaves out the prompt, the releases of a whole image, the image decoder and what
+A step timed alone leaves out the prompt, the evictions of a whole image, the image decoder and what
 one step leaves in the processor's cache for the next. In turns, a machine that slows down for a
 while slows all caches alike, so the ratio of a round is that of the caches.
 """

@@ -21,11 +21,11 @@ decode_step (step s = 1 .. I - 1 generates token s from token s - 1):
     {key_scale|value_scale}, float32 (cache/quantized_rows.py).
 prefill: prompt embeddings -> token 0, and present.* with T slots, which the runtime copies into the
 caches (R8).
-evict: past_key_values.*.{position|score} of the groups that release between steps -> present.* (R5,
+evict: past_key_values.*.{position|score} of the groups that evict between steps -> present.* (R5,
 R7). The
     scores, which only a score_decay below 1 changes, are not aliased: nothing orders their write
     after the ranking.
-evict_*: the same for the groups that release before the same steps, where others release before
+evict_*: the same for the groups that evict before the same steps, where others evict before
 other ones. Either
     evict alone or those that are due: evict ranks every group whenever one is full.
 image_decoder: codes [images, I] -> pixels [images, height, width, 3] in 0..255, not rounded.
@@ -37,7 +37,7 @@ from collections.abc import Iterator
 
 from ssd_export.config import ModelConfig
 from ssd_export.graph_spec import CacheTensor, Dimension, GraphSpec, TensorSpec
-from ssd_export.policy.schedule import ReleaseKind, release_kind, release_kinds
+from ssd_export.policy.schedule import EvictionKind, eviction_kind, eviction_kinds
 from ssd_export.policy.table import HeadGroup, PolicyTable, Rule
 
 MAX_SORTED_CODES = 3840  # TensorRT's TopK takes no more
@@ -147,9 +147,9 @@ def prefill_spec(
 
 def evict_specs(config: ModelConfig, table: PolicyTable, dtype: str) -> list[GraphSpec]:
     """evict and, where there are several kinds of groups (policy/schedule.py), one graph for each;
-    none where none releases between steps.
+    none where none evicts between steps.
     """
-    kinds = release_kinds(table)
+    kinds = eviction_kinds(table)
     if not kinds:
         return []
     graphs = [None, *kinds] if len(kinds) > 1 else [None]
@@ -157,14 +157,14 @@ def evict_specs(config: ModelConfig, table: PolicyTable, dtype: str) -> list[Gra
 
 
 def evict_spec(
-    config: ModelConfig, table: PolicyTable, dtype: str, kind: ReleaseKind | None = None
+    config: ModelConfig, table: PolicyTable, dtype: str, kind: EvictionKind | None = None
 ) -> GraphSpec:
-    """The graph that releases in the groups of a kind, or in all that release between steps."""
+    """The graph that evicts in the groups of a kind, or in all that evict between steps."""
     inputs: list[TensorSpec] = []
     outputs: list[TensorSpec] = []
     aliases: dict[str, str] = {}
     for layer, index, group in head_groups(table):
-        own = release_kind(table, group)
+        own = eviction_kind(table, group)
         if own is None or kind not in (None, own):
             continue
         for part, spec in cache_parts(group, config, dtype, group.num_slots, table.kv_dtype):

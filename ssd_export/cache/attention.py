@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ssd_export.cache.quantized_rows import quantize_rows
-from ssd_export.cache.rules import release, retention, slot_for_new_token
+from ssd_export.cache.rules import evict, retention, slot_for_new_token
 from ssd_export.cache.state import EMPTY, GroupState
 from ssd_export.policy.table import GREATEST_CODE, HeadGroup
 
@@ -84,7 +84,7 @@ def decode_attention(
     position being the new token's.
     Returns: out [B, H*G, D].
     """
-    release_full_heads(state, group, prompt_length, position, score_decay, grid_width)
+    evict_full_heads(state, group, prompt_length, position, score_decay, grid_width)
     slot = slot_for_new_token(state.position)[..., None]  # [B, H, 1]
     write_new_token(state, slot, key, value, position)
     rows, num_heads, head_dim = key.shape
@@ -104,7 +104,7 @@ def decode_attention(
     return (weights @ state.value.to(value.dtype) * (1 / GREATEST_CODE)).reshape(query.shape)
 
 
-def release_full_heads(
+def evict_full_heads(
     state: GroupState,
     group: HeadGroup,
     prompt_length: Tensor,
@@ -121,8 +121,8 @@ def release_full_heads(
     retained = retention(
         state.position, state.score, group.rule, prompt_length, position, grid_width
     )
-    released = release(state.position, retained, group.evict_every)
-    state.position.copy_(torch.where(full, released, state.position))
+    evicted = evict(state.position, retained, group.evict_every)
+    state.position.copy_(torch.where(full, evicted, state.position))
     if state.score is not None:
         state.score.copy_(torch.where(full, state.score * score_decay, state.score))
 

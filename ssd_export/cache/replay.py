@@ -1,7 +1,7 @@
 """Teacher-forced attention with the cache that a head option leaves, without generating token by
 token.
 
-Between two releases a head only gains tokens, so all queries of such a block are computed at once:
+Between two evictions a head only gains tokens, so all queries of such a block are computed at once:
 what a block of evict_every queries attends to is known when it begins (R5 to R7). Sinks and a
 sliding window need no blocks at all.
 """
@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ssd_export.cache.rules import release, retention
+from ssd_export.cache.rules import evict, retention
 from ssd_export.cache.state import EMPTY
 from ssd_export.config import Grid
 from ssd_export.policy.table import HeadOption
@@ -56,7 +56,7 @@ class DenseAttention:
 
 def keeps_everything(dense: DenseAttention, option: HeadOption, prompt_slots: int) -> bool:
     """Whether the option's slots, and those that the prompt leaves free, hold all image tokens:
-    nothing is released.
+    nothing is evicted.
     """
     return _capacity(dense, option, prompt_slots) >= dense.num_image_tokens
 
@@ -90,15 +90,15 @@ def attend_with_option(
 def _window(
     dense: DenseAttention, capacity: int, num_sinks: int, evict_every: int, heads: slice
 ) -> Tensor:
-    """The sinks and the newest tokens: after r releases the r * evict_every oldest tokens after the
-    sinks are gone.
+    """The sinks and the newest tokens: after r evictions the r * evict_every oldest tokens after
+    the sinks are gone.
     """
     start = dense.prompt_length
     token = torch.arange(dense.logits.shape[-1], device=dense.logits.device)
     step = token[start:] - start
-    releases = torch.where(step < capacity, 0, (step - capacity) // evict_every + 1)
+    evictions = torch.where(step < capacity, 0, (step - capacity) // evict_every + 1)
     gone = (token >= num_sinks) & (
-        token < (num_sinks + releases * evict_every)[:, None]
+        token < (num_sinks + evictions * evict_every)[:, None]
     )  # [query, key]
     logits = dense.logits[:, heads, :, start:].masked_fill(gone, -torch.inf)
     return logits.softmax(dim=-1) @ dense.value[:, heads, None]
@@ -123,7 +123,7 @@ def _blocks(
         retained = retention(
             position, score, option.rule, prompt_length, prompt_length + step, dense.grid.width
         )
-        position = release(position, retained, option.evict_every)
+        position = evict(position, retained, option.evict_every)
         score = score * score_decay
         queries = torch.arange(
             start + step, start + min(step + option.evict_every, total), device=logits.device

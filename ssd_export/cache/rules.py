@@ -44,7 +44,7 @@ def _pinned(image_index: Tensor, pinned_columns: int, grid_width: int) -> Tensor
     return (image_index >= 0) & columns.to(image_index.device)[image_index % grid_width]
 
 
-def release(position: Tensor, retained: Tensor, count: int) -> Tensor:
+def evict(position: Tensor, retained: Tensor, count: int) -> Tensor:
     """position [B, H, S] with the slots of the count tokens of least retention emptied (R4, R5)."""
     ranked = retained.argsort(dim=-1, stable=True)
     return position.scatter(-1, ranked[..., :count], EMPTY)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ssd_export.cache.attention import release_full_heads
+from ssd_export.cache.attention import evict_full_heads
 from ssd_export.cache.rules import slot_for_new_token
 from ssd_export.cache.state import GroupState
 from ssd_export.policy.table import HeadGroup
@@ -32,7 +32,7 @@ class AttendedWindow:
 
     @property
     def room(self) -> Tensor:
-        """int [B]: tokens that every head can take before its next release."""
+        """int [B]: tokens that every head can take before its next eviction."""
         return (self.state.position < 0).sum(dim=-1).amin(dim=1)
 
 
@@ -48,7 +48,7 @@ def attend_window(
     grid_width: int,
     active: Tensor,
 ) -> tuple[Tensor, AttendedWindow]:
-    """(out [B, H*G, W, D], the window to write). Releases in full heads of active rows, for the
+    """(out [B, H*G, W, D], the window to write). Evicts in full heads of active rows, for the
     first token.
 
     Args: query [B, H*G, W, D]; key, value [B, H, W, D], after RoPE; prompt_length, position int
@@ -56,7 +56,7 @@ def attend_window(
     """
     position_before = state.position.clone()
     score_before = state.score.clone() if state.score is not None else state.position
-    release_full_heads(state, group, prompt_length, position, score_decay, grid_width)
+    evict_full_heads(state, group, prompt_length, position, score_decay, grid_width)
     rests = ~active
     state.position[rests] = position_before[rests]
     if state.score is not None:

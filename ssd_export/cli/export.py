@@ -44,7 +44,7 @@ from ssd_export.runtime.runners import check_threads
         type=int,
         metavar="TOKENS",
         help=(
-            "Tokens between two releases of a head that ranks by score.  [default: the policy's,"
+            "Tokens between two evictions of a head that ranks by score.  [default: the policy's,"
             " mostly a grid row]"
         ),
     ),

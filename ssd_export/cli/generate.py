@@ -307,7 +307,7 @@ def _what_is_done(written: list[Path], total: int) -> str:
 def _cache_line(cache: CacheReport) -> str:
     return (
         f"KV cache: {cache.bytes_per_image:,} bytes an image as allocated; its image slots "
-        f"{cache.image_share:.3f} of a full cache; {cache.tokens_dropped:,} tokens dropped"
+        f"{cache.image_share:.3f} of a full cache; {cache.tokens_evicted:,} tokens evicted"
     )
 
 

@@ -15,8 +15,8 @@ Outputs: out [B, H*G, D], then the present_* of the past_* inputs, which may sha
 everything that
          reads a past tensor comes before the write into it, by data dependency.
 
-A function body releases in the step only where evict_every is 1 (one slot: an arg-min). A group
-that releases more at a time has an empty slot whenever the step runs, because the evict graph ran
+A function body evicts in the step only where evict_every is 1 (one slot: an arg-min). A group
+that evicts more at a time has an empty slot whenever the step runs, because the evict graph ran
 before; the plugin does both itself.
 """
 
@@ -55,7 +55,7 @@ class AttentionNode:
     query_group_size: int
     head_dim: int
     dtype: str
-    releases: bool  # False where the cache can never be full
+    evicts: bool  # False where the cache can never be full
     grid_width: int
     kv_dtype: str = "model"
 
@@ -261,12 +261,12 @@ def find_slot(
 ) -> tuple[ir.Value, ir.Value | None]:
     """int64 [B, H, 1]: the lowest empty slot (R6), else the slot of least retention (R5).
 
-    And, where the step releases by score: bool [B, H, 1], whether the head had an empty slot. It is
+    And, where the step evicts by score: bool [B, H, 1], whether the head had an empty slot. It is
     read off the ranks, not off past_position, which the write into present_position may have
     overwritten by then.
     """
     rule = node.rule
-    if not node.releases or node.evict_every > 1 or not (rule.by_score or _protects(rule)):
+    if not node.evicts or node.evict_every > 1 or not (rule.by_score or _protects(rule)):
         return ops.op(
             "ArgMin", past_position, axis=-1
         ), None  # the first -1; without empty slots the oldest token
@@ -336,7 +336,7 @@ def _in_pinned_column(
     return ops.op("Greater", looked_up, ops.constant(0.5, "float32"))
 
 
-def release_nodes(
+def eviction_nodes(
     ops: Operators,
     node: AttentionNode,
     next_position: ir.Value,
@@ -344,7 +344,7 @@ def release_nodes(
     position: ir.Value,
     score: ir.Value | None,
 ) -> tuple[ir.Value, ir.Value | None]:
-    """(position, score) after a release of evict_every slots in each head that has no empty one
+    """(position, score) after an eviction of evict_every slots in each head that has no empty one
     (R5, R7).
 
     Args: next_position int32 [B]: of the token about to be written; position int32, score float32
@@ -358,13 +358,13 @@ def release_nodes(
     rank = _protect(ops, node, rank, next_position, prompt_length, position)
     _, least = ops.many("TopK", rank, ops.constant([node.evict_every]), num_outputs=2, largest=0)
     empty = ops.constant(-1, "int32")
-    released = ops.op(
+    evicted = ops.op(
         "ScatterElements", position, least, ops.op("Expand", empty, ops.op("Shape", least)), axis=-1
     )
     has_room = ops.op(
         "Less", ops.op("ReduceMin", position, ops.constant([-1])), ops.constant(0, "int32")
     )
-    after = ops.op("Where", has_room, position, released)
+    after = ops.op("Where", has_room, position, evicted)
     if score is None or node.score_decay == 1:
         return after, None
     factor = ops.op(

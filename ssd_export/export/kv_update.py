@@ -145,7 +145,7 @@ def _present_score(
     has_room: ir.Value | None,
     probs: ir.Value,
 ) -> ir.Value:
-    """Scores float32 [B, H, S]: the old one, decayed at a release, plus what arrives now (R2)."""
+    """Scores float32 [B, H, S]: the old one, decayed at an eviction, plus what arrives now (R2)."""
     if has_room is not None and node.score_decay != 1:
         decay, one = (ops.constant(number, "float32") for number in (node.score_decay, 1.0))
         past_score = ops.op("Mul", past_score, ops.op("Where", has_room, one, decay))

@@ -23,8 +23,8 @@ from ssd_export.export.functions import (
     OP_TYPE,
     AttentionNode,
     attention_function,
+    eviction_nodes,
     quantize_rows,
-    release_nodes,
 )
 from ssd_export.export.operators import IR_VERSION, Operators, onnx_dtype
 from ssd_export.export.quantize import dequantize_node, onnx_type, opset_of, scale_name
@@ -233,7 +233,7 @@ def write_prefill(writer: GraphWriter, top_k: bool = False) -> tuple[GraphSpec, 
 
 
 def write_evict(writer: GraphWriter, spec: GraphSpec) -> tuple[GraphSpec, ir.Model]:
-    """Releases evict_every slots in every head that has no empty slot, for the groups in the
+    """Evicts evict_every tokens in every head that has no empty slot, for the groups in the
     spec.
     """
     ops = writer.ops
@@ -252,7 +252,7 @@ def write_evict(writer: GraphWriter, spec: GraphSpec) -> tuple[GraphSpec, ir.Mod
             writer.dtype,
         )
         score = inputs.get(CacheTensor(layer, index, "score").past)
-        released, scaled = release_nodes(
+        evicted, scaled = eviction_nodes(
             ops,
             node,
             position,
@@ -260,7 +260,7 @@ def write_evict(writer: GraphWriter, spec: GraphSpec) -> tuple[GraphSpec, ir.Mod
             inputs[CacheTensor(layer, index, "position").past],
             score,
         )
-        outputs[CacheTensor(layer, index, "position").present] = released
+        outputs[CacheTensor(layer, index, "position").present] = evicted
         if scaled is not None:
             outputs[CacheTensor(layer, index, "score").present] = scaled
     kept = {tensor.name for tensor in spec.outputs}

@@ -2,7 +2,7 @@
 caches written in place.
 
 One program serves one (row, KV head) with all its query heads: it finds the slot of the new token,
-releasing first if there is none, writes the token, attends and adds to the scores. Programs share
+evicting first if there is none, writes the token, attends and adds to the scores. Programs share
 nothing, so rows and heads may be full at different steps. The rule of the group arrives as numbers,
 so one compiled image serves every policy and every number of query heads; only dtype and head_dim
 are compiled in.
@@ -30,8 +30,8 @@ from ssd_export.policy.table import HeadGroup, pinned_bits
 NUM_WARPS = 4
 BLOCK_ELEMENTS = 4096  # of one block of keys: 32 float32 registers a thread for its running sums
 MAX_BLOCK_SLOTS = 64
-RELEASED = tl.constexpr(float("inf"))
-PROTECTED = tl.constexpr(3.0e38)  # finite, so that RELEASED ranks above it
+EVICTED = tl.constexpr(float("inf"))
+PROTECTED = tl.constexpr(3.0e38)  # finite, so that EVICTED ranks above it
 NOTHING_YET = tl.constexpr(-1.0e30)  # finite: -inf minus -inf is NaN
 NO_TOKEN = tl.constexpr(EMPTY)
 
@@ -238,7 +238,7 @@ def decode_attention_kernel(
     query_ptr += row * query_stride + head * query_group_size * HEAD_DIM
     out_ptr += program.to(tl.int64) * query_group_size * HEAD_DIM
     for member in range(query_group_size):
-        # Every thread sees the new token, the released slots, and the scores of the member before.
+        # Every thread sees the new token, the evicted slots, and the scores of the member before.
         tl.debug_barrier()
         query = (
             tl.load(query_ptr + member * HEAD_DIM + dim, mask=is_dim, other=0.0).to(tl.float32)
@@ -285,7 +285,7 @@ def _take_slot(
     SLOT_CAPACITY: tl.constexpr,
 ):
     """The slot of the new token (R5, R6), its position and score written; positions and scores as a
-    release left.
+    eviction left.
     """
     slot = tl.arange(0, SLOT_CAPACITY)
     is_slot = slot < num_slots
@@ -303,12 +303,12 @@ def _take_slot(
         pinned_columns,
         grid_width,
     )
-    retention = tl.where(is_slot, retention, RELEASED)
+    retention = tl.where(is_slot, retention, EVICTED)
     is_full = tl.min(position, 0) >= 0
     for _ in range(tl.where(is_full, evict_every, 0)):
         least = tl.argmin(retention, 0, tie_break_left=True)
-        retention = tl.where(slot == least, RELEASED, retention)
-    present = tl.where(is_slot & (retention == RELEASED), NO_TOKEN, position)
+        retention = tl.where(slot == least, EVICTED, retention)
+    present = tl.where(is_slot & (retention == EVICTED), NO_TOKEN, position)
     taken = tl.min(
         tl.where(present < 0, slot, num_slots - 1), 0
     )  # never outside, whatever the tensors hold

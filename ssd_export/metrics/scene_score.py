@@ -71,7 +71,7 @@ class SceneScore:
             "ms_per_token": self.ms_per_token,
             "cache_bytes_per_image": self.cache.bytes_per_image,
             "image_share_of_full_cache": self.cache.image_share,
-            "tokens_dropped_per_image": self.cache.tokens_dropped,
+            "tokens_evicted_per_image": self.cache.tokens_evicted,
             "images": [
                 {
                     "category": scene.category,

@@ -2,7 +2,7 @@
 generating.
 
 Given tokens fix the input of every step, so an image is one pass through the layers, and what a
-policy loses in one layer reaches the next. Attention is replayed a block between two releases at a
+policy loses in one layer reaches the next. Attention is replayed a block between two evictions at a
 time (cache/replay.py). Heads are permuted in the activations, not in the weights: one model
 serves every policy table, and the permutation of the exporter is not taken on trust.
 """

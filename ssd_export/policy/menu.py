@@ -12,7 +12,7 @@ MOSTLY_RECENT_PARTS = (2, 3, 4, 6, 8, 12, 16, 24)
 
 
 def window(slots: int) -> HeadOption:
-    """The prompt and the newest image tokens: a ring, which wastes nothing by releasing at every
+    """The prompt and the newest image tokens: a ring, which wastes nothing by evicting at every
     step.
     """
     return HeadOption(Rule(-1, 0, False), slots, 1)
@@ -29,7 +29,7 @@ def mostly_recent(slots: int, grid: Grid) -> HeadOption:
 
 
 def _ranked(num_recent: int, slots: int, grid: Grid) -> HeadOption:
-    """Released once a grid row where R9 allows it, or more often."""
+    """Evicted once a grid row where R9 allows it, or more often."""
     widths = (grid.width, grid.width // 2, grid.width // 4, 1)
     evict_every = next(count for count in widths if max(num_recent - 1, 0) + count <= slots)
     return HeadOption(Rule(-1, num_recent, True), slots, evict_every)

@@ -10,8 +10,8 @@ R1  A head owns num_slots slots: key (after RoPE), value, position (RoPE positio
 R2  score = sum of the softmax probabilities the slot has received from this head since it was
 written, what
     the prompt tokens gave each other in prefill included. Grouped-query attention: summed over the
-    query heads of the KV head. A release ranks first and then multiplies every score of the head by
-    score_decay (1: the running sum; 0: only what came since the last release). Batch rows are
+    query heads of the KV head. An eviction ranks first and then multiplies every score of the head
+    by score_decay (1: the running sum; 0: only what came since the last eviction). Batch rows are
     independent: the conditional and the unconditional row evict on their own.
 R3  retention (float32) = +inf if the token is a protected sink (position < num_sinks; num_sinks =
 -1 means
@@ -19,11 +19,11 @@ R3  retention (float32) = +inf if the token is a protected sink (position < num_
     token about to be written, so that num_recent - 1 of the held tokens are protected), or an image
     token in a pinned grid column ((position - prompt length) mod the grid's width is a set bit of
     pinned_columns). Otherwise score if by_score, else position.
-R4  Of tokens of equal retention the one in the lower slot is released first (an arg-min from the
+R4  Of tokens of equal retention the one in the lower slot is evicted first (an arg-min from the
 left).
-R5  release(count): empty the slots of the count tokens of least retention. Changes position only.
+R5  evict(count): empty the slots of the count tokens of least retention. Changes position only.
 R6  A new token goes to the lowest empty slot.
-R7  Decode step, in order: a head of a row that has no empty slot does release(evict_every); write
+R7  Decode step, in order: a head of a row that has no empty slot does evict(evict_every); write
     key, value, position, score = 0; attend over the non-empty slots, the new token included; add
     the probabilities to score.
 R8  Prefill attends densely and causally over the prompt and writes prompt token t to slot t. The
@@ -127,7 +127,7 @@ class Policy:
     """What a policy is; adding one takes a row of POLICIES and one in the README's table.
 
     by_score: heads rank by score, else by position (R3); num_recent: R3's default of it;
-    score_decay: R2; pinned_columns: R3's mask; row_buffer: a release frees a grid row of slots
+    score_decay: R2; pinned_columns: R3's mask; row_buffer: an eviction frees a grid row of slots
     unless told otherwise, else one (R7); options: numbers that a user may set. Where head types are
     told apart, all of this is about semantic heads.
     """

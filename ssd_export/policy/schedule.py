@@ -1,4 +1,4 @@
-"""When a policy releases slots, and how many tokens an image loses by it: known before the first
+"""When a policy evicts tokens, and how many tokens an image loses by it: known before the first
 step from the prompts' lengths.
 """
 
@@ -10,38 +10,38 @@ from typing import NamedTuple
 from ssd_export.policy.table import HeadGroup, PolicyTable
 
 
-class ReleaseKind(NamedTuple):
-    """Groups that agree in both numbers release before the same steps."""
+class EvictionKind(NamedTuple):
+    """Groups that agree in both numbers evict before the same steps."""
 
     num_slots: int
     evict_every: int
 
     @property
     def graph(self) -> str:
-        """The name of the graph that releases in the groups of this kind alone."""
+        """The name of the graph that evicts in the groups of this kind alone."""
         return f"evict_{self.num_slots}_slots_{self.evict_every}_at_once"
 
 
-def release_kind(table: PolicyTable, group: HeadGroup) -> ReleaseKind | None:
-    """The kind of a group that releases several slots at a time, and so between steps; None where
-    it releases one slot, within a step, or none (R7).
+def eviction_kind(table: PolicyTable, group: HeadGroup) -> EvictionKind | None:
+    """The kind of a group that evicts several tokens at a time, and so between steps; None where
+    it evicts one token, within a step, or none (R7).
     """
-    releases_between_steps = group.evict_every > 1 and group.num_slots < table.full_slots
-    return ReleaseKind(group.num_slots, group.evict_every) if releases_between_steps else None
+    evicts_between_steps = group.evict_every > 1 and group.num_slots < table.full_slots
+    return EvictionKind(group.num_slots, group.evict_every) if evicts_between_steps else None
 
 
-def release_kinds(table: PolicyTable) -> list[ReleaseKind]:
-    """The kinds of the groups that release between steps, each once."""
-    kinds = {release_kind(table, group) for group in table.groups()}
+def eviction_kinds(table: PolicyTable) -> list[EvictionKind]:
+    """The kinds of the groups that evict between steps, each once."""
+    kinds = {eviction_kind(table, group) for group in table.groups()}
     return sorted(kind for kind in kinds if kind is not None)
 
 
-def release_steps(table: PolicyTable, lengths: Sequence[int]) -> frozenset[int]:
-    """Steps before which some head that releases several slots at a time has no empty slot (R7)."""
-    return frozenset().union(*(full_before(table, kind, lengths) for kind in release_kinds(table)))
+def eviction_steps(table: PolicyTable, lengths: Sequence[int]) -> frozenset[int]:
+    """Steps before which some head that evicts several tokens at a time has no empty slot (R7)."""
+    return frozenset().union(*(full_before(table, kind, lengths) for kind in eviction_kinds(table)))
 
 
-def full_before(table: PolicyTable, kind: ReleaseKind, lengths: Sequence[int]) -> frozenset[int]:
+def full_before(table: PolicyTable, kind: EvictionKind, lengths: Sequence[int]) -> frozenset[int]:
     """The steps before which heads of that kind are full, in a row with a prompt of one of these
     lengths.
 
@@ -54,15 +54,15 @@ def full_before(table: PolicyTable, kind: ReleaseKind, lengths: Sequence[int]) -
     )
 
 
-def tokens_dropped(table: PolicyTable, length: int) -> int:
+def tokens_evicted(table: PolicyTable, length: int) -> int:
     """(layer, KV head, token) triples that a row with a prompt of this length drops while an image
     is generated.
 
     All image tokens are written but the last, which no later step reads.
     """
-    dropped = 0
+    evicted = 0
     for group in table.groups():
         overflow = length + table.grid.num_tokens - 1 - group.num_slots
         if overflow > 0:
-            dropped += group.num_heads * -(-overflow // group.evict_every) * group.evict_every
-    return dropped
+            evicted += group.num_heads * -(-overflow // group.evict_every) * group.evict_every
+    return evicted

@@ -63,7 +63,7 @@ def default_window(grid: Grid) -> int:
 
 
 def grid_row_buffer(slots: int, width: int, notes: list[str]) -> int:
-    """A grid row of slots to fill between two releases, or a divisor of it that leaves at least as
+    """A grid row of slots to fill between two evictions, or a divisor of it that leaves at least as
     many tokens kept.
     """
     most = max(slots // 2, 1)
@@ -76,7 +76,7 @@ def grid_row_buffer(slots: int, width: int, notes: list[str]) -> int:
 
 
 def recent_guard(wanted: int, slots: int, evict_every: int, notes: list[str]) -> int:
-    """num_recent as wanted, but at least a quarter of what a release keeps stays free to rank."""
+    """num_recent as wanted, but at least a quarter of what an eviction keeps stays free to rank."""
     num_recent = min(wanted, max(slots - evict_every, 0) * 3 // 4 + 1)
     if num_recent < wanted:
         notes.append(

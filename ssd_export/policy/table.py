@@ -41,7 +41,7 @@ class Rule:
         return self.pinned_columns.bit_count()
 
     def num_protected(self, prompt_slots: int, grid: Grid) -> int:
-        """The most tokens that this rule can protect at a release: R9's left side without
+        """The most tokens that this rule can protect at an eviction: R9's left side without
         evict_every.
         """
         sinks = prompt_slots if self.num_sinks < 0 else self.num_sinks
@@ -53,7 +53,7 @@ FULL = "full"  # the policy under which all are
 
 
 class HeadOption(NamedTuple):
-    """One way to serve a KV head: its rule, its image slots (buffer included), how many a release
+    """One way to serve a KV head: its rule, its image slots (buffer included), how many an eviction
     frees.
     """
 
@@ -74,7 +74,7 @@ class HeadGroup:
     num_heads: int
 
     def can_fill(self, prompt_slots: int, grid: Grid) -> bool:
-        """Whether an image can take every slot, so that releases happen at all (R9's second case
+        """Whether an image can take every slot, so that evictions happen at all (R9's second case
         is when not).
         """
         return self.num_slots < prompt_slots + grid.num_tokens
@@ -186,7 +186,7 @@ class PolicyTable:
         if not 0 <= self.score_decay <= 1:
             raise UserError(
                 f"score_decay={self.score_decay} is outside [0, 1]; use 1 for the running sum, 0 "
-                "for what came since the last release"
+                "for what came since the last eviction"
             )
         check_kv_dtype(self.kv_dtype)
         if self.prompt_slots < 1:

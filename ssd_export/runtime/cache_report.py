@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from ssd_export.bundle import BundleConfig
 from ssd_export.dtypes import DTYPES
-from ssd_export.policy.schedule import tokens_dropped
+from ssd_export.policy.schedule import tokens_evicted
 from ssd_export.runtime.prompt_batch import PromptBatch
 from ssd_export.runtime.runner import Runner
 
@@ -20,14 +20,14 @@ class CacheReport:
         bytes_per_image: those of one image's rows.
         image_bytes_per_image: its image slots alone.
         full_image_bytes_per_image: a slot for every image token and head, keys and values.
-        tokens_dropped: (layer, KV head, token) triples evicted while one image is generated.
+        tokens_evicted: (layer, KV head, token) triples evicted while one image is generated.
     """
 
     bytes: int
     bytes_per_image: int
     image_bytes_per_image: int
     full_image_bytes_per_image: int
-    tokens_dropped: int
+    tokens_evicted: int
 
     @property
     def image_share(self) -> float:
@@ -52,7 +52,7 @@ def cache_report(runner: Runner, config: BundleConfig, batch: PromptBatch) -> Ca
         bytes_per_image=allocated // batch.num_images,
         image_bytes_per_image=table.image_cache_bytes(model, size, rows),
         full_image_bytes_per_image=table.full_image_cache_bytes(model, size, rows),
-        tokens_dropped=sum(
-            tokens_dropped(table, length) for length in batch.lengths[:: batch.num_images].tolist()
+        tokens_evicted=sum(
+            tokens_evicted(table, length) for length in batch.lengths[:: batch.num_images].tolist()
         ),
     )

@@ -1,4 +1,4 @@
-"""The one decode loop: prefill, then every step with the releases that are due before it.
+"""The one decode loop: prefill, then every step with the evictions that are due before it.
 
 A generator, so that its caller decides what happens between the parts: preview, measure, compare
 with another runner that goes in step, or stop.
@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 
 from ssd_export.config import Grid
-from ssd_export.policy.schedule import release_steps
+from ssd_export.policy.schedule import eviction_steps
 from ssd_export.policy.table import PolicyTable
 from ssd_export.runtime.prompt_batch import PromptBatch
 from ssd_export.runtime.runner import Runner
@@ -25,11 +25,11 @@ def decode(
 
     Args: parts: consecutive decode steps to take between two yields; None: grid rows.
     """
-    releases = release_steps(table, batch.lengths.tolist())
+    evictions = eviction_steps(table, batch.lengths.tolist())
     runner.prefill(batch)
     yield range(1)
     for steps in grid_rows(table.grid) if parts is None else parts:
-        runner.decode_row(steps, releases)
+        runner.decode_row(steps, evictions)
         yield steps
 
 

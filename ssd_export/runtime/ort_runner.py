@@ -22,7 +22,7 @@ from ssd_export.graph_spec import NUM_SORTED_CODES, CacheTensor, GraphSpec, Tens
 from ssd_export.machine import thread_limit, total_bytes
 from ssd_export.plan.memory import widens_on_use
 from ssd_export.plan.sizes import WeightSizes
-from ssd_export.policy.schedule import full_before, release_kinds
+from ssd_export.policy.schedule import eviction_kinds, full_before
 from ssd_export.runtime.finite import to_pixels
 from ssd_export.runtime.grid_row_noise import GridRowNoise
 from ssd_export.runtime.ort_errors import check_contract, computing
@@ -211,11 +211,11 @@ class OrtRunner(Runner):
         return self._sessions[name]
 
     def _evictions_of(self, lengths: Sequence[int]) -> dict[int, list[str]]:
-        """The graphs that release before each step: those of the full groups alone, where the
+        """The graphs that evict before each step: those of the full groups alone, where the
         bundle has them.
         """
         evictions: dict[int, list[str]] = {}
-        for kind in release_kinds(self._table):
+        for kind in eviction_kinds(self._table):
             name = kind.graph if kind.graph in self._specs else "evict"
             for step in full_before(self._table, kind, lengths):
                 names = evictions.setdefault(step, [])

@@ -37,19 +37,19 @@ class Runner(Protocol):
         """Fills fresh caches from the prompts and generates token 0."""
 
     def evict(self, step: int) -> None:
-        """Releases slots in every head that has none, before decode step `step` (R5, R7)."""
+        """Evicts tokens in every head that has none, before decode step `step` (R5, R7)."""
 
     def decode_step(self, step: int) -> None:
         """Generates token `step` from token `step - 1`."""
 
-    def decode_row(self, steps: range, releases: Collection[int]) -> None:
-        """Generates the tokens of consecutive steps, with a release before each that is in
-        `releases`.
+    def decode_row(self, steps: range, evictions: Collection[int]) -> None:
+        """Generates the tokens of consecutive steps, with an eviction before each that is in
+        `evictions`.
 
         A backend that queues work may return before the device has done any of it.
         """
         for step in steps:
-            if step in releases:
+            if step in evictions:
                 self.evict(step)
             self.decode_step(step)
 

@@ -35,7 +35,7 @@ StepAttention = Callable[..., Tensor]
 
 
 class TorchRunner(Runner):
-    """Releases happen inside the step (R7), so `evict` has nothing to do."""
+    """Evictions happen inside the step (R7), so `evict` has nothing to do."""
 
     def __init__(
         self,
@@ -118,7 +118,7 @@ class TorchRunner(Runner):
         self._draw(last, 0)
 
     def evict(self, step: int) -> None:
-        """Nothing: `decode_attention` releases where R7 says so."""
+        """Nothing: `decode_attention` evicts where R7 says so."""
 
     @torch.inference_mode()
     def decode_step(self, step: int) -> None:
@@ -270,7 +270,7 @@ class _WindowPass:
         return out
 
     def room(self) -> Tensor:
-        """int [B]: tokens until the next release of any head."""
+        """int [B]: tokens until the next eviction of any head."""
         return torch.stack([window.room for window in self._windows]).amin(dim=0)
 
     def write(self, counts: Tensor) -> None:

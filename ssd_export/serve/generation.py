@@ -23,7 +23,7 @@ class GeneratorBatches:
         self.generator, self._metrics = generator, metrics
         self.max_images: int = generator.runner.max_images
         self.num_rows: int = generator.config.grid.height
-        self.tokens_dropped: int | None = None
+        self.tokens_evicted: int | None = None
 
     def rows(
         self, requests: Sequence[ImageRequest], wants_preview: Callable[[int, int], bool]
@@ -32,7 +32,7 @@ class GeneratorBatches:
         with closing(self.generator.stream_requests(requests, wants_preview=wants_preview)) as rows:
             for event in rows:
                 self._metrics.cache_bytes(event.cache.bytes)
-                self.tokens_dropped = event.cache.tokens_dropped
+                self.tokens_evicted = event.cache.tokens_evicted
                 yield BatchRow(event.row, self.num_rows, event.images)
 
     def close(self) -> None:
@@ -88,5 +88,5 @@ def server_facts(batches: GeneratorBatches, runner: str, max_batch: int) -> Serv
         ],
         bytes_an_image=allocated,
         full_cache_bytes_an_image=full,
-        tokens_dropped=batches.tokens_dropped,
+        tokens_evicted=batches.tokens_evicted,
     )

@@ -138,7 +138,7 @@ class ServerFacts(BaseModel):
     layers: list[list[GroupFacts]]
     bytes_an_image: int
     full_cache_bytes_an_image: int
-    tokens_dropped: int | None = Field(description="Of the latest image; None before the first.")
+    tokens_evicted: int | None = Field(description="Of the latest image; None before the first.")
 
 
 def encoded(image: Image.Image, output_format: str, quality: int | None) -> str:

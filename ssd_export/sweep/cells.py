@@ -171,7 +171,7 @@ def _costs(generated: Generated, jobs: int) -> dict[str, Any]:
     return {
         "cache_bytes_per_image": cache.bytes_per_image,
         "image_share_of_full_cache": cache.image_share,
-        "tokens_dropped_per_image": cache.tokens_dropped,
+        "tokens_evicted_per_image": cache.tokens_evicted,
         "ms_per_token": generated.ms_per_token,
         "cpu_ms_per_token": generated.cpu_ms_per_token,
         "seconds_per_image": generated.seconds / len(generated.images),

@@ -3,7 +3,7 @@ ssd-auto@groups=1.
 
 Keys are the options of `export` that decide a policy: window, evict-every, num-recent, groups and
 head-map (a file, a built-in map, random:SEED, swapped). Two more are for comparisons: num-sinks
-(first prompt tokens that are never released; -1 is the whole prompt) and groups=unlimited, which no
+(first prompt tokens that are never evicted; -1 is the whole prompt) and groups=unlimited, which no
 bundle holds: torch alone replays it.
 """
 

@@ -34,7 +34,7 @@ KEPT = (
     "prompt_slots",
     "cache_bytes_per_image",
     "image_share_of_full_cache",
-    "tokens_dropped_per_image",
+    "tokens_evicted_per_image",
     "ms_per_token",
     "cpu_ms_per_token",
     "seconds_per_image",

@@ -22,7 +22,7 @@ EVICT = "evict"
 class AllocatedBatch:
     """Contexts of all engines at the sizes of a batch, and a trial run of what will be captured.
 
-    Args: rows: of the batch; evicts: whether releases have their own engine.
+    Args: rows: of the batch; evicts: whether evictions have their own engine.
     Raises: UserError for a size that the engines do not take, or too little device memory.
     """
 
@@ -58,7 +58,7 @@ class AllocatedBatch:
         self.memory.carry(self._decode)
 
     def queue_evict(self) -> None:
-        """Nothing where the decode step releases by itself (R7)."""
+        """Nothing where the decode step evicts by itself (R7)."""
         for context in self._evicts:
             context.enqueue()
             self.memory.carry(context)

@@ -47,8 +47,8 @@ class EngineFiles:
         return rebuild(str(self.bundle.path))
 
     @property
-    def releases_in_step(self) -> bool:
-        """Whether the decode step's plugin releases by itself (R7), so that there is no evict
+    def evicts_in_step(self) -> bool:
+        """Whether the decode step's plugin evicts by itself (R7), so that there is no evict
         engine.
         """
         return self.manifest.plugin is not None

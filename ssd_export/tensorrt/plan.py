@@ -112,7 +112,7 @@ class BuildPlan:
 
     @property
     def graphs(self) -> list[GraphSpec]:
-        """The graphs to build, evict only where the plugin's kernel does not release by itself
+        """The graphs to build, evict only where the plugin's kernel does not evict by itself
         (R7).
         """
         contracts = self.bundle.config.graphs

@@ -1,4 +1,4 @@
-"""TensorRT as a Runner: tokens, caches, sampling and releases stay on the GPU, and a step is one
+"""TensorRT as a Runner: tokens, caches, sampling and evictions stay on the GPU, and a step is one
 CUDA graph.
 
 All device memory is allocated before the first step: the weights once, and one stretch for each
@@ -68,7 +68,7 @@ class TrtRunner(Runner):
         self._device, self._files, self._dtype = device, files, bundle.config.dtype
         self.max_images = files.max_images
         self._config = bundle.config.model
-        self._evicts = EVICT in bundle.config.graphs and not files.releases_in_step
+        self._evicts = EVICT in bundle.config.graphs and not files.evicts_in_step
         self._engines = LoadedEngines(files, bundle.config.graphs, device)
         self._noise = DeviceNoise(device, self._config)
         self._allocated: AllocatedBatch | None = None
@@ -109,7 +109,7 @@ class TrtRunner(Runner):
         self._step = 1
 
     def evict(self, step: int) -> None:
-        """Nothing with the plugin, which releases in the step (R7)."""
+        """Nothing with the plugin, which evicts in the step (R7)."""
         self._go_to(step)
         self._ready.queue_evict()
 
@@ -119,12 +119,12 @@ class TrtRunner(Runner):
         self._ready.queue_step()
         self._step = step + 1
 
-    def decode_row(self, steps: range, releases: Collection[int]) -> None:
+    def decode_row(self, steps: range, evictions: Collection[int]) -> None:
         """One launch a step; returns at once. The steps are of one grid row."""
         self._go_to(steps.start)
         self._reach_noise(steps.start)
         for step in steps:
-            self._ready.graphs.launch(self._evicts and step in releases)
+            self._ready.graphs.launch(self._evicts and step in evictions)
         self._step = steps.stop
 
     def tokens(self) -> np.ndarray:

@@ -10,8 +10,8 @@ as bundled  the graph as it is in the bundle, ONNX Runtime's form: TensorRT copi
 
 ONNX Runtime runs one node after the other and may write every output that a graph's contract
 aliases over its input. A builder fuses: it makes one kernel of "the least position of all slots"
-and "the positions after the release", which then overwrites what its other blocks still read. So an
-engine of plain operators shares only keys and values, which no kernel reduces and overwrites at
+and "the positions after the eviction", which then overwrites what its other blocks still read. So
+an engine of plain operators shares only keys and values, which no kernel reduces and overwrites at
 once; positions and scores, a few bytes a slot, are copied to their inputs after a run. Every build
 is checked against its layer listing (layer_listing.hazards).
 """

@@ -1,8 +1,8 @@
-"""The decode step as a CUDA graph, with a release before it and without: captured once each,
+"""The decode step as a CUDA graph, with an eviction before it and without: captured once each,
 launched for every token.
 
 Nothing in a step depends on the host: the step's number is counted on the device, and each head
-decides there whether it releases (R7). The host only leaves out releases that would find no full
+decides there whether it evicts (R7). The host only leaves out evictions that would find no full
 head, which the prompts' lengths tell beforehand. So two graphs serve all tokens of all grid rows,
 and launching one 24 times costs a row what one graph of 24 steps does, without the memory of 24
 copies.
@@ -16,7 +16,7 @@ from contextlib import ExitStack
 
 from ssd_export.tensorrt.cuda_device import CudaDevice, CudaGraph
 
-STEP, RELEASE_AND_STEP = "step", "release and step"
+STEP, EVICT_AND_STEP = "step", "evict and step"
 
 
 class StepGraphs:
@@ -44,15 +44,15 @@ class StepGraphs:
         """Nodes of each graph that was captured; empty where steps are queued one by one."""
         return {kind: graph.num_nodes for kind, graph in self._graphs.items()}
 
-    def launch(self, release: bool) -> None:
+    def launch(self, evict: bool) -> None:
         """Queues a step; waits for nothing."""
-        kind = RELEASE_AND_STEP if release else STEP
+        kind = EVICT_AND_STEP if evict else STEP
         if self._captures and kind not in self._graphs:
-            self._capture(kind, release)
+            self._capture(kind, evict)
         if kind in self._graphs:
             self._device.launch(self._graphs[kind])
         else:
-            self._queue(release)
+            self._queue(evict)
 
     def close(self) -> None:
         with ExitStack() as all_of_them:
@@ -60,17 +60,17 @@ class StepGraphs:
                 all_of_them.callback(self._device.destroy, graph)
             self._graphs = {}
 
-    def _capture(self, kind: str, release: bool) -> None:
+    def _capture(self, kind: str, evict: bool) -> None:
         free = self._device.memory_bytes()[0]
         try:
-            self._graphs[kind] = self._device.capture(lambda: self._queue(release))
+            self._graphs[kind] = self._device.capture(lambda: self._queue(evict))
         except RuntimeError as error:
             self._captures = False
             _warn(str(error))
         self.num_bytes += max(0, free - self._device.memory_bytes()[0])
 
-    def _queue(self, release: bool) -> None:
-        if release:
+    def _queue(self, evict: bool) -> None:
+        if evict:
             self._evict()
         self._decode_step()
 

@@ -14,7 +14,7 @@ from onnxruntime import InferenceSession
 
 from ssd_export.bundle import Bundle
 from ssd_export.bundle.graphs import cache_parts, head_groups, part_names
-from ssd_export.cache.attention import decode_attention, release_full_heads
+from ssd_export.cache.attention import decode_attention, evict_full_heads
 from ssd_export.cache.quantized_rows import quantize_rows
 from ssd_export.cache.state import EMPTY, GroupState
 from ssd_export.config import ModelConfig
@@ -32,7 +32,7 @@ SCORE_GAP = 0.05  # between tokens of neighboring positions
 
 
 def check_ops(bundle: Bundle, provider: str = "cpu") -> Rung:
-    """Every different attention function of decode_step over two releases, then the evict graph."""
+    """Each different attention function of decode_step over two evictions, then the evict graph."""
     dtype = bundle.config.dtype
     if dtype == "bfloat16":
         return Rung("ops", {"skipped": "numpy has no bfloat16 to feed a single operator with"})
@@ -96,13 +96,13 @@ def _check_function(
     rng = np.random.default_rng(0)
     session = _single_node_session(node, function, group, config, dtype, table.kv_dtype, provider)
     lengths = torch.tensor([table.prompt_slots, max(1, table.prompt_slots // 2)], dtype=torch.int32)
-    room = 2  # empty slots of row 0; row 1 has one more, so that rows release at different steps
+    room = 2  # empty slots of row 0; row 1 has one more, so that rows evict at different steps
     fills = group.can_fill(table.prompt_slots, table.grid)
     num_steps = room + 2 * group.evict_every + 1 if fills else room
     state, position = _state(rng, group, config, dtype, lengths, room, num_steps, table.kv_dtype)
     for step in range(num_steps):
         (
-            release_full_heads(state, group, lengths, position, table.score_decay, table.grid.width)
+            evict_full_heads(state, group, lengths, position, table.score_decay, table.grid.width)
             if group.evict_every > 1
             else None
         )
@@ -207,7 +207,7 @@ def _state(
 ) -> tuple[GroupState, torch.Tensor]:
     """A cache late in an image, and the position of the next token: the prompt and the newest
     image tokens in shuffled slots; row b has room + b empty slots. In row 0 the newest tokens score
-    least and in row 1 the oldest, so that the edges of what R3 protects decide what is released."""
+    least and in row 1 the oldest, so that the edges of what R3 protects decide what is evicted."""
     state = GroupState.empty(ROWS, group, config.head_dim, getattr(torch, dtype), kv_dtype=kv_dtype)
     state.key, state.value = (_random(rng, tuple(state.key.shape), dtype) for _ in range(2))
     if kv_dtype == "int8":
@@ -253,7 +253,7 @@ def _check_evict(
         for part in ("position", "score"):
             if CacheTensor(layer, index, part).past in wanted:
                 feeds[CacheTensor(layer, index, part).past] = getattr(state, part).numpy().copy()
-        release_full_heads(state, group, lengths, position, table.score_decay, table.grid.width)
+        evict_full_heads(state, group, lengths, position, table.score_decay, table.grid.width)
     names = [tensor.name for tensor in spec.outputs]
     found = dict(
         zip(
@@ -273,7 +273,7 @@ def _check_evict(
                 f"evict graph: {int((ours == EMPTY).sum())} slots are empty afterwards, by the"
                 f" rules {int((reference == EMPTY).sum())}"
                 if (ours == EMPTY).sum() != (reference == EMPTY).sum()
-                else "evict graph: other tokens are released"
+                else "evict graph: other tokens are evicted"
             )
             return Divergence(what, layer=layer, group=index, head=_head(table, layer, index, head))
     return None

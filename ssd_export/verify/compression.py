@@ -12,7 +12,7 @@ from ssd_export.bundle.graphs import head_groups
 from ssd_export.config import ModelConfig
 from ssd_export.dtypes import DTYPES
 from ssd_export.graph_spec import CacheTensor
-from ssd_export.policy.schedule import tokens_dropped
+from ssd_export.policy.schedule import tokens_evicted
 from ssd_export.policy.table import PolicyTable
 from ssd_export.runtime.runner import InspectableRunner
 from ssd_export.verify.checks import Divergence, Rung
@@ -78,21 +78,21 @@ def _over_promise(figures: dict[str, Any], num_tokens: int) -> Divergence | None
     return None
 
 
-def check_dropped(
+def check_evicted(
     runner: InspectableRunner, table: PolicyTable, lengths: np.ndarray
 ) -> tuple[dict[str, Any], Divergence | None]:
-    """After a whole image: tokens dropped, counted as written less held, against what R7 says for
+    """After a whole image: tokens evicted, counted as written less held, against what R7 says for
     each row.
     """
     held = np.zeros(len(lengths), np.int64)
     for layer, index, _ in head_groups(table):
         held += (runner.read_cache(CacheTensor(layer, index, "position")) >= 0).sum(axis=(1, 2))
     num_heads = sum(group.num_heads for _, _, group in head_groups(table))
-    dropped = num_heads * (lengths + table.grid.num_tokens - 1) - held
-    promised = [tokens_dropped(table, int(length)) for length in lengths]
-    for row, (counted, wanted) in enumerate(zip(dropped.tolist(), promised, strict=True)):
+    evicted = num_heads * (lengths + table.grid.num_tokens - 1) - held
+    promised = [tokens_evicted(table, int(length)) for length in lengths]
+    for row, (counted, wanted) in enumerate(zip(evicted.tolist(), promised, strict=True)):
         if counted != wanted:
             return {}, Divergence(
-                f"{counted} tokens were dropped, the policy drops {wanted}", row=row
+                f"{counted} tokens were evicted, the policy evicts {wanted}", row=row
             )
-    return {"tokens_dropped_by_row": dropped.tolist()}, None
+    return {"tokens_evicted_by_row": evicted.tolist()}, None

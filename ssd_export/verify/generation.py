@@ -24,7 +24,7 @@ from ssd_export.runtime.prompt_batch import PromptBatch, PromptBatches, bundle_s
 from ssd_export.runtime.runner import InspectableRunner
 from ssd_export.sampling import Sampling
 from ssd_export.verify.checks import Divergence, Rung
-from ssd_export.verify.compression import check_compression, check_dropped
+from ssd_export.verify.compression import check_compression, check_evicted
 from ssd_export.verify.contract import heads_of_layer
 from ssd_export.verify.tolerances import ONE_CODE, error, tolerance_of
 
@@ -83,7 +83,7 @@ class Ladder:
         return Rung("layers", {"steps": FIRST_STEPS, "greatest_error": greatest})
 
     def logits(self) -> Rung:
-        """Slots, logits and draws of all image tokens; at the end the tokens that were dropped are
+        """Slots, logits and draws of all image tokens; at the end the tokens that were evicted are
         counted.
         """
         greatest, divergence = 0.0, None
@@ -116,8 +116,8 @@ class Ladder:
             "border_draws": len(self._borders),
         }
         if divergence is None:
-            dropped, divergence = check_dropped(self.subject, self.table, self.batch.lengths)
-            figures |= dropped
+            evicted, divergence = check_evicted(self.subject, self.table, self.batch.lengths)
+            figures |= evicted
         return Rung("logits", figures, divergence)
 
     def tokens(self) -> Rung:
@@ -366,12 +366,12 @@ class Ladder:
     def _is_tie(
         self, ours: np.ndarray, reference: np.ndarray, position: np.ndarray, score: np.ndarray
     ) -> bool:
-        """Whether both released equally many tokens, and those that only one released had equal
+        """Whether both evicted equally many tokens, and those that only one evicted had equal
         scores.
         """
         score_of = dict(zip(position.tolist(), score.tolist(), strict=True))
-        released = [set(position.tolist()) - set(held.tolist()) for held in (ours, reference)]
-        first, second = released[0] - released[1], released[1] - released[0]
+        evicted = [set(position.tolist()) - set(held.tolist()) for held in (ours, reference)]
+        first, second = evicted[0] - evicted[1], evicted[1] - evicted[0]
         if not first or len(first) != len(second):
             return False
         scores = [score_of[token] for token in first | second]

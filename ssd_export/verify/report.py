@@ -85,20 +85,20 @@ def _layers(figures: Figures, tolerances: Figures) -> str:
 
 
 def _logits(figures: Figures, tolerances: Figures) -> str:
-    ties, draws, dropped = (
+    ties, draws, evicted = (
         figures["steps_with_ties"],
         figures["border_draws"],
-        figures["tokens_dropped_by_row"],
+        figures["tokens_evicted_by_row"],
     )
     rounding = (
         f" but for rounding ({ties} steps with equal scores, {draws} draws at a border)"
         if ties or draws
         else ""
     )
-    span = str(dropped[0]) if len(set(dropped)) == 1 else f"{min(dropped)} to {max(dropped)}"
+    span = str(evicted[0]) if len(set(evicted)) == 1 else f"{min(evicted)} to {max(evicted)}"
     return (
         f"{figures['steps']} steps, the same slots and tokens{rounding};"
-        f" {_error(figures, tolerances['logits'])}; {span} tokens dropped a row, as the policy says"
+        f" {_error(figures, tolerances['logits'])}; {span} tokens evicted a row, as the policy says"
     )
 
 

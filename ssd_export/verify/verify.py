@@ -7,7 +7,7 @@
     origin       tokenizer, shape and sampling defaults equal the checkpoint's (checkpoint only)
     weights      every tensor equals the checkpoint's (checkpoint only)
     layers       keys, values, positions, scores of every head over the first steps
-    logits       all steps with the reference's tokens, slots exact; tokens dropped are counted
+    logits       all steps with the reference's tokens, slots exact; tokens evicted are counted
     tokens       generated alone from the same seed; the first ones with top-k, too
     image        pixels
 The first rung that fails ends the climb: what stands above it cannot be right.

@@ -35,7 +35,7 @@ from ssd_export.cli.bench import command_line
 from ssd_export.errors import UserError
 from ssd_export.export.source_checkpoint import checkpoint_like, is_of
 from ssd_export.model.checkpoint import open_checkpoint
-from ssd_export.policy.schedule import release_steps
+from ssd_export.policy.schedule import eviction_steps
 from ssd_export.runtime.generate import ImageGenerator
 from ssd_export.runtime.loop import decode
 from ssd_export.runtime.prompt_batch import PromptBatch
@@ -174,7 +174,7 @@ class CountingRunner(Runner):
 
 
 @pytest.mark.parametrize("steps", [50, 575])
-def test_few_steps_release_as_often_as_the_end_of_an_image(steps: int) -> None:
+def test_few_steps_evict_as_often_as_the_end_of_an_image(steps: int) -> None:
     opened, runner = open_bundle(compressed()), CountingRunner()
     cell = Cell("bundle", opened.path, "ort", "cpu", 1, steps, 1)
     batch, table = _batches(opened, cell)(), opened.config.policy
@@ -185,7 +185,7 @@ def test_few_steps_release_as_often_as_the_end_of_an_image(steps: int) -> None:
     assert len(times.seconds) == len(times.cpu_seconds) == steps and [
         step for what, step in runner.calls if what == "step"
     ] == list(range(576 - steps, 576))
-    real = release_steps(table, batch.lengths.tolist())
+    real = eviction_steps(table, batch.lengths.tolist())
     assert [step for what, step in runner.calls if what == "evict"] == sorted(
         s for s in real if s > 575 - steps
     )

@@ -1,4 +1,4 @@
-"""The attention benchmark steps what generation steps: real releases, the bytes of the policy
+"""The attention benchmark steps what generation steps: real evictions, the bytes of the policy
 table, whole reports.
 """
 
@@ -24,7 +24,7 @@ CONFIG = PUBLISHED["janus-pro-1b"]
 NEEDS_DEMO = pytest.mark.skipif(not DEMO_CHECKPOINT.is_dir(), reason="needs the demo checkpoint")
 
 
-def test_a_step_writes_the_new_token_and_releases_what_is_due() -> None:
+def test_a_step_writes_the_new_token_and_evicts_what_is_due() -> None:
     table = policy_table("ssd-row", CONFIG, 0.2)
     semantic = next(group for group in table.layers[12] if group.evict_every > 1)
     run = group_run(semantic, table, CONFIG, rows=2, threads=1, seed=0)

@@ -177,7 +177,7 @@ def test_the_kernel_check_sees_a_wrong_kernel(fault: str, monkeypatch: pytest.Mo
     )
     result = check_kernel("cpu", SMALL)
     assert result["ok"] == (fault == "none"), result["failures"][:3]
-    assert result["released"] > 0 and result["ties"] == 0
+    assert result["evicted"] > 0 and result["ties"] == 0
 
 
 @pytest.mark.skipif(
@@ -200,7 +200,7 @@ def test_the_kernel_passes_interpreted_on_the_cpu() -> None:
     )
     assert run.returncode == 0, run.stderr
     result = json.loads(run.stdout)
-    assert result["ok"] and result["released"] > 0 and result["steps"] == 12
+    assert result["ok"] and result["evicted"] > 0 and result["steps"] == 12
 
 
 def test_the_kernel_check_needs_a_gpu() -> None:

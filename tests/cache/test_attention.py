@@ -125,7 +125,7 @@ def test_prefill_equals_the_oracle_and_leaves_padding_empty(case: Case) -> None:
 
 def test_no_case_hangs_on_a_near_tie() -> None:
     assert min(expected(case).smallest_gap for case in CASES) > 20 * TIGHT
-    assert sum(expected(case).num_releases for case in CASES) > 1000
+    assert sum(expected(case).num_evictions for case in CASES) > 1000
 
 
 @st.composite

@@ -6,8 +6,8 @@ import math
 
 import torch
 
-from ssd_export.cache.attention import release_full_heads
-from ssd_export.cache.rules import release, retention, slot_for_new_token
+from ssd_export.cache.attention import evict_full_heads
+from ssd_export.cache.rules import evict, retention, slot_for_new_token
 from ssd_export.cache.state import GroupState
 from ssd_export.model.families.janus import GRID
 from ssd_export.policy.presets import HeadGroup, Rule
@@ -57,13 +57,13 @@ def test_r3_takes_each_rows_own_prompt_length() -> None:
     assert values[:, 0].tolist() == [[INF, 0, 0, 0, 0, INF], [INF, INF, INF, 0, INF, INF]]
 
 
-def test_r4_of_equals_the_lower_slot_is_released_first_and_empty_slots_never() -> None:
+def test_r4_of_equals_the_lower_slot_is_evicted_first_and_empty_slots_never() -> None:
     assert retained([-1, 4], [9.0, 0.0], Rule(0, 0, True), 1, 5) == [INF, 0.0]
     position = torch.tensor([[[5, 6, 7, -1, 8]]], dtype=torch.int32)
     values = torch.tensor([[[1.0, 2.0, 1.0, INF, 1.0]]])
-    assert release(position, values, 1).flatten().tolist() == [-1, 6, 7, -1, 8]
-    assert release(position, values, 2).flatten().tolist() == [-1, 6, -1, -1, 8]
-    assert release(position, values, 4).flatten().tolist() == [-1] * 5
+    assert evict(position, values, 1).flatten().tolist() == [-1, 6, 7, -1, 8]
+    assert evict(position, values, 2).flatten().tolist() == [-1, 6, -1, -1, 8]
+    assert evict(position, values, 4).flatten().tolist() == [-1] * 5
 
 
 def test_r6_takes_the_lowest_empty_slot() -> None:
@@ -71,12 +71,12 @@ def test_r6_takes_the_lowest_empty_slot() -> None:
     assert slot_for_new_token(position).tolist() == [[0, 1, 2]]
 
 
-def test_r7_releases_only_full_heads_and_decays_only_their_scores() -> None:
+def test_r7_evicts_only_full_heads_and_decays_only_their_scores() -> None:
     group = HeadGroup(Rule(0, 0, True), num_slots=3, evict_every=2, num_heads=2)
     state = GroupState.empty(2, group, head_dim=1)
     state.position[:] = torch.tensor([[[0, 1, 2], [0, -1, 2]], [[-1, -1, 2], [2, 1, 0]]])
     state.score[:] = torch.tensor([1.0, 3.0, 2.0])
-    release_full_heads(
+    evict_full_heads(
         state, group, torch.tensor([1, 1]), torch.tensor([3, 3]), score_decay=0.5, grid_width=4
     )
     assert state.position.tolist() == [[[-1, 1, -1], [0, -1, 2]], [[-1, -1, 2], [-1, 1, -1]]]

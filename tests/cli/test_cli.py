@@ -341,7 +341,7 @@ class FakeGenerator:
         **options: Any,
     ) -> Iterator[SimpleNamespace]:
         type(self).asked |= {"prompts": prompts, **options}
-        cache = SimpleNamespace(bytes_per_image=1234567, image_share=0.2061, tokens_dropped=8000)
+        cache = SimpleNamespace(bytes_per_image=1234567, image_share=0.2061, tokens_evicted=8000)
         count = len(prompts) * options["num_images"]
         images = [Image.new("RGB", (48, 48), (index, 0, 0)) for index in range(count)]
         for row in range(24):

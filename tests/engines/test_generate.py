@@ -38,7 +38,7 @@ def test_tokens_and_pixels_are_pythons(name: str, made: dict[str, Made], bundles
     np.testing.assert_array_equal(generated.pixels, expected.pixels)
     assert generated.facts["cache_bytes"] == expected.facts["cache"].bytes
     assert generated.facts["planned_cache_bytes"] == expected.facts["cache"].bytes
-    assert generated.facts["tokens_dropped"] == expected.facts["cache"].tokens_dropped
+    assert generated.facts["tokens_evicted"] == expected.facts["cache"].tokens_evicted
     check_events(case, generated, expected)
 
 

@@ -8,7 +8,7 @@ from ssd_export.bundle.graphs import evict_specs
 from ssd_export.config import ModelConfig, VQConfig
 from ssd_export.model.families import janus
 from ssd_export.policy.presets import HeadOption, Rule, make_policy, policy_from_head_options
-from ssd_export.policy.schedule import ReleaseKind, full_before, release_kinds, release_steps
+from ssd_export.policy.schedule import EvictionKind, eviction_kinds, eviction_steps, full_before
 from ssd_export.policy.table import PolicyTable
 
 CONFIG = ModelConfig(
@@ -43,7 +43,7 @@ def mixed() -> PolicyTable:
 
 def test_every_tensor_of_evict_is_in_the_graph_of_one_kind() -> None:
     whole, *parts = evict_specs(CONFIG, mixed(), "float32")
-    assert whole.name == "evict" and len(parts) == len(release_kinds(mixed())) == 2
+    assert whole.name == "evict" and len(parts) == len(eviction_kinds(mixed())) == 2
     for side in ("inputs", "outputs"):
         counted = Counter(tensor.name for part in parts for tensor in getattr(part, side))
         assert set(counted) == {tensor.name for tensor in getattr(whole, side)}
@@ -51,16 +51,16 @@ def test_every_tensor_of_evict_is_in_the_graph_of_one_kind() -> None:
     assert whole.aliases == {name: past for part in parts for name, past in part.aliases.items()}
 
 
-def test_one_kind_needs_no_second_graph_and_no_release_none() -> None:
+def test_one_kind_needs_no_second_graph_and_no_eviction_none() -> None:
     every_6 = make_policy("h2o", CONFIG, budget=0.2, evict_every=6)
     assert [spec.name for spec in evict_specs(CONFIG, every_6, "float32")] == ["evict"]
     assert evict_specs(CONFIG, make_policy("full", CONFIG, budget=1.0), "float32") == []
 
 
-def test_heads_are_full_after_the_slots_and_then_after_every_release() -> None:
+def test_heads_are_full_after_the_slots_and_then_after_every_eviction() -> None:
     table = mixed()
-    steps = full_before(table, ReleaseKind(62, 6), [32, 30])
+    steps = full_before(table, EvictionKind(62, 6), [32, 30])
     assert {31, 37, 33, 39} <= steps and not {30, 32, 34} & steps
-    assert release_steps(table, [32, 30]) == steps | full_before(
-        table, ReleaseKind(80, 12), [32, 30]
+    assert eviction_steps(table, [32, 30]) == steps | full_before(
+        table, EvictionKind(80, 12), [32, 30]
     )

@@ -1,4 +1,4 @@
-"""The DecodeAttention function and the release nodes in ONNX Runtime, against the oracle, case by
+"""The DecodeAttention function and the eviction nodes in ONNX Runtime, against the oracle, case by
 case.
 """
 
@@ -9,19 +9,19 @@ import onnx_ir as ir
 import onnxruntime as ort
 import pytest
 
-from ssd_export.export.functions import DOMAIN, AttentionNode, attention_function, release_nodes
+from ssd_export.export.functions import DOMAIN, AttentionNode, attention_function, eviction_nodes
 from ssd_export.export.operators import IR_VERSION, OPSET, Operators, onnx_dtype
 from tests.cases import CASES, INT8_CASES, Case, assert_matches_oracle, inputs
 
 
 class OrtBackend:
-    """One head group: its node alone in a graph, and a graph that releases before it where R7
+    """One head group: its node alone in a graph, and a graph that evicts before it where R7
     wants that.
     """
 
     def __init__(self, case: Case, dtype: str) -> None:
         self.case, self.data, self.dtype = case, inputs(case), dtype
-        releases = case.num_slots < case.prompt_slots + case.grid.num_tokens
+        evicts = case.num_slots < case.prompt_slots + case.grid.num_tokens
         self.node = AttentionNode(
             case.rule,
             case.num_slots,
@@ -31,13 +31,13 @@ class OrtBackend:
             case.query_group_size,
             case.head_dim,
             dtype,
-            releases,
+            evicts,
             case.grid_width,
             case.kv_dtype,
         )
         self.step_session = _session(self._step_model())
         self.evict_session = (
-            _session(self._evict_model()) if releases and case.evict_every > 1 else None
+            _session(self._evict_model()) if evicts and case.evict_every > 1 else None
         )
 
     def prefill(self) -> tuple[np.ndarray, np.ndarray | None]:
@@ -157,7 +157,7 @@ class OrtBackend:
         values = self._values()
         ops = Operators()
         score = values["past_score"] if self.case.rule.by_score else None
-        position, scaled = release_nodes(
+        position, scaled = eviction_nodes(
             ops,
             self.node,
             values["position"],

@@ -22,10 +22,10 @@ from ssd_export.dtypes import DTYPES, MODEL_DTYPES
 from ssd_export.kernels.decode_attention import decode_attention
 from tests.cases import CASES, GUARDED, Case, Inputs, inputs
 
-# The interpreter needs 30 ms for each head of each row: few steps, chosen around the first release.
+# The interpreter needs 30 ms for each head of each row: few steps, around the first eviction.
 # float32 runs them all; the other dtypes, which share every line of the integer work, the step that
-# releases.
-STEPS_AROUND_RELEASE = 3
+# evicts.
+STEPS_AROUND_EVICTION = 3
 BIG_CASES = (
     Case("head-dim-16-gqa-2", GUARDED, 21, 6, query_group_size=2, head_dim=16, steps=30, seed=201),
     Case("head-dim-32", GUARDED, 40, 24, num_heads=1, head_dim=32, steps=60, seed=202),
@@ -58,7 +58,7 @@ BFLOAT16_EVERY = 4  # cases: the interpreter differs from float16 in the last co
 
 
 class Comparison:
-    """One case: the reference in float32 runs ahead to the step before a release, then both run
+    """One case: the reference in float32 runs ahead to the step before an eviction, then both run
     step by step.
     """
 
@@ -75,13 +75,15 @@ class Comparison:
             self.state, data.prompt_key, data.prompt_value, scores, data.prompt_length
         )
         self.step = 0
-        while self.step < self.case.steps - STEPS_AROUND_RELEASE and not self.is_next_to_release():
+        while (
+            self.step < self.case.steps - STEPS_AROUND_EVICTION and not self.is_next_to_eviction()
+        ):
             self.run(self.step, self.state, reference.decode_attention)
             self.step += 1
 
-    def is_next_to_release(self) -> bool:
+    def is_next_to_eviction(self) -> bool:
         """Whether a head has one empty slot left: the next step fills it, the one after
-        releases.
+        evicts.
         """
         return bool(((self.state.position < 0).sum(-1) <= 1).any())
 
@@ -107,19 +109,19 @@ class Comparison:
 
     def compare(self, dtype: torch.dtype) -> dict[str, object]:
         wanted, given = copy(self.state, torch.float32), copy(self.state, dtype)
-        num_steps = STEPS_AROUND_RELEASE if dtype is torch.float32 else 2
+        num_steps = STEPS_AROUND_EVICTION if dtype is torch.float32 else 2
         result = {
             "slots_equal": True,
             "caches_equal": True,
             "out_error": 0.0,
             "score_error": 0.0,
-            "released": 0,
+            "evicted": 0,
         }
         for step in range(self.step, self.step + num_steps):
             before = wanted.position.clone()
             out = self.run(step, wanted, reference.decode_attention)
             kernel_out = self.run(step, given, decode_attention)
-            result["released"] += int(((before >= 0) & (wanted.position != before)).any())
+            result["evicted"] += int(((before >= 0) & (wanted.position != before)).any())
             result["slots_equal"] &= torch.equal(given.position, wanted.position)
             result["caches_equal"] &= torch.equal(given.key.float(), wanted.key)
             result["caches_equal"] &= torch.equal(given.value.float(), wanted.value)

@@ -51,12 +51,12 @@ def test_kernel_equals_the_reference(interpreted: dict, case: str, dtype: str) -
     assert result["score_error"] <= TOLERANCES["float32"].op
 
 
-def test_the_table_is_covered_and_releases_are_crossed(interpreted: dict) -> None:
+def test_the_table_is_covered_and_evictions_are_crossed(interpreted: dict) -> None:
     assert set(ALL_CASES) >= {case.name for case in CASES}
     without = {
         case
         for (case, _), result in interpreted.items()
-        if not result.get("released") and case != "garbage"
+        if not result.get("evicted") and case != "garbage"
     }
     assert without == {"full", "full-gqa"}
 

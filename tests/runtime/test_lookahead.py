@@ -100,7 +100,7 @@ def test_same_tokens_slots_and_scores_as_single_steps(
 
 
 @pytest.mark.slow
-def test_right_drafts_save_passes_and_a_policy_that_releases_each_step_saves_none() -> None:
+def test_right_drafts_save_passes_and_a_policy_that_evicts_each_step_saves_none() -> None:
     model = checkpoint(TinyJanus(seed=3, num_kv_heads=2))
     for policy, budget, saves in (("full", 1.0, True), ("streaming-llm", 0.2, False)):
         path = bundle(model, policy, budget)

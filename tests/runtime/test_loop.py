@@ -1,4 +1,4 @@
-"""The decode loop: every step once and in order, releases where the schedule says, however the
+"""The decode loop: every step once and in order, evictions where the schedule says, however the
 steps are cut into parts.
 """
 
@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from ssd_export.model.families.janus import GRID
 from ssd_export.noise import ImageSeed
-from ssd_export.policy.schedule import release_steps
+from ssd_export.policy.schedule import eviction_steps
 from ssd_export.policy.table import HeadGroup, PolicyTable, Rule
 from ssd_export.runtime.loop import decode, grid_rows, single_steps
 from ssd_export.runtime.prompt_batch import PromptBatch
@@ -53,7 +53,7 @@ def test_parts_change_nothing_but_where_the_caller_looks(cuts: list[int], length
     runner = RecordingRunner()
     assert list(decode(runner, batch(length, 32), TABLE, parts)) == [range(1), *parts]
     assert runner.calls[0] == ("prefill", 0) and runner.steps("step") == list(range(1, 576))
-    due = release_steps(TABLE, [length, 32])
+    due = eviction_steps(TABLE, [length, 32])
     assert runner.steps("evict") == sorted(due)
     for step in due:
         assert runner.calls[runner.calls.index(("evict", step)) + 1] == ("step", step)

@@ -18,7 +18,7 @@ from ssd_export.model.checkpoint import open_checkpoint
 from ssd_export.model.load import load_image_decoder, load_model
 from ssd_export.model.permuted_heads import PermutedHeads
 from ssd_export.policy.presets import make_policy
-from ssd_export.policy.schedule import release_steps
+from ssd_export.policy.schedule import eviction_steps
 from ssd_export.runtime.generate import ImageGenerator
 from ssd_export.runtime.prompt_batch import PromptBatches
 from ssd_export.runtime.torch_runner import TorchRunner, step_attention
@@ -123,13 +123,13 @@ for (step,), _ in zip(loop, ours, strict=True):
 
 @pytest.mark.slow
 def test_the_kernel_generates_what_the_reference_does() -> None:
-    """Interpreted on the CPU, over the steps in which the scored groups release."""
+    """Interpreted on the CPU, over the steps in which the scored groups evict."""
     pytest.importorskip("triton", reason="needs Triton: ssd-export[kernels]")
     folder = checkpoint(TINY)
     path = bundle(folder, "ssd-row", 0.06, head_map=str(head_map_file(folder)))
     opened = open_bundle(path)
     length = PromptBatches.from_bundle(opened)(["a red circle"], Sampling(), 1).lengths[0]
-    start = min(release_steps(opened.config.policy, [length])) - 2
+    start = min(eviction_steps(opened.config.policy, [length])) - 2
     environment = os.environ | {"TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
         [sys.executable, "-c", COMPARISON, str(path), str(start)],

@@ -64,7 +64,7 @@ def test_a_sweep_of_a_scored_model(
     assert (
         len(row["ok"]) == 8
         and len(row["losses"]) == 2
-        and row["tokens_dropped_per_image"] > 0 == full["tokens_dropped_per_image"]
+        and row["tokens_evicted_per_image"] > 0 == full["tokens_evicted_per_image"]
     )
     assert row["cache_bytes_per_image"] < 0.3 * full["cache_bytes_per_image"]
     assert (

@@ -29,7 +29,7 @@ def opened(policy: str) -> Bundle:
 
 
 def full_caches(spec: GraphSpec, numbers: np.random.Generator) -> dict[str, np.ndarray]:
-    """Inputs of a graph: every head but the last has no empty slot, so that releases happen."""
+    """Inputs of a graph: every head but the last has no empty slot, so that evictions happen."""
     sizes = {"rows": ROWS, "images": ROWS // 2}
     values = {}
     for tensor in spec.inputs:
@@ -46,9 +46,9 @@ def full_caches(spec: GraphSpec, numbers: np.random.Generator) -> dict[str, np.n
     return values | {name: value for name, value in fixed.items() if name in values}
 
 
-RELEASE_BETWEEN_STEPS = ("ssd-row", "linear")
-GRAPHS = [(policy, "decode_step") for policy in (*RELEASE_BETWEEN_STEPS, "h2o", "tova", "margin")]
-GRAPHS += [(policy, "evict") for policy in RELEASE_BETWEEN_STEPS]
+EVICT_BETWEEN_STEPS = ("ssd-row", "linear")
+GRAPHS = [(policy, "decode_step") for policy in (*EVICT_BETWEEN_STEPS, "h2o", "tova", "margin")]
+GRAPHS += [(policy, "evict") for policy in EVICT_BETWEEN_STEPS]
 
 
 @pytest.mark.parametrize("policy, graph", GRAPHS)

@@ -185,7 +185,7 @@ def test_every_attention_becomes_one_plugin_layer(
         "prefill",
         "decode_step",
         "image_decoder",
-    }, "the kernel releases by itself"
+    }, "the kernel evicts by itself"
     assert (
         step.layers["PluginV3"] == values.plugin.num_nodes == num_attention_nodes(open_bundle(path))
     )

@@ -56,7 +56,7 @@ LIKE = {target: min(o for o in TARGETS if numbers(o) == numbers(target)) for tar
 
 @pytest.fixture(scope="module")
 def path(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """Two head groups, of which one releases a grid row at a time: an evict graph is there."""
+    """Two head groups, of which one evicts a grid row at a time: an evict graph is there."""
     from ssd_export.export.temporary_bundle import PolicyChoice, temporary_bundle
 
     folder = tmp_path_factory.mktemp("real")

@@ -21,7 +21,7 @@ from ssd_export.runtime.generate import ImageGenerator
 from ssd_export.runtime.ort_runner import OrtRunner
 from ssd_export.tensorrt.cuda_device import CudaDevice
 from ssd_export.tensorrt.step_form import AS_BUNDLED, KV_UPDATE
-from ssd_export.tensorrt.step_graphs import RELEASE_AND_STEP, STEP
+from ssd_export.tensorrt.step_graphs import EVICT_AND_STEP, STEP
 from ssd_export.tensorrt.target import Batch
 from tests.runtime.checkpoints import PROMPTS
 from tests.tensorrt.cuda_double import CudaDouble, CUresult
@@ -65,7 +65,7 @@ def test_same_tokens_and_slots_for_every_policy(
 
 
 @pytest.mark.parametrize("policy", ["full", "ssd-row", "linear"])
-def test_same_tokens_with_the_plugin_which_releases_by_itself(
+def test_same_tokens_with_the_plugin_which_evicts_by_itself(
     policy: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made = doubles(monkeypatch, copied_bundle(tmp_path, policy), plugin=True)
@@ -136,7 +136,7 @@ def test_a_grid_row_waits_for_nothing(tmp_path: Path, monkeypatch: pytest.Monkey
         assert not event.tokens[:, (event.row + 1) * GRID.width :].any(), (
             "the row to come is not generated yet"
         )
-    assert set(generator.runner.graph_nodes()) == {STEP, RELEASE_AND_STEP}, "two graphs serve all"
+    assert set(generator.runner.graph_nodes()) == {STEP, EVICT_AND_STEP}, "two graphs serve all"
     assert made.cuda.names().count("cuStreamBeginCapture") == 2
     steps = made.trt.runs.count("decode_step")
     assert steps == GRID.width * GRID.width - 1 + 1, "575 steps and the trial run"

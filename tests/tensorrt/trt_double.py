@@ -322,14 +322,14 @@ class ContextDouble(OnDevice):
             and self._trt.engines.plugin
             and "evict" in self._trt.bundle.config.graphs
         ):
-            given |= self._released(given)
+            given |= self._evicted(given)
         outputs = [tensor.name for tensor in spec.outputs]
         for name, values in zip(outputs, self._session(graph).run(outputs, given), strict=True):
             views[name][:] = values
         self._trt.cuda.memory(*self._scratch).fill(0xCD)
 
-    def _released(self, given: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """What the plugin does before it writes: heads without an empty slot release (R7)."""
+    def _evicted(self, given: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """What the plugin does before it writes: heads without an empty slot evict (R7)."""
         spec = self._trt.bundle.config.graphs["evict"]
         outputs = [tensor.name for tensor in spec.outputs]
         feeds = {tensor.name: given[tensor.name] for tensor in spec.inputs}

@@ -35,7 +35,7 @@ RIGHT = [
             "greatest_error": 1e-6,
             "steps_with_ties": 2,
             "border_draws": 0,
-            "tokens_dropped_by_row": [9984, 10002],
+            "tokens_evicted_by_row": [9984, 10002],
         },
     ),
     Rung("tokens", {"agreement": 0.75, "rounding_parts_them_at_step": [432]}),
@@ -70,7 +70,7 @@ def test_every_rung_says_what_it_proved() -> None:
         and "error 6.6e-07, allowed 1e-05" in lines[2]
     )
     assert (
-        "2 steps with equal scores" in lines[5] and "9984 to 10002 tokens dropped a row" in lines[5]
+        "2 steps with equal scores" in lines[5] and "9984 to 10002 tokens evicted a row" in lines[5]
     )
     assert (
         "75 % are equal; rounding parts them at step 432" in lines[6]

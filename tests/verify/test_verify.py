@@ -64,7 +64,7 @@ def test_a_right_bundle_is_verified_up_to_the_image(
     proof = rungs["compression"]
     assert proof["bytes_allocated"] == proof["bytes_promised"] < proof["bytes_full_cache"]
     assert all(group["slots"] == group["promised"] for group in proof["groups"])
-    assert min(rungs["logits"]["tokens_dropped_by_row"]) > 1000
+    assert min(rungs["logits"]["tokens_evicted_by_row"]) > 1000
     assert report["not_run"] == []
     bundle = add_report(path, report)
     assert (
@@ -228,7 +228,7 @@ def guard_off_by_one(group: HeadGroup) -> HeadGroup:
     )
 
 
-def release_off_by_one(group: HeadGroup) -> HeadGroup:
+def evict_off_by_one(group: HeadGroup) -> HeadGroup:
     return replace(group, evict_every=group.evict_every - 1) if group.evict_every > 1 else group
 
 
@@ -236,7 +236,7 @@ def release_off_by_one(group: HeadGroup) -> HeadGroup:
     "policy, edit, what",
     [
         ("h2o", guard_off_by_one, "attention function"),
-        ("ssd-row", release_off_by_one, "evict graph"),
+        ("ssd-row", evict_off_by_one, "evict graph"),
     ],
 )
 def test_an_eviction_off_by_one_in_a_graph(
@@ -259,9 +259,9 @@ def test_an_eviction_off_by_one_in_a_graph(
 
 
 def test_an_eviction_one_step_late(exported: Exported, monkeypatch: pytest.MonkeyPatch) -> None:
-    release_steps = loop.release_steps
+    eviction_steps = loop.eviction_steps
     monkeypatch.setattr(
-        loop, "release_steps", lambda *args: {step + 1 for step in release_steps(*args)}
+        loop, "eviction_steps", lambda *args: {step + 1 for step in eviction_steps(*args)}
     )
     path = exported("linear")
     table = open_bundle(path).config.policy
@@ -276,7 +276,7 @@ def test_an_eviction_one_step_late(exported: Exported, monkeypatch: pytest.Monke
 
 
 def test_a_cache_that_is_not_compressed(exported: Exported, change_config: Callable) -> None:
-    """Everything agrees with everything, only nothing is dropped."""
+    """Everything agrees with everything, only nothing is evicted."""
     path = exported("full", 1.0)
     change_config(path, lambda values: values["policy"].update(budget=0.2, name="h2o"))
     rung = failed(verify(VerifySpec(path, "torch")))

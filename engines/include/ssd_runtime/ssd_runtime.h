@@ -224,7 +224,7 @@ typedef struct ssd_cache_report {
     uint32_t num_images;
     uint64_t bytes; /* allocated now, counted, not computed */
     uint64_t image_bytes_per_image, full_image_bytes_per_image; /* slots of image tokens alone */
-    uint64_t tokens_dropped; /* (layer, KV head, token) triples released for an image */
+    uint64_t tokens_evicted; /* (layer, KV head, token) triples evicted for an image */
 } ssd_cache_report;
 
 /* What the compression does, once the first row is generated. */

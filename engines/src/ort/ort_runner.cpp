@@ -151,7 +151,7 @@ void OrtRunner::prefill(PromptBatch const& batch) {
         }
     }
     fill_caches(spec, run_once(graph, feeds), batch);
-    plan_releases(batch.lengths);
+    plan_evictions(batch.lengths);
 }
 
 // The contract's inputs and, where codes are sorted for top-k, how many: an input with a default,
@@ -282,13 +282,13 @@ void OrtRunner::fill(std::string const& name, Write write) {
     CudaDriver::get().copy_to_device(value.GetTensorMutableRawData(), staging.data(), size);
 }
 
-void OrtRunner::plan_releases(std::vector<int32_t> const& lengths) {
-    releases_.clear();
-    for (ReleaseKind const& kind : config_.policy.release_kinds()) {
-        bool const has_own = config_.graphs.count(release_graph(kind)) > 0;
-        std::string const graph = has_own ? release_graph(kind) : "evict";
+void OrtRunner::plan_evictions(std::vector<int32_t> const& lengths) {
+    evictions_.clear();
+    for (EvictionKind const& kind : config_.policy.eviction_kinds()) {
+        bool const has_own = config_.graphs.count(eviction_graph(kind)) > 0;
+        std::string const graph = has_own ? eviction_graph(kind) : "evict";
         for (int64_t const step : config_.policy.full_before(kind, lengths)) {
-            std::vector<std::string>& due = releases_[step];
+            std::vector<std::string>& due = evictions_[step];
             if (std::find(due.begin(), due.end(), graph) == due.end()) {
                 due.push_back(graph);
             }
@@ -303,8 +303,8 @@ void OrtRunner::decode_row(int64_t first, int64_t last, std::atomic<bool> const&
         upload("noise", noise.data(), noise.size() * sizeof(float));
     }
     for (int64_t step = first; step < last && !stop; ++step) {
-        auto const due = releases_.find(step);
-        if (due != releases_.end()) {
+        auto const due = evictions_.find(step);
+        if (due != evictions_.end()) {
             for (std::string const& graph : due->second) {
                 run(graph, step);
                 copy_back(config_.graph(graph));
@@ -320,7 +320,7 @@ void OrtRunner::run(std::string const& graph, int64_t step) {
     to_run.session->Run(run_options_, to_run.binding);
 }
 
-// Scores that a release changes are not aliased: nothing orders their write after the ranking.
+// Scores that an eviction changes are not aliased: nothing orders their write after the ranking.
 void OrtRunner::copy_back(GraphSpec const& evict) {
     for (TensorSpec const& tensor : evict.outputs) {
         if (evict.is_aliased(tensor)) {

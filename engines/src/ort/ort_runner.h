@@ -46,7 +46,7 @@ private:
     template <typename Write>
     void fill(std::string const& name, Write write);
     void upload(std::string const& name, void const* data, size_t num_bytes);
-    void plan_releases(std::vector<int32_t> const& lengths);
+    void plan_evictions(std::vector<int32_t> const& lengths);
     void run(std::string const& graph, int64_t step);
     void copy_back(GraphSpec const& evict);
     Bound& bound(std::string const& graph);
@@ -64,7 +64,7 @@ private:
     std::unique_ptr<Ort::Allocator> allocator_;  // of the device; before the values it made
     std::map<std::string, Ort::Value> values_;
     std::map<std::string, Bound> bound_;
-    std::map<int64_t, std::vector<std::string>> releases_;  // step -> graphs to run before it
+    std::map<int64_t, std::vector<std::string>> evictions_;  // step -> graphs to run before it
 };
 
 }  // namespace ssd_runtime
