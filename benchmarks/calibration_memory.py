@@ -41,7 +41,13 @@ def measure_stages(folder: Path) -> dict[str, Any]:
     """Peak bytes of each stage in this process, and the seconds that measuring an image takes."""
     import torch
 
-    from ssd_export.calibrate.calibration import BATCH, FISHER, CalibrationSpec, add_image
+    from ssd_export.calibrate.calibration import (
+        BATCH,
+        FISHER,
+        CalibrationSpec,
+        add_image,
+        rows_of,
+    )
     from ssd_export.calibrate.measure import HeadSums
     from ssd_export.calibrate.neighborhood import Neighborhood
     from ssd_export.calibrate.sequences import FullCacheImages
@@ -81,7 +87,8 @@ def measure_stages(folder: Path) -> dict[str, Any]:
     )
     tokens = rng.integers(0, config.codebook_size, config.grid.num_tokens, np.int32)
     began = time.perf_counter()
-    add_image(HeadSums.zero(config, len(spec.options)), model, [ids[0], ids[BATCH]], tokens, spec)
+    sums = HeadSums.zero(config, len(spec.options))
+    add_image(sums, model, rows_of(batch, 0, sampling), tokens, spec)
     seconds = time.perf_counter() - began
     peaks["measure"] = _peak_of_stage()
     return {"num_layers": config.num_layers, "seconds": seconds, "peaks": peaks}

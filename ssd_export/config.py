@@ -8,7 +8,8 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
-EMBED_TOKENS = "language_model.embed_tokens.weight"  # the table that prompts take their rows from
+# The table that prompts take their rows from: text tokens, classes, or the learned null caption.
+EMBED_TOKENS = "language_model.embed_tokens.weight"
 NUM_GROUPS = 32  # of the image decoder's group normalizations
 TAU = 0.2  # a head with more of its attention outside is semantic; the published maps' threshold
 
@@ -61,8 +62,15 @@ class ModelConfig:
     """The numbers that every graph, cache and image is built from. Immutable; the same on every
     backend.
 
+    vocab_size: rows of the table of condition embeddings (text tokens, classes).
     family: a name in model/families/; rows_per_image: of the batch, 2 with classifier-free
     guidance (the conditional and the unconditional row), else 1.
+    rope_axes: 1 turns every token by its position; 2 turns an image token by its grid row and
+    column, and takes queries and keys of the condition as zero.
+    has_aligner: image tokens enter through entries of codebook_dim and an MLP, and leave through
+    another; without it both are plain tables of hidden_size.
+    caption_dim: width of the condition's embeddings where an MLP brings them to hidden_size; 0
+    where they have it.
     """
 
     vocab_size: int
@@ -81,6 +89,14 @@ class ModelConfig:
     family: str
     grid: Grid
     rows_per_image: int
+    rope_axes: int = 1
+    has_aligner: bool = True
+    caption_dim: int = 0
+
+    @property
+    def condition_dim(self) -> int:
+        """Width of the embeddings that prefill takes."""
+        return self.caption_dim or self.hidden_size
 
     @property
     def query_group_size(self) -> int:

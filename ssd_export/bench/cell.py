@@ -18,14 +18,13 @@ import numpy as np
 from ssd_export.bundle import Bundle, open_bundle
 from ssd_export.config import Grid
 from ssd_export.errors import UserError
+from ssd_export.model.families import family_of
 from ssd_export.report.environment import device_memory_bytes
 from ssd_export.runtime.loop import decode, grid_rows, single_steps
-from ssd_export.runtime.prompt_batch import PromptBatch, PromptBatches
+from ssd_export.runtime.prompt_batch import PromptBatch, PromptBatches, bundle_sampling
 from ssd_export.runtime.runner import Runner
 from ssd_export.runtime.runners import find_runner, open_runner
-from ssd_export.sampling import Sampling
 
-PROMPT = "a red circle on white"
 WARM_UP_TOKENS = 3  # the prefill and two steps: every graph is opened, every buffer touched
 SHORT_SECONDS = (
     2.0  # an image that is decoded faster is decoded twice: the first time opens the graph
@@ -116,7 +115,9 @@ def _batches(bundle: Bundle, cell: Cell) -> Callable[[], PromptBatch]:
     the first token.
     """
     batches = PromptBatches.from_bundle(bundle)
-    return lambda: batches([PROMPT] * cell.batch, Sampling(), seed=0)
+    model, sampling = bundle.config.model, bundle_sampling(bundle)
+    (prompt,) = family_of(model).example_prompts(model, 1)
+    return lambda: batches([prompt] * cell.batch, sampling, seed=0)
 
 
 @dataclass(frozen=True)

@@ -90,8 +90,6 @@ def _generate(model: Any, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
 
 
 def _open(cell: Cell) -> tuple[Any, dict[str, torch.Tensor]]:
-    from ssd_export.bench.cell import PROMPT
-
     try:
         from transformers import JanusForConditionalGeneration
         from transformers.utils import logging
@@ -122,7 +120,9 @@ def _open(cell: Cell) -> tuple[Any, dict[str, torch.Tensor]]:
     )
     model.generation_config.generation_kwargs = {"boi_token_id": encoder.end_id}
     ids = (
-        torch.from_numpy(encoder.encode([PROMPT] * cell.batch, MAX_PROMPT).ids[: cell.batch])
+        torch.from_numpy(
+            encoder.encode([janus.EXAMPLES[0]] * cell.batch, MAX_PROMPT).ids[: cell.batch]
+        )
         .long()
         .to(cell.provider)
     )

@@ -14,9 +14,10 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
-from ssd_export.bench.cell import PROMPT, Cell, StepProgress
+from ssd_export.bench.cell import Cell, StepProgress
+from ssd_export.model.families import family_of
 from ssd_export.runtime.generate import ImageGenerator
-from ssd_export.sampling import Sampling
+from ssd_export.runtime.prompt_batch import bundle_sampling
 
 SMALL_MODEL_ROUNDS = 7  # odd, so that the median is one of them
 
@@ -85,9 +86,10 @@ def _opened(cell: Cell, stack: ExitStack) -> Callable[[int], object]:
     generator = stack.enter_context(
         ImageGenerator.from_bundle(cell.path, cell.runner, cell.provider, cell.threads)
     )
-    usual = Sampling()
+    usual, model = bundle_sampling(generator.bundle), generator.config
+    prompts = family_of(model).example_prompts(model, 1)
     return lambda seed: generator(
-        [PROMPT],
+        prompts,
         num_images=cell.batch,
         seed=seed,
         cfg_scale=usual.cfg_scale,

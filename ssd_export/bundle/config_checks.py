@@ -57,7 +57,7 @@ def check_files(config: BundleConfig, files: Files, bundle: str) -> None:
     Raises: UserError.
     """
     table = config.text_embeddings
-    for name in ("tokenizer.json", table.file, *(f"onnx/{name}.onnx" for name in config.graphs)):
+    for name in (table.file, *(f"onnx/{name}.onnx" for name in config.graphs)):
         if name not in files:
             raise UserError(f"bundle {bundle} has no {name}; {EXPORT_AGAIN}")
     size = table.shape[0] * table.shape[1] * DTYPES[table.dtype].num_bytes
@@ -79,9 +79,9 @@ def _faults(config: BundleConfig) -> Iterator[Fault]:
         yield "layers_of_the_model", config.layers_of_the_model, wanted
     if table.dtype != config.dtype:
         yield "text_embeddings.dtype", table.dtype, f"the bundle's dtype {config.dtype}"
-    shape = (model.vocab_size, model.hidden_size)
+    shape = (model.vocab_size, model.condition_dim)
     if table.shape != shape:
-        yield "text_embeddings.shape", table.shape, f"vocab_size x hidden_size, {list(shape)}"
+        yield "text_embeddings.shape", table.shape, f"vocab_size x condition_dim, {list(shape)}"
     if table.offset < 0:
         yield "text_embeddings.offset", table.offset, "0 or more"
     if precision.quantized_bytes < 0:
@@ -108,8 +108,13 @@ def _model_faults(model: ModelConfig) -> Iterator[Fault]:
     if model.num_heads % model.num_kv_heads:
         wanted = f"a divisor of num_heads {model.num_heads}"
         yield "model.num_kv_heads", model.num_kv_heads, wanted
-    if model.head_dim % 2:
-        yield "model.head_dim", model.head_dim, "an even number, for RoPE turns pairs"
+    if model.rope_axes not in (1, 2):
+        yield "model.rope_axes", model.rope_axes, "1, or 2 for positions on a grid"
+    if model.head_dim % (2 * model.rope_axes):
+        wanted = f"a multiple of {2 * model.rope_axes}, for RoPE turns pairs"
+        yield "model.head_dim", model.head_dim, wanted
+    if not 0 <= model.caption_dim <= MAX_WIDTH:
+        yield "model.caption_dim", model.caption_dim, f"0 to {MAX_WIDTH}"
     if not 1 <= model.rope_theta <= 1e12:
         yield "model.rope_theta", model.rope_theta, "1 to 1e12"
     if not 0 < model.rms_norm_eps < 1:

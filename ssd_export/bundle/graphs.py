@@ -130,7 +130,7 @@ def prefill_spec(
 ) -> GraphSpec:
     """The contract of the prefill."""
     inputs = [
-        TensorSpec("inputs_embeds", "float32", ("rows", "prompt_tokens", config.hidden_size)),
+        TensorSpec("inputs_embeds", "float32", ("rows", "prompt_tokens", config.condition_dim)),
         TensorSpec("prompt_length", "int32", ("rows",)),
         *_sampling_inputs(config, top_k),
     ]

@@ -34,7 +34,7 @@ class Ablation:
         guidance, the other.
         """
         self._model, self._prompt_length, self._sampling = model, prompt_length, sampling
-        self._cos, self._sin = rope(model, last)
+        self._cos, self._sin = rope(model, last, prompt_length)
         self._head, self._norm = wide(model.generation_head), wide(model.language_model.norm)
         self._log_p = self._log_probabilities(last)[0]
         self._p = self._log_p.exp()

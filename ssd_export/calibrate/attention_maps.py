@@ -52,16 +52,18 @@ def chosen_tokens(image: np.ndarray, grid: Grid) -> list[int]:
 @torch.inference_mode()
 def head_attention(
     model: ImageTokenModel,
-    ids: np.ndarray,
+    prompt: np.ndarray,
     tokens: np.ndarray,
     heads: Sequence[tuple[int, int]],
     queries: Sequence[int],
 ) -> np.ndarray:
     """float32 [heads, queries, image tokens]: what each query image token of a conditional row
     gives every image token.
+
+    Args: prompt: float32 [L, condition_dim], its embeddings.
     """
-    hidden = sequence_of(model, [ids], tokens)
-    start, grid = len(ids), model.config.grid
+    hidden = sequence_of(model, [prompt], tokens)
+    start, grid = len(prompt), model.config.grid
     maps = np.zeros((len(heads), len(queries), grid.num_tokens), np.float32)
 
     def attend(
@@ -74,5 +76,5 @@ def head_attention(
                 maps[index, :, : probs.shape[1]] = probs[list(queries)].numpy()
         return dense.out.flatten(1, 2).to(query.dtype)
 
-    model(hidden, torch.arange(hidden.shape[1])[None], attend)
+    model(hidden, torch.arange(hidden.shape[1])[None], attend, start)
     return maps

@@ -32,6 +32,7 @@ from ssd_export.model.decoder import ImageTokenModel
 from ssd_export.model.families import prompt_encoder
 from ssd_export.policy.head_map import HeadMap
 from ssd_export.policy.table import HeadOption
+from ssd_export.runtime.prompt_batch import PromptBatch
 from ssd_export.sampling import Sampling
 
 ABLATION, FISHER = "ablation", "fisher"  # how costs are found
@@ -158,9 +159,8 @@ def calibrate(
         if state.num_done == 0:
             state.first_image = tokens[0]
         for i in range(len(batch)):
-            ids = encoder.encode(prompts[i : i + 1], spec.prompt_slots).ids
-            rows = ids[:1] if spec.sampling.cfg_scale == 1 else ids  # without guidance one is read
-            add_image(state.sums, model, list(rows), tokens[i], spec, batch[i], meter.layer_done)
+            rows = rows_of(started, i, spec.sampling)
+            add_image(state.sums, model, rows, tokens[i], spec, batch[i], meter.layer_done)
         state.num_done = batch.stop
         _save(state, state_file)
     head_map = _head_map(checkpoint, spec, state.sums, threshold, tool_version)
@@ -198,10 +198,19 @@ def _save(state: CalibrationState, path: Path) -> None:
         raise UserError(f"cannot write {path} ({error.strerror}); choose another --out") from error
 
 
+def rows_of(batch: PromptBatch, image: int, sampling: Sampling) -> list[np.ndarray]:
+    """Embeddings float32 [L, condition_dim] of an image's rows: the conditional one and, where
+    guidance reads it, the unconditional one.
+    """
+    rows = range(image, len(batch.lengths), batch.num_images)
+    read = rows[:1] if sampling.cfg_scale == 1 else rows
+    return [batch.embeds[row, : batch.lengths[row]] for row in read]
+
+
 def add_image(
     sums: HeadSums,
     model: ImageTokenModel,
-    ids: Sequence[np.ndarray],
+    prompts: Sequence[np.ndarray],
     tokens: np.ndarray,
     spec: CalibrationSpec,
     number: int = 0,
@@ -210,12 +219,13 @@ def add_image(
     """Adds one image's numbers, from the last layer to the first: one layer's attention is in
     memory at a time.
 
-    Args: ids: its conditional and, where there is guidance, its unconditional row; tokens int
-    [image tokens]; number: of the image, which decides what half its metric counts for and, with
+    Args: prompts: embeddings of its conditional and, where there is guidance, its unconditional
+    row, as `rows_of` gives them; tokens int [image tokens]; number: of the image, which decides
+    what half its metric counts for and, with
     the seed, the signs of Fisher's gradient.
     """
-    start, half = len(ids[0]), (number % len(spec.prompts)) % 2
-    states = hidden_states(model, sequence_of(model, ids, tokens))
+    start, half = len(prompts[0]), (number % len(spec.prompts)) % 2
+    states = hidden_states(model, sequence_of(model, prompts, tokens), start)
     costs: Ablation | Fisher
     if spec.costs == ABLATION:
         costs = Ablation(model, states.pop(), start, spec.sampling)

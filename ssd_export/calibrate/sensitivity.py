@@ -42,10 +42,10 @@ class LayerView:
 
 
 @torch.no_grad()
-def hidden_states(model: ImageTokenModel, hidden: Tensor) -> list[Tensor]:
+def hidden_states(model: ImageTokenModel, hidden: Tensor, prompt_length: int) -> list[Tensor]:
     """float32 [B, T, hidden] before every layer, and after the last."""
     states = [hidden.float()]
-    cos, sin = rope(model, states[0])
+    cos, sin = rope(model, states[0], prompt_length)
     for layer in model.language_model.layers:
         states.append(wide(layer)(states[-1], cos, sin, causal))
     return states
@@ -111,7 +111,8 @@ def pass_back(
 
     with torch.enable_grad():
         leaf = hidden.clone().requires_grad_()
-        passed = wide(model.language_model.layers[index])(leaf, *rope(model, hidden), attend)
+        turned = rope(model, hidden, prompt_length)
+        passed = wide(model.language_model.layers[index])(leaf, *turned, attend)
         by_read, before = torch.autograd.grad(passed, (seen[3], leaf), gradient)
     query, key, value, _ = (tensor.detach() for tensor in seen)
     dense = DenseAttention.compute(query, key, value, prompt_length, model.config.grid)
@@ -172,9 +173,10 @@ def causal(layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     return F.scaled_dot_product_attention(query, key, value, is_causal=True)
 
 
-def rope(model: ImageTokenModel, hidden: Tensor) -> tuple[Tensor, Tensor]:
+def rope(model: ImageTokenModel, hidden: Tensor, prompt_length: int) -> tuple[Tensor, Tensor]:
     """(cos, sin), each [1, 1, T, D], of hidden states [B, T, hidden] that begin with the prompt."""
-    return model.language_model.rope(torch.arange(hidden.shape[1])[None], hidden.dtype)
+    positions = torch.arange(hidden.shape[1])[None]
+    return model.language_model.rope(positions, hidden.dtype, prompt_length)
 
 
 def wide(module: nn.Module) -> nn.Module:

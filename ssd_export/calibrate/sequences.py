@@ -48,12 +48,15 @@ class FullCacheImages:
 
 
 @torch.no_grad()
-def sequence_of(model: ImageTokenModel, ids: Sequence[np.ndarray], tokens: np.ndarray) -> Tensor:
-    """Hidden states [B, L + image tokens - 1, hidden] that teacher forcing starts from; ids: rows
-    of one length L, without padding.
+def sequence_of(
+    model: ImageTokenModel, prompts: Sequence[np.ndarray], tokens: np.ndarray
+) -> Tensor:
+    """Hidden states [B, L + image tokens - 1, hidden] that teacher forcing starts from; prompts:
+    rows' embeddings float32 [L, condition_dim], of one length L, without padding.
 
     The last token is generated and never read.
     """
     image = model.embed_image_tokens(torch.from_numpy(tokens[:-1].astype(np.int64)))
-    prompt = model.embed_text_tokens(torch.from_numpy(np.stack(ids).astype(np.int64)))
-    return torch.cat([prompt, image.expand(len(ids), -1, -1)], dim=1)
+    embeds = torch.from_numpy(np.stack(prompts)).to(image.device, image.dtype)
+    prompt = model.condition(embeds)
+    return torch.cat([prompt, image.expand(len(prompts), -1, -1)], dim=1)

@@ -37,7 +37,7 @@ class CalibrateSpec:
     tau: float | None
     semantic_share: float | None
     seed: int
-    prompt_slots: int
+    prompt_slots: int | None
     costs: str | None
     threads: int | None
     out: Path
@@ -175,6 +175,7 @@ def _calibrate(spec: CalibrateSpec) -> None:
     from ssd_export.cli.progress import ProgressReport
     from ssd_export.export.exporter import generation_defaults
     from ssd_export.model.checkpoint import open_checkpoint
+    from ssd_export.model.families import prompt_slots_of
     from ssd_export.model.find import model_folder
     from ssd_export.model.load import is_small, load_model
     from ssd_export.model.torch_threads import set_torch_threads
@@ -201,7 +202,7 @@ def _calibrate(spec: CalibrateSpec) -> None:
         neighborhood,
         spec.seed,
         Sampling(defaults.cfg_scale, defaults.temperature),
-        spec.prompt_slots,
+        prompt_slots_of(checkpoint.config, spec.prompt_slots),
         menu(grid),
         costs=spec.costs or (ABLATION if is_small(model) else FISHER),
     )
@@ -226,7 +227,7 @@ def _calibrate(spec: CalibrateSpec) -> None:
         click.echo(line)
     if other is not None:
         click.echo(_comparison(head_map, other, spec.compare or ""))
-    for line in _predictions(head_map, checkpoint.config, spec.prompt_slots):
+    for line in _predictions(head_map, checkpoint.config, what.prompt_slots):
         click.echo(line)
     if spec.plot is not None:
         _plot(spec.plot, checkpoint, model, head_map, what, done)
@@ -342,18 +343,17 @@ def _plot(
         most_typical_heads,
     )
     from ssd_export.calibrate.plots import attention_plot, column_plot, heat_map, plot_paths
+    from ssd_export.calibrate.sequences import FullCacheImages
     from ssd_export.model.families import prompt_encoder
     from ssd_export.model.load import load_image_decoder
     from ssd_export.runtime.torch_runner import decode_pixels
 
     image = decode_pixels(load_image_decoder(checkpoint), done.first_image[None])[0]
-    ids = (
-        prompt_encoder(checkpoint.config, checkpoint.file)
-        .encode(what.prompts[:1], what.prompt_slots)
-        .ids[0]
-    )
+    encoder = prompt_encoder(checkpoint.config, checkpoint.file)
+    images = FullCacheImages(model, encoder, what.prompt_slots)
+    prompt = images.batches(what.prompts[:1], what.sampling, what.seed).embeds[0]
     heads, queries = most_typical_heads(head_map), chosen_tokens(image, checkpoint.config.grid)
-    maps = head_attention(model, ids, done.first_image, heads, queries)
+    maps = head_attention(model, prompt, done.first_image, heads, queries)
     heat, attention, columns = plot_paths(path)
     heat_map(head_map, heat)
     attention_plot(head_map, image, maps, heads, queries, what.prompts[0], attention)

@@ -163,11 +163,11 @@ groups = option(
 prompt_slots = option(
     "--prompt-slots",
     type=int,
-    default=64,
     metavar="TOKENS",
     help=(
         "Cache slots for the prompt: the longest prompt, control tokens included. What a short"
-        " prompt leaves free holds image tokens, so calibrate and export want the same number."
+        " prompt leaves free holds image tokens, so calibrate and export want the same number. "
+        " [default: the model's; Janus-Pro: 64]"
     ),
 )
 dtype = option(
@@ -272,9 +272,9 @@ def check_budget(value: float) -> None:
         )
 
 
-def check_prompt_slots(value: int) -> None:
+def check_prompt_slots(value: int | None) -> None:
     """Raises: UserError for no slots."""
-    if value < 1:
+    if value is not None and value < 1:
         raise UserError(
             f"--prompt-slots {value} holds no prompt; use 64, or what your longest prompt needs"
         )

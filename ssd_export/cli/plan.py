@@ -46,7 +46,7 @@ class PlanSpec:
     kv_dtype: str
     batch: int | None
     decoder_batch: int
-    prompt_slots: int
+    prompt_slots: int | None
     dtype: str
     num_layers: int | None
 
@@ -270,7 +270,7 @@ def commands(spec: PlanSpec, device: Device, settings: Settings, target: str | N
     parts += [f"--policy {spec.policy}"] * (spec.policy is not None) + ["--kv-dtype int8"] * (
         spec.kv_dtype == "int8"
     )
-    parts += [f"--prompt-slots {spec.prompt_slots}"] * (spec.prompt_slots != 64)
+    parts += [f"--prompt-slots {spec.prompt_slots}"] * (spec.prompt_slots is not None)
     lines = [" ".join(parts)]
     if device.flavor is not None:
         name = "rtx" if SIZE.fullmatch(target or "") else target

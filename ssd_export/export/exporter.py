@@ -40,7 +40,7 @@ from ssd_export.model.checkpoint import (
     first_layers,
     open_checkpoint,
 )
-from ssd_export.model.families import PUBLISHED, family_of, published_shape
+from ssd_export.model.families import PUBLISHED, family_of, prompt_slots_of, published_shape
 from ssd_export.model.find import Model, find_model, local_folder
 from ssd_export.model.hub import is_hub_id
 from ssd_export.os_errors import is_file, is_folder, os_error
@@ -69,7 +69,7 @@ class ExportSpec:
         window, evict_every, num_recent, num_sinks: replace the policy's numbers.
         head_map: a file, a built-in map or a control; None takes the model's.
         groups: rules and sizes that ssd-auto may use in a layer.
-        prompt_slots: slots for the prompt.
+        prompt_slots: slots for the prompt; None takes the family's.
         dtype: fp32, fp16 or bf16, of weights and cache.
         weights: none, int8, int4 or fp8, of the layers' matrices.
         kv_dtype: model, or int8 keys and values.
@@ -89,7 +89,7 @@ class ExportSpec:
     num_sinks: int | None = None
     head_map: str | None = None
     groups: int = DEFAULT_GROUPS
-    prompt_slots: int = 64
+    prompt_slots: int | None = None
     dtype: str = "fp32"
     out: Path | None = None
     force: bool = False
@@ -240,9 +240,10 @@ def settle_policy(spec: ExportSpec, checkpoint: Checkpoint) -> tuple[PolicyTable
     """
     config = checkpoint.config
     num_tokens = config.grid.num_tokens
-    if spec.prompt_slots + num_tokens > config.max_positions:
+    prompt_slots = prompt_slots_of(config, spec.prompt_slots)
+    if prompt_slots + num_tokens > config.max_positions:
         raise UserError(
-            f"{spec.prompt_slots} prompt slots and {num_tokens} image tokens are more than"
+            f"{prompt_slots} prompt slots and {num_tokens} image tokens are more than"
             f" the model's {config.max_positions} positions; use --prompt-slots"
             f" {config.max_positions - num_tokens} or less"
         )
@@ -269,7 +270,7 @@ def settle_policy(spec: ExportSpec, checkpoint: Checkpoint) -> tuple[PolicyTable
         policy,
         config,
         budget=spec.budget,
-        prompt_slots=spec.prompt_slots,
+        prompt_slots=prompt_slots,
         head_map=head_map,
         groups=spec.groups,
         allocation=allocation,
@@ -308,7 +309,7 @@ def _write_files(folder: Path, plan: ExportPlan, journal: Journal, progress: Pro
                 file=f"onnx/{WEIGHTS_FILE}",
                 offset=offset,
                 dtype=dtype,
-                shape=(checkpoint.config.vocab_size, checkpoint.config.hidden_size),
+                shape=(checkpoint.config.vocab_size, checkpoint.config.condition_dim),
             ),
             graphs={graph.name: graph for graph in specs},
         ),

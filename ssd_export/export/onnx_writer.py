@@ -31,7 +31,7 @@ from ssd_export.export.quantize import dequantize_node, onnx_type, opset_of, sca
 from ssd_export.export.sampler import draw_tokens, noise_of_step, num_sorted_input
 from ssd_export.export.weights import WEIGHTS_FILE, Weight
 from ssd_export.graph_spec import NUM_SORTED_CODES, CacheTensor, GraphSpec, TensorSpec
-from ssd_export.model.decoder import Rope
+from ssd_export.model.decoder import rope_of
 from ssd_export.policy.layout import query_slices
 from ssd_export.policy.table import HeadGroup, PolicyTable
 
@@ -132,11 +132,13 @@ def write_decode_step(writer: GraphWriter, top_k: bool = False) -> tuple[GraphSp
         "Gather", inputs["tokens"], ops.op("Sub", step, ops.constant([1])), axis=0
     )  # [1, N]
     one = embed_image_token(writer, ops.reshape(before, [-1]))
-    hidden = ops.op("Concat", one, one, axis=0)
+    rows = [one] * config.rows_per_image
+    hidden = ops.op("Concat", *rows, axis=0) if len(rows) > 1 else one
     position = ops.op(
         "Add", prompt_length, ops.cast(ops.op("Sub", step, ops.constant([1])), "int32")
     )
-    cos, sin = rope_tables(writer, ops.reshape(position, [-1, 1, 1, 1]))
+    end = ops.reshape(prompt_length, [-1, 1, 1, 1])
+    cos, sin = rope_tables(writer, ops.reshape(position, [-1, 1, 1, 1]), end)
     functions = AttentionFunctions()
     outputs: dict[str, ir.Value] = {}
     for layer in range(config.num_layers):
@@ -187,7 +189,8 @@ def write_prefill(writer: GraphWriter, top_k: bool = False) -> tuple[GraphSpec, 
     embeds = inputs["inputs_embeds"]
     num_tokens = ops.op("Shape", embeds, start=1, end=2)
     place = ops.op("Range", ops.constant(0), ops.reshape(num_tokens, []), ops.constant(1))
-    cos, sin = rope_tables(writer, ops.reshape(place, [1, -1, 1, 1, 1]))
+    end = ops.reshape(prompt_length, [-1, 1, 1, 1, 1])
+    cos, sin = rope_tables(writer, ops.reshape(place, [1, -1, 1, 1, 1]), end)
     later = ops.op(
         "Greater", ops.reshape(place, [1, -1]), ops.reshape(place, [-1, 1])
     )  # [T of the query, T of the key]
@@ -200,6 +203,7 @@ def write_prefill(writer: GraphWriter, top_k: bool = False) -> tuple[GraphSpec, 
         "float32",
     )  # [B, T]
     hidden = embeds if writer.dtype == "float32" else ops.cast(embeds, writer.dtype)
+    hidden = project_condition(writer, hidden)
     outputs: dict[str, ir.Value] = {}
     for layer in range(config.num_layers):
         normed = rms_norm(writer, hidden, f"language_model.layers.{layer}.input_layernorm.weight")
@@ -306,10 +310,14 @@ def rms_norm(writer: GraphWriter, x: ir.Value, weight: str) -> ir.Value:
     return ops.op("Mul", normed, writer.weight(weight))
 
 
-def rope_tables(writer: GraphWriter, position: ir.Value) -> tuple[ir.Value, ir.Value]:
+def rope_tables(
+    writer: GraphWriter, position: ir.Value, prompt_length: ir.Value
+) -> tuple[ir.Value, ir.Value]:
     """cos and sin [..., heads, 2, D/2] of positions [..., 1, 1, 1], for query, key and value heads
     as a row of q, k, v has them: 1 and 0 for values, which are not turned; sin carries the signs of
-    the rotation.
+    the rotation. With a grid, both are 0 for queries and keys of the condition.
+
+    Args: prompt_length int32 [..., 1, 1, 1]: what a grid's image tokens come after.
 
     Written out for every head, once a step: a product of equal shapes is one loop, where ONNX
     Runtime goes over a broadcast in pieces of D/2 numbers (2 to 4 times longer, twice a layer).
@@ -317,16 +325,32 @@ def rope_tables(writer: GraphWriter, position: ir.Value) -> tuple[ir.Value, ir.V
     config, ops = writer.config, writer.ops
     # torch's own float32 numbers: at position 600 one unit in the last place of a frequency moves
     # tokens
-    frequencies = ops.constant(
-        Rope(config.head_dim, config.rope_theta).inverse_frequencies.numpy(), "float32"
-    )
-    angles = ops.op("Mul", ops.cast(position, "float32"), frequencies)
+    frequencies = [ops.constant(own, "float32") for own in rope_of(config).frequencies.numpy()]
+    visible = None
+    if config.rope_axes == 1:
+        angles = ops.op("Mul", ops.cast(position, "float32"), frequencies[0])
+    else:
+        index = ops.op("Sub", ops.cast(position, "int32"), prompt_length)
+        width = ops.constant(config.grid.width, "int32")
+        places = ops.op("Div", index, width), ops.op("Mod", index, width)
+        angles = ops.op(
+            "Add",
+            *(
+                ops.op("Mul", ops.cast(place, "float32"), own)
+                for place, own in zip(places, frequencies, strict=True)
+            ),
+        )
+        is_image = ops.op("GreaterOrEqual", index, ops.constant(0, "int32"))
+        visible = ops.cast(is_image, "float32")
     turned = np.repeat([1.0, 0.0], [config.num_heads + config.num_kv_heads, config.num_kv_heads])[
         :, None, None
     ]
-    cos = ops.op("Mul", ops.op("Cos", angles), ops.constant(turned * [[1.0], [1.0]], "float32"))
+    cos, sin = ops.op("Cos", angles), ops.op("Sin", angles)
+    if visible is not None:
+        cos, sin = ops.op("Mul", cos, visible), ops.op("Mul", sin, visible)
+    cos = ops.op("Mul", cos, ops.constant(turned * [[1.0], [1.0]], "float32"))
     cos = ops.op("Add", cos, ops.constant(1 - turned, "float32"))
-    sin = ops.op("Mul", ops.op("Sin", angles), ops.constant(turned * [[-1.0], [1.0]], "float32"))
+    sin = ops.op("Mul", sin, ops.constant(turned * [[-1.0], [1.0]], "float32"))
     return (
         (cos, sin)
         if writer.dtype == "float32"
@@ -432,9 +456,31 @@ def gelu(writer: GraphWriter, x: ir.Value) -> ir.Value:
     )
 
 
+def gelu_tanh(writer: GraphWriter, x: ir.Value) -> ir.Value:
+    """The approximation by tanh, in float32: x / 2 (1 + tanh(sqrt(2 / pi) (x + 0.044715 x^3)))."""
+    ops = writer.ops
+    wide = x if writer.dtype == "float32" else ops.cast(x, "float32")
+    cube = ops.op("Mul", ops.op("Mul", wide, wide), wide)
+    inner = ops.op("Add", wide, ops.op("Mul", cube, ops.constant(0.044715, "float32")))
+    inner = ops.op("Tanh", ops.op("Mul", inner, ops.constant((2 / np.pi) ** 0.5, "float32")))
+    half = ops.op("Mul", wide, ops.constant(0.5, "float32"))
+    out = ops.op("Mul", half, ops.op("Add", inner, ops.constant(1.0, "float32")))
+    return out if writer.dtype == "float32" else ops.cast(out, writer.dtype)
+
+
+def project_condition(writer: GraphWriter, embeds: ir.Value) -> ir.Value:
+    """The condition's embeddings [..., condition_dim] -> hidden states [..., hidden_size]."""
+    if not writer.config.caption_dim:
+        return embeds
+    inner = gelu_tanh(writer, writer.linear(embeds, "caption_projection.fc1"))
+    return writer.linear(inner, "caption_projection.fc2")
+
+
 def embed_image_token(writer: GraphWriter, token: ir.Value) -> ir.Value:
     """Image tokens [N] -> the decoder's input [N, hidden_size]."""
     code = writer.ops.op("Gather", writer.weight("generation_embeddings.weight"), token, axis=0)
+    if not writer.config.has_aligner:
+        return code
     inner = gelu(writer, writer.linear(code, "generation_aligner.fc1", bias=True))
     return writer.linear(inner, "generation_aligner.hidden_layers.0", bias=True)
 
@@ -442,6 +488,8 @@ def embed_image_token(writer: GraphWriter, token: ir.Value) -> ir.Value:
 def image_logits(writer: GraphWriter, hidden: ir.Value) -> ir.Value:
     """float32 [B, V] from hidden states [B, hidden_size] before the final norm."""
     normed = rms_norm(writer, hidden, "language_model.norm.weight")
-    inner = gelu(writer, writer.linear(normed, "generation_head.proj_out", bias=True))
-    logits = writer.linear(inner, "generation_head.vision_head", bias=True)
+    has_mlp = writer.config.has_aligner
+    if has_mlp:
+        normed = gelu(writer, writer.linear(normed, "generation_head.proj_out", bias=True))
+    logits = writer.linear(normed, "generation_head.vision_head", bias=has_mlp)
     return logits if writer.dtype == "float32" else writer.ops.cast(logits, "float32")

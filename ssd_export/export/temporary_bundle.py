@@ -15,7 +15,7 @@ from ssd_export.policy.presets import DEFAULT_GROUPS
 @dataclass(frozen=True)
 class PolicyChoice:
     """A model under a policy, as `export` takes them. None: the model's default policy, the
-    policy's own number.
+    policy's or the family's own number.
     """
 
     model: str = "demo"
@@ -23,7 +23,7 @@ class PolicyChoice:
     budget: float = 0.2
     head_map: str | None = None
     dtype: str = "fp32"
-    prompt_slots: int = 64
+    prompt_slots: int | None = None
     window: int | None = None
     evict_every: int | None = None
     num_recent: int | None = None

@@ -38,6 +38,7 @@ from ssd_export.policy.table import PolicyTable
 
 WEIGHTS_FILE = "weights.safetensors"
 ALIGNMENT = 64
+LINEAR = ("generation_aligner.", "generation_head.", "caption_projection.")
 NOT_FINITE = "use --dtype fp32, or --weights none"
 
 
@@ -148,13 +149,10 @@ def plan_weights(
         ]
     weights.append(plain("language_model.norm.weight"))
     weights.append(plain("generation_embeddings.weight"))
-    for linear in (
-        "generation_aligner.fc1",
-        "generation_aligner.hidden_layers.0",
-        "generation_head.proj_out",
-        "generation_head.vision_head",
-    ):
-        weights += [matrix(linear, f"{linear}.weight"), plain(f"{linear}.bias")]
+    for name in checkpoint.names():
+        linear, _, part = name.rpartition(".")
+        if linear.startswith(LINEAR):
+            weights.append(matrix(linear, name) if part == "weight" else plain(name))
     weights += [plain(name) for name in checkpoint.names() if name.startswith("vqmodel.")]
     weights.append(plain(EMBED_TOKENS))
     return weights

@@ -68,15 +68,10 @@ def kl_to_full_cache(
     """
     full = model.hidden(sequences, None)
     policy = model.hidden(sequences, table, progress)
-    num_images = len(full) // 2
+    num_images = len(full) // model.config.rows_per_image
     return np.array(
         [
-            _kl(
-                *(
-                    _guided(model, hidden[[i, i + num_images]], cfg_scale)
-                    for hidden in (full, policy)
-                )
-            )
+            _kl(*(_guided(model, hidden[i::num_images], cfg_scale) for hidden in (full, policy)))
             for i in range(num_images)
         ]
     )
@@ -84,8 +79,13 @@ def kl_to_full_cache(
 
 @torch.inference_mode()
 def _guided(model: TeacherForced, hidden: Tensor, cfg_scale: float) -> Tensor:
-    """Log-probabilities [I, V] of one image of I tokens; hidden [2, I, hidden size]."""
-    conditional, unconditional = model.model.image_logits(hidden).float()
+    """Log-probabilities [I, V] of one image of I tokens; hidden [1 or 2, I, hidden size]: its
+    conditional and, with guidance, its unconditional row.
+    """
+    logits = model.model.image_logits(hidden).float()
+    if len(logits) == 1:
+        return logits[0].log_softmax(dim=-1)
+    conditional, unconditional = logits
     return (unconditional + cfg_scale * (conditional - unconditional)).log_softmax(dim=-1)
 
 

@@ -24,6 +24,7 @@ from ssd_export.demo.scenes import Scene
 from ssd_export.model.checkpoint import Checkpoint
 from ssd_export.model.families import prompt_encoder
 from ssd_export.model.load import load_model
+from ssd_export.model.prompt import Prompt
 from ssd_export.policy.layout import group_slices, inverse_order, query_head_order
 from ssd_export.policy.table import HeadGroup, PolicyTable
 
@@ -63,7 +64,7 @@ class TeacherForced:
 
     def sequences(
         self,
-        prompts: Sequence[str],
+        prompts: Sequence[Prompt],
         tokens: np.ndarray,
         prompt_slots: int,
         unconditional: bool = False,
@@ -74,14 +75,14 @@ class TeacherForced:
         Raises: UserError for a prompt that does not fit prompt_slots.
         """
         encoded = self._prompts.encode(prompts, prompt_slots)
-        rows = len(prompts) * (2 if unconditional else 1)
-        ids = torch.from_numpy(encoded.ids[:rows]).long()
-        embeds = F.embedding(ids, self._checkpoint.tensor(EMBED_TOKENS)).to(
-            self._device, self._dtype
-        )
+        rows = len(encoded.prompt_length) if unconditional else len(prompts)
+        table = self._checkpoint.tensor(EMBED_TOKENS).float()
+        embeds = torch.from_numpy(
+            encoded.embeds(lambda ids: F.embedding(torch.from_numpy(ids).long(), table).numpy())
+        )[:rows].to(self._device, self._dtype)
         lengths = torch.from_numpy(encoded.prompt_length[:rows]).long().to(self._device)
         image = torch.from_numpy(np.asarray(tokens, np.int64)).to(self._device)
-        return Sequences(embeds, lengths, image.repeat(2, 1) if unconditional else image)
+        return Sequences(embeds, lengths, image.repeat(rows // len(prompts), 1))
 
     @torch.inference_mode()
     def hidden(
@@ -99,11 +100,11 @@ class TeacherForced:
         done = 0
         for length, rows in sequences.parts():
             image = self.model.embed_image_tokens(sequences.tokens[rows, :-1])
-            both = torch.cat([sequences.embeds[rows, :length], image], dim=1)
+            prompt = self.model.condition(sequences.embeds[rows, :length])
+            both = torch.cat([prompt, image], dim=1)
             places = torch.arange(both.shape[1], device=self._device).expand(len(rows), -1)
-            hidden[rows] = self.model(both, places, Replay(self.config, table, length))[
-                :, length - 1 :
-            ]
+            replay = Replay(self.config, table, length)
+            hidden[rows] = self.model(both, places, replay, length)[:, length - 1 :]
             done += len(rows)
             progress("teacher forcing", done, len(hidden))
         return hidden

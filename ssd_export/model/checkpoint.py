@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,7 +19,7 @@ from ssd_export.model.config_file import ConfigFile
 from ssd_export.model.conversion import convert
 from ssd_export.model.decoder import ImageTokenModel
 from ssd_export.model.families import assumed_head_map, family_of, identify, prompt_encoder
-from ssd_export.model.families.family import Layout
+from ssd_export.model.families.family import Layout, Part
 from ssd_export.model.image_decoder import ImageDecoder
 from ssd_export.model.inventory import check_counts, check_inventory
 from ssd_export.model.quantized_checkpoint import refuse_quantized_config
@@ -173,15 +173,32 @@ def _layer(name: str) -> int:
 class _Place:
     """Where a tensor is stored."""
 
-    def __init__(self, file: WeightFile, stored_name: str) -> None:
-        self.file, self.stored_name = file, stored_name
-        self.shape = file.shapes[stored_name]
+    def __init__(self, file: WeightFile, stored_name: str, part: Part | None = None) -> None:
+        self.file, self.stored_name, self._part = file, stored_name, part
+        whole = file.shapes[stored_name]
+        self.shape = whole if part is None else (len(part.rows), *whole[1:])
+
+    def part(self, part: Part) -> _Place:
+        """Some of the rows."""
+        return _Place(self.file, self.stored_name, part)
 
     def read(self) -> Tensor:
-        return self.file.read(self.stored_name)
+        if self._part is None:
+            return self.file.read(self.stored_name)
+        rows = self.file.run(self.stored_name, *self._elements()).reshape(self.shape)
+        if not self._part.pairs_of:
+            return rows
+        pairs = rows.unflatten(0, (-1, self._part.pairs_of // 2, 2))
+        return pairs.transpose(1, 2).flatten(0, 2)
 
     def sample(self) -> Tensor:
-        return self.file.sample(self.stored_name, num_runs=16, run_length=64)
+        return self.file.sample(self.stored_name, 16, 64, *self._elements())
+
+    def _elements(self) -> tuple[int, int]:
+        """First and last but one of the flat tensor."""
+        size = torch.Size(self.shape).numel()
+        first = 0 if self._part is None else self._part.rows.start * (size // len(self._part.rows))
+        return first, first + size
 
 
 def open_checkpoint(path: str | Path) -> Checkpoint:
@@ -214,6 +231,8 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
             places[name] = places[other]
     shapes = {name: place.shape for name, place in places.items()}
     config = layout.read_config(file, shapes)
+    places = _with_parts(places, layout.parts(config, shapes))
+    shapes = {name: place.shape for name, place in places.items()}
     check_counts(path, family, config, shapes)
     expected = _expected(config)
     stored = {name: place.stored_name for name, place in places.items()}
@@ -239,6 +258,13 @@ def _places(path: Path, layout: Layout) -> dict[str, _Place]:
                 )
             places[name] = _Place(weights, stored)
     return places
+
+
+def _with_parts(places: dict[str, _Place], parts: Mapping[str, Part]) -> dict[str, _Place]:
+    """The places with parts in the place of the matrices that hold them."""
+    replaced = {part.source for part in parts.values()}
+    kept = {name: place for name, place in places.items() if name not in replaced}
+    return kept | {name: places[part.source].part(part) for name, part in parts.items()}
 
 
 def permute_heads(

@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ssd_export.config import ModelConfig
+from ssd_export.config import Grid, ModelConfig
 
 # attend(layer, query [B, Hq, T, D], key [B, H, T, D], value [B, H, T, D]) -> [B, Hq, T, D]
 # RoPE is already in query and key. Query head i belongs to KV head i // query_group_size.
@@ -42,19 +42,49 @@ class RMSNorm(nn.Module):
 class Rope(nn.Module):
     """(cos, sin) of positions [B, T], each [B, 1, T, D] in the wanted dtype; the angles in
     float32.
+
+    frequencies: float32 [1, D/2] of the position or, with a grid, [2, D/2] of an image token's grid
+    row and column, each of which turns half of the pairs. With a grid cos and sin of the condition
+    are 0: its queries and keys become zero.
     """
 
-    def __init__(self, head_dim: int, theta: float) -> None:
+    def __init__(self, head_dim: int, theta: float, grid: Grid | None = None) -> None:
         super().__init__()
-        exponents = torch.arange(0, head_dim, 2, dtype=torch.float32, device="cpu") / head_dim
+        size = head_dim if grid is None else head_dim // 2
+        exponents = torch.arange(0, size, 2, dtype=torch.float32, device="cpu") / size
+        own = 1.0 / (theta**exponents)
         # a plain attribute: a buffer would follow the model to fp16, and to the meta device
-        self.inverse_frequencies = 1.0 / (theta**exponents)
+        self.frequencies = own[None] if grid is None else torch.block_diag(own, own)
+        self.grid = grid
 
-    def forward(self, positions: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        frequencies = self.inverse_frequencies.to(positions.device)
-        angles = positions[:, None, :, None].to(torch.float32) * frequencies
-        angles = torch.cat((angles, angles), dim=-1)
-        return angles.cos().to(dtype), angles.sin().to(dtype)
+    def forward(
+        self,
+        positions: Tensor,
+        dtype: torch.dtype,
+        prompt_length: Tensor | int | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """Args: prompt_length: of all rows, or int [B]; a grid needs it."""
+        frequencies = self.frequencies.to(positions.device)
+        if self.grid is None:
+            angles = positions[:, None, :, None].to(torch.float32) * frequencies[0]
+            angles = torch.cat((angles, angles), dim=-1)
+            return angles.cos().to(dtype), angles.sin().to(dtype)
+        if prompt_length is None:
+            raise ValueError("positions on a grid begin after the prompt: give prompt_length")
+        ends = prompt_length[:, None] if isinstance(prompt_length, Tensor) else prompt_length
+        index = (positions - ends)[:, None, :, None]
+        row, column = (
+            part.to(torch.float32) for part in (index // self.grid.width, index % self.grid.width)
+        )
+        angles = row * frequencies[0] + column * frequencies[1]
+        angles, turned = torch.cat((angles, angles), dim=-1), index >= 0
+        return (angles.cos() * turned).to(dtype), (angles.sin() * turned).to(dtype)
+
+
+def rope_of(config: ModelConfig) -> Rope:
+    """The rotation of a model's queries and keys."""
+    grid = config.grid if config.rope_axes == 2 else None
+    return Rope(config.head_dim, config.rope_theta, grid)
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
@@ -122,21 +152,27 @@ class Layer(nn.Module):
 class Decoder(nn.Module):
     """The Llama: hidden states in, hidden states after the final RMSNorm out.
 
-    text_embedding: also own `embed_tokens` [vocab_size, hidden]; off by default, a runtime reads
-    single rows of that table from the file and never holds it.
+    text_embedding: also own `embed_tokens` [vocab_size, condition_dim]; off by default, a runtime
+    reads single rows of that table from the file and never holds it.
     """
 
     def __init__(self, config: ModelConfig, text_embedding: bool = False) -> None:
         super().__init__()
         if text_embedding:
-            self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
+            self.embed_tokens = nn.Embedding(config.vocab_size, config.condition_dim)
         self.layers = nn.ModuleList(Layer(config, layer) for layer in range(config.num_layers))
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
-        self.rope = Rope(config.head_dim, config.rope_theta)
+        self.rope = rope_of(config)
 
-    def forward(self, hidden: Tensor, positions: Tensor, attend: Attend) -> Tensor:
-        # hidden: [B, T, hidden_size], positions: integer [B, T]
-        cos, sin = self.rope(positions, hidden.dtype)
+    def forward(
+        self,
+        hidden: Tensor,
+        positions: Tensor,
+        attend: Attend,
+        prompt_length: Tensor | int | None = None,
+    ) -> Tensor:
+        # hidden: [B, T, hidden_size], positions: integer [B, T], prompt_length: as Rope has it
+        cos, sin = self.rope(positions, hidden.dtype, prompt_length)
         for layer in self.layers:
             hidden = layer(hidden, cos, sin, attend)
         return self.norm(hidden)
@@ -154,16 +190,36 @@ class Aligner(nn.Module):
         return self.hidden_layers[0](F.gelu(self.fc1(x)))
 
 
-class GenerationHead(nn.Module):
-    """Hidden state [..., hidden_size] -> logits over the image vocabulary [..., codebook_size]."""
+class CaptionProjection(nn.Module):
+    """Caption embedding [..., caption_dim] -> hidden state [..., hidden_size]."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        self.proj_out = nn.Linear(config.hidden_size, config.hidden_size)
-        self.vision_head = nn.Linear(config.hidden_size, config.codebook_size)
+        self.fc1 = nn.Linear(config.caption_dim, config.hidden_size, bias=False)
+        self.fc2 = nn.Linear(config.hidden_size, config.hidden_size, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc2(F.gelu(self.fc1(x), approximate="tanh"))
+
+
+class GenerationHead(nn.Module):
+    """Hidden state [..., hidden_size] -> logits over the image vocabulary [..., codebook_size]: an
+    MLP where the model has an aligner, else one matrix without a bias.
+    """
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.has_aligner = config.has_aligner
+        if config.has_aligner:
+            self.proj_out = nn.Linear(config.hidden_size, config.hidden_size)
+        self.vision_head = nn.Linear(
+            config.hidden_size, config.codebook_size, bias=config.has_aligner
+        )
 
     def forward(self, hidden: Tensor) -> Tensor:
-        return self.vision_head(F.gelu(self.proj_out(hidden)))
+        if self.has_aligner:
+            hidden = F.gelu(self.proj_out(hidden))
+        return self.vision_head(hidden)
 
 
 class ImageTokenModel(nn.Module):
@@ -173,21 +229,39 @@ class ImageTokenModel(nn.Module):
         super().__init__()
         self.config = config
         self.language_model = Decoder(config, text_embedding)
-        self.generation_embeddings = nn.Embedding(config.codebook_size, config.codebook_dim)
-        self.generation_aligner = Aligner(config)
+        width = config.codebook_dim if config.has_aligner else config.hidden_size
+        self.generation_embeddings = nn.Embedding(config.codebook_size, width)
+        if config.has_aligner:
+            self.generation_aligner = Aligner(config)
+        if config.caption_dim:
+            self.caption_projection = CaptionProjection(config)
         self.generation_head = GenerationHead(config)
 
-    def forward(self, hidden: Tensor, positions: Tensor, attend: Attend) -> Tensor:
-        """Final hidden states [B, T, hidden_size]; `image_logits` takes those that are wanted."""
-        return self.language_model(hidden, positions, attend)
+    def forward(
+        self,
+        hidden: Tensor,
+        positions: Tensor,
+        attend: Attend,
+        prompt_length: Tensor | int | None = None,
+    ) -> Tensor:
+        """Final hidden states [B, T, hidden_size]; `image_logits` takes those that are wanted.
+
+        Args: prompt_length: of all rows, or int [B]; what RoPE on a grid counts from.
+        """
+        return self.language_model(hidden, positions, attend, prompt_length)
 
     def embed_text_tokens(self, ids: Tensor) -> Tensor:
-        """Prompt ids [B, T] -> [B, T, hidden_size]; needs text_embedding=True."""
+        """Prompt ids [B, T] -> [B, T, condition_dim]; needs text_embedding=True."""
         return self.language_model.embed_tokens(ids)
+
+    def condition(self, embeds: Tensor) -> Tensor:
+        """The condition's embeddings [..., condition_dim] -> hidden states [..., hidden_size]."""
+        return self.caption_projection(embeds) if self.config.caption_dim else embeds
 
     def embed_image_tokens(self, tokens: Tensor) -> Tensor:
         """Image tokens [...] -> [..., hidden_size], the next input of the decoder."""
-        return self.generation_aligner(self.generation_embeddings(tokens))
+        embedded = self.generation_embeddings(tokens)
+        return self.generation_aligner(embedded) if self.config.has_aligner else embedded
 
     def image_logits(self, hidden: Tensor) -> Tensor:
         """Final hidden states [..., hidden_size] -> logits [..., codebook_size], before

@@ -25,6 +25,7 @@ USED = (
     "generation_embeddings.",
     "generation_aligner.",
     "generation_head.",
+    "caption_projection.",
     "vqmodel.post_quant_conv.",
     "vqmodel.decoder.",
     "vqmodel.quantize.",

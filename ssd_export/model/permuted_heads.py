@@ -17,16 +17,22 @@ class PermutedHeads:
     def __init__(self, model: ImageTokenModel, table: PolicyTable) -> None:
         self._model, self.config = model, model.config
         self.embed_image_tokens, self.image_logits = model.embed_image_tokens, model.image_logits
-        self.parameters = model.parameters
+        self.condition, self.parameters = model.condition, model.parameters
         self._orders = [
             (list(query_head_order(order, model.config.query_group_size)), list(order))
             for order in table.head_order
         ]
 
-    def __call__(self, hidden: Tensor, positions: Tensor, attend: Attend) -> Tensor:
+    def __call__(
+        self,
+        hidden: Tensor,
+        positions: Tensor,
+        attend: Attend,
+        prompt_length: Tensor | int | None = None,
+    ) -> Tensor:
         def permuted(layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
             query_order, order = self._orders[layer]
             out = attend(layer, query[:, query_order], key[:, order], value[:, order])
             return out[:, list(inverse_order(query_order))]
 
-        return self._model(hidden, positions, permuted)
+        return self._model(hidden, positions, permuted, prompt_length)

@@ -12,6 +12,7 @@ import sys
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -24,6 +25,7 @@ COPY_BYTES = (
 )  # of a mapped pickle that are in memory at once, beside the tensor they are copied to
 MADV_DONTNEED = 4
 MAX_PICKLE_BYTES = 256 << 20  # of names and shapes: a thousand tensors take a hundred kilobytes
+STATE_DICTS = ("model", "module", "state_dict")
 SHOWN = 80  # characters of a foreign name in a message
 
 
@@ -107,7 +109,10 @@ def _named_tensors(path: Path, state: object) -> dict[str, Tensor]:
     """Plain tensors by name. Raises: UserError for other keys, and for tensors without numbers of
     their own: sparse, quantized, on no device, or one number expanded to many.
     """
-    values = state if isinstance(state, Mapping) else {}
+    values: Mapping[Any, Any] = state if isinstance(state, Mapping) else {}
+    if path.suffix == ".pt":  # saved while training, beside the optimizer's state
+        states = [values[key] for key in STATE_DICTS if isinstance(values.get(key), Mapping)]
+        values = states[0] if states else values
     tensors: dict[str, Tensor] = {}
     for key, value in values.items():
         if not isinstance(value, Tensor):

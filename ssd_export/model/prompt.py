@@ -8,7 +8,7 @@ What a user types is text, never control.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,17 +19,29 @@ from tokenizers import Tokenizer
 from ssd_export.errors import UserError
 from ssd_export.model.tokenizer_file import read_tokenizer
 
+Prompt = str | np.ndarray  # what a user typed, or float32 [tokens, width] of a text encoder
+
 
 @dataclass(frozen=True)
 class EncodedPrompts:
-    """Rows of N prompts: the N conditional ones first, then the N unconditional ones.
+    """Rows of N prompts: the N conditional ones first, then, with guidance, the N unconditional
+    ones.
 
-    ids: int32 [2N, T], T the longest prompt; shorter rows are padded on the right.
-    prompt_length: int32 [2N], the ids of a row that count.
+    ids: int32 [rows, T] of the table of condition embeddings, T the longest prompt; shorter rows
+    are padded on the right.
+    prompt_length: int32 [rows], the ids of a row that count.
+    given: float32 [N, T, width], in place of what the table has for the conditional rows.
     """
 
     ids: np.ndarray
     prompt_length: np.ndarray
+    given: np.ndarray | None = None
+
+    def embeds(self, lookup: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
+        """float32 [rows, T, width]. Args: lookup: float32 [..., width] of ids [...]."""
+        if self.given is None:
+            return lookup(self.ids)
+        return np.concatenate([self.given, lookup(self.ids[len(self.given) :])])
 
 
 @dataclass(frozen=True)
@@ -112,7 +124,7 @@ class TemplateEncoder:
         return encoder
 
     def encode(
-        self, prompts: Sequence[str], prompt_slots: int, negative_prompts: Sequence[str] = ()
+        self, prompts: Sequence[Prompt], prompt_slots: int, negative_prompts: Sequence[str] = ()
     ) -> EncodedPrompts:
         """The rows of a batch.
 
@@ -138,8 +150,10 @@ class TemplateEncoder:
             padded[: len(row)] = row
         return EncodedPrompts(ids, lengths)
 
-    def _row(self, prompt: str, name: str, prompt_slots: int) -> list[int]:
+    def _row(self, prompt: Prompt, name: str, prompt_slots: int) -> list[int]:
         """The conditional row of a prompt. Args: name: for messages."""
+        if not isinstance(prompt, str):
+            raise UserError("this model encodes its prompts itself: give text, not embeddings")
         text = prompt.strip()
         if not text:
             raise UserError(f"the {name} is empty: say what to generate")
@@ -147,12 +161,12 @@ class TemplateEncoder:
             text.encode("utf-8")
         except UnicodeEncodeError:
             raise UserError(
-                f"the {name} {_short(prompt)} is not valid Unicode: type it in UTF-8"
+                f"the {name} {short(prompt)} is not valid Unicode: type it in UTF-8"
             ) from None
         row = [self.begin_id, *self._template_ids(text, name), self.end_id]
         if len(row) > prompt_slots:
             raise UserError(
-                f"the {name} {_short(prompt)} is {len(row)} tokens long, {prompt_slots} fit:"
+                f"the {name} {short(prompt)} is {len(row)} tokens long, {prompt_slots} fit:"
                 f" shorten it by {len(row) - prompt_slots} tokens or export with --prompt-slots"
                 f" {len(row)}"
             )
@@ -197,5 +211,6 @@ def _is_bracketed(name: str) -> bool:
     return len(name) > 2 and name.startswith("<") and name.endswith(">")
 
 
-def _short(prompt: str) -> str:
+def short(prompt: str) -> str:
+    """A prompt in a message: quoted, cut to 40 characters."""
     return repr(prompt if len(prompt) <= 40 else prompt[:37] + "...")

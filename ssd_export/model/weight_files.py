@@ -89,20 +89,24 @@ class WeightFile:
     def dtype_name(self, name: str) -> str:
         return self._file.dtype_name(name)
 
-    def sample(self, name: str, num_runs: int, run_length: int) -> Tensor:
-        """Up to num_runs evenly spaced runs of neighbors, flat; touches no other part of the
-        file.
+    def run(self, name: str, start: int, end: int) -> Tensor:
+        """Elements start..end of the flat tensor, in memory of their own."""
+        return self._file.run(name, start, end)
+
+    def sample(self, name: str, num_runs: int, run_length: int, first: int, end: int) -> Tensor:
+        """Up to num_runs evenly spaced runs of neighbors among the elements first..end of the flat
+        tensor; touches no other part of the file.
         """
-        size = torch.Size(self.shapes[name]).numel()
-        last = max(size - run_length, 0)
-        starts = sorted({last * i // (num_runs - 1) for i in range(num_runs)})
+        last = max(end - run_length, first)
+        starts = sorted({first + (last - first) * i // (num_runs - 1) for i in range(num_runs)})
         return torch.cat(
-            [self._file.run(name, start, min(start + run_length, size)) for start in starts]
+            [self._file.run(name, start, min(start + run_length, end)) for start in starts]
         )
 
 
 def open_weight_files(directory: Path) -> list[WeightFile]:
-    """The files of a checkpoint directory; safetensors before pickles.
+    """The files of a checkpoint directory; safetensors before pickles, and all of *.pt where there
+    is none under the usual names.
 
     Raises: UserError for no file, a missing shard, both a single file and an index, a truncated
     file, a pickle that holds more than tensors.
@@ -121,7 +125,12 @@ def open_weight_files(directory: Path) -> list[WeightFile]:
                 WeightFile(_shard(directory, index, name))
                 for name in shard_names(directory / index)
             ]
-    raise UserError(f"{directory} holds no weights: expected one of {', '.join(SINGLES + INDEXES)}")
+    others = sorted(directory.glob("*.pt"))
+    if others:
+        return [WeightFile(path) for path in others]
+    raise UserError(
+        f"{directory} holds no weights: expected one of {', '.join(SINGLES + INDEXES)}, or *.pt"
+    )
 
 
 def read_json(path: Path) -> dict[str, Any]:

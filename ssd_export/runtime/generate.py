@@ -20,6 +20,7 @@ from PIL import Image
 from ssd_export.bundle import Bundle, open_bundle
 from ssd_export.dtypes import DTYPES
 from ssd_export.errors import UserError
+from ssd_export.model.prompt import Prompt
 from ssd_export.noise import ImageSeed
 from ssd_export.runtime.async_events import in_thread
 from ssd_export.runtime.cache_report import CacheReport, cache_report
@@ -187,7 +188,7 @@ class ImageGenerator:
         self.turns.close()
         self.runner.close()
 
-    def __call__(self, prompts: Iterable[str], **options: Any) -> GenerationResult:
+    def __call__(self, prompts: Iterable[Prompt], **options: Any) -> GenerationResult:
         """All images of the prompts; options as for `stream`."""
         began = time.perf_counter()
         *_, event = self.stream(prompts, **options)
@@ -198,7 +199,7 @@ class ImageGenerator:
 
     def stream(
         self,
-        prompts: Iterable[str],
+        prompts: Iterable[Prompt],
         *,
         negative_prompt: str | Sequence[str] = "",
         seed: int = 0,
@@ -220,7 +221,8 @@ class ImageGenerator:
         Image i is the same whatever the batch: its random numbers depend on seed and i alone.
 
         Args:
-            prompts: one string for each group of images.
+            prompts: one for each group of images: a string or, for a model that reads captions as
+                embeddings, float32 [tokens, width].
             negative_prompt: what guidance leads away from, for all images or one for each prompt;
                 "" is the model's own unconditional row.
             seed: 0 to 2**64 - 1.
@@ -262,7 +264,7 @@ class ImageGenerator:
         )
         return self._events(request)
 
-    async def astream(self, prompts: Iterable[str], **options: Any) -> AsyncIterator[RowEvent]:
+    async def astream(self, prompts: Iterable[Prompt], **options: Any) -> AsyncIterator[RowEvent]:
         """`stream` for asyncio: the loop stays free while a row is computed.
 
         The stream runs in its own thread. Leaving the `async for`, closing the iterator or
@@ -327,7 +329,7 @@ class ImageGenerator:
 
     def _one_a_prompt(
         self,
-        prompts: Iterable[str],
+        prompts: Iterable[Prompt],
         negative_prompt: str | Sequence[str],
         sampling: Sampling,
         num_images: int,
@@ -342,7 +344,7 @@ class ImageGenerator:
                 f"prompts is a {type(prompts).__name__}; give a list of strings"
             ) from None
         for prompt in listed:
-            if not isinstance(prompt, str):
+            if not isinstance(prompt, (str, np.ndarray)):
                 raise UserError(
                     f"a prompt is a {type(prompt).__name__}, not a string; give a list of strings"
                 )

@@ -13,7 +13,7 @@ from ssd_export.bundle import Bundle
 from ssd_export.dtypes import DTYPES
 from ssd_export.errors import UserError
 from ssd_export.model.families import PromptEncoder, prompt_encoder
-from ssd_export.model.prompt import EncodedPrompts
+from ssd_export.model.prompt import EncodedPrompts, Prompt
 from ssd_export.noise import ImageSeed
 from ssd_export.sampling import Sampling
 
@@ -25,7 +25,7 @@ class ImageRequest:
     negative_prompt: what guidance leads away from; "" is the model's own unconditional row.
     """
 
-    prompt: str
+    prompt: Prompt
     sampling: Sampling
     image: ImageSeed
     negative_prompt: str = ""
@@ -35,9 +35,9 @@ class ImageRequest:
 class PromptBatch:
     """What starts a batch of N images.
 
-    embeds: float32 [rows, T, hidden], padded on the right; lengths: int32 [rows]; images, sampling:
-    what each image's random numbers depend on, and how its tokens are drawn. rows: N or, with
-    guidance, 2 N, the conditional ones first.
+    embeds: float32 [rows, T, condition_dim], padded on the right; lengths: int32 [rows]; images,
+    sampling: what each image's random numbers depend on, and how its tokens are drawn. rows: N or,
+    with guidance, 2 N, the conditional ones first.
     """
 
     embeds: np.ndarray
@@ -76,7 +76,7 @@ def sampling_inputs(sampling: Sequence[Sampling]) -> Mapping[str, np.ndarray]:
 class PromptBatches:
     """Makes the batches of one model.
 
-    embed: float32 [..., hidden] of token ids [...]; prompt_slots: the longest prompt, in tokens.
+    embed: float32 [..., condition_dim] of ids [...]; prompt_slots: the longest prompt, in tokens.
     """
 
     encoder: PromptEncoder
@@ -108,7 +108,7 @@ class PromptBatches:
         return [int(length) for length in encoded.prompt_length[: len(requests)]]
 
     def __call__(
-        self, prompts: Sequence[str], sampling: Sampling, seed: int, first_image: int = 0
+        self, prompts: Sequence[Prompt], sampling: Sampling, seed: int, first_image: int = 0
     ) -> PromptBatch:
         """A batch of one image a prompt, all drawn in the same way.
 
@@ -126,11 +126,12 @@ class PromptBatches:
     def of_requests(self, requests: Sequence[ImageRequest]) -> PromptBatch:
         """A batch of images, each with its own prompts, sampling and random numbers.
 
-        Raises: UserError for no prompt, or one that cannot be encoded.
+        Raises: UserError for no prompt, one that cannot be encoded, or guidance of a model that has
+        no unconditional row.
         """
         encoded = self._encoded(requests)
         return PromptBatch(
-            self.embed(encoded.ids),
+            encoded.embeds(self.embed),
             encoded.prompt_length,
             tuple(request.image for request in requests),
             tuple(request.sampling for request in requests),
@@ -138,11 +139,17 @@ class PromptBatches:
 
     def _encoded(self, requests: Sequence[ImageRequest]) -> EncodedPrompts:
         negative_prompts = [request.negative_prompt for request in requests]
-        return self.encoder.encode(
+        encoded = self.encoder.encode(
             [request.prompt for request in requests],
             self.prompt_slots,
             negative_prompts if any(negative_prompts) else (),
         )
+        has_guidance = len(encoded.prompt_length) > len(requests)
+        if not has_guidance and any(request.sampling.cfg_scale != 1 for request in requests):
+            raise UserError(
+                "the model has no unconditional row, so there is no guidance: use --cfg-scale 1"
+            )
+        return encoded
 
 
 class TextEmbeddings:
@@ -168,7 +175,7 @@ class TextEmbeddings:
                 ) from error
 
     def __call__(self, ids: np.ndarray) -> np.ndarray:
-        """float32 [..., hidden] of ids [...]."""
+        """float32 [..., condition_dim] of ids [...]."""
         rows = np.asarray(self._table[ids])
         if self._is_bfloat16:
             return (rows.astype(np.uint32) << 16).view(np.float32)

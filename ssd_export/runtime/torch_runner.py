@@ -113,7 +113,8 @@ class TorchRunner(Runner):
             device=self._device,
         )
         positions = torch.arange(num_tokens, device=self._device).expand(rows, -1)
-        hidden = self._model(embeds, positions, self._attend_prompt)
+        hidden = self._model.condition(embeds)
+        hidden = self._model(hidden, positions, self._attend_prompt, self._lengths)
         last = hidden[torch.arange(rows, device=self._device), self._lengths.long() - 1]
         self._draw(last, 0)
 
@@ -128,6 +129,7 @@ class TorchRunner(Runner):
             hidden.repeat(self._config.rows_per_image, 1)[:, None],
             self._position[:, None],
             self._attend_cache,
+            self._lengths,
         )
         self._draw(hidden[:, 0], step)
 
@@ -142,7 +144,7 @@ class TorchRunner(Runner):
         pass_ = _WindowPass(self, position, active.repeat(rows))
         hidden = self._model.embed_image_tokens(drafts.long()).repeat(rows, 1, 1)
         places = torch.arange(inputs.shape[1], device=self._device)
-        hidden = self._model(hidden, position[:, None] + places, pass_.attend)
+        hidden = self._model(hidden, position[:, None] + places, pass_.attend, self._lengths)
         logits = self._model.image_logits(hidden).float()  # [B, W, V]
         drawn = torch.stack(
             [

@@ -72,6 +72,7 @@ class Variant:
     def table(self, choice: PolicyChoice, checkpoint: Checkpoint) -> PolicyTable:
         """Raises: UserError where there is none: no head map, a budget too small."""
         from ssd_export.export.exporter import settle_policy
+        from ssd_export.model.families import prompt_slots_of
         from ssd_export.policy.allocation import allocate_each_head
 
         if self.has_bundle:
@@ -85,7 +86,7 @@ class Variant:
             self.policy,
             config,
             budget=choice.budget,
-            prompt_slots=choice.prompt_slots,
+            prompt_slots=prompt_slots_of(config, choice.prompt_slots),
             groups=config.num_kv_heads,
             allocation=heads,
         )

@@ -17,6 +17,7 @@ from ssd_export.bundle import Bundle
 from ssd_export.bundle.graphs import head_groups, part_names
 from ssd_export.graph_spec import CacheTensor
 from ssd_export.metrics.similarity import psnr, ssim
+from ssd_export.model.families import family_of
 from ssd_export.noise import GumbelNoise
 from ssd_export.runtime.finite import check_logits
 from ssd_export.runtime.loop import decode, single_steps
@@ -28,10 +29,7 @@ from ssd_export.verify.compression import check_compression, check_evicted
 from ssd_export.verify.contract import heads_of_layer
 from ssd_export.verify.tolerances import ONE_CODE, error, tolerance_of
 
-PROMPTS = (
-    "a red circle on white",
-    "a blue square above a yellow ring on sand",
-)  # of different length
+NUM_IMAGES = 2
 FIRST_STEPS = 8
 TOP_K = 50  # of the tokens that are drawn with top-k
 MAX_TIE_SHARE = 0.1  # of the steps: more of them are no accident
@@ -59,7 +57,7 @@ class Ladder:
         self.batch = prompt_batch(bundle, seed)
         self._groups = list(head_groups(self.table))
         self._num_tokens = self.config.grid.num_tokens
-        self._tokens = np.zeros((len(PROMPTS), self._num_tokens), np.int32)
+        self._tokens = np.zeros((NUM_IMAGES, self._num_tokens), np.int32)
         self._ties: list[int] = []  # steps
         self._first_tie: dict[int, int] = {}  # step by image
         self._borders: set[tuple[int, int]] = (
@@ -68,7 +66,7 @@ class Ladder:
 
     def compression(self) -> Rung:
         next(self._decode(self.subject, 1))
-        return check_compression(self.subject, self.table, self.config, self._dtype, len(PROMPTS))
+        return check_compression(self.subject, self.table, self.config, self._dtype, NUM_IMAGES)
 
     def layers(self) -> Rung:
         """Keys, values, positions and scores of every head, after the prefill and the first
@@ -164,7 +162,7 @@ class Ladder:
 
     def _top_k_divergence(self) -> Divergence | None:
         """The first sample that differs with top-k, whose graphs are separate ones."""
-        images = range(len(PROMPTS))
+        images = range(NUM_IMAGES)
         sampling = tuple(replace(one, top_k=TOP_K) for one in self.batch.sampling)
         batch = replace(self.batch, sampling=sampling)
         parts = single_steps(FIRST_STEPS)
@@ -181,9 +179,8 @@ class Ladder:
 
     def _explained(self, step: int, image: int, token: int) -> bool:
         """Whether the difference of the logits explains another draw among TOP_K tokens."""
-        rows = [image, image + len(PROMPTS)]
         subject, reference = (
-            self._guided(runner.logits()[rows], self.batch.sampling[image])
+            self._guided(runner.logits()[image::NUM_IMAGES], self.batch.sampling[image])
             for runner in (self.subject, self.reference)
         )
         moved = 2 * np.abs(subject - reference).max()
@@ -277,9 +274,8 @@ class Ladder:
         """
         ours = self.subject.tokens()[:, step]
         for image in np.flatnonzero(ours != self._tokens[:, step]).tolist():
-            rows = [image, image + len(PROMPTS)]
             subject, reference = (
-                self._guided(runner.logits()[rows], self.batch.sampling[image])
+                self._guided(runner.logits()[image::NUM_IMAGES], self.batch.sampling[image])
                 for runner in (self.subject, self.reference)
             )
             if not self._is_border(subject, reference, int(ours[image]), image, step):
@@ -288,6 +284,8 @@ class Ladder:
         return None
 
     def _guided(self, logits: np.ndarray, sampling: Sampling) -> np.ndarray:
+        if len(logits) == 1:
+            return logits[0].astype(np.float64)
         conditional, unconditional = logits.astype(np.float64)
         return unconditional + sampling.cfg_scale * (conditional - unconditional)
 
@@ -347,7 +345,7 @@ class Ladder:
             if places:  # deeper layers have seen the other token in this step
                 self._ties.append(step)
                 for row, _ in places:
-                    self._first_tie.setdefault(row % len(PROMPTS), step)
+                    self._first_tie.setdefault(row % NUM_IMAGES, step)
                 self._copy_caches()
                 break
         return None
@@ -380,5 +378,7 @@ class Ladder:
 
 
 def prompt_batch(bundle: Bundle, seed: int) -> PromptBatch:
-    """PROMPTS with the bundle's guidance and temperature."""
-    return PromptBatches.from_bundle(bundle)(PROMPTS, bundle_sampling(bundle), seed)
+    """Two prompts with the bundle's guidance and temperature."""
+    model = bundle.config.model
+    prompts = family_of(model).example_prompts(model, NUM_IMAGES)
+    return PromptBatches.from_bundle(bundle)(prompts, bundle_sampling(bundle), seed)

@@ -103,7 +103,7 @@ def written(path: Path, content: bytes) -> Path:
     "change, message",
     [
         (lambda c: replace_model(c, head_dim=0), r"model\.head_dim is 0, expected 1 to 1024"),
-        (lambda c: replace_model(c, head_dim=7), r"model\.head_dim is 7, expected an even number"),
+        (lambda c: replace_model(c, head_dim=7), r"model\.head_dim is 7, expected a multiple of 2"),
         (lambda c: replace_model(c, num_layers=10**12), r"model\.num_layers is 1000000000000"),
         (lambda c: replace_model(c, num_layers=2), r"policy\.layers is 3, expected .* 2 layers"),
         (lambda c: replace_model(c, num_kv_heads=3), r"num_kv_heads is 3, expected a divisor"),

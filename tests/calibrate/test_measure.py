@@ -39,13 +39,13 @@ GUIDED = Sampling(5.0, 1.0)
 
 @dataclass(frozen=True)
 class Reference:
-    """transformers' attentions [layer][2, heads, T, T], hidden states [layer][2, T, hidden], ids
-    and tokens.
+    """transformers' attentions [layer][2, heads, T, T], hidden states [layer][2, T, hidden], the
+    prompt's embeddings and tokens.
     """
 
     attentions: list[np.ndarray]
     hidden: list[np.ndarray]
-    ids: list[np.ndarray]
+    prompts: list[np.ndarray]
     tokens: np.ndarray
     model: ImageTokenModel
 
@@ -76,7 +76,7 @@ def reference(
     arrays = [
         [tensor.numpy() for tensor in tensors] for tensors in (out.attentions, out.hidden_states)
     ]
-    return Reference(*arrays, list(ids), tokens, load_model(checkpoint))
+    return Reference(*arrays, list(prompt.numpy()), tokens, load_model(checkpoint))
 
 
 def measured(
@@ -96,8 +96,8 @@ def measured(
         costs,
     )
     sums = HeadSums.zero(reference.model.config, len(OPTIONS))
-    ids = reference.ids if sampling.cfg_scale != 1 else reference.ids[:1]
-    add_image(sums, reference.model, ids, reference.tokens, spec, number=1)
+    prompts = reference.prompts if sampling.cfg_scale != 1 else reference.prompts[:1]
+    add_image(sums, reference.model, prompts, reference.tokens, spec, number=1)
     return sums
 
 
@@ -111,7 +111,7 @@ def near(kind: str, size: int, query: int, key: int) -> bool:
 def test_metric_equals_brute_force(reference: Reference, neighborhood: str) -> None:
     sums = measured(reference, neighborhood)
     kind, size = neighborhood[:2], int(neighborhood[3:])
-    start, count = len(reference.ids[0]), 575
+    start, count = len(reference.prompts[0]), 575
     inside = np.array([[near(kind, size, q, k) for k in range(count)] for q in range(count)])
     for layer, probs in enumerate(reference.attentions):
         image = probs[:, :, start:, start:].astype(np.float64)
@@ -129,7 +129,7 @@ def test_metric_equals_brute_force(reference: Reference, neighborhood: str) -> N
 def test_window_cost_equals_brute_force(reference: Reference) -> None:
     """One graph over the whole model, masks written out, float64."""
     sums, model = measured(reference), reference.model
-    config, start = model.config, len(reference.ids[0])
+    config, start = model.config, len(reference.prompts[0])
     slots, size, dim = PROMPT_SLOTS + 25 - start, config.query_group_size, config.head_dim
     model = copy.deepcopy(model).double()
     reads, kept = [], []
@@ -146,7 +146,7 @@ def test_window_cost_equals_brute_force(reference: Reference) -> None:
         reads.append((logits.softmax(-1) @ value).requires_grad_())
         return reads[-1]
 
-    hidden = sequence_of(model, reference.ids, reference.tokens)
+    hidden = sequence_of(model, reference.prompts, reference.tokens)
     hidden = model(hidden, torch.arange(hidden.shape[1]).expand(2, -1), attend)
     conditional, unconditional = model.image_logits(hidden[:, start - 1 :])
     guided = unconditional + 5.0 * (conditional - unconditional)
@@ -182,10 +182,10 @@ def test_ablation_cost_equals_a_replay_of_the_whole_model(
     config, model = reference.model.config, reference.model
     costs = measured(reference, costs=ABLATION, sampling=Sampling(cfg_scale, 0.8)).costs()
     rows = 1 if cfg_scale == 1 else 2
-    start = len(reference.ids[0])
+    start = len(reference.prompts[0])
 
     def probabilities(table: PolicyTable | None) -> torch.Tensor:
-        hidden = sequence_of(model, reference.ids[:rows], reference.tokens)
+        hidden = sequence_of(model, reference.prompts[:rows], reference.tokens)
         places = torch.arange(hidden.shape[1]).expand(rows, -1)
         logits = model.image_logits(
             model(hidden, places, Replay(config, table, start))[:, start - 1 :]

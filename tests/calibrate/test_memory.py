@@ -40,11 +40,11 @@ def peak_of_tensors(
         write_transformers_checkpoint(tmp_path_factory.mktemp("layers"), tiny)
     )
     model, rng = load_model(checkpoint), np.random.default_rng(0)
-    ids = [rng.integers(0, checkpoint.config.vocab_size, PROMPT)] * ROWS
+    prompts = [rng.standard_normal((PROMPT, checkpoint.config.hidden_size), np.float32)] * ROWS
     tokens = rng.integers(0, checkpoint.config.codebook_size, 576)
     sums = HeadSums.zero(checkpoint.config, len(SPEC.options))
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
-        add_image(sums, model, ids, tokens, replace(SPEC, costs=costs))
+        add_image(sums, model, prompts, tokens, replace(SPEC, costs=costs))
     events = [
         event for event in profiled.profiler.kineto_results.events() if event.name() == "[memory]"
     ]

@@ -10,9 +10,10 @@ from ssd_export.errors import UserError
 from ssd_export.model.config_file import ConfigFile, shown
 from ssd_export.model.families.family import Family, Layout, PromptEncoder
 from ssd_export.model.families.janus import JANUS
+from ssd_export.model.families.llamagen import LLAMAGEN
 from ssd_export.policy.head_map import SHAPE
 
-FAMILIES: dict[str, Family] = {family.name: family for family in (JANUS,)}
+FAMILIES: dict[str, Family] = {family.name: family for family in (JANUS, LLAMAGEN)}
 # The published models in numbers, so that a plan needs neither the weights nor a network.
 PUBLISHED: dict[str, ModelConfig] = {
     name: config for family in FAMILIES.values() for name, config in family.published.items()
@@ -67,6 +68,11 @@ def identify(file: ConfigFile) -> tuple[Family, Layout]:
         f" {' or '.join(map(repr, known))}): give one, for example"
         f" {' or '.join(family.example for family in FAMILIES.values())}"
     )
+
+
+def prompt_slots_of(config: ModelConfig, asked: int | None) -> int:
+    """Cache slots for a model's prompts: those asked for, else the family's."""
+    return family_of(config).prompt_slots(config) if asked is None else asked
 
 
 def prompt_encoder(config: ModelConfig, file: Callable[[str], Path]) -> PromptEncoder:

@@ -9,7 +9,7 @@ from typing import Protocol
 
 from ssd_export.config import ModelConfig
 from ssd_export.model.config_file import ConfigFile
-from ssd_export.model.prompt import EncodedPrompts
+from ssd_export.model.prompt import EncodedPrompts, Prompt
 from ssd_export.sampling import Sampling
 
 Shapes = Mapping[str, tuple[int, ...]]  # of tensors, by canonical name
@@ -19,7 +19,7 @@ class PromptEncoder(Protocol):
     """Prompts to the rows of the model's table of condition embeddings."""
 
     def encode(
-        self, prompts: Sequence[str], prompt_slots: int, negative_prompts: Sequence[str] = ()
+        self, prompts: Sequence[Prompt], prompt_slots: int, negative_prompts: Sequence[str] = ()
     ) -> EncodedPrompts:
         """The rows of a batch, one image a prompt.
 
@@ -30,17 +30,32 @@ class PromptEncoder(Protocol):
 
 
 @dataclass(frozen=True)
+class Part:
+    """A tensor that is stored as rows of a larger matrix.
+
+    source: canonical name of the matrix; pairs_of: 0, or the width of heads whose RoPE pairs are
+    stored as neighbors and wanted half a head apart.
+    """
+
+    source: str
+    rows: range
+    pairs_of: int = 0
+
+
+@dataclass(frozen=True)
 class Layout:
     """A form in which checkpoints of a family are published.
 
     model_type: of config.json; canonical_name: of a stored tensor's name; read_config: raises
     UserError for a field of a wrong type, a feature that the family lacks, numbers that do not fit.
+    parts: by canonical name, tensors that stand in others, which they replace.
     """
 
     name: str
     model_type: str
     canonical_name: Callable[[str], str]
     read_config: Callable[[ConfigFile, Shapes], ModelConfig]
+    parts: Callable[[ModelConfig, Shapes], Mapping[str, Part]] = lambda config, shapes: {}
 
 
 @dataclass(frozen=True)
@@ -58,6 +73,8 @@ class Family:
     prompt_files: what the encoder reads; they travel into the bundle.
     encoder: of a model, from its prompt files (name -> path). Raises: UserError.
     sampling: defaults of a checkpoint that brings none.
+    example_prompts: of a model, as many as are asked for; what is verified and measured with.
+    prompt_slots: of a model, what an export takes where nothing else is asked for.
     """
 
     name: str
@@ -72,3 +89,5 @@ class Family:
     prompt_files: tuple[str, ...]
     encoder: Callable[[Callable[[str], Path], ModelConfig], PromptEncoder]
     sampling: Sampling
+    example_prompts: Callable[[ModelConfig, int], Sequence[Prompt]]
+    prompt_slots: Callable[[ModelConfig], int]

@@ -17,11 +17,17 @@ import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from ssd_export.config import EMBED_TOKENS, NUM_GROUPS, Grid, ModelConfig, VQConfig
+from ssd_export.config import EMBED_TOKENS, Grid, ModelConfig, VQConfig
 from ssd_export.errors import UserError
 from ssd_export.model.config_file import ConfigFile
 from ssd_export.model.families.family import Family, Layout, Shapes
-from ssd_export.model.prompt import PromptTemplate, TemplateEncoder
+from ssd_export.model.families.vq_16 import (
+    FROM_BLOCKS,
+    VQ_16,
+    check_widths,
+    vq_config_from_shapes,
+)
+from ssd_export.model.prompt import Prompt, PromptTemplate, TemplateEncoder
 from ssd_export.model.rope import rope_theta
 from ssd_export.sampling import Sampling
 
@@ -37,6 +43,11 @@ PROMPT = PromptTemplate(
     roles=(USER, ASSISTANT),
     parts=(USER, ": {prompt}\n\n", ASSISTANT, ":"),
 )
+PROMPT_SLOTS = 64  # what most prompts need
+EXAMPLES = (
+    "a red circle on white",
+    "a blue square above a yellow ring on sand",
+)  # of different length
 TOKENIZER = "tokenizer.json"
 TEXT_HEAD = "lm_head.weight"
 FROM_ORIGINAL = [
@@ -48,11 +59,7 @@ FROM_ORIGINAL = [
     (re.compile(r"^gen_head\.output_mlp_projector\."), "generation_head.proj_out."),
     (re.compile(r"^gen_head\."), "generation_head."),
     (re.compile(r"^gen_vision_model\."), "vqmodel."),
-    (re.compile(r"^vqmodel\.decoder\.mid\.0\."), "vqmodel.decoder.mid.block_1."),
-    (re.compile(r"^vqmodel\.decoder\.mid\.1\."), "vqmodel.decoder.mid.attn_1."),
-    (re.compile(r"^vqmodel\.decoder\.mid\.2\."), "vqmodel.decoder.mid.block_2."),
-    (re.compile(r"^vqmodel\.decoder\.conv_blocks\.(\d+)\.res\."), r"vqmodel.decoder.up.\1.block."),
-    (re.compile(r"^vqmodel\.decoder\.conv_blocks\."), "vqmodel.decoder.up."),
+    *FROM_BLOCKS,
 ]
 
 
@@ -71,6 +78,11 @@ def from_original(stored: str) -> str:
 def prompt_encoder(file: Callable[[str], Path], config: ModelConfig) -> TemplateEncoder:
     """The encoder of the family's prompt template."""
     return TemplateEncoder.from_file(file(TOKENIZER), PROMPT, TITLE, config.vocab_size)
+
+
+def example_prompts(config: ModelConfig, count: int) -> list[Prompt]:
+    """Captions that any model of the family reads."""
+    return [EXAMPLES[index % len(EXAMPLES)] for index in range(count)]
 
 
 def stand_ins(file: ConfigFile) -> Mapping[str, str]:
@@ -112,7 +124,7 @@ def read_original_config(file: ConfigFile, shapes: Shapes) -> ModelConfig:
     aligner.require("projector_type", "mlp_gelu", "mlp_gelu")
     vision = file.section("gen_vision_config").section("params")
     codebook = vision.count("image_token_size", 16384), vision.count("n_embed", 8)
-    vq_config = _vq_config_from_shapes(file.path, shapes)
+    vq_config = vq_config_from_shapes(file.path, shapes, TITLE, "gen_vision_model")
     return _model_config(file, "language_config", codebook, vq_config)
 
 
@@ -136,12 +148,7 @@ def _model_config(
     head_dim = text.count("head_dim", max(hidden_size // num_heads, 1))
     if head_dim % 2:
         raise text.wrong("head_dim", head_dim, "an even number, RoPE turns pairs")
-    widths = [vq.base_channels * multiplier for multiplier in vq.channel_multipliers]
-    if any(width % NUM_GROUPS for width in widths):
-        raise UserError(
-            f"{file.path.parent}: the image decoder's widths {widths} are not multiples of"
-            f" {NUM_GROUPS}: give a {TITLE} checkpoint"
-        )
+    check_widths(file.path, vq, TITLE)
     return ModelConfig(
         vocab_size=text.count("vocab_size", 32000),
         hidden_size=hidden_size,
@@ -160,35 +167,6 @@ def _model_config(
         grid=GRID,
         rows_per_image=ROWS_PER_IMAGE,
     )
-
-
-def _vq_config_from_shapes(path: Path, shapes: Shapes) -> VQConfig:
-    try:
-        levels, blocks = 0, 0
-        while f"vqmodel.decoder.up.{levels}.block.0.conv1.weight" in shapes:
-            levels += 1
-        while f"vqmodel.decoder.up.0.block.{blocks}.conv1.weight" in shapes:
-            blocks += 1
-        widths = [
-            shapes[f"vqmodel.decoder.up.{level}.block.0.conv1.weight"][0] for level in range(levels)
-        ]
-        return VQConfig(
-            latent_channels=shapes["vqmodel.post_quant_conv.weight"][0],
-            base_channels=widths[-1],
-            channel_multipliers=tuple(max(width // widths[-1], 1) for width in reversed(widths)),
-            num_res_blocks=blocks - 1,
-            out_channels=shapes["vqmodel.decoder.conv_out.weight"][0],
-        )
-    except (KeyError, IndexError) as error:
-        raise UserError(
-            f"{path.parent} lacks the image decoder (gen_vision_model, {error}): give a {TITLE}"
-            " checkpoint"
-        ) from None
-
-
-VQ_16 = VQConfig(
-    latent_channels=256, base_channels=128, channel_multipliers=(1, 1, 2, 2, 4), num_res_blocks=2
-)
 
 
 def _janus_pro(
@@ -233,4 +211,6 @@ JANUS = Family(
     prompt_files=(TOKENIZER,),
     encoder=prompt_encoder,
     sampling=Sampling(cfg_scale=5.0, temperature=1.0),
+    example_prompts=example_prompts,
+    prompt_slots=lambda config: PROMPT_SLOTS,
 )
