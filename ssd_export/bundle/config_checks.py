@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from ssd_export.bundle.config import EXPORT_AGAIN, BundleConfig
-from ssd_export.bundle.graphs import promised_graphs
+from ssd_export.bundle.graphs import promised_graphs, window_graphs
 from ssd_export.bundle.manifest import Files
 from ssd_export.config import MAX_GRID_SIDE, Grid, ModelConfig, VQConfig
 from ssd_export.dtypes import DTYPES
@@ -198,16 +198,16 @@ def _text_faults(config: BundleConfig) -> Iterator[Fault]:
 
 
 def _graph_faults(config: BundleConfig) -> Iterator[Fault]:
-    """Graphs other than those that the model and the policy promise."""
-    promised = {
-        spec.name: spec for spec in promised_graphs(config.model, config.policy, config.dtype)
-    }
-    for name in sorted(promised.keys() ^ config.graphs.keys()):
-        if name in promised:
-            yield "graphs", sorted(config.graphs), f"one named {name}, which the policy needs"
-        yield f"graphs.{name}", name, f"one of {', '.join(promised)}"
+    """Graphs other than those that the model and the policy promise or allow."""
+    facts = config.model, config.policy, config.dtype
+    promised = {spec.name: spec for spec in promised_graphs(*facts)}
+    allowed = promised | {spec.name: spec for spec in window_graphs(*facts)}
+    for name in sorted(promised.keys() - config.graphs.keys()):
+        yield "graphs", sorted(config.graphs), f"one named {name}, which the policy needs"
+    for name in sorted(config.graphs.keys() - allowed.keys()):
+        yield f"graphs.{name}", name, f"one of {', '.join(allowed)}"
     for name, spec in config.graphs.items():
-        yield from _difference(f"graphs.{name}", spec, promised[name])
+        yield from _difference(f"graphs.{name}", spec, allowed[name])
 
 
 def _difference(place: str, found: GraphSpec, wanted: GraphSpec) -> Iterator[Fault]:

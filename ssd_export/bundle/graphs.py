@@ -8,6 +8,7 @@ A dimension is a number or one of these names:
     images         N, images generated at once
     rows           N or, with guidance, 2 N: conditional rows first, then unconditional ones
     prompt_tokens  T, the longest prompt of the batch
+    window         W, steps of an image that one pass of decode_window takes
 I is the number of image tokens of the model's grid.
 
 decode_step (step s = 1 .. I - 1 generates token s from token s - 1):
@@ -28,6 +29,15 @@ R7). The
 evict_*: the same for the groups that evict before the same steps, where others evict before
 other ones. Either
     evict alone or those that are due: evict ranks every group whenever one is full.
+decode_window (lookahead; W consecutive steps of each image, from its own step `first` on):
+    window_tokens [images, window] int32: the token before that step, then drafts of those from it
+    on; first [images] int64; limit [images] int64: how many of them the caches have room for before
+    an eviction is due, at most W, 0 for an image that rests (first is then I, and its window_tokens
+    the last token written); noise [images, window, codebook] of the steps. -> sampled [images,
+    window] int32; kept [images] int64, the samples before the first wrong draft, at most limit;
+    logits [rows, window, codebook]. The caches are left as single steps would leave them after the
+    kept ones. Places from the limit on repeat the last one before it. Evictions between steps
+    are the caller's, as for decode_step. A bundle of an earlier export has no such graph.
 image_decoder: codes [images, I] -> pixels [images, height, width, 3] in 0..255, not rounded.
 """
 
@@ -48,8 +58,15 @@ def num_sorted_codes(codebook_size: int) -> int:
     return min(codebook_size, MAX_SORTED_CODES)
 
 
+def window_graphs(config: ModelConfig, table: PolicyTable, dtype: str) -> list[GraphSpec]:
+    """The graphs of lookahead, which bundles of earlier exports lack."""
+    return [decode_window_spec(config, table, dtype, top_k) for top_k in (False, True)]
+
+
 def promised_graphs(config: ModelConfig, table: PolicyTable, dtype: str) -> list[GraphSpec]:
-    """Every graph of a bundle of this model and policy."""
+    """Every graph that a bundle of this model and policy must have; beside them it may have
+    `window_graphs`.
+    """
     graphs = [
         make(config, table, dtype, top_k)
         for make in (prefill_spec, decode_step_spec)
@@ -88,9 +105,13 @@ def _named(name: str, spec: TensorSpec) -> TensorSpec:
     return TensorSpec(name, spec.dtype, spec.shape)
 
 
-def _sampling_inputs(config: ModelConfig, top_k: bool) -> list[TensorSpec]:
+def _sampling_inputs(
+    config: ModelConfig, top_k: bool, places: tuple[Dimension, Dimension] | None = None
+) -> list[TensorSpec]:
+    """places: the first dimensions of the noise. None: a grid row of steps."""
+    rows, columns = places or (config.grid.width, "images")
     inputs = [
-        TensorSpec("noise", "float32", (config.grid.width, "images", config.codebook_size)),
+        TensorSpec("noise", "float32", (rows, columns, config.codebook_size)),
         TensorSpec("cfg_scale", "float32", ("images",)),
         TensorSpec("temperature", "float32", ("images",)),
     ]
@@ -114,15 +135,50 @@ def decode_step_spec(
         TensorSpec("logits", "float32", ("rows", config.codebook_size)),
     ]
     aliases = {"present_tokens": "tokens"}
+    _add_caches(inputs, outputs, aliases, config, table, dtype)
+    return GraphSpec(
+        "decode_step_top_k" if top_k else "decode_step", tuple(inputs), tuple(outputs), aliases
+    )
+
+
+def decode_window_spec(
+    config: ModelConfig, table: PolicyTable, dtype: str, top_k: bool = False
+) -> GraphSpec:
+    """The contract of a pass over several steps of each image."""
+    inputs = [
+        TensorSpec("window_tokens", "int32", ("images", "window")),
+        TensorSpec("first", "int64", ("images",)),
+        TensorSpec("limit", "int64", ("images",)),
+        TensorSpec("prompt_length", "int32", ("rows",)),
+        *_sampling_inputs(config, top_k, ("images", "window")),
+    ]
+    outputs = [
+        TensorSpec("sampled", "int32", ("images", "window")),
+        TensorSpec("kept", "int64", ("images",)),
+        TensorSpec("logits", "float32", ("rows", "window", config.codebook_size)),
+    ]
+    aliases: dict[str, str] = {}
+    _add_caches(inputs, outputs, aliases, config, table, dtype)
+    return GraphSpec(
+        "decode_window_top_k" if top_k else "decode_window", tuple(inputs), tuple(outputs), aliases
+    )
+
+
+def _add_caches(
+    inputs: list[TensorSpec],
+    outputs: list[TensorSpec],
+    aliases: dict[str, str],
+    config: ModelConfig,
+    table: PolicyTable,
+    dtype: str,
+) -> None:
+    """Every cache tensor as an input and, in the same memory, as an output."""
     for layer, index, group in head_groups(table):
         for part, spec in cache_parts(group, config, dtype, group.num_slots, table.kv_dtype):
             cache = CacheTensor(layer, index, part)
             inputs.append(_named(cache.past, spec))
             outputs.append(_named(cache.present, spec))
             aliases[cache.present] = cache.past
-    return GraphSpec(
-        "decode_step_top_k" if top_k else "decode_step", tuple(inputs), tuple(outputs), aliases
-    )
 
 
 def prefill_spec(

@@ -30,11 +30,6 @@ class AttendedWindow:
     value: Tensor
     received: Tensor
 
-    @property
-    def room(self) -> Tensor:
-        """int [B]: tokens that every head can take before its next eviction."""
-        return (self.state.position < 0).sum(dim=-1).amin(dim=1)
-
 
 def attend_window(
     query: Tensor,
@@ -77,7 +72,7 @@ def write_window(window: AttendedWindow, position: Tensor, counts: Tensor) -> No
     """Writes the first counts [B] tokens of the window, each into the lowest empty slot (R6), and
     adds what their queries gave, in order (R2). position int [B]: of the first token.
 
-    counts must not exceed the window's room.
+    counts must not exceed the empty slots of any head.
     """
     state, num_slots = window.state, window.state.position.shape[2]
     slots: list[Tensor] = []

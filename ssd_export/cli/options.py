@@ -89,7 +89,7 @@ lookahead = option(
     metavar="off|TOKENS",
     help=(
         "Tokens of an image that one pass tries: the same tokens in fewer passes, up to near ties."
-        " --runner torch alone has such a pass."
+        " With --runner ort and torch."
     ),
 )
 force_memory = option(

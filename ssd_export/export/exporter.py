@@ -32,6 +32,7 @@ from ssd_export.export.journal import Journal, unfinished_folder
 from ssd_export.export.onnx_writer import GraphWriter, write_decode_step, write_evict, write_prefill
 from ssd_export.export.quantize import precision_facts
 from ssd_export.export.weights import WEIGHTS_FILE, Weight, plan_weights, write_weights
+from ssd_export.export.window_writer import write_decode_window
 from ssd_export.graph_spec import GraphSpec
 from ssd_export.machine import check_disk
 from ssd_export.model.checkpoint import (
@@ -347,6 +348,8 @@ def write_graphs(
         lambda writer: write_prefill(writer, top_k=True),
         write_decode_step,
         lambda writer: write_decode_step(writer, top_k=True),
+        write_decode_window,
+        lambda writer: write_decode_window(writer, top_k=True),
         write_image_decoder,
     ]
     writers += [partial(write_evict, spec=spec) for spec in evict_specs(config, table, dtype)]

@@ -54,6 +54,27 @@ def full_before(table: PolicyTable, kind: EvictionKind, lengths: Sequence[int]) 
     )
 
 
+def rooms(table: PolicyTable, lengths: Sequence[int]) -> list[int]:
+    """For each step of an image: how many steps from it on the caches take before the next
+    eviction, one that is due before that very step aside.
+
+    Args: lengths: of the prompts in the rows of the image.
+    """
+    num_tokens = table.grid.num_tokens
+    kinds = {
+        EvictionKind(group.num_slots, group.evict_every)
+        for group in table.groups()
+        if group.can_fill(table.prompt_slots, table.grid)
+    }
+    full = frozenset().union(*(full_before(table, kind, lengths) for kind in kinds))
+    room, found = 0, []
+    for step in reversed(range(num_tokens)):
+        room += 1
+        found.append(room)
+        room = 0 if step in full else room
+    return found[::-1]
+
+
 def tokens_evicted(table: PolicyTable, length: int) -> int:
     """(layer, KV head, token) triples that a row with a prompt of this length drops while an image
     is generated.

@@ -237,7 +237,7 @@ class ImageGenerator:
             decoder_batch: images decoded to pixels at once; at 384 x 384 the decoder's activations
                 are 0.4 GB an image.
             lookahead: tokens of an image that a pass tries at once; the tokens are the same, up to
-                near ties. 1 takes them one by one, more needs a runner that can (torch).
+                near ties. 1 takes them one by one, more needs a runner that can (ort, torch).
             image_done: called with the number of each image, and the image, as soon as its pixels
                 are there.
             progress: told the stages, in steps.

@@ -1,8 +1,9 @@
 """Several tokens of an image in one pass, and the same tokens as one at a time.
 
-Drafts stand for tokens that are still to come; a pass draws every position with its own noise, and
-a draw counts while all drafts before it were right. So the tokens are those of single steps, up to
-near ties that a pass of several tokens rounds differently. Every image goes at its own pace.
+Drafts stand for tokens that are still to come; a pass samples every position with its own noise,
+and a token counts while all drafts before it were right. So the tokens are those of single steps,
+up to near ties that a pass of several tokens rounds differently. Every image goes at its own pace;
+a pass ends where an eviction is due.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import numpy as np
 from ssd_export.config import Grid
 from ssd_export.errors import UserError
 from ssd_export.noise import GumbelNoise
+from ssd_export.policy.schedule import rooms
 from ssd_export.policy.table import PolicyTable
 from ssd_export.runtime.prompt_batch import PromptBatch
 from ssd_export.runtime.runner import Runner
@@ -24,7 +26,7 @@ NONE_YET = -1
 class Lookahead:
     """Generates a batch; iterating yields what `loop.decode` yields for grid rows.
 
-    passes: decode passes so far; accepted: tokens that they drew, of all images.
+    passes: decode passes so far; accepted: tokens that they gave, of all images.
     """
 
     def __init__(
@@ -36,111 +38,123 @@ class Lookahead:
         codebook_size: int,
     ) -> None:
         """Raises: UserError where the runner has no such pass, or the window is out of range."""
-        if runner.max_window < 2:
-            raise UserError(
-                "this runner draws one token a pass; use --runner torch, or --lookahead off"
-            )
-        if not 2 <= window <= runner.max_window:
-            raise UserError(
-                f"a window of {window} tokens is outside 2 .. {runner.max_window}; use 16"
-            )
+        if runner.no_window:
+            raise UserError(runner.no_window)
+        most = table.grid.num_tokens
+        if not 2 <= window <= most:
+            raise UserError(f"a window of {window} tokens is outside 2 .. {most}; use 8")
         self._runner, self._batch, self._grid, self._window = runner, batch, table.grid, window
-        self._noise = _NoiseRows(batch, table.grid, codebook_size)
+        lengths = batch.lengths.reshape(-1, batch.num_images).T.tolist()
+        done = [0]  # after the last step
+        self._rooms = np.array([rooms(table, own) + done for own in lengths], np.int64)
+        self._noise = WindowNoise(batch, table.grid, window, codebook_size)
         self._drafts = Drafts(batch.num_images, table.grid)
         self.passes = self.accepted = 0
 
     def __iter__(self) -> Iterator[range]:
-        grid, images = self._grid, np.arange(self._batch.num_images)
+        grid, num_images = self._grid, self._batch.num_images
         self._runner.prefill(self._batch)
         yield range(1)
-        first = np.ones(len(images), np.int64)  # the next step of each image
-        self._drafts.known(self._runner.tokens(), first)
+        first = np.zeros(num_images, np.int64)  # the next step of each image
+        first += self._drafts.sampled(first, self._runner.tokens()[:, :1], np.ones_like(first))
         for row in range(grid.height):
             end = (row + 1) * grid.width
             while first.min() < end:
-                steps = np.minimum(first[:, None] + np.arange(self._window), grid.num_tokens - 1)
-                inputs = self._drafts.inputs(first, self._window)
-                drawn, counts = self._runner.decode_window(first, inputs, self._noise(steps))
-                self._drafts.drawn(first, drawn)
-                first = first + counts
-                self._drafts.known(self._runner.tokens(), first)
-                self.passes, self.accepted = self.passes + 1, self.accepted + int(counts.sum())
+                first += self._pass(first)
             yield range(max(1, row * grid.width), end)
+
+    def _pass(self, first: np.ndarray) -> np.ndarray:
+        """How many tokens each image gained."""
+        rooms_here = self._rooms[np.arange(len(first)), first]
+        limit = np.minimum(rooms_here, self._window)
+        width = int(limit.max())
+        inputs, noise = self._drafts.inputs(first, width), self._noise(first, width)
+        sampled, counts = self._runner.decode_window(first, limit, inputs, noise)
+        self.passes, self.accepted = self.passes + 1, self.accepted + int(counts.sum())
+        return self._drafts.sampled(first, sampled, counts)
 
 
 class Drafts:
     """Guesses of the tokens that are still to come, for every image.
 
-    A position's guess is what the pass before drew there; else the token above or the left
+    A position's guess is what the pass before sampled there; else the token above or the left
     neighbor, whichever has been right more often in this image.
     """
 
     def __init__(self, num_images: int, grid: Grid) -> None:
-        self._grid = grid
-        self._tokens = np.full((num_images, grid.num_tokens), NONE_YET, np.int32)
-        self._first = np.zeros(num_images, np.int64)
-        self._above_wins = np.zeros(num_images, np.int64)  # less the left neighbor's
+        self._width, self._last = grid.width, grid.num_tokens - 1
+        self._tokens = [[NONE_YET] * grid.num_tokens for _ in range(num_images)]
+        self._above_wins = [0] * num_images  # less the left neighbor's
 
-    def known(self, tokens: np.ndarray, first: np.ndarray) -> None:
-        """Takes the tokens of each image before its step first."""
-        width = self._grid.width
-        for image, (start, end) in enumerate(zip(self._first, first, strict=True)):
-            self._tokens[image, start:end] = tokens[image, start:end]
-            steps = np.arange(max(int(start), width), int(end))
+    def sampled(self, first: np.ndarray, sampled: np.ndarray, counts: np.ndarray) -> np.ndarray:
+        """Takes what a pass drew, [N, W] from step first on: the first counts of them are tokens,
+        the others guesses. Returns the counts.
+        """
+        for image, (start, samples, count) in enumerate(
+            zip(first.tolist(), sampled.tolist(), counts.tolist(), strict=True)
+        ):
+            row, width = self._tokens[image], self._width
+            end = min(start + len(samples), self._last + 1)
+            row[start:end] = samples[: end - start]
+            for step in range(max(start, width), start + count):
+                wins = (row[step] == row[step - width]) - (row[step] == row[step - 1])
+                self._above_wins[image] += wins
+        return counts
+
+    def inputs(self, first: np.ndarray, width: int) -> np.ndarray:
+        """int32 [N, W]: the token before each image's step, then guesses of those that follow; of
+        an image that is done, the token that was written last.
+        """
+        inputs = []
+        for image, start in enumerate(first.tolist()):
             row = self._tokens[image]
-            above, left = row[steps] == row[steps - width], row[steps] == row[steps - 1]
-            self._above_wins[image] += int(above.sum()) - int(left.sum())
-        self._first = first.copy()
+            if start > self._last:
+                inputs.append([row[-2]] * width)
+                continue
+            end = min(start + width - 1, self._last + 1)
+            for step in range(start, end):
+                if row[step] == NONE_YET:
+                    row[step] = row[step - self._distance(image, step)]
+            found = row[start - 1 : end]
+            inputs.append(found + [0] * (width - len(found)))
+        return np.array(inputs, np.int32)
 
-    def drawn(self, first: np.ndarray, drawn: np.ndarray) -> None:
-        """Keeps what a pass drew, [N, W] from step first on, as guesses."""
-        for image, start in enumerate(first):
-            end = min(start + drawn.shape[1], self._grid.num_tokens)
-            self._tokens[image, start:end] = drawn[image, : end - start]
-
-    def inputs(self, first: np.ndarray, window: int) -> np.ndarray:
-        """int32 [N, W]: the token before each image's step, then guesses of those that follow."""
-        inputs = np.zeros((len(first), window), np.int32)
-        for image, start in enumerate(first):
-            for place in range(window):
-                step = min(start - 1 + place, self._grid.num_tokens - 1)
-                inputs[image, place] = self._guess(image, step)
-        return inputs
-
-    def _guess(self, image: int, step: int) -> int:
-        row = self._tokens[image]
-        if row[step] == NONE_YET:
-            takes_above = step >= self._grid.width and self._above_wins[image] >= 0
-            row[step] = row[step - (self._grid.width if takes_above else 1)]
-        return int(row[step])
+    def _distance(self, image: int, step: int) -> int:
+        """To the token that stands for a step of which nothing is known."""
+        takes_above = step >= self._width and self._above_wins[image] >= 0
+        return self._width if takes_above else 1
 
 
-class _NoiseRows:
-    """Noise of steps that differ between images, made a grid row at a time and kept while
-    needed.
+class WindowNoise:
+    """Noise of windows that begin at each image's own step, made a grid row at a time and kept in a
+    ring of as many rows as a window can touch.
     """
 
-    def __init__(self, batch: PromptBatch, grid: Grid, codebook_size: int) -> None:
-        self._width, self._codes = grid.width, codebook_size
+    def __init__(self, batch: PromptBatch, grid: Grid, window: int, codebook_size: int) -> None:
+        self._grid, self._num_rows = grid, 1 + -(-(window - 1) // grid.width)
         self._images = [GumbelNoise([image], codebook_size) for image in batch.images]
+        self._next_row = [0] * batch.num_images
         self._is_greedy = batch.is_greedy
-        self._rows: dict[tuple[int, int], np.ndarray] = {}
+        steps = window if batch.is_greedy else self._num_rows * grid.width
+        self._ring = np.zeros((batch.num_images, steps, codebook_size), np.float32)
 
-    def __call__(self, steps: np.ndarray) -> np.ndarray:
-        """float32 [W, N, V] of steps [N, W]."""
-        noise = np.zeros((*steps.T.shape, self._codes), np.float32)
+    def __call__(self, first: np.ndarray, width: int) -> np.ndarray:
+        """float32 [N, width, V] of each image's steps from `first` on; zeros for a greedy batch."""
         if self._is_greedy:
-            return noise
-        for image, wanted in enumerate(steps):
-            needed = {(image, int(row)) for row in np.unique(wanted // self._width)}
-            for key in [key for key in self._rows if key[0] == image and key not in needed]:
-                del self._rows[key]
-            for _, row in sorted(needed - self._rows.keys()):
-                start = row * self._width
-                self._rows[image, row] = self._images[image](range(start, start + self._width))[
-                    :, 0
-                ]
-            for place, step in enumerate(wanted.tolist()):
-                row, column = divmod(step, self._width)
-                noise[place, image] = self._rows[image, row][column]
-        return noise
+            return self._ring[:, :width]
+        for image, start in enumerate(first.tolist()):
+            self._reach(image, start + width - 1)
+        size = self._ring.shape[1]
+        if len(first) == 1 and (start := int(first[0]) % size) + width <= size:
+            return self._ring[:, start : start + width]
+        steps = (first[:, None] + np.arange(width)) % size
+        return self._ring[np.arange(len(first))[:, None], steps]
+
+    def _reach(self, image: int, step: int) -> None:
+        """Makes the rows of an image up to that of a step."""
+        width, last = self._grid.width, min(step // self._grid.width, self._grid.height - 1)
+        for row in range(self._next_row[image], last + 1):
+            start = row % self._num_rows * width
+            noise = self._images[image](range(row * width, (row + 1) * width))
+            self._ring[image, start : start + width] = noise[:, 0]
+            self._next_row[image] = row + 1

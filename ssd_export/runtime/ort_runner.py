@@ -32,7 +32,15 @@ from ssd_export.runtime.runner import Runner
 from ssd_export.runtime.small_models import is_small
 
 EVICT = "evict"  # what these graphs sort is too short for a second thread
-WITH_WEIGHTS = ("prefill", "decode_step")  # graphs that hold those of the language model
+NO_WINDOW = (
+    "this bundle was exported without the graph that lookahead needs; export it again with --force,"
+    " or use --lookahead off"
+)
+WITH_WEIGHTS = (
+    "prefill",
+    "decode_step",
+    "decode_window",
+)  # graphs that hold those of the language model
 
 
 class OrtRunner(Runner):
@@ -65,6 +73,7 @@ class OrtRunner(Runner):
         self._table = bundle.config.policy
         self._specs = bundle.config.graphs
         self._config = bundle.config.model
+        self.no_window = "" if "decode_window" in self._specs else NO_WINDOW
         self.num_threads = num_threads or (1 if is_small(self._config) else thread_limit())
         self._holds_one_session = provider == "cpu" and not is_small(self._config)
         self._session_entries = session_entries(bundle.config.precision.weights, exact)
@@ -79,6 +88,7 @@ class OrtRunner(Runner):
         self._values: dict[str, ort.OrtValue] = {}
         self._dimensions: dict[str, int] = {}
         self._bindings: dict[str, ort.IOBinding] = {}
+        self._windows: dict[int, dict[str, ort.OrtValue]] = {}  # what depends on a window's width
         self._evictions: dict[int, list[str]] = {}
 
     @classmethod
@@ -121,10 +131,10 @@ class OrtRunner(Runner):
         tokens[0] = results["token"]
         self._values["tokens"].update_inplace(tokens)
         self._values["logits"].update_inplace(results["logits"])
+        self._last_logits = self._values["logits"]
         self._fill_caches(results, batch.lengths)
         self._evictions = self._evictions_of(batch.lengths.tolist())
-        self._step_name = f"decode_step{suffix}"
-        self._leave_only(self._step_name)
+        self._lengths, self._suffix = batch.lengths, suffix
 
     def evict(self, step: int) -> None:
         for name in self._evictions.get(step, ()):
@@ -138,7 +148,28 @@ class OrtRunner(Runner):
         noise = self._noise.reach(step)
         if noise is not None:
             self._values["noise"].update_inplace(noise)
-        self._run(self._step_name, step)
+        name = f"decode_step{self._suffix}"
+        self._leave_only(name)
+        self._run(name, step)
+
+    def decode_window(
+        self, first: np.ndarray, limit: np.ndarray, inputs: np.ndarray, noise: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray]:
+        name = f"decode_window{self._suffix}"
+        self._leave_only(name)
+        self._evict_images(first, limit > 0)
+        values = self._window_values(inputs.shape[1])
+        feeds = {"window_tokens": inputs, "first": first, "limit": limit, "noise": noise}
+        for given, array in feeds.items():
+            values[given].update_inplace(np.ascontiguousarray(array))
+        self._run_bound(name, values, f"{name} of {inputs.shape[1]}")
+        sampled, kept = values["sampled"].numpy(), values["kept"].numpy()
+        tokens = self._values["tokens"].numpy().copy()
+        for image, (start, count) in enumerate(zip(first.tolist(), kept.tolist(), strict=True)):
+            tokens[start : start + count, image] = sampled[image, :count]
+        self._values["tokens"].update_inplace(tokens)
+        self._last_logits = values["logits"]
+        return sampled.copy(), kept.copy()
 
     def tokens(self) -> np.ndarray:
         return (
@@ -146,7 +177,8 @@ class OrtRunner(Runner):
         )  # numpy() is a view of the device's memory on the CPU
 
     def logits(self) -> np.ndarray:
-        return self._values["logits"].numpy().copy()
+        logits = self._last_logits.numpy()
+        return (logits[:, 0] if logits.ndim == 3 else logits).copy()
 
     def read_cache(self, tensor: CacheTensor) -> np.ndarray:
         """A copy of a cache tensor."""
@@ -181,6 +213,7 @@ class OrtRunner(Runner):
 
     def close(self) -> None:
         self._sessions, self._values, self._bindings, self._dimensions = {}, {}, {}, {}
+        self._windows = {}
 
     def _leave_only(self, name: str) -> None:
         """Closes the sessions whose turn is over where weights are large: each holds its own
@@ -192,7 +225,8 @@ class OrtRunner(Runner):
             held for held in self._sessions if held.startswith(WITH_WEIGHTS) and held != name
         ]:
             del self._sessions[other]
-            self._bindings.pop(other, None)
+            for key in [key for key in self._bindings if key.split()[0] == other]:
+                del self._bindings[key]
 
     def _session(self, name: str) -> ort.InferenceSession:
         if name not in self._sessions:
@@ -229,15 +263,56 @@ class OrtRunner(Runner):
         dimensions = {"images": batch.num_images, "rows": len(batch.lengths)}
         if dimensions == self._dimensions:
             return
-        self._dimensions, self._bindings = dimensions, {}
+        self._dimensions, self._bindings, self._windows = dimensions, {}, {}
         spec = self._specs["decode_step_top_k"]
         tensors = [*spec.inputs, *_not_aliased(spec), TensorSpec(NUM_SORTED_CODES, "int64", (1,))]
         if "evict" in self._specs:
             tensors += _not_aliased(self._specs["evict"])
         self._values = {tensor.name: self._new_value(tensor) for tensor in tensors}
 
-    def _new_value(self, tensor: TensorSpec) -> ort.OrtValue:
-        shape = tensor.sizes(self._dimensions)
+    def _window_values(self, width: int) -> dict[str, ort.OrtValue]:
+        """Every value of decode_window at this width; caches and sampling are those of the steps.
+
+        The outputs that the caller reads are on the host.
+        """
+        if width not in self._windows:
+            spec, dimensions = self._specs["decode_window"], self._dimensions | {"window": width}
+            own = [t for t in (*spec.inputs, *_not_aliased(spec)) if t.name not in self._values]
+            own += [t for t in (*spec.inputs, *spec.outputs) if t.name in ("noise", "logits")]
+            self._windows[width] = {t.name: self._new_value(t, dimensions) for t in own}
+        return self._values | self._windows[width]
+
+    def _evict_images(self, first: np.ndarray, active: np.ndarray) -> None:
+        """Evicts what is due before each image's own step."""
+        if len(first) == 1:
+            return self.evict(int(first[0]))
+        for step in sorted(set(first[active].tolist()) & self._evictions.keys()):
+            images = np.flatnonzero(active & (first == step))
+            rows = np.concatenate(
+                [images + place * len(first) for place in range(self._config.rows_per_image)]
+            )
+            for name in self._evictions[step]:
+                self._evict_rows(name, step, rows)
+        return None
+
+    def _evict_rows(self, name: str, step: int, rows: np.ndarray) -> None:
+        """Runs an evict graph on some rows alone: others, at other steps, may be full as well."""
+        spec, feeds = self._specs[name], {"step": np.array([step], np.int64)}
+        for tensor in spec.inputs:
+            if tensor.name != "step":
+                feeds[tensor.name] = self._values[tensor.name].numpy()[rows]
+        session, outputs = self._session(name), [tensor.name for tensor in spec.outputs]
+        with computing(name):
+            results = session.run(outputs, feeds)
+        for cache, values in zip(spec.cache_outputs, results, strict=True):
+            every = self._values[cache.past].numpy().copy()
+            every[rows] = values
+            self._values[cache.past].update_inplace(every)
+
+    def _new_value(
+        self, tensor: TensorSpec, dimensions: dict[str, int] | None = None
+    ) -> ort.OrtValue:
+        shape = tensor.sizes(dimensions or self._dimensions)
         return ort.OrtValue.ortvalue_from_shape_and_type(
             shape, DTYPES[tensor.dtype].onnx, self._provider, 0
         )
@@ -261,19 +336,24 @@ class OrtRunner(Runner):
 
     def _run(self, name: str, step: int) -> None:
         self._values["step"].update_inplace(np.array([step], np.int64))
-        if name not in self._bindings:
-            self._bindings[name] = self._bind(name)
-        with computing(name):
-            self._session(name).run_with_iobinding(self._bindings[name])
+        self._last_logits = self._values["logits"]
+        self._run_bound(name, self._values, name)
 
-    def _bind(self, name: str) -> ort.IOBinding:
+    def _run_bound(self, name: str, values: dict[str, ort.OrtValue], key: str) -> None:
+        """Runs a graph on these values. key: of their binding, made once."""
+        if key not in self._bindings:
+            self._bindings[key] = self._bind(name, values)
+        with computing(name):
+            self._session(name).run_with_iobinding(self._bindings[key])
+
+    def _bind(self, name: str, values: dict[str, ort.OrtValue]) -> ort.IOBinding:
         spec, binding = self._specs[name], self._session(name).io_binding()
         names = [tensor.name for tensor in spec.inputs]
         for input_name in names + [NUM_SORTED_CODES] * ("top_k" in names):
-            binding.bind_ortvalue_input(input_name, self._values[input_name])
+            binding.bind_ortvalue_input(input_name, values[input_name])
         for tensor in spec.outputs:
             binding.bind_ortvalue_output(
-                tensor.name, self._values[spec.aliases.get(tensor.name, tensor.name)]
+                tensor.name, values[spec.aliases.get(tensor.name, tensor.name)]
             )
         return binding
 

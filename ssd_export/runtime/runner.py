@@ -22,14 +22,14 @@ class Runner(Protocol):
     evict (when due) and decode_step, or decode_row, which does both for several steps. Backends
     inherit what has a body here.
 
-    max_images: the most images of one batch; max_window: the most tokens that decode_window takes
-    of an image, 1 where a backend has none; num_threads: of the CPU, 0 where the library takes as
+    max_images: the most images of one batch; no_window: why there is no decode_window, with the
+    way out, "" where there is one; num_threads: of the CPU, 0 where the library takes as
     many as it likes; queues_steps: decode_row returns before the steps are taken, and is the faster
     the more steps it is given.
     """
 
     max_images: int = sys.maxsize
-    max_window: int = 1
+    no_window: str = "this runner takes one token a pass; use --runner ort, or --lookahead off"
     num_threads: int = 0
     queues_steps: bool = False
 
@@ -54,17 +54,19 @@ class Runner(Protocol):
             self.decode_step(step)
 
     def decode_window(
-        self, first: np.ndarray, inputs: np.ndarray, noise: np.ndarray
+        self, first: np.ndarray, limit: np.ndarray, inputs: np.ndarray, noise: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray]:
         """Samples several tokens of every image in one pass, and keeps those that single steps
         would sample: (sampled int32 [N, W], how many of each image are kept, int64 [N]).
+        Evictions that are due before an image's first step are part of it.
 
         Args: first: each image's next step, int64 [N], the number of image tokens where it is done;
-        inputs: int32 [N, W], the token before that step, then drafts of those from it on; noise:
-        float32 [W, N, V] of the steps.
+        limit: the most tokens to keep, int64 [N], 0 where it is done, and no more than the caches
+        have room for; inputs: int32 [N, W], the token before that step, then drafts of those from
+        it on, or the token written last where an image is done; noise: float32 [N, W, V] of the
+        steps.
         """
-        missing = f"{type(self).__name__} takes a token of each image at a time"
-        raise NotImplementedError(missing)
+        raise NotImplementedError(self.no_window)
 
     def tokens(self) -> np.ndarray:
         """int32 [N, image tokens]; what is not generated yet is 0. Waits for the device."""

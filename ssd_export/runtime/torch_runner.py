@@ -30,6 +30,10 @@ from ssd_export.runtime.grid_row_noise import GridRowNoise
 from ssd_export.runtime.prompt_batch import PromptBatch
 from ssd_export.runtime.runner import Runner
 
+NO_INT8_WINDOW = (
+    "the torch runner writes int8 keys and values one token a pass; use --runner ort, or"
+    " --lookahead off"
+)
 # Has the arguments of cache.attention.decode_attention.
 StepAttention = Callable[..., Tensor]
 
@@ -54,8 +58,7 @@ class TorchRunner(Runner):
         self._config, self._device = model.config, device
         self._dtype = next(model.parameters()).dtype
         self._attention = attention or step_attention(device, table)
-        # keys and values in int8 are written a token at a time
-        self.max_window = model.config.grid.num_tokens if table.kv_dtype == "model" else 1
+        self.no_window = "" if table.kv_dtype == "model" else NO_INT8_WINDOW
         self.num_threads = torch.get_num_threads()
         self._states: list[list[GroupState]] = []
 
@@ -135,11 +138,13 @@ class TorchRunner(Runner):
 
     @torch.inference_mode()
     def decode_window(
-        self, first: np.ndarray, inputs: np.ndarray, noise: np.ndarray
+        self, first: np.ndarray, limit: np.ndarray, inputs: np.ndarray, noise: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray]:
-        rows, num_tokens = self._config.rows_per_image, self._config.grid.num_tokens
-        steps = torch.from_numpy(first).to(self._device)
-        active, drafts = steps < num_tokens, torch.from_numpy(inputs).to(self._device)
+        rows = self._config.rows_per_image
+        steps, limits, drafts, of_places = (
+            torch.from_numpy(array).to(self._device) for array in (first, limit, inputs, noise)
+        )
+        active = limits > 0
         position = self._lengths + (steps - 1).repeat(rows)
         pass_ = _WindowPass(self, position, active.repeat(rows))
         hidden = self._model.embed_image_tokens(drafts.long()).repeat(rows, 1, 1)
@@ -150,7 +155,7 @@ class TorchRunner(Runner):
             [
                 draw_tokens(
                     logits[:, place],
-                    torch.from_numpy(noise[place]).to(self._device),
+                    of_places[:, place],
                     **self._sampling,
                 )
                 for place in range(inputs.shape[1])
@@ -158,8 +163,7 @@ class TorchRunner(Runner):
             dim=1,
         )
         right = (drafts[:, 1:] == drawn[:, :-1]).long().cumprod(dim=1).sum(dim=1) + 1
-        room = pass_.room().reshape(rows, -1).amin(dim=0)
-        counts = torch.minimum(torch.minimum(right, room), num_tokens - steps).clamp(min=0)
+        counts = torch.minimum(right, limits)
         pass_.write(counts.repeat(rows))
         for image, (start, count) in enumerate(zip(first.tolist(), counts.tolist(), strict=True)):
             self._tokens[start : start + count, image] = drawn[image, :count]
@@ -270,10 +274,6 @@ class _WindowPass:
             )
             self._windows.append(window)
         return out
-
-    def room(self) -> Tensor:
-        """int [B]: tokens until the next eviction of any head."""
-        return torch.stack([window.room for window in self._windows]).amin(dim=0)
 
     def write(self, counts: Tensor) -> None:
         for window in self._windows:

@@ -1,0 +1,205 @@
+"""Attention of a window of steps over a head group's slots, in ordinary operators: R7 for several
+tokens of each row in one pass.
+
+The window's keys and values are written before it is known which of its tokens count, into the
+slots that single steps would take (R6). Queries see slots by position, so a query never sees a
+later token; afterwards the positions of the tokens that do not count are emptied again, and only
+queries that count add to the scores (R2). The reference is cache/window_attention.py.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import onnx_ir as ir
+
+from ssd_export.export.functions import PROTECTED, AttentionNode, eviction_nodes, quantize_rows
+from ssd_export.export.operators import Operators
+from ssd_export.policy.table import GREATEST_CODE
+
+
+@dataclass(frozen=True)
+class WindowPlaces:
+    """Where a pass is, for every row.
+
+    position: int32 [B, W], of each place's token; newest: int32 [B, 1, 1], of the token written
+    last; rests: bool [B, 1, 1]; prompt_length: int32 [B]; steps: int64 [W], 0, 1, ...
+    """
+
+    position: ir.Value
+    newest: ir.Value
+    rests: ir.Value
+    prompt_length: ir.Value
+    steps: ir.Value
+
+
+@dataclass(frozen=True)
+class AttendedGroup:
+    """A group whose window waits to be settled.
+
+    present: what is written already: key, value and their scales; tentative: int32, [B, H, S], or
+    [S] where slot and position are one; score: float32 [B, H, S] before the window; probs: float32
+    [B, H, G W, S].
+    """
+
+    node: AttentionNode
+    present: dict[str, ir.Value]
+    tentative: ir.Value
+    score: ir.Value | None
+    probs: ir.Value
+
+
+def attend_window(
+    ops: Operators,
+    node: AttentionNode,
+    places: WindowPlaces,
+    query: ir.Value,
+    key: ir.Value,
+    value: ir.Value,
+    past: dict[str, ir.Value],
+) -> tuple[ir.Value, AttendedGroup]:
+    """(out [B, W, H G D], the group to settle). query [B, W, H G, D], key, value [B, W, H, D],
+    after RoPE.
+    """
+    position, score = _evicted(ops, node, places, past)
+    tentative = _tentative(ops, node, places, position)
+    index = _index(ops, node, places, tentative)
+    new = {"key": key, "value": value}
+    if node.kv_dtype == "int8":
+        for part in ("key", "value"):
+            new[part], new[f"{part}_scale"] = quantize_rows(ops, new[part], node.dtype)
+    present = {part: ops.op("ScatterND", past[part], index, rows) for part, rows in new.items()}
+    probs = _probabilities(ops, node, places, query, present, tentative)
+    out = _weighted_values(ops, node, probs, present)
+    return out, AttendedGroup(node, present, tentative, score, probs)
+
+
+def settle_window(
+    ops: Operators, group: AttendedGroup, places: WindowPlaces, last: ir.Value, counts: ir.Value
+) -> dict[str, ir.Value]:
+    """The present of every part, as single steps would leave it.
+
+    Args: last: int32 [B, 1, 1], position of the last token that counts; counts: float32 [B, W], 1
+    for the queries that count, else 0.
+    """
+    node, tentative = group.node, group.tentative
+    is_left = ops.op("Greater", tentative, last)
+    position = ops.op("Where", is_left, ops.constant(-1, "int32"), tentative)
+    if not node.evicts:
+        position = ops.op(
+            "Expand", position, ops.constant([1, node.num_heads, node.num_slots])
+        )  # [B, 1, S] to [B, H, S]
+    present = group.present | {"position": position}
+    if group.score is None:
+        return present
+    mask = ops.op("Concat", *[counts] * node.query_group_size, axis=-1)
+    received = ops.op("MatMul", ops.op("Unsqueeze", mask, ops.constant([1, 2])), group.probs)
+    is_new = ops.op("Greater", position, places.newest)
+    before = ops.op("Where", is_new, ops.constant(0.0, "float32"), group.score)
+    received = ops.reshape(received, [0, node.num_heads, node.num_slots])
+    return present | {"score": ops.op("Add", before, received)}
+
+
+def _evicted(
+    ops: Operators, node: AttentionNode, places: WindowPlaces, past: dict[str, ir.Value]
+) -> tuple[ir.Value, ir.Value | None]:
+    """Positions and scores before the window. Groups that evict one token do it in the step (R7),
+    others before it, by the evict graph.
+    """
+    position, score = past["position"], past.get("score")
+    if not node.evicts or node.evict_every > 1:
+        return position, score
+    next_position = ops.op("Add", ops.op("Squeeze", places.newest, ops.constant([1, 2])), _one(ops))
+    evicted, scaled = eviction_nodes(
+        ops, node, next_position, places.prompt_length, position, score
+    )
+    if scaled is not None and score is not None:
+        score = ops.op("Where", places.rests, score, scaled)
+    return ops.op("Where", places.rests, position, evicted), score
+
+
+def _one(ops: Operators) -> ir.Value:
+    return ops.constant(1, "int32")
+
+
+def _tentative(
+    ops: Operators, node: AttentionNode, places: WindowPlaces, position: ir.Value
+) -> ir.Value:
+    """Positions as if every empty slot were taken, in R6's order, by the tokens to come."""
+    if not node.evicts:  # slot and position are one
+        return ops.constant(list(range(node.num_slots)), "int32")
+    empty = ops.op("Less", position, ops.constant(0, "int32"))
+    order = ops.op("CumSum", ops.cast(empty, "int32"), ops.constant(2))
+    return ops.op("Where", empty, ops.op("Add", places.newest, order), position)
+
+
+def _index(
+    ops: Operators, node: AttentionNode, places: WindowPlaces, tentative: ir.Value
+) -> ir.Value:
+    """int64 [B, W, H, 3]: row, head and slot of each place's token."""
+    position = ops.reshape(places.position, [0, -1, 1, 1])
+    if not node.evicts:
+        slot = ops.cast(position, "int64")
+    else:
+        slots = ops.op("Unsqueeze", tentative, ops.constant([1]))
+        found = ops.op("Equal", slots, position)
+        slot = ops.op("ArgMax", ops.cast(found, "int32"), axis=-1)
+    rows = ops.op("Squeeze", ops.op("Shape", places.prompt_length))
+    row = ops.reshape(ops.op("Range", ops.constant(0), rows, ops.constant(1)), [-1, 1, 1, 1])
+    heads = ops.constant([[[[0, head, 0]] for head in range(node.num_heads)]])  # [1, 1, H, 3]
+    heads = ops.reshape(heads, [1, 1, node.num_heads, 3])
+    of_row = ops.op("Add", ops.op("Mul", row, ops.constant([[[[1, 0, 0]]]])), heads)
+    return ops.op("Add", ops.op("Mul", slot, ops.constant([[[[0, 0, 1]]]])), of_row)
+
+
+def _probabilities(
+    ops: Operators,
+    node: AttentionNode,
+    places: WindowPlaces,
+    query: ir.Value,
+    present: dict[str, ir.Value],
+    tentative: ir.Value,
+) -> ir.Value:
+    """float32 [B, H, G W, S]."""
+    group, is_int8 = node.query_group_size, node.kv_dtype == "int8"
+    factor = node.head_dim**-0.5 / (GREATEST_CODE if is_int8 else 1)
+    scaled = ops.op("Mul", query, ops.constant(factor, node.dtype))
+    scaled = ops.op("Transpose", scaled, perm=[0, 2, 1, 3])
+    if group > 1:
+        scaled = ops.reshape(scaled, [0, node.num_heads, -1, node.head_dim])
+    key = ops.cast(present["key"], node.dtype) if is_int8 else present["key"]
+    logits = ops.op("MatMul", scaled, ops.op("Transpose", key, perm=[0, 1, 3, 2]))
+    if node.dtype != "float32":
+        logits = ops.cast(logits, "float32")
+    if is_int8:
+        logits = ops.op("Mul", logits, ops.reshape(present["key_scale"], [0, 0, 1, node.num_slots]))
+    of_slot = ops.op("Unsqueeze", tentative, ops.constant([2])) if node.evicts else tentative
+    later = ops.op("Greater", of_slot, ops.reshape(places.position, [0, 1, -1, 1]))
+    if group > 1:
+        logits = ops.reshape(logits, [0, node.num_heads, group, -1, node.num_slots])
+        later = ops.op("Unsqueeze", later, ops.constant([2]))
+    masked = ops.op("Where", later, ops.constant(-PROTECTED, "float32"), logits)
+    probs = ops.op("Softmax", masked, axis=-1)
+    if group > 1:
+        probs = ops.reshape(probs, [0, node.num_heads, -1, node.num_slots])
+    return probs
+
+
+def _weighted_values(
+    ops: Operators, node: AttentionNode, probs: ir.Value, present: dict[str, ir.Value]
+) -> ir.Value:
+    """[B, W, H G D]."""
+    value, is_int8 = present["value"], node.kv_dtype == "int8"
+    if is_int8:
+        scale = ops.reshape(present["value_scale"], [0, 0, 1, node.num_slots])
+        probs = ops.op("Mul", probs, scale)
+        value = ops.cast(value, node.dtype)
+    weights = probs if node.dtype == "float32" else ops.cast(probs, node.dtype)
+    out = ops.op("MatMul", weights, value)  # [B, H, G W, D]
+    if is_int8:
+        out = ops.op("Mul", out, ops.constant(1 / GREATEST_CODE, node.dtype))
+    num_queries = node.num_heads * node.query_group_size
+    if node.query_group_size > 1:
+        out = ops.reshape(out, [0, num_queries, -1, node.head_dim])
+    out = ops.op("Transpose", out, perm=[0, 2, 1, 3])
+    return ops.reshape(out, [0, 0, num_queries * node.head_dim])

@@ -1,0 +1,147 @@
+"""Writes decode_window: several steps of each image in one pass, the caches left as single steps
+would leave them.
+
+One graph, run once a pass: what is sampled is compared with the drafts in the graph, so that it
+settles the caches itself. The number of places is a dimension of the run.
+"""
+
+from __future__ import annotations
+
+import onnx_ir as ir
+
+from ssd_export.bundle import graphs
+from ssd_export.export.functions import AttentionNode
+from ssd_export.export.onnx_writer import (
+    GraphWriter,
+    after_attention,
+    embed_image_token,
+    graph_inputs,
+    heads_of,
+    image_logits,
+    rms_norm,
+    rope_tables,
+)
+from ssd_export.export.operators import Operators
+from ssd_export.export.sampler import draw_tokens
+from ssd_export.export.window_attention import (
+    AttendedGroup,
+    WindowPlaces,
+    attend_window,
+    settle_window,
+)
+from ssd_export.graph_spec import NUM_SORTED_CODES, CacheTensor, GraphSpec
+
+SAMPLING_INPUTS: tuple[str, ...] = ("cfg_scale", "temperature", "top_k")
+Inputs = dict[str, ir.Value]
+
+
+def write_decode_window(writer: GraphWriter, top_k: bool = False) -> tuple[GraphSpec, ir.Model]:
+    """A pass over the window of each image: samples, how many count, every cache in place."""
+    config, ops = writer.config, writer.ops
+    spec = graphs.decode_window_spec(config, writer.table, writer.dtype, top_k)
+    inputs = graph_inputs(spec)
+    places, tokens = _places(writer, inputs)
+    one = embed_image_token(writer, tokens)
+    hidden = _of_rows(writer, one)
+    cos, sin = rope_tables(writer, ops.reshape(places.position, [0, -1, 1, 1, 1]))
+    attended: dict[tuple[int, int], AttendedGroup] = {}
+    for layer in range(config.num_layers):
+        normed = rms_norm(writer, hidden, f"language_model.layers.{layer}.input_layernorm.weight")
+        queries, keys, values = heads_of(writer, normed, layer, cos, sin, leading=(0, 0))
+        outs = []
+        for index, group in enumerate(writer.table.layers[layer]):
+            node = AttentionNode.of(
+                group, writer.table, config.query_group_size, config.head_dim, writer.dtype
+            )
+            parts = graphs.part_names(group.rule, writer.table.kv_dtype)
+            past = {part: inputs[CacheTensor(layer, index, part).past] for part in parts}
+            out, attended[layer, index] = attend_window(
+                ops, node, places, queries[index], keys[index], values[index], past
+            )
+            outs.append(out)
+        merged = outs[0] if len(outs) == 1 else ops.op("Concat", *outs, axis=2)
+        hidden = after_attention(writer, hidden, merged, layer)
+    logits = image_logits(writer, hidden)
+    sampled = _sample(writer, logits, inputs)
+    counts = _counts(ops, inputs, places, tokens, sampled)  # bool [N, W]
+    kept = ops.op("ReduceSum", ops.cast(counts, "int64"), ops.constant([1]), keepdims=0)
+    outputs = {"sampled": sampled, "kept": kept, "logits": logits}
+    last = ops.op("Add", places.newest, _of_each_row(writer, ops.cast(kept, "int32")))
+    of_queries = _of_rows(writer, ops.cast(counts, "float32"))
+    for (layer, index), one_group in attended.items():
+        present = settle_window(ops, one_group, places, last, of_queries)
+        outputs |= {CacheTensor(layer, index, part).present: v for part, v in present.items()}
+    return spec, writer.model(spec, inputs, outputs)
+
+
+def _places(writer: GraphWriter, inputs: Inputs) -> tuple[WindowPlaces, ir.Value]:
+    """(where each row is, int32 [N, W] the token of each place). Places from the limit on repeat
+    the last one before it, so that they write the same into the same slot.
+    """
+    ops, one = writer.ops, writer.ops.constant([1])
+    width = ops.op("Squeeze", ops.op("Shape", inputs["window_tokens"], start=1, end=2))
+    steps = ops.op("Range", ops.constant(0), width, ops.constant(1))
+    limit, first = (ops.reshape(inputs[name], [-1, 1]) for name in ("limit", "first"))
+    place = ops.op("Min", steps, ops.op("Sub", limit, one))  # [N, W]; -1 where an image rests
+    tokens = ops.op(
+        "GatherElements", inputs["window_tokens"], ops.op("Max", place, ops.constant([0])), axis=1
+    )
+    prompt_length = inputs["prompt_length"]
+    lengths = ops.reshape(prompt_length, [-1, 1])
+    before = ops.op("Sub", ops.op("Add", first, place), one)
+    position = ops.op("Add", lengths, _of_rows(writer, ops.cast(before, "int32")))
+    last_written = _of_each_row(
+        writer, ops.cast(ops.op("Sub", inputs["first"], ops.constant([2])), "int32")
+    )
+    newest = ops.op("Add", ops.reshape(prompt_length, [-1, 1, 1]), last_written)
+    rests = ops.op(
+        "Less", _of_each_row(writer, ops.cast(inputs["limit"], "int32")), ops.constant(1, "int32")
+    )
+    return WindowPlaces(position, newest, rests, prompt_length, steps), tokens
+
+
+def _of_rows(writer: GraphWriter, of_images: ir.Value) -> ir.Value:
+    """[N, ...] as each row of an image has it, [B, ...]."""
+    copies = [of_images] * writer.config.rows_per_image
+    return writer.ops.op("Concat", *copies, axis=0) if len(copies) > 1 else of_images
+
+
+def _of_each_row(writer: GraphWriter, of_images: ir.Value) -> ir.Value:
+    """[N] as [B, 1, 1]."""
+    return writer.ops.reshape(_of_rows(writer, of_images), [-1, 1, 1])
+
+
+def _sample(writer: GraphWriter, logits: ir.Value, inputs: Inputs) -> ir.Value:
+    """int32 [N, W] from logits [B, W, V]: each place is an image of its own to the sampler."""
+    ops, codes = writer.ops, writer.config.codebook_size
+    shape = ops.op("Shape", inputs["window_tokens"])
+    of_places: Inputs = {}
+    for name in SAMPLING_INPUTS:
+        if name in inputs:
+            spread = ops.op("Expand", ops.reshape(inputs[name], [-1, 1]), shape)
+            of_places[name] = ops.reshape(spread, [-1])
+    if "top_k" in inputs:
+        of_places[NUM_SORTED_CODES] = writer.num_sorted_codes()
+    noise = ops.reshape(inputs["noise"], [-1, codes])
+    sampled = draw_tokens(
+        ops, writer.config, ops.reshape(logits, [-1, codes]), noise, inputs | of_places
+    )
+    return ops.op("Reshape", sampled, shape)
+
+
+def _counts(
+    ops: Operators, inputs: Inputs, places: WindowPlaces, tokens: ir.Value, sampled: ir.Value
+) -> ir.Value:
+    """bool [N, W]: whether a place counts: within the limit, and all drafts before it were
+    right.
+    """
+    end, start, axis = ops.constant([1 << 31]), ops.constant([1]), ops.constant([1])
+    drafts = ops.op("Slice", tokens, start, end, axis)
+    samples = ops.op("Slice", sampled, ops.constant([0]), ops.constant([-1]), axis)
+    wrong = ops.cast(ops.op("Not", ops.op("Equal", drafts, samples)), "int32")
+    none = ops.op(
+        "Mul", ops.op("Slice", tokens, ops.constant([0]), start, axis), ops.constant(0, "int32")
+    )
+    wrong = ops.op("CumSum", ops.op("Concat", none, wrong, axis=1), ops.constant(1))
+    right = ops.op("Equal", wrong, ops.constant(0, "int32"))
+    return ops.op("And", right, ops.op("Less", places.steps, ops.reshape(inputs["limit"], [-1, 1])))
