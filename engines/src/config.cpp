@@ -159,6 +159,15 @@ TextEmbeddings parse_embeddings(JsonReader const& json) {
     return found;
 }
 
+std::string parse_weight_format(JsonReader const& json) {
+    if (!json.has("precision")) {
+        return "none";
+    }
+    JsonReader const precision = json["precision"];
+    std::string layers = precision["weights"].string();
+    return layers == "none" && precision.has("head") ? precision["head"].string() : layers;
+}
+
 }  // namespace
 
 size_t item_bytes(Dtype dtype) { return dtypes[static_cast<size_t>(dtype)].num_bytes; }
@@ -207,8 +216,7 @@ Config Config::parse(nlohmann::ordered_json const& parsed, std::string const& pa
     Config config{};
     config.model = parse_model(json["model"]);
     config.dtype = parse_dtype(json["dtype"]);
-    config.weight_format =
-        json.has("precision") ? json["precision"]["weights"].string() : std::string("none");
+    config.weight_format = parse_weight_format(json);
     json["graphs"].members([&config](std::string const& name, JsonReader const& graph) {
         config.graphs.emplace(name, parse_graph(graph));
     });

@@ -71,7 +71,7 @@ struct TextEmbeddings {
 struct Config {
     ModelConfig model;
     Dtype dtype;
-    std::string weight_format;  // none, int8, int4, fp8
+    std::string weight_format;  // none, int8, int4, fp8: of the layers, else of the head
     PolicyTable policy;
     float cfg_scale, temperature;
     TextEmbeddings text_embeddings;

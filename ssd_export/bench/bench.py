@@ -148,7 +148,7 @@ def _checkpoint(bundles: list[Bundle], spec: BenchSpec) -> Checkpoint | None:
 def kind_of(bundle: Bundle) -> str:
     """What bundles must have in common to be compared: fp32, or fp16-int4."""
     dtype = DTYPES[bundle.config.dtype].short
-    weights = bundle.config.precision.weights
+    weights = bundle.config.precision.name
     cache = bundle.config.policy.kv_dtype
     stored = f"kv-{cache}" if cache != "model" else None
     return "-".join(

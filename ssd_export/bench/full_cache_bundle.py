@@ -45,7 +45,8 @@ def full_twin(bundle: Bundle, checkpoint: Checkpoint) -> Iterator[Bundle]:
 def _write(bundle: Bundle, checkpoint: Checkpoint, folder: Path) -> None:
     table = bundle.config.policy.full()
     dtype = DTYPES[bundle.config.dtype].torch
-    weights = plan_weights(checkpoint, table, dtype, bundle.config.precision.weights)
+    precision = bundle.config.precision
+    weights = plan_weights(checkpoint, table, dtype, precision.weights, precision.head)
     (folder / "onnx").mkdir()
     _link(bundle.file(WEIGHTS), folder / WEIGHTS)
     specs = write_graphs(

@@ -18,22 +18,45 @@ SCHEMA_VERSION = 3
 CONFIG = "ssd_config.json"
 EXPORT_AGAIN = "export it again with --force, or copy it again from where it came"
 WeightFormat = Literal["none", "int8", "int4", "fp8"]
+# What --weights means for the generation head and the aligner. docs/measurements/quantization.json
+# says what it costs; fp8 runs on GPUs alone, where no loss has been measured.
+HEAD_WEIGHTS: dict[WeightFormat, WeightFormat] = {
+    "none": "none",
+    "int8": "int8",
+    "int4": "int8",
+    "fp8": "none",
+}
 
 
 @dataclass(frozen=True)
 class Precision:
-    """How the matrices of the language model's layers are stored.
+    """How matrices are stored that are not in the model's dtype.
 
+    weights: of the language model's layers; head: of the generation head and the aligner.
     quantized_bytes: codes and scales. Of int4 alone: block, inputs that share a scale;
     other_blocks, {matrix: block} where that does not divide the inputs; kept, matrices that no
     block suits.
     """
 
     weights: WeightFormat = "none"
+    head: WeightFormat = "none"
     quantized_bytes: int = 0
     block: int | None = None
     other_blocks: dict[str, int] = field(default_factory=dict)
     kept: tuple[str, ...] = ()
+
+    @property
+    def main_format(self) -> WeightFormat:
+        """The format of the layers' matrices or, where they are not quantized, of the head's."""
+        return self.head if self.weights == "none" else self.weights
+
+    @property
+    def name(self) -> str:
+        """none, int4, or int4-head-int8 where the head has another format than its layers give it;
+        names of folders and tables hold it.
+        """
+        usual = self.head == HEAD_WEIGHTS[self.weights]
+        return self.weights if usual else f"{self.weights}-head-{self.head}"
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from ssd_export.runtime.generate import ImageGenerator
 
 
-EXPORT_OPTIONS = ("model", "policy", "budget", "head_map", "weights", "kv_dtype")
+EXPORT_OPTIONS = ("model", "policy", "budget", "head_map", "weights", "head_weights", "kv_dtype")
 
 
 @dataclass(frozen=True)
@@ -37,6 +37,7 @@ class EvalSpec:
     budget: float | None
     head_map: str | None
     weights: str | None
+    head_weights: str | None
     kv_dtype: str | None
     num_prompts: int
     seed: int
@@ -59,8 +60,8 @@ class EvalSpec:
     options.bundle.but(
         help=(
             "The bundle to score.  [default: the one exported last from this folder, unless"
-            " --model, --policy, --budget, --head-map, --weights or --kv-dtype says what to export"
-            " for the occasion]"
+            " --model, --policy, --budget, --head-map, --weights, --head-weights or --kv-dtype"
+            " says what to export for the occasion]"
         )
     ),
     options.model.but(default=None, help="The checkpoint to export.  [default: demo]"),
@@ -68,6 +69,7 @@ class EvalSpec:
     options.budget,
     options.head_map,
     options.weights.but(metavar="none|int8|int4"),
+    options.head_weights.but(metavar="none|int8|int4"),
     options.kv_dtype,
     options.num_prompts,
     options.seed.but(help="Decides captions and images."),
@@ -127,7 +129,8 @@ def _check(spec: EvalSpec) -> None:
     options.check_sampling(spec.cfg_scale, spec.temperature)
     if spec.budget is not None:
         options.check_budget(spec.budget)
-    options.check_choice("--weights", spec.weights or "none", ("none", "int8", "int4"))
+    for name, format in (("--weights", spec.weights), ("--head-weights", spec.head_weights)):
+        options.check_choice(name, format or "none", ("none", "int8", "int4"))
     options.check_kv_dtype(spec.kv_dtype or "model")
     if spec.sheet is not None:
         from ssd_export.runtime.images import check_images
@@ -216,7 +219,8 @@ def _print_score(facts: dict[str, Any], score: SceneScore) -> None:
         )
     click.echo(
         f"{facts['model']}, policy {facts['policy']}, budget {facts['budget']:g}, weights"
-        f" {facts['precision']['weights']}, kv-dtype {facts['kv_dtype']}:"
+        f" {facts['precision']['weights']} (head {facts['precision']['head']}),"
+        f" kv-dtype {facts['kv_dtype']}:"
         f" {score.seconds / len(score.images):.2f} s an image in batches of {facts['batch']},"
         f" {score.ms_per_token:.3f} ms a token, cache {score.cache.bytes_per_image:,} bytes an"
         " image"

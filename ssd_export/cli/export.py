@@ -65,10 +65,11 @@ from ssd_export.runtime.runners import check_threads
         default="none",
         help=(
             "Store the layers' matrices in fewer bits: int8 by output channel, int4 in blocks of"
-            " 128 inputs, fp8 by output channel for a --target that has it. Everything else keeps"
-            " --dtype."
+            " 128 inputs, fp8 by output channel for a --target that has it. What is not quantized"
+            " keeps --dtype."
         ),
     ),
+    options.head_weights,
     options.kv_dtype.but(
         default="model",
         help=(
@@ -122,7 +123,7 @@ def command(threads: int | None, **asked: Any) -> None:
     options.check_budget(asked["budget"])
     options.check_prompt_slots(asked["prompt_slots"])
     options.check_choice("--dtype", asked["dtype"], MODEL_DTYPES)
-    options.check_weights(asked["weights"], asked["target"])
+    options.check_weights(asked["weights"], asked["head_weights"], asked["target"])
     options.check_kv_dtype(asked["kv_dtype"])
     check_threads(threads, "--threads")
 

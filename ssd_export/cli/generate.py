@@ -198,7 +198,7 @@ def what_is_asked(
     """
     from ssd_export.demo.language import outside, speaks_demo
 
-    weights, policy = config.precision.weights, config.policy
+    weights, policy = config.precision.name, config.policy
     precision = config.dtype + (f", weights {weights}" if weights != "none" else "")
     lines = [
         f"bundle {path}: {config.model_name}, policy {policy.name}, budget {policy.budget:g},"

@@ -207,22 +207,29 @@ def _summary(facts: dict[str, Any]) -> list[tuple[str, str]]:
 
 
 def _weight_lines(precision: dict[str, Any]) -> list[str]:
-    """What the layers' matrices are stored in, where that is not the model's dtype."""
-    if precision["weights"] == "none":
+    """What matrices are stored in, where that is not the model's dtype."""
+    named = {"the layers'": precision["weights"], "the generation head's": precision["head"]}
+    by_format: dict[str, list[str]] = {}
+    for owner, format in named.items():
+        by_format.setdefault(format, []).append(owner)
+    by_format.pop("none", None)
+    if not by_format:
         return []
-    how = (
-        f"blocks of {precision['block']} inputs"
-        if precision["block"]
-        else "a scale for every output channel"
-    )
-    size = _size(precision["quantized_bytes"])
-    lines = [f"the layers' matrices in {precision['weights']}, {how}: {size} with their scales"]
+    lines = [
+        f"{' and '.join(owners)} matrices in {format}, {_scales(format, precision['block'])}"
+        for format, owners in by_format.items()
+    ]
+    lines[-1] += f": {_size(precision['quantized_bytes'])} with their scales"
     others = sorted(set(precision["other_blocks"].values()), reverse=True)
     for block in others:
         count = sum(own == block for own in precision["other_blocks"].values())
         lines.append(f"{count} of them in blocks of {block}, which divides their inputs")
     kept = len(precision["kept"])
     return lines + ([f"{kept} matrices as they are: no block divides their inputs"] if kept else [])
+
+
+def _scales(format: str, block: int | None) -> str:
+    return f"blocks of {block} inputs" if format == "int4" else "a scale for every output channel"
 
 
 def _layer_count(facts: dict[str, Any]) -> str:

@@ -181,6 +181,14 @@ weights = option(
     metavar="|".join(WEIGHTS),
     help="How the layers' matrices are stored.  [default: none]",
 )
+head_weights = option(
+    "--head-weights",
+    metavar="|".join(WEIGHTS),
+    help=(
+        "How the matrices of the generation head and the aligner are stored.  [default: int8"
+        " where --weights is int8 or int4, else none]"
+    ),
+)
 kv_dtype = option(
     "--kv-dtype",
     metavar="model|int8",
@@ -287,17 +295,19 @@ def check_kv_dtype(value: str) -> None:
     check(value)
 
 
-def check_weights(weights: str, target: str | None) -> None:
+def check_weights(weights: str, head_weights: str | None, target: str | None) -> None:
     """Raises: UserError for an unknown format or target, or a target that lacks the format."""
     check_choice("--weights", weights, WEIGHTS)
+    check_choice("--head-weights", head_weights or "none", WEIGHTS)
 
     from ssd_export.tensorrt.target import fp8_targets, target_names
 
     if target is not None:
         check_choice("--target", target, target_names())
-    if weights == "fp8" and target not in fp8_targets():
+    if "fp8" in (weights, head_weights) and target not in fp8_targets():
         why = f"{target} is not one" if target else "most machines have none"
+        name = "--weights" if weights == "fp8" else "--head-weights"
         raise UserError(
-            f"--weights fp8 needs a target with fp8 ({why}); use --target"
-            f" {', '.join(fp8_targets())}, or --weights int8 or int4, which run everywhere"
+            f"{name} fp8 needs a target with fp8 ({why}); use --target"
+            f" {', '.join(fp8_targets())}, or {name} int8 or int4, which run everywhere"
         )

@@ -43,6 +43,7 @@ class PlanSpec:
     policy: str | None
     budget: float | None
     weights: str | None
+    head_weights: str | None
     kv_dtype: str
     batch: int | None
     decoder_batch: int
@@ -56,6 +57,7 @@ class PlanSpec:
     options.policy,
     options.budget,
     options.weights.but(help="As for export.  [default: none]"),
+    options.head_weights,
     options.kv_dtype.but(default="model", help="As for export."),
     options.batch.but(type=click.IntRange(min=1), help="Images generated at once.  [default: 1]"),
     options.decoder_batch.but(type=click.IntRange(min=1), help="Images decoded to pixels at once."),
@@ -96,6 +98,7 @@ def command(target: str | None, fits: bool, as_json: bool, **asked: Any) -> None
     device = find_device(target or "cpu")
     options.check_weights(
         spec.weights or "none",
+        spec.head_weights,
         None if device.flavor is None or SIZE.fullmatch(target or "") else target,
     )
     settings = Settings(spec.weights or "none", spec.budget or 0.2, spec.batch or 1)
@@ -172,6 +175,7 @@ def plan_of(spec: PlanSpec, device: Device, settings: Settings) -> Plan:
             out=None,
             force=False,
             weights=settings.weights,
+            head_weights=spec.head_weights,
             kv_dtype=spec.kv_dtype,
             num_layers=spec.num_layers,
         ),
@@ -267,6 +271,8 @@ def commands(spec: PlanSpec, device: Device, settings: Settings, target: str | N
     ]
     if settings.weights != "none":
         parts.append(f"--weights {settings.weights}")
+    if spec.head_weights is not None:
+        parts.append(f"--head-weights {spec.head_weights}")
     parts += [f"--policy {spec.policy}"] * (spec.policy is not None) + ["--kv-dtype int8"] * (
         spec.kv_dtype == "int8"
     )

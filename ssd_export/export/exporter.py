@@ -22,7 +22,7 @@ from ssd_export.bundle import (
     write_bundle,
     write_config,
 )
-from ssd_export.bundle.config import WeightFormat
+from ssd_export.bundle.config import HEAD_WEIGHTS, Precision, WeightFormat
 from ssd_export.bundle.graphs import evict_specs
 from ssd_export.config import EMBED_TOKENS, ModelConfig
 from ssd_export.dtypes import MODEL_DTYPES, ModelDtype
@@ -73,6 +73,7 @@ class ExportSpec:
         prompt_slots: slots for the prompt; None takes the family's.
         dtype: fp32, fp16 or bf16, of weights and cache.
         weights: none, int8, int4 or fp8, of the layers' matrices.
+        head_weights: of the generation head and the aligner; None takes what suits `weights`.
         kv_dtype: model, or int8 keys and values.
         target: what will run the bundle; what it cannot run is refused.
         out: the bundle's folder; force replaces a bundle that is there.
@@ -95,12 +96,20 @@ class ExportSpec:
     out: Path | None = None
     force: bool = False
     weights: str = "none"
+    head_weights: str | None = None
     target: str | None = None
     kv_dtype: str = "model"
     revision: str | None = None
     num_layers: int | None = None
     resume: bool = False
     force_memory: bool = False
+
+    @property
+    def precision(self) -> Precision:
+        """The formats that are asked for, without the facts of a model."""
+        weights = cast(WeightFormat, self.weights)
+        head = cast(WeightFormat, self.head_weights or HEAD_WEIGHTS[weights])
+        return Precision(weights, head)
 
 
 @dataclass(frozen=True)
@@ -178,7 +187,9 @@ def plan_export(spec: ExportSpec, download: bool = True) -> ExportPlan:
     if spec.num_layers is not None:
         checkpoint = checkpoint.first_layers(spec.num_layers)
     name = model.name if spec.num_layers is None else f"{model.name}-{spec.num_layers}-layers"
-    weights = plan_weights(checkpoint, table, MODEL_DTYPES[spec.dtype].torch, spec.weights)
+    asked = spec.precision
+    dtype = MODEL_DTYPES[spec.dtype].torch
+    weights = plan_weights(checkpoint, table, dtype, asked.weights, asked.head)
     out = (
         spec.out
         or Path("bundles") / f"{name}-{table.name}-b{table.budget:g}-{precision_name(spec)}"
@@ -229,7 +240,7 @@ def precision_name(spec: ExportSpec) -> str:
     """fp16, fp16-int4, fp16-int4-kv-int8: what a bundle's folder is called after."""
     parts = (
         [spec.dtype]
-        + [spec.weights] * (spec.weights != "none")
+        + [spec.precision.name] * (spec.precision.name != "none")
         + [f"kv-{spec.kv_dtype}"] * (spec.kv_dtype != "model")
     )
     return "-".join(parts)
@@ -302,7 +313,7 @@ def _write_files(folder: Path, plan: ExportPlan, journal: Journal, progress: Pro
             layers_of_the_model=checkpoint.num_layers_of_the_model,
             model=checkpoint.config,
             dtype=dtype,
-            precision=precision_facts(cast(WeightFormat, spec.weights), plan.weights),
+            precision=precision_facts(spec.precision.weights, spec.precision.head, plan.weights),
             target=spec.target,
             policy=table,
             generation=plan.generation,

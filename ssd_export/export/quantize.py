@@ -1,9 +1,10 @@
 """Which tensors of the weights file are quantized, how they are made one at a time, and how a graph
 reads them.
 
-Only the matrices of the language model's layers (qkv, o, gate_up, down: more than nine tenths of
-the bytes) are quantized; norms, embeddings, the aligner, the generation head, the codebook and the
-image decoder keep the model's dtype.
+Quantized are the matrices of the language model's layers (qkv, o, gate_up, down: more than nine
+tenths of the bytes) and, in a format that may be another, those of the generation head and the
+aligner's second. Norms, embeddings, the codebook, the image decoder and the aligner's first matrix,
+whose inputs are the codebook's few numbers, keep the model's dtype.
 """
 
 from __future__ import annotations
@@ -26,6 +27,11 @@ if TYPE_CHECKING:
 
 # DequantizeLinear: float16 scales and float8 came with opset 19, blocks and INT4 with 21
 OPSETS = {"none": OPSET, "int8": 19, "fp8": 19, "int4": 21}
+HEAD_MATRICES = (
+    "generation_aligner.hidden_layers.0",
+    "generation_head.proj_out",
+    "generation_head.vision_head",
+)
 ONNX_TYPES = {"int8": ir.DataType.INT8, "int4": ir.DataType.INT4, "fp8": ir.DataType.FLOAT8E4M3FN}
 
 
@@ -92,28 +98,35 @@ def dequantize_node(ops: Operators, codes: ir.Value, scale: ir.Value, scheme: Sc
     return ops.op("DequantizeLinear", codes, scale, axis=1)
 
 
-def precision_facts(weights_format: WeightFormat, weights: Iterable[Weight]) -> Precision:
+def precision_facts(
+    weights_format: WeightFormat, head_format: WeightFormat, weights: Iterable[Weight]
+) -> Precision:
     """What `ssd_config.json` says of the weights' precision."""
     weights = list(weights)
     quantized_bytes = sum(weight.num_bytes for weight in weights if weight.scheme)
-    if weights_format != "int4":
-        return Precision(weights_format, quantized_bytes)
-    matrices = [weight for weight in weights if is_layer_matrix(weight.name)]
-    blocks = {weight.name: weight.scheme.block for weight in matrices if weight.scheme}
+    if "int4" not in (weights_format, head_format):
+        return Precision(weights_format, head_format, quantized_bytes)
+    wanted = [
+        weight
+        for weight in weights
+        if _format_of(weight.name, weights_format, head_format) == "int4"
+    ]
+    blocks = {weight.name: weight.scheme.block for weight in wanted if weight.scheme}
     return Precision(
         weights_format,
+        head_format,
         quantized_bytes,
         block=BLOCKS[0],
         other_blocks={name: block for name, block in blocks.items() if block != BLOCKS[0]},
-        kept=tuple(weight.name for weight in matrices if weight.scheme is None),
+        kept=tuple(weight.name for weight in wanted if weight.scheme is None),
     )
 
 
-def is_layer_matrix(name: str) -> bool:
-    """Whether a tensor is, or without quantization would be, one of the matrices that are
-    quantized.
-    """
-    return name.startswith("layers.") and not name.endswith(".scale")
+def _format_of(name: str, weights: WeightFormat, head: WeightFormat) -> WeightFormat:
+    """The format that is asked for a tensor of the weights file; none of what is no matrix."""
+    if name in HEAD_MATRICES:
+        return head
+    return weights if name.startswith("layers.") and not name.endswith(".scale") else "none"
 
 
 def block_lines(facts: Precision) -> list[str]:
@@ -134,9 +147,12 @@ def block_lines(facts: Precision) -> list[str]:
 
 
 def _kinds(names: Iterable[str]) -> str:
-    """layers.0.down, layers.1.down as "down (2 layers)"."""
+    """layers.0.down, layers.1.down as "down (2 layers)"; a matrix of the head by its name."""
     counts: dict[str, int] = {}
     for name in names:
-        kind = name.split(".")[-1]
+        kind = name.split(".")[-1] if name.startswith("layers.") else name
         counts[kind] = counts.get(kind, 0) + 1
-    return ", ".join(f"{kind} ({count} layers)" for kind, count in counts.items())
+    return ", ".join(
+        kind if kind in HEAD_MATRICES else f"{kind} ({count} layers)"
+        for kind, count in counts.items()
+    )

@@ -30,6 +30,7 @@ class PolicyChoice:
     num_sinks: int | None = None
     groups: int = DEFAULT_GROUPS
     weights: str = "none"
+    head_weights: str | None = None
     kv_dtype: str = "model"
 
     def export_spec(self, out: Path | None = None) -> ExportSpec:
@@ -48,6 +49,7 @@ class PolicyChoice:
             out=out,
             force=False,
             weights=self.weights,
+            head_weights=self.head_weights,
             kv_dtype=self.kv_dtype,
         )
 

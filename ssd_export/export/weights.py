@@ -24,7 +24,7 @@ from torch import Tensor
 from ssd_export.config import EMBED_TOKENS
 from ssd_export.dtypes import of_torch
 from ssd_export.export.journal import Journal
-from ssd_export.export.quantize import QuantizedMatrix, scale_name
+from ssd_export.export.quantize import HEAD_MATRICES, QuantizedMatrix, scale_name
 from ssd_export.model.checkpoint import Checkpoint, permute_heads
 from ssd_export.model.conversion import check_finite
 from ssd_export.model.quantization import (
@@ -64,14 +64,18 @@ class Weight:
 
 
 def plan_weights(
-    checkpoint: Checkpoint, table: PolicyTable, dtype: torch.dtype, quantized: str = "none"
+    checkpoint: Checkpoint,
+    table: PolicyTable,
+    dtype: torch.dtype,
+    quantized: str = "none",
+    head_quantized: str = "none",
 ) -> list[Weight]:
     """Every tensor of the weights file, in the order in which it is written.
 
     The language model and the image-token layers are in `dtype`; so is the image decoder, but for
     its norms.
-    quantized: none, int8, int4 or fp8, for the matrices of the language model's layers
-    (export/quantize.py).
+    quantized: none, int8, int4 or fp8, for the matrices of the language model's layers;
+    head_quantized: for those of the generation head and the aligner (export/quantize.py).
     """
     config = checkpoint.config
 
@@ -97,11 +101,11 @@ def plan_weights(
             working_bytes=working_bytes(2, *sources),
         )
 
-    def layer_matrix(name: str, *sources: str) -> list[Weight]:
+    def quantized_matrix(format: str, name: str, *sources: str) -> list[Weight]:
         """The matrix, or the two tensors of its quantized form."""
         whole = matrix(name, *sources)
         scheme = choose_scheme(
-            quantized, whole.shape[0], [checkpoint.shape(source)[0] for source in sources]
+            format, whole.shape[0], [checkpoint.shape(source)[0] for source in sources]
         )
         if scheme is None:
             return [whole]
@@ -131,6 +135,7 @@ def plan_weights(
             working_bytes=working_bytes(copies, name),
         )
 
+    layer_matrix = partial(quantized_matrix, quantized)
     weights: list[Weight] = []
     for layer in range(config.num_layers):
         source = f"language_model.layers.{layer}"
@@ -152,7 +157,8 @@ def plan_weights(
     for name in checkpoint.names():
         linear, _, part = name.rpartition(".")
         if linear.startswith(LINEAR):
-            weights.append(matrix(linear, name) if part == "weight" else plain(name))
+            format = head_quantized if linear in HEAD_MATRICES else "none"
+            weights += quantized_matrix(format, linear, name) if part == "weight" else [plain(name)]
     weights += [plain(name) for name in checkpoint.names() if name.startswith("vqmodel.")]
     weights.append(plain(EMBED_TOKENS))
     return weights

@@ -76,7 +76,7 @@ class OrtRunner(Runner):
         self.no_window = "" if "decode_window" in self._specs else NO_WINDOW
         self.num_threads = num_threads or (1 if is_small(self._config) else thread_limit())
         self._holds_one_session = provider == "cpu" and not is_small(self._config)
-        self._session_entries = session_entries(bundle.config.precision.weights, exact)
+        self._session_entries = session_entries(bundle.config.precision.main_format, exact)
         self.widens_on_use = provider == "cpu" and (
             chooses_to_widen_on_use(bundle) if widen_on_use is None else widen_on_use
         )

@@ -377,7 +377,7 @@ def _stored(file: safe_open, matrices: _Matrices, name: str, config: ModelConfig
         return file.get_tensor(name)
     stem = name.removesuffix(".weight")
     if stem in file.keys():  # noqa: SIM118 - safe_open has no __contains__
-        return file.get_tensor(stem).T
+        return matrices[stem].T
     prefix, layer, block, part = stem.removeprefix("language_model.").split(".")
     root = f"{prefix}.{layer}"
     if part in ("q_proj", "k_proj", "v_proj"):

@@ -195,7 +195,8 @@ def _that_multiply_its_weights(
     """The GPUs among these that know the format of the bundle's weights; one that does not fails
     the whole build.
     """
-    if bundle.config.precision.weights != "fp8":
+    precision = bundle.config.precision
+    if "fp8" not in (precision.weights, precision.head):
         return capabilities
     able = tuple(capability for capability in capabilities if capability >= FIRST_WITH_FP8)
     if not able:

@@ -6,8 +6,9 @@ from __future__ import annotations
 
 import torch
 
-from ssd_export.bundle import Bundle
+from ssd_export.bundle import Bundle, Precision
 from ssd_export.cache.attention import decode_attention
+from ssd_export.export.quantize import HEAD_MATRICES
 from ssd_export.model.checkpoint import Checkpoint, permute_heads
 from ssd_export.model.decoder import ImageTokenModel
 from ssd_export.model.load import load_image_decoder, load_model
@@ -24,23 +25,25 @@ def checkpoint_runner(bundle: Bundle, checkpoint: Checkpoint, provider: str = "c
     """
     table, dtype = bundle.config.policy, getattr(torch, bundle.config.dtype)
     model = load_model(checkpoint, provider, dtype, text_embedding=False)
-    quantize_layers(model, bundle.config.precision.weights, table)
+    round_matrices(model, bundle.config.precision, table)
     image_decoder = load_image_decoder(checkpoint, provider, dtype)
     permuted = PermutedHeads(model, table)
     return TorchRunner(permuted, image_decoder, table, provider, decode_attention)
 
 
 @torch.inference_mode()
-def quantize_layers(model: ImageTokenModel, weights: str, table: PolicyTable) -> None:
-    """Rounds the layers' matrices to what codes and scales of a bundle's format hold; int4 blocks
-    run over permuted heads.
+def round_matrices(model: ImageTokenModel, precision: Precision, table: PolicyTable) -> None:
+    """Rounds matrices to what codes and scales of a bundle's formats hold; int4 blocks run over
+    permuted heads.
     """
     back = tuple(inverse_order(order) for order in table.head_order)
     for name, parameter in model.named_parameters():
+        stem = name.removesuffix(".weight")
+        is_of_head = stem in HEAD_MATRICES
+        format = precision.head if is_of_head else precision.weights
+        is_matrix = is_of_head or stem.endswith("_proj")
         scheme = (
-            choose_scheme(weights, parameter.shape[-1], parameter.shape[:1])
-            if name.endswith("_proj.weight")
-            else None
+            choose_scheme(format, parameter.shape[-1], parameter.shape[:1]) if is_matrix else None
         )
         if scheme is None:
             continue

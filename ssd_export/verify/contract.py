@@ -147,9 +147,8 @@ def check_weights(
     """Rung `weights`: every tensor of the bundle equals the checkpoint's, bit for bit, after
     permutation, rounding and quantization."""
     table = bundle.config.policy
-    weights = plan_weights(
-        checkpoint, table, getattr(torch, bundle.config.dtype), bundle.config.precision.weights
-    )
+    dtype, precision = getattr(torch, bundle.config.dtype), bundle.config.precision
+    weights = plan_weights(checkpoint, table, dtype, precision.weights, precision.head)
     with safe_open(bundle.file("onnx/weights.safetensors"), framework="pt") as file:
         names = set(file.keys())
         for done, weight in enumerate(weights, start=1):

@@ -45,6 +45,15 @@ def run(*arguments: str) -> Result:
             ["export", "--weights", "fp8", "--target", "cpu"],
             "or --weights int8 or int4, which run everywhere",
         ),
+        (
+            ["export", "--head-weights", "int3"],
+            "unknown --head-weights 'int3'; choose one of none, int8, int4, fp8",
+        ),
+        (
+            ["export", "--head-weights", "fp8"],
+            "--head-weights fp8 needs a target with fp8 (most machines have none); use --target",
+        ),
+        (["eval", "--head-weights", "fp8"], "unknown --head-weights 'fp8'; choose one of none"),
         (["export", "--target", "moon"], "unknown --target 'moon'; choose one of a100, ada, "),
         (["eval", "--weights", "int3"], "unknown --weights 'int3'; choose one of none, int8, int4"),
         (["eval", "--kv-dtype", "int3"], "unknown --kv-dtype 'int3'; choose one of model, int8"),
@@ -77,9 +86,11 @@ def test_a_bundle_shows_its_precision(tmp_path: Path, monkeypatch: pytest.Monkey
     )
     shown = run("inspect", str(out)).stdout
     assert "the layers' matrices in int4, blocks of 128 inputs" in shown
+    assert "the generation head's matrices in int8, a scale for every output channel" in shown
     assert "6 of them in blocks of 32" in shown and "keys and values of the cache in int8" in shown
     facts = json.loads(run("inspect", str(out), "--json").stdout)
-    assert facts["precision"]["weights"] == "int4" and facts["policy"]["kv_dtype"] == "int8"
+    assert (facts["precision"]["weights"], facts["precision"]["head"]) == ("int4", "int8")
+    assert facts["policy"]["kv_dtype"] == "int8"
     assert json.loads((out / "ssd_config.json").read_text())["target"] == "jetson-orin"
 
 

@@ -5,6 +5,7 @@ against each other.
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 
 import ml_dtypes
@@ -15,9 +16,12 @@ import pytest
 import torch
 
 from ssd_export.bundle import Precision, open_bundle
+from ssd_export.bundle.config import HEAD_WEIGHTS, WeightFormat
 from ssd_export.export.exporter import export_bundle
-from ssd_export.export.quantize import block_lines, precision_facts
+from ssd_export.export.quantize import HEAD_MATRICES, block_lines, precision_facts
 from ssd_export.export.weights import plan_weights
+from ssd_export.model.checkpoint import open_checkpoint
+from ssd_export.model.load import load_model
 from ssd_export.model.quantization import (
     BLOCKS,
     Scheme,
@@ -29,7 +33,8 @@ from ssd_export.model.quantization import (
 from ssd_export.runtime.generate import ImageGenerator
 from ssd_export.runtime.ort_runner import OrtRunner
 from ssd_export.runtime.ort_session import session_entries
-from ssd_export.runtime.torch_runner import TorchRunner
+from ssd_export.runtime.torch_runner import TorchRunner, load_modules
+from ssd_export.verify.checkpoint_runner import round_matrices
 from ssd_export.verify.generation import prompt_batch
 from tests.janus_checkpoints import TinyJanus
 from tests.runtime.checkpoints import (
@@ -43,6 +48,10 @@ from tests.runtime.checkpoints import (
 
 TINY = TinyJanus(seed=3, num_kv_heads=2)
 FORMATS = ("int8", "int4", "fp8")
+QUANTIZED = {  # matrices of a step, those of the head included where --weights quantizes it
+    weights: 4 * TINY.num_layers + (0 if HEAD_WEIGHTS[weights] == "none" else len(HEAD_MATRICES))
+    for weights in FORMATS
+}
 SCHEMES = [Scheme("int8"), Scheme("fp8"), *(Scheme("int4", block) for block in BLOCKS)]
 TRIED = {"int8": (127,), "int4": (7, 7.5, 8, 8.5), "fp8": (448,)}
 # of a scale: int4 may clip its greatest to 7 of 8.5; fp8 has steps of 32 below its greatest number,
@@ -157,17 +166,22 @@ def test_int4_takes_the_greatest_block_that_divides_the_inputs(
     assert (scheme and scheme.block) == wanted
 
 
-def quantized_bundle(weights: str, dtype: str = "fp32") -> Path:
+def quantized_bundle(weights: str, dtype: str = "fp32", head: str | None = None) -> Path:
     model = checkpoint(TINY)
     return bundle(
-        model, "ssd-row", head_map=str(head_map_file(model)), weights=weights, dtype=dtype
+        model,
+        "ssd-row",
+        head_map=str(head_map_file(model)),
+        weights=weights,
+        dtype=dtype,
+        head_weights=head,
     )
 
 
 @pytest.mark.parametrize("weights", FORMATS)
 def test_the_weights_file_counts_its_bytes(weights: str) -> None:
     """Planned, written and stated bytes agree with what the formats say by themselves."""
-    path = quantized_bundle(weights)
+    path = quantized_bundle(weights, head="none")
     header, tensors = read_header(path / "onnx" / "weights.safetensors")
     layer = {name: entry for name, entry in tensors.items() if name.startswith("layers.")}
     codes = {name: entry for name, entry in layer.items() if not name.endswith(".scale")}
@@ -203,9 +217,8 @@ def test_graphs_are_valid_onnx(weights: str, dtype: str) -> None:
     for path in sorted((quantized_bundle(weights, dtype) / "onnx").glob("*.onnx")):
         onnx.checker.check_model(str(path))
     model = onnx.load(path.parent / "decode_step.onnx", load_external_data=False)
-    assert (
-        sum(node.op_type == "DequantizeLinear" for node in model.graph.node) == 4 * TINY.num_layers
-    )
+    found = sum(node.op_type == "DequantizeLinear" for node in model.graph.node)
+    assert found == QUANTIZED[weights]
 
 
 @pytest.mark.parametrize("weights", FORMATS)
@@ -251,7 +264,8 @@ def test_onnx_runtime_reads_the_codes_as_they_are(weights: str, graph: str, tmp_
         for node in onnx.load(tmp_path / "optimized.onnx", load_external_data=False).graph.node
     ]
     assert nodes.count("DequantizeLinear") == 0
-    assert nodes.count("MatMulNBits") == 4 * TINY.num_layers
+    aligner = graph == "prefill"  # embeds no image token
+    assert nodes.count("MatMulNBits") == QUANTIZED[weights] - aligner
 
 
 def test_matrices_without_a_block_keep_their_dtype_and_it_is_said() -> None:
@@ -269,17 +283,56 @@ def test_matrices_without_a_block_keep_their_dtype_and_it_is_said() -> None:
 
 def test_codes_and_scale_may_be_made_in_any_order() -> None:
     """An export that was interrupted between the two goes on with the second."""
-    from ssd_export.model.checkpoint import open_checkpoint
     from ssd_export.policy.presets import make_policy
 
     opened = open_checkpoint(checkpoint(TINY))
     table = make_policy("full", opened.config, budget=1.0, prompt_slots=32)
-    forwards = {
-        weight.name: weight.make() for weight in plan_weights(opened, table, torch.float32, "int4")
-    }
-    for weight in reversed(plan_weights(opened, table, torch.float32, "int4")):
+    planned = partial(plan_weights, opened, table, torch.float32, "int4", "int8")
+    forwards = {weight.name: weight.make() for weight in planned()}
+    for weight in reversed(planned()):
         assert torch.equal(weight.make(), forwards[weight.name]), weight.name
-    assert precision_facts("none", plan_weights(opened, table, torch.float32)) == Precision()
+    weights = plan_weights(opened, table, torch.float32)
+    assert precision_facts("none", "none", weights) == Precision()
+
+
+@pytest.mark.parametrize("head", ["none", "int8", "int4"])
+@pytest.mark.parametrize("weights", ["none", "int4"])
+def test_the_head_has_a_format_that_may_be_another(
+    weights: WeightFormat, head: WeightFormat
+) -> None:
+    """Stored bytes, what the bundle says, and the tokens: torch's are those of the graphs."""
+    path = quantized_bundle(weights, head=head)
+    opened = open_bundle(path)
+    facts = opened.config.precision
+    assert (facts.weights, facts.head) == (weights, head)
+    tensors = read_header(path / "onnx" / "weights.safetensors")[1]
+    stored = {"none": "F32", "int8": "I8", "int4": "U8"}
+    assert {tensors[name]["dtype"] for name in HEAD_MATRICES} == {stored[head]}
+    assert tensors["layers.0.qkv"]["dtype"] == stored[weights]
+    assert tensors["generation_aligner.fc1"]["dtype"] == "F32"
+    drawn = []
+    for runner in (OrtRunner(opened, exact=True), TorchRunner.from_bundle(opened, num_threads=1)):
+        with ImageGenerator(opened, runner) as generator:
+            drawn.append(generator(PROMPTS[:2], seed=7).tokens)
+    np.testing.assert_array_equal(*drawn)
+
+
+def test_a_checkpoint_is_rounded_as_its_bundle_is() -> None:
+    """What `verify` compares with: the checkpoint's own modules hold the bundle's numbers."""
+    opened = open_bundle(quantized_bundle("int8", head="int4"))
+    model = load_model(open_checkpoint(checkpoint(TINY)), "cpu", torch.float32)
+    round_matrices(model, opened.config.precision, opened.config.policy)
+    stored, _ = load_modules(opened, opened.config.model, "cpu")
+    for name in HEAD_MATRICES:
+        wanted = stored.get_parameter(f"{name}.weight")
+        assert torch.equal(model.get_parameter(f"{name}.weight"), wanted), name
+
+
+def test_names_of_folders_tell_another_head_apart() -> None:
+    assert Precision("int4", HEAD_WEIGHTS["int4"]).name == "int4"
+    assert Precision("int4", "none").name == "int4-head-none"
+    assert Precision("none", "int8").name == "none-head-int8"
+    assert Precision("none", "int8").main_format == "int8"
 
 
 def test_two_exports_are_the_same_bytes() -> None:

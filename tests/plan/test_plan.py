@@ -14,7 +14,7 @@ from ssd_export.model.families import PUBLISHED, published_shape
 from ssd_export.plan.fit import Settings, fit
 from ssd_export.plan.stages import Plan, time_class
 
-SPEC = PlanSpec("janus-pro-1b", None, None, None, "model", None, 1, 64, "fp16", None)
+SPEC = PlanSpec("janus-pro-1b", None, None, None, None, "model", None, 1, 64, "fp16", None)
 ORIN = Device("Orin", 7 << 30, "tensorrt")
 UNQUANTIZED = Settings("none", 0.2, 1)
 
@@ -59,12 +59,23 @@ def test_quantized_codes_stand_in_both_engines() -> None:
     """TensorRT-RTX keeps a dequantized constant inside an engine; other weights are inputs of
     both.
     """
-    made = plan(Settings("int4", 0.2, 1))
+    made = plan(Settings("int4", 0.2, 1), head_weights="none")
     assert made.sizes.codes == pytest.approx(1.233e9 / 2, rel=1e-3)
     assert made.device.weights == made.sizes.steps + 2 * made.sizes.codes + made.sizes.image_decoder
 
 
 @pytest.mark.slow
+def test_the_head_counts_in_its_format() -> None:
+    """Codes of half a byte, a scale of two bytes for 128 inputs, instead of two bytes a number."""
+    kept, smaller = (
+        plan(Settings("int4", 0.2, 1), head_weights=head).sizes for head in ("none", "int4")
+    )
+    numbers = 2048 * (16384 + 2048 + 2048)
+    assert smaller.codes - kept.codes == numbers // 2
+    assert kept.steps - smaller.steps == 2 * (numbers - numbers // 128)
+    assert plan(Settings("int4", 0.2, 1)).sizes.codes > kept.codes
+
+
 def test_fit_gives_up_the_batch_then_the_budget_then_precision() -> None:
     def needed(made: Plan) -> int:
         return made.device.total
