@@ -43,7 +43,11 @@ def write_decode_window(writer: GraphWriter, top_k: bool = False) -> tuple[Graph
     places, tokens = _places(writer, inputs)
     one = embed_image_token(writer, tokens)
     hidden = _of_rows(writer, one)
-    cos, sin = rope_tables(writer, ops.reshape(places.position, [0, -1, 1, 1, 1]))
+    cos, sin = rope_tables(
+        writer,
+        ops.reshape(places.position, [0, -1, 1, 1, 1]),
+        ops.reshape(places.prompt_length, [-1, 1, 1, 1, 1]),
+    )
     attended: dict[tuple[int, int], AttendedGroup] = {}
     for layer in range(config.num_layers):
         normed = rms_norm(writer, hidden, f"language_model.layers.{layer}.input_layernorm.weight")
