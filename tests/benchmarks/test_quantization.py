@@ -5,14 +5,26 @@ verb itself.
 from __future__ import annotations
 
 import json
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from benchmarks import quantization
-from benchmarks.quantization import BOUNDS, COLUMNS, PRECISIONS, evaluate, main, results_of
-from ssd_export.metrics.intervals import Share
+from benchmarks.precision_divergence import divergence
+from benchmarks.quantization import (
+    BOUNDS,
+    COLUMNS,
+    PRECISIONS,
+    choice_of,
+    evaluate,
+    main,
+    results_of,
+)
+from ssd_export.export.temporary_bundle import PolicyChoice, temporary_bundle
+from ssd_export.metrics.intervals import Z95, Mean, Share
+from ssd_export.metrics.scene_score import draw_scenes
 
 pytestmark = pytest.mark.slow
 
@@ -42,13 +54,16 @@ def test_differences_are_caption_by_caption() -> None:
             "int8": run(other),
             "int4": run([True] * 45 + [False] * 55),
             "kv8": run(base),
-        }
+        },
+        {"int8": Mean(0.002, 0.001 / Z95, 64)},
     )["tables"][0]
     rows = {row[0]: dict(zip(COLUMNS, row, strict=True)) for row in table["rows"]}
     changed, points = "images judged otherwise", "points from fp32 (95 %)"
     assert rows["`--weights int8`"][changed] == "100" and rows["`--weights int8`"][
         points
     ].startswith("+0.0 ± 19")
+    kl = "KL, thousandths of a nat a token (95 %)"
+    assert rows["`--weights int8`"][kl] == "2.000 ± 1.000" and rows["fp32"][kl] == "-"
     assert rows["`--weights int8`"]["bound"] == "1: holds"
     assert (
         rows["`--weights int4`"][points].startswith("-5.0 ±")
@@ -66,14 +81,27 @@ def test_the_command_writes_the_file_whole(tmp_path: Path, monkeypatch: pytest.M
         return run([True, False, True, True])
 
     monkeypatch.setattr(quantization, "evaluate", answer)
-    main(["--num-prompts", "4", "--json", str(tmp_path / "q.json")])
+    monkeypatch.setattr(quantization, "divergences", lambda model, num_scenes: {})
+    main(["--num-prompts", "4", "--num-scenes", "2", "--json", str(tmp_path / "q.json")])
     assert asked == [("demo", 4, options) for options in PRECISIONS.values()]
     written = json.loads((tmp_path / "q.json").read_text())
-    assert written["command"] == "python -m benchmarks.quantization --num-prompts 4"
+    assert written["command"] == "python -m benchmarks.quantization --num-prompts 4 --num-scenes 2"
     assert (
         list(written["results"]["runs"]) == list(PRECISIONS)
         and "images" not in written["results"]["runs"]["int4"]
     )
+
+
+def test_scenes_tell_precisions_apart() -> None:
+    """KL of the demo model: 0 from itself, and more in four bits than in eight."""
+    scenes = draw_scenes(2, 1)
+    with ExitStack() as stack:
+        bundles = [
+            stack.enter_context(temporary_bundle(PolicyChoice(**choice_of(options))))
+            for options in ("", "--weights int8", "--weights int4 --head-weights int4")
+        ]
+        same, eight, four = (divergence(bundles[0], bundle, scenes).mean() for bundle in bundles)
+    assert abs(same) < 1e-12 < eight < four
 
 
 def test_runs_are_those_of_the_verb() -> None:
