@@ -61,7 +61,7 @@ def measure_build(bundle: Path, target: str, batch: str, shared: bool) -> dict[s
         peaks, entry = _phases(plan, Path(folder))
     seconds, cpu_seconds = time.perf_counter() - began, time.process_time() - began_cpu
     return {
-        "weights": _weights(plan),
+        "weights": weights_of(plan),
         "shared": shared,
         "seconds": seconds,
         "cpu_seconds": cpu_seconds,
@@ -72,7 +72,8 @@ def measure_build(bundle: Path, target: str, batch: str, shared: bool) -> dict[s
     }
 
 
-def _weights(plan: BuildPlan) -> str:
+def weights_of(plan: BuildPlan) -> str:
+    """What the matrices are stored in."""
     stored = plan.bundle.config.precision.weights
     return plan.bundle.config.dtype if stored == "none" else stored
 
@@ -80,15 +81,15 @@ def _weights(plan: BuildPlan) -> str:
 def _phases(plan: BuildPlan, scratch: Path) -> tuple[dict[str, int], EngineEntry]:
     """Peak of resident bytes by phase, and the engine's entry."""
     spec = next(graph for graph in plan.graphs if graph.name == GRAPH)
-    graph, read = _with_peak(lambda: read_graph(plan, spec))
-    engine, build = _with_peak(
+    graph, read = with_peak(lambda: read_graph(plan, spec))
+    engine, build = with_peak(
         lambda: serialized_engine(plan, graph, scratch, lambda *told: None, Event())
     )
-    made, write = _with_peak(lambda: write_engine(plan, graph, engine, scratch))
+    made, write = with_peak(lambda: write_engine(plan, graph, engine, scratch))
     return dict(zip(PHASES, (read, build, write), strict=True)), made.entry
 
 
-def _with_peak(work: Callable[[], T]) -> tuple[T, int]:
+def with_peak(work: Callable[[], T]) -> tuple[T, int]:
     """The result of work and the most that was resident meanwhile, everything this process holds
     included.
     """

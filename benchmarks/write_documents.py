@@ -90,7 +90,7 @@ SECTIONS = (
     ),
     Section("Export and memory at real size", "", ("real_size",)),
     Section("Quantized weights and caches", "", ("quantization",)),
-    Section("Building engines without a GPU", "", ("build",)),
+    Section("Building engines without a GPU", "", ("build", "target_builds")),
     Section("On a GPU", "", ("gpu",)),
 )
 

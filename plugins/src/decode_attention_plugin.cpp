@@ -135,6 +135,13 @@ Sizes sizes_of(AttentionFields const& fields, DimsOf dims_of) {
             static_cast<int32_t>(query_heads / heads)};
 }
 
+// What a launch keeps between attending and adding to the scores: a float for every slot.
+size_t logits_bytes(AttentionFields const& fields, Sizes const& sizes) {
+    return fields.by_score == 0 ? 0
+                                : static_cast<size_t>(sizes.rows) * sizes.num_heads *
+                                      sizes.num_slots * sizeof(float);
+}
+
 void check_num_inputs(int32_t given, int32_t wanted) {
     if (given != wanted) {
         throw std::invalid_argument(
@@ -257,6 +264,20 @@ int32_t DecodeAttentionPlugin::configurePlugin(nvinfer1::DynamicPluginTensorDesc
     });
 }
 
+size_t DecodeAttentionPlugin::getWorkspaceSize(nvinfer1::DynamicPluginTensorDesc const* inputs,
+                                               int32_t num_inputs,
+                                               nvinfer1::DynamicPluginTensorDesc const* outputs,
+                                               int32_t num_outputs) const noexcept {
+    size_t num_bytes = 0;
+    reported([&] {
+        check_num_inputs(num_inputs, this->num_inputs());
+        Sizes const most =
+            sizes_of(fields_, [&](int32_t input) -> Dims const& { return inputs[input].max; });
+        num_bytes = logits_bytes(fields_, most);
+    });
+    return num_bytes;
+}
+
 int32_t DecodeAttentionPlugin::onShapeChange(nvinfer1::PluginTensorDesc const* inputs,
                                              int32_t num_inputs,
                                              nvinfer1::PluginTensorDesc const* outputs,
@@ -282,6 +303,9 @@ int32_t DecodeAttentionPlugin::enqueue(nvinfer1::PluginTensorDesc const* input_d
             kernel_ = Kernel::load(fields_);
         }
         void const* score = fields_.by_score != 0 ? inputs[kPastScore] : nullptr;
+        if (fields_.by_score != 0 && workspace == nullptr) {
+            throw std::runtime_error("TensorRT gave no workspace for the logits");
+        }
         // compiled Triton kernels end with two scratch pointers; this one needs none
         void* scratch = nullptr;
         int32_t token_stride = sizes.num_heads * fields_.kernel_head_dim;
@@ -297,6 +321,7 @@ int32_t DecodeAttentionPlugin::enqueue(nvinfer1::PluginTensorDesc const* input_d
             &inputs[kPastValue],
             &inputs[kPastPosition],
             &score,
+            &workspace,
             &outputs[0],
             &query_stride,
             &token_stride,

@@ -25,7 +25,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from ssd_export.dtypes import MODEL_DTYPES
+from ssd_export.dtypes import DTYPES, MODEL_DTYPES
 from ssd_export.errors import UserError
 from ssd_export.kernels.image import MANIFEST_FILE, SCHEMA, KernelImage, Variant
 
@@ -162,7 +162,7 @@ def _kernel(variant: Variant, max_slots: int) -> tuple[Any, dict[str, int], int]
 
     return (
         source.decode_attention_kernel,
-        source.constants(variant.head_dim, max_slots),
+        source.constants(variant.head_dim, max_slots, DTYPES[variant.dtype].num_bytes),
         source.NUM_WARPS,
     )
 
@@ -176,6 +176,7 @@ def _arguments() -> list[dict[str, str]]:
     integers = ("position_ptr", "prompt_length_ptr", "cache_position_ptr")
     types = dict.fromkeys(integers, "*int32") | {
         "cache_score_ptr": "*float32",
+        "logits_ptr": "*float32",
         "score_decay": "float32",
     }
     names = [name for name in decode_attention_kernel.arg_names if name not in CONSTANTS]

@@ -8,13 +8,11 @@ so one compiled image serves every policy and every number of query heads; only 
 are compiled in.
 
 Everything is float32 inside. Each lane keeps its own running softmax over every BLOCK_SLOTS-th slot
-and the lanes are merged once at the end, so the loop over slots needs no exchange between warps.
-Scores need the finished softmax: a group that ranks by score goes over its keys a second time, and
-query heads that share a KV head follow one another; both read out of the caches of the GPU.
-
-Few rows leave a large GPU idle (a program per head is 32 programs for one image of 16 heads);
-splitting the slots of a head over several programs would fill it and can come later without a
-change of the interface.
+and the lanes are merged once at the end. Keys and values come through shared memory, NUM_STAGES - 1
+blocks ahead of their use, so that a thread waits for one of sixteen loads rather than for each.
+Scores need the finished softmax: a group that ranks by score leaves its logits in a workspace and
+reads them again, 4 bytes a slot, instead of the keys. Query heads that share a KV head follow one
+another and read out of the caches of the GPU.
 """
 
 from __future__ import annotations
@@ -28,8 +26,12 @@ from ssd_export.cache.state import EMPTY, GroupState
 from ssd_export.policy.table import HeadGroup, pinned_bits
 
 NUM_WARPS = 4
-BLOCK_ELEMENTS = 4096  # of one block of keys: 32 float32 registers a thread for its running sums
+BLOCK_ELEMENTS = 2048  # of one block of keys: 16 float32 registers a thread for its running sums
 MAX_BLOCK_SLOTS = 64
+# Stages of the loop over slots by bytes of an element: one block of keys and values is in use, the
+# others, 32 KB, are on their way. That is under the 48 KB of shared memory that every GPU grants
+# unasked, and lets three programs share a multiprocessor of the smallest GPUs.
+NUM_STAGES = {2: 5, 4: 3}
 EVICTED = tl.constexpr(float("inf"))
 PROTECTED = tl.constexpr(3.0e38)  # finite, so that EVICTED ranks above it
 NOTHING_YET = tl.constexpr(-1.0e30)  # finite: -inf minus -inf is NaN
@@ -37,7 +39,7 @@ NO_TOKEN = tl.constexpr(EMPTY)
 
 # What the kernel compiles in, by parameter name; the other parameters are arguments of a launch, in
 # this order.
-CONSTANTS = ("HEAD_DIM", "BLOCK_SLOTS", "SLOT_CAPACITY")
+CONSTANTS = ("HEAD_DIM", "BLOCK_SLOTS", "SLOT_CAPACITY", "NUM_STAGES")
 SCALARS = (
     "query_stride",
     "key_stride",
@@ -78,6 +80,7 @@ def decode_attention(
     rows, num_heads, head_dim = key.shape
     num_slots, rule = state.position.shape[2], group.rule
     score = state.score if rule.by_score else query.new_empty(0, dtype=torch.float32)  # never read
+    logits = query.new_empty(logits_elements(rows, group, num_slots), dtype=torch.float32)
     out = query.new_empty(query.shape)
     decode_attention_kernel[(rows * num_heads,)](
         query,
@@ -89,6 +92,7 @@ def decode_attention(
         state.value,
         state.position,
         score,
+        logits,
         out,
         query.stride(0),
         key.stride(0),
@@ -103,20 +107,27 @@ def decode_attention(
         grid_width,
         group.evict_every,
         float(score_decay),
-        **constants(head_dim, num_slots),
+        **constants(head_dim, num_slots, query.element_size()),
         num_warps=NUM_WARPS,
         enable_fp_fusion=True,
     )
     return out
 
 
-def constants(head_dim: int, num_slots: int) -> dict[str, int]:
-    """CONSTANTS of the kernel for caches of up to num_slots slots (rounded up to a power of
-    two).
+def logits_elements(rows: int, group: HeadGroup, num_slots: int) -> int:
+    """float32 numbers that one launch keeps between attending and adding to the scores."""
+    return rows * group.num_heads * num_slots if group.rule.by_score else 0
+
+
+def constants(head_dim: int, num_slots: int, element_bytes: int) -> dict[str, int]:
+    """CONSTANTS of the kernel for caches of up to num_slots slots (rounded up to a power of two)
+    of elements of so many bytes.
     """
     block_slots = max(1, min(MAX_BLOCK_SLOTS, BLOCK_ELEMENTS // triton.next_power_of_2(head_dim)))
     capacity = max(triton.next_power_of_2(num_slots), 32 * NUM_WARPS)
-    return dict(zip(CONSTANTS, (head_dim, block_slots, capacity)))
+    return dict(
+        zip(CONSTANTS, (head_dim, block_slots, capacity, NUM_STAGES[element_bytes]), strict=True)
+    )
 
 
 def _check(
@@ -183,6 +194,7 @@ def decode_attention_kernel(
     cache_value_ptr,
     cache_position_ptr,
     cache_score_ptr,
+    logits_ptr,
     out_ptr,
     query_stride,
     key_stride,
@@ -200,11 +212,12 @@ def decode_attention_kernel(
     HEAD_DIM: tl.constexpr,
     BLOCK_SLOTS: tl.constexpr,
     SLOT_CAPACITY: tl.constexpr,
+    NUM_STAGES: tl.constexpr,
 ):
     """One decode step of one KV head of one row (R3 to R7)."""
     # query, out: [B, H*G, D]; key, value: [B, H, D]; position, prompt_length: int32 [B]; cache_key,
-    # cache_value: [B, H, S, D]; cache_position: int32 [B, H, S]; cache_score: float32 [B, H, S],
-    # any address unless by_score
+    # cache_value: [B, H, S, D]; cache_position: int32 [B, H, S]; cache_score, logits: float32
+    # [B, H, S], any address unless by_score
     program = tl.program_id(0)
     row, head = (program // num_heads).to(tl.int64), program % num_heads
     first_slot = program.to(tl.int64) * num_slots
@@ -212,6 +225,7 @@ def decode_attention_kernel(
     cache_value_ptr += first_slot * HEAD_DIM
     cache_position_ptr += first_slot
     cache_score_ptr += first_slot
+    logits_ptr += first_slot
     newest = tl.load(position_ptr + row)
     prompt_length = tl.load(prompt_length_ptr + row)
     slot = _take_slot(
@@ -238,7 +252,8 @@ def decode_attention_kernel(
     query_ptr += row * query_stride + head * query_group_size * HEAD_DIM
     out_ptr += program.to(tl.int64) * query_group_size * HEAD_DIM
     for member in range(query_group_size):
-        # Every thread sees the new token, the evicted slots, and the scores of the member before.
+        # Every thread sees the new token and the evicted slots, and has read the logits of the
+        # member before.
         tl.debug_barrier()
         query = (
             tl.load(query_ptr + member * HEAD_DIM + dim, mask=is_dim, other=0.0).to(tl.float32)
@@ -249,23 +264,17 @@ def decode_attention_kernel(
             cache_key_ptr,
             cache_value_ptr,
             cache_position_ptr,
+            logits_ptr,
             num_slots,
+            tl.where(by_score != 0, num_slots, 0),
             HEAD_DIM,
             BLOCK_SLOTS,
+            NUM_STAGES,
         )
         tl.store(out_ptr + member * HEAD_DIM + dim, out.to(out_ptr.dtype.element_ty), mask=is_dim)
         if by_score != 0:
-            _add_scores(
-                query,
-                largest,
-                total,
-                cache_key_ptr,
-                cache_position_ptr,
-                cache_score_ptr,
-                num_slots,
-                HEAD_DIM,
-                BLOCK_SLOTS,
-            )
+            tl.debug_barrier()  # every thread sees the logits
+            _add_scores(largest, total, logits_ptr, cache_score_ptr, num_slots, SLOT_CAPACITY)
 
 
 @triton.jit
@@ -347,18 +356,24 @@ def _attend(
     key_ptr,
     value_ptr,
     position_ptr,
+    logits_ptr,
     num_slots,
+    num_kept,
     HEAD_DIM: tl.constexpr,
     BLOCK_SLOTS: tl.constexpr,
+    NUM_STAGES: tl.constexpr,
 ):
-    """out [D] of query [D], and the softmax's largest logit and total."""
+    """out [D] of query [D], and the softmax's largest logit and total; the logits of the first
+    num_kept slots stay in the workspace.
+    """
     BLOCK_DIM: tl.constexpr = query.shape[0]
     largest = tl.full([BLOCK_SLOTS], NOTHING_YET, tl.float32)
     total = tl.zeros([BLOCK_SLOTS], tl.float32)
     sums = tl.zeros([BLOCK_SLOTS, BLOCK_DIM], tl.float32)
-    for start in range(0, num_slots, BLOCK_SLOTS):
+    for start in tl.range(0, num_slots, BLOCK_SLOTS, num_stages=NUM_STAGES):
         slot = start + tl.arange(0, BLOCK_SLOTS)
         logits = _logits(query, key_ptr, position_ptr, slot, num_slots, HEAD_DIM)
+        tl.store(logits_ptr + slot, logits, mask=slot < num_kept)
         value = _load_slots(value_ptr, slot, num_slots, HEAD_DIM, BLOCK_DIM)
         larger = tl.maximum(largest, logits)
         shrink, weight = tl.exp(largest - larger), tl.exp(logits - larger)
@@ -372,23 +387,13 @@ def _attend(
 
 
 @triton.jit
-def _add_scores(
-    query,
-    largest,
-    total,
-    key_ptr,
-    position_ptr,
-    score_ptr,
-    num_slots,
-    HEAD_DIM: tl.constexpr,
-    BLOCK_SLOTS: tl.constexpr,
-):
+def _add_scores(largest, total, logits_ptr, score_ptr, num_slots, SLOT_CAPACITY: tl.constexpr):
     """Adds the probabilities of one query head to the scores (R2)."""
-    for start in range(0, num_slots, BLOCK_SLOTS):
-        slot = start + tl.arange(0, BLOCK_SLOTS)
-        logits = _logits(query, key_ptr, position_ptr, slot, num_slots, HEAD_DIM)
-        score = tl.load(score_ptr + slot, mask=slot < num_slots)
-        tl.store(score_ptr + slot, score + tl.exp(logits - largest) / total, mask=slot < num_slots)
+    slot = tl.arange(0, SLOT_CAPACITY)
+    is_slot = slot < num_slots
+    logits = tl.load(logits_ptr + slot, mask=is_slot, other=float("-inf"))
+    score = tl.load(score_ptr + slot, mask=is_slot, other=0.0)
+    tl.store(score_ptr + slot, score + tl.exp(logits - largest) / total, mask=is_slot)
 
 
 @triton.jit

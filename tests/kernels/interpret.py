@@ -107,7 +107,9 @@ class Comparison:
             case.grid_width,
         )
 
-    def compare(self, dtype: torch.dtype) -> dict[str, object]:
+    def compare(
+        self, dtype: torch.dtype, attend: Callable[..., Tensor] = decode_attention
+    ) -> dict[str, object]:
         wanted, given = copy(self.state, torch.float32), copy(self.state, dtype)
         num_steps = STEPS_AROUND_EVICTION if dtype is torch.float32 else 2
         result = {
@@ -120,7 +122,7 @@ class Comparison:
         for step in range(self.step, self.step + num_steps):
             before = wanted.position.clone()
             out = self.run(step, wanted, reference.decode_attention)
-            kernel_out = self.run(step, given, decode_attention)
+            kernel_out = self.run(step, given, attend)
             result["evicted"] += int(((before >= 0) & (wanted.position != before)).any())
             result["slots_equal"] &= torch.equal(given.position, wanted.position)
             result["caches_equal"] &= torch.equal(given.key.float(), wanted.key)

@@ -11,7 +11,7 @@ from typing import Any
 
 from ssd_export.export.functions import DOMAIN, OP_TYPE
 
-VERSION = "1"
+VERSION = "2"
 CACHES = ("past_key", "past_value", "past_position", "past_score")
 FIRST_CACHE = 5  # after query, key, value, position, prompt_length
 INTEGERS = (

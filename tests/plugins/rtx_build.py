@@ -17,6 +17,7 @@ import onnx_ir as ir
 import tensorrt_rtx as trt
 
 from ssd_export.export.functions import DOMAIN, OP_TYPE, AttentionNode
+from ssd_export.export.plugin_flavor import PLUGIN_VERSION
 from ssd_export.kernels.image import KernelImage, Variant, attach_kernel
 from ssd_export.model.families.janus import GRID
 from ssd_export.policy.presets import Rule
@@ -76,6 +77,7 @@ def model(groups: list[tuple[Rule, int, int]], changed: dict, shapes: dict) -> i
             ir.AttrFloat32(k, v) if isinstance(v, float) else ir.AttrInt64(k, v)
             for k, v in attributes.items()
         ]
+        onnx.append(ir.AttrString("plugin_version", PLUGIN_VERSION))
         nodes.append(ir.Node(DOMAIN, OP_TYPE, given, onnx, outputs=made, name=f"attend.{number}"))
         inputs, outputs = inputs + given, outputs + made
     return ir.Model(

@@ -28,9 +28,11 @@ pytestmark = pytest.mark.skipif(
 HEADERS_HERE = "TensorRT's headers are installed here"
 
 
-def configure(folder: Path, *options: str) -> subprocess.CompletedProcess[str]:
+def configure(
+    folder: Path, *options: str, source: Path = PLUGINS
+) -> subprocess.CompletedProcess[str]:
     """cmake's run; its one-line message is stderr without line breaks."""
-    command = ["cmake", "-S", str(PLUGINS), "-B", str(folder), *options]
+    command = ["cmake", "-S", str(source), "-B", str(folder), *options]
     run = subprocess.run(command, capture_output=True, text=True, check=False)
     return subprocess.CompletedProcess(
         command, run.returncode, run.stdout, " ".join(run.stderr.split())
@@ -139,7 +141,7 @@ def built(
 
 
 def test_the_creator_has_the_node_s_name(built: tuple) -> None:
-    assert built[0]["registry"]["creators"] == [["DecodeAttention", "ssd_export", "1"]]
+    assert built[0]["registry"]["creators"] == [["DecodeAttention", "ssd_export", "2"]]
 
 
 def test_every_node_becomes_one_plugin_layer(built: tuple) -> None:

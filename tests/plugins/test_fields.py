@@ -66,6 +66,7 @@ PASSED = {
     "cache_value_ptr": "inputs[kPastValue]",
     "cache_position_ptr": "inputs[kPastPosition]",
     "cache_score_ptr": "score",
+    "logits_ptr": "workspace",
     "out_ptr": "outputs[0]",
     "key_stride": "token_stride",
     "value_stride": "token_stride",

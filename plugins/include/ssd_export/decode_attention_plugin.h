@@ -12,7 +12,7 @@ namespace ssd_export {
 
 constexpr char kPluginName[] = "DecodeAttention";
 constexpr char kPluginNamespace[] = "ssd_export";
-constexpr char kPluginVersion[] = "1";
+constexpr char kPluginVersion[] = "2";  // 1 had no logits workspace
 
 // The node ssd_export::DecodeAttention (contract: ssd_export/export/functions.py): one launch of
 // the kernel that the node carries. Every present_* output is its past_* input, written in place;
@@ -49,6 +49,9 @@ public:
     int32_t configurePlugin(nvinfer1::DynamicPluginTensorDesc const* inputs, int32_t num_inputs,
                             nvinfer1::DynamicPluginTensorDesc const* outputs,
                             int32_t num_outputs) noexcept override;
+    size_t getWorkspaceSize(nvinfer1::DynamicPluginTensorDesc const* inputs, int32_t num_inputs,
+                            nvinfer1::DynamicPluginTensorDesc const* outputs,
+                            int32_t num_outputs) const noexcept override;
 
     // IPluginV3OneRuntime
     int32_t onShapeChange(nvinfer1::PluginTensorDesc const* inputs, int32_t num_inputs,

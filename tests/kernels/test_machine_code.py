@@ -1,0 +1,112 @@
+"""The compiled kernel keeps enough loads on their way, spills nothing, and runs as often at once as
+the table in the documents says: read from its machine code, which needs no GPU.
+"""
+
+from __future__ import annotations
+
+import json
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+
+from benchmarks.kernel_code import JSON, KernelCode, read_kernel
+from benchmarks.sass import (
+    Instruction,
+    KernelUse,
+    loops,
+    programs_per_multiprocessor,
+    wide_loads_in_flight,
+)
+
+ROOT = Path(__file__).parents[2]
+LEAST_IN_FLIGHT = 6
+TARGETS = (80, 87, 90, 120)
+needs_triton = pytest.mark.skipif(
+    find_spec("triton") is None, reason="needs Triton: pip install ssd-export[kernels]"
+)
+
+
+def published() -> dict[tuple[int, str], KernelCode]:
+    kernels = json.loads((ROOT / JSON).read_text())["results"]["kernels"]
+    return {(row["target"], row["dtype"]): KernelCode(**row) for row in kernels}
+
+
+@needs_triton
+@pytest.mark.slow
+@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("dtype", ["float16", "float32"])
+def test_enough_loads_are_in_flight_and_nothing_is_spilled(target: int, dtype: str) -> None:
+    import triton
+
+    kernel = read_kernel(target, dtype)
+    assert kernel.loads_in_flight >= LEAST_IN_FLIGHT and kernel.stack_bytes == 0
+    assert kernel.programs >= 3, "fewer leave a multiprocessor idle while one of them waits"
+    if triton.__version__.startswith("3.9."):  # another compiler chooses other registers
+        assert kernel == published()[target, dtype]
+
+
+@needs_triton
+def test_a_loop_that_loads_when_it_uses_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    from ssd_export.kernels import decode_attention
+
+    monkeypatch.setattr(decode_attention, "NUM_STAGES", {2: 1, 4: 1})
+    assert read_kernel(80, "float16").loads_in_flight < LEAST_IN_FLIGHT
+
+
+def test_the_table_is_what_registers_and_shared_memory_allow() -> None:
+    for kernel in published().values():
+        use = KernelUse(kernel.registers, kernel.stack_bytes)
+        assert kernel.programs == programs_per_multiprocessor(
+            kernel.target, use, kernel.shared_bytes, kernel.num_warps
+        )
+    assert set(published()) >= {(target, "float16") for target in TARGETS}
+
+
+def code(*lines: str) -> list[Instruction]:
+    return [Instruction(16 * number, line) for number, line in enumerate(lines)]
+
+
+PLAIN = code(
+    "MOV R1, R2",
+    "LDG.E.128 R4, [R40.64]",
+    "LDG.E.128 R8, [R40.64+0x10]",
+    "FADD R0, R0, R4",
+    "FADD R0, R0, R8",
+    "BRA 0x10",
+)
+COPIES = "LDGSTS.E.BYPASS.128 [R5], [R64.64]"
+AHEAD = code(
+    *[COPIES, COPIES, "LDGDEPBAR"] * 3,
+    "DEPBAR.LE SB0, 0x2",
+    *[COPIES, COPIES, "LDGDEPBAR"],
+    "BRA 0x90",
+)
+
+
+def test_a_plain_load_is_in_flight_until_it_is_used() -> None:
+    assert loops(PLAIN) == [(1, 5)] and wide_loads_in_flight(PLAIN) == 1
+
+
+def test_copies_are_in_flight_until_their_group_is_waited_for() -> None:
+    assert wide_loads_in_flight(AHEAD) == 6
+
+
+def test_without_a_loop_that_loads_nothing_is_in_flight() -> None:
+    assert wide_loads_in_flight(PLAIN[:5]) == 0
+
+
+@pytest.mark.parametrize(
+    ("target", "registers", "shared", "programs"),
+    [
+        (80, 128, 33088, 4),
+        (86, 168, 33088, 3),
+        (89, 128, 33152, 2),
+        (90, 96, 0, 5),
+        (87, 32, 0, 12),
+    ],
+)
+def test_programs_are_limited_by_registers_shared_memory_and_warps(
+    target: int, registers: int, shared: int, programs: int
+) -> None:
+    assert programs_per_multiprocessor(target, KernelUse(registers, 0), shared, 4) == programs
