@@ -78,7 +78,7 @@ def stretched(small: HeadMap, config: ModelConfig) -> HeadMap:
 
 @dataclass(frozen=True)
 class Options:
-    """What is timed and how often."""
+    """Layers, batch and repetitions to time."""
 
     shape: str
     images: int
@@ -99,10 +99,13 @@ class Comparison:
     ratio_of_bytes: float
 
     def ratios(self, clock: int) -> list[float]:
-        """By run, in order of size; clock 0: of the time that passed, 1: of CPU time."""
+        """Ratio of each run, in order of size; clock 0: of elapsed time, 1: of CPU time."""
         return sorted(slow[clock] / fast[clock] for slow, fast in zip(self.full, self.compressed))
 
     def cells(self) -> list[str]:
+        """Table cells: median ms of each cache, their ratio with its range, and the ratio by CPU
+        time.
+        """
         passed = [
             f"{1000 * statistics.median(seconds for seconds, _ in runs):.1f}"
             for runs in (self.full, self.compressed)

@@ -44,6 +44,7 @@ class GroupRun:
 
     @property
     def num_bytes(self) -> int:
+        """Bytes of the group's cache tensors."""
         return sum(
             value.tensor_size_in_bytes()
             for name, value in self.values.items()
@@ -51,6 +52,7 @@ class GroupRun:
         )
 
     def run(self, position: int) -> None:
+        """Runs the step of a position, after an eviction where one is due."""
         self.values["position"].update_inplace(
             np.full(self.values["position"].shape(), position, np.int32)
         )
@@ -204,7 +206,7 @@ class LayersRun:
 
     @property
     def num_bytes(self) -> float:
-        """Of the average layer."""
+        """Bytes that a step moves in the average layer."""
         return sum(group.num_bytes for group in self._groups) / self._num_layers
 
     def median_seconds(self, steps: int) -> tuple[float, float]:

@@ -1,4 +1,4 @@
-"""What `calibrate` takes of memory: peaks on the first layers of a published shape, and from two of
+"""Memory that `calibrate` takes: peaks on the first layers of a published shape, and from two of
 them on all layers.
 
     python -m benchmarks.calibration_memory --shape janus-pro-1b --layers 1,3

@@ -1,4 +1,4 @@
-"""What only a GPU can show, checked and measured in a few minutes, and written as a measurement.
+"""Checks and measures in a few minutes what only a GPU can show, and writes it as a measurement.
 
     python -m benchmarks.gpu_report --out docs/measurements/gpu.json
 
@@ -129,7 +129,9 @@ def say(what: str) -> None:
 
 
 def check_kernel_here() -> dict[str, Any]:
-    """In a separate process, so that a fault of the kernel ends that process."""
+    """Runs the kernel's check in a separate process, so that a fault of the kernel ends that
+    process.
+    """
     run = subprocess.run(KERNEL_CHECK, capture_output=True, text=True, check=False)
     lines = run.stdout.splitlines()
     if not lines:

@@ -50,10 +50,12 @@ class Speed:
 
     @property
     def ms_per_token(self) -> float:
+        """Milliseconds of one decode step."""
         return 1000 * self.seconds / self.num_steps
 
     @property
     def tokens_per_second(self) -> float:
+        """Image tokens a second, over all images of the batch."""
         return self.batch * self.num_steps / self.seconds
 
 
@@ -79,8 +81,8 @@ def measure_speed(
 def speeds_of(
     bundle: Bundle, batches: Sequence[int], say: Callable[[str], None]
 ) -> Iterator[Speed]:
-    """Of a bundle with engines; batches for which the device has too little memory are said and
-    left out.
+    """Speeds of a bundle's engines; a batch that does not fit the device's memory is named and left
+    out.
     """
     files, device = open_device(bundle)
     runner = TrtRunner(bundle, files, device)

@@ -59,7 +59,7 @@ def mean_of(num_random: int) -> str:
 
 
 def policies(num_random: int) -> tuple[str, ...]:
-    """What is measured."""
+    """Names of the policies to measure."""
     return (AUTO, *GROUPS, *RIVALS, SWAPPED, *permutations(num_random))
 
 
@@ -221,7 +221,7 @@ def _paired_rows(
 
 
 def _means(cells: Cells, num_random: int) -> Cells:
-    """What the permutations lose on average, scene by scene, where all of them were measured."""
+    """Average loss of the permutations, scene by scene, where all of them were measured."""
     means: Cells = {}
     for budget in BUDGETS:
         permuted = [
@@ -276,6 +276,7 @@ class TimeLeft:
         self._began = self._said = time.monotonic()
 
     def __call__(self, stage: str, done: int, total: int) -> None:
+        """Prints stage, share and time left, at most every ten seconds and at the end."""
         now = time.monotonic()
         if now - self._said > 10 or done == total:
             self._said = now

@@ -52,7 +52,7 @@ def run_measured(arguments: Sequence[str]) -> dict[str, float]:
 
 
 def peak_bytes() -> int:
-    """Of this process since it began: what getrusage says counts the process that started it too
+    """Peak resident bytes of this process since it began; getrusage would count its parent too
     (Linux).
     """
     try:
@@ -78,9 +78,7 @@ def measure_export(checkpoint: Path, bundle: Path, options: Sequence[str]) -> di
 
 
 def process_bytes() -> int:
-    """What a process that plans an export holds on this machine, whatever the model: libraries,
-    mostly.
-    """
+    """Bytes that a process holds before any model is read: libraries, mostly."""
     plan = answer_of(
         ["plan", "--json", "--model", "janus-pro-1b"], may_fail=True
     )  # where too little is free it fails, and answers
@@ -103,7 +101,7 @@ def answer_of(arguments: Sequence[str], may_fail: bool = False) -> dict[str, Any
 
 
 def measure_generation(bundle: Path, arguments: Sequence[str]) -> dict[str, Any]:
-    """What this module prints for a bundle. Raises: SystemExit where it fails."""
+    """Figures that this module prints for a bundle. Raises: SystemExit where it fails."""
     command = [sys.executable, "-m", "benchmarks.measured_process", str(bundle), *arguments]
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True)
     if done.returncode:

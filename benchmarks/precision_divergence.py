@@ -1,4 +1,4 @@
-"""What a precision does to the distribution that tokens are sampled from, scene by scene.
+"""Measures how a precision changes the distribution that tokens are sampled from, scene by scene.
 
 Two bundles of one policy are given the tokens of true scenes, step by step in ONNX Runtime as
 `generate` uses it: rounding of weights, of activations in the fast kernels and of the cache are all

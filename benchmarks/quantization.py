@@ -54,7 +54,7 @@ COLUMNS = [
 
 
 def evaluate(model: str, num_prompts: int, options: str) -> dict[str, Any]:
-    """What `ssd-export eval --json` prints. Raises: SystemExit where it fails."""
+    """The JSON that `ssd-export eval` prints. Raises: SystemExit where it fails."""
     return answer_of(
         ["eval", "--model", model, "--num-prompts", str(num_prompts), *options.split(), "--json"]
     )

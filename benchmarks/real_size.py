@@ -138,7 +138,7 @@ def record(path: Path, kind: str, label: str, figures: dict[str, Any]) -> None:
 
 
 def tables(exports: dict[str, Any], generations: dict[str, Any]) -> list[dict[str, Any]]:
-    """Of all that was measured; a case that was not measured says so."""
+    """Tables of all exports and generations; a case that was not measured says so."""
     export_rows = [
         [
             case.label,

@@ -41,10 +41,12 @@ class Instruction:
 
     @property
     def name(self) -> str:
+        """The instruction's mnemonic with its modifiers."""
         return self.text.split()[0]
 
     @property
     def operands(self) -> list[str]:
+        """The operands, as they are spelled."""
         return [part.strip() for part in self.text[len(self.name) :].split(",")]
 
     @property

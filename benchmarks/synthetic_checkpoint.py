@@ -82,6 +82,7 @@ class NoiseWriter:
         self._scaled: dict[tuple[float, float], memoryview] = {}
 
     def write(self, file: BinaryIO, stored_name: str, shape: tuple[int, ...]) -> None:
+        """Writes one tensor of noise in blocks; its numbers depend on its name alone."""
         name = self._canonical_name(stored_name)  # so that both layouts hold the same numbers
         block = self._block(name, shape)
         left = torch.Size(shape).numel() * self.dtype.itemsize

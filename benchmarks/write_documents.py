@@ -115,6 +115,7 @@ class Measurements:
         return "\n\n".join([provenance(measured), *_tables(measured["results"])])
 
     def figure(self, name: str, figure: str) -> str:
+        """A named figure of a measurement as text; "not run" where it is missing."""
         measured = self[name]
         return (
             NOT_RUN if measured is None else str(figures(measured["results"]).get(figure, NOT_RUN))

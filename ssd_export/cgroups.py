@@ -120,7 +120,7 @@ def _limits(group: Group, controller: str) -> bool:
 
 @dataclass(frozen=True)
 class _Mount:
-    """top: the group that is mounted at point."""
+    """A mounted cgroup hierarchy. top: the group that is mounted at point."""
 
     top: PurePosixPath
     point: Path
@@ -140,7 +140,7 @@ def _own_paths(controller: str, root: Path) -> dict[int, PurePosixPath]:
 
 
 def _mounts(controller: str, root: Path) -> Iterator[_Mount]:
-    """Where groups are mounted, from /proc/self/mountinfo (proc(5)): `... top point ... - type`."""
+    """Mounts of a controller, from /proc/self/mountinfo (proc(5)): `... top point ... - type`."""
     for line in _text(root / "proc/self/mountinfo").splitlines():
         before, _, after = line.partition(" - ")
         fields, kind = before.split(), after.split()
@@ -173,7 +173,7 @@ def _stat(folder: Path) -> dict[str, int]:
 
 
 def _number(path: Path) -> int | None:
-    """None for no such file, and for "max"."""
+    """The number in a file; None for no such file, and for "max"."""
     text = _text(path).strip()
     return int(text) if text.isdecimal() else None
 

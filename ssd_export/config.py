@@ -1,4 +1,4 @@
-"""What a model is, in numbers: the language model, the image vocabulary, the grid of image tokens.
+"""Numbers that define a model: the language model, the image vocabulary, the grid of image tokens.
 
 What a family of models has in common stands in its file under model/families/.
 """
@@ -25,6 +25,7 @@ class Grid:
 
     @property
     def num_tokens(self) -> int:
+        """Image tokens of one image."""
         return self.height * self.width
 
     @property
@@ -114,4 +115,5 @@ class ModelConfig:
         return self.grid.width * self.vq.pixels_per_token
 
     def to_dict(self) -> dict[str, Any]:
+        """The numbers as plain data for JSON."""
         return asdict(self)

@@ -1,5 +1,5 @@
-"""Files: read as regular files of a bounded size, written whole or not at all, checked before the
-work whose result they will hold.
+"""Reads regular files of a bounded size, writes files whole or not at all, and checks them before
+the work whose result they will hold.
 """
 
 from __future__ import annotations
@@ -168,12 +168,12 @@ def beside(path: Path, what: str) -> Path:
 
 
 def reason(error: BaseException) -> str:
-    """What the operating system says of an error, in its words."""
+    """The operating system's words for an error."""
     return getattr(error, "strerror", None) or str(error)
 
 
 def _check_kind(target: Path, shown: Path) -> None:
-    """Raises: UserError where something is that a file must not replace."""
+    """Raises UserError where something is that a file must not replace."""
     found = find(target, "write")
     if found is not None and not stat.S_ISREG(found.st_mode):
         raise UserError(f"{shown} is {_kind(found.st_mode)}, not a file; {OTHER_PLACE}")

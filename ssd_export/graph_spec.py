@@ -27,10 +27,12 @@ class CacheTensor:
 
     @property
     def past(self) -> str:
+        """Name as an input of a graph."""
         return f"past_key_values.{self.layer}.{self.group}.{self.kind}"
 
     @property
     def present(self) -> str:
+        """Name as an output of a graph."""
         return f"present.{self.layer}.{self.group}.{self.kind}"
 
     @classmethod
@@ -42,7 +44,7 @@ class CacheTensor:
 
 @dataclass(frozen=True)
 class TensorSpec:
-    """shape: numbers, or the names that bundle/graphs.py lists."""
+    """An input or output of a graph. shape: numbers, or the names that bundle/graphs.py lists."""
 
     name: str
     dtype: str
@@ -55,7 +57,7 @@ class TensorSpec:
 
 @dataclass(frozen=True)
 class GraphSpec:
-    """aliases: output name -> input name that may share its memory."""
+    """The contract of a graph. aliases: output name -> input name that may share its memory."""
 
     name: str
     inputs: tuple[TensorSpec, ...]

@@ -1,4 +1,4 @@
-"""What this machine has, within the limits of its control groups: memory, CPUs, disk."""
+"""Memory, CPUs and disk of this machine, within the limits of its control groups."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def free_disk_bytes(path: Path) -> int | None:
 
 
 def check_disk(path: Path, needed: int, what: str, way_out: str) -> None:
-    """Raises: UserError where less is free than is needed."""
+    """Raises UserError where less is free than is needed."""
     free = free_disk_bytes(path)
     if free is not None and needed + SPARE_DISK_BYTES > free:
         raise UserError(
@@ -95,9 +95,7 @@ def gib(num_bytes: int) -> str:
 
 
 def resident_bytes() -> int:
-    """What this process holds now: the libraries it has loaded, mostly. 0 where the system does not
-    say.
-    """
+    """Resident bytes of this process; 0 where the system does not say."""
     return _statm(ROOT, 1)
 
 

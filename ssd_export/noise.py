@@ -60,8 +60,9 @@ COUNTERS = 16_384  # of one pass: fewer cost more calls of numpy, more leave a c
 
 
 class ImageSeed(NamedTuple):
-    """What the random numbers of an image depend on: the seed of its request (64 bits) and its
-    number there (32 bits)."""
+    """Key of an image's random numbers: the seed of its request (64 bits) and its number there (32
+    bits).
+    """
 
     seed: int
     image: int
@@ -71,7 +72,7 @@ class GumbelNoise:
     """Writes the noise of a batch of images; keeps its work space between calls."""
 
     def __init__(self, images: Sequence[ImageSeed], codebook_size: int) -> None:
-        """Raises: ValueError for a seed or an image number of more bits."""
+        """Raises ValueError for a seed or an image number of more bits."""
         for seed, image in images:
             if not (0 <= seed < 1 << 64 and 0 <= image <= WORD):
                 raise ValueError(f"seed {seed} must have 64 bits and image {image} 32, unsigned")
@@ -144,8 +145,10 @@ Words = tuple[Word, Word, Word, Word]
 
 
 def philox4x32(counter: Words, seed: int) -> Words:
-    """Four output words of each counter, uint64 below 2^32. Args: counter: 4 uint64 arrays of
-    words, of shapes that broadcast."""
+    """Four output words of each counter, uint64 below 2^32.
+
+    Args: counter: 4 uint64 arrays of words, of shapes that broadcast.
+    """
     for key in _round_keys(seed):
         counter = _philox_round(counter, key)
     return counter

@@ -64,7 +64,7 @@ def os_error(error: OSError, doing: str, path: str | Path, way_out: str = "") ->
 
 
 def find(path: Path, doing: str = "read") -> os.stat_result | None:
-    """What is at a path, links followed; None where nothing is.
+    """The stat of a path, links followed; None where nothing is.
 
     Raises: UserError where that cannot be told, as in a folder that one may not enter.
     """

@@ -1,4 +1,4 @@
-"""How a token is drawn from logits, and the checks that every way in shares.
+"""Numbers by which a token is drawn from logits, and their checks.
 
 The numbers go to the graphs as float32, so a number that float32 does not hold is refused here, not
 rounded to infinity there.
@@ -22,8 +22,8 @@ MAX_SEED = 2**64 - 1  # the key of the random numbers has 64 bits
 
 @dataclass(frozen=True)
 class Sampling:
-    """How tokens are drawn. cfg_scale: guidance u + cfg_scale (c - u); temperature: of the softmax
-    of the guided logits, 0 is greedy; top_k: draw among that many, 0 among all.
+    """Sampling of tokens. cfg_scale: guidance u + cfg_scale (c - u); temperature: of the softmax of
+    the guided logits, 0 is greedy; top_k: draw among that many, 0 among all.
 
     Numbers of any kind are accepted (numpy's too) and kept as Python's.
     Raises: UserError for a number that cannot be sampled with.
@@ -56,7 +56,7 @@ class Sampling:
         temperature: float | None = None,
         top_k: int | None = None,
     ) -> Sampling:
-        """This sampling with the numbers that are given. Raises: UserError."""
+        """Returns this sampling with the numbers that are given. Raises: UserError."""
         return Sampling(
             self.cfg_scale if cfg_scale is None else cfg_scale,
             self.temperature if temperature is None else temperature,

@@ -29,7 +29,7 @@ Work = Callable[[Any, Tell], None]
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a part ended. refused: the message of a UserError; failed: of anything else; both ""
+    """Outcome of a part. refused: the message of a UserError; failed: of anything else; both ""
     where it is done.
     """
 
@@ -162,7 +162,7 @@ def _serve_parts(pipe: Connection, open_work: Callable[[], Work]) -> None:
 
 
 def _leave(signum: int, frame: FrameType | None) -> None:
-    """What is open is closed: temporary bundles, files that are half written."""
+    """Leaves with everything open closed: temporary bundles, files that are half written."""
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     sys.exit()
 

@@ -90,14 +90,14 @@ def run_bench(
 
 
 def _check_steps(bundles: list[Bundle], spec: BenchSpec) -> None:
-    """Raises: UserError for more steps than an image has."""
+    """Raises UserError for more steps than an image has."""
     most = min(bundle.config.model.grid.num_tokens for bundle in bundles) - 1
     if spec.steps > most:
         raise UserError(f"--steps {spec.steps} is outside 1 .. {most}; use {min(96, most)}")
 
 
 def _check_memory(bundles: list[Bundle], spec: BenchSpec) -> None:
-    """Raises: UserError where the largest batch does not fit this machine, before it is tried."""
+    """Raises UserError where the largest batch does not fit this machine, before it is tried."""
     if find_runner(spec.runner).provider(spec.provider) == "cpu":
         for bundle in bundles:
             check_caches(bundle, max(spec.batches))
@@ -146,7 +146,7 @@ def _checkpoint(bundles: list[Bundle], spec: BenchSpec) -> Checkpoint | None:
 
 
 def kind_of(bundle: Bundle) -> str:
-    """What bundles must have in common to be compared: fp32, or fp16-int4."""
+    """The kind that bundles must share to be compared: fp32, or fp16-int4."""
     dtype = DTYPES[bundle.config.dtype].short
     weights = bundle.config.precision.name
     cache = bundle.config.policy.kv_dtype
@@ -261,7 +261,7 @@ def _stage(progress: Progress, name: str) -> Callable[[int, int], None]:
 
 
 def _bounds(row: dict[str, Any], rates: MachineRates) -> dict[str, Any]:
-    """What the roofline allows, and the share reached, by each of the two bandwidths."""
+    """Bounds of the roofline and the share of them reached, by each of the two bandwidths."""
     if "step_cost" not in row:
         return {}
     cost = StepCost(**row["step_cost"])
@@ -279,8 +279,8 @@ def _bounds(row: dict[str, Any], rates: MachineRates) -> dict[str, Any]:
 
 
 def _ratios(row: dict[str, Any], rows: list[dict[str, Any]]) -> dict[str, float | None]:
-    """How many times faster than each baseline at the same batch, by whole images where they were
-    generated and by a step; None where the baseline was not run.
+    """Speed relative to each baseline at the same batch, by whole images where they were generated
+    and by a step; None where the baseline was not run.
     """
     same = [other for other in rows if other["batch"] == row["batch"]]
     full = [other for other in same if other["policy"] == FULL and other["kind"] == row["kind"]]

@@ -34,8 +34,8 @@ StepProgress = Callable[[int, int], None]
 
 @dataclass(frozen=True)
 class Cell:
-    """kind: rates, bundle, profile (of a bundle) or transformers; path: of the bundle or the
-    checkpoint.
+    """One thing to measure. kind: rates, bundle, profile (of a bundle) or transformers; path: of
+    the bundle or the checkpoint.
 
     image_seconds: what the image decoder takes for one image, where that is known already.
     """
@@ -122,7 +122,7 @@ def _batches(bundle: Bundle, cell: Cell) -> Callable[[], PromptBatch]:
 
 @dataclass(frozen=True)
 class StepTimes:
-    """Of each step: seconds that passed, and seconds that this process computed, on all its threads
+    """Elapsed seconds of each step, and seconds that this process computed, on all its threads
     together.
 
     The two are equal (times the threads) on a quiet machine; where something else computes, the

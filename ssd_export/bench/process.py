@@ -15,27 +15,30 @@ from ssd_export.worker_processes import threads_of_children
 
 
 class Task(Protocol):
-    """What is measured, with the name, batch and threads that concern its process."""
+    """A measurement: its kind, and the batch and threads that concern its process."""
 
     @property
-    def kind(self) -> str: ...
+    def kind(self) -> str:
+        """The kind of the measurement."""
 
     @property
-    def batch(self) -> int: ...
+    def batch(self) -> int:
+        """Images generated at once."""
 
     @property
-    def threads(self) -> int: ...
+    def threads(self) -> int:
+        """Threads of the CPU; None: all that this process may use."""
 
 
 def run_cell(cell: Cell, progress: StepProgress) -> dict[str, Any]:
-    """What measure(cell) returns in a fresh process. Raises: UserError as there, or where the
+    """The result of measure(cell) in a fresh process. Raises: UserError as there, or where the
     process was killed.
     """
     return in_process(measure, cell, progress)
 
 
 def in_process(work: Callable[[Any, StepProgress], Any], task: Task, progress: StepProgress) -> Any:
-    """What work(task, progress) returns in a fresh process. Raises: UserError as there, or where
+    """The result of work(task, progress) in a fresh process. Raises: UserError as there, or where
     the process was killed.
     """
     context = multiprocessing.get_context("spawn")

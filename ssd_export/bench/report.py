@@ -26,7 +26,7 @@ def bench_tables(results: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def speed_note(results: dict[str, Any]) -> str:
-    """What to know about the speed table."""
+    """Notes below the speed table."""
     settings = results["settings"]
     return (
         f"Runner {settings['runner']} on {settings['provider']}, {settings['threads']} thread(s),"
@@ -59,7 +59,7 @@ _MEMORY_NOTE = (
 
 
 def roofline_note(results: dict[str, Any]) -> str:
-    """What to know about the share of the bound."""
+    """Notes below the table of bounds."""
     rates = results["rates"]
     reading, copying, products = (
         rates[name] / 1e9 for name in ("read_bandwidth", "copy_bandwidth", "matrix_rate")

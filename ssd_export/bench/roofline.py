@@ -1,5 +1,5 @@
-"""How fast a decode step could be at best: bytes and operations of a step over what this machine
-was measured to move.
+"""The least time of a decode step: its bytes and operations over the rates measured on this
+machine.
 
 bound = max(bytes / bandwidth, operations / matrix rate). bytes: every weight that the step
 multiplies by, as it is stored, and every cache once; operations: two for each weight and row, and
@@ -40,24 +40,28 @@ class MachineRates:
     threads: int
 
     def to_dict(self) -> dict[str, float | int | str]:
+        """The rates as plain data for a report."""
         return asdict(self)
 
 
 @dataclass(frozen=True)
 class StepCost:
-    """What a decode step of a batch must at least move and compute."""
+    """Bytes and operations that a decode step of a batch needs at least."""
 
     weight_bytes: int
     cache_bytes: int
     operations: int
 
     def bound_seconds(self, bandwidth: float, matrix_rate: float) -> float:
+        """Least seconds of the step. bandwidth: bytes a second; matrix_rate: operations a
+        second.
+        """
         return max(
             (self.weight_bytes + self.cache_bytes) / bandwidth, self.operations / matrix_rate
         )
 
     def limit(self, rates: MachineRates) -> str:
-        """What bounds it: reading memory, or arithmetic."""
+        """The limiting resource: memory or arithmetic."""
         moving = (self.weight_bytes + self.cache_bytes) / rates.read_bandwidth
         return "memory" if moving >= self.operations / rates.matrix_rate else "arithmetic"
 

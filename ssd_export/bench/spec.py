@@ -1,4 +1,4 @@
-"""What bench measures, checked before any work; nothing heavy is imported here."""
+"""The measurements asked of bench, checked before any work; imports nothing heavy."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class BenchSpec:
 
 
 def check_spec(spec: BenchSpec) -> BenchSpec:
-    """This spec, if it can be run. Raises: UserError."""
+    """Returns the spec if it can be run. Raises: UserError."""
     unknown = [name for name in spec.baselines if name not in BASELINES]
     if unknown:
         raise UserError(

@@ -24,8 +24,8 @@ SMALL_MODEL_ROUNDS = 7  # odd, so that the median is one of them
 
 @dataclass(frozen=True)
 class ImageRounds:
-    """What is generated: a batch of each cell, as many times as there are rounds; all cells have
-    one batch and one number of threads.
+    """Rounds of whole images: a batch of each cell, as many times as there are rounds; all cells
+    have one batch and one number of threads.
     """
 
     cells: tuple[Cell, ...]
@@ -44,8 +44,8 @@ class ImageRounds:
 
 
 def measure_images(images: ImageRounds, progress: StepProgress) -> list[dict[str, Any]]:
-    """For each cell the seconds of a batch in each round, passed and computed (all threads of this
-    process), after a first one that opens the graphs and is not timed.
+    """Seconds of a batch in each round, by cell: elapsed, and computed on all threads of this
+    process. A first round opens the graphs and is not timed.
 
     Every other round goes through the cells backwards: none always follows the same.
     Raises: UserError for what a runner or the checkpoint lacks.

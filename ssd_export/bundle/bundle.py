@@ -109,7 +109,7 @@ class Bundle:
         return content
 
     def faults(self) -> list[str]:
-        """What is wrong with files that were added later, one line a file."""
+        """Faults of files that were added later, one line a file."""
         found = []
         for name in self.files:
             if name.startswith(ADDED_LATER):
@@ -247,7 +247,7 @@ def _stamp(status: os.stat_result) -> Stamp:
 
 
 def _state(path: Path) -> Stamp | None:
-    """What every writer of a bundle changes."""
+    """The stamp that every writer of a bundle changes."""
     try:
         return _stamp((path / MANIFEST).stat())
     except OSError:

@@ -1,4 +1,4 @@
-"""ssd_config.json: what a bundle is, typed, parsed and validated once when it is opened."""
+"""The typed ssd_config.json of a bundle, parsed and validated once when it is opened."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ HEAD_WEIGHTS: dict[WeightFormat, WeightFormat] = {
 
 @dataclass(frozen=True)
 class Precision:
-    """How matrices are stored that are not in the model's dtype.
+    """Storage of the matrices that are not in the model's dtype.
 
     weights: of the language model's layers; head: of the generation head and the aligner.
     quantized_bytes: codes and scales. Of int4 alone: block, inputs that share a scale;
@@ -52,8 +52,8 @@ class Precision:
 
     @property
     def name(self) -> str:
-        """none, int4, or int4-head-int8 where the head has another format than its layers give it;
-        names of folders and tables hold it.
+        """Name of the precision: none, int4, or int4-head-int8 where the head has another format
+        than its layers give it; names of folders and tables hold it.
         """
         usual = self.head == HEAD_WEIGHTS[self.weights]
         return self.weights if usual else f"{self.weights}-head-{self.head}"
@@ -61,7 +61,7 @@ class Precision:
 
 @dataclass(frozen=True)
 class GenerationDefaults:
-    """What `generate` uses where it is not told otherwise."""
+    """Sampling defaults of `generate`."""
 
     cfg_scale: float = Sampling.cfg_scale
     temperature: float = Sampling.temperature
@@ -69,7 +69,7 @@ class GenerationDefaults:
 
 @dataclass(frozen=True)
 class TextEmbeddingTable:
-    """Where the text embedding table stands: row-major at `offset` bytes of the weights file."""
+    """Place of the text embedding table: row-major at `offset` bytes of the weights file."""
 
     file: str
     offset: int
@@ -79,7 +79,7 @@ class TextEmbeddingTable:
 
 @dataclass(frozen=True, kw_only=True)
 class BundleConfig:
-    """What a bundle is.
+    """Configuration of a bundle.
 
     model_revision: the hub's commit, of a checkpoint that came from there.
     layers_of_the_model: of the checkpoint; the bundle may have its first ones alone.

@@ -1,4 +1,4 @@
-"""What the numbers of a bundle must be, beyond their types: in range, and one with another.
+"""Checks of a bundle's numbers beyond their types: their ranges, and that they fit each other.
 
 A bundle may come from anywhere. What passes here cannot make a runner divide by zero, allocate
 without bound or read outside the bundle's files; what is wrong is named by its place.
@@ -165,7 +165,9 @@ def _policy_faults(table: PolicyTable, model: ModelConfig) -> Iterator[Fault]:
 
 
 def _group_faults(group: HeadGroup, every: int, grid: Grid, place: str) -> Iterator[Fault]:
-    """every: prompt slots and image tokens, the most slots that a head can fill."""
+    """Faults of one head group. every: prompt slots and image tokens, the most that a head can
+    fill.
+    """
     rule, columns = group.rule, (1 << grid.width) - 1
     for name, found, least, most in (
         ("num_slots", group.num_slots, 1, every),

@@ -32,7 +32,7 @@ class _EarlierPolicy:
 
 @dataclass(frozen=True)
 class _EarlierConfig:
-    """What the config of an earlier schema version says of the export that made it."""
+    """The facts that a config of an earlier schema version gives about its export."""
 
     model_name: str = "demo"
     dtype: str = "float32"

@@ -1,5 +1,5 @@
-"""What goes into each graph and what comes out: names, dtypes, shapes and which output may
-overwrite which input.
+"""Inputs and outputs of each graph: names, dtypes, shapes and which output may overwrite which
+input.
 
 This is the one place where they are made; the writer, the runners, the engine builder and the C++
 library read them from here or from `ssd_config.json`.
@@ -108,7 +108,9 @@ def _named(name: str, spec: TensorSpec) -> TensorSpec:
 def _sampling_inputs(
     config: ModelConfig, top_k: bool, places: tuple[Dimension, Dimension] | None = None
 ) -> list[TensorSpec]:
-    """places: the first dimensions of the noise. None: a grid row of steps."""
+    """Inputs of the sampler. places: the first dimensions of the noise. None: a grid row of
+    steps.
+    """
     rows, columns = places or (config.grid.width, "images")
     inputs = [
         TensorSpec("noise", "float32", (rows, columns, config.codebook_size)),

@@ -1,4 +1,4 @@
-"""bundles/.latest: the bundle that was exported last from the current folder."""
+"""The newest bundle exported from the current folder, named in bundles/.latest."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""manifest.json: size and sha256 of every file of a bundle.
+"""The manifest.json of a bundle: size and sha256 of every file.
 
     {"schema_version", "files": {"onnx/decode_step.onnx": {"bytes", "sha256"}, ...}}
 
@@ -36,6 +36,7 @@ class FileEntry:
 
     @classmethod
     def of(cls, path: Path) -> FileEntry:
+        """The entry of a file on disk; reads all of it. Raises: OSError."""
         return cls(path.stat().st_size, sha256(path))
 
 
@@ -44,13 +45,16 @@ Files = Mapping[str, FileEntry]
 
 @dataclass(frozen=True)
 class Manifest:
-    """files: by name relative to the bundle, with forward slashes, in the order of names."""
+    """The entries of manifest.json. files: by name relative to the bundle, with forward slashes,
+    sorted.
+    """
 
     schema_version: int
     files: dict[str, FileEntry]
 
     @classmethod
     def of(cls, files: Files) -> Manifest:
+        """A manifest of this schema version, its files in order."""
         return cls(SCHEMA_VERSION, dict(sorted(files.items())))
 
 

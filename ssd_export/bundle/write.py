@@ -61,7 +61,7 @@ def write_bundle(target: Path, force: bool, unfinished: Path | None = None) -> I
 
 
 def check_target(target: Path, force: bool) -> None:
-    """Raises: UserError where write_bundle would refuse the target."""
+    """Raises UserError where write_bundle would refuse the target."""
     _checked_target(target, force)
 
 

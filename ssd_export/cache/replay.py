@@ -39,7 +39,10 @@ class DenseAttention:
     def compute(
         cls, query: Tensor, key: Tensor, value: Tensor, prompt_length: int, grid: Grid
     ) -> DenseAttention:
-        """Args: query [B, H*G, T, D]; key, value [B, H, T, D], after RoPE."""
+        """Computes the logits of full causal attention.
+
+        Args: query [B, H*G, T, D]; key, value [B, H, T, D], after RoPE.
+        """
         rows, num_kv_heads, length, head_dim = key.shape
         grouped = query.float().reshape(rows, num_kv_heads, -1, length, head_dim)
         value = value.float()
@@ -51,6 +54,7 @@ class DenseAttention:
 
     @property
     def num_image_tokens(self) -> int:
+        """Image tokens of the sequence."""
         return self.logits.shape[-1] - self.prompt_length
 
 
@@ -73,8 +77,8 @@ def attend_with_option(
     score_decay: float = 1.0,
     heads: slice = slice(None),
 ) -> Tensor:
-    """What the image tokens' queries read with the option's cache: float32 [B, H, G, I, D]; changes
-    nothing.
+    """Attention output of the image tokens' queries with the option's cache: float32 [B, H, G, I,
+    D].
 
     Args: heads: the KV heads that are wanted.
     """

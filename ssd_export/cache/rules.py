@@ -21,8 +21,7 @@ def retention(
     newest: Tensor,
     grid_width: int,
 ) -> Tensor:
-    """How much each slot deserves to stay (R3): +inf protected, also where empty. float32 [B, H,
-    S].
+    """Retention of each slot (R3), float32 [B, H, S]: +inf where it is protected, also where empty.
 
     Args: position int [B, H, S]; score float32 [B, H, S] if by_score; prompt_length, newest int
     [B].

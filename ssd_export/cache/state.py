@@ -53,6 +53,7 @@ class GroupState:
 
     @property
     def num_bytes(self) -> int:
+        """Bytes of all tensors, as allocated."""
         tensors = (
             self.key,
             self.value,

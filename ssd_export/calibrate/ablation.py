@@ -1,5 +1,5 @@
-"""How the next-token distribution changes if one head alone were served from fewer slots: every
-option of every head is tried.
+"""Measures how the next-token distribution changes when one head alone is served from fewer slots,
+for every option of every head.
 
 The read of one KV head is replaced in one layer and passed on through the layers above it. Exact,
 where Fisher's information (sensitivity.py) is an estimate for small errors; the price is (KV heads
@@ -30,7 +30,9 @@ class Ablation:
     def __init__(
         self, model: ImageTokenModel, last: Tensor, prompt_length: int, sampling: Sampling
     ) -> None:
-        """Args: last: float32 [B, T, hidden] after the last layer, of the conditional row and, with
+        """Prepares one image's costs.
+
+        Args: last: float32 [B, T, hidden] after the last layer, of the conditional row and, with
         guidance, the other.
         """
         self._model, self._prompt_length, self._sampling = model, prompt_length, sampling
@@ -68,8 +70,8 @@ class Ablation:
         return dense, costs
 
     def _divergences(self, index: int, hidden: Tensor, attended: Tensor, read: Tensor) -> Tensor:
-        """[H]: each KV head's read [B, H, G, I, D] by itself in the place of what it `attended` [B,
-        Hq, T, D].
+        """KL divergence by KV head, [H], with its read [B, H, G, I, D] alone in the place of
+        `attended` [B, Hq, T, D].
         """
         rows, num_heads, size = read.shape[:3]
         parts = []

@@ -42,8 +42,9 @@ Progress = Callable[[str, int, int], None]
 
 @dataclass(frozen=True)
 class CalibrationSpec:
-    """What to measure. Image i shows prompt i modulo their number; prompt_slots is what `export`
-    will use; costs: ABLATION or FISHER."""
+    """Settings of a calibration. Image i shows prompt i modulo their number; prompt_slots is what
+    `export` will use; costs: ABLATION or FISHER.
+    """
 
     prompts: tuple[str, ...]
     num_images: int
@@ -56,6 +57,7 @@ class CalibrationSpec:
 
     @property
     def prompts_hash(self) -> str:
+        """sha256 of the prompts."""
         return hashlib.sha256("\n".join(self.prompts).encode()).hexdigest()
 
     def identity(self, fingerprint: str) -> str:
@@ -77,9 +79,7 @@ class CalibrationSpec:
 
 @dataclass
 class CalibrationState:
-    """How far a run is: sums over the images so far, and the first image's tokens (for the
-    plots).
-    """
+    """State of a run: sums over the images so far, and the first image's tokens (for the plots)."""
 
     identity: str
     num_done: int

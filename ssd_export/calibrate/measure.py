@@ -1,4 +1,4 @@
-"""What is measured of every head, summed over images: memory does not grow with their number."""
+"""Sums over images of what is measured of every head: memory does not grow with their number."""
 
 from __future__ import annotations
 
@@ -32,6 +32,7 @@ class HeadSums:
 
     @classmethod
     def zero(cls, config: ModelConfig, num_options: int) -> HeadSums:
+        """Sums over no image."""
         heads = (config.num_layers, config.num_heads)
         return cls(
             np.zeros((2, *heads)),
@@ -42,10 +43,12 @@ class HeadSums:
         )
 
     def arrays(self) -> dict[str, np.ndarray]:
+        """The sums by field name, as they are saved."""
         return {item.name: getattr(self, item.name) for item in fields(self)}
 
     @property
     def total(self) -> float:
+        """Number of images summed."""
         return float(self.num_images.sum())
 
     def costs(self) -> np.ndarray:
@@ -58,6 +61,7 @@ class HeadSums:
         return self.divergence / self.total
 
     def mean_metric(self) -> np.ndarray:
+        """Mean metric over images, float64 [layers, heads]."""
         return self.metric.sum(axis=0) / self.total
 
 

@@ -33,7 +33,9 @@ class Neighborhood:
 
     @classmethod
     def parse(cls, text: str, grid: Grid) -> Neighborhood:
-        """Raises: UserError for another spelling, or a size that holds nothing or everything."""
+        """Parses `1d:TOKENS` or `2d:RADIUS`. Raises: UserError for another spelling, or a size that
+        holds nothing or everything.
+        """
         match = SPELLING.fullmatch(text)
         usual = cls.default(grid)
         if not match:

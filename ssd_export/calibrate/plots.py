@@ -133,10 +133,10 @@ def attention_plot(
     prompt: str,
     path: Path,
 ) -> None:
-    """Where chosen tokens of two heads look, over the grid and over the image.
+    """Plots where chosen tokens of two heads look, over the grid and over the image.
 
-    Args: image uint8 [height, width, 3]; maps float32 [2, queries, image tokens], heads[0]
-    spatial and heads[1] semantic.
+    Args: image uint8 [height, width, 3]; maps float32 [2, queries, image tokens], heads[0] spatial
+    and heads[1] semantic.
     """
     grid = head_map.grid
     with plt.rc_context(STYLE):

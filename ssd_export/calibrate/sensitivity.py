@@ -1,4 +1,4 @@
-"""How much the next-token distribution depends on what each head reads: one backward pass, layer by
+"""Estimates how much the next-token distribution depends on each head: one backward pass, layer by
 layer.
 
 A layer is recomputed when its turn comes, so that one layer's graph is in memory at a time, beside
@@ -131,7 +131,9 @@ class Fisher:
         sampling: Sampling,
         rng: np.random.Generator,
     ) -> None:
-        """Args: last: float32 [B, T, hidden] after the last layer, of the conditional row and, with
+        """Prepares one image's costs.
+
+        Args: last: float32 [B, T, hidden] after the last layer, of the conditional row and, with
         guidance, the other.
         """
         self._model, self._prompt_length = model, prompt_length

@@ -1,6 +1,4 @@
-"""What ssd-auto chose and what it is expected to lose, as lines of text for `export` and
-`calibrate`.
-"""
+"""Lines of text for `export` and `calibrate`: the choice of ssd-auto and its expected loss."""
 
 from __future__ import annotations
 

@@ -120,7 +120,7 @@ def command(bundle: Path | None, batch: str | None, dry_run: bool, **asked: Any)
 
 
 def plan_lines(plan: BuildPlan) -> list[str]:
-    """What will be built, for whom, and what it needs."""
+    """Lines that say which engines are built, for which GPUs, and what they need."""
     from ssd_export.machine import gib
 
     gpus = ", ".join(f"{capability / 10:.1f}" for capability in plan.capabilities)

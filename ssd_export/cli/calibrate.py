@@ -28,7 +28,7 @@ DEMO_PROMPTS = 64
 
 @dataclass(frozen=True)
 class CalibrateSpec:
-    """What was asked for; tau or semantic_share decides which heads are semantic."""
+    """Options of calibrate; tau or semantic_share decides which heads are semantic."""
 
     model: str
     prompts: Path | None
@@ -46,6 +46,7 @@ class CalibrateSpec:
 
     @property
     def threshold(self) -> float:
+        """The metric above which a head is semantic, where --tau decides."""
         return TAU if self.tau is None else self.tau
 
 
@@ -165,7 +166,7 @@ def _check_places(spec: CalibrateSpec) -> None:
 
 
 def _state_file(spec: CalibrateSpec) -> Path:
-    """Where an interrupted run goes on from."""
+    """The file from which an interrupted run goes on."""
     return spec.out.with_name(spec.out.name + ".partial")
 
 

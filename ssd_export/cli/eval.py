@@ -27,8 +27,8 @@ EXPORT_OPTIONS = ("model", "policy", "budget", "head_map", "weights", "head_weig
 
 @dataclass(frozen=True)
 class EvalSpec:
-    """What is scored: a bundle, or a model under a policy, exported for the occasion; None leaves
-    an option to export's default.
+    """Options of eval: a bundle, or a model under a policy, exported to a temporary folder; None
+    leaves an option to export's default.
     """
 
     bundle: Path | None
@@ -173,7 +173,7 @@ def _score(spec: EvalSpec) -> tuple[SceneScore, dict[str, Any]]:
 def _facts(
     spec: EvalSpec, generator: ImageGenerator, generation: GenerateOptions
 ) -> dict[str, Any]:
-    """What the score is the score of."""
+    """The conditions under which the score was taken."""
     from ssd_export.runtime.prompt_batch import bundle_sampling
 
     config, table = generator.bundle.config, generator.table

@@ -158,7 +158,7 @@ def _say_kept(folder: Path) -> None:
 
 
 def _print_notes(path: Path) -> None:
-    """What the policy chose otherwise than usual, or assumed, on stderr."""
+    """Prints to stderr what the policy assumed or chose otherwise than usual."""
     from ssd_export.bundle import read_config
 
     for note in read_config(path).policy.notes:
@@ -166,7 +166,7 @@ def _print_notes(path: Path) -> None:
 
 
 def _print_precision(path: Path) -> None:
-    """Where int4 could not use its usual blocks, on stderr."""
+    """Prints to stderr where int4 could not use its usual blocks."""
     from ssd_export.bundle import read_config
     from ssd_export.export.quantize import block_lines
 
@@ -175,7 +175,7 @@ def _print_precision(path: Path) -> None:
 
 
 def _print_allocation(path: Path) -> None:
-    """What ssd-auto chose for each layer and what it is expected to lose, on stderr: stdout is the
+    """Prints to stderr the choice of ssd-auto by layer and its expected loss; stdout is for the
     bundle's folder.
     """
     from ssd_export.bundle import read_config

@@ -22,7 +22,7 @@ OTHERS = {"huggingface_hub": "export", "matplotlib": "export"}
 
 
 def check_extras(names: Sequence[str]) -> None:
-    """Raises: UserError for a package of these extras that is not installed."""
+    """Raises UserError for a package of these extras that is not installed."""
     for name in names:
         for module in EXTRAS[name]:
             if importlib.util.find_spec(module) is None:

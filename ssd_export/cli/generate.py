@@ -30,7 +30,7 @@ PREVIEW_NAME = re.compile(r"row-\d{2,}\.png")
 
 @dataclass(frozen=True)
 class GenerateSpec:
-    """What to generate and where to write it; None leaves a number to the bundle or the runner."""
+    """Options of generate; None leaves a number to the bundle or the runner."""
 
     prompts: tuple[str, ...]
     prompt_file: Path | None
@@ -55,6 +55,7 @@ class GenerateSpec:
 
     @property
     def total_images(self) -> int:
+        """Images over all prompts."""
         return len(self.prompts) * self.num_images
 
     @property
@@ -193,7 +194,7 @@ def _check_places(spec: GenerateSpec, out: Path) -> None:
 def what_is_asked(
     path: Path, config: BundleConfig, kind: RunnerKind, provider: str, prompts: Sequence[str]
 ) -> list[str]:
-    """What will be generated from, by whom, and what the model cannot be asked for: said before the
+    """Lines that name bundle, runner and captions outside the model's language, printed before the
     bundle's files are checked, which takes a while where they are large.
     """
     from ssd_export.demo.language import outside, speaks_demo
@@ -209,7 +210,7 @@ def what_is_asked(
 
 
 def threads_line(generator: ImageGenerator) -> str:
-    """How many threads compute."""
+    """The line that says how many threads compute."""
     count = generator.runner.num_threads
     threads = "all cores" if count == 0 else "1 thread" if count == 1 else f"{count} threads"
     return f"{threads} of the CPU"

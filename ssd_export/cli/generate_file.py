@@ -59,7 +59,7 @@ def generate_file(spec: GenerateSpec, file: Path) -> int:
 
 
 def _check_options(spec: GenerateSpec) -> None:
-    """Raises: UserError for what is of one call with few images."""
+    """Raises UserError for what is of one call with few images."""
     given = {
         "--preview": spec.preview is not None,
         "--save-tokens": spec.save_tokens is not None,

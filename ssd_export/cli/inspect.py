@@ -103,7 +103,7 @@ def _layers(table: PolicyTable) -> list[list[dict[str, Any]]]:
 
 
 def _rule(group: HeadGroup, table: PolicyTable) -> str:
-    """What the heads of a group keep, in words."""
+    """The tokens that the heads of a group keep, in words."""
     rule = group.rule
     if group.num_slots >= table.full_slots:
         return "everything"
@@ -207,7 +207,7 @@ def _summary(facts: dict[str, Any]) -> list[tuple[str, str]]:
 
 
 def _weight_lines(precision: dict[str, Any]) -> list[str]:
-    """What matrices are stored in, where that is not the model's dtype."""
+    """Lines on how matrices are stored, where that is not the model's dtype."""
     named = {"the layers'": precision["weights"], "the generation head's": precision["head"]}
     by_format: dict[str, list[str]] = {}
     for owner, format in named.items():

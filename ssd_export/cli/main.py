@@ -45,9 +45,11 @@ class VerbGroup(click.Group):
     """A group whose commands are imported when they are asked for."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
+        """Verbs in the order of a user's work."""
         return list(VERBS)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Imports the module of one verb; None for an unknown one."""
         if cmd_name not in VERBS:
             return None
         module = importlib.import_module(f"ssd_export.cli.{cmd_name.replace('-', '_')}")
@@ -96,7 +98,7 @@ def main(args: Sequence[str] | None = None) -> None:
 
 
 def _one_line(error: BaseException) -> str | None:
-    """What went wrong outside this program, and the way out; None for a fault of this program."""
+    """The cause outside this program and the way out; None for a fault of this program."""
     if isinstance(error, ImportError):
         return missing_package(error)
     if isinstance(error, OSError):

@@ -224,13 +224,13 @@ as_json = option("--json", "as_json", is_flag=True, help="Print one JSON object 
 
 
 def check_choice(flag: str, value: str, choices: Collection[str]) -> None:
-    """Raises: UserError for a value that is not among the choices."""
+    """Raises UserError for a value that is not among the choices."""
     if value not in choices:
         raise UserError(f"unknown {flag} {value!r}; choose one of {', '.join(choices)}")
 
 
 def check_runner(name: str, provider: str | None, threads: int | None) -> None:
-    """Raises: UserError for what no runner has, or a number of threads that cannot help."""
+    """Raises UserError for what no runner has, or a number of threads that cannot help."""
     find_runner(name).provider(provider)
     check_threads(threads, "--threads")
 
@@ -241,8 +241,8 @@ def check_sampling(
     top_k: int = 0,
     greedy: bool = True,
 ) -> None:
-    """Raises: UserError for numbers that cannot be sampled with. greedy: a temperature of 0 may
-    be.
+    """Raises UserError for numbers that cannot be sampled with. greedy: temperature 0 is
+    allowed.
     """
     if temperature == 0 and not greedy:
         raise UserError(
@@ -256,24 +256,24 @@ def check_sampling(
 
 
 def check_seed(value: int) -> None:
-    """Raises: UserError for what is no unsigned 64-bit number."""
+    """Raises UserError for what is no unsigned 64-bit number."""
     as_seed(value, "--seed")
 
 
 def check_batch(value: int | None, flag: str = "--batch") -> None:
-    """Raises: UserError for a number of images at once that is none, or absurd."""
+    """Raises UserError for a number of images at once that is none, or absurd."""
     if value is not None:
         as_count(value, flag, way_out=f"use 1 to {MAX_BATCH}", most=MAX_BATCH)
 
 
 def check_num_prompts(value: int, least: int = 1) -> None:
-    """Raises: UserError for a number of captions that scores nothing, or is never done."""
+    """Raises UserError for a number of captions that scores nothing, or is never done."""
     way_out = "use 300" if least else "use 300, or 0 for the teacher-forced loss alone"
     as_count(value, "--num-prompts", least, way_out, MAX_IMAGES)
 
 
 def check_budget(value: float) -> None:
-    """Raises: UserError for a budget that is no share."""
+    """Raises UserError for a budget that is no share."""
     if not 0 < value <= 1:
         raise UserError(
             f"--budget {value:g} is outside (0, 1]; use 0.2 to keep a fifth of the image tokens"
@@ -281,7 +281,7 @@ def check_budget(value: float) -> None:
 
 
 def check_prompt_slots(value: int | None) -> None:
-    """Raises: UserError for no slots."""
+    """Raises UserError for fewer than one prompt slot."""
     if value is not None and value < 1:
         raise UserError(
             f"--prompt-slots {value} holds no prompt; use 64, or what your longest prompt needs"
@@ -289,14 +289,14 @@ def check_prompt_slots(value: int | None) -> None:
 
 
 def check_kv_dtype(value: str) -> None:
-    """Raises: UserError for an unknown one."""
+    """Raises UserError for an unknown cache format."""
     from ssd_export.policy.table import check_kv_dtype as check
 
     check(value)
 
 
 def check_weights(weights: str, head_weights: str | None, target: str | None) -> None:
-    """Raises: UserError for an unknown format or target, or a target that lacks the format."""
+    """Raises UserError for an unknown format or target, or a target that lacks the format."""
     check_choice("--weights", weights, WEIGHTS)
     check_choice("--head-weights", head_weights or "none", WEIGHTS)
 

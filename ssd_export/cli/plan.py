@@ -37,7 +37,7 @@ class Device:
 
 @dataclass(frozen=True)
 class PlanSpec:
-    """What is asked for; None leaves a number to --fit, or to its default."""
+    """Options of plan; None leaves a number to --fit, or to its default."""
 
     model: str
     policy: str | None
@@ -130,7 +130,9 @@ def command(target: str | None, fits: bool, as_json: bool, **asked: Any) -> None
 
 
 def find_device(target: str) -> Device:
-    """Raises: UserError for a name that is neither a target nor a size."""
+    """The device of a target's name, of `cpu` or of a memory size. Raises: UserError for any other
+    name.
+    """
     from ssd_export.machine import free_bytes
     from ssd_export.plan.device import usable_bytes
     from ssd_export.tensorrt.target import memory_of, read_target

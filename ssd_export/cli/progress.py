@@ -100,7 +100,7 @@ class ProgressReport:
         print(line, file=self._stream, flush=True)
 
     def _amount(self, stage: str, done: int, total: int) -> str:
-        """Of a stage that is counted in bytes: 1.25 of 13.3 GB."""
+        """The amount of a stage that is counted in bytes: 1.25 of 13.3 GB."""
         return f"{done / 1e9:.2f} of {total / 1e9:.2f} GB" if stage in self._in_bytes else ""
 
 

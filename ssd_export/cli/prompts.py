@@ -21,7 +21,7 @@ class PromptIds:
 
 @dataclass(frozen=True)
 class PromptFile:
-    """What is written. prompt_slots: the longest row that the bundle's cache holds."""
+    """Rows of a prompt file. prompt_slots: the longest row that the bundle's cache holds."""
 
     bundle_hash: str
     prompt_slots: int

@@ -26,6 +26,7 @@ class Option:
         return replace(self, settings={**self.settings, **changes})
 
     def __call__(self, function: Any) -> Any:
+        """Adds the option to a click command."""
         return click.option(*self.flags, **self.settings)(function)
 
 
@@ -34,6 +35,7 @@ class Argument(Option):
     """A positional argument. settings: what click.argument takes."""
 
     def __call__(self, function: Any) -> Any:
+        """Adds the argument to a click command."""
         return click.argument(*self.flags, **self.settings)(function)
 
 

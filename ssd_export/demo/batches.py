@@ -31,7 +31,7 @@ PROMPT_SLOTS = 64  # as export reserves by default: a longer caption could not b
 
 @dataclass(frozen=True)
 class Batch:
-    """ids: int64 [B, L] right-padded prompts; lengths: int64 [B].
+    """A training batch. ids: int64 [B, L] right-padded prompts; lengths: int64 [B].
 
     places: int64 [B, K], the image tokens that are in the sequence, ascending; inputs: int64 [B,
     K], those tokens as the model sees them, spoilt or not; targets: int64 [B, K + 1], the first
@@ -51,8 +51,8 @@ class Batch:
 
 @dataclass(frozen=True)
 class Mix:
-    """What a batch is drawn from: images, kept places an image, share of each category, how much
-    input is spoilt (0..1).
+    """Composition of a batch: images, kept places an image, share of each category, how much input
+    is spoilt (0..1).
     """
 
     size: int
@@ -70,6 +70,7 @@ class PromptIds:
         self._encoder = TemplateEncoder(json.loads(tokenizer.to_str()), janus.PROMPT)
 
     def __call__(self, caption: str, dropped: bool) -> list[int]:
+        """Token ids of a caption, or of the unconditional prompt of the same length."""
         return self._encoder.encode([caption], PROMPT_SLOTS).ids[int(dropped)].tolist()
 
 

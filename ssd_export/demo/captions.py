@@ -1,5 +1,4 @@
-"""What a caption asks for, read from its words alone, so that the checker never trusts the scene
-generator.
+"""Parses a caption from its words alone, so that the checker never trusts the scene generator.
 
 The language, with the words of `scenes`:
 
@@ -34,11 +33,12 @@ class Expectation:
 
     @property
     def count(self) -> int:
+        """Number of objects asked for."""
         return len(self.objects)
 
 
 def parse_caption(text: str) -> Expectation:
-    """What the caption asks for.
+    """Parses a caption into the objects it asks for.
 
     Args:
         text: a caption of the language above; space around it does not count.

@@ -86,7 +86,7 @@ class FoundObject:
 
 @dataclass(frozen=True)
 class Found:
-    """What an image shows; ground is None, and objects is empty, where there is no plain
+    """Objects found in an image; ground is None, and objects is empty, where there is no plain
     ground.
     """
 

@@ -1,4 +1,4 @@
-"""What the demo model can be asked for: captions of its little language."""
+"""The little language of captions that the demo model understands."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def speaks_demo(config: ModelConfig) -> bool:
 
 
 def outside(captions: Sequence[str]) -> list[str]:
-    """What to say of the captions that are outside the language: one line for all."""
+    """One line about the captions that are outside the language."""
     wrong, reason = [], ""
     for caption in dict.fromkeys(captions):
         try:

@@ -228,8 +228,8 @@ def _caption(category: str, shapes: list[Shape], ground: str) -> str | None:
 
 
 def relation_of(first: Shape, second: Shape) -> str | None:
-    """Where the first shape stands seen from the second, if one axis leads by RELATION_LEAD pixels
-    or more.
+    """The relation of the first shape to the second, if one axis leads by RELATION_LEAD pixels or
+    more.
     """
     dx, dy = first.x - second.x, first.y - second.y
     if abs(abs(dx) - abs(dy)) < RELATION_LEAD:

@@ -2,7 +2,7 @@
 GPU.
 
 Model and data are Janus' own kind: prompt, then 576 image tokens, next-token loss. What is not:
-matrices are trained with Muon (orthogonalised momentum, https://kellerjordan.github.io/posts/muon),
+matrices are trained with Muon (orthogonalized momentum, https://kellerjordan.github.io/posts/muon),
 everything else with Adam; the loss of tokens that only the caption tells weighs more; half of the
 heads are asked to look near (`SpatialHeads`); the output and input tables are sums of a row per
 pattern, a row per paint and a row per code while training, and plain tables in the checkpoint
@@ -118,6 +118,9 @@ class SpatialHeads:
         self.metrics: list[Tensor] = []
 
     def __call__(self, layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        """Attends causally, and records how much of the layer's attention is outside the
+        neighborhood.
+        """
         index = self.asking[:, None, :, None].expand(-1, query.shape[1], -1, query.shape[3])
         logits = query.gather(2, index) @ key.transpose(2, 3) / math.sqrt(query.shape[3])
         mass = logits.masked_fill(~self.causal, -torch.inf).softmax(-1)
@@ -147,6 +150,7 @@ class FactoredTable(nn.Module):
         self.own = nn.Parameter(torch.zeros(len(pattern), width))
 
     def forward(self) -> Tensor:
+        """Embeddings float32 [V, dim]: pattern plus paint plus the code's own."""
         return self.pattern[self.pattern_index] + self.paint[self.paint_index] + self.own
 
 
@@ -247,7 +251,7 @@ def loss_of(logits: Tensor, batch: Batch, caption_weight: float) -> tuple[Tensor
 
 
 class Muon:
-    """Momentum, orthogonalised by five Newton-Schulz steps, for matrices of equal shape together
+    """Momentum, orthogonalized by five Newton-Schulz steps, for matrices of equal shape together
     (float32).
     """
 
@@ -259,16 +263,19 @@ class Muon:
 
     @torch.no_grad()
     def step(self, rate: float) -> None:
+        """Takes one step at a learning rate: orthogonalized momentum, scaled by the matrices'
+        shape.
+        """
         for group, velocity in zip(self.groups, self.velocity, strict=True):
             gradient = torch.stack([m.grad for m in group if m.grad is not None])
             velocity.lerp_(gradient, 1 - self.momentum)
-            update = orthogonalised(gradient.lerp(velocity, self.momentum))
+            update = orthogonalized(gradient.lerp(velocity, self.momentum))
             scale = max(1.0, update.shape[1] / update.shape[2]) ** 0.5
             for matrix, change in zip(group, update, strict=True):
                 matrix.mul_(1 - 0.01 * rate).sub_(change, alpha=rate * scale)
 
 
-def orthogonalised(matrices: Tensor, steps: int = 5) -> Tensor:
+def orthogonalized(matrices: Tensor, steps: int = 5) -> Tensor:
     """Nearest (nearly) orthogonal matrix of each [K, m, n]; quintic Newton-Schulz iteration."""
     tall = matrices.shape[1] > matrices.shape[2]
     x = matrices.transpose(1, 2) if tall else matrices
@@ -307,11 +314,13 @@ class Training:
             self._load()
 
     def rate_factor(self) -> float:
+        """Share of the learning rate at this step: a warm-up, then a decay."""
         recipe = self.recipe
         left = (recipe.num_steps - self.step) / max(1, recipe.decay_share * recipe.num_steps)
         return min(1.0, (self.step + 1) / recipe.warmup_steps, max(left, 0.02))
 
     def mix(self) -> Mix:
+        """Composition of the batch at this step."""
         recipe = self.recipe
         done = self.step / recipe.num_steps
         sparse = done < recipe.sparse_share

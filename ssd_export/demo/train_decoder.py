@@ -110,6 +110,7 @@ class DecoderTraining:
         return float(error.detach().abs().mean()) * 127.5
 
     def save(self) -> None:
+        """Writes the state from which a run goes on."""
         self.folder.mkdir(parents=True, exist_ok=True)
         state = {
             "recipe": asdict(self.recipe),

@@ -1,1 +1,1 @@
-"""From a checkpoint to a bundle: graphs, weights, quantization."""
+"""Exports a checkpoint to a bundle: graphs, weights, quantization."""

@@ -1,5 +1,5 @@
-"""From a checkpoint to a bundle: the policy is settled first, then space and memory, then weights,
-graphs, contracts.
+"""Exports a checkpoint to a bundle: the policy is settled first, then space and memory, then
+weights, graphs, contracts.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ Progress = Callable[[str, int, int], None]
 
 @dataclass(frozen=True)
 class ExportSpec:
-    """What to export and how, as a user gives it; None leaves a number to the policy.
+    """Options of an export; None leaves a number to the policy.
 
     Attributes:
         model: demo, a folder, or a hub's owner/name; revision: a hub's branch, tag or commit.
@@ -200,7 +200,7 @@ def plan_export(spec: ExportSpec, download: bool = True) -> ExportPlan:
 
 
 def check_space(plan: ExportPlan, unfinished: Path) -> None:
-    """Raises: UserError where disk or memory will not do, with ways out."""
+    """Raises UserError where disk or memory will not do, with ways out."""
     written = sum(path.stat().st_size for path in unfinished.rglob("*") if path.is_file())
     total = sum(weight.num_bytes for weight in plan.weights)
     way_out = (
@@ -224,7 +224,9 @@ def check_space(plan: ExportPlan, unfinished: Path) -> None:
 
 
 def _asked(plan: ExportPlan) -> dict[str, Any]:
-    """What decides the bundle's bytes: an export is resumed only where all of it is the same."""
+    """The inputs that decide the bundle's bytes: an export is resumed only where all of them are
+    the same.
+    """
     options = asdict(plan.spec)
     for name in ("model", "out", "force", "resume", "force_memory", "head_map", "revision"):
         del options[name]

@@ -45,7 +45,7 @@ PROTECTED = 3.0e38
 
 @dataclass(frozen=True)
 class AttentionNode:
-    """What a node of one head group is made for; equal ones share a function."""
+    """Parameters of the node of one head group; equal ones share a function."""
 
     rule: Rule
     num_slots: int
@@ -63,6 +63,7 @@ class AttentionNode:
     def of(
         cls, group: HeadGroup, table: PolicyTable, query_group_size: int, head_dim: int, dtype: str
     ) -> AttentionNode:
+        """The node of a head group of a policy table."""
         return cls(
             group.rule,
             group.num_slots,
@@ -78,7 +79,7 @@ class AttentionNode:
         )
 
     def attributes(self) -> dict[str, int | float]:
-        """What the plugin reads from the node."""
+        """Attributes of the node that the plugin reads."""
         return {
             "num_sinks": self.rule.num_sinks,
             "num_recent": self.rule.num_recent,
@@ -234,7 +235,9 @@ def _present_score(
     start: tuple[ir.Value, ir.Value],
     probs: ir.Value,
 ) -> ir.Value:
-    """start: where the new token is, as ScatterND counts, and the score it begins with."""
+    """Scores after the step. start: the new token's place, as ScatterND counts, and its first
+    score.
+    """
     received = (
         probs
         if node.query_group_size == 1
@@ -283,7 +286,7 @@ def _protects(rule: Rule) -> bool:
 
 
 def _rank(ops: Operators, rule: Rule, score: ir.Value | None, position: ir.Value) -> ir.Value:
-    """What R3 ranks unprotected tokens by, float32 [B, H, S]."""
+    """The number by which R3 ranks unprotected tokens, float32 [B, H, S]."""
     if not rule.by_score:
         return ops.cast(position, "float32")
     assert score is not None

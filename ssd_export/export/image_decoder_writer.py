@@ -82,7 +82,9 @@ def _swish(writer: GraphWriter, x: ir.Value) -> ir.Value:
 
 
 def _group_norm(writer: GraphWriter, x: ir.Value, name: str) -> ir.Value:
-    """As InstanceNormalization of 32 long rows, then scale and shift by channel."""
+    """Writes GroupNorm as InstanceNormalization of 32 long rows, then scale and shift by
+    channel.
+    """
     ops, full = writer.ops, writer.dtype == "float32"
     wide = x if full else ops.cast(x, "float32")
     rows = ops.reshape(wide, [0, NUM_GROUPS, -1])

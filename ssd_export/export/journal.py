@@ -1,5 +1,5 @@
-"""What an export has finished, kept in its unfinished folder, so that `--resume` goes on instead of
-beginning anew.
+"""Record of what an export has finished, kept in its unfinished folder, so that `--resume` goes on
+instead of beginning anew.
 
     <bundle>.partial-export/
         journal.jsonl   line 1: {what was asked for}; then one line a tensor: {"name", "end",
@@ -29,7 +29,7 @@ BLOCK_BYTES = 4 << 20
 
 
 def unfinished_folder(out: Path) -> Path:
-    """Where an export to `out` writes until it is complete."""
+    """The folder that an export to `out` writes until it is complete."""
     out = out.resolve()
     return out.with_name(f"{out.name}.partial-export")
 
@@ -69,8 +69,8 @@ class Journal:
         self._file.close()
 
     def let_go(self) -> None:
-        """Before the folder gets its name: Windows renames no folder with an open file; elsewhere
-        the lock stays.
+        """Closes the file before the folder gets its name: Windows renames no folder with an open
+        file; elsewhere the lock stays.
         """
         if os.name == "nt":
             self._file.close()
@@ -104,7 +104,7 @@ class Journal:
         self._append({"name": name, "end": end, "sha256": sha256})
 
     def _intact(self, file: BinaryIO, digest: Any, ends: Sequence[int]) -> tuple[int, Any]:
-        """How many of the journal's tensors stand in the file as they were written, and the hash up
+        """Number of the journal's tensors that the file holds as they were written, and the hash up
         to there.
         """
         good = digest.copy()
@@ -194,6 +194,7 @@ class WeightsStream:
         self._file.close()
 
     def write(self, data: memoryview | bytes) -> None:
+        """Appends to the file and to the running hash."""
         self._file.write(data)
         self._digest.update(data)
 
@@ -208,7 +209,7 @@ def _line(entry: dict[str, Any]) -> bytes:
 
 
 def _check_same(begun: dict[str, Any], asked: dict[str, Any], folder: Path) -> None:
-    """Raises: UserError that names what differs between the export that was begun and the one asked
+    """Raises UserError that names what differs between the export that was begun and the one asked
     for.
     """
     differing = [name for name in {**begun, **asked} if begun.get(name) != asked.get(name)]

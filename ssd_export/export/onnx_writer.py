@@ -40,7 +40,7 @@ MASKED = -3.0e38
 
 @dataclass
 class GraphWriter:
-    """What the pieces of one graph share: the recorder, the model's numbers, the places of the
+    """State shared by the parts of one graph: the recorder, the model's numbers, the places of the
     weights.
     """
 
@@ -79,9 +79,11 @@ class GraphWriter:
 
     @property
     def opset(self) -> int:
+        """The least opset that the stored weights need."""
         return opset_of(self.weights.values())
 
     def linear(self, x: ir.Value, name: str, bias: bool = False) -> ir.Value:
+        """x [..., in] times the weight of a linear layer, plus its bias: [..., out]."""
         product = self.ops.op("MatMul", x, self.matrix(name), name=f"{name}.product")
         return self.ops.op("Add", product, self.weight(f"{name}.bias")) if bias else product
 
@@ -290,16 +292,20 @@ class AttentionFunctions:
         self._names: dict[AttentionNode, str] = {}
 
     def call(self, ops: Operators, node: AttentionNode, *inputs: ir.Value) -> list[ir.Value]:
+        """Adds a node that calls the function of its parameters: output, then the cache's
+        tensors.
+        """
         name = self._names.setdefault(node, f"{OP_TYPE}_{len(self._names)}")
         num_outputs = 1 + len(graphs.part_names(node.rule, node.kv_dtype))
         return ops.many(name, *inputs, domain=DOMAIN, num_outputs=num_outputs, **node.attributes())
 
     def all(self, opset: int) -> list[ir.Function]:
+        """The functions that were called, each once."""
         return [attention_function(node, name, opset) for node, name in self._names.items()]
 
 
 def rms_norm(writer: GraphWriter, x: ir.Value, weight: str) -> ir.Value:
-    """In the form that ONNX Runtime fuses to one SimplifiedLayerNormalization."""
+    """RMSNorm in the form that ONNX Runtime fuses to one SimplifiedLayerNormalization."""
     ops = writer.ops
     wide = x if writer.dtype == "float32" else ops.cast(x, "float32")
     square = ops.op("Pow", wide, ops.constant(2.0, "float32"))
@@ -425,8 +431,8 @@ def causal_attention(
 
 
 def prompt_scores(ops: Operators, probs: ir.Value, is_prompt: ir.Value) -> ir.Value:
-    """What the prompt tokens gave each other, float32 [B, H, T] (R2); padding neither gives nor
-    receives.
+    """Attention that prompt tokens received from each other, float32 [B, H, T] (R2), without
+    padding.
     """
     given = ops.op("Mul", probs, ops.op("Unsqueeze", is_prompt, ops.constant([1, 2, 4])))
     return ops.op("ReduceSum", given, ops.constant([2, 3]), keepdims=0)

@@ -35,6 +35,7 @@ class Operators:
     def op(
         self, op_type: str, *inputs: ir.Value | None, name: str | None = None, **attributes: Any
     ) -> ir.Value:
+        """Adds a node with one output."""
         value = self.tape.op(op_type, inputs, attributes)
         value.name = name
         return value
@@ -47,6 +48,7 @@ class Operators:
         domain: str = "",
         **attributes: Any,
     ) -> list[ir.Value]:
+        """Adds a node with several outputs."""
         return list(
             self.tape.op_multi_out(
                 op_type, inputs, attributes, num_outputs=num_outputs, domain=domain
@@ -54,6 +56,7 @@ class Operators:
         )
 
     def constant(self, values: object, dtype: str = "int64") -> ir.Value:
+        """A constant, one for equal values and dtype."""
         if dtype == "bfloat16":
             return self.op("Cast", self.constant(values, "float32"), to=onnx_dtype(dtype))
         array = np.asarray(values, dtype)
@@ -63,6 +66,7 @@ class Operators:
         return self._constants[key]
 
     def cast(self, value: ir.Value, dtype: str) -> ir.Value:
+        """Adds a Cast."""
         return self.op("Cast", value, to=onnx_dtype(dtype))
 
     def reshape(self, value: ir.Value, shape: Sequence[int]) -> ir.Value:
@@ -70,6 +74,7 @@ class Operators:
         return self.op("Reshape", value, self.constant(list(shape)))
 
     def split(self, value: ir.Value, sizes: Sequence[int], axis: int) -> list[ir.Value]:
+        """Splits along an axis; one size is the value itself."""
         if len(sizes) == 1:
             return [value]
         return self.many(

@@ -1,4 +1,4 @@
-"""Which tensors of the weights file are quantized, how they are made one at a time, and how a graph
+"""Quantization of an export: which tensors of the weights file, made one at a time, and how a graph
 reads them.
 
 Quantized are the matrices of the language model's layers (qkv, o, gate_up, down: more than nine
@@ -47,9 +47,11 @@ class QuantizedMatrix:
         self._waiting: dict[str, Tensor] = {}
 
     def codes(self) -> Tensor:
+        """Codes in their stored form; the scales made with them are kept for the next call."""
         return self._take("codes")
 
     def scale(self) -> Tensor:
+        """Scales in their stored form; the codes made with them are kept for the next call."""
         return self._take("scale")
 
     def _take(self, part: str) -> Tensor:
@@ -101,7 +103,7 @@ def dequantize_node(ops: Operators, codes: ir.Value, scale: ir.Value, scheme: Sc
 def precision_facts(
     weights_format: WeightFormat, head_format: WeightFormat, weights: Iterable[Weight]
 ) -> Precision:
-    """What `ssd_config.json` says of the weights' precision."""
+    """The entry of `ssd_config.json` on the precision of the weights."""
     weights = list(weights)
     quantized_bytes = sum(weight.num_bytes for weight in weights if weight.scheme)
     if "int4" not in (weights_format, head_format):
@@ -130,7 +132,7 @@ def _format_of(name: str, weights: WeightFormat, head: WeightFormat) -> WeightFo
 
 
 def block_lines(facts: Precision) -> list[str]:
-    """What to print where int4 blocks are not the usual ones: tensors of a kind in one line."""
+    """Lines to print where int4 blocks are not the usual ones: tensors of a kind in one line."""
     lines = []
     for block in sorted(set(facts.other_blocks.values()), reverse=True):
         names = [name for name, own in facts.other_blocks.items() if own == block]

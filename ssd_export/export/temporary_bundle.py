@@ -34,6 +34,7 @@ class PolicyChoice:
     kv_dtype: str = "model"
 
     def export_spec(self, out: Path | None = None) -> ExportSpec:
+        """The export of this choice to a folder."""
         return ExportSpec(
             model=self.model,
             policy=self.policy,

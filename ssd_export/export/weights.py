@@ -60,6 +60,7 @@ class Weight:
 
     @property
     def num_bytes(self) -> int:
+        """Bytes in the weights file."""
         return torch.Size(self.shape).numel() * self.dtype.itemsize
 
 

@@ -20,7 +20,7 @@ from ssd_export.policy.table import GREATEST_CODE
 
 @dataclass(frozen=True)
 class WindowPlaces:
-    """Where a pass is, for every row.
+    """Place of a pass in every row.
 
     position: int32 [B, W], of each place's token; newest: int32 [B, 1, 1], of the token written
     last; rests: bool [B, 1, 1]; prompt_length: int32 [B]; steps: int64 [W], 0, 1, ...

@@ -28,7 +28,7 @@ FIRST_EXACT_TARGET = 90  # from here on PTX is for one architecture alone
 
 @dataclass(frozen=True)
 class Variant:
-    """What a kernel image is compiled for, beside the target."""
+    """Constants that a kernel image is compiled for, beside the target."""
 
     dtype: str
     head_dim: int
@@ -54,7 +54,7 @@ class KernelImage:
     cubin_sha256: str
 
     def attributes(self, data: bytes) -> dict[str, int | str | bytes]:
-        """What the plugin reads from a node about its kernel; data: the bytes of the cubin or the
+        """Attributes of a node that tell the plugin its kernel; data: the bytes of the cubin or the
         PTX.
         """
         return {

@@ -21,6 +21,7 @@ class Share:
 
     @property
     def value(self) -> float:
+        """The share, 0..1; NaN of none."""
         return self.hits / self.total if self.total else math.nan
 
     @property
@@ -35,6 +36,7 @@ class Share:
         return max(0.0, (middle - half) / scale), min(1.0, (middle + half) / scale)
 
     def to_dict(self) -> dict[str, Any]:
+        """Hits, total, share and the ends of its interval."""
         low, high = self.interval
         return {
             "hits": self.hits,
@@ -55,6 +57,7 @@ class Mean:
 
     @classmethod
     def of(cls, values: Sequence[float]) -> Mean:
+        """Mean and standard error of independent values; NaN of none."""
         n = len(values)
         if not n:
             return cls(math.nan, math.nan, 0)
@@ -64,8 +67,8 @@ class Mean:
 
     @classmethod
     def of_differences(cls, values: Sequence[float], baseline: Sequence[float]) -> Mean:
-        """Of values minus baseline, case by case: what the cases have in common does not widen the
-        interval.
+        """Mean of values minus baseline, case by case: what the cases have in common does not widen
+        the interval.
         """
         return cls.of([value - base for value, base in zip(values, baseline, strict=True)])
 

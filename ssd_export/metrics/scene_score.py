@@ -30,7 +30,7 @@ Progress = Callable[[str, int, int], None]
 
 @dataclass(frozen=True)
 class GenerateOptions:
-    """How images are generated; cfg_scale and temperature None: the bundle's."""
+    """Options of the generated images; cfg_scale and temperature None: the bundle's."""
 
     seed: int = 0
     batch: int = 16
@@ -40,7 +40,7 @@ class GenerateOptions:
 
 @dataclass(frozen=True)
 class SceneScore:
-    """What was asked for, generated and judged, in one order. ms_per_token: of the decode steps
+    """Scenes, images and verdicts of a score, in one order. ms_per_token: of the decode steps
     alone, at this batch.
     """
 
@@ -54,10 +54,12 @@ class SceneScore:
 
     @property
     def overall(self) -> Share:
+        """Share of images that show what their captions say."""
         return Share(sum(verdict.ok for verdict in self.verdicts), len(self.verdicts))
 
     @property
     def by_category(self) -> dict[str, Share]:
+        """The share by category of the scenes."""
         return share_by_category(self.scenes, self.verdicts)
 
     def to_dict(self) -> dict[str, Any]:

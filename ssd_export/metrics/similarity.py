@@ -1,4 +1,4 @@
-"""How near images, tokens and distributions are to those of the full cache: for models whose
+"""Similarity of images, tokens and distributions to those of the full cache: for models whose
 images have no score.
 """
 

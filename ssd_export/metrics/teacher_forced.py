@@ -141,7 +141,7 @@ class SceneLosses:
     def __init__(
         self, model: TeacherForced, scenes: Sequence[Scene], prompt_slots: int = 64
     ) -> None:
-        """Raises: UserError for a caption that does not fit prompt_slots."""
+        """Raises UserError for a caption that does not fit prompt_slots."""
         tokens = np.stack([encode_scene(scene) for scene in scenes])
         self._model, self._sequences = (
             model,
@@ -167,6 +167,9 @@ class Replay:
         self._config, self._table, self._prompt_length = config, table, prompt_length
 
     def __call__(self, layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        """Attends as the policy's cache would in this layer: query [B, Hq, T, D] -> [B, Hq, T,
+        D].
+        """
         # query [B, Hq, T, D]; key, value [B, H, T, D]
         table = self._table
         if table is None or not self._ever_full(table, layer):

@@ -81,11 +81,12 @@ class Checkpoint:
         return list(self._places)
 
     def shape(self, name: str) -> tuple[int, ...]:
+        """Shape of a tensor, by its canonical name."""
         return self._places[name].shape
 
     def stored_bytes(self, name: str) -> int:
-        """Of the tensor as it is stored; two bytes a number where that is not known before it is
-        read.
+        """Bytes of the tensor as it is stored; two a number where its dtype is not known before it
+        is read.
         """
         place = self._places[name]
         dtype = place.file.dtype(place.stored_name)
@@ -100,7 +101,7 @@ class Checkpoint:
         return convert(tensor, dtype or tensor.dtype, self._where(name), DAMAGED)
 
     def check_dtypes(self) -> None:
-        """Raises: UserError for a tensor that is not float, or has less than two bytes a number."""
+        """Raises UserError for a tensor that is not float, or has less than two bytes a number."""
         for name, place in self._places.items():
             dtype = place.file.dtype(place.stored_name)
             if dtype is None or not dtype.is_floating_point or dtype.itemsize == 1:
@@ -134,19 +135,23 @@ class ShapeOnly(Checkpoint):
         self._shapes = _expected(config)
 
     def first_layers(self, num_layers: int) -> ShapeOnly:
+        """The shape of a model with only its first layers. Raises: UserError where it has fewer."""
         return ShapeOnly(first_layers(self.config, num_layers))
 
     def names(self) -> list[str]:
+        """Canonical names of all tensors."""
         return list(self._shapes)
 
     def shape(self, name: str) -> tuple[int, ...]:
+        """Shape of a tensor, by its canonical name."""
         return self._shapes[name]
 
     def stored_bytes(self, name: str) -> int:
+        """Bytes of a tensor at two a number."""
         return 2 * torch.Size(self.shape(name)).numel()
 
     def fingerprint(self) -> str:
-        """Of no particular weights: every head map of this shape fits."""
+        """The empty fingerprint: every head map of this shape fits."""
         return ""
 
     def head_map(self, explicit: str | Path | None = None) -> HeadMap | None:
@@ -156,7 +161,7 @@ class ShapeOnly(Checkpoint):
 
 
 def first_layers(config: ModelConfig, num_layers: int) -> ModelConfig:
-    """Raises: UserError where the model has fewer."""
+    """The config of the model's first layers. Raises: UserError where it has fewer."""
     if not 1 <= num_layers <= config.num_layers:
         raise UserError(
             f"--num-layers {num_layers} is outside 1..{config.num_layers}, the layers of this model"
@@ -171,7 +176,7 @@ def _layer(name: str) -> int:
 
 
 class _Place:
-    """Where a tensor is stored."""
+    """Place of a tensor in the files."""
 
     def __init__(self, file: WeightFile, stored_name: str, part: Part | None = None) -> None:
         self.file, self.stored_name, self._part = file, stored_name, part
@@ -245,7 +250,7 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
 
 
 def _places(path: Path, layout: Layout) -> dict[str, _Place]:
-    """Where each tensor is, by canonical name. Raises: UserError for one that is there twice."""
+    """Place of each tensor by canonical name. Raises: UserError for one that is there twice."""
     places: dict[str, _Place] = {}
     for weights in open_weight_files(path):
         for stored in weights.shapes:

@@ -34,6 +34,7 @@ class RMSNorm(nn.Module):
         self.eps = eps
 
     def forward(self, x: Tensor) -> Tensor:
+        """Normalizes x [..., hidden] in float32; the dtype of x is kept."""
         wide = x.to(torch.float32)
         wide = wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + self.eps)
         return self.weight * wide.to(x.dtype)
@@ -63,7 +64,10 @@ class Rope(nn.Module):
         dtype: torch.dtype,
         prompt_length: Tensor | int | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """Args: prompt_length: of all rows, or int [B]; a grid needs it."""
+        """cos and sin, [B, 1, T, head_dim] each, of positions int [B, T].
+
+        Args: prompt_length: of all rows, or int [B]; a grid needs it.
+        """
         frequencies = self.frequencies.to(positions.device)
         if self.grid is None:
             angles = positions[:, None, :, None].to(torch.float32) * frequencies[0]
@@ -112,6 +116,7 @@ class SelfAttention(nn.Module):
         self.o_proj = nn.Linear(query_size, config.hidden_size, bias=False)
 
     def forward(self, hidden: Tensor, cos: Tensor, sin: Tensor, attend: Attend) -> Tensor:
+        """Projects hidden [B, T, hidden], rotates, and leaves attention to `attend`."""
         query = rotate(self._heads(self.q_proj(hidden)), cos, sin)
         key = rotate(self._heads(self.k_proj(hidden)), cos, sin)
         attended = attend(self.layer, query, key, self._heads(self.v_proj(hidden)))
@@ -131,6 +136,7 @@ class MLP(nn.Module):
         self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Maps x [B, T, hidden] to [B, T, hidden]."""
         return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
 
 
@@ -145,6 +151,7 @@ class Layer(nn.Module):
         self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
 
     def forward(self, hidden: Tensor, cos: Tensor, sin: Tensor, attend: Attend) -> Tensor:
+        """Adds attention and MLP to hidden [B, T, hidden]."""
         hidden = hidden + self.self_attn(self.input_layernorm(hidden), cos, sin, attend)
         return hidden + self.mlp(self.post_attention_layernorm(hidden))
 
@@ -171,7 +178,9 @@ class Decoder(nn.Module):
         attend: Attend,
         prompt_length: Tensor | int | None = None,
     ) -> Tensor:
-        # hidden: [B, T, hidden_size], positions: integer [B, T], prompt_length: as Rope has it
+        """Runs all layers and the final norm: hidden [B, T, hidden_size], positions integer [B, T],
+        prompt_length as Rope has it.
+        """
         cos, sin = self.rope(positions, hidden.dtype, prompt_length)
         for layer in self.layers:
             hidden = layer(hidden, cos, sin, attend)
@@ -187,6 +196,7 @@ class Aligner(nn.Module):
         self.hidden_layers = nn.ModuleList([nn.Linear(config.hidden_size, config.hidden_size)])
 
     def forward(self, x: Tensor) -> Tensor:
+        """Maps codebook entries [..., codebook_dim] to embeddings [..., hidden]."""
         return self.hidden_layers[0](F.gelu(self.fc1(x)))
 
 
@@ -199,6 +209,7 @@ class CaptionProjection(nn.Module):
         self.fc2 = nn.Linear(config.hidden_size, config.hidden_size, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Maps caption embeddings [..., caption_dim] to hidden states [..., hidden_size]."""
         return self.fc2(F.gelu(self.fc1(x), approximate="tanh"))
 
 
@@ -217,6 +228,7 @@ class GenerationHead(nn.Module):
         )
 
     def forward(self, hidden: Tensor) -> Tensor:
+        """Maps final hidden states [..., hidden_size] to logits [..., codebook_size]."""
         if self.has_aligner:
             hidden = F.gelu(self.proj_out(hidden))
         return self.vision_head(hidden)

@@ -74,7 +74,7 @@ def fetch(hub_id: str, revision: str | None = None) -> HubModel:
 
 
 def wanted_files(names: Iterable[str]) -> list[str]:
-    """Of a repository's files, those that a checkpoint is read from."""
+    """Files of a repository that a checkpoint is read from."""
     names = [name for name in names if "/" not in name]
     safetensors = [name for name in names if name.endswith(".safetensors")]
     weights = safetensors or [name for name in names if name.endswith(".bin")]

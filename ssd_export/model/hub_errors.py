@@ -1,6 +1,4 @@
-"""What a model hub, or something on the way to it, answers: no network, or one line with a way
-out.
-"""
+"""Errors of a model hub, or of something on the way to it, as one line with a way out."""
 
 from __future__ import annotations
 

@@ -25,6 +25,7 @@ class GroupNorm(nn.GroupNorm):
         super().__init__(NUM_GROUPS, channels, eps=EPS)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Normalizes x [N, C, H, W] in float32; the dtype of x is kept."""
         wide = F.group_norm(x.float(), NUM_GROUPS, self.weight.float(), self.bias.float(), EPS)
         return wide.to(x.dtype)
 
@@ -53,6 +54,7 @@ class ResidualBlock(nn.Module):
         self.has_shortcut = channels_in != channels_out
 
     def forward(self, x: Tensor) -> Tensor:
+        """Maps x [N, channels_in, H, W] to [N, channels, H, W]."""
         changed = self.conv1(swish(self.norm1(x)))
         changed = self.conv2(swish(self.norm2(changed)))
         return (self.nin_shortcut(x) if self.has_shortcut else x) + changed
@@ -71,6 +73,7 @@ class AttentionBlock(nn.Module):
         self.scale = channels**-0.5
 
     def forward(self, x: Tensor) -> Tensor:
+        """Adds single-head attention over all places to x [N, C, H, W]."""
         # x: [N, C, h, w]; weights: [N, h*w of the query, h*w of the key]
         normed = self.norm(x)
         query, key, value = (conv(normed).flatten(2) for conv in (self.q, self.k, self.v))
@@ -90,6 +93,7 @@ class MiddleBlock(nn.Module):
         self.block_2 = ResidualBlock(channels, channels)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Maps x [N, C, H, W] to the same shape."""
         return self.block_2(self.attn_1(self.block_1(x)))
 
 
@@ -101,6 +105,7 @@ class Upsample(nn.Module):
         self.conv = conv3x3(channels, channels)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Maps x [N, C, H, W] to [N, C, 2H, 2W]."""
         return self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
 
 
@@ -123,6 +128,9 @@ class Level(nn.Module):
         self.has_upsample = upsample
 
     def forward(self, x: Tensor) -> Tensor:
+        """Maps x [N, channels_in, H, W] to [N, channels, H, W], twice as high and wide with an
+        upsampler.
+        """
         for i, block in enumerate(self.block):
             x = block(x)
             if len(self.attn):
@@ -153,6 +161,7 @@ class PixelDecoder(nn.Module):
         self.conv_out = conv3x3(widths[-1], vq.out_channels)
 
     def forward(self, latents: Tensor) -> Tensor:
+        """Decodes latents to pixels of about -1..1, not clipped."""
         x = self.mid(self.conv_in(latents))
         for level in self.up:
             x = level(x)
@@ -168,6 +177,7 @@ class Codebook(nn.Module):
         self.embedding = nn.Embedding(size, dim)
 
     def forward(self, codes: Tensor) -> Tensor:
+        """Looks codes up, integer [N, grid tokens]; entries are normalized in float32."""
         entries = self.embedding(codes)
         entries = F.normalize(entries.float(), p=2, dim=-1).to(entries.dtype)
         return (
@@ -189,6 +199,7 @@ class VQModel(nn.Module):
         self.decoder = PixelDecoder(config.vq)
 
     def forward(self, codes: Tensor) -> Tensor:
+        """Decodes codes, integer [N, grid tokens], to pixels [N, 3, height, width]."""
         return self.decoder(self.post_quant_conv(self.quantize(codes)))
 
 
@@ -202,4 +213,5 @@ class ImageDecoder(nn.Module):
         self.vqmodel = VQModel(config)
 
     def forward(self, codes: Tensor) -> Tensor:
+        """Decodes codes, integer [N, grid tokens], to pixels [N, 3, height, width]."""
         return self.vqmodel(codes)

@@ -1,4 +1,4 @@
-"""Which tensors of a checkpoint an export takes, which it leaves out, and which it must not.
+"""Inventory of a checkpoint: tensors that an export takes, leaves out, and must not miss.
 
 A tensor that the language model, the generation modules or the image decoder would use and that the
 family's models do not have (a bias, a norm of queries, LoRA beside its base, a layer too many)
@@ -40,7 +40,7 @@ SAME = "take config.json and weights from the same checkpoint"
 def check_counts(
     path: Path, family: Family, config: ModelConfig, shapes: Mapping[str, Shape]
 ) -> None:
-    """Raises: UserError where config.json counts more than the files can hold.
+    """Raises UserError where config.json counts more than the files can hold.
 
     Building a model of what config.json says, even without memory, takes time for every layer; a
     count of 10**12 would never end.
@@ -85,7 +85,7 @@ def check_inventory(
     shapes: Mapping[str, Shape],
     stored: Mapping[str, str],
 ) -> str:
-    """What is left out, in one line; "" where it is nothing.
+    """One line on the tensors that are left out; "" where there are none.
 
     Args: expected: shapes by canonical name; shapes, stored: of the files, shape and stored name by
     canonical name.

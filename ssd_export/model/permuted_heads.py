@@ -12,7 +12,10 @@ from ssd_export.policy.table import PolicyTable
 
 
 class PermutedHeads:
-    """Stands in for an ImageTokenModel with permuted weights. Args: table: decides the order."""
+    """Stands in for an ImageTokenModel with permuted weights.
+
+    Args: table: decides the order.
+    """
 
     def __init__(self, model: ImageTokenModel, table: PolicyTable) -> None:
         self._model, self.config = model, model.config
@@ -30,6 +33,8 @@ class PermutedHeads:
         attend: Attend,
         prompt_length: Tensor | int | None = None,
     ) -> Tensor:
+        """Runs the model with `attend` given the heads in the table's order: [B, T, hidden]."""
+
         def permuted(layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
             query_order, order = self._orders[layer]
             out = attend(layer, query[:, query_order], key[:, order], value[:, order])

@@ -38,12 +38,15 @@ class PickledWeights:
         self.shapes = {name: tuple(view.shape) for name, view in self._views.items()}
 
     def dtype(self, name: str) -> torch.dtype | None:
+        """Dtype of a tensor."""
         return self._views[name].dtype
 
     def dtype_name(self, name: str) -> str:
+        """Name of the dtype, as torch spells it."""
         return str(self._views[name].dtype).removeprefix("torch.")
 
     def read(self, name: str) -> Tensor:
+        """A copy of a tensor; the file's pages are given back."""
         view = self._views[name]
         if not view.is_contiguous():
             return view.clone(memory_format=torch.contiguous_format)
@@ -56,6 +59,7 @@ class PickledWeights:
         return values
 
     def run(self, name: str, start: int, end: int) -> Tensor:
+        """A copy of elements start..end of a tensor, flat."""
         view = self._views[name]
         values = view.reshape(-1)[start:end].clone()
         if view.is_contiguous():
@@ -66,7 +70,7 @@ class PickledWeights:
 
 
 def _check_zip(path: Path) -> None:
-    """Raises: UserError for another format, and for a file that grows when it is unpacked."""
+    """Raises UserError for another format, and for a file that grows when it is unpacked."""
     try:
         with zipfile.ZipFile(path) as archive:
             entries = archive.infolist()
@@ -89,7 +93,7 @@ def _check_zip(path: Path) -> None:
 
 
 def _load(path: Path) -> object:
-    """What the pickle holds; nothing of it is executed. Raises: UserError."""
+    """Object in the pickle; none of its code is executed. Raises: UserError."""
     try:
         return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except pickle.UnpicklingError as error:

@@ -68,7 +68,10 @@ class TemplateEncoder:
     def __init__(
         self, spec: dict[str, Any], template: PromptTemplate, title: str = "matching"
     ) -> None:
-        """Args: spec: the content of tokenizer.json; title: of the family, for messages."""
+        """Parses the tokenizer.
+
+        Args: spec: the content of tokenizer.json; title: of the family, for messages.
+        """
         self._template = template
         added = {token["content"]: token for token in spec["added_tokens"]}
         # Some added tokens are letters that the vocabulary lacks: text. Those named <...> are

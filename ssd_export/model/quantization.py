@@ -37,8 +37,8 @@ BLOCKS = (128, 64, 32, 16)  # of int4: the first that divides the input size
 
 @dataclass(frozen=True)
 class Scheme:
-    """format: int8, int4 or fp8; block: inputs that share a scale, 0 where all inputs of an output
-    channel do.
+    """Storage of one matrix. format: int8, int4 or fp8; block: inputs that share a scale, 0 where
+    all inputs of an output channel do.
     """
 
     format: str
@@ -46,7 +46,7 @@ class Scheme:
 
 
 def choose_scheme(weights: str, num_inputs: int, num_outputs: Iterable[int]) -> Scheme | None:
-    """How a matrix is stored under `--weights weights`; None: in the model's dtype, because no
+    """The scheme of a matrix under `--weights weights`; None: in the model's dtype, because no
     block suits it.
 
     Args: num_outputs: of each of the projections side by side in it.
@@ -115,7 +115,7 @@ def _scale(greatest: Tensor, divisor: float, dtype: torch.dtype) -> Tensor:
 
 
 def _check_products(codes: Tensor, scale: Tensor, scheme: Scheme) -> None:
-    """Raises: UserError where a code times its scale, as a runtime multiplies them, is infinite."""
+    """Raises UserError where a code times its scale, as a runtime multiplies them, is infinite."""
     products = (codes.abs().amax(dim=2) * scale.float()).to(scale.dtype)
     if not products.isfinite().all():
         raise UserError(
@@ -145,7 +145,7 @@ def _squared_error(blocks: Tensor, scale: Tensor, scheme: Scheme) -> Tensor:
 
 
 def to_stored(codes: Tensor, scale: Tensor, scheme: Scheme) -> tuple[Tensor, Tensor]:
-    """What the weights file holds of codes [out, in] and scales [out, blocks]."""
+    """The stored form of codes [out, in] and scales [out, blocks]."""
     codes = codes.T.contiguous()
     if scheme.format == "int4":
         nibbles = codes.view(torch.uint8) & 15

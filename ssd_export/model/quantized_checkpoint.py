@@ -38,7 +38,7 @@ WAY_OUT = (
 
 
 def refuse_quantized_config(directory: Path, config: Mapping[str, Any]) -> None:
-    """Raises: UserError where config.json, or a quantizer's file beside it, says that the weights
+    """Raises UserError where config.json, or a quantizer's file beside it, says that the weights
     are quantized.
     """
     sections = [config, *(config.get(name) for name in SECTIONS)]
@@ -54,7 +54,7 @@ def refuse_quantized_config(directory: Path, config: Mapping[str, Any]) -> None:
 
 
 def refuse_quantized_names(directory: Path, names: Iterable[str]) -> None:
-    """Raises: UserError where the names of tensors say so, whatever the configuration says."""
+    """Raises UserError where the names of tensors say so, whatever the configuration says."""
     for name in names:
         for suffix, method in SUFFIXES.items():
             if name.endswith(suffix):

@@ -80,13 +80,15 @@ class WeightFile:
         self.shapes = self._file.shapes
 
     def read(self, name: str) -> Tensor:
+        """A copy of a tensor. Raises: UserError for a damaged file."""
         return self._file.read(name)
 
     def dtype(self, name: str) -> torch.dtype | None:
-        """None for one that torch does not know."""
+        """Dtype of a tensor; None for one that torch does not know."""
         return self._file.dtype(name)
 
     def dtype_name(self, name: str) -> str:
+        """Name of the dtype, as the file spells it."""
         return self._file.dtype_name(name)
 
     def run(self, name: str, start: int, end: int) -> Tensor:
@@ -94,8 +96,8 @@ class WeightFile:
         return self._file.run(name, start, end)
 
     def sample(self, name: str, num_runs: int, run_length: int, first: int, end: int) -> Tensor:
-        """Up to num_runs evenly spaced runs of neighbors among the elements first..end of the flat
-        tensor; touches no other part of the file.
+        """Reads up to num_runs evenly spaced runs of neighbors among the elements first..end of the
+        flat tensor; touches no other part of the file.
         """
         last = max(end - run_length, first)
         starts = sorted({first + (last - first) * i // (num_runs - 1) for i in range(num_runs)})

@@ -1,1 +1,1 @@
-"""What every stage will take of memory and disk, before any work."""
+"""Plans the memory and disk of every stage, before any work."""

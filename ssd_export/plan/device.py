@@ -34,14 +34,16 @@ class DeviceMemory:
 
     @property
     def cache(self) -> int:
+        """Bytes of all caches."""
         return sum(self.keys_and_values.values()) + self.positions_and_scores
 
     @property
     def total(self) -> int:
+        """Bytes of all parts."""
         return self.weights + self.cache + self.activations + self.image_decoder + self.context
 
     def parts(self) -> list[tuple[str, int]]:
-        """What a table lists, in its order."""
+        """The rows of a table, in its order."""
         kinds = [
             (f"keys and values, heads that keep {kind}", size)
             for kind, size in self.keys_and_values.items()
@@ -65,7 +67,7 @@ def device_memory(
     decoder_batch: int = 1,
     shared_weights: bool = True,
 ) -> DeviceMemory:
-    """What generating takes on a device; the text embeddings stay on the host.
+    """Memory that generating takes on a device; the text embeddings stay on the host.
 
     shared_weights: prefill and decode step are given one copy of their weights. Quantized matrices
     stay inside the engines, one copy in each of the two.
@@ -102,8 +104,8 @@ def device_memory(
 
 
 def activation_bytes(config: ModelConfig, table: PolicyTable, dtype: str, rows: int) -> int:
-    """Of prefill, the larger of the two graphs: the widest layer's inputs and outputs, attention,
-    keys and values.
+    """Bytes of activations of prefill, the larger of the two graphs: the widest layer's inputs and
+    outputs, attention, keys and values.
     """
     tokens = rows * table.prompt_slots
     numbers = tokens * (3 * config.hidden_size + 3 * config.intermediate_size)
@@ -115,5 +117,5 @@ def activation_bytes(config: ModelConfig, table: PolicyTable, dtype: str, rows: 
 
 
 def usable_bytes(memory_bytes: int, shared: bool) -> int:
-    """What a device of that size leaves for us. shared: its system lives in the same memory."""
+    """Bytes that a device of that size leaves us. shared: its system lives in the same memory."""
     return int(memory_bytes * (1 - SYSTEM_SHARE)) if shared else memory_bytes

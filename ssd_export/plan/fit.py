@@ -18,7 +18,7 @@ BATCHES = (16, 8, 4, 2, 1)
 
 @dataclass(frozen=True)
 class Settings:
-    """What --fit may choose. num_images: images generated at once."""
+    """Settings that --fit may choose. num_images: images generated at once."""
 
     weights: str
     budget: float

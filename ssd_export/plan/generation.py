@@ -1,6 +1,4 @@
-"""What generating from a bundle takes of this machine's memory, asked before any weights are
-loaded.
-"""
+"""Checks the memory of this machine against what a bundle needs, before any weights are loaded."""
 
 from __future__ import annotations
 
@@ -12,7 +10,7 @@ from ssd_export.plan.sizes import WeightSizes
 
 
 def check_memory(bundle: Bundle, num_images: int, decoder_batch: int = 1) -> None:
-    """Raises: UserError where generating that many images at once with ONNX Runtime on this CPU
+    """Raises UserError where generating that many images at once with ONNX Runtime on this CPU
     takes more memory than is free.
     """
     sizes, dtype = WeightSizes.of_bundle(bundle), bundle.config.dtype
@@ -29,7 +27,7 @@ def check_memory(bundle: Bundle, num_images: int, decoder_batch: int = 1) -> Non
 
 
 def check_caches(bundle: Bundle, num_images: int) -> None:
-    """Raises: UserError where the caches of so many images alone are more than is free here."""
+    """Raises UserError where the caches of so many images alone are more than is free here."""
     check_fits(
         f"the caches of {num_images} images at once",
         cache_bytes(bundle, num_images),

@@ -1,4 +1,4 @@
-"""What the stages take of this machine's memory, and the refusal where that is more than it has.
+"""Memory that the stages take of this machine, and the refusal where that is more than it has.
 
 Every number here is an estimate of the peak that the system counts as resident; tests/plan compares
 them with runs.
@@ -93,7 +93,7 @@ def widest_matrices_bytes(config: ModelConfig) -> int:
 
 
 def _session_bytes(sizes: WeightSizes, dtype: str) -> float:
-    """Of prefill or of the decode step, every weight as the kernels want it."""
+    """Bytes of the session of prefill or the decode step, every weight as the kernels want it."""
     return COPIES[dtype] * sizes.steps + COPIES_OF_CODES * sizes.codes
 
 
@@ -106,7 +106,7 @@ def image_decoder_bytes(config: ModelConfig, dtype: str, decoder_batch: int) -> 
 
 
 def check_fits(what: str, needed: int, ways_out: Sequence[str], free: int | None = None) -> None:
-    """Raises: UserError with at least three ways out where less is free than is needed.
+    """Raises UserError with at least three ways out where less is free than is needed.
 
     Args: what: "exporting"; ways_out: those that this stage alone has; free: None asks the system.
     """

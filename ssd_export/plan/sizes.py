@@ -42,11 +42,12 @@ class WeightSizes:
 
     @property
     def total(self) -> int:
+        """Bytes of the weights file."""
         return self.embeddings + self.image_decoder + self.codes + self.steps
 
     @classmethod
     def of(cls, tensors: Iterable[tuple[str, str, int]]) -> WeightSizes:
-        """Args: (name, dtype, bytes) of every tensor."""
+        """Sums sizes over (name, dtype, bytes) of every tensor."""
         sizes = dict.fromkeys(("embeddings", "image_decoder", "codes", "steps"), 0)
         for name, dtype, num_bytes in tensors:
             kind = (
@@ -63,6 +64,7 @@ class WeightSizes:
 
     @classmethod
     def of_bundle(cls, bundle: Bundle) -> WeightSizes:
+        """Sizes of a bundle's weights."""
         return cls.of(
             (name, weight.dtype, weight.num_bytes)
             for name, weight in stored_weights(bundle).items()

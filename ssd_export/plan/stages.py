@@ -29,7 +29,7 @@ CLASSES = ((10, "seconds"), (60, "under a minute"), (600, "minutes"), (3600, "te
 
 @dataclass(frozen=True)
 class Stage:
-    """What one stage takes in bytes; 0 where it takes none, None where nobody knows. time: its
+    """Memory and disk of one stage in bytes; 0 where it takes none, None where unknown. time: its
     class in words.
     """
 
@@ -59,12 +59,13 @@ class Plan:
 
     @property
     def cache_bytes(self) -> int:
-        """Of all images generated at once."""
+        """Bytes of the caches of all images generated at once."""
         rows = self.config.rows_per_image * self.num_images
         return self.table.cache_bytes(self.config, DTYPES[self.dtype].num_bytes, rows)
 
     @property
     def device(self) -> DeviceMemory:
+        """Memory of the device that generates."""
         return device_memory(
             self.config,
             self.table,
@@ -77,22 +78,25 @@ class Plan:
 
     @property
     def generation_peak(self) -> int:
+        """Peak bytes of generating on this CPU."""
         return generation_bytes(
             self.config, self.sizes, self.dtype, self.cache_bytes, self.decoder_batch, total_bytes()
         )
 
     @property
     def bundle_bytes(self) -> int:
+        """Bytes of the bundle on disk."""
         graphs = GRAPH_BYTES_OF_A_LAYER * self.config.num_layers
         return self.sizes.total + graphs + TOKENIZER_BYTES_OF_AN_ENTRY * self.config.vocab_size
 
     @property
     def engine_bytes(self) -> int:
-        """Of all engines: their weights, but for those that are inputs."""
+        """Bytes of all engines: their weights, but for those that are inputs."""
         inside = self.sizes.codes + (0 if self.shared_weights else self.sizes.steps)
         return 2 * inside + self.sizes.image_decoder
 
     def stages(self) -> list[Stage]:
+        """The stages in order, download to generation."""
         stages = []
         if self.download_bytes:
             seconds = self.download_bytes / DOWNLOAD_RATE
@@ -130,8 +134,9 @@ class Plan:
 
 
 def build_bytes(flavor: str, inside: int) -> int:
-    """Peak of building engines on the host. Args: inside: bytes of the weights that stay inside the
-    engines.
+    """Peak of building engines on the host.
+
+    Args: inside: bytes of the weights that stay inside the engines.
     """
     return BUILD_BASE_BYTES[flavor] + COPIES_WHILE_BUILDING * inside
 

@@ -1,4 +1,4 @@
-"""From the costs of a head map to one option for each KV head: the least summed cost at a mean
+"""Allocates one option to each KV head by the costs of a head map: the least summed cost at a mean
 number of slots.
 
 For each layer at most `groups` options of the menu, for each head one of them; `is_eligible` says
@@ -28,8 +28,8 @@ LEAST_COST = 1e-15
 
 @dataclass(frozen=True)
 class Allocation:
-    """heads: the option of each KV head, [layers][KV heads]; cost: their sum; image_slots: of all
-    heads.
+    """An allocation. heads: the option of each KV head, [layers][KV heads]; cost: their sum;
+    image_slots: of all heads.
     """
 
     heads: tuple[tuple[HeadOption, ...], ...]
@@ -50,8 +50,8 @@ def allocate(head_map: HeadMap, budget: float, groups: int = DEFAULT_GROUPS) -> 
 
 
 def allocate_each_head(head_map: HeadMap, budget: float) -> Allocation:
-    """As allocate, with any number of options in a layer: what the limit on groups costs. No bundle
-    holds it.
+    """Allocates with any number of options in a layer, to measure what the limit on groups costs.
+    No bundle holds it.
     """
     return _allocate(head_map, budget, len(head_map.cost_options))
 

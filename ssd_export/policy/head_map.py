@@ -63,7 +63,7 @@ class HeadMap:
     statistics: dict[str, Any] = field(default_factory=dict)
 
     def kv_metric(self) -> Rows:
-        """[num_layers][num_kv_heads]: the mean over the query heads of each KV head."""
+        """Metric of each KV head, [num_layers][num_kv_heads]: the mean over its query heads."""
         size = self.num_heads // self.num_kv_heads
         return tuple(
             tuple(
@@ -73,13 +73,14 @@ class HeadMap:
         )
 
     def semantic(self) -> tuple[tuple[bool, ...], ...]:
-        """[num_layers][num_kv_heads]: True for a semantic head (metric above the threshold), else
-        spatial.
+        """Types of the heads, [num_layers][num_kv_heads]: True for a semantic one (metric above the
+        threshold).
         """
         return tuple(tuple(value > self.threshold for value in layer) for layer in self.kv_metric())
 
     @property
     def semantic_share(self) -> float:
+        """Share of semantic heads, 0..1."""
         return sum(map(sum, self.semantic())) / (self.num_layers * self.num_kv_heads)
 
     def with_semantic_share(self, share: float) -> HeadMap:
@@ -104,12 +105,14 @@ class HeadMap:
         )
 
     def swapped(self) -> HeadMap:
-        """Control: semantic heads become spatial and spatial ones semantic."""
+        """Swaps the types as a control: semantic heads become spatial and spatial ones semantic."""
         metric = tuple(tuple(1 - value for value in layer) for layer in self.metric)
         return self._control(metric, 1 - self.threshold, "control: head types swapped")
 
     def random(self, seed: int) -> HeadMap:
-        """Control: the metrics permuted among the KV heads; as many semantic heads as before."""
+        """Permutes the metrics among the KV heads as a control; as many heads are semantic as
+        before.
+        """
         size = self.num_heads // self.num_kv_heads
         starts = range(0, self.num_heads, size)
         heads = [layer[start : start + size] for layer in self.metric for start in starts]
@@ -137,13 +140,13 @@ class HeadMap:
 
     @property
     def note(self) -> str:
-        """What a user should know of a map that was not measured on the model; else ""."""
+        """Note for the user on a map that was not measured on the model; else ""."""
         if not self.assumed:
             return ""
         return f"head map assumed: {self.assumed}; run `ssd-export calibrate` to measure yours"
 
     def for_model(self, config: ModelConfig, fingerprint: str = "") -> HeadMap:
-        """This map, if it was made for the model. Raises: UserError that names what differs."""
+        """Returns the map if it is one of the model. Raises: UserError that names what differs."""
         for name in SHAPE:
             if getattr(self, name) != getattr(config, name):
                 raise UserError(
@@ -158,7 +161,7 @@ class HeadMap:
         return self
 
     def validate(self, source: str = "head map") -> HeadMap:
-        """This map, if its numbers are whole. Raises: UserError for a wrong shape, NaN, no
+        """Returns the map if its numbers are valid. Raises: UserError for a wrong shape, NaN, no
         shares.
         """
         if (
@@ -197,6 +200,7 @@ class HeadMap:
         return self
 
     def to_dict(self) -> dict[str, Any]:
+        """The map as plain data for JSON."""
         options = [
             {**asdict(rule), "image_slots": image_slots, "evict_every": evict_every}
             for rule, image_slots, evict_every in self.cost_options

@@ -93,7 +93,7 @@ Recent = Callable[[int, Grid], int]  # of (image slots, grid): newest tokens tha
 
 
 class Heads(Enum):
-    """Which rule and size each head gets."""
+    """The way a policy gives each head its rule and size."""
 
     EVERYTHING = "all heads keep everything"
     ALIKE = "all heads have the policy's rule and an equal share of the budget"
@@ -124,7 +124,7 @@ def margin_columns(grid: Grid) -> int:
 
 @dataclass(frozen=True)
 class Policy:
-    """What a policy is; adding one takes a row of POLICIES and one in the README's table.
+    """Definition of a policy; adding one takes a row of POLICIES and one in the README's table.
 
     by_score: heads rank by score, else by position (R3); num_recent: R3's default of it;
     score_decay: R2; pinned_columns: R3's mask; row_buffer: an eviction frees a grid row of slots
@@ -143,6 +143,7 @@ class Policy:
 
     @property
     def needs_head_map(self) -> bool:
+        """Whether the policy depends on a head map."""
         return self.heads in (Heads.BY_TYPE, Heads.ALLOCATED)
 
 
@@ -310,7 +311,7 @@ LEAST = {"evict_every": 1, "num_recent": 0, "num_sinks": -1}  # a window's depen
 
 
 def _check_request(policy: Policy, budget: float, asked: dict[str, int]) -> None:
-    """Raises: UserError for a budget or a number that cannot be, or that the policy does not
+    """Raises UserError for a budget or number that is impossible, or that the policy does not
     take.
     """
     if not 0 < budget <= 1:

@@ -1,5 +1,5 @@
-"""When a policy evicts tokens, and how many tokens an image loses by it: known before the first
-step from the prompts' lengths.
+"""Schedule of a policy's evictions, and how many tokens an image loses by them: known before the
+first step from the prompts' lengths.
 """
 
 from __future__ import annotations
@@ -55,8 +55,8 @@ def full_before(table: PolicyTable, kind: EvictionKind, lengths: Sequence[int]) 
 
 
 def rooms(table: PolicyTable, lengths: Sequence[int]) -> list[int]:
-    """For each step of an image: how many steps from it on the caches take before the next
-    eviction, one that is due before that very step aside.
+    """Steps that the caches take from each step of an image on before the next eviction, without
+    one that is due before that very step.
 
     Args: lengths: of the prompts in the rows of the image.
     """

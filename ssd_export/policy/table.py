@@ -23,7 +23,7 @@ MAX_PINNED_COLUMNS = 32  # bits of the mask that kernels and graphs take
 
 @dataclass(frozen=True)
 class Rule:
-    """What R3 protects and ranks by.
+    """The rule of a group: what R3 protects and ranks by.
 
     num_sinks: tokens with position < num_sinks are protected; -1 protects the whole prompt.
     num_recent: the newest num_recent positions are protected, the token being written included.
@@ -38,6 +38,7 @@ class Rule:
 
     @property
     def num_pinned_columns(self) -> int:
+        """Number of grid columns whose tokens are protected."""
         return self.pinned_columns.bit_count()
 
     def num_protected(self, prompt_slots: int, grid: Grid) -> int:
@@ -113,7 +114,7 @@ class PolicyTable:
         return (group for layer in self.layers for group in layer)
 
     def option(self, group: HeadGroup) -> HeadOption:
-        """How a group serves each of its heads."""
+        """The option by which a group serves each of its heads."""
         return HeadOption(group.rule, group.num_slots - self.prompt_slots, group.evict_every)
 
     @property
@@ -129,6 +130,7 @@ class PolicyTable:
 
     @property
     def budget_in_force(self) -> float:
+        """The budget that the table's slots amount to."""
         return self.image_slots_mean / self.grid.num_tokens
 
     def cache_bytes(self, config: ModelConfig, dtype_bytes: int, rows: int) -> int:
@@ -180,8 +182,8 @@ class PolicyTable:
         return full.validate()
 
     def validate(self) -> PolicyTable:
-        """This table, if every head obeys R9 and the numbers fit together. Raises: UserError with
-        the fix.
+        """Returns the table if every head obeys R9 and the numbers fit together. Raises: UserError
+        with the fix.
         """
         if not 0 <= self.score_decay <= 1:
             raise UserError(
@@ -207,6 +209,7 @@ class PolicyTable:
         return self
 
     def to_dict(self) -> dict[str, Any]:
+        """The table as plain data for JSON."""
         return asdict(self)
 
 
@@ -252,7 +255,7 @@ def check_group(group: HeadGroup, prompt_slots: int, grid: Grid, where: str = "h
 
 
 def check_kv_dtype(kv_dtype: str) -> None:
-    """Raises: UserError for a format that caches are not stored in."""
+    """Raises UserError for a format that caches are not stored in."""
     if kv_dtype == "fp8":
         raise UserError(
             "--kv-dtype fp8 is not offered: no ONNX operator that runtimes have writes a row into a"

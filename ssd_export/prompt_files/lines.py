@@ -145,7 +145,9 @@ def _check_names(names: Any, source: str) -> None:
 
 
 def _checked(line: PromptLine, source: str) -> PromptLine:
-    """Raises: UserError for numbers out of range and endless text."""
+    """Returns the line if it is valid. Raises: UserError for numbers out of range and endless
+    text.
+    """
     for name in TEXTS:
         count = len(getattr(line, name) or "")
         if count > MAX_PROMPT_CHARACTERS:

@@ -1,5 +1,5 @@
-"""results.jsonl: one line for each image that was made or failed, appended as it happens, so that
-the next run knows what is left.
+"""The results.jsonl of a run: one line for each image that was made or failed, appended as it
+happens, so that the next run knows what is left.
 
 The last line of an image counts. A line that was cut off by the end of a process is dropped.
 """
@@ -65,7 +65,7 @@ class Result:
         )
 
     def texts(self) -> dict[str, str]:
-        """What is written into the image."""
+        """Text chunks to write into the image."""
         left_out = ("file", "error")
         return {k: str(v) for k, v in asdict(self).items() if k not in left_out and v != ""}
 

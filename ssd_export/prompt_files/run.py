@@ -19,7 +19,9 @@ Check = Callable[[Sequence[ImageRequest]], object]
 
 @dataclass
 class Summary:
-    """How the images of a file ended. already: made by an earlier run; failed: with the reason."""
+    """Counts of how the images of a file ended. already: made by an earlier run; failed: with the
+    reason.
+    """
 
     already: int = 0
     done: int = 0
@@ -53,7 +55,9 @@ class Ledger:
         return pending
 
     def __call__(self, outcome: Outcome) -> None:
-        """Raises: UserError where it cannot be written, or one image after the other fails."""
+        """Records how an image ended. Raises: UserError where it cannot be written, or one image
+        after the other fails.
+        """
         if outcome.error:
             self._fail(outcome)
             self._failures_in_a_row += 1

@@ -16,7 +16,7 @@ MAX_IMAGES = 1_000_000  # of one file, over all its lines
 
 @dataclass(frozen=True)
 class Defaults:
-    """What holds for lines that do not say otherwise. sampling: of the bundle or the options."""
+    """Defaults for lines that do not say otherwise. sampling: of the bundle or the options."""
 
     seed: int
     negative_prompt: str
@@ -33,6 +33,7 @@ class ImageTask:
 
     @property
     def file_name(self) -> str:
+        """Name of the image's file: its line and its number there."""
         return f"{self.line:06d}-{self.image}.png"
 
 

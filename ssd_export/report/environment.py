@@ -1,4 +1,4 @@
-"""What a measurement ran on: processor, memory, device, and the versions of what computed."""
+"""Environment of a measurement: processor, memory, device, and the versions of what computed."""
 
 from __future__ import annotations
 

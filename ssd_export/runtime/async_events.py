@@ -12,7 +12,7 @@ _END: Any = object()
 
 
 async def in_thread(make: Callable[[], Iterator[T]]) -> AsyncGenerator[T, None]:
-    """What the iterator that make() returns yields, and what either raises.
+    """Yields what the iterator of make() yields, and raises what either raises.
 
     All steps run in the same thread. Where the caller stops early, or is cancelled, the iterator is
     closed there after the step that is under way.

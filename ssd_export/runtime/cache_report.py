@@ -1,4 +1,4 @@
-"""What the compression did to a batch, as allocated and counted, not as configured."""
+"""Report of the compression of a batch, as allocated and counted, not as configured."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ssd_export.runtime.runner import Runner
 
 @dataclass(frozen=True)
 class CacheReport:
-    """What the caches of a batch take, as allocated.
+    """Sizes of the caches of a batch, as allocated.
 
     Attributes:
         bytes: all cache tensors of the batch.

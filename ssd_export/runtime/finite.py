@@ -1,6 +1,4 @@
-"""What a runner computes is finite, or one sentence says that it is not: tokens and pixels of NaN
-look like any others.
-"""
+"""Checks that what a runner computes is finite: tokens and pixels of NaN look like any others."""
 
 from __future__ import annotations
 
@@ -14,7 +12,7 @@ class NotFiniteError(UserError):
 
 
 def check_logits(logits: np.ndarray, step: int, dtype: str) -> None:
-    """Raises: NotFiniteError for logits [rows, V] of an image token that hold NaN or infinity."""
+    """Raises NotFiniteError for logits [rows, V] of an image token that hold NaN or infinity."""
     if not np.isfinite(logits).all():
         raise NotFiniteError(f"the logits of image token {step} are not finite: {cause(dtype)}")
 
@@ -27,7 +25,7 @@ def to_pixels(levels: np.ndarray, dtype: str) -> np.ndarray:
 
 
 def cause(dtype: str) -> str:
-    """Why values of a model in this dtype are not finite, and the way out."""
+    """The likely cause of values that are not finite in this dtype, and the way out."""
     if dtype == "float16":
         return (
             "this model's numbers do not fit float16 (65504 at most); export it again with --dtype"

@@ -107,7 +107,7 @@ class GenerationCancelledError(Exception):
 
 @dataclass(frozen=True)
 class _Request:
-    """What to generate, checked. image_done: called with every image."""
+    """A checked request. image_done: called with every image."""
 
     images: list[ImageRequest]
     preview: bool
@@ -462,7 +462,7 @@ def _negative_prompts(asked: str | Sequence[str], num_prompts: int) -> list[str]
 
 
 def _image_seeds(seed: int, seeds: Sequence[int] | None, num_images: int) -> list[ImageSeed]:
-    """What each image's random numbers depend on. Raises: UserError."""
+    """Keys of each image's random numbers. Raises: UserError."""
     if seeds is None:
         first = as_seed(seed)
         return [ImageSeed(first, image) for image in range(num_images)]

@@ -21,7 +21,7 @@ PAPER = (255, 255, 255)
 
 
 def image_paths(out: Path, num_images: int) -> list[Path]:
-    """Where single images go: one to out itself, several to out-000.png, ... beside the sheet
+    """Paths of single images: one is out itself, several are out-000.png, ... beside the sheet
     out.png.
     """
     if num_images == 1:

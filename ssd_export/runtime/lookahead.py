@@ -37,7 +37,7 @@ class Lookahead:
         window: int,
         codebook_size: int,
     ) -> None:
-        """Raises: UserError where the runner has no such pass, or the window is out of range."""
+        """Raises UserError where the runner has no such pass, or the window is out of range."""
         if runner.no_window:
             raise UserError(runner.no_window)
         most = table.grid.num_tokens
@@ -64,7 +64,7 @@ class Lookahead:
             yield range(max(1, row * grid.width), end)
 
     def _pass(self, first: np.ndarray) -> np.ndarray:
-        """How many tokens each image gained."""
+        """Runs one pass; the number of tokens that each image gained."""
         rooms_here = self._rooms[np.arange(len(first)), first]
         limit = np.minimum(rooms_here, self._window)
         width = int(limit.max())
@@ -120,7 +120,7 @@ class Drafts:
         return np.array(inputs, np.int32)
 
     def _distance(self, image: int, step: int) -> int:
-        """To the token that stands for a step of which nothing is known."""
+        """Distance to the token that stands for a step of which nothing is known."""
         takes_above = step >= self._width and self._above_wins[image] >= 0
         return self._width if takes_above else 1
 

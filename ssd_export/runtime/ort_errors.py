@@ -1,4 +1,4 @@
-"""What ONNX Runtime raises, as one line with the way out that its cause has.
+"""Translates what ONNX Runtime raises into one line with the way out that its cause has.
 
 Its exceptions are no RuntimeErrors; their names are the status codes of its C API.
 """
@@ -60,7 +60,7 @@ def computing(name: str) -> Iterator[None]:
 
 
 def check_contract(session: ort.InferenceSession, spec: GraphSpec, path: str) -> None:
-    """Raises: UserError where a graph's inputs and outputs are not those of the bundle's
+    """Raises UserError where a graph's inputs and outputs are not those of the bundle's
     configuration: the file of another graph, or of another bundle.
     """
     for kind, said, found in (

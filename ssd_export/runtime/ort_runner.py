@@ -57,10 +57,9 @@ class OrtRunner(Runner):
         profile: Path | None = None,
         widen_on_use: bool | None = None,
     ) -> None:
-        """profile: the beginning of the names of profiles, one of each graph, complete after
-        end_profiling.
-        widen_on_use: how float16 weights meet the CPU (runtime/widen_on_use.py); None decides by
-        this machine's memory.
+        """Opens the sessions. profile: the beginning of the names of profiles, one of each graph,
+        complete after end_profiling. widen_on_use: how float16 weights meet the CPU
+        (runtime/widen_on_use.py); None decides by this machine's memory.
         """
         if provider not in PROVIDERS:
             raise UserError(f"unknown provider {provider!r}; use one of {', '.join(PROVIDERS)}")
@@ -99,10 +98,14 @@ class OrtRunner(Runner):
         num_threads: int | None = None,
         exact: bool = False,
     ) -> OrtRunner:
-        """Args: exact: quantized weights are multiplied out, as torch does (ort_session.py)."""
+        """Opens a runner on a bundle.
+
+        Args: exact: quantized weights are multiplied out, as torch does (ort_session.py).
+        """
         return cls(bundle, provider, num_threads, exact)
 
     def prefill(self, batch: PromptBatch) -> None:
+        """Fills fresh caches from the prompts and generates token 0."""
         self._allocate(batch)
         self._noise = GridRowNoise(batch.images, self._config, batch.is_greedy)
         suffix = "_top_k" if batch.uses_top_k else ""
@@ -137,6 +140,7 @@ class OrtRunner(Runner):
         self._lengths, self._suffix = batch.lengths, suffix
 
     def evict(self, step: int) -> None:
+        """Runs the evict graphs that are due before a step."""
         for name in self._evictions.get(step, ()):
             self._run(name, step)
             spec = self._specs[name]
@@ -145,6 +149,7 @@ class OrtRunner(Runner):
                     self._values[cache.past].update_inplace(self._values[cache.present].numpy())
 
     def decode_step(self, step: int) -> None:
+        """Generates token `step` from token `step - 1`."""
         noise = self._noise.reach(step)
         if noise is not None:
             self._values["noise"].update_inplace(noise)
@@ -155,6 +160,7 @@ class OrtRunner(Runner):
     def decode_window(
         self, first: np.ndarray, limit: np.ndarray, inputs: np.ndarray, noise: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray]:
+        """Samples several tokens of every image in one pass (runner.py)."""
         name = f"decode_window{self._suffix}"
         self._leave_only(name)
         self._evict_images(first, limit > 0)
@@ -172,11 +178,13 @@ class OrtRunner(Runner):
         return sampled.copy(), kept.copy()
 
     def tokens(self) -> np.ndarray:
+        """int32 [N, image tokens]; what is not generated yet is 0."""
         return (
             self._values["tokens"].numpy().T.copy()
         )  # numpy() is a view of the device's memory on the CPU
 
     def logits(self) -> np.ndarray:
+        """float32 [rows, V] of the newest token, before guidance."""
         logits = self._last_logits.numpy()
         return (logits[:, 0] if logits.ndim == 3 else logits).copy()
 
@@ -195,12 +203,14 @@ class OrtRunner(Runner):
         self._values["tokens"].update_inplace(every)
 
     def decode_image(self, tokens: np.ndarray) -> np.ndarray:
+        """Pixels uint8 [N, height, width, 3] of tokens int32 [N, image tokens]."""
         session = self._session("image_decoder")
         with computing("image_decoder"):
             (pixels,) = session.run(["pixels"], {"codes": np.ascontiguousarray(tokens, np.int32)})
         return to_pixels(pixels, self._bundle.config.dtype)
 
     def cache_bytes(self) -> int:
+        """Bytes of the caches, as allocated."""
         return sum(
             math.prod(self._values[cache.past].shape()) * DTYPES[tensor.dtype].num_bytes
             for cache, tensor in self._specs["decode_step"].cache_inputs.items()
@@ -212,6 +222,7 @@ class OrtRunner(Runner):
         return {name: Path(session.end_profiling()) for name, session in self._sessions.items()}
 
     def close(self) -> None:
+        """Closes all sessions and frees the caches."""
         self._sessions, self._values, self._bindings, self._dimensions = {}, {}, {}, {}
         self._windows = {}
 

@@ -1,4 +1,4 @@
-"""What a batch of images starts from: embedded prompts, random numbers and the sampling, made in
+"""Inputs that start a batch of images: embedded prompts, random numbers and the sampling, made in
 one place for every caller.
 """
 
@@ -33,7 +33,7 @@ class ImageRequest:
 
 @dataclass(frozen=True)
 class PromptBatch:
-    """What starts a batch of N images.
+    """Inputs that start a batch of N images.
 
     embeds: float32 [rows, T, condition_dim], padded on the right; lengths: int32 [rows]; images,
     sampling: what each image's random numbers depend on, and how its tokens are drawn. rows: N or,
@@ -47,6 +47,7 @@ class PromptBatch:
 
     @property
     def num_images(self) -> int:
+        """Images of the batch."""
         return len(self.images)
 
     @property
@@ -56,6 +57,7 @@ class PromptBatch:
 
     @property
     def uses_top_k(self) -> bool:
+        """Whether any image samples with top-k."""
         return any(sampling.top_k > 0 for sampling in self.sampling)
 
     def sampling_inputs(self) -> Mapping[str, np.ndarray]:
@@ -85,7 +87,7 @@ class PromptBatches:
 
     @classmethod
     def from_bundle(cls, bundle: Bundle) -> PromptBatches:
-        """Raises: UserError for a damaged tokenizer."""
+        """Opens tokenizer and embeddings of a bundle. Raises: UserError for a damaged tokenizer."""
         return cls(
             prompt_encoder(bundle.config.model, bundle.file),
             TextEmbeddings(bundle),

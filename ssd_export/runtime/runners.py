@@ -27,7 +27,7 @@ MAX_THREADS_ANYWHERE = 16
 
 @dataclass(frozen=True)
 class RunnerKind:
-    """What a runner is and can do.
+    """A runner and its capabilities.
 
     place: module and class, imported when a runner is opened. providers: where it computes, the
     usual one first. requires: the modules that must be installed, and install: what brings them.

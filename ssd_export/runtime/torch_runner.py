@@ -49,9 +49,10 @@ class TorchRunner(Runner):
         device: str = "cpu",
         attention: StepAttention | None = None,
     ) -> None:
-        """Args: model: its heads in the table's order; image_decoder: None where no pixels are
-        wanted; attention: of a decode step. None: the reference on the CPU, the Triton kernel on a
-        GPU.
+        """Takes over a model in eager torch.
+
+        Args: model: its heads in the table's order; image_decoder: None where no pixels are wanted;
+        attention: of a decode step. None: the reference on the CPU, the Triton kernel on a GPU.
         Raises: UserError for a kernel that is missing, or that has not this cache's dtype.
         """
         self._model, self._image_decoder, self._table = model, image_decoder, table
@@ -70,8 +71,10 @@ class TorchRunner(Runner):
         num_threads: int | None = None,
         exact: bool = False,
     ) -> TorchRunner:
-        """Args: provider: cpu or cuda; num_threads: None takes every core this process may use;
-        exact: the reference's attention on a GPU, too.
+        """Opens a runner on a bundle.
+
+        Args: provider: cpu or cuda; num_threads: None takes every core this process may use; exact:
+        the reference's attention on a GPU, too.
         Raises: UserError for an unknown provider, or no CUDA GPU.
         """
         if provider not in ("cpu", "cuda"):
@@ -87,6 +90,7 @@ class TorchRunner(Runner):
 
     @torch.inference_mode()
     def prefill(self, batch: PromptBatch) -> None:
+        """Fills fresh caches from the prompts and generates token 0."""
         embeds = torch.from_numpy(batch.embeds).to(self._device, self._dtype)
         self._lengths = torch.from_numpy(batch.lengths).to(self._device)
         self._noise_rows = GridRowNoise(batch.images, self._config, batch.is_greedy)
@@ -122,10 +126,11 @@ class TorchRunner(Runner):
         self._draw(last, 0)
 
     def evict(self, step: int) -> None:
-        """Nothing: `decode_attention` evicts where R7 says so."""
+        """Does nothing: `decode_attention` evicts where R7 says so."""
 
     @torch.inference_mode()
     def decode_step(self, step: int) -> None:
+        """Generates token `step` from token `step - 1`."""
         hidden = self._model.embed_image_tokens(self._tokens[step - 1].long())
         self._position = self._lengths + (step - 1)
         hidden = self._model(
@@ -140,6 +145,7 @@ class TorchRunner(Runner):
     def decode_window(
         self, first: np.ndarray, limit: np.ndarray, inputs: np.ndarray, noise: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray]:
+        """Samples several tokens of every image in one pass (runner.py)."""
         rows = self._config.rows_per_image
         steps, limits, drafts, of_places = (
             torch.from_numpy(array).to(self._device) for array in (first, limit, inputs, noise)
@@ -171,9 +177,11 @@ class TorchRunner(Runner):
         return drawn.cpu().numpy(), counts.cpu().numpy()
 
     def tokens(self) -> np.ndarray:
+        """int32 [N, image tokens]; what is not generated yet is 0. Waits for the device."""
         return self._tokens.T.contiguous().cpu().numpy()
 
     def logits(self) -> np.ndarray:
+        """float32 [rows, V] of the newest token, before guidance."""
         return self._logits.cpu().numpy()
 
     def read_cache(self, tensor: CacheTensor) -> np.ndarray:
@@ -201,9 +209,11 @@ class TorchRunner(Runner):
         return getattr(self._states[tensor.layer][tensor.group], tensor.kind)
 
     def cache_bytes(self) -> int:
+        """Bytes of the caches, as allocated."""
         return sum(state.num_bytes for layer in self._states for state in layer)
 
     def close(self) -> None:
+        """Frees the caches."""
         self._states = []
 
     def _groups(self, layer: int) -> list[tuple[HeadGroup, GroupState, slice, slice]]:
@@ -345,7 +355,7 @@ def load_modules(
 
 
 def _check_dtypes(state: dict[str, Tensor], dtype: torch.dtype) -> None:
-    """Raises: ValueError for a tensor of another dtype, as in the weights of another bundle."""
+    """Raises ValueError for a tensor of another dtype, as in the weights of another bundle."""
     for name, tensor in state.items():
         if tensor.dtype != dtype:
             raise ValueError(f"{name} is {tensor.dtype}, not {dtype}")

@@ -1,4 +1,4 @@
-"""Turns: several threads share what only one caller can use at a time.
+"""Takes turns: several threads share what only one caller can use at a time.
 
 A call holds its turn until it is done, a stream also between two of its events. Who comes meanwhile
 waits as long as the holder goes on. It is an error to wait for what can never go on: a stream that
@@ -20,7 +20,10 @@ CLOSED = "this ImageGenerator is closed; open another one"
 
 
 class Turns:
-    """Gives out one turn at a time. Args: patience: seconds to wait for a suspended holder."""
+    """Gives out one turn at a time.
+
+    Args: patience: seconds to wait for a suspended holder.
+    """
 
     def __init__(self, patience: float = PATIENCE_SECONDS) -> None:
         self.patience = patience
@@ -71,13 +74,13 @@ class Turns:
             return self._holder
 
     def check_open(self) -> None:
-        """Raises: UserError once it is closed."""
+        """Raises UserError once it is closed."""
         if self._is_closed:
             raise UserError(CLOSED)
 
 
 class Turn:
-    """What a holder tells the others."""
+    """A holder's turn, and what it tells the others."""
 
     def __init__(self, turns: Turns, changed: threading.Condition) -> None:
         self._turns, self._changed = turns, changed
@@ -102,5 +105,5 @@ class Turn:
         return self._thread == threading.get_ident()
 
     def seconds_suspended(self) -> float:
-        """Since when the holder's caller has an event; 0 while the holder works."""
+        """Seconds for which the holder's caller has had an event; 0 while the holder works."""
         return 0.0 if self.is_running else time.monotonic() - self._since

@@ -59,7 +59,7 @@ ERRORS: dict[int | str, dict[str, Any]] = {
 
 @dataclass
 class Server:
-    """What the routes share. opened: the generator in use, which `reload` replaces."""
+    """State that the routes share. opened: the generator in use, which `reload` replaces."""
 
     batcher: MicroBatcher
     metrics: Metrics
@@ -225,7 +225,9 @@ class Submission:
 
 
 def _submit(server: Server, body: GenerationRequest, request: Request) -> Submission:
-    """Raises: UserError for what cannot be generated, a full queue or a stopping server."""
+    """Puts the images of a request into the queue. Raises: UserError for what cannot be generated,
+    a full queue or a stopping server.
+    """
     generator = server.batches.generator
     size = f"{generator.config.image_width}x{generator.config.image_height}"
     if body.model not in (None, server.model.id):

@@ -56,11 +56,12 @@ class BatchRow:
 
     @property
     def is_last(self) -> bool:
+        """Whether the images are complete."""
         return self.row == self.num_rows - 1
 
 
 class BatchGenerator(Protocol):
-    """What generates a batch: ssd_export.ImageGenerator behind generator_batches, or a double."""
+    """Generates batches: ssd_export.ImageGenerator behind generator_batches, or a double."""
 
     max_images: int
     num_rows: int
@@ -79,7 +80,7 @@ class BatchGenerator(Protocol):
 
 @dataclass(frozen=True)
 class ImageEvent:
-    """What a caller hears of one of its images: a preview, the finished image, or a failure.
+    """News of one image for its caller: a preview, the finished image, or a failure.
 
     index: the image's place in what the caller submitted.
     """
@@ -110,6 +111,7 @@ class Ticket:
 
     @property
     def is_cancelled(self) -> bool:
+        """Whether the caller wants no more of it."""
         return self._is_cancelled.is_set()
 
 
@@ -137,7 +139,7 @@ class BatchObserver:
     """Hears of the batcher's work; the metrics inherit it."""
 
     def waiting(self, images: int) -> None:
-        """So many images wait."""
+        """Hears how many images wait."""
 
     def waited(self, seconds: Seconds) -> None:
         """An image was begun after that time in the queue."""
@@ -288,7 +290,9 @@ class MicroBatcher:
         log.info("the bundle was opened again")
 
     def _take(self) -> list[_Place]:
-        """Up to max_batch images, one a caller in turn; expired and cancelled ones are dropped."""
+        """Takes up to max_batch images, one a caller in turn; expired and cancelled ones are
+        dropped.
+        """
         assert self._opened is not None
         places: list[_Place] = []
         most = min(self._max_batch, self._opened.max_images)

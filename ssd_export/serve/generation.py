@@ -41,7 +41,7 @@ class GeneratorBatches:
 
 
 def image_requests(body: GenerationRequest, generator: ImageGenerator) -> list[ImageRequest]:
-    """What a body asks for, an entry an image.
+    """Requests of a body, an entry an image.
 
     Raises: UserError for a prompt or number that cannot be generated with.
     """
@@ -63,7 +63,7 @@ def preview_rows(num_previews: int, num_rows: int) -> list[int]:
 
 
 def server_facts(batches: GeneratorBatches, runner: str, max_batch: int) -> ServerFacts:
-    """What the page shows of the bundle that is served."""
+    """Facts that the page shows of the bundle."""
     generator = batches.generator
     config, table = generator.config, generator.table
     allocated, full = generator.cache_bytes_per_image()

@@ -27,9 +27,7 @@ SECONDS_FOR_IDLE_CONNECTIONS = 5
 
 @dataclass(frozen=True)
 class ServeSpec:
-    """What to serve and where. seconds: a request's time limit; max_waiting: images in the
-    queue.
-    """
+    """Options of serve. seconds: a request's time limit; max_waiting: images in the queue."""
 
     bundle: Path | None
     runner: str

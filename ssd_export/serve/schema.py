@@ -87,7 +87,7 @@ class GenerationResponse(BaseModel):
 
 
 class ErrorBody(BaseModel):
-    """What went wrong, as OpenAI says it."""
+    """An error in OpenAI's form."""
 
     message: str
     type: str
@@ -126,7 +126,7 @@ class GroupFacts(BaseModel):
 
 
 class ServerFacts(BaseModel):
-    """What the page shows of the bundle: GET /about."""
+    """Facts that the page shows of the bundle: GET /about."""
 
     model: str
     policy: str

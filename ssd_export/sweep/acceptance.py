@@ -1,5 +1,4 @@
-"""What the default policy should reach on the demo model, and whether the rows of a sweep say that
-it does.
+"""Goals of the default policy on the demo model, and whether the rows of a sweep reach them.
 
 G1  At a budget of 0.2 it keeps 98 % of the full cache's scene score, at 0.1 95 %.
 G2  At the same budget it is above streaming-llm and h2o by more than the 95 % interval of the
@@ -45,8 +44,8 @@ def goal_table(rows: Sequence[Row]) -> dict[str, Any] | None:
 
 
 def goal_figures(rows: Sequence[Row]) -> dict[str, str]:
-    """What was measured of each goal, for running text: kept-0.2, above-h2o-0.1; nothing where
-    there is nothing.
+    """Measured figures of each goal, for running text: kept-0.2, above-h2o-0.1; none that was not
+    measured.
     """
     found = goal_table(rows)
     names = [f"kept-{budget:g}" for budget in GOAL_BUDGETS] + [

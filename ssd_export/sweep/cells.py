@@ -40,14 +40,16 @@ Tell = Callable[[int, int], None]
 def policy_table(
     spec: SweepSpec, checkpoint: Checkpoint, policy: str, budget: float
 ) -> PolicyTable:
-    """Raises: UserError for a cell that cannot be: no head map, a budget too small."""
+    """The policy table of a cell. Raises: UserError where there is none: no head map, a budget too
+    small.
+    """
     variant = Variant.parse(policy)
     return variant.table(variant.choice(spec.model, budget, spec.head_map), checkpoint)
 
 
 def policy_hash(table: PolicyTable) -> str:
-    """sha256: what was measured under another table, from another head map say, is not a result of
-    this one.
+    """sha256 of a table: a measurement under another one, from another head map say, is not its
+    result.
     """
     return hashlib.sha256(json.dumps(table.to_dict()).encode()).hexdigest()
 
@@ -166,7 +168,7 @@ class CellRunner:
 
 
 def _costs(generated: Generated, jobs: int) -> dict[str, Any]:
-    """What the compression did, as allocated and counted, and the time that generating took."""
+    """Figures of the compression, as allocated and counted, and the time that generating took."""
     cache = generated.cache
     return {
         "cache_bytes_per_image": cache.bytes_per_image,

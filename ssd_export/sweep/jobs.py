@@ -1,4 +1,4 @@
-"""How many processes a sweep takes, and how many images each generates at once, where nobody says.
+"""Defaults of a sweep: how many processes, and how many images each generates at once.
 
 A model with short steps leaves a second thread little to do: there one process for each core
 generates twice as much. A large one fills every core by itself, and each process holds its weights
@@ -21,7 +21,7 @@ PROMPT = 64
 
 
 def process_bytes(checkpoint: Checkpoint, batch: int) -> int:
-    """About what one process of a sweep holds, at most."""
+    """Bytes that one process of a sweep holds at most, about."""
     config = checkpoint.config
     weights = sum(
         _num_values(checkpoint, name) for name in checkpoint.names() if name != EMBED_TOKENS

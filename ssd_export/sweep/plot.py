@@ -226,8 +226,8 @@ def _of(name: str) -> Callable[[Row], Point]:
 
 @dataclass(frozen=True)
 class _Panel:
-    """point: a row's value with its error down and up; measured: the part of a row that it
-    needs.
+    """One panel of the plot. point: a row's value with its error down and up; measured: the part of
+    a row that it needs.
     """
 
     title: str

@@ -30,7 +30,9 @@ SHOWN = "write h2o@evict-every=24"
 
 @dataclass(frozen=True)
 class Variant:
-    """name: as it was spelled; changes: fields of PolicyChoice and their values."""
+    """A policy with changed numbers. name: as it was spelled; changes: fields of PolicyChoice and
+    their values.
+    """
 
     name: str
     policy: str
@@ -39,8 +41,8 @@ class Variant:
 
     @classmethod
     def parse(cls, text: str) -> Variant:
-        """Raises: UserError for an unknown policy or key, or a value that is no number where one is
-        wanted.
+        """Parses `policy` or `policy:key=value,...`. Raises: UserError for an unknown policy or
+        key, or a value that is no number where one is wanted.
         """
         policy, *parts = text.split("@")
         if policy not in POLICIES:
@@ -63,14 +65,16 @@ class Variant:
         )
 
     def choice(self, model: str, budget: float, head_map: str | None) -> PolicyChoice:
-        """What export would be told; head_map unless the variant has its own."""
+        """Options for export; head_map unless the variant has its own."""
         from ssd_export.export.temporary_bundle import PolicyChoice
 
         changes: dict[str, Any] = dict(self.changes)
         return replace(PolicyChoice(model, self.policy, budget, head_map), **changes)
 
     def table(self, choice: PolicyChoice, checkpoint: Checkpoint) -> PolicyTable:
-        """Raises: UserError where there is none: no head map, a budget too small."""
+        """The policy table under a choice. Raises: UserError where there is none: no head map, a
+        budget too small.
+        """
         from ssd_export.export.exporter import settle_policy
         from ssd_export.model.families import prompt_slots_of
         from ssd_export.policy.allocation import allocate_each_head

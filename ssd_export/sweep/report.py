@@ -155,7 +155,7 @@ _AGREEMENT_NOTE = (
 
 
 def _time_note(rows: Sequence[Row]) -> str:
-    """What the milliseconds are worth."""
+    """Note on what the milliseconds are worth."""
     jobs = max((row.get("jobs", 0) for row in rows), default=0)
     beside = f" while {jobs} cells ran side by side, which slows both" if jobs > 1 else ""
     return (

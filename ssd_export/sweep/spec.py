@@ -1,4 +1,4 @@
-"""What a sweep compares, and where each of its cells is written."""
+"""Specification of a sweep, and where each of its cells is written."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ SCENE_SEED = (
 
 @dataclass(frozen=True)
 class SweepSpec:
-    """What is compared. policies: variants as they are spelled; num_prompts: captions for each
-    seed, 0 generates nothing;
-    seeds: number of seeds, 0 .. seeds - 1; threads: of the CPU, in each process; num_scenes: true
-    scenes of the teacher-forced loss;
-    jobs: processes. batch and jobs: None until sweep.settle."""
+    """Options of a sweep. policies: variants as they are spelled; num_prompts: captions for each
+    seed, 0 generates nothing; seeds: number of seeds, 0 .. seeds - 1; threads: of the CPU, in each
+    process; num_scenes: true scenes of the teacher-forced loss; jobs: processes. batch and jobs:
+    None until sweep.settle.
+    """
 
     model: str
     policies: tuple[str, ...]
@@ -73,11 +73,10 @@ class SweepSpec:
         ]
 
     def parts(self, scored: bool) -> list[Part]:
-        """What is to be done, so that an interrupted sweep says most: the full cache, then the
+        """The parts in an order by which an interrupted sweep says most: the full cache, then the
         cells of the goals, and the first seed and the loss of every cell before any other seed.
 
-        Args: scored: the model's images have a score; else the full cache is compared with
-        nothing.
+        Args: scored: the model's images have a score; else the full cache is compared with nothing.
         """
         cells = sorted(self.cells(), key=_rank)
         parts = []
@@ -92,7 +91,7 @@ class SweepSpec:
 
 @dataclass(frozen=True)
 class Part:
-    """What a process does at a time: the images of one seed of a cell, or (seed None) its
+    """A part that a process does at a time: the images of one seed of a cell, or (seed None) its
     teacher-forced loss.
     """
 
@@ -102,14 +101,16 @@ class Part:
 
     @property
     def cell(self) -> tuple[str, float]:
+        """(policy, budget) of the cell that the part belongs to."""
         return self.policy, self.budget
 
     def file(self, out: Path, suffix: str = ".json") -> Path:
+        """The part's file in the folder of a sweep."""
         what = "loss" if self.seed is None else f"seed{self.seed}"
         return out / "cells" / f"{cell_name(*self.cell)}-{what}{suffix}"
 
     def cost(self, spec: SweepSpec) -> float:
-        """What it takes, in images with the full cache; measured on the demo model."""
+        """Estimated time in images with the full cache; measured on the demo model."""
         if self.seed is None:
             return 0.6 * spec.num_scenes
         return spec.num_prompts * (0.4 + 0.6 * self.budget)
@@ -126,7 +127,7 @@ def _rank(cell: tuple[str, float]) -> tuple[int, int, int]:
 
 
 def check_spec(spec: SweepSpec) -> SweepSpec:
-    """This spec, if it can be run. Raises: UserError."""
+    """Returns the spec if it can be run. Raises: UserError."""
     for name in spec.policies or ("",):
         Variant.parse(name)
     wrong = [budget for budget in spec.budgets if not 0 < budget <= 1]

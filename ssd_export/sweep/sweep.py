@@ -55,8 +55,9 @@ NOT_SHARED = (
 
 @dataclass(frozen=True)
 class SweepResult:
-    """cells: what is there of each, in the order of the spec; skipped: why a cell cannot be,
-    failed: why a part is missing, both by its name."""
+    """Result of a sweep. cells: what is there of each, in the order of the spec; skipped: why a
+    cell cannot be, failed: why a part is missing, both by its name.
+    """
 
     settings: dict[str, Any]
     cells: list[dict[str, Any]]
@@ -78,7 +79,7 @@ def settle(spec: SweepSpec) -> SweepSpec:
 
 
 def _check_policies(spec: SweepSpec, checkpoint: Checkpoint) -> None:
-    """Raises: UserError for a changed policy that is refused at every budget: that is no cell which
+    """Raises UserError for a changed policy that is refused at every budget: that is no cell which
     cannot be, but a number that was not meant.
     """
     budgets = [budget for budget in spec.budgets if budget < 1]
@@ -135,7 +136,7 @@ def run_sweep(spec: SweepSpec, progress: Progress = lambda stage, done, total: N
 
 
 def finished_part(spec: SweepSpec) -> SweepResult:
-    """What a sweep that was interrupted has left."""
+    """The result that an interrupted sweep has left."""
     path = spec.out / "settings.json"
     if not path.is_file():
         return SweepResult({}, [])
@@ -144,7 +145,7 @@ def finished_part(spec: SweepSpec) -> SweepResult:
 
 
 class _Tables:
-    """What a part that is there was measured under must be what it would be measured under now."""
+    """Checks that finished parts were measured under the tables that they would have now."""
 
     def __init__(self, spec: SweepSpec, checkpoint: Checkpoint) -> None:
         self._spec = spec
@@ -218,7 +219,7 @@ def put_together(parts: dict[int | None, dict[str, Any]]) -> dict[str, Any]:
 
 
 def _settings(spec: SweepSpec, name: str, checkpoint: Checkpoint) -> dict[str, Any]:
-    """What must be equal for cells to be compared."""
+    """Settings that must be equal for cells to be compared."""
     kept = {key: value for key, value in asdict(spec).items() if key not in NOT_SHARED}
     scored = speaks_demo(checkpoint.config)
     return {

@@ -1,4 +1,4 @@
-"""What batches of one size run on: a context of each engine, buffers, and the CUDA graphs of a
+"""Resources for batches of one size: a context of each engine, buffers, and the CUDA graphs of a
 step.
 """
 
@@ -54,11 +54,12 @@ class AllocatedBatch:
         self.graphs = StepGraphs(device, self.queue_step, self.queue_evict, captures)
 
     def queue_step(self) -> None:
+        """Queues the decode step, then what its outputs are copied to."""
         self._decode.enqueue()
         self.memory.carry(self._decode)
 
     def queue_evict(self) -> None:
-        """Nothing where the decode step evicts by itself (R7)."""
+        """Queues the evict graph; nothing where the decode step evicts by itself (R7)."""
         for context in self._evicts:
             context.enqueue()
             self.memory.carry(context)

@@ -59,10 +59,13 @@ class BatchMemory:
         return private[name] if name in private else self.plan.shared[name]
 
     def address(self, name: str, context: str = "") -> int:
+        """Device address of a buffer."""
         return self._address + self.buffer(name, context).offset
 
     def upload(self, name: str, array: np.ndarray, context: str = "") -> None:
-        """Raises: ValueError for an array of another shape or dtype than the buffer."""
+        """Copies an array into a buffer. Raises: ValueError for another shape or dtype than the
+        buffer's.
+        """
         buffer = self.buffer(name, context)
         if array.shape != buffer.shape or array.dtype != buffer.stored_dtype:
             raise ValueError(
@@ -78,6 +81,7 @@ class BatchMemory:
         )
 
     def cache_bytes(self) -> int:
+        """Bytes of the caches, as allocated."""
         return sum(self.buffer(cache.past).num_bytes for cache in self._decode.cache_inputs)
 
     def clear(self) -> None:
@@ -99,6 +103,7 @@ class BatchMemory:
             self._fill(cache.past, source, num_tokens, lengths, 0 if is_position else 1)
 
     def close(self) -> None:
+        """Waits for the device and frees the memory."""
         try:
             self._device.synchronize()
         finally:

@@ -83,7 +83,7 @@ def build_engines(
 def _files(
     plan: BuildPlan, built: dict[str, GraphEngine], manifest: EngineManifest, scratch: Path
 ) -> dict[str, bytes | Path]:
-    """What the bundle gets, by name."""
+    """Files for the bundle, by name."""
     files: dict[str, bytes | Path] = {
         f"{plan.folder}/{graph.path.name}": graph.path for graph in built.values()
     }
@@ -97,7 +97,7 @@ def _files(
 
 
 def _earlier_files(plan: BuildPlan) -> list[str]:
-    """What an earlier build left in the same folder: other graphs perhaps, or the other flavor."""
+    """Files of an earlier build in the same folder: other graphs perhaps, or the other flavor."""
     cache = f"{plan.folder}/{TIMING_CACHE}"
     return [
         name for name in plan.bundle.files if name.startswith(f"{plan.folder}/") and name != cache

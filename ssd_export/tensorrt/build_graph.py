@@ -143,7 +143,7 @@ def _entry(
     layers: Sequence[Layer],
     activation_bytes: int | None,
 ) -> EngineEntry:
-    """layers: of the first profile."""
+    """The engine.json entry of one engine. layers: of the first profile."""
     spec = graph.spec
     onnx_name = f"onnx/{spec.name}.onnx"
     return EngineEntry(

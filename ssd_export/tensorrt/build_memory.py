@@ -57,7 +57,7 @@ def shared_weights(bundle: Bundle) -> dict[str, StoredWeight]:
 
 
 def needed_bytes(bundle: Bundle, target: Target, flavor: Flavor) -> int:
-    """What building this bundle's largest engine will take at its peak."""
+    """Peak bytes of building this bundle's largest engine."""
     embeddings = bundle.config.text_embeddings.offset  # no engine holds them
     weights = stored_weights(bundle)
     inputs = shared_weights(bundle) if target.shared_weights else {}
@@ -68,7 +68,7 @@ def needed_bytes(bundle: Bundle, target: Target, flavor: Flavor) -> int:
 
 
 def check_memory(needed: int, free: int | None, dtype: str, weights: str) -> None:
-    """Raises: UserError with ways out where less is free than building needs.
+    """Raises UserError with ways out where less is free than building needs.
 
     Args: weights: none, or the format of the quantized ones.
     """

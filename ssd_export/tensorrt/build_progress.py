@@ -32,6 +32,7 @@ class Phases:
     _shown: set[str] = field(default_factory=set)
 
     def start(self, phase: str, parent: str | None, num_steps: int) -> None:
+        """Hears from the builder that a phase begins."""
         if parent is None:
             self._parents.add(phase)
         elif num_steps > 1:
@@ -51,6 +52,7 @@ class Phases:
         return not self.cancelled.is_set()
 
     def finish(self, phase: str) -> None:
+        """Hears from the builder that a phase ends."""
         num_steps, _ = self._running.pop(phase, (0, 0.0))
         self._parents.discard(phase)
         if phase in self._shown:

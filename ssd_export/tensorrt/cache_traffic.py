@@ -1,4 +1,4 @@
-"""How often an engine goes over its caches, and how many bytes a run moves, by the builder's
+"""Counts how often an engine goes over its caches and how many bytes a run moves, by the builder's
 listing.
 
 A decode step is bound by memory: it should read every key and value once and write one row of each.
@@ -37,7 +37,9 @@ def copies(layers: Iterable[Layer], counts: Callable[[Operand], bool]) -> list[s
 
 
 def cache_reads(layers: Iterable[Layer]) -> dict[CacheTensor, int]:
-    """How many layers go over each key and value cache, those that write rows in place left out."""
+    """Number of layers that go over each key and value cache, without those that write rows in
+    place.
+    """
     reads: Counter[CacheTensor] = Counter()
     for layer in layers:
         names = {operand.name for operand in layer.inputs if not layer.writes(operand.name)}

@@ -116,6 +116,7 @@ class CudaDevice:
             ) from error
 
     def free(self, address: int) -> None:
+        """Frees device memory."""
         self.use()
         self._call("cuMemFree", address)
 
@@ -135,10 +136,12 @@ class CudaDevice:
         return array
 
     def fill(self, address: int, byte: int, num_bytes: int) -> None:
+        """Queues the filling of device memory with a byte."""
         self.use()
         self._call("cuMemsetD8Async", address, byte, num_bytes, self._stream)
 
     def copy(self, target: int, source: int, num_bytes: int) -> None:
+        """Queues a copy within device memory."""
         self.use()
         self._call("cuMemcpyDtoDAsync", target, source, num_bytes, self._stream)
 
@@ -197,7 +200,7 @@ class CudaDevice:
             self._call("cuModuleUnload", kernel.module)
 
     def capture(self, work: Callable[[], None]) -> CudaGraph:
-        """What work() queues, as a graph; nothing of it is executed now."""
+        """Captures what work() queues as a graph; nothing is executed now."""
         self.use()
         mode = self._driver.CUstreamCaptureMode.CU_STREAM_CAPTURE_MODE_THREAD_LOCAL
         self._call("cuStreamBeginCapture", self._stream, mode)
@@ -216,6 +219,7 @@ class CudaDevice:
             self._call("cuGraphDestroy", graph)
 
     def launch(self, graph: CudaGraph) -> None:
+        """Queues a captured graph."""
         self.use()
         self._call("cuGraphLaunch", graph.executable, self._stream)
 
@@ -227,6 +231,7 @@ class CudaDevice:
             self._call("cuGraphExecDestroy", graph.executable)
 
     def synchronize(self) -> None:
+        """Waits until all queued work is done."""
         self.use()
         self._call("cuStreamSynchronize", self._stream)
         self._sources.clear()
@@ -239,8 +244,8 @@ class CudaDevice:
             last_first.callback(self.synchronize)
 
     def _call(self, name: str, *arguments: Any) -> Any:
-        """What the driver's function returns beside its result: nothing, one value or a tuple.
-        Raises: RuntimeError.
+        """Calls a function of the driver; returns what it gives beside its result: nothing, one
+        value or a tuple. Raises: RuntimeError.
         """
         result, *values = getattr(self._driver, name)(*arguments)
         if result != self._driver.CUresult.CUDA_SUCCESS:

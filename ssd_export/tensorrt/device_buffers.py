@@ -1,5 +1,5 @@
-"""Where everything that depends on the batch lies in one stretch of device memory, planned before
-it is allocated.
+"""Layout of everything that depends on the batch in one stretch of device memory, planned before it
+is allocated.
 
     shared   tokens, step, caches, ...: what the decode step keeps from one run to the next. First
              what a run leaves for the next one beside its inputs, last where it leaves it, both in
@@ -39,10 +39,12 @@ class Buffer:
 
     @property
     def num_bytes(self) -> int:
+        """Bytes of the buffer."""
         return prod(self.shape) * DTYPES[self.dtype].num_bytes
 
     @property
     def stored_dtype(self) -> np.dtype:
+        """numpy's dtype of the same size: bfloat16 is uint16."""
         return DTYPES[self.dtype].numpy
 
 
@@ -116,7 +118,7 @@ def place_weights(sizes: Mapping[str, int]) -> tuple[dict[str, int], int]:
 
 
 def check_device_memory(what: str, needed: int, free: int, ways_out: str) -> None:
-    """Raises: UserError where less is free than is needed, before anything is allocated."""
+    """Raises UserError where less is free than is needed, before anything is allocated."""
     if needed > free:
         raise UserError(
             f"{what} needs {gib(needed)} of device memory and {gib(free)} are free: {ways_out}"

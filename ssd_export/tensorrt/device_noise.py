@@ -63,6 +63,7 @@ class DeviceNoise:
         )
 
     def close(self) -> None:
+        """Unloads the kernel and frees the memory."""
         with ExitStack() as both:
             both.callback(self._device.unload_kernel, self._kernel)
             both.callback(self._free)

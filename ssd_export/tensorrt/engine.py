@@ -25,8 +25,8 @@ from ssd_export.tensorrt.step_form import size_of
 
 
 def open_runtime(flavor: Flavor, host_code_allowed: bool) -> Any:
-    """What deserializes engines. host_code_allowed: the engine file carries the plugin's
-    library.
+    """Opens the runtime that deserializes engines. host_code_allowed: the engine file carries the
+    plugin's library.
     """
     log, _ = logger(flavor.trt)
     runtime = flavor.trt.Runtime(log)
@@ -52,7 +52,7 @@ class TrtEngine:
         weights: Collection[str] = (),
         aliases: Mapping[str, str] | None = None,
     ) -> None:
-        """Raises: UserError, one line, where TensorRT refuses the file or its tensors are not the
+        """Raises UserError, one line, where TensorRT refuses the file or its tensors are not the
         contract's.
         """
         self.spec, self.shaped, self.aliases = spec, shaped, dict(aliases or {})
@@ -116,6 +116,7 @@ class TrtEngine:
 
     @property
     def stream(self) -> int:
+        """Handle of the CUDA stream that all work is queued on."""
         return self._device.stream
 
     @property
@@ -130,7 +131,7 @@ class TrtEngine:
         return work()
 
     def reason(self) -> str:
-        """What TensorRT said during the last call of this engine, on one line."""
+        """The messages of TensorRT during the last call of this engine, on one line."""
         said = self._messages.errors_since(self._said)
         return one_line(said[-1]) if said else "it gave no reason"
 
@@ -186,9 +187,13 @@ class TrtContext:
         return needed or self._engine.scratch_bytes
 
     def use_scratch(self, address: int, num_bytes: int) -> None:
+        """Gives the context its activations' memory."""
         self._engine.call(lambda: self._context.set_device_memory(address, num_bytes))
 
     def bind(self, name: str, address: int) -> None:
+        """Binds an input or output to a device address. Raises: UserError where TensorRT
+        refuses.
+        """
         self._must(lambda: self._context.set_tensor_address(name, address), f"the buffer of {name}")
 
     def enqueue(self) -> None:

@@ -55,24 +55,27 @@ class EngineFiles:
 
     @property
     def form(self) -> Form:
-        """Of the decode step's attention (step_form.py)."""
+        """Form of the decode step's attention (step_form.py)."""
         return self.manifest.form
 
     @property
     def min_images(self) -> int:
+        """The least number of images that the engines generate at once."""
         return self.manifest.batch[0]
 
     @property
     def max_images(self) -> int:
+        """The greatest number of images that the engines generate at once."""
         return self.manifest.batch[2]
 
     @property
     def prompt_slots(self) -> int:
+        """Prompt slots that the engines were built for."""
         return self.manifest.prompt_slots
 
     @property
     def decoder_images(self) -> int:
-        """How many images the image decoder takes at a time, where there are as many."""
+        """Number of images that the image decoder takes at a time, where there are as many."""
         return max(profile.images[2] for profile in self.profiles(IMAGE_DECODER))
 
     def profiles(self, graph: str) -> tuple[Profile, ...]:
@@ -80,15 +83,16 @@ class EngineFiles:
         return self.manifest.graphs[graph].profiles
 
     def check_batch(self, num_images: int) -> None:
-        """Raises: UserError for a batch that the engines do not generate."""
+        """Raises UserError for a batch that the engines do not generate."""
         check_batch(self.manifest, num_images, str(self.bundle.path))
 
     def has(self, graph: str) -> bool:
+        """Whether there is an engine of that graph."""
         return graph in self.manifest.graphs
 
     def path(self, graph: str) -> Path:
-        """Raises: UserError where there is no such engine, or another than engine.json
-        describes.
+        """The file of a graph's engine, checked. Raises: UserError where there is none, or another
+        than engine.json describes.
         """
         if not self.has(graph):
             option = " --top-k" if graph.endswith("_top_k") else ""
@@ -103,7 +107,7 @@ class EngineFiles:
         return self.bundle.file(name)
 
     def num_bytes(self, graphs: Iterable[str]) -> int:
-        """Of the engine files, which is about what they take on the device."""
+        """Bytes of the engine files, which is about what they take on the device."""
         return sum(self.manifest.graphs[graph].bytes for graph in graphs if self.has(graph))
 
     def weights(self, graph: str) -> dict[str, StoredWeight]:
@@ -124,6 +128,7 @@ class EngineFiles:
 
     @property
     def weights_path(self) -> Path:
+        """The file of the weights that engines are given as inputs."""
         return self.bundle.file(self.manifest.weights_file)
 
     def register_plugin(self) -> bool:

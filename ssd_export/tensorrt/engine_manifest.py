@@ -1,4 +1,5 @@
-"""engine.json: what engines were built from and for, and whether they may be loaded here.
+"""The engine.json of built engines: what they were built from and for, and whether they may be
+loaded here.
 
 An engine is code for one version of TensorRT and one kind of GPU; TensorRT itself says no more than
 "plan file is not compatible". A loader calls `check_provenance` before it deserializes, and only
@@ -27,7 +28,7 @@ MAX_PROMPT_TOKENS = 1 << 24  # as a bundle's positions
 
 @dataclass(frozen=True)
 class Flags:
-    """How the engines were built."""
+    """Options that the engines were built with."""
 
     strongly_typed: bool
     tf32: bool
@@ -74,7 +75,7 @@ class EngineEntry:
 
 @dataclass(frozen=True)
 class EngineManifest:
-    """What engine.json holds.
+    """The content of engine.json.
 
     compute_capabilities: times ten; batch: images generated at once, least, asked for, greatest;
     prompt_slots: length that every prompt is padded to; form: of the decode step's attention
@@ -109,8 +110,8 @@ class _Schema:
 
 @dataclass(frozen=True)
 class Here:
-    """Where an engine is about to be loaded. compute_capability: times ten; bundle_path: for the
-    message.
+    """The machine on which an engine is about to be loaded. compute_capability: times ten;
+    bundle_path: for the message.
     """
 
     flavor: str
@@ -170,7 +171,7 @@ def read_engine_json(bundle: Bundle, folder: str) -> EngineManifest:
 
 
 def _check(manifest: EngineManifest, source: str, again: str) -> None:
-    """Raises: UserError for a value of the right type that cannot be."""
+    """Raises UserError for a value of the right type that cannot be."""
     bounds = {"batch": (manifest.batch, MAX_IMAGES)}
     if not 1 <= manifest.prompt_slots <= MAX_PROMPT_TOKENS:
         expected = f"1 to {MAX_PROMPT_TOKENS}"
@@ -224,7 +225,7 @@ def check_provenance(engine_json: EngineManifest, here: Here) -> None:
 
 
 def check_batch(engine_json: EngineManifest, num_images: int, bundle_path: str) -> None:
-    """Raises: UserError, with the command that builds a fitting one, for a batch outside the
+    """Raises UserError, with the command that builds a fitting one, for a batch outside the
     engine's profile.
     """
     least, usual, most = engine_json.batch

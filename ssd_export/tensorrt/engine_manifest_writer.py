@@ -21,7 +21,7 @@ from ssd_export.version import TOOL_VERSION
 
 
 def engine_manifest(plan: BuildPlan, built: Mapping[str, GraphEngine]) -> EngineManifest:
-    """What the engines of a plan were built from and for."""
+    """The engine.json of the engines of a plan."""
     flavor = plan.flavor
     assert flavor is not None
     plugin = _plugin(plan, built)

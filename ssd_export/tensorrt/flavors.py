@@ -21,7 +21,7 @@ EXTRAS = {"tensorrt": "ssd-export[tensorrt]", "tensorrt-rtx": "ssd-export[rtx]"}
 
 @dataclass(frozen=True)
 class Flavor:
-    """name: tensorrt or tensorrt-rtx; trt: its Python module."""
+    """A flavor of TensorRT. name: tensorrt or tensorrt-rtx; trt: its Python module."""
 
     name: str
     version: str
@@ -62,7 +62,7 @@ def load_flavor(name: str) -> Flavor:
 
 
 def missing(names: list[str]) -> str:
-    """What to say where none of these flavors is installed."""
+    """The message where none of these flavors is installed."""
     ways = " or ".join(f"pip install {EXTRAS[name]}" for name in names)
     jetpack = (
         " (on a Jetson, JetPack brings it: sudo apt install python3-libnvinfer)"

@@ -36,13 +36,15 @@ class Operand:
 
     @property
     def num_bytes(self) -> float:
-        """Raises: KeyError for a dtype that is not known here."""
+        """Bytes of the tensor. Raises: KeyError for a dtype that is not known here."""
         return prod(self.shape) * ITEM_BYTES[self.dtype]
 
 
 @dataclass(frozen=True)
 class Layer:
-    """kind: kgen, gemm, PluginV3, signal, wait, ...; stream and event: what orders it."""
+    """A layer of an engine. kind: kgen, gemm, PluginV3, signal, wait, ...; stream and event: what
+    orders it.
+    """
 
     name: str
     kind: str
@@ -52,9 +54,11 @@ class Layer:
     event: int | None = None
 
     def reads(self, tensor: str) -> bool:
+        """Whether the layer reads a tensor."""
         return any(operand.name == tensor for operand in self.inputs)
 
     def writes(self, tensor: str) -> bool:
+        """Whether the layer writes a tensor."""
         return any(operand.name == tensor for operand in self.outputs)
 
 
@@ -121,13 +125,13 @@ def _end_of_list(text: str, start: int) -> int:
 
 
 def hazards(layers: Sequence[Layer], aliases: Mapping[str, str]) -> list[str]:
-    """What may read a buffer that another layer, or itself, has overwritten by then.
+    """Reads of a buffer that another layer, or the same one, may have overwritten by then.
 
-    Args: aliases: output -> the input whose memory it overwrites.
-    Every layer that reads the input has to end before one that writes the output begins: earlier on
-    the same stream, or by a signal that the writer's stream has waited for. A layer that does both
-    is safe only where it carries the input over unchanged (a pure copy onto itself, or a scatter
-    whose input the builder has renamed to the output).
+    Args: aliases: output -> the input whose memory it overwrites. Every layer that reads the input
+    has to end before one that writes the output begins: earlier on the same stream, or by a signal
+    that the writer's stream has waited for. A layer that does both is safe only where it carries
+    the input over unchanged (a pure copy onto itself, or a scatter whose input the builder has
+    renamed to the output).
     """
     before = _ancestors(layers)
     found = []
@@ -157,7 +161,7 @@ def _hazard(reader: Layer, writer: Layer, past: str) -> str:
 
 
 def _ancestors(layers: Sequence[Layer]) -> list[set[int]]:
-    """For each layer, the places of those that have ended when it begins."""
+    """Places of the layers that have ended when each layer begins."""
     before: list[set[int]] = []
     last_of: dict[int, int] = {}
     signals: dict[int, int] = {}

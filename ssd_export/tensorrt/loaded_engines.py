@@ -21,7 +21,7 @@ from ssd_export.tensorrt.step_form import engine_spec
 
 
 class LoadedEngines:
-    """By the names of their graphs.
+    """Loaded engines by the names of their graphs.
 
     Raises: UserError where weights and engines will not fit, before anything is loaded.
     """
@@ -66,7 +66,7 @@ class LoadedEngines:
 
     @property
     def file_bytes(self) -> int:
-        """Of the engines that are loaded."""
+        """Bytes of the files of the engines that are loaded."""
         return self._files.num_bytes(self._engines)
 
     def close(self) -> None:

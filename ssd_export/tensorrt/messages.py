@@ -1,4 +1,4 @@
-"""What TensorRT says while it parses and builds: kept, and judged.
+"""Collects and judges what TensorRT says while it parses and builds.
 
 A warning that means "the engine does something else than the graph" fails the build. The parser
 drops an input that it does not know of with no more than "Unused Input", and a builder may take
@@ -35,12 +35,13 @@ LISTINGS = ("Layers:", "Engine Layer Information")
 
 
 class Messages:
-    """What was said since `clear`. facts: the few verbose messages that are read here."""
+    """Messages since `clear`. facts: the few verbose messages that are read here."""
 
     def __init__(self) -> None:
         self.clear()
 
     def clear(self) -> None:
+        """Forgets all messages."""
         self.errors: list[str] = []
         self.warnings: list[str] = []
         self.facts: list[str] = []
@@ -50,6 +51,7 @@ class Messages:
         return len(self.errors)
 
     def errors_since(self, mark: int) -> list[str]:
+        """Errors after the first `mark` ones."""
         return self.errors[mark:]
 
     def layers(self, num_profiles: int) -> list[list[Layer]]:
@@ -67,6 +69,7 @@ class Messages:
 
     @property
     def library_is_in_engine(self) -> bool:
+        """Whether the plugin's library was serialized into the engine."""
         return any("plugin library" in text and "to plan" in text for text in self.facts)
 
 

@@ -1,5 +1,5 @@
-"""From a bundle's graph to a TensorRT network that is ready to build: parsed, weights lifted out,
-shapes bounded.
+"""Makes a TensorRT network that is ready to build from a bundle's graph: parsed, weights lifted
+out, shapes bounded.
 """
 
 from __future__ import annotations
@@ -87,7 +87,7 @@ def optimization_profile(
 
 
 def check_interface(spec: GraphSpec, network: Any, weights: Iterable[str]) -> None:
-    """Raises: ValueError (a bug) where the network's inputs and outputs are not those of the
+    """Raises ValueError (a bug) where the network's inputs and outputs are not those of the
     contract.
     """
     for kind, wanted, given in (

@@ -1,4 +1,4 @@
-"""What build-engine will do, settled and checked before any work: bundle, target, flavor, plugin,
+"""The plan of build-engine, settled and checked before any work: bundle, target, flavor, plugin,
 graphs, memory.
 """
 
@@ -37,9 +37,7 @@ DECODE_STEPS = ("decode_step", "decode_step_top_k")  # the graphs that attend ov
 
 @dataclass(frozen=True)
 class BuildSpec:
-    """What is asked for, as build-engine's options say it; None leaves a number to the target's
-    recipe.
-    """
+    """Options of build-engine; None leaves a number to the target's recipe."""
 
     bundle: Path
     target: str = AUTO
@@ -68,12 +66,13 @@ class StepPlan:
 
     @property
     def has_plugin(self) -> bool:
+        """Whether attention is the plugin."""
         return self.form == PLUGIN
 
 
 @dataclass(frozen=True)
 class BuildPlan:
-    """What will be built, settled and checked. flavor: None where this machine can only prepare
+    """A settled and checked build. flavor: None where this machine can only prepare
     (engine.prepare).
     """
 
@@ -98,12 +97,13 @@ class BuildPlan:
 
     @property
     def folder(self) -> str:
-        """Where the engines will stand in the bundle."""
+        """The folder of the engines in the bundle."""
         flavor = self.builder_flavor
         return provenance.folder_name(flavor.name, flavor.version, self.capabilities)
 
     @property
     def prompt_slots(self) -> int:
+        """Prompt slots of the bundle's policy."""
         return self.bundle.config.policy.prompt_slots
 
     def profiles(self, graph: str) -> tuple[Profile, ...]:

@@ -63,7 +63,7 @@ def load_library(flavor: Flavor, library: Path) -> None:
 
 
 def prepared_name(graph: str, capability: int) -> str:
-    """Where a bundle keeps a decode step that was prepared for a board."""
+    """The file in which a bundle keeps a decode step that was prepared for a board."""
     return f"engines/plugin-sm{capability}/{graph}.onnx"
 
 

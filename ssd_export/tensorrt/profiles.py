@@ -32,7 +32,7 @@ class Profile:
     prompt_tokens: Bounds
 
     def sizes(self, dimension: Dimension, rows_per_image: int) -> Bounds:
-        """Raises: KeyError for a name that no contract has."""
+        """Bounds of a dimension. Raises: KeyError for a name that no contract has."""
         least, usual, most = (
             size_of(
                 dimension,

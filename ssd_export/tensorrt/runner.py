@@ -86,6 +86,7 @@ class TrtRunner(Runner):
         return cls(bundle, *open_device(bundle))
 
     def prefill(self, batch: PromptBatch) -> None:
+        """Fills fresh caches from the prompts and generates token 0."""
         ready = self._allocate(batch.num_images, batch.uses_top_k)
         memory = ready.memory
         memory.clear()
@@ -109,11 +110,12 @@ class TrtRunner(Runner):
         self._step = 1
 
     def evict(self, step: int) -> None:
-        """Nothing with the plugin, which evicts in the step (R7)."""
+        """Runs the evict engine; does nothing with the plugin, which evicts in the step (R7)."""
         self._go_to(step)
         self._ready.queue_evict()
 
     def decode_step(self, step: int) -> None:
+        """Queues the step that generates token `step` from token `step - 1`."""
         self._go_to(step)
         self._reach_noise(step)
         self._ready.queue_step()
@@ -128,9 +130,11 @@ class TrtRunner(Runner):
         self._step = steps.stop
 
     def tokens(self) -> np.ndarray:
+        """int32 [N, image tokens]; what is not generated yet is 0. Waits for the device."""
         return self._ready.memory.download("tokens").T.copy()
 
     def logits(self) -> np.ndarray:
+        """float32 [rows, V] of the newest token, before guidance. Waits for the device."""
         return self._ready.memory.download("logits")
 
     def read_cache(self, tensor: CacheTensor) -> np.ndarray:
@@ -156,7 +160,7 @@ class TrtRunner(Runner):
         memory.upload("tokens", every)
 
     def decode_image(self, tokens: np.ndarray) -> np.ndarray:
-        """As many at a time as the engine takes, the rest one by one."""
+        """Decodes as many images at a time as the engine takes, the rest one by one."""
         ready = self._allocated or self._allocate(self._files.min_images, top_k=False)
         images, start = [], 0
         while start < len(tokens):
@@ -171,6 +175,7 @@ class TrtRunner(Runner):
         return np.concatenate(images)
 
     def cache_bytes(self) -> int:
+        """Bytes of the caches, as allocated."""
         return self._ready.memory.cache_bytes()
 
     def memory_report(self) -> dict[str, int]:
@@ -190,6 +195,7 @@ class TrtRunner(Runner):
         return self._allocated.graphs.num_nodes if self._allocated else {}
 
     def synchronize(self) -> None:
+        """Waits until all queued work is done."""
         self._device.synchronize()
 
     def close(self) -> None:
@@ -216,7 +222,7 @@ class TrtRunner(Runner):
         return self._allocated
 
     def _allocate(self, num_images: int, top_k: bool) -> AllocatedBatch:
-        """What a batch of this size runs on; that of another size is freed first."""
+        """Allocates for a batch of this size; the memory of another size is freed first."""
         before = self._allocated
         if before is not None and (before.num_images, before.top_k) == (num_images, top_k):
             return before

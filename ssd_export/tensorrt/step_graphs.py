@@ -55,6 +55,7 @@ class StepGraphs:
             self._queue(evict)
 
     def close(self) -> None:
+        """Destroys the captured graphs."""
         with ExitStack() as all_of_them:
             for graph in self._graphs.values():
                 all_of_them.callback(self._device.destroy, graph)

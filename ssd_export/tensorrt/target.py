@@ -1,4 +1,4 @@
-"""What an engine is built for: recipes in targets/*.toml, and the GPU of this machine.
+"""Targets that an engine is built for: recipes in targets/*.toml, and the GPU of this machine.
 
 A recipe: title, flavors (in order of preference), compute_capabilities (times ten), batch
 ("MIN:OPT:MAX" images), decoder_images (how many the image decoder takes at a time besides one),
@@ -40,7 +40,7 @@ class Batch:
 
     @classmethod
     def parse(cls, text: str) -> Batch:
-        """Raises: UserError for anything but MIN:OPT:MAX in order."""
+        """Parses MIN:OPT:MAX. Raises: UserError for anything else, or numbers out of order."""
         match = re.fullmatch(r"(\d{1,5}):(\d{1,5}):(\d{1,5})", text)
         numbers = [int(number) for number in match.groups()] if match else []
         if not numbers or not 1 <= numbers[0] <= numbers[1] <= numbers[2]:

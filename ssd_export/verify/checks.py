@@ -1,4 +1,4 @@
-"""What a check of `verify` says: passed or not, in numbers, and where the first difference is."""
+"""Result of a check of `verify`: passed or not, in numbers, and where the first difference is."""
 
 from __future__ import annotations
 
@@ -41,9 +41,11 @@ class Rung:
 
     @property
     def ok(self) -> bool:
+        """Whether the check passed."""
         return self.divergence is None
 
     def to_dict(self) -> dict[str, Any]:
+        """The check as plain data for a report."""
         found = (
             None
             if self.divergence is None

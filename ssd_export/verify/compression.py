@@ -81,8 +81,8 @@ def _over_promise(figures: dict[str, Any], num_tokens: int) -> Divergence | None
 def check_evicted(
     runner: InspectableRunner, table: PolicyTable, lengths: np.ndarray
 ) -> tuple[dict[str, Any], Divergence | None]:
-    """After a whole image: tokens evicted, counted as written less held, against what R7 says for
-    each row.
+    """Compares the evicted tokens of a whole image, written less held, with what R7 says for each
+    row.
     """
     held = np.zeros(len(lengths), np.int64)
     for layer, index, _ in head_groups(table):

@@ -1,5 +1,6 @@
-"""What can be checked without generating: the graphs are those the policy promises, the heads are
-those the map names, the weights are the checkpoint's."""
+"""Checks without generating: the graphs are those the policy promises, the heads are those the map
+names, the weights are the checkpoint's.
+"""
 
 from __future__ import annotations
 

@@ -65,6 +65,7 @@ class Ladder:
         )  # (image, step) where rounding explains another token
 
     def compression(self) -> Rung:
+        """Slots, bytes and budget of the caches of a running batch."""
         next(self._decode(self.subject, 1))
         return check_compression(self.subject, self.table, self.config, self._dtype, NUM_IMAGES)
 

@@ -1,4 +1,5 @@
-"""What the files of a bundle say of themselves: which policy, which checkpoint, how to sample.
+"""Checks what the files of a bundle say of themselves: which policy, which checkpoint, how to
+sample.
 
 Numbers that both runners read from the same file cannot differ between them, so a wrong one passes
 every comparison of runners. Here they are compared with where they come from.
@@ -39,7 +40,7 @@ def check_origin(bundle: Bundle, checkpoint: Checkpoint) -> Rung:
 
 
 def misnamed_policy(table: PolicyTable, config: ModelConfig, head_map: HeadMap | None) -> str:
-    """How the table differs from what its name stands for, "" where it does not.
+    """Difference between the table and what its name stands for, "" where there is none.
 
     What a user can set (window, evict_every, num_recent, num_sinks) may be anything. Where the
     table is, number for number, another policy's usual one and not its own, the name is wrong.
@@ -88,8 +89,8 @@ def _usual_tables(table: PolicyTable, config: ModelConfig, head_map: HeadMap | N
 
 
 def different_twin(bundle: Bundle) -> str:
-    """How a graph with top-k differs from the one without, apart from its sampler; "" where it does
-    not. Generation without --top-k never runs it, so no comparison of images sees it.
+    """Difference between a graph with top-k and the one without, apart from its sampler; "" where
+    there is none. Generation without --top-k never runs it, so no comparison of images sees it.
     """
     for name in WITH_TOP_K:
         plain, twin = (

@@ -34,7 +34,7 @@ def lines_of(report: dict[str, Any]) -> Iterator[str]:
 
 
 def _sentence(rung: dict[str, Any], report: dict[str, Any]) -> str:
-    """What a rung that passed has proved; of one that failed the figures that it got to."""
+    """A sentence on what a rung that passed has proved, or on the figures of one that failed."""
     if rung["ok"] and "skipped" not in rung["figures"]:
         return _SENTENCES[rung["name"]](rung["figures"], report["tolerances"])
     figures = {

@@ -1,4 +1,4 @@
-"""What verify compares, checked before any work; nothing heavy is imported here."""
+"""The comparison asked of verify, checked before any work; imports nothing heavy."""
 
 from __future__ import annotations
 
@@ -29,9 +29,7 @@ class VerifySpec:
 
 
 def check_spec(spec: VerifySpec) -> None:
-    """Raises: UserError for an unknown level, reference or provider, or threads that cannot
-    help.
-    """
+    """Raises UserError for an unknown level, reference or provider, or threads that cannot help."""
     if spec.level not in LEVELS:
         raise UserError(f"unknown --level {spec.level!r}; choose one of {', '.join(LEVELS)}")
     if spec.against is not None and spec.against not in REFERENCES:

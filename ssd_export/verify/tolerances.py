@@ -1,5 +1,5 @@
-"""How far two backends may be apart, by the dtype of weights and cache: the one table that
-`verify`, the tests and the benchmarks read.
+"""Tolerances between two backends, by the dtype of weights and cache: the one table that `verify`,
+the tests and the benchmarks read.
 
 Slots and tokens are compared exactly, but for what rounding explains: of two tokens whose scores
 are equal within `tie` (relative) either may be evicted, and a random number may fall on either side
@@ -16,9 +16,9 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Tolerance:
-    """op: outputs and scores of one attention step; kernel: outputs (below 4) of the decode
-    attention kernel, which is float32 inside, so that its scores keep to float32's op; cache: keys,
-    values and scores in a model; psnr in dB.
+    """Tolerances of one dtype. op: outputs and scores of one attention step; kernel: outputs (below
+    4) of the decode attention kernel, which is float32 inside, so that its scores keep to float32's
+    op; cache: keys, values and scores in a model; psnr in dB.
     """
 
     op: float

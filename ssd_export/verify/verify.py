@@ -76,7 +76,7 @@ def verify(
 
 
 def provider_of(name: str, asked: str | None) -> str:
-    """Where a runner computes: as asked, but for one that has a single place."""
+    """The provider of a runner: as asked, but for one that has a single one."""
     kind = runners.find_runner(name)
     return asked if asked in kind.providers else kind.provider()
 
@@ -117,8 +117,8 @@ def _checkpoint(bundle: Bundle, spec: VerifySpec) -> Checkpoint | None:
 
 
 def _check_other_demo(bundle: Bundle, checkpoint: Checkpoint) -> None:
-    """Raises: UserError where a demo bundle has the weights of the demo of this version, and
-    another fingerprint. Otherwise it is of another demo, which is not at hand to compare with.
+    """Raises UserError where a demo bundle has the weights of the demo of this version, and another
+    fingerprint. Otherwise it is of another demo, which is not at hand to compare with.
     """
     if bundle.config.model == checkpoint.config and check_weights(bundle, checkpoint).ok:
         raise UserError(

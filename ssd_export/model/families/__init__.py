@@ -55,7 +55,7 @@ def family_of(config: ModelConfig) -> Family:
 
 
 def identify(file: ConfigFile) -> tuple[Family, Layout]:
-    """Which family and layout a config.json belongs to. Raises: UserError for none of them."""
+    """The family and layout that a config.json belongs to. Raises: UserError for none of them."""
     kind = file.values.get("model_type")
     for family in FAMILIES.values():
         for layout in family.layouts:

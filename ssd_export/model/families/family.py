@@ -1,4 +1,4 @@
-"""What a family of models is: the data and the few functions that a family's file fills in."""
+"""Definition of a model family: the data and the few functions that a family's file fills in."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ class Layout:
 
 @dataclass(frozen=True)
 class Family:
-    """What the models of a family have in common, beside what ModelConfig says of each.
+    """Facts that the models of a family share, beside what ModelConfig says of each.
 
     title, example: for messages; a hub id.
     published: shapes by the last part of the hub id, in lower case; a built-in head map of such a

@@ -1,5 +1,5 @@
-"""Janus-Pro: names of tensors in both published layouts, configuration, prompt template, grid,
-guidance, and the published models in numbers.
+"""The Janus-Pro family: names of tensors in both published layouts, configuration, prompt template,
+grid, guidance, and the published models in numbers.
 
 Canonical names are those of the transformers layout without the leading "model.":
     language_model.{embed_tokens,norm,layers.N.*}   generation_{embeddings,aligner,head}.*

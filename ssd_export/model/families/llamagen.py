@@ -1,5 +1,5 @@
-"""LlamaGen: names of tensors as published, configuration, classes or captions, grid, guidance, and
-the published models in numbers.
+"""The LlamaGen family: names of tensors as published, configuration, classes or captions, grid,
+guidance, and the published models in numbers.
 
 The published files are two, the transformer (c2i_B_384.pt, t2i_XL_stage2_512.pt) and the image
 tokenizer (vq_ds16_c2i.pt), without a config.json; the one beside them says what no tensor's shape

@@ -57,7 +57,7 @@ def vq_config_from_shapes(path: Path, shapes: Shapes, title: str, what: str) -> 
 
 
 def check_widths(path: Path, vq: VQConfig, title: str) -> None:
-    """Raises: UserError for widths that the decoder's normalization does not divide."""
+    """Raises UserError for widths that the decoder's normalization does not divide."""
     widths = [vq.base_channels * multiplier for multiplier in vq.channel_multipliers]
     if any(width % NUM_GROUPS for width in widths):
         raise UserError(
