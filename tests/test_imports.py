@@ -14,6 +14,7 @@ GROUND = {
     "config",
     "dtypes",
     "errors",
+    "extras",
     "files",
     "graph_spec",
     "locks",
@@ -46,6 +47,7 @@ ABOVE = {
     "sweep",
     "serve",
     "prompt_files",
+    "doctor",
 }  # may import every room but each other
 TOP = {"cli"}  # imported by nothing
 TORCH_FREE = ("bundle", "cli", "plan", "policy", "runtime", "tensorrt", *sorted(GROUND))

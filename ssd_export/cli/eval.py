@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ssd_export.cli import options
-from ssd_export.cli.extras import check_extras
 from ssd_export.cli.verb import option, verb
 from ssd_export.errors import UserError
+from ssd_export.extras import check_extras
 from ssd_export.runtime.runners import find_runner
 from ssd_export.typed_json import report_json
 

@@ -19,8 +19,8 @@ from types import FrameType
 import click
 
 from ssd_export.cli import logs
-from ssd_export.cli.extras import missing_package
 from ssd_export.errors import UserError
+from ssd_export.extras import missing_package
 from ssd_export.os_errors import os_error
 from ssd_export.version import TOOL_VERSION
 
@@ -38,6 +38,7 @@ VERBS = (
     "bench",
     "verify",
     "train-demo",
+    "doctor",
 )  # in the order of --help; verb build-engine is `command` in build_engine.py
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import click
 
-from ssd_export.cli.extras import check_extras
+from ssd_export.extras import check_extras
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ def verb(
 ) -> Callable[[Callable[..., int | None]], click.Command]:
     """Makes a command of a function that takes the options by name.
 
-    Args: needs: the extras whose packages must be installed (cli/extras.py), said before anything
+    Args: needs: the extras whose packages must be installed (extras.py), said before anything
     else is done.
     """
 

@@ -12,9 +12,9 @@ from types import SimpleNamespace
 
 import pytest
 
-from ssd_export.cli.extras import EXTRAS, check_extras
 from ssd_export.cli.main import VERBS
 from ssd_export.errors import UserError
+from ssd_export.extras import EXTRAS, check_extras
 
 ROOT = Path(__file__).parents[2]
 Run = Callable[..., SimpleNamespace]
