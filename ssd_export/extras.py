@@ -16,6 +16,8 @@ EXTRAS = {
     "kernels": ("triton",),
     "tensorrt": ("tensorrt", "cuda"),
     "rtx": ("tensorrt_rtx",),
+    "ray": ("ray",),
+    "serve": ("fastapi", "prometheus_client", "uvicorn"),
 }
 # Modules that one option alone needs, and the extra that brings them.
 OTHERS = {"huggingface_hub": "export", "matplotlib": "export"}

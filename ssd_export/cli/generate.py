@@ -34,6 +34,8 @@ class GenerateSpec:
 
     prompts: tuple[str, ...]
     prompt_file: Path | None
+    ray: str | None  # an address, "" for a cluster on this machine
+    ray_workers: int | None
     negative_prompt: str
     bundle: Path | None
     runner: str
@@ -75,6 +77,8 @@ class GenerateSpec:
 @verb(
     options.prompts_or_file,
     options.prompt_file,
+    options.ray,
+    options.ray_workers,
     options.negative_prompt,
     options.bundle.but(help=f"The bundle to generate from.  {options.LATEST}"),
     options.runner,

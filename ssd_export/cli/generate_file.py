@@ -7,14 +7,16 @@ from typing import TYPE_CHECKING
 
 import click
 
+from ssd_export.cli.extras import check_extras
 from ssd_export.cli.generate import GenerateSpec, note, threads_line, what_is_asked
 from ssd_export.errors import UserError
 
 if TYPE_CHECKING:
-    from ssd_export.bundle import Bundle
     from ssd_export.bundle.config import GenerationDefaults
     from ssd_export.prompt_files.run import Summary
-    from ssd_export.prompt_files.tasks import Defaults
+    from ssd_export.prompt_files.tasks import Defaults, ImageTask
+    from ssd_export.prompt_files.worker import WorkerSpec
+    from ssd_export.runtime.generate import Progress
 
 SOME_FAILED = 3  # exit code
 LISTED = 20  # failed images on the terminal; results.jsonl has all
@@ -23,15 +25,13 @@ LISTED = 20  # failed images on the terminal; results.jsonl has all
 def generate_file(spec: GenerateSpec, file: Path) -> int:
     """Makes the images of a file that are not there yet; the exit code."""
     _check_options(spec)
+    check_extras(["ray"] if spec.ray is not None else [])
 
     from ssd_export.bundle import CHECKING, read_config, resolve_bundle
     from ssd_export.cli.progress import ProgressReport
-    from ssd_export.plan.generation import check_memory
     from ssd_export.prompt_files.lines import read_prompts
-    from ssd_export.prompt_files.results import Results
-    from ssd_export.prompt_files.run import run_here
     from ssd_export.prompt_files.tasks import image_tasks
-    from ssd_export.runtime.generate import ImageGenerator
+    from ssd_export.prompt_files.worker import WorkerSpec
     from ssd_export.runtime.runners import find_runner
 
     lines = read_prompts(file)
@@ -40,22 +40,48 @@ def generate_file(spec: GenerateSpec, file: Path) -> int:
     tasks = image_tasks(lines, spec.num_images, _defaults(spec, config.generation))
     for line in what_is_asked(path, config, kind, provider, [t.request.prompt for t in tasks]):
         note(line)
+    checks_memory = kind.memory_is_known and provider == "cpu" and not spec.force_memory
+    worker = WorkerSpec(
+        path.resolve(),
+        spec.runner,
+        provider,
+        spec.threads,
+        min(spec.batch, len(tasks)),
+        checks_memory,
+    )
     out = spec.out or Path("out")
+    with ProgressReport(in_bytes=(CHECKING,)) as progress:
+        run = _run_here if spec.ray is None else _run_on_ray
+        return _report(run(spec, worker, tasks, out, progress), out)
 
-    def check(opened: Bundle) -> None:
-        if kind.memory_is_known and provider == "cpu" and not spec.force_memory:
-            check_memory(opened, min(spec.batch, len(tasks)))
+
+def _run_here(
+    spec: GenerateSpec, worker: WorkerSpec, tasks: list[ImageTask], out: Path, progress: Progress
+) -> Summary:
+    from ssd_export.prompt_files.results import Results
+    from ssd_export.prompt_files.run import run_here
 
     with (
-        ProgressReport(in_bytes=(CHECKING,)) as progress,
-        ImageGenerator.from_bundle(
-            path, spec.runner, provider, spec.threads, check, progress
-        ) as generator,
+        worker.open_generator(progress) as generator,
         Results(out, generator.bundle.hash) as results,
     ):
         note(threads_line(generator))
-        summary = run_here(generator, tasks, spec.batch, results, progress)
-    return _report(summary, out)
+        return run_here(generator, tasks, worker.batch, results, progress)
+
+
+def _run_on_ray(
+    spec: GenerateSpec, worker: WorkerSpec, tasks: list[ImageTask], out: Path, progress: Progress
+) -> Summary:
+    from ssd_export.bundle import open_bundle
+    from ssd_export.prompt_files.on_ray import ClusterSpec, cluster, run_on_ray
+    from ssd_export.prompt_files.results import Results
+    from ssd_export.runtime.prompt_batch import PromptBatches
+
+    bundle = open_bundle(worker.bundle, progress)
+    where = ClusterSpec(spec.ray or None, spec.ray_workers)
+    check = PromptBatches.from_bundle(bundle).check
+    with Results(out, bundle.hash) as results, cluster(where):
+        return run_on_ray(where, worker, tasks, results, check, progress)
 
 
 def _check_options(spec: GenerateSpec) -> None:

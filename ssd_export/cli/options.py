@@ -46,6 +46,22 @@ prompt_file = option(
         " and results.jsonl, from which the same command goes on."
     ),
 )
+ray = option(
+    "--ray",
+    is_flag=False,
+    flag_value="",
+    metavar="[ADDRESS]",
+    help=(
+        "Make the images of --prompts on a Ray cluster, on this machine alone without an address."
+        " A worker takes --threads CPUs (1), and with --provider cuda a GPU."
+    ),
+)
+ray_workers = option(
+    "--ray-workers",
+    type=click.IntRange(min=1),
+    metavar="COUNT",
+    help="Workers with a generator each.  [default: what the cluster has room for]",
+)
 prompts = Argument(("prompts",), {"nargs": -1, "required": True, "metavar": "PROMPT..."})
 
 # Who computes

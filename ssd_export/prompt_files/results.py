@@ -78,7 +78,7 @@ class Results:
         read or written, or its images are of another bundle.
         """
         make_folder(folder)
-        self._folder, self._bundle_hash = folder, bundle_hash
+        self._folder, self.bundle_hash = folder, bundle_hash
         self._path = folder / NAME
         try:
             self._file: BinaryIO = self._path.open("a+b")
@@ -108,17 +108,17 @@ class Results:
         found = self._latest.get((task.line, task.image))
         if found is None or not (self._folder / task.file_name).is_file():
             return False
-        wanted = Result.of(task, self._bundle_hash)
+        wanted = Result.of(task, self.bundle_hash)
         return found == replace(wanted, tool_version=found.tool_version)
 
     def done(self, task: ImageTask, png: bytes) -> None:
         """Writes the image, then its result. Raises: UserError for a full disk."""
         write_file(self._folder / task.file_name, lambda file: file.write(png))
-        self._append(Result.of(task, self._bundle_hash))
+        self._append(Result.of(task, self.bundle_hash))
 
     def failed(self, task: ImageTask, error: str) -> None:
         """Writes that there is no image."""
-        self._append(Result.of(task, self._bundle_hash, error))
+        self._append(Result.of(task, self.bundle_hash, error))
 
     def _append(self, result: Result) -> None:
         line = json.dumps(asdict(result), allow_nan=False).encode() + b"\n"
@@ -140,7 +140,7 @@ class Results:
                 break  # cut off
             end += len(line)
             result = parse_json(line, Result, f"{self._path}, line {number}", WAY_OUT)
-            if result.bundle_hash != self._bundle_hash:
+            if result.bundle_hash != self.bundle_hash:
                 raise UserError(
                     f"{self._path}, line {number}: an image of another bundle; choose another --out"
                 )

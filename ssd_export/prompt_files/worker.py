@@ -6,16 +6,42 @@ import io
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from PIL import Image
 
+from ssd_export.bundle import Bundle
 from ssd_export.errors import UserError
+from ssd_export.plan.generation import check_memory
 from ssd_export.prompt_files.results import Result
 from ssd_export.prompt_files.tasks import ImageTask
-from ssd_export.runtime.generate import ImageGenerator
+from ssd_export.runtime.generate import ImageGenerator, Progress
 from ssd_export.runtime.images import write_png_to
 
 log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class WorkerSpec:
+    """A generator to open. batch: images at once; checks_memory: refuse what memory cannot hold."""
+
+    bundle: Path
+    runner: str
+    provider: str
+    threads: int | None
+    batch: int
+    checks_memory: bool
+
+    def open_generator(self, progress: Progress = lambda *_: None) -> ImageGenerator:
+        """Raises: UserError for what cannot be opened, or is too much for this machine."""
+
+        def check(opened: Bundle) -> None:
+            if self.checks_memory:
+                check_memory(opened, self.batch)
+
+        return ImageGenerator.from_bundle(
+            self.bundle, self.runner, self.provider, self.threads, check, progress
+        )
 
 
 @dataclass(frozen=True)
