@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 
 import click
 
-from ssd_export.cli.extras import check_extras
 from ssd_export.cli.generate import GenerateSpec, note, threads_line, what_is_asked
 from ssd_export.errors import UserError
+from ssd_export.extras import check_extras
 
 if TYPE_CHECKING:
     from ssd_export.bundle.config import GenerationDefaults
@@ -38,7 +38,7 @@ def generate_file(spec: GenerateSpec, file: Path) -> int:
     kind, path = find_runner(spec.runner), resolve_bundle(spec.bundle)
     config, provider = read_config(path), kind.provider(spec.provider)
     tasks = image_tasks(lines, spec.num_images, _defaults(spec, config.generation))
-    for line in what_is_asked(path, config, kind, provider, [t.request.prompt for t in tasks]):
+    for line in what_is_asked(path, config, kind, provider, [task.prompt for task in tasks]):
         note(line)
     checks_memory = kind.memory_is_known and provider == "cpu" and not spec.force_memory
     worker = WorkerSpec(

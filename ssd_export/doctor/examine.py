@@ -30,7 +30,7 @@ CUDA_LIBRARIES = (
     " for; the CPU needs none of them"
 )
 OLDEST_PYTHON = (3, 10)
-SHOWN_EXTRAS = ("export", "ort", "cuda", "rtx", "tensorrt", "kernels", "serve", "bench")
+SHOWN_EXTRAS = ("export", "ort", "cuda", "rtx", "tensorrt", "kernels", "serve", "ray", "bench")
 SOME_LACK = 32  # exit code, plus a bit for each ability that lacks something
 Progress = Callable[[str, int, int], None]
 

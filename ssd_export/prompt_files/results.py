@@ -57,7 +57,7 @@ class Result:
             task.image,
             None if error else task.file_name,
             error,
-            request.prompt,
+            task.prompt,
             request.negative_prompt,
             *request.image,
             **asdict(request.sampling),

@@ -32,7 +32,14 @@ class ImageTask:
     request: ImageRequest
 
     @property
+    def prompt(self) -> str:
+        """The text: files hold no other prompts."""
+        assert isinstance(self.request.prompt, str)
+        return self.request.prompt
+
+    @property
     def file_name(self) -> str:
+        """The name of the image in the folder of results."""
         """Name of the image's file: its line and its number there."""
         return f"{self.line:06d}-{self.image}.png"
 
