@@ -136,6 +136,7 @@ def _generate_prompts(spec: GenerateSpec, out: Path) -> None:
     from ssd_export.bundle import CHECKING, read_config, resolve_bundle
     from ssd_export.cli.progress import ProgressReport
     from ssd_export.plan.generation import check_memory
+    from ssd_export.plan.step_speed import StepClock, timed
     from ssd_export.runtime.generate import ImageGenerator
     from ssd_export.runtime.runners import find_runner
 
@@ -155,13 +156,16 @@ def _generate_prompts(spec: GenerateSpec, out: Path) -> None:
         ) as generator,
     ):
         note(threads_line(generator))
-        event, paths, seconds = _generate(generator, spec, out, progress)
+        clock = StepClock(generator.config.grid.width, generator.config.grid.num_tokens)
+        event, paths, seconds = _generate(generator, spec, out, timed(progress, clock))
         speed = event.tokens.size / seconds
         click.echo(
             f"{paths[0]}: {_images(spec.total_images)} in {seconds:.2f} s ({speed:,.0f} tokens/s),"
             f" policy {generator.table.name}, budget {generator.table.budget:g}"
         )
         click.echo(_cache_line(event.cache))
+        if provider == "cpu" and clock.seconds is not None:
+            click.echo(_speed_line(generator, spec, clock.seconds))
 
 
 def _check_numbers(spec: GenerateSpec) -> None:
@@ -203,21 +207,47 @@ def what_is_asked(
     """
     from ssd_export.demo.language import outside, speaks_demo
 
-    weights, policy = config.precision.name, config.policy
-    precision = config.dtype + (f", weights {weights}" if weights != "none" else "")
+    policy = config.policy
     lines = [
         f"bundle {path}: {config.model_name}, policy {policy.name}, budget {policy.budget:g},"
-        f" {precision}",
+        f" {_precision(config)}",
         f"runner {kind.name} ({kind.title}) on {provider}",
     ]
     return lines + (outside(prompts) if speaks_demo(config.model) else [])
 
 
+def _precision(config: BundleConfig) -> str:
+    """float32, weights int4, cache int8."""
+    weights, cache = config.precision.name, config.policy.kv_dtype
+    parts: list[str] = [config.dtype]
+    parts += [f"weights {weights}"] * (weights != "none") + [f"cache {cache}"] * (cache != "model")
+    return ", ".join(parts)
+
+
 def threads_line(generator: ImageGenerator) -> str:
     """The line that says how many threads compute."""
+    return f"{_threads(generator)} of the CPU"
+
+
+def _threads(generator: ImageGenerator) -> str:
     count = generator.runner.num_threads
-    threads = "all cores" if count == 0 else "1 thread" if count == 1 else f"{count} threads"
-    return f"{threads} of the CPU"
+    return "all cores" if count == 0 else "1 thread" if count == 1 else f"{count} threads"
+
+
+def _speed_line(generator: ImageGenerator, spec: GenerateSpec, seconds: float) -> str:
+    """How fast the decode steps were, as a share of what this machine's memory allows, and with
+    what.
+    """
+    from ssd_export.machine import thread_limit
+    from ssd_export.plan.step_speed import read_bandwidth, speed_line, step_bytes
+
+    num_images = min(spec.batch, generator.runner.max_images, spec.total_images)
+    num_bytes = step_bytes(generator.bundle, num_images)
+    bandwidth = read_bandwidth(num_bytes, generator.runner.num_threads or thread_limit())
+    tokens = _lookahead_of(spec.lookahead)
+    mode = "one token a pass" if tokens == 1 else f"up to {tokens} tokens a pass"
+    used = f"{spec.runner}, {_threads(generator)}, {_precision(generator.bundle.config)}, {mode}"
+    return f"{speed_line(seconds, num_images, num_bytes, bandwidth)}; {used}"
 
 
 def _generate(

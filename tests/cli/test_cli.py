@@ -268,6 +268,7 @@ def test_export_hands_on_what_was_asked_and_remembers_the_bundle(
         out=Path("x"),
         force=True,
         weights="none",
+        head_weights=None,
         target=None,
         kv_dtype="model",
         resume=False,
@@ -291,6 +292,7 @@ def test_export_hands_on_what_was_asked_and_remembers_the_bundle(
         out=None,
         force=False,
         weights="none",
+        head_weights=None,
         target=None,
         kv_dtype="model",
         resume=False,
@@ -348,7 +350,7 @@ class FakeGenerator:
             last = row == 23
             if last:
                 list(map(image_done, range(count), images))
-            progress(f"generating {count} images", row + 1, 24)
+            progress(f"generating {count} images", 24 * (row + 1), 576)
             yield SimpleNamespace(
                 cache=cache,
                 row=row,
