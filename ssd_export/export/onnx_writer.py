@@ -371,9 +371,10 @@ def heads_of(
     cos: ir.Value,
     sin: ir.Value,
     leading: tuple[int, ...] = (0,),
+    heads_first: bool = False,
 ) -> tuple[list[ir.Value], list[ir.Value], list[ir.Value]]:
     """Queries, keys (both turned by RoPE) and values of each head group: [*leading, heads, D],
-    leading as in normed.
+    leading as in normed, or [B, heads, T, D] with heads_first.
     """
     config, ops = writer.config, writer.ops
     groups, num_heads = writer.table.layers[layer], config.num_heads + 2 * config.num_kv_heads
@@ -385,7 +386,10 @@ def heads_of(
     heads = ops.reshape(pairs, [*leading, num_heads, config.head_dim])
     num_kv = [group.num_heads for group in groups]
     num_query = [part.stop - part.start for part in query_slices(groups, config.query_group_size)]
-    parts = ops.split(heads, num_query + num_kv + num_kv, axis=-2)
+    if heads_first:
+        heads = ops.op("Transpose", heads, perm=[0, 2, 1, 3])
+    axis = 1 if heads_first else -2
+    parts = ops.split(heads, num_query + num_kv + num_kv, axis=axis)
     count = len(groups)
     return parts[:count], parts[count : 2 * count], parts[2 * count :]
 

@@ -9,7 +9,7 @@ queries that count add to the scores (R2). The reference is cache/window_attenti
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import onnx_ir as ir
 
@@ -22,8 +22,8 @@ from ssd_export.policy.table import GREATEST_CODE
 class WindowPlaces:
     """Place of a pass in every row.
 
-    position: int32 [B, W], of each place's token; newest: int32 [B, 1, 1], of the token written
-    last; rests: bool [B, 1, 1]; prompt_length: int32 [B]; steps: int64 [W], 0, 1, ...
+    position: int32 [B, 1, W, 1], of each place's token; newest: int32 [B, 1, 1], of the token
+    written last; rests: bool [B, 1, 1]; prompt_length: int32 [B]; steps: int64 [W], 0, 1, ...
     """
 
     position: ir.Value
@@ -31,6 +31,21 @@ class WindowPlaces:
     rests: ir.Value
     prompt_length: ir.Value
     steps: ir.Value
+    _heads: dict[int, ir.Value] = field(default_factory=dict)
+
+    def heads(self, ops: Operators, num_heads: int) -> ir.Value:
+        """int64 [B, H, W, 2]: row and head of every place, made once for all layers."""
+        if num_heads not in self._heads:
+            rows, width = ops.op("Shape", self.prompt_length), ops.op("Shape", self.steps)
+            zero, one = ops.constant(0), ops.constant(1)
+            row = ops.reshape(ops.op("Range", zero, ops.op("Squeeze", rows), one), [-1, 1, 1, 1])
+            pairs = ops.constant([[[[0, head]] for head in range(num_heads)]])  # [1, H, 1, 2]
+            pairs = ops.op("Add", ops.op("Mul", row, ops.constant([1, 0])), pairs)
+            shape = ops.op(
+                "Concat", rows, ops.constant([num_heads]), width, ops.constant([2]), axis=0
+            )
+            self._heads[num_heads] = ops.op("Expand", pairs, shape)
+        return self._heads[num_heads]
 
 
 @dataclass(frozen=True)
@@ -38,13 +53,14 @@ class AttendedGroup:
     """A group whose window waits to be settled.
 
     present: what is written already: key, value and their scales; tentative: int32, [B, H, S], or
-    [S] where slot and position are one; score: float32 [B, H, S] before the window; probs: float32
-    [B, H, G W, S].
+    [S] where slot and position are one; is_new: bool, alike, the slots that were empty; score:
+    float32 [B, H, S] before the window; probs: float32 [B, H, G W, S].
     """
 
     node: AttentionNode
     present: dict[str, ir.Value]
     tentative: ir.Value
+    is_new: ir.Value
     score: ir.Value | None
     probs: ir.Value
 
@@ -58,20 +74,22 @@ def attend_window(
     value: ir.Value,
     past: dict[str, ir.Value],
 ) -> tuple[ir.Value, AttendedGroup]:
-    """(out [B, W, H G D], the group to settle). query [B, W, H G, D], key, value [B, W, H, D],
+    """(out [B, H G, W, D], the group to settle). query [B, H G, W, D], key, value [B, H, W, D],
     after RoPE.
     """
     position, score = _evicted(ops, node, places, past)
-    tentative = _tentative(ops, node, places, position)
-    index = _index(ops, node, places, tentative)
+    tentative, is_new = _tentative(ops, node, places, position)
+    of_slot = ops.op("Unsqueeze", tentative, ops.constant([2])) if node.evicts else tentative
+    index = _index(ops, node, places, of_slot)
     new = {"key": key, "value": value}
     if node.kv_dtype == "int8":
         for part in ("key", "value"):
             new[part], new[f"{part}_scale"] = quantize_rows(ops, new[part], node.dtype)
     present = {part: ops.op("ScatterND", past[part], index, rows) for part, rows in new.items()}
-    probs = _probabilities(ops, node, places, query, present, tentative)
+    later = ops.op("Greater", of_slot, places.position)  # [B, H, W, S]
+    probs = _probabilities(ops, node, query, present, later)
     out = _weighted_values(ops, node, probs, present)
-    return out, AttendedGroup(node, present, tentative, score, probs)
+    return out, AttendedGroup(node, present, tentative, is_new, score, probs)
 
 
 def settle_window(
@@ -94,8 +112,7 @@ def settle_window(
         return present
     mask = ops.op("Concat", *[counts] * node.query_group_size, axis=-1)
     received = ops.op("MatMul", ops.op("Unsqueeze", mask, ops.constant([1, 2])), group.probs)
-    is_new = ops.op("Greater", position, places.newest)
-    before = ops.op("Where", is_new, ops.constant(0.0, "float32"), group.score)
+    before = ops.op("Where", group.is_new, ops.constant(0.0, "float32"), group.score)
     received = ops.reshape(received, [0, node.num_heads, node.num_slots])
     return present | {"score": ops.op("Add", before, received)}
 
@@ -124,57 +141,52 @@ def _one(ops: Operators) -> ir.Value:
 
 def _tentative(
     ops: Operators, node: AttentionNode, places: WindowPlaces, position: ir.Value
-) -> ir.Value:
-    """Positions as if every empty slot were taken, in R6's order, by the tokens to come."""
+) -> tuple[ir.Value, ir.Value]:
+    """Positions as if every empty slot were taken, in R6's order, by the tokens to come; and bool,
+    the slots that are empty.
+    """
     if not node.evicts:  # slot and position are one
-        return ops.constant(list(range(node.num_slots)), "int32")
+        slots = ops.constant(list(range(node.num_slots)), "int32")
+        return slots, ops.op("Greater", slots, places.newest)
     empty = ops.op("Less", position, ops.constant(0, "int32"))
     order = ops.op("CumSum", ops.cast(empty, "int32"), ops.constant(2))
-    return ops.op("Where", empty, ops.op("Add", places.newest, order), position)
+    return ops.op("Where", empty, ops.op("Add", places.newest, order), position), empty
 
 
 def _index(
-    ops: Operators, node: AttentionNode, places: WindowPlaces, tentative: ir.Value
+    ops: Operators, node: AttentionNode, places: WindowPlaces, of_slot: ir.Value
 ) -> ir.Value:
-    """int64 [B, W, H, 3]: row, head and slot of each place's token."""
-    position = ops.reshape(places.position, [0, -1, 1, 1])
-    if not node.evicts:
-        slot = ops.cast(position, "int64")
-    else:
-        slots = ops.op("Unsqueeze", tentative, ops.constant([1]))
-        found = ops.op("Equal", slots, position)
-        slot = ops.op("ArgMax", ops.cast(found, "int32"), axis=-1)
-    rows = ops.op("Squeeze", ops.op("Shape", places.prompt_length))
-    row = ops.reshape(ops.op("Range", ops.constant(0), rows, ops.constant(1)), [-1, 1, 1, 1])
-    heads = ops.constant([[[[0, head, 0]] for head in range(node.num_heads)]])  # [1, 1, H, 3]
-    heads = ops.reshape(heads, [1, 1, node.num_heads, 3])
-    of_row = ops.op("Add", ops.op("Mul", row, ops.constant([[[[1, 0, 0]]]])), heads)
-    return ops.op("Add", ops.op("Mul", slot, ops.constant([[[[0, 0, 1]]]])), of_row)
+    """int64 [B, H, W, 3]: row, head and slot of each place's token."""
+    heads = places.heads(ops, node.num_heads)
+    if node.evicts:
+        found = ops.cast(ops.op("Equal", of_slot, places.position), "int32")
+        slot = ops.op("ArgMax", found, axis=-1)
+    else:  # slot and position are one
+        slot = ops.op(
+            "Expand", ops.cast(places.position, "int64"), ops.constant([1, node.num_heads, 1, 1])
+        )
+    return ops.op("Concat", heads, slot, axis=-1)
 
 
 def _probabilities(
     ops: Operators,
     node: AttentionNode,
-    places: WindowPlaces,
     query: ir.Value,
     present: dict[str, ir.Value],
-    tentative: ir.Value,
+    later: ir.Value,
 ) -> ir.Value:
     """float32 [B, H, G W, S]."""
     group, is_int8 = node.query_group_size, node.kv_dtype == "int8"
     factor = node.head_dim**-0.5 / (GREATEST_CODE if is_int8 else 1)
-    scaled = ops.op("Mul", query, ops.constant(factor, node.dtype))
-    scaled = ops.op("Transpose", scaled, perm=[0, 2, 1, 3])
     if group > 1:
-        scaled = ops.reshape(scaled, [0, node.num_heads, -1, node.head_dim])
+        query = ops.reshape(query, [0, node.num_heads, -1, node.head_dim])
+    scaled = ops.op("Mul", query, ops.constant(factor, node.dtype))
     key = ops.cast(present["key"], node.dtype) if is_int8 else present["key"]
     logits = ops.op("MatMul", scaled, ops.op("Transpose", key, perm=[0, 1, 3, 2]))
     if node.dtype != "float32":
         logits = ops.cast(logits, "float32")
     if is_int8:
         logits = ops.op("Mul", logits, ops.reshape(present["key_scale"], [0, 0, 1, node.num_slots]))
-    of_slot = ops.op("Unsqueeze", tentative, ops.constant([2])) if node.evicts else tentative
-    later = ops.op("Greater", of_slot, ops.reshape(places.position, [0, 1, -1, 1]))
     if group > 1:
         logits = ops.reshape(logits, [0, node.num_heads, group, -1, node.num_slots])
         later = ops.op("Unsqueeze", later, ops.constant([2]))
@@ -188,7 +200,7 @@ def _probabilities(
 def _weighted_values(
     ops: Operators, node: AttentionNode, probs: ir.Value, present: dict[str, ir.Value]
 ) -> ir.Value:
-    """[B, W, H G D]."""
+    """[B, H G, W, D]."""
     value, is_int8 = present["value"], node.kv_dtype == "int8"
     if is_int8:
         scale = ops.reshape(present["value_scale"], [0, 0, 1, node.num_slots])
@@ -198,8 +210,6 @@ def _weighted_values(
     out = ops.op("MatMul", weights, value)  # [B, H, G W, D]
     if is_int8:
         out = ops.op("Mul", out, ops.constant(1 / GREATEST_CODE, node.dtype))
-    num_queries = node.num_heads * node.query_group_size
     if node.query_group_size > 1:
-        out = ops.reshape(out, [0, num_queries, -1, node.head_dim])
-    out = ops.op("Transpose", out, perm=[0, 2, 1, 3])
-    return ops.reshape(out, [0, 0, num_queries * node.head_dim])
+        out = ops.reshape(out, [0, node.num_heads * node.query_group_size, -1, node.head_dim])
+    return out

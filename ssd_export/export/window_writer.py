@@ -51,7 +51,9 @@ def write_decode_window(writer: GraphWriter, top_k: bool = False) -> tuple[Graph
     attended: dict[tuple[int, int], AttendedGroup] = {}
     for layer in range(config.num_layers):
         normed = rms_norm(writer, hidden, f"language_model.layers.{layer}.input_layernorm.weight")
-        queries, keys, values = heads_of(writer, normed, layer, cos, sin, leading=(0, 0))
+        queries, keys, values = heads_of(
+            writer, normed, layer, cos, sin, leading=(0, 0), heads_first=True
+        )
         outs = []
         for index, group in enumerate(writer.table.layers[layer]):
             node = AttentionNode.of(
@@ -63,7 +65,8 @@ def write_decode_window(writer: GraphWriter, top_k: bool = False) -> tuple[Graph
                 ops, node, places, queries[index], keys[index], values[index], past
             )
             outs.append(out)
-        merged = outs[0] if len(outs) == 1 else ops.op("Concat", *outs, axis=2)
+        merged = outs[0] if len(outs) == 1 else ops.op("Concat", *outs, axis=1)
+        merged = ops.reshape(ops.op("Transpose", merged, perm=[0, 2, 1, 3]), [0, 0, -1])
         hidden = after_attention(writer, hidden, merged, layer)
     logits = image_logits(writer, hidden)
     sampled = _sample(writer, logits, inputs)
@@ -94,6 +97,7 @@ def _places(writer: GraphWriter, inputs: Inputs) -> tuple[WindowPlaces, ir.Value
     lengths = ops.reshape(prompt_length, [-1, 1])
     before = ops.op("Sub", ops.op("Add", first, place), one)
     position = ops.op("Add", lengths, _of_rows(writer, ops.cast(before, "int32")))
+    position = ops.reshape(position, [0, 1, -1, 1])
     last_written = _of_each_row(
         writer, ops.cast(ops.op("Sub", inputs["first"], ops.constant([2])), "int32")
     )

@@ -164,11 +164,12 @@ class OrtRunner(Runner):
         name = f"decode_window{self._suffix}"
         self._leave_only(name)
         self._evict_images(first, limit > 0)
-        values = self._window_values(inputs.shape[1])
+        width = inputs.shape[1]
+        values = self._window_values(width)
         feeds = {"window_tokens": inputs, "first": first, "limit": limit, "noise": noise}
         for given, array in feeds.items():
             values[given].update_inplace(np.ascontiguousarray(array))
-        self._run_bound(name, values, f"{name} of {inputs.shape[1]}")
+        self._run_bound(name, values, f"{name} of {width}")
         sampled, kept = values["sampled"].numpy(), values["kept"].numpy()
         tokens = self._values["tokens"].numpy().copy()
         for image, (start, count) in enumerate(zip(first.tolist(), kept.tolist(), strict=True)):
@@ -282,16 +283,13 @@ class OrtRunner(Runner):
         self._values = {tensor.name: self._new_value(tensor) for tensor in tensors}
 
     def _window_values(self, width: int) -> dict[str, ort.OrtValue]:
-        """Every value of decode_window at this width; caches and sampling are those of the steps.
-
-        The outputs that the caller reads are on the host.
-        """
+        """What decode_window has for itself at this width; all else it shares with the steps."""
         if width not in self._windows:
             spec, dimensions = self._specs["decode_window"], self._dimensions | {"window": width}
             own = [t for t in (*spec.inputs, *_not_aliased(spec)) if t.name not in self._values]
             own += [t for t in (*spec.inputs, *spec.outputs) if t.name in ("noise", "logits")]
             self._windows[width] = {t.name: self._new_value(t, dimensions) for t in own}
-        return self._values | self._windows[width]
+        return self._windows[width]
 
     def _evict_images(self, first: np.ndarray, active: np.ndarray) -> None:
         """Evicts what is due before each image's own step."""
@@ -348,12 +346,14 @@ class OrtRunner(Runner):
     def _run(self, name: str, step: int) -> None:
         self._values["step"].update_inplace(np.array([step], np.int64))
         self._last_logits = self._values["logits"]
-        self._run_bound(name, self._values, name)
+        self._run_bound(name, {}, name)
 
     def _run_bound(self, name: str, values: dict[str, ort.OrtValue], key: str) -> None:
-        """Runs a graph on these values. key: of their binding, made once."""
+        """Runs a graph on these values beside those of every graph. key: of their binding, made
+        once.
+        """
         if key not in self._bindings:
-            self._bindings[key] = self._bind(name, values)
+            self._bindings[key] = self._bind(name, self._values | values)
         with computing(name):
             self._session(name).run_with_iobinding(self._bindings[key])
 
