@@ -17,6 +17,7 @@ MAX_TEMPERATURE = 1e30  # times the greatest noise, 16.7, it is finite in float3
 # Guided logits of several thousand stay finite and precise in float32 up to here.
 MAX_CFG_SCALE = 1e6
 MAX_COUNT = 2**31 - 1  # of images or tokens: what an int32 index reaches
+MAX_IMAGES = 100_000  # of one call, which holds the pixels of all of them until its end
 MAX_SEED = 2**64 - 1  # the key of the random numbers has 64 bits
 
 

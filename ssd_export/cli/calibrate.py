@@ -14,7 +14,7 @@ from ssd_export.cli.verb import option, verb
 from ssd_export.config import TAU
 from ssd_export.errors import UserError
 from ssd_export.runtime.runners import check_threads
-from ssd_export.sampling import as_count
+from ssd_export.sampling import MAX_IMAGES, as_count
 
 if TYPE_CHECKING:
     from ssd_export.calibrate.calibration import Calibration, CalibrationSpec
@@ -138,7 +138,7 @@ def command(**asked: Any) -> None:
 def _check_numbers(spec: CalibrateSpec) -> None:
     if spec.tau is not None and spec.semantic_share is not None:
         raise UserError("--tau and --semantic-share decide the same thing; give one of them")
-    as_count(spec.num_images, "--num-images", way_out="use 16", most=options.MAX_IMAGES)
+    as_count(spec.num_images, "--num-images", way_out="use 16", most=MAX_IMAGES)
     if not 0 <= spec.threshold <= 1:  # NaN is not, either
         raise UserError(f"--tau {spec.threshold:g} is outside [0, 1]; use {TAU}")
     if spec.semantic_share is not None and not 0 <= spec.semantic_share <= 1:

@@ -15,7 +15,7 @@ import click
 from ssd_export.cli import options
 from ssd_export.cli.verb import verb
 from ssd_export.errors import UserError
-from ssd_export.sampling import Sampling, as_count
+from ssd_export.sampling import MAX_IMAGES, Sampling, as_count
 
 if TYPE_CHECKING:
     from ssd_export.bundle import Bundle, BundleConfig
@@ -172,7 +172,7 @@ def _check_numbers(spec: GenerateSpec) -> None:
     options.check_runner(spec.runner, spec.provider, spec.threads)
     options.check_seed(spec.seed)
     _lookahead_of(spec.lookahead)
-    as_count(spec.num_images, "--num-images", way_out="use 1 or more", most=options.MAX_IMAGES)
+    as_count(spec.num_images, "--num-images", way_out="use 1 or more", most=MAX_IMAGES)
     options.check_batch(spec.batch)
     options.check_batch(spec.decoder_batch, "--decoder-batch")
     options.check_sampling(spec.cfg_scale, spec.temperature, spec.top_k, spec.greedy)

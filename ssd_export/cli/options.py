@@ -14,10 +14,9 @@ from ssd_export.dtypes import MODEL_DTYPES
 from ssd_export.errors import UserError
 from ssd_export.policy.presets import DEFAULT_GROUPS, MAX_GROUPS
 from ssd_export.runtime.runners import DEFAULT, KINDS, NAMES, check_threads, find_runner
-from ssd_export.sampling import Sampling, as_count, as_seed
+from ssd_export.sampling import MAX_IMAGES, Sampling, as_count, as_seed
 
 WEIGHTS = ("none", "int8", "int4", "fp8")
-MAX_IMAGES = 100_000  # of one command, which holds the pixels of all of them until its end
 MAX_BATCH = 4096  # images at once: more fills no GPU better, and is a slip of the keyboard
 FILE = click.Path(path_type=Path)
 LATEST = "[default: the one exported last from this folder]"

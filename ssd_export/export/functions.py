@@ -22,6 +22,7 @@ before; the plugin does both itself.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial, reduce
 
@@ -91,17 +92,51 @@ class AttentionNode:
         }
 
 
+@dataclass(frozen=True)
+class NodeInputs:
+    """Inputs of the node: query [B, H*G, D]; key, value [B, H, D]; position, prompt_length int [B];
+    past: the cache by part.
+    """
+
+    query: ir.Value
+    key: ir.Value
+    value: ir.Value
+    position: ir.Value
+    prompt_length: ir.Value
+    past: dict[str, ir.Value]
+
+    @classmethod
+    def of(cls, node: AttentionNode) -> NodeInputs:
+        """Values named as the node's inputs, in their order."""
+        names = ("query", "key", "value", "position", "prompt_length")
+        parts = part_names(node.rule, node.kv_dtype)
+        past = {part: ir.Value(name=f"past_{part}") for part in parts}
+        return cls(*(ir.Value(name=name) for name in names), past)
+
+    def all(self) -> list[ir.Value]:
+        """The inputs in order."""
+        token = [self.query, self.key, self.value, self.position, self.prompt_length]
+        return [*token, *self.past.values()]
+
+
+# Records the operators of a node and returns its outputs: out, then the cache's parts.
+Body = Callable[[Operators, AttentionNode, NodeInputs], list[ir.Value]]
+
+
 def attention_function(node: AttentionNode, op_type: str, opset: int = OPSET) -> ir.Function:
-    """The local function `ssd_export::op_type` with a body of ordinary operators; opset is its
+    """The local function `ssd_export::op_type` in the form that the bundle has; opset is its
     model's.
     """
-    names = ["query", "key", "value", "position", "prompt_length"]
-    past = {part: ir.Value(name=f"past_{part}") for part in part_names(node.rule, node.kv_dtype)}
-    inputs = [ir.Value(name=name) for name in names] + list(past.values())
-    ops = Operators()
-    query, key, value, position, prompt_length = inputs[: len(names)]
-    outputs = _body(ops, node, query, key, value, position, prompt_length, past)
-    graph = ir.Graph(inputs, outputs, nodes=ops.tape.nodes, opset_imports={"": opset}, name=op_type)
+    return local_function(node, op_type, opset, _body)
+
+
+def local_function(node: AttentionNode, op_type: str, opset: int, body: Body) -> ir.Function:
+    """The local function `ssd_export::op_type` with a body of ordinary operators."""
+    inputs, ops = NodeInputs.of(node), Operators()
+    outputs = body(ops, node, inputs)
+    graph = ir.Graph(
+        inputs.all(), outputs, nodes=ops.tape.nodes, opset_imports={"": opset}, name=op_type
+    )
     attributes = [
         ir.Attr(
             name, ir.AttributeType.FLOAT if isinstance(value, float) else ir.AttributeType.INT, None
@@ -111,27 +146,21 @@ def attention_function(node: AttentionNode, op_type: str, opset: int = OPSET) ->
     return ir.Function(DOMAIN, op_type, graph=graph, attributes=attributes)
 
 
-def _body(
-    ops: Operators,
-    node: AttentionNode,
-    query: ir.Value,
-    key: ir.Value,
-    value: ir.Value,
-    position: ir.Value,
-    prompt_length: ir.Value,
-    past: dict[str, ir.Value],
-) -> list[ir.Value]:
+def _body(ops: Operators, node: AttentionNode, inputs: NodeInputs) -> list[ir.Value]:
+    past, query = inputs.past, inputs.query
     past_position, past_score = past["position"], past.get("score")
-    place = _head_places(ops, node, prompt_length)  # [B, H, 2]
+    place = _head_places(ops, node, inputs.prompt_length)  # [B, H, 2]
     new_position = ops.op(
-        "Expand", ops.reshape(position, [-1, 1]), ops.constant([1, node.num_heads])
+        "Expand", ops.reshape(inputs.position, [-1, 1]), ops.constant([1, node.num_heads])
     )  # [B, H]
-    position, prompt_length = (ops.reshape(row, [-1, 1, 1]) for row in (position, prompt_length))
+    position, prompt_length = (
+        ops.reshape(row, [-1, 1, 1]) for row in (inputs.position, inputs.prompt_length)
+    )
     slot, has_room = find_slot(
         ops, node, position, prompt_length, past_position, past_score
     )  # [B, H, 1] each
     row = ops.op("Concat", place, slot, axis=-1)
-    new = {"key": key, "value": value, "position": new_position}
+    new = {"key": inputs.key, "value": inputs.value, "position": new_position}
     if node.kv_dtype == "int8":
         for part in ("key", "value"):
             new[part], new[f"{part}_scale"] = quantize_rows(ops, new[part], node.dtype)

@@ -23,8 +23,14 @@ from collections.abc import Mapping
 import onnx_ir as ir
 
 from ssd_export.bundle import BundleConfig
-from ssd_export.bundle.graphs import part_names
-from ssd_export.export.functions import DOMAIN, PROTECTED, AttentionNode, find_slot
+from ssd_export.export.functions import (
+    DOMAIN,
+    PROTECTED,
+    AttentionNode,
+    NodeInputs,
+    find_slot,
+    local_function,
+)
 from ssd_export.export.operators import Operators
 from ssd_export.graph_spec import CacheTensor, Dimension
 
@@ -70,44 +76,24 @@ def _attention_of(node: ir.Node, config: BundleConfig) -> AttentionNode:
 
 def kv_update_function(node: AttentionNode, op_type: str) -> ir.Function:
     """The local function `ssd_export::op_type`; caches are [B*H, 1, S, D]."""
-    query, key, value, position, prompt_length = (
-        ir.Value(name=name) for name in ("query", "key", "value", "position", "prompt_length")
+    return local_function(node, op_type, OPSET, _body)
+
+
+def _body(ops: Operators, node: AttentionNode, inputs: NodeInputs) -> list[ir.Value]:
+    position, prompt_length = (
+        ops.reshape(row, [-1, 1, 1]) for row in (inputs.position, inputs.prompt_length)
     )
-    past = {part: ir.Value(name=f"past_{part}") for part in part_names(node.rule, "model")}
-    inputs = [query, key, value, position, prompt_length, *past.values()]
-    ops = Operators()
-    outputs = _body(ops, node, query, key, value, position, prompt_length, past)
-    graph = ir.Graph(inputs, outputs, nodes=ops.tape.nodes, opset_imports={"": OPSET}, name=op_type)
-    attributes = [
-        ir.Attr(
-            name, ir.AttributeType.FLOAT if isinstance(value, float) else ir.AttributeType.INT, None
-        )
-        for name, value in node.attributes().items()
-    ]
-    return ir.Function(DOMAIN, op_type, graph=graph, attributes=attributes)
-
-
-def _body(
-    ops: Operators,
-    node: AttentionNode,
-    query: ir.Value,
-    key: ir.Value,
-    value: ir.Value,
-    position: ir.Value,
-    prompt_length: ir.Value,
-    past: dict[str, ir.Value],
-) -> list[ir.Value]:
-    position, prompt_length = (ops.reshape(row, [-1, 1, 1]) for row in (position, prompt_length))
+    past = inputs.past
     past_position, past_score = past["position"], past.get("score")
     slot, has_room = find_slot(ops, node, position, prompt_length, past_position, past_score)
     is_new = ops.op("Equal", ops.constant([[list(range(node.num_slots))]]), slot)  # [B, H, S]
     present = {"position": ops.op("Where", is_new, position, past_position)}
-    for part, rows in (("key", key), ("value", value)):
+    for part, rows in (("key", inputs.key), ("value", inputs.value)):
         row = ops.reshape(rows, [-1, 1, 1, node.head_dim])
         place = ops.reshape(slot, [-1])
         present[part] = ops.op("TensorScatter", past[part], row, place, axis=2, mode="linear")
     empty = ops.op("Less", present["position"], ops.constant(0, "int32"))
-    probs = _probabilities(ops, node, query, present["key"], empty)  # [B*H, G, S, 1]
+    probs = _probabilities(ops, node, inputs.query, present["key"], empty)  # [B*H, G, S, 1]
     out = _weighted_values(ops, node, probs, present["value"])
     if past_score is not None:
         present["score"] = _present_score(ops, node, past_score, is_new, has_room, probs)

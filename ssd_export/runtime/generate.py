@@ -36,11 +36,10 @@ from ssd_export.runtime.prompt_batch import (
 from ssd_export.runtime.runner import Runner
 from ssd_export.runtime.runners import DEFAULT, check_threads, find_runner, open_runner
 from ssd_export.runtime.turns import Turns
-from ssd_export.sampling import Sampling, as_count, as_seed
+from ssd_export.sampling import MAX_IMAGES, Sampling, as_count, as_seed
 
 NOT_GENERATED_YET = 235  # gray level of the part of a preview that is still to come
 MAX_BATCH = 16
-MAX_IMAGES = 100_000  # of one call, which holds the pixels of all of them until its end
 OPENING, PREFILL = "opening the weights", "reading the prompts"
 ImageDone = Callable[[int, Image.Image], None]
 Progress = Callable[[str, int, int], None]

@@ -14,6 +14,8 @@ from typing import Annotated, Any, Literal
 from PIL import Image
 from pydantic import BaseModel, ConfigDict, Field
 
+from ssd_export.sampling import MAX_COUNT, MAX_SEED
+
 MAX_PROMPT_CHARACTERS = 4000  # OpenAI's own limit is 32,000; a prompt here has about 60 tokens
 MAX_IMAGES = 10  # of one request, as OpenAI's
 
@@ -42,12 +44,12 @@ class GenerationRequest(BaseModel):
     partial_images: Annotated[int, Field(ge=0, le=64, strict=True)] | None = Field(
         None, description="Previews of each image while it is generated, at most one a grid row."
     )
-    seed: Annotated[int, Field(ge=0, lt=2**64, strict=True)] = Field(
+    seed: Annotated[int, Field(ge=0, le=MAX_SEED, strict=True)] = Field(
         0, description="Randomness: the same seed, prompt and bundle give the same images."
     )
     cfg_scale: float | None = Field(None, description="Guidance; 1 is none. None: the bundle's.")
     temperature: float | None = Field(None, description="0 is greedy. None: the bundle's.")
-    top_k: Annotated[int, Field(ge=0, le=2**31 - 1, strict=True)] | None = None
+    top_k: Annotated[int, Field(ge=0, le=MAX_COUNT, strict=True)] | None = None
 
 
 class GeneratedImage(BaseModel):
