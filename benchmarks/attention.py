@@ -30,7 +30,7 @@ from ssd_export.model.families import PUBLISHED, assumed_head_map
 from ssd_export.model.find import DEMO_CHECKPOINT
 from ssd_export.policy.allocation import allocate
 from ssd_export.policy.head_map import HeadMap, find_head_map
-from ssd_export.policy.presets import make_policy
+from ssd_export.policy.make import make_policy
 from ssd_export.policy.table import PolicyTable
 from ssd_export.report.environment import busy_note
 from ssd_export.report.measurement import measurement, write_measurement

@@ -27,7 +27,7 @@ from ssd_export.model.checkpoint import open_checkpoint
 from ssd_export.model.find import model_folder
 from ssd_export.policy.allocation import predicted_error
 from ssd_export.policy.head_map import HeadMap
-from ssd_export.policy.presets import make_policy
+from ssd_export.policy.make import make_policy
 from ssd_export.report.measurement import measurement, table, write_measurement
 from ssd_export.sweep.spec import FULL, SweepSpec
 from ssd_export.sweep.sweep import SweepResult, run_sweep, settle

@@ -21,8 +21,7 @@ from torch import Tensor
 from ssd_export.cache import attention as reference
 from ssd_export.cache.state import GroupState
 from ssd_export.model.families.janus import GRID
-from ssd_export.policy.presets import Rule
-from ssd_export.policy.table import HeadGroup
+from ssd_export.policy.table import HeadGroup, Rule
 from ssd_export.verify.tolerances import TOLERANCES
 
 TIE = 1e-4  # relative: of scores nearer than this either token may go

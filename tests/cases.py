@@ -14,7 +14,7 @@ from typing import Protocol
 import numpy as np
 
 from ssd_export.config import Grid
-from ssd_export.policy.presets import HeadGroup, Rule
+from ssd_export.policy.table import HeadGroup, Rule
 from ssd_export.verify.tolerances import TOLERANCES
 from tests.oracle import OracleHead
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from ssd_export.policy.presets import Rule
+from ssd_export.policy.table import Rule
 
 Vector = list[float]
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ssd_export.model.decoder import ImageTokenModel
 from ssd_export.model.families import PromptEncoder
-from ssd_export.policy.presets import make_policy
+from ssd_export.policy.make import make_policy
 from ssd_export.runtime.loop import decode
 from ssd_export.runtime.prompt_batch import PromptBatch, PromptBatches
 from ssd_export.runtime.torch_runner import TorchRunner

@@ -23,7 +23,7 @@ def predicted_lines(head_map: HeadMap, config: ModelConfig, table: PolicyTable) 
     """The summed cost of a table and of the policies that need no costs, at as many slots."""
     from ssd_export.errors import UserError
     from ssd_export.policy.allocation import predicted_error
-    from ssd_export.policy.presets import make_policy
+    from ssd_export.policy.make import make_policy
 
     slots = table.prompt_slots
     rivals: dict[str, dict[str, Any]] = {

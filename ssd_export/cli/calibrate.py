@@ -318,7 +318,7 @@ def _comparison(head_map: HeadMap, other: HeadMap, name: str) -> str:
 def _predictions(head_map: HeadMap, config: ModelConfig, prompt_slots: int) -> list[str]:
     from ssd_export.cli.allocation_table import predicted_lines
     from ssd_export.policy.allocation import allocate
-    from ssd_export.policy.presets import make_policy
+    from ssd_export.policy.make import make_policy
 
     lines = []
     for budget in (0.1, 0.2):

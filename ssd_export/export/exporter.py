@@ -48,7 +48,8 @@ from ssd_export.os_errors import is_file, is_folder, os_error
 from ssd_export.plan.memory import check_fits, export_bytes
 from ssd_export.policy.allocation import allocate
 from ssd_export.policy.head_map import HeadMap
-from ssd_export.policy.presets import DEFAULT_GROUPS, Heads, default_policy, make_policy, policy_of
+from ssd_export.policy.make import make_policy
+from ssd_export.policy.presets import DEFAULT_GROUPS, Heads, default_policy, policy_of
 from ssd_export.policy.table import PolicyTable
 from ssd_export.sampling import Sampling
 from ssd_export.typed_json import read_json

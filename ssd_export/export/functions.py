@@ -4,7 +4,7 @@ a body.
 The node `ssd_export::DecodeAttention*` is R3 to R7 for one head group of one layer. With the
 function in the model, ONNX Runtime and plain TensorRT inline ordinary operators; without it
 (`plugin_flavor`) the TensorRT plugin of that name takes the node. Rules are told in
-policy/presets.py.
+policy/__init__.py.
 
 Inputs:  query [B, H*G, D], key, value [B, H, D] after RoPE, position int32 [B] of the new token,
          prompt_length int32 [B], past_key, past_value [B, H, S, D], past_position int32 [B, H, S],
@@ -108,10 +108,12 @@ class NodeInputs:
     @classmethod
     def of(cls, node: AttentionNode) -> NodeInputs:
         """Values named as the node's inputs, in their order."""
-        names = ("query", "key", "value", "position", "prompt_length")
+        query, key, value, position, prompt_length = (
+            ir.Value(name=name) for name in ("query", "key", "value", "position", "prompt_length")
+        )
         parts = part_names(node.rule, node.kv_dtype)
         past = {part: ir.Value(name=f"past_{part}") for part in parts}
-        return cls(*(ir.Value(name=name) for name in names), past)
+        return cls(query, key, value, position, prompt_length, past)
 
     def all(self) -> list[ir.Value]:
         """The inputs in order."""

@@ -1,4 +1,4 @@
-"""The decode step of a head group as one Triton kernel: R3 to R7 (told in policy/presets.py),
+"""The decode step of a head group as one Triton kernel: R3 to R7 (defined in policy/__init__.py),
 caches written in place.
 
 One program serves one (row, KV head) with all its query heads: it finds the slot of the new token,

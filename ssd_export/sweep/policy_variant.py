@@ -13,7 +13,8 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from ssd_export.errors import UserError
-from ssd_export.policy.presets import MAX_GROUPS, POLICIES, Heads, make_policy
+from ssd_export.policy.make import make_policy
+from ssd_export.policy.presets import MAX_GROUPS, POLICIES, Heads
 from ssd_export.policy.table import PolicyTable
 
 if TYPE_CHECKING:

@@ -16,7 +16,8 @@ from ssd_export.export.exporter import generation_defaults
 from ssd_export.model.checkpoint import Checkpoint
 from ssd_export.model.families import family_of
 from ssd_export.policy.head_map import HeadMap
-from ssd_export.policy.presets import POLICIES, Heads, make_policy
+from ssd_export.policy.make import make_policy
+from ssd_export.policy.presets import POLICIES, Heads
 from ssd_export.policy.table import PolicyTable
 from ssd_export.verify.checks import Divergence, Rung
 

@@ -22,7 +22,7 @@ from benchmarks.heads_report import (
 from ssd_export.sweep.policy_variant import Variant
 from ssd_export.sweep.sweep import SweepResult
 from tests.policy.test_allocation import head_map
-from tests.policy.test_presets import GQA, GQA_METRIC
+from tests.policy.test_make import GQA, GQA_METRIC
 
 NUM_RANDOM = 3
 COSTS = replace(head_map(3, 2), num_heads=6, hidden_size=GQA.hidden_size, metric=GQA_METRIC)

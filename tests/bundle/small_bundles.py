@@ -21,7 +21,7 @@ from ssd_export.bundle.graphs import promised_graphs
 from ssd_export.config import ModelConfig, VQConfig
 from ssd_export.errors import UserError
 from ssd_export.model.families import janus
-from ssd_export.policy.presets import make_policy
+from ssd_export.policy.make import make_policy
 from ssd_export.policy.table import PolicyTable
 
 MODEL = ModelConfig(

@@ -20,7 +20,7 @@ from ssd_export.bundle.config_reader import parse_config
 from ssd_export.cli.inspect import bundle_facts
 from ssd_export.config import Grid
 from ssd_export.errors import UserError
-from ssd_export.policy.presets import make_policy
+from ssd_export.policy.make import make_policy
 from ssd_export.typed_json import to_json
 from tests.bundle.mutations import REMOVED, WRONG_VALUES, mutated, places
 from tests.bundle.small_bundles import MODEL, small_config, write_small_bundle

@@ -17,7 +17,7 @@ from ssd_export.cache.attention import decode_attention, fill_from_prompt, prefi
 from ssd_export.cache.state import GroupState
 from ssd_export.errors import UserError
 from ssd_export.model.families.janus import GRID
-from ssd_export.policy.presets import HeadGroup, Rule, check_group
+from ssd_export.policy.table import HeadGroup, Rule, check_group
 from ssd_export.verify.tolerances import TOLERANCES
 from tests.cases import (
     CASES,

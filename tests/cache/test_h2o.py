@@ -13,7 +13,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from ssd_export.policy.presets import Rule
+from ssd_export.policy.table import Rule
 from tests.cache.test_attention import Reference
 from tests.cases import Case
 

@@ -10,7 +10,7 @@ from ssd_export.cache.attention import evict_full_heads
 from ssd_export.cache.rules import evict, retention, slot_for_new_token
 from ssd_export.cache.state import GroupState
 from ssd_export.model.families.janus import GRID
-from ssd_export.policy.presets import HeadGroup, Rule
+from ssd_export.policy.table import HeadGroup, Rule
 
 INF = math.inf
 

@@ -21,8 +21,8 @@ from ssd_export.model.decoder import ImageTokenModel
 from ssd_export.model.families import prompt_encoder
 from ssd_export.model.families.janus import GRID
 from ssd_export.model.load import load_model
+from ssd_export.policy.make import policy_from_head_options
 from ssd_export.policy.menu import scored, window
-from ssd_export.policy.presets import policy_from_head_options
 from ssd_export.policy.table import HeadOption, PolicyTable, Rule
 from ssd_export.sampling import Sampling
 from tests.janus_checkpoints import TinyJanus, build_model, write_transformers_checkpoint

@@ -25,7 +25,7 @@ from ssd_export.bundle import open_bundle, write_bundle
 from ssd_export.cli.main import VERBS, main
 from ssd_export.cli.progress import ProgressReport
 from ssd_export.errors import UserError
-from ssd_export.policy.presets import make_policy
+from ssd_export.policy.make import make_policy
 from ssd_export.version import TOOL_VERSION
 from tests.bundle.small_bundles import MODEL, fill, small_config
 

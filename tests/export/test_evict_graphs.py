@@ -7,9 +7,9 @@ from collections import Counter
 from ssd_export.bundle.graphs import evict_specs
 from ssd_export.config import ModelConfig, VQConfig
 from ssd_export.model.families import janus
-from ssd_export.policy.presets import HeadOption, Rule, make_policy, policy_from_head_options
+from ssd_export.policy.make import make_policy, policy_from_head_options
 from ssd_export.policy.schedule import EvictionKind, eviction_kinds, eviction_steps, full_before
-from ssd_export.policy.table import PolicyTable
+from ssd_export.policy.table import HeadOption, PolicyTable, Rule
 
 CONFIG = ModelConfig(
     100,

@@ -283,7 +283,7 @@ def test_matrices_without_a_block_keep_their_dtype_and_it_is_said() -> None:
 
 def test_codes_and_scale_may_be_made_in_any_order() -> None:
     """An export that was interrupted between the two goes on with the second."""
-    from ssd_export.policy.presets import make_policy
+    from ssd_export.policy.make import make_policy
 
     opened = open_checkpoint(checkpoint(TINY))
     table = make_policy("full", opened.config, budget=1.0, prompt_slots=32)

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from ssd_export.cache.state import GroupState
-from ssd_export.policy.presets import HeadGroup, Rule
+from ssd_export.policy.table import HeadGroup, Rule
 from ssd_export.verify.tolerances import TOLERANCES
 from tests.cases import CASES
 

@@ -18,7 +18,7 @@ from ssd_export.export.weights import plan_weights, write_weights
 from ssd_export.model.checkpoint import open_checkpoint
 from ssd_export.model.conversion import check_finite, convert
 from ssd_export.model.quantization import Scheme, dequantize, quantize, to_stored
-from ssd_export.policy.presets import make_policy
+from ssd_export.policy.make import make_policy
 from tests.janus_checkpoints import TinyJanus, write_transformers_checkpoint
 
 HALF_MAX = 65504.0

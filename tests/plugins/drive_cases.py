@@ -20,7 +20,7 @@ from torch import Tensor
 
 from ssd_export.cache.state import GroupState
 from ssd_export.dtypes import DTYPES
-from ssd_export.policy.presets import HeadGroup, Rule
+from ssd_export.policy.table import HeadGroup, Rule
 from tests.kernels.interpret import ALL_CASES, Comparison, wanted_runs
 from tests.plugins.driven_plugin import IMAGE, DrivenPlugin, expected_launch, fields_of
 

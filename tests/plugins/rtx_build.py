@@ -20,7 +20,7 @@ from ssd_export.export.functions import DOMAIN, OP_TYPE, AttentionNode
 from ssd_export.export.plugin_flavor import PLUGIN_VERSION
 from ssd_export.kernels.image import KernelImage, Variant, attach_kernel
 from ssd_export.model.families.janus import GRID
-from ssd_export.policy.presets import Rule
+from ssd_export.policy.table import Rule
 
 PTX = (
     b".version 8.0\n.target sm_75\n.address_size 64\n.visible .entry decode_attention_kernel() {"

@@ -11,7 +11,7 @@ from pathlib import Path
 from ssd_export.export.functions import DOMAIN, OP_TYPE, AttentionNode
 from ssd_export.export.plugin_flavor import PLUGIN_VERSION
 from ssd_export.kernels.image import KernelImage, Variant
-from ssd_export.policy.presets import Rule
+from ssd_export.policy.table import Rule
 from tests.plugins import python_plugin
 
 ROOT = Path(__file__).parents[2]

@@ -15,9 +15,9 @@ from ssd_export.model.families import janus
 from ssd_export.model.families.janus import GRID
 from ssd_export.policy.allocation import allocate, predicted_error
 from ssd_export.policy.head_map import HeadMap
-from ssd_export.policy.presets import make_policy, policy_from_head_options
+from ssd_export.policy.make import make_policy, policy_from_head_options
 from ssd_export.policy.table import HeadOption, Rule
-from tests.policy.test_presets import GQA
+from tests.policy.test_make import GQA
 
 SIZES = (16, 32, 64, 128, 256)
 MENU = (

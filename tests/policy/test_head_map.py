@@ -15,9 +15,10 @@ from ssd_export.config import Grid
 from ssd_export.errors import UserError
 from ssd_export.model.families import assumed_head_map
 from ssd_export.policy.head_map import HeadMap, find_head_map
-from ssd_export.policy.presets import HeadOption, Rule, make_policy
+from ssd_export.policy.make import make_policy
+from ssd_export.policy.table import HeadOption, Rule
 from tests.bundle.mutations import REMOVED, WRONG_VALUES, mutated, places
-from tests.policy.test_presets import GQA, GQA_MAP, JANUS_1B, JANUS_7B, own_map
+from tests.policy.test_make import GQA, GQA_MAP, JANUS_1B, JANUS_7B, own_map
 
 OPTIONS = (HeadOption(Rule(-1, 0, False), 32, 1), HeadOption(Rule(-1, 40, True, 5), 112, 24))
 COSTS = tuple(tuple((0.5, 1e-7) for _ in range(2)) for _ in range(3))

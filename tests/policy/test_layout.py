@@ -22,13 +22,8 @@ from ssd_export.policy.layout import (
     query_head_order,
     query_slices,
 )
-from ssd_export.policy.presets import (
-    HeadGroup,
-    HeadOption,
-    PolicyTable,
-    Rule,
-    policy_from_head_options,
-)
+from ssd_export.policy.make import policy_from_head_options
+from ssd_export.policy.table import HeadGroup, HeadOption, PolicyTable, Rule
 from ssd_export.typed_json import parse_json, to_json
 from tests.cases import Case, Expected, expected, inputs
 

@@ -19,8 +19,9 @@ from ssd_export.export import exporter
 from ssd_export.graph_spec import CacheTensor
 from ssd_export.model.checkpoint import open_checkpoint
 from ssd_export.noise import GumbelNoise, ImageSeed
-from ssd_export.policy.presets import HeadOption, Rule, policy_from_head_options
+from ssd_export.policy.make import policy_from_head_options
 from ssd_export.policy.schedule import rooms
+from ssd_export.policy.table import HeadOption, Rule
 from ssd_export.runtime.generate import ImageGenerator
 from ssd_export.runtime.lookahead import Drafts, Lookahead, WindowNoise
 from ssd_export.runtime.loop import decode

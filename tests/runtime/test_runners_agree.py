@@ -13,7 +13,9 @@ from ssd_export.bundle import open_bundle
 from ssd_export.export import exporter
 from ssd_export.graph_spec import CacheTensor
 from ssd_export.model.checkpoint import open_checkpoint
-from ssd_export.policy.presets import POLICIES, HeadOption, Rule, policy_from_head_options
+from ssd_export.policy.make import policy_from_head_options
+from ssd_export.policy.presets import POLICIES
+from ssd_export.policy.table import HeadOption, Rule
 from ssd_export.runtime.generate import ImageGenerator
 from ssd_export.runtime.prompt_batch import PromptBatches, bundle_sampling
 from tests.janus_checkpoints import TinyJanus

@@ -17,7 +17,7 @@ from ssd_export.errors import UserError
 from ssd_export.model.checkpoint import open_checkpoint
 from ssd_export.model.load import load_image_decoder, load_model
 from ssd_export.model.permuted_heads import PermutedHeads
-from ssd_export.policy.presets import make_policy
+from ssd_export.policy.make import make_policy
 from ssd_export.policy.schedule import eviction_steps
 from ssd_export.runtime.generate import ImageGenerator
 from ssd_export.runtime.prompt_batch import PromptBatches

@@ -9,7 +9,7 @@
 namespace ssd_export {
 
 // What a DecodeAttention node says about its head group (rules R1 to R9:
-// ssd_export/policy/presets.py) and about the kernel that serves it. One table in
+// ssd_export/policy/__init__.py) and about the kernel that serves it. One table in
 // attention_fields.cpp names, reads, checks and serializes the fields.
 struct AttentionFields {
     int32_t num_sinks = 0;

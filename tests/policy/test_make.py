@@ -21,20 +21,9 @@ from ssd_export.config import Grid, ModelConfig
 from ssd_export.errors import UserError
 from ssd_export.model.families import PUBLISHED, assumed_head_map, janus
 from ssd_export.policy.head_map import HeadMap, find_head_map
-from ssd_export.policy.presets import (
-    POLICIES,
-    HeadGroup,
-    HeadOption,
-    Heads,
-    Policy,
-    PolicyTable,
-    Rule,
-    check_group,
-    default_policy,
-    make_policy,
-    margin_columns,
-    policy_from_head_options,
-)
+from ssd_export.policy.make import make_policy, policy_from_head_options
+from ssd_export.policy.presets import POLICIES, Heads, Policy, default_policy, margin_columns
+from ssd_export.policy.table import HeadGroup, HeadOption, PolicyTable, Rule, check_group
 from ssd_export.typed_json import parse_json
 
 JANUS_1B, JANUS_7B = (PUBLISHED[f"janus-pro-{size}"] for size in ("1b", "7b"))
