@@ -19,7 +19,7 @@ from ssd_export.bundle import Bundle
 from ssd_export.dtypes import DTYPES
 from ssd_export.errors import UserError
 from ssd_export.graph_spec import NUM_SORTED_CODES, CacheTensor, GraphSpec, TensorSpec
-from ssd_export.machine import thread_limit, total_bytes
+from ssd_export.machine import total_bytes
 from ssd_export.plan.memory import widens_on_use
 from ssd_export.plan.sizes import WeightSizes
 from ssd_export.policy.schedule import eviction_kinds, full_before
@@ -29,7 +29,7 @@ from ssd_export.runtime.ort_errors import check_contract, computing
 from ssd_export.runtime.ort_session import PROVIDERS, open_session, session_entries
 from ssd_export.runtime.prompt_batch import PromptBatch
 from ssd_export.runtime.runner import Runner
-from ssd_export.runtime.small_models import is_small
+from ssd_export.runtime.small_models import chosen_threads, is_small
 
 EVICT = "evict"  # what these graphs sort is too short for a second thread
 NO_WINDOW = (
@@ -73,7 +73,7 @@ class OrtRunner(Runner):
         self._specs = bundle.config.graphs
         self._config = bundle.config.model
         self.no_window = "" if "decode_window" in self._specs else NO_WINDOW
-        self.num_threads = num_threads or (1 if is_small(self._config) else thread_limit())
+        self.num_threads = chosen_threads(self._config, num_threads)
         self._holds_one_session = provider == "cpu" and not is_small(self._config)
         self._session_entries = session_entries(bundle.config.precision.main_format, exact)
         self.widens_on_use = provider == "cpu" and (

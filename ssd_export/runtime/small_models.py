@@ -5,6 +5,7 @@ little.
 from __future__ import annotations
 
 from ssd_export.config import ModelConfig
+from ssd_export.machine import thread_limit
 
 SMALL_HIDDEN_SIZE = 512  # below it a step's operators are too short to be worth a second thread
 SMALL_BATCH, LARGE_BATCH = 64, 16
@@ -13,6 +14,13 @@ SMALL_BATCH, LARGE_BATCH = 64, 16
 def is_small(config: ModelConfig) -> bool:
     """Whether a step is too short for a second thread."""
     return config.hidden_size <= SMALL_HIDDEN_SIZE
+
+
+def chosen_threads(config: ModelConfig, num_threads: int | None) -> int:
+    """CPU threads of a runner: those asked for, one for a small model, else all that this process
+    may use (0: the library's own choice, where nothing limits it).
+    """
+    return num_threads or (1 if is_small(config) else thread_limit())
 
 
 def default_batch(config: ModelConfig) -> int:

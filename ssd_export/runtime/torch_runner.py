@@ -23,12 +23,14 @@ from ssd_export.model.image_decoder import ImageDecoder
 from ssd_export.model.permuted_heads import PermutedHeads
 from ssd_export.model.quantization import dequantize
 from ssd_export.model.torch_threads import set_torch_threads
+from ssd_export.model.uninitialized import Uninitialized
 from ssd_export.policy.layout import group_slices, query_slices
 from ssd_export.policy.table import HeadGroup, PolicyTable
 from ssd_export.runtime.finite import to_pixels
 from ssd_export.runtime.grid_row_noise import GridRowNoise
 from ssd_export.runtime.prompt_batch import PromptBatch
 from ssd_export.runtime.runner import Runner
+from ssd_export.runtime.small_models import chosen_threads
 
 NO_INT8_WINDOW = (
     "the torch runner writes int8 keys and values one token a pass; use --runner ort, or"
@@ -73,8 +75,8 @@ class TorchRunner(Runner):
     ) -> TorchRunner:
         """Opens a runner on a bundle.
 
-        Args: provider: cpu or cuda; num_threads: None takes every core this process may use; exact:
-        the reference's attention on a GPU, too.
+        Args: provider: cpu or cuda; num_threads: None takes one for a small model, else every core
+        that this process may use; exact: the reference's attention on a GPU, too.
         Raises: UserError for an unknown provider, or no CUDA GPU.
         """
         if provider not in ("cpu", "cuda"):
@@ -83,7 +85,7 @@ class TorchRunner(Runner):
             raise UserError(
                 "torch finds no CUDA GPU; use --provider cpu, or install torch for CUDA"
             )
-        set_torch_threads(num_threads)
+        set_torch_threads(chosen_threads(bundle.config.model, num_threads) or None)
         model, image_decoder = load_modules(bundle, bundle.config.model, provider)
         attention = decode_attention if exact else None
         return cls(model, image_decoder, bundle.config.policy, provider, attention)
@@ -329,7 +331,8 @@ def load_modules(
     """The torch modules with the bundle's weights: what the graphs multiply by [in, out] is [out,
     in] here.
     """
-    model, decoder = ImageTokenModel(config), ImageDecoder(config)
+    with Uninitialized():
+        model, decoder = ImageTokenModel(config), ImageDecoder(config)
     path = bundle.file("onnx/weights.safetensors")
     try:
         with safe_open(path, framework="pt", device=device) as file:
