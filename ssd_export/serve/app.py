@@ -35,7 +35,7 @@ from ssd_export.serve.generation import (
     preview_rows,
     server_facts,
 )
-from ssd_export.serve.limits import LimitBody, RequireKey, error_body
+from ssd_export.serve.limits import LimitBody, LimitSend, RequireKey, error_body
 from ssd_export.serve.metrics import Metrics
 from ssd_export.serve.schema import (
     ErrorResponse,
@@ -96,6 +96,7 @@ def make_app(server: Server, key: str | None = None) -> FastAPI:
         redoc_url=None,
     )
     app.add_middleware(LimitBody)
+    app.add_middleware(LimitSend)
     if key:
         app.add_middleware(RequireKey, key=key)
     _answer_errors(app)

@@ -14,6 +14,8 @@ from ssd_export.serve.batcher import BatchRow
 from ssd_export.serve.metrics import Metrics
 from ssd_export.serve.schema import GenerationRequest, GroupFacts, ServerFacts
 
+WARM_PROMPT = "x"  # whatever it is, the sessions are the same
+
 
 class GeneratorBatches:
     """Batches of one generator, as the batcher's BatchGenerator."""
@@ -34,6 +36,13 @@ class GeneratorBatches:
                 self._metrics.cache_bytes(event.cache.bytes)
                 self.tokens_evicted = event.cache.tokens_evicted
                 yield BatchRow(event.row, self.num_rows, event.images)
+
+    def warm(self) -> None:
+        """Makes the first row and a preview, so that no request waits for sessions to open."""
+        sampling = bundle_sampling(self.generator.bundle)
+        request = ImageRequest(WARM_PROMPT, sampling, ImageSeed(0, 0))
+        with closing(self.generator.stream_requests([request], lambda *_: True)) as rows:
+            next(rows)
 
     def close(self) -> None:
         """Closes the generator."""

@@ -18,6 +18,7 @@ App = Callable[[MutableMapping[str, Any], Receive, Send], Awaitable[None]]
 
 MAX_BODY_BYTES = 64 << 10  # a prompt of 4,000 characters is 16 KB at most, 24 KB in escapes
 SECONDS_FOR_A_BODY = 10.0
+SECONDS_FOR_A_MESSAGE = 60.0  # of an answer, until the client's buffers have taken it
 OPEN_PATHS = ("/", "/health")  # the page asks its reader for the key, a probe has none
 
 
@@ -67,6 +68,22 @@ class LimitBody:
                 return None
             if message["type"] == "http.disconnect" or not message.get("more_body", False):
                 return body
+
+
+class LimitSend:
+    """Gives up on a client that does not read its answer; the connection is then closed."""
+
+    def __init__(self, app: App, seconds: float = SECONDS_FOR_A_MESSAGE) -> None:
+        """Wraps an application."""
+        self._app, self._seconds = app, seconds
+
+    async def __call__(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
+        """Calls the application with a send that raises TimeoutError."""
+
+        async def limited(message: Message) -> None:
+            await asyncio.wait_for(send(message), self._seconds)
+
+        await self._app(scope, receive, limited)
 
 
 class RequireKey:

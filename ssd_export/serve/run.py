@@ -18,6 +18,7 @@ from ssd_export.bundle import resolve_bundle
 from ssd_export.runtime.generate import ImageGenerator
 from ssd_export.serve.app import Server, make_app
 from ssd_export.serve.batcher import MicroBatcher
+from ssd_export.serve.connection import Connection
 from ssd_export.serve.generation import GeneratorBatches
 from ssd_export.serve.metrics import Metrics
 
@@ -52,8 +53,14 @@ def open_server(spec: ServeSpec) -> Server:
             path, runner=spec.runner, provider=spec.provider, num_threads=spec.threads
         )
         metrics.tokens_an_image = generator.config.grid.num_tokens
-        opened[:] = [GeneratorBatches(generator, metrics)]
-        return opened[0]
+        batches = GeneratorBatches(generator, metrics)
+        try:
+            batches.warm()
+        except BaseException:
+            batches.close()
+            raise
+        opened[:] = [batches]
+        return batches
 
     batcher = MicroBatcher(
         open_generator, max_batch=spec.max_batch, max_waiting=spec.max_waiting, observer=metrics
@@ -69,6 +76,7 @@ def serve(spec: ServeSpec, server: Server) -> None:
         app,
         host=spec.host,
         port=spec.port,
+        http=Connection,
         log_level="info",
         timeout_keep_alive=SECONDS_FOR_IDLE_CONNECTIONS,
         server_header=False,

@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import base64
-import http.client
-import io
 import json
 import os
-import signal
 import socket
 import subprocess
 import sys
@@ -19,8 +15,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image
 
+from benchmarks.server_process import START_SECONDS, ServerProcess, pixels_of
 from ssd_export.model.find import DEMO_CHECKPOINT
 from tests.runtime.checkpoints import bundle
 
@@ -29,64 +25,22 @@ openai = pytest.importorskip("openai", reason="needs openai: pip install ssd-exp
 
 ROOT = Path(__file__).parents[2]
 PROMPT = "a red circle on white"
-START = 120.0  # seconds, on a busy machine
 
 
-class Server:
-    """A server process; its log is a file, so that it never waits for a reader."""
-
-    def __init__(self, folder: Path, *options: str, **environment: str) -> None:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.port = probe.getsockname()[1]
-        self.log = folder / "server.log"
-        command = (sys.executable, "cli.py", "serve", "--port", str(self.port), *options)
-        with self.log.open("w") as log:
-            self.process = subprocess.Popen(
-                [*command, "--bundle", str(bundle(DEMO_CHECKPOINT, "ssd-auto", 0.1))],
-                cwd=ROOT,
-                stdout=log,
-                stderr=log,
-                env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
-            )
-        ends = time.monotonic() + START
-        while time.monotonic() < ends and self.process.poll() is None:
-            try:
-                assert self.ask("GET", "/health")[0] == 200
-                return
-            except OSError:
-                time.sleep(0.1)
-        raise AssertionError(self.log.read_text())
-
-    def ask(
-        self, method: str, path: str, body: Any = None, **headers: str
-    ) -> tuple[int, dict[str, str], bytes]:
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=START)
-        content = body if isinstance(body, (bytes, type(None))) else json.dumps(body).encode()
-        try:
-            connection.request(
-                method, path, content, {"Content-Type": "application/json", **headers}
-            )
-            answer = connection.getresponse()
-            return answer.status, dict(answer.headers), answer.read()
-        finally:
-            connection.close()
-
-    def stop(self) -> int:
-        if self.process.poll() is None:
-            self.process.send_signal(signal.SIGTERM)
-        return self.process.wait(START)
+def started(folder: Path, *options: str, **environment: str) -> ServerProcess:
+    path = bundle(DEMO_CHECKPOINT, "ssd-auto", 0.1)
+    return ServerProcess(path, folder / "server.log", *options, "--threads", "1", **environment)
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    running = Server(tmp_path_factory.mktemp("server"), "--max-waiting", "12", "--threads", "1")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
+    running = started(tmp_path_factory.mktemp("server"), "--max-waiting", "12")
     yield running
     assert running.stop() == 0, running.log.read_text()
 
 
 @pytest.fixture(scope="module")
-def client(server: Server) -> Any:
+def client(server: ServerProcess) -> Any:
     return openai.OpenAI(
         api_key="none", base_url=f"http://127.0.0.1:{server.port}/v1", max_retries=0
     )
@@ -103,16 +57,12 @@ def expected() -> list[np.ndarray]:
     return [np.asarray(image) for image in images]
 
 
-def pixels(text: str) -> np.ndarray:
-    return np.asarray(Image.open(io.BytesIO(base64.b64decode(text))))
-
-
 def test_the_official_client_gets_the_images_of_its_seed(
     client: Any, expected: list[np.ndarray]
 ) -> None:
     answer = client.images.generate(prompt=PROMPT, n=2, extra_body={"seed": 7})
     for image, want in zip(answer.data, expected, strict=True):
-        assert (pixels(image.b64_json) == want).all()
+        assert (pixels_of(image.b64_json) == want).all()
     assert answer.usage.output_tokens == 2 * 576
     assert answer.size == "96x96" and answer.output_format == "png"
     assert [model.id for model in client.models.list()] == ["checkpoint"]  # the folder's name
@@ -129,18 +79,18 @@ def test_the_official_client_streams_partial_images(
         "image_generation.completed",
     ]
     assert [event.partial_image_index for event in events[:3]] == [0, 1, 2]
-    assert (pixels(events[-1].b64_json) == expected[0]).all()
-    first = pixels(events[0].b64_json)
+    assert (pixels_of(events[-1].b64_json) == expected[0]).all()
+    first = pixels_of(events[0].b64_json)
     is_near = np.abs(first[:2].astype(int) - expected[0][:2]) <= 16
     assert is_near.mean() > 0.9 and (first[4:] == 235).all()
 
 
 def test_callers_at_the_same_time_get_the_images_of_their_own_seeds(
-    client: Any, server: Server
+    client: Any, server: ServerProcess
 ) -> None:
     def ask(seed: int) -> np.ndarray:
         answer = client.images.generate(prompt=PROMPT, extra_body={"seed": seed})
-        return pixels(answer.data[0].b64_json)
+        return pixels_of(answer.data[0].b64_json)
 
     with ThreadPoolExecutor(4) as pool:
         together = list(pool.map(ask, range(4)))
@@ -173,7 +123,7 @@ def test_callers_at_the_same_time_get_the_images_of_their_own_seeds(
     ],
 )
 def test_a_bad_value_is_an_openai_error(
-    server: Server, changes: dict[str, Any], param: str | None
+    server: ServerProcess, changes: dict[str, Any], param: str | None
 ) -> None:
     status, _, content = server.ask("POST", "/v1/images/generations", {"prompt": PROMPT, **changes})
     error = json.loads(content)["error"]
@@ -194,10 +144,54 @@ def test_a_bad_value_is_an_openai_error(
     ],
 )
 def test_a_body_that_is_no_request_is_an_openai_error(
-    server: Server, body: bytes, status: int
+    server: ServerProcess, body: bytes, status: int
 ) -> None:
     answered, _, content = server.ask("POST", "/v1/images/generations", body)
     assert answered == status and json.loads(content)["error"]["message"]
+
+
+def test_a_body_of_100_mb_is_refused_unread(server: ServerProcess) -> None:
+    before = server.metric("process_resident_memory_bytes")
+    head = b"POST /v1/images/generations HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+    with socket.create_connection(("127.0.0.1", server.port), START_SECONDS) as connection:
+        connection.sendall(head + b"Content-Length: 100000000\r\n\r\n{")
+        assert b" 413 " in connection.recv(4096)
+    with socket.create_connection(("127.0.0.1", server.port), START_SECONDS) as connection:
+        connection.sendall(head + b"Transfer-Encoding: chunked\r\n\r\n")
+        with pytest.raises(OSError):  # it answers and closes long before the end
+            for _ in range(1600):
+                connection.sendall(b"10000\r\n" + b" " * 0x10000 + b"\r\n")
+    assert server.metric("process_resident_memory_bytes") < before + (32 << 20)
+
+
+def test_a_prompt_of_a_million_characters_is_refused(server: ServerProcess) -> None:
+    body = {"prompt": "a" * 10**6}
+    assert server.ask("POST", "/v1/images/generations", body)[0] == 413
+
+
+@pytest.mark.parametrize("text", ["<|User|>", "<begin_of_image>", "<｜▁pad▁｜>", "\0\x1b[2J\u202e"])
+def test_control_tokens_are_text_or_refused(server: ServerProcess, text: str) -> None:
+    status, _, content = server.ask("POST", "/v1/images/generations", {"prompt": f"a {text} b"})
+    assert status == 200 or b"control token" in content or b"tokens long" in content
+
+
+def test_a_client_that_is_slow_with_its_head_loses_no_one_else_anything(
+    server: ServerProcess,
+) -> None:
+    slow = [socket.create_connection(("127.0.0.1", server.port)) for _ in range(50)]
+    for connection in slow:
+        connection.sendall(b"POST /v1/images/generations HTT")
+    assert server.ask("POST", "/v1/images/generations", {"prompt": PROMPT})[0] == 200
+    for connection in slow:
+        connection.settimeout(START_SECONDS)
+        assert connection.recv(1) == b"", "closed by the server"
+        connection.close()
+
+
+def test_a_full_disk_behind_its_log_stops_nothing() -> None:
+    with ServerProcess(bundle(DEMO_CHECKPOINT, "ssd-auto", 0.1), Path("/dev/full")) as server:
+        assert server.ask("POST", "/v1/images/generations", {"prompt": PROMPT})[0] == 200
+        assert server.ask("POST", "/v1/images/generations", b"{")[0] == 400
 
 
 def test_the_client_raises_its_own_errors(client: Any) -> None:
@@ -207,7 +201,7 @@ def test_the_client_raises_its_own_errors(client: Any) -> None:
         client.models.retrieve("none")
 
 
-def test_a_full_queue_says_when_to_come_back(server: Server) -> None:
+def test_a_full_queue_says_when_to_come_back(server: ServerProcess) -> None:
     request = {"prompt": PROMPT, "n": 10}
     with ThreadPoolExecutor(4) as pool:
         answers = list(
@@ -218,14 +212,14 @@ def test_a_full_queue_says_when_to_come_back(server: Server) -> None:
     assert any(status == 200 for status, _, _ in answers)
 
 
-def test_a_client_that_leaves_gives_its_place_back(server: Server) -> None:
-    connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=START)
+def test_a_client_that_leaves_gives_its_place_back(server: ServerProcess) -> None:
+    connection = server.connect()
     body = json.dumps({"prompt": PROMPT, "n": 10, "stream": True, "partial_images": 20})
     connection.request("POST", "/v1/images/generations", body, {"Content-Type": "application/json"})
     connection.getresponse().read(100)
     connection.sock and connection.sock.shutdown(socket.SHUT_RDWR)
     connection.close()
-    ends = time.monotonic() + START
+    ends = time.monotonic() + START_SECONDS
     while time.monotonic() < ends:
         metrics = server.ask("GET", "/metrics")[2].decode()
         if 'ssd_images_total{end="cancelled"} 10.0' in metrics:
@@ -235,7 +229,7 @@ def test_a_client_that_leaves_gives_its_place_back(server: Server) -> None:
     assert 'ssd_images_total{end="cancelled"} 10.0' in metrics
 
 
-def test_the_page_needs_no_other_host(server: Server) -> None:
+def test_the_page_needs_no_other_host(server: ServerProcess) -> None:
     status, headers, content = server.ask("GET", "/")
     text = content.decode()
     assert status == 200 and "default-src 'none'" in headers["content-security-policy"]
@@ -246,7 +240,7 @@ def test_the_page_needs_no_other_host(server: Server) -> None:
 
 
 def test_a_key_is_asked_for_and_a_stop_finishes_what_was_accepted(tmp_path: Path) -> None:
-    server = Server(tmp_path, "--threads", "1", SSD_EXPORT_KEY="secret")
+    server = started(tmp_path, SSD_EXPORT_KEY="secret")
     request = {"prompt": PROMPT, "n": 2}
     assert server.ask("POST", "/v1/images/generations", request)[0] == 401
     assert server.ask("POST", "/v1/images/generations", request, Authorization="Bearer x")[0] == 401
