@@ -21,7 +21,7 @@ from torch import Tensor
 from ssd_export.cache import attention as reference
 from ssd_export.cache.state import GroupState
 from ssd_export.model.families.janus import GRID
-from ssd_export.policy.table import HeadGroup, Rule
+from ssd_export.policy.table import GroupPolicy, HeadGroup, Rule
 from ssd_export.verify.tolerances import TOLERANCES
 
 TIE = 1e-4  # relative: of scores nearer than this either token may go
@@ -90,6 +90,7 @@ def _check_case(case: KernelCase, dtype: str, device: str, result: dict[str, Any
     from ssd_export.kernels.decode_attention import decode_attention
 
     lengths = torch.tensor(LENGTHS, dtype=torch.int32, device=device)
+    policy = GroupPolicy(case.group, case.score_decay, GRID.width)
     numbers = torch.Generator().manual_seed(len(case.name))
     state = GroupState.empty(len(LENGTHS), case.group, case.head_dim, torch.float32, device)
     key, value, scores = (
@@ -104,14 +105,10 @@ def _check_case(case: KernelCase, dtype: str, device: str, result: dict[str, Any
             for heads in (case.group.num_heads * case.query_group_size, *[case.group.num_heads] * 2)
         ]
         before, given = _copy(state, torch.float32), _copy(state, getattr(torch, dtype))
-        wanted = reference.decode_attention(
-            *token, state, case.group, lengths, lengths + step, case.score_decay, GRID.width
-        )
+        wanted = reference.decode_attention(*token, state, policy, lengths, lengths + step)
         if step >= ahead:
             typed = [part.to(given.key.dtype) for part in token]
-            out = decode_attention(
-                *typed, given, case.group, lengths, lengths + step, case.score_decay, GRID.width
-            )
+            out = decode_attention(*typed, given, policy, lengths, lengths + step)
             _compare(case, dtype, step, before, (wanted, state), (out, given), result)
 
 

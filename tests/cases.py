@@ -14,7 +14,7 @@ from typing import Protocol
 import numpy as np
 
 from ssd_export.config import Grid
-from ssd_export.policy.table import HeadGroup, Rule
+from ssd_export.policy.table import GroupPolicy, HeadGroup, Rule
 from ssd_export.verify.tolerances import TOLERANCES
 from tests.oracle import OracleHead
 
@@ -45,6 +45,10 @@ class Case:
     @property
     def group(self) -> HeadGroup:
         return HeadGroup(self.rule, self.num_slots, self.evict_every, self.num_heads)
+
+    @property
+    def policy(self) -> GroupPolicy:
+        return GroupPolicy(self.group, self.score_decay, self.grid_width)
 
     @property
     def rows(self) -> int:

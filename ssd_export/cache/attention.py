@@ -12,7 +12,7 @@ from torch import Tensor
 from ssd_export.cache.quantized_rows import quantize_rows
 from ssd_export.cache.rules import evict, retention, slot_for_new_token
 from ssd_export.cache.state import EMPTY, GroupState
-from ssd_export.policy.table import GREATEST_CODE, HeadGroup
+from ssd_export.policy.table import GREATEST_CODE, GroupPolicy
 
 
 def prefill_attention(
@@ -71,11 +71,9 @@ def decode_attention(
     key: Tensor,
     value: Tensor,
     state: GroupState,
-    group: HeadGroup,
+    policy: GroupPolicy,
     prompt_length: Tensor,
     position: Tensor,
-    score_decay: float,
-    grid_width: int,
 ) -> Tensor:
     """One decode step of a head group (R7): the new token's attention over its cache. Changes
     state.
@@ -84,7 +82,7 @@ def decode_attention(
     position being the new token's.
     Returns: out [B, H*G, D].
     """
-    evict_full_heads(state, group, prompt_length, position, score_decay, grid_width)
+    evict_full_heads(state, policy, prompt_length, position)
     slot = slot_for_new_token(state.position)[..., None]  # [B, H, 1]
     write_new_token(state, slot, key, value, position)
     rows, num_heads, head_dim = key.shape
@@ -106,11 +104,9 @@ def decode_attention(
 
 def evict_full_heads(
     state: GroupState,
-    group: HeadGroup,
+    policy: GroupPolicy,
     prompt_length: Tensor,
     position: Tensor,
-    score_decay: float,
-    grid_width: int,
 ) -> None:
     """Makes evict_every slots empty in each head of each row that has none (the first part of
     R7).
@@ -118,13 +114,14 @@ def evict_full_heads(
     full = (state.position >= 0).all(dim=-1, keepdim=True)  # [B, H, 1]
     if not full.any():
         return
+    group = policy.group
     retained = retention(
-        state.position, state.score, group.rule, prompt_length, position, grid_width
+        state.position, state.score, group.rule, prompt_length, position, policy.grid_width
     )
     evicted = evict(state.position, retained, group.evict_every)
     state.position.copy_(torch.where(full, evicted, state.position))
     if state.score is not None:
-        state.score.copy_(torch.where(full, state.score * score_decay, state.score))
+        state.score.copy_(torch.where(full, state.score * policy.score_decay, state.score))
 
 
 def write_new_token(

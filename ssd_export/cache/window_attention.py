@@ -14,7 +14,7 @@ from torch import Tensor
 from ssd_export.cache.attention import evict_full_heads
 from ssd_export.cache.rules import slot_for_new_token
 from ssd_export.cache.state import GroupState
-from ssd_export.policy.table import HeadGroup
+from ssd_export.policy.table import GroupPolicy
 
 
 @dataclass(frozen=True)
@@ -36,11 +36,9 @@ def attend_window(
     key: Tensor,
     value: Tensor,
     state: GroupState,
-    group: HeadGroup,
+    policy: GroupPolicy,
     prompt_length: Tensor,
     position: Tensor,
-    score_decay: float,
-    grid_width: int,
     active: Tensor,
 ) -> tuple[Tensor, AttendedWindow]:
     """(out [B, H*G, W, D], the window to write). Evicts in full heads of active rows, for the
@@ -51,7 +49,7 @@ def attend_window(
     """
     position_before = state.position.clone()
     score_before = state.score.clone() if state.score is not None else state.position
-    evict_full_heads(state, group, prompt_length, position, score_decay, grid_width)
+    evict_full_heads(state, policy, prompt_length, position)
     rests = ~active
     state.position[rests] = position_before[rests]
     if state.score is not None:

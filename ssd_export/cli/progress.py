@@ -12,7 +12,6 @@ import sys
 import time
 from collections.abc import Callable, Collection
 from contextlib import suppress
-from types import TracebackType
 from typing import TYPE_CHECKING, TextIO
 
 if TYPE_CHECKING:
@@ -53,12 +52,7 @@ class ProgressReport:
                 self._bar.start()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         if self._bar:
             with suppress(OSError, ValueError):
                 self._bar.stop()

@@ -23,7 +23,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ssd_export.cache.state import EMPTY, GroupState
-from ssd_export.policy.table import HeadGroup, pinned_bits
+from ssd_export.policy.table import GroupPolicy, HeadGroup, pinned_bits
 
 NUM_WARPS = 4
 BLOCK_ELEMENTS = 2048  # of one block of keys: 16 float32 registers a thread for its running sums
@@ -62,11 +62,9 @@ def decode_attention(
     key: Tensor,
     value: Tensor,
     state: GroupState,
-    group: HeadGroup,
+    policy: GroupPolicy,
     prompt_length: Tensor,
     position: Tensor,
-    score_decay: float,
-    grid_width: int,
 ) -> Tensor:
     """One decode step of a head group (R7), as cache.attention.decode_attention but on the GPU.
     Changes state.
@@ -78,7 +76,8 @@ def decode_attention(
     """
     _check(query, key, value, state, prompt_length, position)
     rows, num_heads, head_dim = key.shape
-    num_slots, rule = state.position.shape[2], group.rule
+    num_slots, group = state.position.shape[2], policy.group
+    rule = group.rule
     score = state.score if rule.by_score else query.new_empty(0, dtype=torch.float32)  # never read
     logits = query.new_empty(logits_elements(rows, group, num_slots), dtype=torch.float32)
     out = query.new_empty(query.shape)
@@ -104,9 +103,9 @@ def decode_attention(
         rule.num_recent,
         int(rule.by_score),
         pinned_bits(rule.pinned_columns),
-        grid_width,
+        policy.grid_width,
         group.evict_every,
-        float(score_decay),
+        float(policy.score_decay),
         **constants(head_dim, num_slots, query.element_size()),
         num_warps=NUM_WARPS,
         enable_fp_fusion=True,

@@ -81,6 +81,14 @@ class HeadGroup:
         return self.num_slots < prompt_slots + grid.num_tokens
 
 
+class GroupPolicy(NamedTuple):
+    """A head group with the numbers of its table that its decode step needs."""
+
+    group: HeadGroup
+    score_decay: float
+    grid_width: int
+
+
 def pinned_bits(pinned_columns: int) -> int:
     """The mask as kernels and graphs take it, an int32: bit 31 is its sign."""
     return pinned_columns - (1 << 32) if pinned_columns >> 31 else pinned_columns
@@ -112,6 +120,10 @@ class PolicyTable:
     def groups(self) -> Iterator[HeadGroup]:
         """Every head group, layer by layer."""
         return (group for layer in self.layers for group in layer)
+
+    def of_group(self, group: HeadGroup) -> GroupPolicy:
+        """The policy of one of the table's groups."""
+        return GroupPolicy(group, self.score_decay, self.grid.width)
 
     def option(self, group: HeadGroup) -> HeadOption:
         """The option by which a group serves each of its heads."""

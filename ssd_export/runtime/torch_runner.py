@@ -244,11 +244,9 @@ class TorchRunner(Runner):
                 key[:, heads, 0],
                 value[:, heads, 0],
                 state,
-                group,
+                self._table.of_group(group),
                 self._lengths,
                 self._position,
-                self._table.score_decay,
-                self._table.grid.width,
             )
         return out
 
@@ -277,11 +275,9 @@ class _WindowPass:
                 key[:, heads],
                 value[:, heads],
                 state,
-                group,
+                runner._table.of_group(group),
                 runner._lengths,
                 self._position,
-                runner._table.score_decay,
-                runner._table.grid.width,
                 self._active,
             )
             self._windows.append(window)

@@ -102,7 +102,7 @@ def _check_function(
     state, position = _state(rng, group, config, dtype, lengths, room, num_steps, table.kv_dtype)
     for step in range(num_steps):
         (
-            evict_full_heads(state, group, lengths, position, table.score_decay, table.grid.width)
+            evict_full_heads(state, table.of_group(group), lengths, position)
             if group.evict_every > 1
             else None
         )
@@ -123,9 +123,7 @@ def _check_function(
                 for i, t in enumerate([query, key, value, position, lengths, *past])
             },
         )
-        out = decode_attention(
-            query, key, value, state, group, lengths, position, table.score_decay, config.grid.width
-        )
+        out = decode_attention(query, key, value, state, table.of_group(group), lengths, position)
         wanted = [out.unflatten(1, (group.num_heads, -1))] + [
             getattr(state, part) for part in parts
         ]
@@ -253,7 +251,7 @@ def _check_evict(
         for part in ("position", "score"):
             if CacheTensor(layer, index, part).past in wanted:
                 feeds[CacheTensor(layer, index, part).past] = getattr(state, part).numpy().copy()
-        evict_full_heads(state, group, lengths, position, table.score_decay, table.grid.width)
+        evict_full_heads(state, table.of_group(group), lengths, position)
     names = [tensor.name for tensor in spec.outputs]
     found = dict(
         zip(

@@ -160,10 +160,10 @@ def test_a_sanitizer_that_is_not_installed_is_not_run(monkeypatch: pytest.Monkey
 def test_the_kernel_check_sees_a_wrong_kernel(fault: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The reference in the kernel's place, right and wrong."""
 
-    def kernel(query, key, value, state, group, lengths, position, decay, grid_width):
+    def kernel(query, key, value, state, policy, lengths, position):
         wide = [part.float() for part in (query, key, value)]
         held = GroupState(state.key.float(), state.value.float(), state.position, state.score)
-        out = decode_attention(*wide, held, group, lengths, position, decay, grid_width)
+        out = decode_attention(*wide, held, policy, lengths, position)
         state.key.copy_(held.key)
         state.value.copy_(held.value)
         if fault == "score" and state.score is not None:

@@ -63,11 +63,9 @@ class Reference:
             key,
             value,
             self.state,
-            self.case.group,
+            self.case.policy,
             data.prompt_length,
             data.prompt_length + index,
-            self.case.score_decay,
-            self.case.grid_width,
         )
         return out.float().numpy(), *self.held()
 

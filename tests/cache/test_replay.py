@@ -11,7 +11,7 @@ from ssd_export.cache.state import GroupState
 from ssd_export.config import Grid
 from ssd_export.model.families.janus import GRID
 from ssd_export.policy.menu import menu, mostly_recent, scored, window
-from ssd_export.policy.table import HeadGroup, HeadOption, Rule
+from ssd_export.policy.table import GroupPolicy, HeadGroup, HeadOption, Rule
 
 ROWS, HEADS, SIZE, DIM = 2, 3, 2, 8
 OPTIONS = (
@@ -63,11 +63,9 @@ def token_by_token(
             key[:, :, t],
             value[:, :, t],
             state,
-            group,
+            GroupPolicy(group, decay, GRID.width),
             lengths,
             torch.full((ROWS,), t),
-            decay,
-            GRID.width,
         )
         for t in range(prompt, query.shape[2])
     ]

@@ -10,7 +10,7 @@ from ssd_export.cache.attention import evict_full_heads
 from ssd_export.cache.rules import evict, retention, slot_for_new_token
 from ssd_export.cache.state import GroupState
 from ssd_export.model.families.janus import GRID
-from ssd_export.policy.table import HeadGroup, Rule
+from ssd_export.policy.table import GroupPolicy, HeadGroup, Rule
 
 INF = math.inf
 
@@ -76,9 +76,7 @@ def test_r7_evicts_only_full_heads_and_decays_only_their_scores() -> None:
     state = GroupState.empty(2, group, head_dim=1)
     state.position[:] = torch.tensor([[[0, 1, 2], [0, -1, 2]], [[-1, -1, 2], [2, 1, 0]]])
     state.score[:] = torch.tensor([1.0, 3.0, 2.0])
-    evict_full_heads(
-        state, group, torch.tensor([1, 1]), torch.tensor([3, 3]), score_decay=0.5, grid_width=4
-    )
+    evict_full_heads(state, GroupPolicy(group, 0.5, 4), torch.tensor([1, 1]), torch.tensor([3, 3]))
     assert state.position.tolist() == [[[-1, 1, -1], [0, -1, 2]], [[-1, -1, 2], [-1, 1, -1]]]
     assert state.score.tolist() == [
         [[0.5, 1.5, 1.0], [1.0, 3.0, 2.0]],

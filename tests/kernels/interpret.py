@@ -100,11 +100,9 @@ class Comparison:
             key,
             value,
             state,
-            case.group,
+            case.policy,
             data.prompt_length,
             position,
-            case.score_decay,
-            case.grid_width,
         )
 
     def compare(
@@ -169,7 +167,7 @@ def garbage_stays_inside() -> bool:
     state = GroupState(parts[0], parts[1], parts[2][..., 0], parts[3][..., 0])
     token = torch.ones(case.rows, case.num_heads, case.head_dim)
     zeros = torch.zeros(case.rows, dtype=torch.int32)
-    decode_attention(token, token, token, state, case.group, zeros, zeros + 9, 1.0, case.grid_width)
+    decode_attention(token, token, token, state, case.policy, zeros, zeros + 9)
     return all(bool((buffer[-padding:] == 7).all()) for buffer in buffers)
 
 

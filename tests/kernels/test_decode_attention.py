@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from ssd_export.cache.state import GroupState
-from ssd_export.policy.table import HeadGroup, Rule
+from ssd_export.policy.table import GroupPolicy, HeadGroup, Rule
 from ssd_export.verify.tolerances import TOLERANCES
 from tests.cases import CASES
 
@@ -78,7 +78,7 @@ def call(**changed: torch.Tensor) -> None:
         "position": torch.zeros(3, dtype=torch.int64),
     }
     state.score = changed.pop("score", state.score)
-    decode_attention(**(given | changed), state=state, group=GROUP, score_decay=1.0, grid_width=4)
+    decode_attention(**(given | changed), state=state, policy=GroupPolicy(GROUP, 1.0, 4))
 
 
 @pytest.mark.parametrize(

@@ -30,7 +30,7 @@ from ssd_export.kernels.decode_attention import (
     decode_attention_kernel,
 )
 from ssd_export.kernels.image import KernelImage, Variant
-from ssd_export.policy.table import HeadGroup, pinned_bits
+from ssd_export.policy.table import GroupPolicy, HeadGroup, pinned_bits
 
 STREAM = 0x77
 IMAGE = b"\x7fELF" + bytes(range(1, 120))
@@ -196,15 +196,14 @@ class DrivenPlugin:
         key: Tensor,
         value: Tensor,
         state: GroupState,
-        group: HeadGroup,
+        policy: GroupPolicy,
         prompt_length: Tensor,
         position: Tensor,
-        score_decay: float,
-        grid_width: int,
     ) -> Tensor:
         """cache.attention.decode_attention by the plugin."""
         token = [part.contiguous() for part in (query, key, value)]
-        fields = fields_of(group, query, score_decay, grid_width)
+        group = policy.group
+        fields = fields_of(group, query, policy.score_decay, policy.grid_width)
         plugin = self._attached_once(
             json.dumps({k: v for k, v in fields.items() if k != "kernel_image"}), fields
         )
@@ -215,7 +214,7 @@ class DrivenPlugin:
         elements = self.workspace_bytes(plugin, inputs, outputs) // 4
         workspace = torch.full((elements,), float("nan")) if elements else None
         self.launches.expected = expected_launch(
-            inputs, outputs, workspace, group, score_decay, grid_width
+            inputs, outputs, workspace, group, policy.score_decay, policy.grid_width
         )
         assert self.enqueue(plugin, inputs, outputs, workspace) == 0, self.launches.wrong
         return outputs[0]

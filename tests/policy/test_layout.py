@@ -168,11 +168,9 @@ def run_layer(table: PolicyTable, case: Case) -> tuple[np.ndarray, dict[int, np.
                 key[:, heads],
                 value[:, heads],
                 state,
-                group,
+                table.of_group(group),
                 length,
                 length + step,
-                table.score_decay,
-                table.grid.width,
             )
             for state, (group, heads, wide) in zip(states, parts)
         ]
