@@ -82,7 +82,10 @@ def wrong_value(source: str, place: str, expected: str, found: Any, way_out: str
 
 def shown(value: Any) -> str:
     """A value in a message: as JSON, cut to one short line."""
-    text = json.dumps(value, default=str)
+    text = "".join(
+        letter if letter.isprintable() else repr(letter)[1:-1]
+        for letter in json.dumps(value, default=str)[: SHOWN + 1]
+    )
     return text if len(text) <= SHOWN else f"{text[:SHOWN]}..."
 
 

@@ -209,10 +209,12 @@ class _Trials:
             return Ability(kind.name, found.problem, kind.install)
         if kind.has_engines:
             return self._engine_runner(kind)
-        if kind.name == "torch":
+        if "torch" in kind.requires:
             tried = self(probes.torch)
             places = ["cpu", "cuda"] if tried.facts.get("gpu") else ["cpu"]
             return Ability(kind.name, tried.problem, kind.install, f"on {' and '.join(places)}")
+        if "onnxruntime" not in kind.requires:
+            return Ability(kind.name)  # it can be imported: no more is known of it
         tried = self(probes.provider, PROVIDERS["cpu"])
         places = [
             place

@@ -23,6 +23,7 @@ from typing import Any, BinaryIO
 from ssd_export.bundle import JOURNAL
 from ssd_export.errors import UserError
 from ssd_export.locks import try_lock
+from ssd_export.typed_json import shown
 
 BLOCK_BYTES = 4 << 20
 
@@ -208,7 +209,8 @@ def _check_same(begun: dict[str, Any], asked: dict[str, Any], folder: Path) -> N
     what = (
         "from another checkpoint"
         if name == "checkpoint"
-        else f"with {name.replace('_', '-')} {begun.get(name)}, and now it is {asked.get(name)}"
+        else f"with {name.replace('_', '-') if name in asked else shown(name)}"
+        f" {shown(begun.get(name))}, and now it is {shown(asked.get(name))}"
     )
     raise UserError(
         f"{folder} was begun {what}: resume with the same model and options, or leave out --resume"

@@ -6,17 +6,21 @@ from __future__ import annotations
 
 import hashlib
 import json
+import struct
+import zlib
 from collections.abc import Callable, Iterator, Sequence
 from functools import cache, cached_property
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
 from ssd_export.demo.language import speaks_demo
+from ssd_export.errors import UserError
 from ssd_export.export.exporter import generation_defaults
 from ssd_export.export.temporary_bundle import temporary_bundle
-from ssd_export.files import write_file
+from ssd_export.files import open_regular, write_file
 from ssd_export.metrics.scene_score import (
     Generated,
     GenerateOptions,
@@ -35,6 +39,19 @@ from ssd_export.sweep.policy_variant import Variant
 from ssd_export.sweep.spec import FULL, SCENE_SEED, SHOWN, Part, SweepSpec
 
 Tell = Callable[[int, int], None]
+MAX_STRIP_PIXELS = 64 << 20  # of a strip of SHOWN images; those of the largest models take 4 << 20
+WAY_OUT = "delete it, and run the sweep again"
+
+
+# Pillow's: OSError for what it cannot identify, SyntaxError for a broken chunk, its own for a bomb.
+BROKEN = (
+    OSError,
+    SyntaxError,
+    ValueError,
+    struct.error,
+    zlib.error,
+    Image.DecompressionBombError,
+)
 
 
 def policy_table(
@@ -187,6 +204,17 @@ def side_by_side(images: Sequence[Image.Image]) -> Image.Image:
     for index, image in enumerate(images):
         strip.paste(image, (index * image.width, 0))
     return strip
+
+
+def read_strip(path: Path) -> Image.Image:
+    """What side_by_side made, from its file. Raises: UserError where that is damaged, or no PNG."""
+    try:
+        with open_regular(path) as file, Image.open(file, formats=("PNG",)) as strip:
+            if strip.width * strip.height > MAX_STRIP_PIXELS:
+                raise UserError(f"{path} has {strip.width} x {strip.height} pixels; {WAY_OUT}")
+            return strip.convert("RGB")
+    except BROKEN as error:
+        raise UserError(f"{path} is damaged ({error}); {WAY_OUT}") from None
 
 
 def images_of(strip: Image.Image) -> Iterator[Image.Image]:

@@ -18,7 +18,7 @@ from ssd_export.report.contact_sheet import Entry, comparison_sheet
 from ssd_export.report.measurement import markdown_table, table
 from ssd_export.runtime.images import write_png
 from ssd_export.sweep.acceptance import goal_table, paired_cases
-from ssd_export.sweep.cells import images_of
+from ssd_export.sweep.cells import images_of, read_strip
 from ssd_export.sweep.plot import plot
 from ssd_export.sweep.spec import FULL, GOAL_BUDGETS, SHOWN, Part, SweepSpec
 from ssd_export.sweep.sweep import SCORE, SweepResult
@@ -267,8 +267,8 @@ def sheet(spec: SweepSpec, rows: Sequence[Row]) -> Image.Image:
         shown = [row for row in shown if row["policy"] == FULL or row["budget"] in GOAL_BUDGETS]
     lines = []
     for row in sorted(shown, key=lambda row: -row["budget"]):
-        with Image.open(Part(row["policy"], row["budget"], 0).file(spec.out, ".png")) as strip:
-            images = list(images_of(strip.convert("RGB")))
+        strip = read_strip(Part(row["policy"], row["budget"], 0).file(spec.out, ".png"))
+        images = list(images_of(strip))
         label = f"{row['budget']:g}  {row['policy']}" + (
             f"  {_percent(row['score'])} %" if "score" in row else ""
         )

@@ -22,6 +22,7 @@ import platform
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cache, partial
+from pathlib import Path
 from typing import Any
 
 from ssd_export.demo.language import speaks_demo
@@ -30,12 +31,14 @@ from ssd_export.files import make_folder, write_file
 from ssd_export.machine import num_cpus
 from ssd_export.model.checkpoint import Checkpoint, open_checkpoint
 from ssd_export.model.find import model_folder
+from ssd_export.os_errors import os_error
 from ssd_export.runtime.runners import find_runner
 from ssd_export.runtime.small_models import default_batch
 from ssd_export.sweep.cells import CellRunner, policy_hash, policy_table
 from ssd_export.sweep.jobs import settle_jobs
 from ssd_export.sweep.policy_variant import Variant
 from ssd_export.sweep.spec import FULL, Part, SweepSpec, cell_name, check_spec
+from ssd_export.typed_json import read_json
 from ssd_export.version import TOOL_VERSION
 from ssd_export.worker_processes import Outcome, run_parts
 
@@ -140,7 +143,7 @@ def finished_part(spec: SweepSpec) -> SweepResult:
     path = spec.out / "settings.json"
     if not path.is_file():
         return SweepResult({}, [])
-    settings = json.loads(path.read_text()) | {"seeds": spec.seeds}
+    settings = _read(path) | {"seeds": spec.seeds}
     return SweepResult(settings, _cells(spec, spec.parts(settings["measure"] == SCORE)))
 
 
@@ -159,8 +162,8 @@ class _Tables:
         if not path.is_file():
             return False
         try:
-            same = json.loads(path.read_text()).get("policy_hash") == self._hash(*part.cell)
-        except UserError:  # the cell cannot be any more, and whoever runs it says why
+            same = _read(path).get("policy_hash") == self._hash(*part.cell)
+        except UserError:  # damaged; or the cell cannot be any more, and whoever runs it says why
             same = False
         if not same:
             path.unlink()
@@ -192,7 +195,7 @@ def _cells(spec: SweepSpec, parts: Sequence[Part]) -> list[dict[str, Any]]:
             if part.cell == (policy, budget) and part.file(spec.out).is_file()
         ]
         if there:
-            found = {part.seed: json.loads(part.file(spec.out).read_text()) for part in there}
+            found = {part.seed: _read(part.file(spec.out)) for part in there}
             cells.append({"policy": policy, "budget": budget} | put_together(found))
     return cells
 
@@ -218,6 +221,14 @@ def put_together(parts: dict[int | None, dict[str, Any]]) -> dict[str, Any]:
     return cell | ({"seeds": seeds} if seeds else {})
 
 
+def _read(path: Path) -> dict[str, Any]:
+    """What an earlier run of the sweep left in a file. Raises: UserError where it is damaged."""
+    try:
+        return read_json(path, dict[str, Any], "delete it, and run the sweep again")
+    except OSError as error:
+        raise os_error(error, "read", path) from None
+
+
 def _settings(spec: SweepSpec, name: str, checkpoint: Checkpoint) -> dict[str, Any]:
     """Settings that must be equal for cells to be compared."""
     kept = {key: value for key, value in asdict(spec).items() if key not in NOT_SHARED}
@@ -237,10 +248,7 @@ def _check_settings(spec: SweepSpec, settings: dict[str, Any]) -> None:
     if not path.exists():
         write_file(path, lambda file: file.write(json.dumps(settings, indent=1).encode()))
         return
-    try:
-        there = json.loads(path.read_text())
-    except ValueError:
-        there = {}
+    there = _read(path)
     different = [
         key for key in settings if key != "seeds" and there.get(key) != settings[key]
     ]  # seeds can be added

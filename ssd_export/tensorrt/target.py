@@ -9,14 +9,17 @@ copy), memory_gib of the smallest machine, shares_memory (the system lives in it
 from __future__ import annotations
 
 import ctypes
+import json
 import re
 import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from ssd_export.errors import UserError
+from ssd_export.files import read_file
+from ssd_export.os_errors import os_error
 from ssd_export.tensorrt.flavors import is_installed, missing
+from ssd_export.typed_json import parse_json
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -25,6 +28,8 @@ else:
 
 RECIPES = Path(__file__).parent / "targets"
 AUTO = "auto"
+MAX_BYTES = 1 << 16  # of a recipe, which has a few hundred
+INSTALL_AGAIN = "install ssd-export again"
 CHOSEN_BY_AUTO = ("jetson-orin", "jetson-thor", "hopper", "a100", "ampere", "ada", "blackwell")
 FIRST_WITH_FP8 = 89  # compute capability times ten: Ada
 COMPUTE_CAPABILITY_MAJOR, COMPUTE_CAPABILITY_MINOR = 75, 76  # CUdevice_attribute
@@ -75,7 +80,7 @@ def target_names() -> list[str]:
 
 def fp8_targets() -> list[str]:
     """Targets all of whose GPUs multiply in fp8."""
-    capabilities = {name: _values(name)["compute_capabilities"] for name in target_names()}
+    capabilities = {name: _read(name).compute_capabilities for name in target_names()}
     return [
         name for name, values in capabilities.items() if values and min(values) >= FIRST_WITH_FP8
     ]
@@ -92,8 +97,8 @@ def memory_of(name: str) -> tuple[int, bool]:
             f"unknown --target {name!r}; choose a size such as 8GB, or one of"
             f" {', '.join(target_names())}"
         )
-    values = _values(name)
-    return int(values.get("memory_gib", 0) * (1 << 30)), bool(values.get("shares_memory", False))
+    values = _read(name)
+    return int(values.memory_gib * (1 << 30)), values.shares_memory
 
 
 def read_target(name: str) -> Target:
@@ -104,26 +109,51 @@ def read_target(name: str) -> Target:
         raise UserError(
             f"unknown --target {name!r}; choose auto or one of {', '.join(target_names())}"
         )
-    values = _values(name)
-    if not values["flavors"]:
+    values = _read(name)
+    if not values.flavors:
         raise UserError(
-            f"{values['title']} needs no engine: ssd-export generate --runner ort runs the bundle"
+            f"{values.title} needs no engine: ssd-export generate --runner ort runs the bundle"
             " as it is"
         )
     return Target(
         name=name,
-        title=values["title"],
-        flavors=tuple(values["flavors"]),
-        compute_capabilities=tuple(values["compute_capabilities"]),
-        batch=Batch.parse(values["batch"]),
-        decoder_images=values["decoder_images"],
-        workspace_mib=values["workspace_mib"],
-        shared_weights=values["shared_weights"],
+        title=values.title,
+        flavors=values.flavors,
+        compute_capabilities=values.compute_capabilities,
+        batch=Batch.parse(values.batch),
+        decoder_images=values.decoder_images,
+        workspace_mib=values.workspace_mib,
+        shared_weights=values.shared_weights,
     )
 
 
-def _values(name: str) -> dict[str, Any]:
-    return tomllib.loads((RECIPES / f"{name}.toml").read_text(encoding="utf-8"))
+@dataclass(frozen=True)
+class _Recipe:
+    """A file of targets/, as it is written there."""
+
+    title: str
+    flavors: tuple[str, ...]
+    compute_capabilities: tuple[int, ...]
+    batch: str
+    decoder_images: int
+    workspace_mib: int
+    shared_weights: bool
+    memory_gib: float = 0.0
+    shares_memory: bool = False
+
+
+def _read(name: str) -> _Recipe:
+    """The file of that name. Raises: UserError for one that is damaged."""
+    path = RECIPES / f"{name}.toml"
+    try:
+        content = read_file(path, MAX_BYTES)
+        values = json.dumps(tomllib.loads(content.decode()), default=str)
+    except OSError as error:
+        raise os_error(error, "read", path) from None
+    except (ValueError, RecursionError) as error:  # malformed, or not UTF-8
+        reason = (str(error).splitlines() or [type(error).__name__])[0][:120]
+        raise UserError(f"{path} is not TOML ({reason!r}); {INSTALL_AGAIN}") from None
+    return parse_json(values.encode(), _Recipe, str(path), INSTALL_AGAIN)
 
 
 def choose_target(name: str, capability: int | None) -> Target:

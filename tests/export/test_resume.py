@@ -128,7 +128,8 @@ def test_another_export_is_not_resumed(model: Path, tmp_path: Path) -> None:
     interrupted(model, tmp_path / "b", 5, KeyboardInterrupt())
     before = sorted(tmp_path.rglob("*"))
     with pytest.raises(
-        UserError, match=r"was begun with weights int4, and now it is none.*leave out --resume"
+        UserError,
+        match=r"was begun with weights \"int4\", and now it is \"none\".*leave out --resume",
     ):
         export_bundle(replace(spec(model, tmp_path / "b", resume=True), weights="none"))
     with pytest.raises(UserError, match="was begun with budget 0.2, and now it is 0.3"):
