@@ -2,6 +2,7 @@
 PYTHON ?= python3
 PROMPT ?= a red circle on white
 TESTS ?= tests
+FUZZ_SECONDS ?= 300
 VENV := .venv
 LOWEST := .venv-lowest
 RUN := $(VENV)/bin/python
@@ -14,7 +15,7 @@ PYTEST := OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(RUN) -m pytest
 PARALLEL := --numprocesses auto --maxprocesses 4 --dist loadfile
 PLATFORM := $(shell uname -sm)
 
-.PHONY: help demo demo-engine test test-fast test-lowest lint types format docs bench clean
+.PHONY: help demo demo-engine test test-fast test-lowest fuzz lint types format docs bench clean
 .NOTPARALLEL:
 
 help:
@@ -23,6 +24,7 @@ help:
 	@echo "make test       run the tests (a part: make test TESTS=tests/cli)"
 	@echo "make test-fast  run the tests that take no more than a few seconds each"
 	@echo "make test-lowest  the lower bounds of all packages: export, generate, verify (6 GB, minutes)"
+	@echo "make fuzz       fuzz every parsed file, FUZZ_SECONDS=$(FUZZ_SECONDS) each (build/fuzz keeps what is found)"
 	@echo "make lint       check the format and the rules of Python and C++"
 	@echo "make types      check the types of the package"
 	@echo "make format     format Python and C++"
@@ -64,6 +66,11 @@ test-lowest:
 	    bin/ssd-export generate "$(PROMPT)" --bundle bundle && \
 	    bin/ssd-export generate "$(PROMPT)" --bundle bundle --runner torch && \
 	    bin/ssd-export verify --bundle bundle || exit 1; done
+
+# Guided by coverage where atheris has a wheel for this Python; else by mutation alone, and it says so.
+fuzz: $(VENV)/installed-test
+	@$(INSTALL) atheris || echo "atheris does not install here: inputs are mutated without coverage"
+	$(RUN) -m tests.fuzz.run --seconds $(FUZZ_SECONDS)
 
 lint: $(VENV)/installed-lint
 	$(RUN) -m ruff format --check .
