@@ -6,7 +6,7 @@ import re
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +19,7 @@ from ssd_export.sampling import MAX_IMAGES, Sampling, as_count
 
 if TYPE_CHECKING:
     from ssd_export.bundle import Bundle, BundleConfig
+    from ssd_export.model.prompt import Prompt
     from ssd_export.runtime.cache_report import CacheReport
     from ssd_export.runtime.generate import ImageGenerator, RowEvent
     from ssd_export.runtime.images import ImageWriter
@@ -32,7 +33,9 @@ PREVIEW_NAME = re.compile(r"row-\d{2,}\.png")
 class GenerateSpec:
     """Options of generate; None leaves a number to the bundle or the runner."""
 
-    prompts: tuple[str, ...]
+    prompts: tuple[Prompt, ...]
+    classes: tuple[int, ...]
+    prompt_embeds: Path | None
     prompt_file: Path | None
     ray: str | None  # an address, "" for a cluster on this machine
     ray_workers: int | None
@@ -76,6 +79,8 @@ class GenerateSpec:
 
 @verb(
     options.prompts_or_file,
+    options.classes,
+    options.prompt_embeds,
     options.prompt_file,
     options.ray,
     options.ray_workers,
@@ -118,15 +123,30 @@ def command(**asked: Any) -> int | None:
     chunks. With --prompts, images that fail are listed and the exit code is then 3.
     """
     spec = GenerateSpec(**asked)
-    if bool(spec.prompts) == (spec.prompt_file is not None):
-        raise click.UsageError("give each PROMPT here, or all of them with --prompts FILE")
+    given = (spec.prompts, spec.classes, spec.prompt_embeds, spec.prompt_file)
+    if sum(map(bool, given)) != 1:
+        raise click.UsageError(
+            "give each PROMPT here, or --class NUMBER, or all of them with --prompts FILE or"
+            " --prompt-embeds FILE"
+        )
     _check_numbers(spec)
     if spec.prompt_file is not None:
         from ssd_export.cli.generate_file import generate_file
 
         return generate_file(spec, spec.prompt_file)
-    _generate_prompts(spec, spec.out or Path("out.png"))
+    _generate_prompts(_with_prompts(spec), spec.out or Path("out.png"))
     return None
+
+
+def _with_prompts(spec: GenerateSpec) -> GenerateSpec:
+    """The spec with its classes or embedded prompts as prompts."""
+    if spec.classes:
+        return replace(spec, prompts=tuple(map(str, spec.classes)))
+    if spec.prompt_embeds is None:
+        return spec
+    from ssd_export.model.prompt_embeds import read_prompt_embeds
+
+    return replace(spec, prompts=tuple(read_prompt_embeds(spec.prompt_embeds)))
 
 
 def _generate_prompts(spec: GenerateSpec, out: Path) -> None:
@@ -135,14 +155,19 @@ def _generate_prompts(spec: GenerateSpec, out: Path) -> None:
 
     from ssd_export.bundle import CHECKING, read_config, resolve_bundle
     from ssd_export.cli.progress import ProgressReport
+    from ssd_export.model.families import check_takes_classes
+    from ssd_export.model.prompt import text_of
     from ssd_export.plan.generation import check_memory
     from ssd_export.plan.step_speed import StepClock, timed
     from ssd_export.runtime.generate import ImageGenerator
     from ssd_export.runtime.runners import find_runner
 
     kind, path = find_runner(spec.runner), resolve_bundle(spec.bundle)
-    provider = kind.provider(spec.provider)
-    for line in what_is_asked(path, read_config(path), kind, provider, spec.prompts):
+    provider, config = kind.provider(spec.provider), read_config(path)
+    if spec.classes:
+        check_takes_classes(config.model)
+    prompts = list(map(text_of, spec.prompts))
+    for line in what_is_asked(path, config, kind, provider, prompts):
         note(line)
 
     def check(opened: Bundle) -> None:
@@ -286,14 +311,15 @@ def _generate(
 
 
 def _writer(generator: ImageGenerator, spec: GenerateSpec, out: Path) -> ImageWriter:
+    from ssd_export.model.prompt import text_of
     from ssd_export.runtime.images import ImageWriter
 
-    shared = _provenance(generator, spec)
-    every = [prompt for prompt in spec.prompts for _ in range(spec.num_images)]
+    shared, prompts = _provenance(generator, spec), list(map(text_of, spec.prompts))
+    every = [prompt for prompt in prompts for _ in range(spec.num_images)]
     texts = [
         {"prompt": prompt, "image": str(index), **shared} for index, prompt in enumerate(every)
     ]
-    return ImageWriter(out, texts, {"prompt": "\n".join(spec.prompts), **shared})
+    return ImageWriter(out, texts, {"prompt": "\n".join(prompts), **shared})
 
 
 def _provenance(generator: ImageGenerator, spec: GenerateSpec) -> Mapping[str, str]:

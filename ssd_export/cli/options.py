@@ -61,6 +61,23 @@ ray_workers = option(
     metavar="COUNT",
     help="Workers with a generator each.  [default: what the cluster has room for]",
 )
+classes = option(
+    "--class",
+    "classes",
+    type=click.IntRange(min=0),
+    multiple=True,
+    metavar="NUMBER",
+    help="A class, of a model that generates classes; given again, another one.",
+)
+prompt_embeds = option(
+    "--prompt-embeds",
+    type=FILE,
+    metavar="FILE.safetensors",
+    help=(
+        "Prompts that a text encoder has embedded, of a model that reads them so: prompt_embeds"
+        " [N, T, width] and attention_mask [N, T]."
+    ),
+)
 prompts = Argument(("prompts",), {"nargs": -1, "required": True, "metavar": "PROMPT..."})
 
 # Who computes

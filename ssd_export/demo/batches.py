@@ -13,6 +13,7 @@ end of the training.
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -82,10 +83,15 @@ def training_scene(rng: np.random.Generator, mix: Mix) -> Scene:
             return scene
 
 
-def draw_batch(rng: np.random.Generator, prompt_ids: PromptIds, mix: Mix) -> Batch:
-    """A training batch of captions and scenes in the shares of the mix."""
+def draw_batch(
+    rng: np.random.Generator, prompt_ids: Callable[[str, bool], list[int]], mix: Mix
+) -> Batch:
+    """A training batch of captions and scenes in the shares of the mix.
+
+    Args: prompt_ids: of a caption, and whether it is dropped.
+    """
     scenes = [training_scene(rng, mix) for _ in range(mix.size)]
-    rows = [prompt_ids(scene.caption, dropped=rng.random() < CAPTION_DROP) for scene in scenes]
+    rows = [prompt_ids(scene.caption, rng.random() < CAPTION_DROP) for scene in scenes]
     lengths = np.array([len(row) for row in rows])
     ids = np.zeros((mix.size, lengths.max()), np.int64)
     for row, line in zip(rows, ids, strict=True):

@@ -14,7 +14,7 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -23,12 +23,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ssd_export.config import TAU, ModelConfig, VQConfig
+from ssd_export.config import EMBED_TOKENS, TAU, ModelConfig, VQConfig
 from ssd_export.demo import codes
 from ssd_export.demo.batches import Batch, Mix, PromptIds, draw_batch
+from ssd_export.demo.classes import ClassIds, class_demo_config, class_factors, class_shares
 from ssd_export.demo.tokenizer import train_tokenizer
 from ssd_export.model.decoder import Attend, ImageTokenModel
-from ssd_export.model.families import janus
+from ssd_export.model.families import janus, llamagen
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,7 @@ class Recipe:
     """
 
     num_steps: int
+    has_classes: bool = False
     num_layers: int = 6
     hidden_size: int = 128
     num_heads: int = 4
@@ -135,23 +137,27 @@ class SpatialHeads:
 
 
 class FactoredTable(nn.Module):
-    """Rows for all codes: pattern row + paint row + own row, [V, width]."""
+    """A table [V, width] whose rows are sums: a row of each factor and, of codes, one more.
 
-    pattern_index: Tensor
-    paint_index: Tensor
+    factors: int64 [V] each, which row of it; codes.factors() are pattern and paint.
+    """
 
-    def __init__(self, width: int, scale: float) -> None:
+    index: Tensor
+
+    def __init__(
+        self, width: int, scale: float, factors: Sequence[np.ndarray], has_own: bool = True
+    ) -> None:
         super().__init__()
-        pattern, paint = codes.factors()
-        self.register_buffer("pattern_index", torch.from_numpy(pattern), persistent=False)
-        self.register_buffer("paint_index", torch.from_numpy(paint), persistent=False)
-        self.pattern = nn.Parameter(scale * torch.randn(int(pattern.max()) + 1, width))
-        self.paint = nn.Parameter(scale * torch.randn(int(paint.max()) + 1, width))
-        self.own = nn.Parameter(torch.zeros(len(pattern), width))
+        self.register_buffer("index", torch.from_numpy(np.stack(factors)), persistent=False)
+        self.factors = nn.ParameterList(
+            nn.Parameter(scale * torch.randn(int(factor.max()) + 1, width)) for factor in factors
+        )
+        self.own = nn.Parameter(torch.zeros(len(factors[0]), width), requires_grad=has_own)
 
     def forward(self) -> Tensor:
-        """Embeddings float32 [V, dim]: pattern plus paint plus the code's own."""
-        return self.pattern[self.pattern_index] + self.paint[self.paint_index] + self.own
+        """Embeddings float32 [V, width]."""
+        first, *others = (rows[index] for rows, index in zip(self.factors, self.index, strict=True))
+        return sum(others, first) + self.own
 
 
 class Trainee(nn.Module):
@@ -161,29 +167,41 @@ class Trainee(nn.Module):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        self.model = ImageTokenModel(config, text_embedding=True)
-        self.input_table = FactoredTable(config.codebook_dim, scale=1.0)
-        self.output_table = FactoredTable(config.hidden_size, scale=0.02)
-        self.output_bias = nn.Parameter(torch.zeros(config.codebook_size))
-        for replaced in (
+        self.model, of_codes = ImageTokenModel(config, text_embedding=True), codes.factors()
+        width = self.model.generation_embeddings.embedding_dim
+        self.input_table = FactoredTable(width, 1.0 if config.has_aligner else 0.3, of_codes)
+        self.output_table = FactoredTable(config.hidden_size, 0.02, of_codes)
+        self.output_bias = nn.Parameter(
+            torch.zeros(config.codebook_size), requires_grad=config.has_aligner
+        )
+        replaced = [
             self.model.generation_embeddings.weight,
             *self.model.generation_head.vision_head.parameters(),
-        ):
-            replaced.requires_grad_(False)
+        ]
+        self.class_table = None
+        if config.family == llamagen.NAME:
+            self.class_table = FactoredTable(config.hidden_size, 0.3, class_factors(), False)
+            replaced.append(self.model.language_model.embed_tokens.weight)
+        for parameter in replaced:
+            parameter.requires_grad_(False)
         initialize(self.model, config.num_layers)
 
     def forward(self, batch: Batch, attend: Attend = causal_attention) -> Tensor:
         """Logits for every target, [B, K + 1, V]."""
-        prompt = self.model.embed_text_tokens(batch.ids)
-        image = self.model.generation_aligner(self.input_table()[batch.inputs])
+        table = self.class_table
+        prompt = self.model.embed_text_tokens(batch.ids) if table is None else table()[batch.ids]
+        image = self.input_table()[batch.inputs]
+        if self.model.config.has_aligner:
+            image = self.model.generation_aligner(image)
         hidden, positions = join_rows(prompt, image, batch.lengths, batch.places)
-        hidden = self.model(hidden, positions, attend)
+        hidden = self.model(hidden, positions, attend, batch.lengths)
         rows = torch.arange(len(hidden), device=hidden.device)[:, None]
         hidden = hidden[
             rows,
             batch.lengths[:, None] - 1 + torch.arange(batch.targets.shape[1], device=hidden.device),
         ]
-        hidden = F.gelu(self.model.generation_head.proj_out(hidden))
+        if self.model.config.has_aligner:
+            hidden = F.gelu(self.model.generation_head.proj_out(hidden))
         return F.linear(hidden, self.output_table(), self.output_bias)
 
     def folded_state(self) -> dict[str, Tensor]:
@@ -191,7 +209,10 @@ class Trainee(nn.Module):
         state = {name: tensor.detach().clone() for name, tensor in self.model.state_dict().items()}
         state["generation_embeddings.weight"] = self.input_table().detach().clone()
         state["generation_head.vision_head.weight"] = self.output_table().detach().clone()
-        state["generation_head.vision_head.bias"] = self.output_bias.detach().clone()
+        if self.model.config.has_aligner:
+            state["generation_head.vision_head.bias"] = self.output_bias.detach().clone()
+        if self.class_table is not None:
+            state[EMBED_TOKENS] = self.class_table().detach().clone()
         return state
 
 
@@ -295,8 +316,10 @@ class Training:
         torch.manual_seed(recipe.seed)
         self.recipe, self.folder, self.device = recipe, folder, device
         self.tokenizer = train_tokenizer()
-        self.prompt_ids = PromptIds(self.tokenizer)
+        self.prompt_ids: Callable[[str, bool], list[int]] = PromptIds(self.tokenizer)
         self.config = demo_config(recipe, self.tokenizer.get_vocab_size())
+        if recipe.has_classes:
+            self.prompt_ids, self.config = ClassIds(), class_demo_config(self.config)
         self.trainee = Trainee(self.config).to(device)
         matrices = [
             p for n, p in self.trainee.named_parameters() if ".layers." in n and p.ndim == 2
@@ -327,7 +350,7 @@ class Training:
         return Mix(
             size=recipe.sparse_batch_size if sparse else recipe.batch_size,
             num_places=recipe.sparse_places if sparse else codes.GRID**2 - 1,
-            shares=shares(done),
+            shares=class_shares(done) if recipe.has_classes else shares(done),
             spoil=0.5 * max(0.0, 1 - done / (1 - recipe.decay_share)),
         )
 

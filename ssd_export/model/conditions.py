@@ -47,7 +47,7 @@ class ClassEncoder:
 
     def _number(self, prompt: Prompt) -> int:
         if not isinstance(prompt, str):
-            raise UserError(f"this model draws classes, not embeddings: {self._way_out()}")
+            raise UserError(f"this model generates classes, not embeddings: {self._way_out()}")
         text = prompt.strip()
         known = self.names.get(text.lower())
         if known is not None:
@@ -120,4 +120,7 @@ class CaptionEncoder:
         return prompt
 
     def _way_out(self) -> str:
-        return "give --prompt-embeds FILE.safetensors, which `ssd-export embed-prompts` writes"
+        return (
+            "give --prompt-embeds FILE.safetensors with what its text encoder (Flan-T5 XL for the"
+            " published ones) makes of the prompts"
+        )

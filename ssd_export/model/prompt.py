@@ -214,6 +214,11 @@ def _is_bracketed(name: str) -> bool:
     return len(name) > 2 and name.startswith("<") and name.endswith(">")
 
 
+def text_of(prompt: Prompt) -> str:
+    """A prompt as text: what was typed, or how many tokens were embedded elsewhere."""
+    return prompt if isinstance(prompt, str) else f"embeddings of {len(prompt)} tokens"
+
+
 def short(prompt: str) -> str:
     """A prompt in a message: quoted, cut to 40 characters."""
     return repr(prompt if len(prompt) <= 40 else prompt[:37] + "...")

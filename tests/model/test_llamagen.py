@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
 from ssd_export.bundle import Bundle, open_bundle
-from ssd_export.export.exporter import ExportSpec, export_bundle
+from ssd_export.errors import UserError
+from ssd_export.export.exporter import ExportSpec, export_bundle, settle_policy
+from ssd_export.model.checkpoint import ShapeOnly, open_checkpoint
+from ssd_export.model.families import PUBLISHED, prompt_encoder
 from ssd_export.model.prompt import Prompt
 from ssd_export.runtime.loop import decode
 from ssd_export.runtime.prompt_batch import PromptBatches
@@ -85,3 +89,87 @@ def test_greedy_tokens_and_logits_are_the_oracles(
     assert len(set(tokens.ravel().tolist())) > COUNT / 2
     np.testing.assert_array_equal(runner.tokens()[:, :COUNT], tokens)
     runner.close()
+
+
+@pytest.mark.parametrize(
+    ("said", "message"),
+    [
+        ({"n_head": None}, "neither gpt_model nor n_head"),
+        ({"gpt_model": "GPT-B"}, r"gpt_model is 'GPT-B', expected one of 2 layers of width 64"),
+        ({"gpt_model": "GPT-5"}, "expected GPT-B or GPT-L"),
+        ({"n_head": 5}, "n_head is 5, expected heads of a multiple of 4"),
+        ({"image_size": None}, "has no image_size"),
+        ({"image_size": 33}, "image_size is 33, expected a multiple of the 2 pixels"),
+        ({"downsample_size": 16}, "downsample_size is 16, expected 2"),
+        ({"num_classes": 1000}, "num_classes is 1000, expected 10, or 11 without guidance"),
+        ({"cls_token_num": 120}, "cls_token_num is 120, expected 1"),
+        ({"model_type": "janus"}, "lacks the tensor"),
+    ],
+)
+def test_a_config_that_is_not_the_weights_own_is_refused(
+    tmp_path: Path, said: dict[str, object], message: str
+) -> None:
+    with pytest.raises(UserError, match=message):
+        open_checkpoint(write_llamagen_checkpoint(tmp_path, TinyLlamaGen(), **said))
+
+
+def test_weights_of_256_tokens_with_a_grid_of_576_are_refused(tmp_path: Path) -> None:
+    folder = write_llamagen_checkpoint(tmp_path, TinyLlamaGen(), image_size=48)
+    assert open_checkpoint(folder).config.grid.num_tokens == 576  # nothing tells otherwise
+    weights = folder / "c2i_B_tiny.pt"
+    state = torch.load(weights)["model"]
+    torch.save({"model": {**state, "freqs_cis": torch.zeros(257, 8, 2)}}, weights)
+    with pytest.raises(UserError, match=r"24 x 24 tokens, and .* trained on 256 \(freqs_cis\)"):
+        open_checkpoint(folder)
+    torch.save({"model": state}, weights)
+    weights.rename(folder / "c2i_B_256.pt")
+    with pytest.raises(UserError, match='image_size is 48, .* named for 256: write "image_size"'):
+        open_checkpoint(folder)
+
+
+def test_the_transformer_without_the_image_tokenizer_is_refused(tmp_path: Path) -> None:
+    folder = write_llamagen_checkpoint(tmp_path, TinyLlamaGen())
+    (folder / "vq_ds16_tiny.pt").unlink()
+    with pytest.raises(UserError, match="vq_ds16"):
+        open_checkpoint(folder)
+
+
+def test_names_of_classes_are_as_many_as_the_classes(tmp_path: Path) -> None:
+    names = [f"class {number}" for number in range(10)]
+    folder = write_llamagen_checkpoint(tmp_path, TinyLlamaGen(), class_names=names)
+    checkpoint = open_checkpoint(folder)
+    encoder = prompt_encoder(checkpoint.config, checkpoint.file)
+    assert encoder.encode(["class 7"], 1).ids.tolist() == [[7], [10]]
+    write_llamagen_checkpoint(tmp_path, TinyLlamaGen(), class_names=names[:9])
+    with pytest.raises(UserError, match="class_names has 9 names, and the weights have 10"):
+        open_checkpoint(folder)
+
+
+def test_guidance_of_a_model_without_a_null_class_is_refused(tmp_path: Path) -> None:
+    tiny = TinyLlamaGen(has_null=False, num_layers=1)
+    model = write_llamagen_checkpoint(tmp_path / "model", tiny, num_classes=NUM_CLASSES)
+    spec = ExportSpec(str(model), policy="h2o", budget=0.2, out=tmp_path / "bundle")
+    batches = PromptBatches.from_bundle(open_bundle(export_bundle(spec)))
+    with pytest.raises(UserError, match="no guidance: use --cfg-scale 1"):
+        batches(["3"], Sampling(cfg_scale=4.0), seed=0)
+
+
+def test_published_shapes_are_those_of_the_paper() -> None:
+    sizes = {"b": 111, "l": 343, "xl": 775, "xxl": 1400, "3b": 3100}  # million parameters
+    for name, millions in sizes.items():
+        shape = ShapeOnly(PUBLISHED[f"llamagen-c2i-{name}-384"])
+        numbers = sum(
+            torch.Size(shape.shape(tensor)).numel()
+            for tensor in shape.names()
+            if not tensor.startswith("vqmodel.")
+        )
+        assert abs(numbers / 1e6 / millions - 1) < 0.02, name
+
+
+def test_no_built_in_head_map_is_assumed_for_it() -> None:
+    shape = ShapeOnly(PUBLISHED["llamagen-c2i-l-384"])
+    assert shape.head_map() is None
+    with pytest.raises(UserError, match="calibrate"):
+        settle_policy(ExportSpec(policy="ssd-row"), shape)
+    with pytest.raises(UserError, match="for another model: family"):
+        shape.head_map("janus-pro-1b")

@@ -70,6 +70,16 @@ def identify(file: ConfigFile) -> tuple[Family, Layout]:
     )
 
 
+def check_takes_classes(config: ModelConfig) -> None:
+    """Raises: UserError for a model whose prompts are not classes, which would read a number as
+    text.
+    """
+    if not family_of(config).takes_classes(config):
+        raise UserError(
+            "--class is for models that generate classes, and this one does not: give a PROMPT"
+        )
+
+
 def prompt_slots_of(config: ModelConfig, asked: int | None) -> int:
     """Cache slots for a model's prompts: those asked for, else the family's."""
     return family_of(config).prompt_slots(config) if asked is None else asked

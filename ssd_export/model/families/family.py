@@ -75,6 +75,7 @@ class Family:
     sampling: defaults of a checkpoint that brings none.
     example_prompts: of a model, as many as are asked for; what is verified and measured with.
     prompt_slots: of a model, what an export takes where nothing else is asked for.
+    takes_classes: whether a model's prompts are numbers or names of classes.
     """
 
     name: str
@@ -91,3 +92,4 @@ class Family:
     sampling: Sampling
     example_prompts: Callable[[ModelConfig, int], Sequence[Prompt]]
     prompt_slots: Callable[[ModelConfig], int]
+    takes_classes: Callable[[ModelConfig], bool] = lambda config: False

@@ -321,4 +321,5 @@ LLAMAGEN = Family(
     sampling=Sampling(cfg_scale=4.0, temperature=1.0),
     example_prompts=example_prompts,
     prompt_slots=prompt_slots,
+    takes_classes=lambda config: not config.caption_dim,
 )
