@@ -231,6 +231,7 @@ def soak(bundle: Path, num_clients: int, seconds: float, batch: int) -> dict[str
                 time.sleep(0.1)
             latencies = sorted(clients.tally.latencies)
             cancelled = server.metric('ssd_images_total{end="cancelled"}')
+            clients.tally.left += single.tally.left
             clients.run_into(lambda: server.process.send_signal(signal.SIGTERM))
             code = server.process.wait(60)
         return results(rounds, clients.tally, latencies, cancelled, code)
