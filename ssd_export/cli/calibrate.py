@@ -38,6 +38,7 @@ class CalibrateSpec:
     semantic_share: float | None
     seed: int
     prompt_slots: int | None
+    lora: Path | None
     costs: str | None
     threads: int | None
     out: Path
@@ -52,6 +53,7 @@ class CalibrateSpec:
 
 @verb(
     options.model,
+    options.lora,
     option(
         "--prompts",
         type=options.FILE,
@@ -187,7 +189,7 @@ def _calibrate(spec: CalibrateSpec) -> None:
     set_torch_threads(spec.threads)
     given = _prompts(spec)
     _, folder = model_folder(spec.model)
-    checkpoint = open_checkpoint(folder)
+    checkpoint = open_checkpoint(folder, spec.lora)
     grid = checkpoint.config.grid
     neighborhood = (
         Neighborhood.default(grid)

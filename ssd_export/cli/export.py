@@ -16,6 +16,7 @@ from ssd_export.runtime.runners import check_threads
 
 @verb(
     options.model,
+    options.lora,
     options.policy.but(
         help=(
             f"Which tokens each head keeps: {', '.join(POLICIES)}.  [default:"

@@ -32,6 +32,15 @@ model = option(
         "The checkpoint: the built-in demo, a folder (either layout), or a model hub's owner/name."
     ),
 )
+lora = option(
+    "--lora",
+    type=FILE,
+    metavar="DIR",
+    help=(
+        "A LoRA adapter as PEFT saves it (adapter_config.json, adapter_model.safetensors), merged"
+        " into the model's matrices on the way."
+    ),
+)
 bundle = option("--bundle", type=FILE, metavar="DIR", help=f"The bundle.  {LATEST}")
 prompts_or_file = Argument(("prompts",), {"nargs": -1, "metavar": "[PROMPT...]"})
 prompt_file = option(

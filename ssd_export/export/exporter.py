@@ -81,6 +81,7 @@ class ExportSpec:
         resume: continue where the same export was interrupted.
         num_layers: the first layers alone.
         force_memory: try even where the estimate says that memory will not do.
+        lora: a folder with a PEFT adapter that is merged on the way.
     """
 
     model: str = "demo"
@@ -104,6 +105,7 @@ class ExportSpec:
     num_layers: int | None = None
     resume: bool = False
     force_memory: bool = False
+    lora: Path | None = None
 
     @property
     def precision(self) -> Precision:
@@ -183,11 +185,12 @@ def plan_export(spec: ExportSpec, download: bool = True) -> ExportPlan:
         table, head_map = settle_policy(spec, checkpoint)
     else:
         model = find_model(spec.model, spec.revision)
-        checkpoint = open_checkpoint(model.folder)
+        checkpoint = open_checkpoint(model.folder, spec.lora)
         table, head_map = settle_policy(spec, checkpoint)
     if spec.num_layers is not None:
         checkpoint = checkpoint.first_layers(spec.num_layers)
-    name = model.name if spec.num_layers is None else f"{model.name}-{spec.num_layers}-layers"
+    name = model.name if spec.lora is None else f"{model.name}-{spec.lora.resolve().name.lower()}"
+    name = name if spec.num_layers is None else f"{name}-{spec.num_layers}-layers"
     asked = spec.precision
     dtype = MODEL_DTYPES[spec.dtype].torch
     weights = plan_weights(checkpoint, table, dtype, asked.weights, asked.head)
@@ -229,7 +232,8 @@ def _asked(plan: ExportPlan) -> dict[str, Any]:
     the same.
     """
     options = asdict(plan.spec)
-    for name in ("model", "out", "force", "resume", "force_memory", "head_map", "revision"):
+    elsewhere = ("model", "lora", "out", "force", "resume", "force_memory", "head_map", "revision")
+    for name in elsewhere:
         del options[name]
     return {
         "tool_version": TOOL_VERSION,

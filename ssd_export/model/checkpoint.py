@@ -22,11 +22,14 @@ from ssd_export.model.families import assumed_head_map, family_of, identify, pro
 from ssd_export.model.families.family import Layout, Part
 from ssd_export.model.image_decoder import ImageDecoder
 from ssd_export.model.inventory import check_counts, check_inventory
+from ssd_export.model.lora import LoraMatrix, open_lora
 from ssd_export.model.quantized_checkpoint import refuse_quantized_config
-from ssd_export.model.weight_files import WeightFile, open_weight_files, read_json
+from ssd_export.model.weight_files import WeightFile, open_weight_files, read_json, sample_of
 from ssd_export.os_errors import is_file, is_folder
 from ssd_export.policy.head_map import HeadMap, find_head_map
 
+NUM_RUNS, RUN_LENGTH = 16, 64  # of a tensor's numbers in the fingerprint
+LORA_BYTES = 8  # of each number that an adapter adds, beside the tensor: product and its scaling
 DAMAGED = "the file is damaged or the training diverged; download the checkpoint again"
 PROJECTION = re.compile(r"language_model\.layers\.(\d+)\.self_attn\.([qkvo])_proj\.weight")
 
@@ -89,8 +92,9 @@ class Checkpoint:
         is read.
         """
         place = self._places[name]
-        dtype = place.file.dtype(place.stored_name)
-        return torch.Size(place.shape).numel() * (2 if dtype is None else dtype.itemsize)
+        dtype, size = place.file.dtype(place.stored_name), torch.Size(place.shape).numel()
+        added = 0 if place.lora is None else LORA_BYTES * size
+        return size * (2 if dtype is None else dtype.itemsize) + added
 
     def tensor(self, name: str, dtype: torch.dtype | None = None) -> Tensor:
         """A copy of the tensor, in dtype; without one as it is stored.
@@ -180,24 +184,38 @@ class _Place:
 
     def __init__(self, file: WeightFile, stored_name: str, part: Part | None = None) -> None:
         self.file, self.stored_name, self._part = file, stored_name, part
+        self.lora: LoraMatrix | None = None  # what is added to the stored matrix
         whole = file.shapes[stored_name]
         self.shape = whole if part is None else (len(part.rows), *whole[1:])
 
     def part(self, part: Part) -> _Place:
         """Some of the rows."""
-        return _Place(self.file, self.stored_name, part)
+        place = _Place(self.file, self.stored_name, part)
+        place.lora = self.lora
+        return place
 
     def read(self) -> Tensor:
-        if self._part is None:
-            return self.file.read(self.stored_name)
-        rows = self.file.run(self.stored_name, *self._elements()).reshape(self.shape)
-        if not self._part.pairs_of:
+        rows = self._rows()
+        if self._part is None or not self._part.pairs_of:
             return rows
         pairs = rows.unflatten(0, (-1, self._part.pairs_of // 2, 2))
         return pairs.transpose(1, 2).flatten(0, 2)
 
+    def _rows(self) -> Tensor:
+        """As stored, with what an adapter adds."""
+        if self._part is None:
+            rows = self.file.read(self.stored_name)
+        else:
+            rows = self.file.run(self.stored_name, *self._elements()).reshape(self.shape)
+        if self.lora is None:
+            return rows
+        delta = self.lora.delta()
+        return rows.add_(delta if self._part is None else delta[list(self._part.rows)])
+
     def sample(self) -> Tensor:
-        return self.file.sample(self.stored_name, 16, 64, *self._elements())
+        if self.lora is None:
+            return self.file.sample(self.stored_name, NUM_RUNS, RUN_LENGTH, *self._elements())
+        return sample_of(self._rows().flatten(), NUM_RUNS, RUN_LENGTH)
 
     def _elements(self) -> tuple[int, int]:
         """First and last but one of the flat tensor."""
@@ -206,13 +224,14 @@ class _Place:
         return first, first + size
 
 
-def open_checkpoint(path: str | Path) -> Checkpoint:
+def open_checkpoint(path: str | Path, lora: str | Path | None = None) -> Checkpoint:
     """A checkpoint whose files, names, shapes and tokenizer have been checked; no weights are read
     yet.
 
     Args:
         path: directory with config.json, the prompt files of its family and the weights, in one of
             the family's layouts.
+        lora: directory of an adapter (PEFT) that is added to its matrices as they are read.
     Raises: UserError for whatever is missing, foreign, damaged, quantized already, of a wrong
     shape,
         or would be used and has no place in a model of the family.
@@ -227,14 +246,18 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
     family, layout = identify(file)
     if is_file(path / "adapter_config.json"):
         raise UserError(
-            f"{path} holds a LoRA adapter beside its base, which an export would leave out: merge"
-            " it first (peft: merge_and_unload(), then save_pretrained())"
+            f"{path} holds a LoRA adapter beside its base, which an export would leave out: move"
+            " adapter_config.json and adapter_model.safetensors to a folder and give it as --lora"
         )
     places = _places(path, layout)
     for name, other in family.stand_ins(file).items():
         if name not in places and other in places:
             places[name] = places[other]
     shapes = {name: place.shape for name, place in places.items()}
+    if lora is not None:
+        added = open_lora(Path(lora), layout.canonical_name, shapes, family.left_out)
+        for name, matrix in added.items():
+            places[name].lora = matrix
     config = layout.read_config(file, shapes)
     places = _with_parts(places, layout.parts(config, shapes))
     shapes = {name: place.shape for name, place in places.items()}

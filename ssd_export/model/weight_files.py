@@ -99,11 +99,21 @@ class WeightFile:
         """Reads up to num_runs evenly spaced runs of neighbors among the elements first..end of the
         flat tensor; touches no other part of the file.
         """
-        last = max(end - run_length, first)
-        starts = sorted({first + (last - first) * i // (num_runs - 1) for i in range(num_runs)})
-        return torch.cat(
-            [self._file.run(name, start, min(start + run_length, end)) for start in starts]
-        )
+        runs = sample_runs(first, end, num_runs, run_length)
+        return torch.cat([self._file.run(name, *run) for run in runs])
+
+
+def sample_runs(first: int, end: int, num_runs: int, run_length: int) -> list[tuple[int, int]]:
+    """Up to num_runs evenly spaced runs among the numbers first..end."""
+    last = max(end - run_length, first)
+    starts = sorted({first + (last - first) * i // (num_runs - 1) for i in range(num_runs)})
+    return [(start, min(start + run_length, end)) for start in starts]
+
+
+def sample_of(flat: Tensor, num_runs: int, run_length: int) -> Tensor:
+    """WeightFile.sample of a tensor in memory."""
+    runs = sample_runs(0, flat.numel(), num_runs, run_length)
+    return torch.cat([flat[start:end] for start, end in runs])
 
 
 def open_weight_files(directory: Path) -> list[WeightFile]:

@@ -108,7 +108,7 @@ def test_lora_beside_its_base_is_refused_with_the_way_to_merge_it(
 def test_an_adapter_beside_the_weights_is_refused(variant: Callable[..., Path]) -> None:
     path = variant()
     (path / "adapter_config.json").write_text("{}")
-    refused(path, "LoRA adapter", "merge_and_unload")
+    refused(path, "LoRA adapter", "--lora")
 
 
 def test_more_layers_than_config_says(variant: Callable[..., Path]) -> None:
