@@ -1,232 +1,177 @@
-"""Checks and measures in a few minutes what only a GPU can show, and writes it as a measurement.
+"""Checks and measures what only a GPU can show, in three parts of at most eight minutes each.
 
-    python -m benchmarks.gpu_report --out docs/measurements/gpu.json
+    python -m benchmarks.gpu_report --out docs/measurements/gpu.json [--part kernel]...
 
-    kernel     the Triton kernel against the torch reference, and under compute-sanitizer where that
-    is installed tokens     engines with the plugin and of plain operators against ONNX Runtime:
-    caches, logits, 576 tokens, pixels speed      full cache and budget 0.2, same runtime, batch 1
-    to 128, beside the bound of the GPU's measured rates
-A part that cannot be run here says why and leaves the others alone; a check that fails makes the
-exit code 1. Without a GPU nothing is run or written.
+    kernel    the Triton kernel against the reference in every dtype, its image compiled ahead of
+              time and launched by the driver, eager and captured, memcheck and racecheck, the
+              noise; its time beside other variants, torch's attention and the reading of its caches
+    runner    the torch runner with a captured step at the shapes of Janus-Pro-1B and 7B: tokens a
+              second and memory, full cache and a fifth, batch 1 to 128, share of the bound
+    engines   TensorRT's engines against ONNX Runtime, and their speed
+
+kernel and runner need torch for CUDA, Triton and cuda-bindings, no TensorRT and no network. The
+file is written after every task, and a part that is run again replaces its results alone.
+Exit codes: 0 done, 1 a check failed or there is no GPU, 3 unfinished, with a list of what was not
+run.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
-import shutil
-import subprocess
 import sys
-from collections.abc import Callable
+import time
+from collections.abc import Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-import click
-
-from benchmarks.gpu_speed import Speed, graph_text, measure_speed, speed_table
-from ssd_export.errors import UserError
+from benchmarks.gpu_part import FAILED, Result, Task, ended, exit_code, run_part, verdict
 from ssd_export.report.measurement import measurement, table, write_measurement
-from ssd_export.tensorrt.target import Batch, gpu_here
+from ssd_export.tensorrt.target import gpu_here
 
 COMMAND = "python -m benchmarks.gpu_report"
-SANITIZERS = ("memcheck", "racecheck")
-SANITIZER_PLACES = (
-    Path("/usr/local/cuda/bin/compute-sanitizer"),
-    Path("/usr/local/cuda/compute-sanitizer/compute-sanitizer"),
-)
-KERNEL_CHECK = [sys.executable, "-m", "benchmarks.kernel_check"]
-TOKENS_BATCH = Batch(1, 2, 4)
+PARTS = ("kernel", "runner", "engines")
+MINUTES = 8.0  # of a part: what is left of ten on a machine that is lent
+KERNEL_COLUMNS = [
+    "images, slots",
+    "kernel ms",
+    "best other variant ms",
+    "torch's attention ms",
+    "reading the caches ms",
+    "share of reading",
+]
 
 
-@click.command(help=(__doc__ or "").split("\n")[0])
-@click.option(
-    "--out",
-    type=click.Path(path_type=Path),
-    metavar="FILE.json",
-    help="Where to write.  [default: printed only]",
-)
-@click.option(
-    "--shape",
-    default="janus-pro-1b",
-    show_default=True,
-    metavar="NAME",
-    help="Of the random checkpoint that speed is measured with.",
-)
-@click.option(
-    "--batches",
-    default="1,8,32,128",
-    show_default=True,
-    metavar="N,N,...",
-    help="Images generated at once.",
-)
-def main(out: Path | None, shape: str, batches: str) -> None:
-    """Runs the measurement that the module describes."""
-    try:
-        if gpu_here() is None:
-            raise UserError("no NVIDIA GPU here, or no driver for it: nothing was run")
-        measured = report(shape, tuple(int(batch) for batch in batches.split(",")))
-        if out is not None:
-            write_measurement(out, measured)
-    except UserError as error:
-        click.echo(f"error: {error}", err=True)
-        raise SystemExit(1) from error
-    click.echo(json.dumps(measured["results"]["tables"], indent=1))
-    raise SystemExit(0 if measured["results"]["ok"] else 1)
-
-
-def report(shape: str, batches: tuple[int, ...]) -> dict[str, Any]:
-    """All parts, one after the other, each in its own right."""
-    results: dict[str, Any] = {"kernel": attempt("kernel", check_kernel_here)}
-    for tool in SANITIZERS:
-        results[tool] = attempt(tool, lambda tool=tool: sanitize(tool))
-    for plugin in ("on", "off"):
-        results[f"tokens_plugin_{plugin}"] = attempt(
-            f"tokens, plugin {plugin}", lambda plugin=plugin: check_tokens(plugin)
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the parts asked for and returns the exit code."""
+    asked = _asked(arguments)
+    capability = gpu_here()
+    if capability is None:
+        print("error: no NVIDIA GPU here, or no driver for it: nothing was run", file=sys.stderr)
+        return FAILED
+    results = earlier_results(asked.out)
+    for part in asked.part or PARTS:
+        results[part] = {}
+        deadline = time.monotonic() + 60 * asked.minutes
+        run_part(
+            part_tasks(part, capability),
+            results[part],
+            deadline,
+            lambda: save(asked.out, results),
+            say,
         )
-    results["rates"] = attempt("rates", rates_here)
-    rates = None if "not_run" in results["rates"] else results["rates"]
-    speeds: list[Speed] = []
-    results["speed"] = attempt("speed", lambda: collect_speeds(shape, batches, speeds))
-    results["speed"]["measured"] = [vars(speed) for speed in speeds]
-    results["ok"] = all(part.get("ok", True) for part in results.values() if isinstance(part, dict))
-    results["tables"] = [checks_table(results), speed_table(shape, speeds, rates)]
-    results["figures"] = {
-        f"tokens_per_second_{speed.policy.replace(' ', '_')}_{speed.batch}": (
-            f"{speed.tokens_per_second:,.0f}"
-        )
-        for speed in speeds
-    }
-    return measurement(COMMAND, results)
+    for line in unfinished(results):
+        say(f"not run: {line}")
+    print(json.dumps(tables(results), indent=1))
+    return exit_code({name: r for part in results.values() for name, r in part.items()})
 
 
-def attempt(name: str, part: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-    """The part's result, {"not_run": why} for what this machine lacks, or a failure where it
-    broke.
-    """
-    say(name)
-    try:
-        return part()
-    except (UserError, ImportError) as error:
-        say(f"{name}: not run ({error})")
-        return {"not_run": str(error)}
-    except (
-        RuntimeError,
-        ValueError,
-        AssertionError,
-    ) as error:  # the other parts are worth their time all the same
-        say(f"{name}: FAILED ({error})")
-        return {"ok": False, "failures": [f"{type(error).__name__}: {error}"]}
-
-
-def collect_speeds(shape: str, batches: tuple[int, ...], speeds: list[Speed]) -> dict[str, Any]:
-    """Adds to speeds as they come, so that an end in the middle keeps what was measured."""
-    speeds.extend(measure_speed(shape, batches, say))
-    return {}
-
-
-def say(what: str) -> None:
-    """Tells on stderr what is being done."""
-    click.echo(what, err=True)
-
-
-def check_kernel_here() -> dict[str, Any]:
-    """Runs the kernel's check in a separate process, so that a fault of the kernel ends that
-    process.
-    """
-    run = subprocess.run(KERNEL_CHECK, capture_output=True, text=True, check=False)
-    lines = run.stdout.splitlines()
-    if not lines:
-        reason = (run.stderr.strip().splitlines() or ["no message"])[-1]
-        if "needs" in reason or "No module named" in reason:
-            raise UserError(reason)
-        return {"ok": False, "failures": [f"ended with {run.returncode}: {reason}"]}
-    return json.loads(lines[-1])
-
-
-def sanitize(tool: str) -> dict[str, Any]:
-    """The quick kernel check under a tool of compute-sanitizer. Raises: UserError where it is not
-    installed.
-    """
-    found = shutil.which("compute-sanitizer") or next(
-        (str(place) for place in SANITIZER_PLACES if place.exists()), None
+def _asked(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog=COMMAND, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    if found is None:
-        raise UserError("compute-sanitizer is not installed; it comes with the CUDA toolkit")
-    command = [found, "--tool", tool, "--error-exitcode", "99", *KERNEL_CHECK, "--quick"]
-    run = subprocess.run(command, capture_output=True, text=True, check=False)
-    summary = [line for line in run.stdout.splitlines() if "SUMMARY" in line] or [
-        f"ended with {run.returncode}"
+    parser.add_argument("--out", type=Path, metavar="FILE.json", help="printed only without it")
+    parser.add_argument("--part", action="append", choices=PARTS, help="all of them without it")
+    parser.add_argument("--minutes", type=float, default=MINUTES, help="of a part")
+    return parser.parse_args(arguments)
+
+
+def part_tasks(part: str, capability: int) -> list[Task]:
+    """The tasks of a part; one that says why where the part cannot be loaded here."""
+
+    def load() -> Result:
+        tasks.extend(_load(part, capability))
+        return {}
+
+    tasks: list[Task] = []
+    cannot = ended(load)
+    return [Task(part, lambda: cannot, 0)] if cannot else tasks
+
+
+def _load(part: str, capability: int) -> list[Task]:
+    if part == "kernel":
+        from benchmarks import gpu_kernel
+
+        return [
+            Task("rates", lambda: vars(rates_here()), 10),
+            *gpu_kernel.tasks(capability, rates_here),
+        ]
+    if part == "runner":
+        from benchmarks import gpu_runner
+
+        return gpu_runner.tasks(rates_here)
+    from benchmarks import gpu_engines
+
+    return gpu_engines.tasks(say)
+
+
+@lru_cache(maxsize=1)
+def rates_here() -> Any:
+    """The rates of the GPU, measured once."""
+    from benchmarks.gpu_time import measure_rates
+
+    return measure_rates()
+
+
+def earlier_results(out: Path | None) -> dict[str, dict[str, Result]]:
+    """What earlier runs left in the file, by part."""
+    if out is None or not out.exists():
+        return {}
+    return json.loads(out.read_text())["results"]["parts"]
+
+
+def save(out: Path | None, results: dict[str, dict[str, Result]]) -> None:
+    """Writes the report as it is by now."""
+    if out is not None:
+        left = unfinished(results)
+        report = {"parts": results, "unfinished": left, "tables": tables(results)}
+        write_measurement(out, measurement(COMMAND, report))
+
+
+def unfinished(results: dict[str, dict[str, Result]]) -> list[str]:
+    """What was not run, with the reason; parts that were not asked for, too."""
+    lines = [
+        f"{part}: {name} ({result['not_run']})"
+        for part, of_part in results.items()
+        for name, result in of_part.items()
+        if "not_run" in result
     ]
-    return {"ok": run.returncode == 0, "summary": summary[-1].strip("= ")}
+    return lines + [f"{part}: not begun" for part in PARTS if part not in results]
 
 
-def check_tokens(plugin: str) -> dict[str, Any]:
-    """The demo bundle's engines, built here, on verify's ladder against ONNX Runtime; an image's
-    CUDA graphs.
-    """
-    from ssd_export.export.temporary_bundle import PolicyChoice, temporary_bundle
-    from ssd_export.runtime.generate import ImageGenerator
-    from ssd_export.tensorrt.build import build_engines
-    from ssd_export.tensorrt.plan import BuildSpec, plan_build
-    from ssd_export.verify.spec import VerifySpec
-    from ssd_export.verify.verify import verify
+def tables(results: dict[str, dict[str, Result]]) -> list[dict[str, Any]]:
+    """The checks, then what was timed."""
+    made = [checks_table(results)]
+    if any("ms" in result for result in results.get("kernel", {}).values()):
+        from benchmarks import gpu_kernel
 
-    with temporary_bundle(PolicyChoice()) as path:
-        build_engines(plan_build(BuildSpec(bundle=path, plugin=plugin, batch=TOKENS_BATCH)))
-        ladder = verify(VerifySpec(path, against="trt"))
-        prompts = ["a red circle on white", "a blue square above a green triangle"]
-        with ImageGenerator.from_bundle(path, runner="trt") as generator:
-            tokens = generator(prompts, seed=1).tokens
-            graphs = generator.runner.graph_nodes()
-        with ImageGenerator.from_bundle(path) as generator:
-            same = float((generator(prompts, seed=1).tokens == tokens).mean())
-    failed = [
-        f"{rung['name']}: {rung['first_divergence']['text']}"
-        for rung in ladder["rungs"]
-        if not rung["ok"]
-    ]
-    return {
-        "ok": ladder["ok"],
-        "failures": failed,
-        "same_tokens": same,
-        "graphs": graph_text(graphs),
-        "rungs": ladder["rungs"],
-    }
+        rows = gpu_kernel.table_rows(results["kernel"])
+        made.append(table("Attention of a layer, 16 heads, float16", KERNEL_COLUMNS, rows))
+    if any("step" in result for result in results.get("runner", {}).values()):
+        from benchmarks import gpu_runner
+
+        rows = gpu_runner.table_rows(results["runner"])
+        made.append(table("torch runner, random weights, fp16", gpu_runner.COLUMNS, rows))
+    if "engines" in results:
+        from benchmarks import gpu_engines
+
+        made += gpu_engines.tables(results["engines"], None)
+    return made
 
 
-def rates_here() -> dict[str, Any]:
-    """Bandwidth and matrix rate, by torch. Raises: UserError without torch for CUDA."""
-    from ssd_export.bench.roofline import measure_cuda
-
-    try:
-        return measure_cuda("float16").to_dict()
-    except (ImportError, RuntimeError, AssertionError) as error:
-        raise UserError(
-            f"bandwidth and matrix rate are measured with torch for CUDA ({error})"
-        ) from error
-
-
-def checks_table(results: dict[str, Any]) -> dict[str, Any]:
-    """One row for each check: what was compared, and how it ended."""
-    names = {
-        "kernel": "Triton kernel = torch reference, float32, float16, bfloat16",
-        "memcheck": "kernel under compute-sanitizer memcheck",
-        "racecheck": "kernel under compute-sanitizer racecheck",
-        "tokens_plugin_on": "plugin engine = ONNX Runtime over 576 steps",
-        "tokens_plugin_off": "engine of plain operators = ONNX Runtime over 576 steps",
-    }
+def checks_table(results: dict[str, dict[str, Result]]) -> dict[str, Any]:
+    """One row for each task that is no plain time, and for each that did not end well."""
     rows = [
-        [text, _verdict(results[name]), _figures(results[name])] for name, text in names.items()
+        [part, name, verdict(result), _figures(result)]
+        for part, of_part in results.items()
+        for name, result in of_part.items()
+        if verdict(result) != "ok" or not result.keys() & {"ms", "step", "speeds"}
     ]
-    return table("Checks on the GPU", ["check", "result", "figures"], rows)
+    return table("Checks on the GPU", ["part", "task", "result", "figures"], rows)
 
 
-def _verdict(result: dict[str, Any]) -> str:
-    if "not_run" in result:
-        return "not run"
-    return "ok" if result["ok"] else "FAILED"
-
-
-def _figures(result: dict[str, Any]) -> str:
+def _figures(result: Result) -> str:
     if "not_run" in result:
         return result["not_run"]
     if result.get("failures"):
@@ -236,13 +181,21 @@ def _figures(result: dict[str, Any]) -> str:
         return (
             f"{result['steps']} steps, {result['evicted']} tokens evicted, greatest errors {errors}"
         )
-    if "same_tokens" in result:
+    if "out_of_memory" in result:
+        return f"does not fit: {result['out_of_memory']}"
+    if "read_bandwidth" in result:
         return (
-            f"{result['same_tokens']:.2%} of the tokens from one seed are equal; CUDA graphs:"
-            f" {result['graphs']}"
+            f"reading {result['read_bandwidth'] / 1e9:,.0f} GB/s, copying"
+            f" {result['copy_bandwidth'] / 1e9:,.0f} GB/s, float16 products"
+            f" {result['matrix_rate'] / 1e12:,.0f} TFLOP/s"
         )
     return result.get("summary", "")
 
 
+def say(what: str) -> None:
+    """Tells on stderr what is being done."""
+    print(what, file=sys.stderr, flush=True)
+
+
 if __name__ == "__main__":
-    main()
+    raise SystemExit(main())

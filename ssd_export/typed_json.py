@@ -14,8 +14,6 @@ import re
 from pathlib import Path
 from typing import Any, TypeVar, get_args, get_type_hints
 
-import msgspec
-
 from ssd_export.errors import UserError
 from ssd_export.files import read_file
 
@@ -44,6 +42,8 @@ def read_json(path: Path, form: type[T], way_out: str) -> T:
 
 def parse_json(content: bytes, form: type[T], source: str, way_out: str) -> T:
     """The typed value of JSON text. Raises: UserError, which begins with `source`."""
+    import msgspec  # here, so that what only writes JSON needs no package
+
     try:
         return msgspec.json.decode(content, type=form)
     except msgspec.ValidationError as error:
@@ -91,6 +91,8 @@ def shown(value: Any) -> str:
 
 def _explain(message: str, content: bytes, form: Any) -> str:
     """msgspec's message with the names of the place and the value found there."""
+    import msgspec
+
     problem, _, where = message.partition(" - at `")
     steps = re.findall(r"\.([^.\[\]`]+)|\[(\d+|\.\.\.)\]", where)
     names = [name or index for name, index in steps]

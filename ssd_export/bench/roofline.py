@@ -18,7 +18,6 @@ from dataclasses import asdict, dataclass
 from math import prod
 
 import numpy as np
-import onnx_ir as ir
 
 from ssd_export.bundle import Bundle
 from ssd_export.dtypes import DTYPES
@@ -153,6 +152,8 @@ def decode_weight_bytes(bundle: Bundle) -> int:
     """Bytes of the weights that the decode step reads whole; a table that rows are gathered from is
     not among them.
     """
+    import onnx_ir as ir  # here: rates of a machine need no graphs
+
     graph = ir.load(bundle.file("onnx/decode_step.onnx")).graph
     return sum(
         value.const_value.nbytes

@@ -57,6 +57,7 @@ class Rope(nn.Module):
         # a plain attribute: a buffer would follow the model to fp16, and to the meta device
         self.frequencies = own[None] if grid is None else torch.block_diag(own, own)
         self.grid = grid
+        self._copies: dict[torch.device, Tensor] = {}
 
     def forward(
         self,
@@ -68,7 +69,7 @@ class Rope(nn.Module):
 
         Args: prompt_length: of all rows, or int [B]; a grid needs it.
         """
-        frequencies = self.frequencies.to(positions.device)
+        frequencies = self._frequencies_on(positions.device)
         if self.grid is None:
             angles = positions[:, None, :, None].to(torch.float32) * frequencies[0]
             angles = torch.cat((angles, angles), dim=-1)
@@ -83,6 +84,16 @@ class Rope(nn.Module):
         angles = row * frequencies[0] + column * frequencies[1]
         angles, turned = torch.cat((angles, angles), dim=-1), index >= 0
         return (angles.cos() * turned).to(dtype), (angles.sin() * turned).to(dtype)
+
+    def _frequencies_on(self, device: torch.device) -> Tensor:
+        """Sent to a device once: a copy from the host in every step would wait, and no CUDA graph
+        takes it.
+        """
+        if self.frequencies.device == device:
+            return self.frequencies
+        if device not in self._copies:
+            self._copies[device] = self.frequencies.to(device)
+        return self._copies[device]
 
 
 def rope_of(config: ModelConfig) -> Rope:

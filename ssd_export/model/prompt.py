@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tokenizers import Tokenizer
 
 from ssd_export.errors import UserError
 from ssd_export.model.tokenizer_file import read_tokenizer
@@ -83,6 +82,8 @@ class TemplateEncoder:
             {**token, "special": token["content"] in self._control}
             for token in spec["added_tokens"]
         ]
+        from tokenizers import Tokenizer  # here: who brings ids of tokens needs no tokenizer
+
         self._text = Tokenizer.from_str(json.dumps({**spec, "added_tokens": tokens}))
         self._text.encode_special_tokens = True  # control tokens in the text are spelled out
         self._text.no_truncation()

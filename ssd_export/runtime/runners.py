@@ -60,6 +60,8 @@ class RunnerKind:
         """The runner's class. Raises: UserError for a package that is missing or does not load."""
         module, _, name = self.place.partition(":")
         try:
+            for required in self.requires:  # some of it is imported when a bundle is opened
+                importlib.import_module(required)
             return getattr(importlib.import_module(module), name)
         except ImportError as error:
             if error.name and error.name.split(".")[0] == "ssd_export":

@@ -166,7 +166,7 @@ class CudaDevice:
         self._call("cuMemcpy2DAsync", what, self._stream)
 
     def load_kernel(self, image: bytes, entry: str) -> Kernel:
-        """A kernel of PTX, which the driver compiles for this GPU."""
+        """A kernel of a cubin for this GPU, or of PTX, which the driver compiles for it."""
         self.use()
         module = self._call("cuModuleLoadData", image + b"\0")
         return Kernel(module, self._call("cuModuleGetFunction", module, entry.encode()))
@@ -178,15 +178,18 @@ class CudaDevice:
         num_threads: int,
         arguments: tuple[Any, ...],
         types: tuple[Any, ...],
+        shared_bytes: int = 0,
     ) -> None:
-        """Queues a grid of blocks of num_threads. types: the ctypes of the arguments."""
+        """Queues a grid of blocks of num_threads. types: the ctypes of the arguments; shared_bytes:
+        of a block.
+        """
         self.use()
         self._call(
             "cuLaunchKernel",
             kernel.function,
             *(*grid, 1),
             *(num_threads, 1, 1),
-            0,
+            shared_bytes,
             self._stream,
             (arguments, types),
             0,

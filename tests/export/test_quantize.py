@@ -33,7 +33,8 @@ from ssd_export.model.quantization import (
 from ssd_export.runtime.generate import ImageGenerator
 from ssd_export.runtime.ort_runner import OrtRunner
 from ssd_export.runtime.ort_session import session_entries
-from ssd_export.runtime.torch_runner import TorchRunner, load_modules
+from ssd_export.runtime.torch_runner import TorchRunner
+from ssd_export.runtime.torch_weights import load_modules
 from ssd_export.verify.checkpoint_runner import round_matrices
 from ssd_export.verify.generation import prompt_batch
 from tests.janus_checkpoints import TinyJanus

@@ -88,7 +88,8 @@ from ssd_export.kernels.decode_attention import decode_attention as kernel
 from ssd_export.runtime.loop import decode, single_steps
 from ssd_export.runtime.prompt_batch import PromptBatches, bundle_sampling
 from ssd_export.runtime.prompt_batch import PromptBatches
-from ssd_export.runtime.torch_runner import TorchRunner, load_modules
+from ssd_export.runtime.torch_runner import TorchRunner
+from ssd_export.runtime.torch_weights import load_modules
 
 torch.set_num_threads(1)
 opened = open_bundle(sys.argv[1])
