@@ -50,6 +50,7 @@ def check_tokens(plugin: str) -> Result:
         "ok": ladder["ok"],
         "failures": failed,
         "same_tokens": same,
+        "graphs": graph_text(graphs),
         "summary": f"{same:.2%} of the tokens from one seed are equal; CUDA graphs:"
         f" {graph_text(graphs)}",
         "rungs": ladder["rungs"],

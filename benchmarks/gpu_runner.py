@@ -17,7 +17,7 @@ from ssd_export.config import ModelConfig
 from ssd_export.model.decoder import ImageTokenModel
 from ssd_export.model.families import PUBLISHED
 from ssd_export.noise import ImageSeed
-from ssd_export.policy.presets import make_policy
+from ssd_export.policy.make import make_policy
 from ssd_export.policy.table import PolicyTable
 from ssd_export.runtime.prompt_batch import PromptBatch
 from ssd_export.runtime.torch_runner import TorchRunner

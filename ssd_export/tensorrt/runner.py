@@ -67,6 +67,8 @@ class TrtRunner(Runner):
     def __init__(self, bundle: Bundle, files: EngineFiles, device: CudaDevice) -> None:
         self._device, self._files, self._dtype = device, files, bundle.config.dtype
         self.max_images = files.max_images
+        if not files.has("prefill_top_k"):
+            self.no_top_k = "engines for top-k are built with build-engine --top-k"
         self._config = bundle.config.model
         self._evicts = EVICT in bundle.config.graphs and not files.evicts_in_step
         self._engines = LoadedEngines(files, bundle.config.graphs, device)

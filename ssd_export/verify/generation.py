@@ -136,6 +136,9 @@ class Ladder:
                     "tokens", figures, Divergence("another token was drawn", step, row=image)
                 )
             figures.setdefault("rounding_parts_them_at_step", []).append(step)
+        why_not = self.subject.no_top_k or self.reference.no_top_k
+        if why_not:
+            return Rung("tokens", figures | {"top_k_not_run": why_not})
         return Rung("tokens", figures | {"top_k_steps": FIRST_STEPS}, self._top_k_divergence())
 
     def image(self) -> Rung:

@@ -106,6 +106,8 @@ def _tokens(figures: Figures, tolerances: Figures) -> str:
     parted = figures.get("rounding_parts_them_at_step")
     where = f"; rounding parts them at step {', '.join(map(str, parted))}" if parted else ""
     ranked = f"; {figures['top_k_steps']} steps with top-k" if "top_k_steps" in figures else ""
+    if "top_k_not_run" in figures:
+        ranked = f"; top-k not run: {figures['top_k_not_run']}"
     return f"generated alone, {100 * figures['agreement']:.4g} % are equal{where}{ranked}"
 
 
