@@ -51,7 +51,10 @@ ABOVE = {
 }  # may import every room but each other
 TOP = {"cli"}  # imported by nothing
 TORCH_FREE = ("bundle", "cli", "plan", "policy", "runtime", "tensorrt", *sorted(GROUND))
-NEEDS_TORCH = {"runtime/torch_runner.py"}
+NEEDS_TORCH = {
+    f"runtime/{name}.py"
+    for name in ("captured_step", "torch_batch", "torch_runner", "torch_weights")
+}
 HEAVY_FOR_HELP = {
     "torch",
     "transformers",
