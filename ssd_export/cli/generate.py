@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import platform
 import re
 import time
 from collections.abc import Mapping, Sequence
@@ -238,7 +239,20 @@ def what_is_asked(
         f" {_precision(config)}",
         f"runner {kind.name} ({kind.title}) on {provider}",
     ]
+    if kind.name == "ort" and provider == "cpu":
+        lines += _half_precision_lines(config)
     return lines + (outside(prompts) if speaks_demo(config.model) else [])
+
+
+def _half_precision_lines(config: BundleConfig) -> list[str]:
+    """What would be better than float16 weights where no kernel multiplies them as they are."""
+    is_arm = platform.machine().lower() in ("aarch64", "arm64")  # has float16 kernels
+    if is_arm or config.dtype != "float16" or config.precision.weights != "none":
+        return []
+    return [
+        "float16 weights are multiplied as float32 on this CPU, which takes its memory and time;"
+        " export with --dtype fp32 --weights int8 for half of both"
+    ]
 
 
 def _precision(config: BundleConfig) -> str:
