@@ -33,8 +33,8 @@ if TYPE_CHECKING:
         default="transformers,full",
         metavar="NAME,...",
         help=(
-            "What to compare with in the same run: transformers with its own cache, the full cache"
-            " in the same runner, or none."
+            "Baselines in the same run: transformers with its own cache, the full cache in "
+            "the same runner, or none."
         ),
     ),
     option(
@@ -63,9 +63,11 @@ if TYPE_CHECKING:
         help="The bundles' checkpoint, for the baselines.  [default: demo, for its bundles]",
     ),
     option(
-        "--profile", is_flag=True, help="Also say in which operators onnxruntime spends a step."
+        "--profile",
+        is_flag=True,
+        help="Also report the operators in which ONNX Runtime spends a step.",
     ),
-    options.as_json.but(help="Print one JSON object, as documents are written from."),
+    options.as_json.but(help="Print one JSON object instead of tables."),
     needs=("export",),
 )
 def command(

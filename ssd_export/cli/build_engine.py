@@ -40,8 +40,8 @@ PLUGIN = ("auto", "on", "off")
         default="auto",
         metavar="|".join(PLUGIN),
         help=(
-            "Attention by the plugin's kernel, caches written in place (auto: where library and"
-            " kernel are at hand), or by ordinary operators."
+            "Attention by the plugin's kernel, with caches written in place, or by ordinary "
+            "operators; auto: by the plugin where library and kernel are available."
         ),
     ),
     option(
@@ -67,7 +67,8 @@ PLUGIN = ("auto", "on", "off")
         type=click.Path(path_type=Path, dir_okay=False),
         metavar="FILE",
         help=(
-            "Measurements of earlier builds, read and added to.  [default: one beside the engines]"
+            "File of earlier builds' layer timings, read and extended.  [default: one beside "
+            "the engines]"
         ),
     ),
     options.force_memory,

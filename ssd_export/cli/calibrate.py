@@ -59,8 +59,8 @@ class CalibrateSpec:
         type=options.FILE,
         metavar="FILE",
         help=(
-            "What to generate: UTF-8 text, one prompt a line.  [default: a varied list; for the"
-            " demo, its own scenes]"
+            "Prompts to generate: UTF-8 text, one a line.  [default: a varied list; for the "
+            "demo, its own scenes]"
         ),
     ),
     options.num_images.but(default=16, help="Images to measure on; prompts are used in turn."),
@@ -85,7 +85,7 @@ class CalibrateSpec:
         "--semantic-share",
         type=float,
         metavar="SHARE",
-        help="Instead of --tau: this share of the heads is semantic.  [default: not used]",
+        help="Share of the heads to call semantic, in place of --tau.  [default: not used]",
     ),
     options.seed,
     options.prompt_slots,
@@ -93,9 +93,9 @@ class CalibrateSpec:
         "--costs",
         type=click.Choice(["ablation", "fisher"]),
         help=(
-            "How what an option costs a head is found: by trying each, or from one gradient an"
-            " image, an estimate which takes minutes where trying takes hours.  [default: ablation"
-            " up to 500 million parameters, fisher above]"
+            "Measures what each cache option costs a head: ablation tries every option, "
+            "fisher estimates from one gradient an image, in minutes where trying takes "
+            "hours.  [default: ablation up to 500 million parameters, fisher above]"
         ),
     ),
     options.threads.but(help="CPU threads.  [default: all that this process may use]"),
@@ -109,16 +109,16 @@ class CalibrateSpec:
         type=options.FILE,
         metavar="FILE.png",
         help=(
-            "Draw the map here, attention of two heads and grid columns beside it.  [default: not"
-            " drawn]"
+            "Plot the map, with the attention of two heads and on grid columns beside it.  "
+            "[default: not plotted]"
         ),
     ),
     option(
         "--compare",
         metavar="janus-pro-1b|FILE",
         help=(
-            "Say how well the metric agrees with another head map of this model.  [default: no"
-            " comparison]"
+            "Report how well the metric agrees with another head map of this model.  "
+            "[default: no comparison]"
         ),
     ),
     needs=("export",),
@@ -127,9 +127,8 @@ def command(**asked: Any) -> None:
     """Measure the attention heads of a checkpoint.
 
     Generates images with the full cache and writes a head map: how far each head looks beyond its
-    neighborhood, and what every way of serving it from fewer slots would cost, from which `export
-    --policy ssd-auto` allocates any budget. An interrupted run goes on where it stopped when it is
-    started again.
+    neighborhood, and what each way of serving it from fewer slots costs. `export --policy ssd-auto`
+    allocates any budget by it. An interrupted run continues when it is started again.
     """
     spec = CalibrateSpec(**asked)
     _check_numbers(spec)

@@ -22,8 +22,8 @@ MARKS = {"ok": "ok", "absent": "-", "broken": "!!"}
         "wanted",
         metavar="NAME,...",
         help=(
-            "What the exit code is about: export, build-engine, or a runner (ort, torch, trt). "
-            " [default: all of them]"
+            "Subjects of the exit code: export, build-engine, or a runner (ort, torch, trt)."
+            "  [default: all of them]"
         ),
         show_default=False,
     ),
@@ -33,7 +33,7 @@ def command(wanted: str | None, as_json: bool) -> int:
     """Try what this machine has, and say what works.
 
     Every library is loaded and every execution provider opened with a graph of one node, each in a
-    process of its own. For each missing piece there is the command that brings it. Exit code 0:
+    separate process. For each missing piece it gives the command that installs it. Exit code 0:
     everything works; else 32, plus 1 where export cannot work here, 2 build-engine, 4 the ort
     runner, 8 torch, 16 trt.
     """

@@ -72,7 +72,7 @@ class EvalSpec:
     options.head_weights.but(metavar="none|int8|int4"),
     options.kv_dtype,
     options.num_prompts,
-    options.seed.but(help="Decides captions and images."),
+    options.seed.but(help="Random seed of captions and images."),
     options.runner,
     options.provider,
     options.threads,

@@ -80,8 +80,8 @@ from ssd_export.runtime.runners import check_threads
     ),
     options.target.but(
         help=(
-            "What will run the bundle, as for build-engine; what it cannot run is refused. "
-            " [default: anything]"
+            "Hardware that will run the bundle, as for build-engine; what it cannot run is "
+            "refused.  [default: anything]"
         )
     ),
     options.out.but(
@@ -93,23 +93,21 @@ from ssd_export.runtime.runners import check_threads
     option(
         "--force",
         is_flag=True,
-        help="Replace a bundle that is there, once the new one is complete.",
+        help="Replace an existing bundle, once the new one is complete.",
     ),
     option(
         "--resume",
         is_flag=True,
         help=(
-            "Go on where Ctrl-C, a signal, a crash or a full disk stopped the same export; begin"
-            " where there is nothing."
+            "Continue the same export where Ctrl-C, a signal, a crash or a full disk stopped "
+            "it; begin where there is nothing to continue."
         ),
     ),
     options.num_layers,
     option(
         "--revision",
         metavar="BRANCH|TAG|COMMIT",
-        help=(
-            "Which version of a hub's model; the bundle records its commit.  [default: the newest]"
-        ),
+        help=("Version of a hub's model; the bundle records the commit.  [default: the newest]"),
     ),
     options.threads,
     options.force_memory,
@@ -119,7 +117,7 @@ def command(threads: int | None, **asked: Any) -> None:
     """Export a checkpoint to a bundle.
 
     A bundle is a folder of ONNX graphs with a compressed KV cache of fixed size, one copy of the
-    weights, the tokenizer and a manifest; `ssd-export generate` generates from it.
+    weights, the tokenizer and a manifest; `ssd-export generate` makes images from it.
     """
     options.check_budget(asked["budget"])
     options.check_prompt_slots(asked["prompt_slots"])

@@ -91,7 +91,7 @@ class GenerateSpec:
     options.provider,
     options.threads,
     options.seed.but(
-        help="Randomness of the images, 64 bits: the same seed gives the same on every runner."
+        help="Random seed, 64 bits: the same seed gives the same images on every runner."
     ),
     options.num_images,
     options.cfg_scale.but(
@@ -99,15 +99,19 @@ class GenerateSpec:
         " Janus-Pro: 5]"
     ),
     options.temperature.but(
-        help="Divides the logits before sampling, above 0.  [default: the bundle's; Janus-Pro: 1.0]"
+        help=(
+            "Sampling temperature, above 0: divides the logits.  [default: the bundle's; "
+            "Janus-Pro: 1.0]"
+        )
     ),
     options.top_k,
     options.greedy,
     options.out.but(
         metavar="FILE.png|DIR",
         help=(
-            "The image; several make a sheet here and out-000.png, out-001.png, ... beside it,"
-            " each written as soon as it is done.  [default: out.png; with --prompts: out]"
+            "File of the image; several images are out-000.png, out-001.png, ... beside a "
+            "contact sheet here, each written as soon as it is done.  [default: out.png; with"
+            " --prompts: out]"
         ),
     ),
     options.save_tokens,
@@ -120,8 +124,8 @@ class GenerateSpec:
 def command(**asked: Any) -> int | None:
     """Generate an image for each PROMPT, or for each line of a file.
 
-    From a bundle that `ssd-export export` wrote. The PNG carries what it was made from as text
-    chunks. With --prompts, images that fail are listed and the exit code is then 3.
+    The bundle is one that `ssd-export export` wrote. Text chunks of the PNG record prompt, seed,
+    policy and bundle. With --prompts, images that fail are listed and the exit code is then 3.
     """
     spec = GenerateSpec(**asked)
     given = (spec.prompts, spec.classes, spec.prompt_embeds, spec.prompt_file)

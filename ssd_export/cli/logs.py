@@ -69,5 +69,5 @@ def verbose_option(command: Any) -> Any:
         expose_value=False,
         is_eager=True,
         callback=_verbose,
-        help="Log what is done and how long it takes, on stderr; so does SSD_LOG=debug.",
+        help="Log each step and its time to stderr, as SSD_LOG=debug does.",
     )(command)

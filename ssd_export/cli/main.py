@@ -67,8 +67,8 @@ class VerbGroup(click.Group):
 @click.version_option(TOOL_VERSION, prog_name="ssd-export")
 @logs.verbose_option
 def ssd_export() -> None:
-    """Janus-Pro image generation with a compressed KV cache: export a checkpoint, generate, look
-    inside.
+    """Exports text-to-image models with a compressed KV cache of fixed size, and generates images
+    from the exported bundles.
     """
 
 

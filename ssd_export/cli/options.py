@@ -49,9 +49,10 @@ prompt_file = option(
     type=FILE,
     metavar="FILE",
     help=(
-        "Prompts from a .txt (one a line), .csv or .jsonl file, whose lines may have their own"
-        " negative_prompt, seed, cfg_scale, temperature and top_k. --out is then a folder: images"
-        " and results.jsonl, from which the same command goes on."
+        "File of prompts: .txt (one a line), .csv or .jsonl, whose lines may set "
+        "negative_prompt, seed, cfg_scale, temperature and top_k. --out is then a folder "
+        "of images and results.jsonl, and the same command continues an interrupted run."
+        "  [default: none]"
     ),
 )
 ray = option(
@@ -60,15 +61,16 @@ ray = option(
     flag_value="",
     metavar="[ADDRESS]",
     help=(
-        "Make the images of --prompts on a Ray cluster, on this machine alone without an address."
-        " A worker takes --threads CPUs (1), and with --provider cuda a GPU."
+        "Generate the images of --prompts on a Ray cluster; without an address, on this "
+        "machine. Each worker takes --threads CPUs (1 by default) and, with --provider "
+        "cuda, a GPU.  [default: no]"
     ),
 )
 ray_workers = option(
     "--ray-workers",
     type=click.IntRange(min=1),
     metavar="COUNT",
-    help="Workers with a generator each.  [default: what the cluster has room for]",
+    help="Workers, each with its own generator.  [default: what the cluster has room for]",
 )
 classes = option(
     "--class",
@@ -76,31 +78,31 @@ classes = option(
     type=click.IntRange(min=0),
     multiple=True,
     metavar="NUMBER",
-    help="A class, of a model that generates classes; given again, another one.",
+    help="Class to generate, for a model of classes; repeat it for several.  [default: none]",
 )
 prompt_embeds = option(
     "--prompt-embeds",
     type=FILE,
     metavar="FILE.safetensors",
     help=(
-        "Prompts that a text encoder has embedded, of a model that reads them so: prompt_embeds"
-        " [N, T, width] and attention_mask [N, T]."
+        "Prompts as a text encoder embedded them, for a model that reads embeddings: "
+        "prompt_embeds [N, T, width] and attention_mask [N, T].  [default: none]"
     ),
 )
 prompts = Argument(("prompts",), {"nargs": -1, "required": True, "metavar": "PROMPT..."})
 
-# Who computes
+# Backend
 
 runner = option(
     "--runner",
     default=DEFAULT,
     metavar="|".join(NAMES),
-    help=f"Who computes: {', '.join(kind.title for kind in KINDS)}.",
+    help=f"Backend: {', '.join(f'{kind.title} ({kind.name})' for kind in KINDS)}.",
 )
 provider = option(
     "--provider",
     metavar="|".join(PROVIDERS),
-    help=f"Where the runner computes.  [default: {KINDS[0].provider()}; trt: cuda]",
+    help=f"Device that the runner computes on.  [default: {KINDS[0].provider()}; trt: cuda]",
 )
 threads = option(
     "--threads",
@@ -113,8 +115,8 @@ batch = option(
     type=int,
     metavar="COUNT",
     help=(
-        "Images generated at once; which ones does not depend on it.  [default: 64, for large"
-        " models 16]"
+        "Images generated at once; the images do not depend on it.  [default: 64, for "
+        "large models 16]"
     ),
 )
 decoder_batch = option(
@@ -122,7 +124,7 @@ decoder_batch = option(
     type=int,
     default=1,
     metavar="COUNT",
-    help="Images decoded to pixels at once: more takes memory and saves little time.",
+    help="Images decoded to pixels at once; more take memory and save little time.",
 )
 lookahead = option(
     "--lookahead",
@@ -134,18 +136,18 @@ lookahead = option(
     ),
 )
 force_memory = option(
-    "--force-memory", is_flag=True, help="Try even where the estimate says that memory will not do."
+    "--force-memory", is_flag=True, help="Go on even where the estimate exceeds the memory."
 )
 
 # How tokens are drawn
 
-seed = option("--seed", type=int, default=0, metavar="INTEGER", help="Randomness of the images.")
+seed = option("--seed", type=int, default=0, metavar="INTEGER", help="Random seed of the images.")
 negative_prompt = option(
     "--negative-prompt",
     default="",
     metavar="TEXT",
     show_default=False,
-    help="What guidance leads away from.  [default: the model's own unconditional row]",
+    help=("Prompt that guidance leads away from.  [default: the model's own unconditional row]"),
 )
 num_images = option(
     "--num-images", type=int, default=1, metavar="COUNT", help="Images for each prompt."
@@ -169,7 +171,7 @@ top_k = option(
 greedy = option(
     "--greedy",
     is_flag=True,
-    help="Take the likeliest token; --temperature and --top-k then do nothing.",
+    help="Take the likeliest token; --temperature and --top-k have no effect.",
 )
 num_prompts = option(
     "--num-prompts",
@@ -189,9 +191,9 @@ head_map = option(
     "--head-map",
     metavar="FILE|NAME|random:SEED|swapped",
     help=(
-        "Head kinds and costs from `ssd-export calibrate`, a built-in map (janus-pro-1b,"
-        " janus-pro-7b), or a control of the model's own map: its head types permuted at random,"
-        " or swapped.  [default: the model's own map]"
+        "Head types and costs from `ssd-export calibrate`, a built-in map (janus-pro-1b, "
+        "janus-pro-7b), or a control of the model's own map: its head types permuted at "
+        "random, or swapped.  [default: the model's own map]"
     ),
 )
 groups = option(
@@ -199,16 +201,17 @@ groups = option(
     type=click.IntRange(1, MAX_GROUPS),
     default=DEFAULT_GROUPS,
     metavar="1|2|3",
-    help="How many rules and sizes ssd-auto may use in a layer.",
+    help="Most head groups, each with its rule and size, that ssd-auto uses in a layer.",
 )
 prompt_slots = option(
     "--prompt-slots",
     type=int,
     metavar="TOKENS",
     help=(
-        "Cache slots for the prompt: the longest prompt, control tokens included. What a short"
-        " prompt leaves free holds image tokens, so calibrate and export want the same number. "
-        " [default: the model's; Janus-Pro: 64]"
+        "Cache slots for the prompt, control tokens included: as many as the longest "
+        "prompt needs. Slots that a short prompt leaves free hold image tokens, so "
+        "calibrate with the number that you export with.  [default: the model's; "
+        "Janus-Pro: 64]"
     ),
 )
 dtype = option(
@@ -220,26 +223,26 @@ dtype = option(
 weights = option(
     "--weights",
     metavar="|".join(WEIGHTS),
-    help="How the layers' matrices are stored.  [default: none]",
+    help="Storage of the layers' matrices.  [default: none]",
 )
 head_weights = option(
     "--head-weights",
     metavar="|".join(WEIGHTS),
     help=(
-        "How the matrices of the generation head and the aligner are stored.  [default: int8"
-        " where --weights is int8 or int4, else none]"
+        "Storage of the matrices of the generation head and the aligner.  [default: int8 "
+        "where --weights is int8 or int4, else none]"
     ),
 )
 kv_dtype = option(
     "--kv-dtype",
     metavar="model|int8",
-    help="How the cache's keys and values are stored.  [default: model]",
+    help="Storage of the cache's keys and values.  [default: model]",
 )
 num_layers = option(
     "--num-layers",
     type=int,
     metavar="COUNT",
-    help="Only the first layers: a quick trial of a big model.  [default: all]",
+    help="Export only the first layers: a quick trial of a big model.  [default: all]",
 )
 target = option("--target", metavar="NAME", help="What will run it, as for build-engine.")
 
@@ -257,8 +260,8 @@ preview = option(
     type=FILE,
     metavar="DIR",
     help=(
-        "Write the unfinished images after each grid row: row-00.png, ..., instead of those that"
-        " are there.  [default: not written]"
+        "Write the unfinished images after each grid row as row-00.png, ...; replaces "
+        "earlier previews.  [default: not written]"
     ),
 )
 as_json = option("--json", "as_json", is_flag=True, help="Print one JSON object instead of tables.")

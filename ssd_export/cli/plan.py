@@ -67,7 +67,7 @@ class PlanSpec:
     options.target.but(
         metavar="NAME|8GB",
         help=(
-            "Where images will be generated: a target of build-engine, or a size of GPU memory; "
+            "Device that will generate: a target of build-engine, or a size of GPU memory; "
             "cpu: this machine, with ONNX Runtime.  [default: cpu]"
         ),
     ),
@@ -81,7 +81,7 @@ class PlanSpec:
     needs=("export",),
 )
 def command(target: str | None, fits: bool, as_json: bool, **asked: Any) -> None:
-    """Say what every stage will take of memory, disk and time, and what does not fit.
+    """Estimate memory, disk and time of every stage, and say what does not fit.
 
     Nothing is downloaded, read or written. export, build-engine and generate refuse by the same
     numbers.

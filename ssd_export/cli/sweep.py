@@ -82,8 +82,8 @@ BUDGETS = "0.1,0.15,0.2,0.3,0.5"
         type=options.FILE,
         metavar="FILE.json",
         help=(
-            "Also write the results, with machine and versions, where documents are made from; plot"
-            " and sheet beside it.  [default: no]"
+            "Also write the results, with machine and versions, as a measurement for the "
+            "documents; plot and sheet beside it.  [default: not written]"
         ),
     ),
     needs=("export",),
@@ -91,11 +91,11 @@ BUDGETS = "0.1,0.15,0.2,0.3,0.5"
 def command(policies: str, budgets: str, measurement: Path | None, **asked: Any) -> int:
     """Compare cache policies by quality, memory and speed.
 
-    Every policy at every budget gets the same prompts and the same random numbers. The demo
-    model is scored (share of images that show what their captions say, and teacher-forced loss
-    above the full cache); any other model is compared with its own full cache. Interrupt it at any
-    time: the table of what is finished is written, and run again it goes on. The exit code is 1 if
-    something failed.
+    Every policy at every budget gets the same prompts and the same random numbers. The demo model
+    is scored (share of images that show what their captions say, and teacher-forced loss above the
+    full cache); any other model is compared with its own full cache. It can be interrupted at any
+    time: the table of what is finished is written, and the same command continues. The exit code is
+    1 if something failed.
     """
     options.check_runner(asked["runner"], asked["provider"], asked["threads"])
     options.check_num_prompts(asked["num_prompts"], least=0)

@@ -16,7 +16,7 @@ from ssd_export.sampling import as_count
 @verb(
     options.out.but(
         default=Path("demo-training"),
-        help="Where states, log and the checkpoint go; an interrupted run there is resumed.",
+        help="Folder for states, log and checkpoint; an interrupted run there is resumed.",
     ),
     option("--steps", type=int, default=5600, metavar="COUNT", help="Steps of the transformer."),
     option(
@@ -26,7 +26,7 @@ from ssd_export.sampling import as_count
         metavar="COUNT",
         help="Steps of the image decoder.",
     ),
-    options.seed.but(help="Of weights and images."),
+    options.seed.but(help="Random seed of weights and images."),
     option(
         "--device",
         default="cpu",

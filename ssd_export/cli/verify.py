@@ -29,7 +29,7 @@ from ssd_export.verify.report import lines_of
         "--level",
         default="image",
         metavar="ops|layers|logits|tokens|image",
-        help="How far up the ladder to climb.",
+        help="The last check to run.",
     ),
     options.model.but(
         default=None,
@@ -37,17 +37,17 @@ from ssd_export.verify.report import lines_of
     ),
     options.provider,
     options.threads,
-    options.seed.but(help="Of the image that is generated."),
+    options.seed.but(help="Random seed of the image."),
     options.as_json.but(help="Print the report as one JSON object."),
     needs=("export", "ort"),
 )
 def command(as_json: bool, bundle: Path | None, **asked: Any) -> int:
     """Prove that a bundle does what it claims.
 
-    Climbs from the files' promises over single operators, layers, logits of all steps and tokens to
-    the image, proves on the allocated tensors that the cache is compressed, and stops at the
-    first difference, which it names with step, layer and head. The exit code is 1 if there is one.
-    The report goes into the bundle as reports/verify.json.
+    Checks, in this order, the files' contract, single operators, layers, logits of all steps,
+    tokens and the image, and proves on the allocated tensors that the cache is compressed. It stops
+    at the first difference and names step, layer and head; the exit code is then 1. The report goes
+    into the bundle as reports/verify.json.
     """
     options.check_seed(asked["seed"])
     options.check_runner(DEFAULT, asked["provider"], asked["threads"])

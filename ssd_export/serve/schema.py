@@ -27,7 +27,8 @@ class GenerationRequest(BaseModel):
 
     prompt: Annotated[str, Field(min_length=1, max_length=MAX_PROMPT_CHARACTERS)]
     negative_prompt: Annotated[str, Field(max_length=MAX_PROMPT_CHARACTERS)] | None = Field(
-        None, description="What guidance leads away from. None: the model's unconditional row."
+        None,
+        description="Prompt that guidance leads away from. None: the model's unconditional row.",
     )
     model: str | None = None
     n: Annotated[int, Field(ge=1, le=MAX_IMAGES, strict=True)] | None = 1

@@ -287,7 +287,7 @@ def test_export_hands_on_what_was_asked_and_remembers_the_bundle(
         num_recent=None,
         head_map=None,
         groups=2,
-        prompt_slots=64,
+        prompt_slots=None,
         dtype="fp32",
         out=None,
         force=False,
