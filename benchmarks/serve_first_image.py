@@ -3,7 +3,8 @@
     python -m benchmarks.serve_first_image BUNDLE [--rounds 40] [--out FILE.json]
 
 Every round asks the generator in this process for its first grid row as a PNG file, then an idle
-server for its first partial image, so that both meet the same machine.
+server for its first partial image, so that both meet the same machine. Then the page is asked, in
+Chromium.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
+from benchmarks.browser import generate, open_page
 from benchmarks.server_process import IMAGES_PATH, ServerProcess
 from ssd_export.noise import ImageSeed
 from ssd_export.report.measurement import measurement, table, write_measurement
@@ -54,6 +56,13 @@ def server_ms(server: ServerProcess, seed: int) -> float:
     return took
 
 
+def page_ms(server: ServerProcess, rounds: int) -> list[float]:
+    """From the click to the first partial image, as the page says it; images are finished."""
+    with open_page(server.port) as page:
+        generate(page, PROMPT, 0)
+        return [float(generate(page, PROMPT, seed)) for seed in range(1, rounds + 1)]
+
+
 def measure(bundle: Path, rounds: int) -> dict[str, Any]:
     """The results of a measurement."""
     with (
@@ -64,11 +73,13 @@ def measure(bundle: Path, rounds: int) -> dict[str, Any]:
         first = server_ms(server, 0)
         generator_ms(generator, 0)
         pairs = [(generator_ms(generator, seed), server_ms(server, seed)) for seed in range(rounds)]
+        in_page = page_ms(server, rounds // 2)
     alone, served = ([pair[side] for pair in pairs] for side in (0, 1))
     ratio = statistics.median(over / bare for bare, over in pairs)
     rows = [
         ["the generator alone", *map(shown, (median(alone), worst(alone)))],
         ["over HTTP", *map(shown, (median(served), worst(served)))],
+        ["in the page (Chromium)", *map(shown, (median(in_page), worst(in_page)))],
         ["the first request after the start", shown(first), None],
     ]
     note = f"{rounds} rounds in turns; median of over HTTP / alone: {ratio:.2f}."
@@ -78,6 +89,8 @@ def measure(bundle: Path, rounds: int) -> dict[str, Any]:
         "served": shown(median(served)),
         "served_p95": shown(worst(served)),
         "first": shown(first),
+        "page": shown(median(in_page)),
+        "page_p95": shown(worst(in_page)),
         "ratio": f"{ratio:.2f}",
     }
     return {"tables": [table("First partial image", columns, rows, note)], "figures": figures}
