@@ -91,6 +91,11 @@ SECTIONS = (
     Section("Export and memory at real size", "", ("real_size",)),
     Section("Quantized weights and caches", "", ("quantization",)),
     Section("Building engines without a GPU", "", ("build", "target_builds")),
+    Section(
+        "A decode step on GPUs that are not here",
+        "A model, made of bytes, operations and the kernel's machine code; no step of it was run.",
+        ("step_model",),
+    ),
     Section("On a GPU", "", ("gpu",)),
 )
 
