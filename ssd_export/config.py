@@ -70,6 +70,7 @@ class ModelConfig:
     column, and takes queries and keys of the condition as zero.
     has_aligner: image tokens enter through entries of codebook_dim and an MLP, and leave through
     another; without it both are plain tables of hidden_size.
+    prompt_template: a name among the family's; "" where it has one alone.
     caption_dim: width of the condition's embeddings where an MLP brings them to hidden_size; 0
     where they have it.
     """
@@ -93,6 +94,7 @@ class ModelConfig:
     rope_axes: int = 1
     has_aligner: bool = True
     caption_dim: int = 0
+    prompt_template: str = ""
 
     @property
     def condition_dim(self) -> int:

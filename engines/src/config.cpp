@@ -62,6 +62,13 @@ ModelConfig parse_model(JsonReader const& json) {
         fail(SSD_BAD_BUNDLE, "the model is of the family '", model.family,
              "', and this ssd_runtime knows janus; use the version that wrote the bundle");
     }
+    if (json.has("prompt_template")) {
+        std::string const name = json["prompt_template"].string();
+        if (!name.empty() && name != "janus-pro") {
+            fail(SSD_UNAVAILABLE, "the model's prompts are written as '", name,
+                 "', and this ssd_runtime knows janus-pro; use ssd-export generate");
+        }
+    }
     if (model.image_height() * model.image_width() > max_pixels) {
         json["grid"].wrong(text("an image of at most ", max_pixels, " pixels"));
     }

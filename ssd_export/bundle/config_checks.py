@@ -186,6 +186,7 @@ def _text_faults(config: BundleConfig) -> Iterator[Fault]:
         "tool_version": config.tool_version,
         "model_name": config.model_name,
         "model.family": config.model.family,
+        "model.prompt_template": config.model.prompt_template,
         "model_revision": config.model_revision or "",
         "target": config.target or "",
         "policy.name": config.policy.name,

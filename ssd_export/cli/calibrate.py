@@ -39,6 +39,7 @@ class CalibrateSpec:
     seed: int
     prompt_slots: int | None
     lora: Path | None
+    prompt_template: str | None
     costs: str | None
     threads: int | None
     out: Path
@@ -54,6 +55,7 @@ class CalibrateSpec:
 @verb(
     options.model,
     options.lora,
+    options.prompt_template,
     option(
         "--prompts",
         type=options.FILE,
@@ -188,7 +190,7 @@ def _calibrate(spec: CalibrateSpec) -> None:
     set_torch_threads(spec.threads)
     given = _prompts(spec)
     _, folder = model_folder(spec.model)
-    checkpoint = open_checkpoint(folder, spec.lora)
+    checkpoint = open_checkpoint(folder, spec.lora, spec.prompt_template)
     grid = checkpoint.config.grid
     neighborhood = (
         Neighborhood.default(grid)

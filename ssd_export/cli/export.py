@@ -17,6 +17,7 @@ from ssd_export.runtime.runners import check_threads
 @verb(
     options.model,
     options.lora,
+    options.prompt_template,
     options.policy.but(
         help=(
             f"Which tokens each head keeps: {', '.join(POLICIES)}.  [default:"

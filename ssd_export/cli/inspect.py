@@ -166,6 +166,7 @@ def _summary(facts: dict[str, Any]) -> list[tuple[str, str]]:
             ),
         ),
         *((("revision", facts["model_revision"]),) if facts["model_revision"] else ()),
+        *((("prompts", model["prompt_template"]),) if model["prompt_template"] else ()),
         ("precision", facts["dtype"]),
         *(("", line) for line in _weight_lines(facts["precision"])),
         *(

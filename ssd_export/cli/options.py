@@ -38,7 +38,15 @@ lora = option(
     metavar="DIR",
     help=(
         "A LoRA adapter as PEFT saves it (adapter_config.json, adapter_model.safetensors), merged"
-        " into the model's matrices on the way."
+        " into the model's matrices on the way.  [default: none]"
+    ),
+)
+prompt_template = option(
+    "--prompt-template",
+    metavar="NAME",
+    help=(
+        "How prompts are written: janus-pro (<|User|>: ...) or janus (User: ..., as Janus-1.3B was"
+        " trained).  [default: what the model's files tell]"
     ),
 )
 bundle = option("--bundle", type=FILE, metavar="DIR", help=f"The bundle.  {LATEST}")

@@ -82,6 +82,7 @@ class ExportSpec:
         num_layers: the first layers alone.
         force_memory: try even where the estimate says that memory will not do.
         lora: a folder with a PEFT adapter that is merged on the way.
+        prompt_template: how prompts are written; None takes what the model's files tell.
     """
 
     model: str = "demo"
@@ -106,6 +107,7 @@ class ExportSpec:
     resume: bool = False
     force_memory: bool = False
     lora: Path | None = None
+    prompt_template: str | None = None
 
     @property
     def precision(self) -> Precision:
@@ -150,6 +152,11 @@ def export_bundle(
     check_target(plan.out, spec.force)
     if plan.checkpoint.left_out:
         log.info("left out, generating images does not need it: %s", plan.checkpoint.left_out)
+    note = family_of(plan.checkpoint.config).prompt_note(
+        plan.checkpoint.config, plan.checkpoint.path
+    )
+    if note:
+        log.info("%s", note)
     unfinished = unfinished_folder(plan.out)
     check_space(plan, unfinished)
     try:
@@ -185,7 +192,7 @@ def plan_export(spec: ExportSpec, download: bool = True) -> ExportPlan:
         table, head_map = settle_policy(spec, checkpoint)
     else:
         model = find_model(spec.model, spec.revision)
-        checkpoint = open_checkpoint(model.folder, spec.lora)
+        checkpoint = open_checkpoint(model.folder, spec.lora, spec.prompt_template)
         table, head_map = settle_policy(spec, checkpoint)
     if spec.num_layers is not None:
         checkpoint = checkpoint.first_layers(spec.num_layers)

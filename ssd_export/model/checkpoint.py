@@ -19,7 +19,7 @@ from ssd_export.model.config_file import ConfigFile
 from ssd_export.model.conversion import convert
 from ssd_export.model.decoder import ImageTokenModel
 from ssd_export.model.families import assumed_head_map, family_of, identify, prompt_encoder
-from ssd_export.model.families.family import Layout, Part
+from ssd_export.model.families.family import Family, Layout, Part, names_of
 from ssd_export.model.image_decoder import ImageDecoder
 from ssd_export.model.inventory import check_counts, check_inventory
 from ssd_export.model.lora import LoraMatrix, open_lora
@@ -60,23 +60,13 @@ class Checkpoint:
         """A file beside the weights."""
         return self.path / name
 
-    @property
-    def known_as(self) -> set[str]:
-        """Names that the model may have been published under, in lower case: those of its folder
-        and, in a hub's cache, of the repository.
-        """
-        folder = self.path.resolve()
-        in_cache = folder.parent.name == "snapshots"
-        repository = folder.parent.parent.name.split("--")[-1] if in_cache else ""
-        return {name.lower() for name in (folder.name, repository) if name}
-
     def head_map(self, explicit: str | Path | None = None) -> HeadMap | None:
         """The map asked for, else the checkpoint's own, else a built-in one that may be assumed.
 
         Args: explicit: as policy/head_map.py's find_head_map takes it.
         Raises: UserError for a map that is damaged, missing or another model's.
         """
-        assumed = assumed_head_map(self.config, self.known_as)
+        assumed = assumed_head_map(self.config, names_of(self.path))
         return find_head_map(self.config, explicit, self.fingerprint(), self.path, assumed)
 
     def names(self) -> list[str]:
@@ -224,7 +214,9 @@ class _Place:
         return first, first + size
 
 
-def open_checkpoint(path: str | Path, lora: str | Path | None = None) -> Checkpoint:
+def open_checkpoint(
+    path: str | Path, lora: str | Path | None = None, prompt_template: str | None = None
+) -> Checkpoint:
     """A checkpoint whose files, names, shapes and tokenizer have been checked; no weights are read
     yet.
 
@@ -232,6 +224,7 @@ def open_checkpoint(path: str | Path, lora: str | Path | None = None) -> Checkpo
         path: directory with config.json, the prompt files of its family and the weights, in one of
             the family's layouts.
         lora: directory of an adapter (PEFT) that is added to its matrices as they are read.
+        prompt_template: a name among the family's; None takes the one that the files tell.
     Raises: UserError for whatever is missing, foreign, damaged, quantized already, of a wrong
     shape,
         or would be used and has no place in a model of the family.
@@ -258,7 +251,7 @@ def open_checkpoint(path: str | Path, lora: str | Path | None = None) -> Checkpo
         added = open_lora(Path(lora), layout.canonical_name, shapes, family.left_out)
         for name, matrix in added.items():
             places[name].lora = matrix
-    config = layout.read_config(file, shapes)
+    config = _with_template(family, layout.read_config(file, shapes), prompt_template)
     places = _with_parts(places, layout.parts(config, shapes))
     shapes = {name: place.shape for name, place in places.items()}
     check_counts(path, family, config, shapes)
@@ -286,6 +279,17 @@ def _places(path: Path, layout: Layout) -> dict[str, _Place]:
                 )
             places[name] = _Place(weights, stored)
     return places
+
+
+def _with_template(family: Family, config: ModelConfig, name: str | None) -> ModelConfig:
+    """Raises: UserError for a template that the family lacks."""
+    if name is None:
+        return config
+    if name not in family.prompt_templates:
+        known = " or ".join(family.prompt_templates)
+        way_out = f"use {known}" if known else "leave it out"
+        raise UserError(f"--prompt-template {name}: {family.title} has no such name; {way_out}")
+    return replace(config, prompt_template=name)
 
 
 def _with_parts(places: dict[str, _Place], parts: Mapping[str, Part]) -> dict[str, _Place]:

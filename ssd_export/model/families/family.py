@@ -29,6 +29,16 @@ class PromptEncoder(Protocol):
         """
 
 
+def names_of(folder: Path) -> set[str]:
+    """Names that a model may have been published under, in lower case: those of its folder and, in
+    a hub's cache, of the repository.
+    """
+    folder = folder.resolve()
+    in_cache = folder.parent.name == "snapshots"
+    repository = folder.parent.parent.name.split("--")[-1] if in_cache else ""
+    return {name.lower() for name in (folder.name, repository) if name}
+
+
 @dataclass(frozen=True)
 class Part:
     """A tensor that is stored as rows of a larger matrix.
@@ -76,6 +86,8 @@ class Family:
     example_prompts: of a model, as many as are asked for; what is verified and measured with.
     prompt_slots: of a model, what an export takes where nothing else is asked for.
     takes_classes: whether a model's prompts are numbers or names of classes.
+    prompt_templates: names, where models of the family differ; prompt_note: what to say of a
+    model's, from its configuration and folder.
     """
 
     name: str
@@ -93,3 +105,5 @@ class Family:
     example_prompts: Callable[[ModelConfig, int], Sequence[Prompt]]
     prompt_slots: Callable[[ModelConfig], int]
     takes_classes: Callable[[ModelConfig], bool] = lambda config: False
+    prompt_templates: tuple[str, ...] = ()
+    prompt_note: Callable[[ModelConfig, Path], str] = lambda config, folder: ""

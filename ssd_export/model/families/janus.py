@@ -13,14 +13,17 @@ from the tensors' shapes.
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 from ssd_export.config import EMBED_TOKENS, Grid, ModelConfig, VQConfig
 from ssd_export.errors import UserError
+from ssd_export.files import read_file
 from ssd_export.model.config_file import ConfigFile
-from ssd_export.model.families.family import Family, Layout, Shapes
+from ssd_export.model.families.family import Family, Layout, Shapes, names_of
 from ssd_export.model.families.vq_16 import (
     FROM_BLOCKS,
     VQ_16,
@@ -30,6 +33,7 @@ from ssd_export.model.families.vq_16 import (
 from ssd_export.model.prompt import Prompt, PromptTemplate, TemplateEncoder
 from ssd_export.model.rope import rope_theta
 from ssd_export.sampling import Sampling
+from ssd_export.typed_json import MAX_BYTES
 
 NAME, TITLE = "janus", "Janus-Pro"
 GRID = Grid(24, 24)  # image tokens row by row, from the upper left
@@ -43,6 +47,16 @@ PROMPT = PromptTemplate(
     roles=(USER, ASSISTANT),
     parts=(USER, ": {prompt}\n\n", ASSISTANT, ":"),
 )
+# Janus-1.3B was trained with its roles as words; everything else is as in Janus-Pro.
+PRO_TEMPLATE, FIRST_TEMPLATE = "janus-pro", "janus"
+TEMPLATES = {
+    PRO_TEMPLATE: PROMPT,
+    FIRST_TEMPLATE: replace(PROMPT, roles=(), parts=("User: {prompt}\n\nAssistant:",)),
+}
+FIRST_MODELS = ("janus-1.3b",)  # beginnings of names
+NAMED = {"janus-pro": PRO_TEMPLATE, **dict.fromkeys(FIRST_MODELS, FIRST_TEMPLATE)}
+CHAT_TEMPLATES = ("chat_template.jinja", "chat_template.json")
+TOKENIZER_CONFIG = "tokenizer_config.json"
 PROMPT_SLOTS = 64  # what most prompts need
 EXAMPLES = (
     "a red circle on white",
@@ -76,8 +90,53 @@ def from_original(stored: str) -> str:
 
 
 def prompt_encoder(file: Callable[[str], Path], config: ModelConfig) -> TemplateEncoder:
-    """The encoder of the family's prompt template."""
-    return TemplateEncoder.from_file(file(TOKENIZER), PROMPT, TITLE, config.vocab_size)
+    """The encoder of the model's prompt template."""
+    template = TEMPLATES.get(config.prompt_template or PRO_TEMPLATE)
+    if template is None:
+        raise UserError(
+            f"prompts are written as {config.prompt_template!r}, and this ssd-export knows"
+            f" {' and '.join(TEMPLATES)}; use the version that wrote the bundle"
+        )
+    return TemplateEncoder.from_file(file(TOKENIZER), template, TITLE, config.vocab_size)
+
+
+def find_prompt_template(folder: Path) -> tuple[str, str]:
+    """(template, what tells it): the chat template beside the weights, else the model's name, else
+    the tokenizer's chat template, which may be that of the language model before; else Janus-Pro's.
+    """
+    for name in CHAT_TEMPLATES:
+        if text := _chat_template(folder / name):
+            return _by_roles(text), name
+    for known_as in sorted(names_of(folder)):
+        for start, template in NAMED.items():
+            if known_as.startswith(start):
+                return template, f"the name {known_as}"
+    if text := _chat_template(folder / TOKENIZER_CONFIG):
+        return _by_roles(text), TOKENIZER_CONFIG
+    return PRO_TEMPLATE, "nothing beside the weights says another"
+
+
+def _by_roles(chat_template: str) -> str:
+    return PRO_TEMPLATE if "<|" in chat_template else FIRST_TEMPLATE
+
+
+def _chat_template(path: Path) -> str:
+    """The chat template that a file holds, if it has roles; "" where there is none."""
+    try:
+        text = read_file(path, MAX_BYTES).decode("utf-8")
+        is_json = path.suffix == ".json"
+        found = json.loads(text).get("chat_template", "") if is_json else text
+    except (OSError, ValueError, AttributeError, RecursionError):
+        return ""
+    return found if isinstance(found, str) and "User" in found else ""
+
+
+def prompt_note(config: ModelConfig, folder: Path) -> str:
+    """How the model's prompts are written, and what tells it."""
+    name = config.prompt_template or PRO_TEMPLATE
+    found, source = find_prompt_template(folder)
+    where = source if found == name else "asked for"
+    return f"prompts as {name}: {''.join(TEMPLATES[name].parts)!r} ({where})"
 
 
 def example_prompts(config: ModelConfig, count: int) -> list[Prompt]:
@@ -166,6 +225,7 @@ def _model_config(
         family=NAME,
         grid=GRID,
         rows_per_image=ROWS_PER_IMAGE,
+        prompt_template=find_prompt_template(file.path.parent)[0],
     )
 
 
@@ -204,7 +264,7 @@ JANUS = Family(
         "janus-pro-1b": _janus_pro(24, 2048, 16, 5632),
         "janus-pro-7b": _janus_pro(30, 4096, 32, 11008),
     },
-    look_alikes=("janus-1.3b",),
+    look_alikes=FIRST_MODELS,
     stand_ins=stand_ins,
     left_out=("vision_model.", "aligner.", "vqmodel.encoder.", "lm_head."),
     derived=r"\.rotary_emb\.inv_freq$|^vqmodel\.quantize\.codebook_used$",
@@ -213,4 +273,6 @@ JANUS = Family(
     sampling=Sampling(cfg_scale=5.0, temperature=1.0),
     example_prompts=example_prompts,
     prompt_slots=lambda config: PROMPT_SLOTS,
+    prompt_templates=tuple(TEMPLATES),
+    prompt_note=prompt_note,
 )
