@@ -88,6 +88,7 @@ SECTIONS = (
         " threads make it slower than one, and slower than the full cache.",
         ("attention_ratio",),
     ),
+    Section("Other runtimes on the CPU", "", ("peers",)),
     Section("Export and memory at real size", "", ("real_size",)),
     Section("Quantized weights and caches", "", ("quantization",)),
     Section("Building engines without a GPU", "", ("build", "target_builds")),

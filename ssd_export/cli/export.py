@@ -76,7 +76,7 @@ from ssd_export.runtime.runners import check_threads
         default="model",
         help=(
             "Keys and values of the cache: as --dtype, or int8 with a scale for every token and"
-            " head."
+            " head, which takes less memory and, on a CPU, more time."
         ),
     ),
     options.target.but(

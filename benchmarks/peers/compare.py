@@ -1,0 +1,250 @@
+"""Compares decode steps of this project's bundles with other runtimes' and writes
+docs/measurements/peers.json.
+
+    python -m benchmarks.peers.compare --work FOLDER [--images 1 --images 8] [--threads 1]
+
+Every peer computes the same shape (shape.py) on two rows an image; this project's steps have
+guidance, aligner, sampler and a compressed cache besides. All processes are open at once and take
+turns, a few steps each, so that other work on the machine falls on each of them: a ratio is of two
+medians of one round, and its range is over the rounds. Peers are installed into an environment of
+their own under FOLDER; what is there already is used again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import sysconfig
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ssd_export.report.environment import busy_note
+from ssd_export.report.measurement import measurement, table, write_measurement
+
+JSON = Path("docs/measurements/peers.json")
+PACKAGES = ("onnxruntime-genai", "openvino", "nncf")
+REPOSITORY = Path(__file__).parents[2]
+ROUNDS, STEPS = 7, 6
+REFERENCE = "this project, int4"
+COLUMNS = [
+    "runtime",
+    "images",
+    "threads",
+    "CPU ms a step",
+    "times this project's int4 (range)",
+    "opening, CPU s",
+    "peak MB",
+]
+
+
+@dataclass(frozen=True)
+class Peer:
+    """A runtime with a model. module: of benchmarks.peers; own: whether it runs in the peers'
+    environment.
+    """
+
+    name: str
+    module: str
+    model: Path
+    own: bool = True
+
+
+class Workplace:
+    """The folder with the peers' environment and everybody's models."""
+
+    def __init__(self, folder: Path, num_layers: int) -> None:
+        self.folder, self._num_layers = folder.absolute(), num_layers
+
+    @property
+    def python(self) -> Path:
+        """The interpreter of the peers' environment."""
+        return self.folder / "env" / "bin" / "python"
+
+    def install(self) -> None:
+        """Makes the environment; torch and transformers are those of this one."""
+        if self.python.exists():
+            return
+        _run(sys.executable, "-m", "venv", str(self.python.parents[1]))
+        _run(str(self.python), "-m", "pip", "install", *PACKAGES)
+        script = "import sysconfig; print(sysconfig.get_path('purelib'))"
+        theirs = subprocess.check_output([str(self.python), "-c", script], text=True).strip()
+        (Path(theirs) / "of_ssd_export.pth").write_text(sysconfig.get_path("purelib") + "\n")
+
+    def peers(self, formats: Sequence[str]) -> list[Peer]:
+        """All peers, their models built where they are missing. formats: int4, int8."""
+        checkpoint = self.folder / "llama"
+        if not checkpoint.exists():
+            self._module(sys.executable, "llama_checkpoint", checkpoint, self._num_layers)
+        made = []
+        for format in formats:
+            made.append(Peer(f"this project, {format}", "ours", self._bundle(format), own=False))
+            made.append(Peer(f"OpenVINO, {format}", "openvino_peer", self._openvino(format)))
+        made.append(Peer("onnxruntime-genai, int4", "genai_peer", self._genai(checkpoint)))
+        made.append(Peer("transformers, fp32", "transformers_peer", checkpoint, own=False))
+        return made
+
+    def start(self, peer: Peer, num_images: int, num_threads: int) -> subprocess.Popen[str]:
+        """The peer's process; it answers once it is open."""
+        python = str(self.python) if peer.own else sys.executable
+        module = f"benchmarks.peers.{peer.module}"
+        return subprocess.Popen(
+            [python, "-m", module, str(peer.model), str(num_images), str(num_threads)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env=_environment(num_threads),
+        )
+
+    def _bundle(self, format: str) -> Path:
+        folder, source = self.folder / f"ours-{format}", self.folder / "janus"
+        if not source.exists() and not folder.exists():
+            shape = ("--shape", "janus-pro-1b", "--dtype", "fp16")
+            layers = ("--num-layers", str(self._num_layers))
+            module = "benchmarks.synthetic_checkpoint"
+            _run(sys.executable, "-m", module, *shape, *layers, str(source))
+        if not folder.exists():
+            settings = f"--dtype fp32 --weights {format} --num-layers {self._num_layers}"
+            maps = ("--head-map", "janus-pro-1b")
+            place = ("--model", str(source), "--out", str(folder))
+            _run(sys.executable, "cli.py", "export", *place, *maps, *settings.split())
+        return folder
+
+    def _openvino(self, format: str) -> Path:
+        path = self.folder / "openvino" / f"{format}.xml"
+        if not path.exists():
+            self._module(
+                str(self.python), "openvino_peer", "build", path.parent, self._num_layers, format
+            )
+        return path
+
+    def _genai(self, checkpoint: Path) -> Path:
+        path = self.folder / "genai" / "model.onnx"
+        if not path.exists():
+            builder = "onnxruntime_genai.models.builder"
+            asked = ("-i", str(checkpoint), "-o", str(path.parent), "-p", "int4", "-e", "cpu")
+            options = ("--extra_options", "exclude_embeds=true", "int4_accuracy_level=4")
+            cache = ("-c", str(self.folder / "genai-cache"))
+            _run(str(self.python), "-m", builder, *asked, *cache, *options)
+        return path
+
+    def _module(self, python: str, module: str, *arguments: object) -> None:
+        _run(python, "-m", f"benchmarks.peers.{module}", *map(str, arguments))
+
+
+def _run(*command: str) -> None:
+    """Raises: SystemExit where the command fails."""
+    done = subprocess.run(command, cwd=REPOSITORY, env=_environment(1))
+    if done.returncode:
+        raise SystemExit(f"{' '.join(command)} failed with exit code {done.returncode}")
+
+
+def _environment(num_threads: int) -> dict[str, str]:
+    return {**os.environ, "OMP_NUM_THREADS": str(num_threads), "PYTHONPATH": str(REPOSITORY)}
+
+
+def measure(
+    place: Workplace, peers: Sequence[Peer], num_images: int, num_threads: int
+) -> dict[str, dict[str, Any]]:
+    """For each peer: opening CPU seconds, peak MB, and the median CPU and wall ms of every
+    round.
+    """
+    with ExitStack() as stack:
+        running = {
+            peer.name: stack.enter_context(place.start(peer, num_images, num_threads))
+            for peer in peers
+        }
+        found: dict[str, dict[str, Any]] = {
+            name: {**_answer(name, process), "cpu_ms": [], "wall_ms": []}
+            for name, process in running.items()
+        }
+        for _ in range(ROUNDS):
+            for name, process in running.items():
+                assert process.stdin is not None
+                print(STEPS, file=process.stdin, flush=True)
+                answer = _answer(name, process)
+                found[name]["peak_mb"] = answer["peak_mb"]
+                for clock in ("cpu_ms", "wall_ms"):
+                    found[name][clock].append(statistics.median(answer[clock]))
+        for process in running.values():
+            assert process.stdin is not None
+            process.stdin.close()
+    return found
+
+
+def _answer(name: str, process: subprocess.Popen[str]) -> dict[str, Any]:
+    assert process.stdout is not None
+    line = process.stdout.readline()
+    if not line:
+        raise SystemExit(f"{name} ended with exit code {process.wait()}")
+    return json.loads(line)
+
+
+def rows_of(found: dict[str, dict[str, Any]], num_images: int, num_threads: int) -> list[list[str]]:
+    """A row for each peer, the fastest first."""
+    reference = found[REFERENCE]["cpu_ms"]
+    ordered = sorted(found.items(), key=lambda item: statistics.median(item[1]["cpu_ms"]))
+    return [
+        [
+            name,
+            str(num_images),
+            str(num_threads),
+            f"{statistics.median(facts['cpu_ms']):.1f}",
+            ratio_text(facts["cpu_ms"], reference),
+            f"{facts['open_cpu_s']:.1f}",
+            f"{facts['peak_mb']:,.0f}",
+        ]
+        for name, facts in ordered
+    ]
+
+
+def ratio_text(values: Sequence[float], reference: Sequence[float]) -> str:
+    """Median and range over the rounds of values over the reference's of the same round."""
+    ratios = [value / base for value, base in zip(values, reference, strict=True)]
+    return f"{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})"
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Runs the comparison that the module describes."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--work", type=Path, required=True)
+    parser.add_argument("--images", type=int, action="append")
+    parser.add_argument("--threads", type=int, action="append")
+    parser.add_argument("--num-layers", type=int, default=6)
+    parser.add_argument("--format", action="append", choices=("int4", "int8"))
+    parser.add_argument("--json", type=Path, default=JSON)
+    asked = parser.parse_args(arguments)
+    note = busy_note()
+    place = Workplace(asked.work, asked.num_layers)
+    place.install()
+    peers = place.peers(asked.format or ("int4", "int8"))
+    runs, rows = {}, []
+    for num_images in asked.images or [1, 8]:
+        for num_threads in asked.threads or [1]:
+            found = measure(place, peers, num_images, num_threads)
+            runs[f"{num_images} images, {num_threads} threads"] = found
+            rows += rows_of(found, num_images, num_threads)
+            for row in rows[-len(found) :]:
+                print(" | ".join(row), flush=True)
+    title = f"Decode steps at Janus-Pro-1B's shape, {asked.num_layers} layers and the head"
+    text = (
+        f"{ROUNDS} rounds in turns of {STEPS} steps, all runtimes in one run. This project's steps"
+        " have a cache at budget 0.2, guidance, aligner and sampler; the others' a full cache of"
+        " 320 tokens and nothing after the logits. llama.cpp is not among them: it has no package"
+        " that installs without building it."
+    )
+    results = {"tables": [table(title, COLUMNS, rows, text)], "runs": runs}
+    command = "python -m benchmarks.peers.compare --work FOLDER"
+    write_measurement(asked.json, measurement(command, results, note))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""OpenVINO as a peer; `__main__` runs in the peers' environment, the only one that has OpenVINO."""

@@ -1,0 +1,81 @@
+"""The comparison with other runtimes: ratios round by round, and processes that take turns."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from benchmarks.peers import compare, shape
+from benchmarks.peers.compare import COLUMNS, Peer, Workplace, measure, ratio_text, rows_of
+
+STUB = """
+from benchmarks.peers.protocol import serve
+serve(lambda: lambda: sum(range(20000)))
+"""
+
+
+def facts(*cpu_ms: float) -> dict[str, object]:
+    return {"cpu_ms": list(cpu_ms), "wall_ms": [0.0], "open_cpu_s": 1.0, "peak_mb": 1234.5}
+
+
+def test_a_ratio_is_of_one_round() -> None:
+    """A round that was slow for everybody moves no ratio."""
+    assert ratio_text([20, 200, 22], [10, 100, 10]) == "2.00 (2.00 to 2.20)"
+
+
+def test_the_fastest_comes_first() -> None:
+    rows = rows_of({compare.REFERENCE: facts(10, 11, 12), "other": facts(5, 5.5, 6)}, 8, 2)
+    assert [row[0] for row in rows] == ["other", compare.REFERENCE]
+    assert dict(zip(COLUMNS, rows[0], strict=True)) == {
+        "runtime": "other",
+        "images": "8",
+        "threads": "2",
+        "CPU ms a step": "5.5",
+        "times this project's int4 (range)": "0.50 (0.50 to 0.50)",
+        "opening, CPU s": "1.0",
+        "peak MB": "1,234",
+    }
+
+
+def test_matrices_of_one_shape_differ() -> None:
+    first, second = (shape.random_matrix(8, 16, number) for number in (0, 1))
+    assert first.shape == (8, 16) and (first != second).any()
+    assert (shape.random_matrix(8, 16, 1) == second).all()
+
+
+class StubPlace(Workplace):
+    """A workplace whose peers run a script instead of a runtime."""
+
+    def start(self, peer: Peer, num_images: int, num_threads: int) -> subprocess.Popen[str]:
+        return subprocess.Popen(
+            [sys.executable, "-c", peer.model.read_text()],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env=compare._environment(num_threads),
+        )
+
+
+@pytest.mark.skipif(
+    sys.platform != "linux", reason="peak memory is read from /proc, which is Linux'"
+)
+def test_processes_take_turns_and_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compare, "ROUNDS", 2)
+    script = tmp_path / "stub.py"
+    script.write_text(STUB)
+    peers = [Peer(compare.REFERENCE, "", script), Peer("other", "", script)]
+    found = measure(StubPlace(tmp_path, 1), peers, 1, 1)
+    assert all(len(one["cpu_ms"]) == len(one["wall_ms"]) == 2 for one in found.values())
+    assert all(one["peak_mb"] > 1 and min(one["cpu_ms"]) > 0 for one in found.values())
+    json.dumps(found)
+
+
+def test_a_peer_that_ends_is_named(tmp_path: Path) -> None:
+    script = tmp_path / "stub.py"
+    script.write_text("raise SystemExit(3)")
+    with pytest.raises(SystemExit, match="broken ended with exit code 3"):
+        measure(StubPlace(tmp_path, 1), [Peer("broken", "", script)], 1, 1)
