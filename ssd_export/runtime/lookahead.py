@@ -21,6 +21,9 @@ from ssd_export.runtime.prompt_batch import PromptBatch
 from ssd_export.runtime.runner import Runner
 
 NONE_YET = -1
+WINNER, PREVIOUS, ABOVE, LEFT = "winner", "previous", "above", "left"
+DRAFTS = (WINNER, PREVIOUS, ABOVE, LEFT)
+MEMORY = 0.8  # of how often a source of drafts was right: about the last five tokens count
 
 
 class Lookahead:
@@ -36,8 +39,10 @@ class Lookahead:
         table: PolicyTable,
         window: int,
         codebook_size: int,
+        draft: str = WINNER,
     ) -> None:
-        """Raises UserError where the runner has no such pass, or the window is out of range."""
+        """Args: draft: one of DRAFTS.
+        Raises UserError where the runner has no such pass, or the window is out of range."""
         if runner.no_window:
             raise UserError(runner.no_window)
         most = table.grid.num_tokens
@@ -48,7 +53,7 @@ class Lookahead:
         done = [0]  # after the last step
         self._rooms = np.array([rooms(table, own) + done for own in lengths], np.int64)
         self._noise = WindowNoise(batch, table.grid, window, codebook_size)
-        self._drafts = Drafts(batch.num_images, table.grid)
+        self._drafts = Drafts(batch.num_images, table.grid, draft)
         self.passes = self.accepted = 0
 
     def __iter__(self) -> Iterator[range]:
@@ -77,52 +82,67 @@ class Lookahead:
 class Drafts:
     """Guesses of the tokens that are still to come, for every image.
 
-    A position's guess is what the pass before sampled there; else the token above or the left
-    neighbor, whichever has been right more often in this image.
+    A position has up to three guesses: what the pass before sampled there, the token above, and the
+    left neighbor. The draft is the winner, the one that has been right more often lately in this
+    image, or always the same one; where a position has not that one, the left neighbor.
     """
 
-    def __init__(self, num_images: int, grid: Grid) -> None:
-        self._width, self._last = grid.width, grid.num_tokens - 1
+    def __init__(self, num_images: int, grid: Grid, draft: str = WINNER) -> None:
+        self._width, self._num_tokens, self._draft = grid.width, grid.num_tokens, draft
         self._tokens = [[NONE_YET] * grid.num_tokens for _ in range(num_images)]
-        self._above_wins = [0] * num_images  # less the left neighbor's
+        self._previous = [[NONE_YET] * grid.num_tokens for _ in range(num_images)]
+        self._right: list[dict[str, float]] = [
+            dict.fromkeys((PREVIOUS, ABOVE, LEFT), 0.0) for _ in range(num_images)
+        ]
 
     def sampled(self, first: np.ndarray, sampled: np.ndarray, counts: np.ndarray) -> np.ndarray:
-        """Takes what a pass drew, [N, W] from step first on: the first counts of them are tokens,
-        the others guesses. Returns the counts.
+        """Takes what a pass sampled, [N, W] from step first on: the first counts of them are
+        tokens, the others guesses. Returns the counts.
         """
         for image, (start, samples, count) in enumerate(
             zip(first.tolist(), sampled.tolist(), counts.tolist(), strict=True)
         ):
-            row, width = self._tokens[image], self._width
-            end = min(start + len(samples), self._last + 1)
-            row[start:end] = samples[: end - start]
-            for step in range(max(start, width), start + count):
-                wins = (row[step] == row[step - width]) - (row[step] == row[step - 1])
-                self._above_wins[image] += wins
+            tokens, right = self._tokens[image], self._right[image]
+            for step, token in enumerate(samples[:count], start):
+                for source, guess in self._guesses(image, step, tokens).items():
+                    right[source] = MEMORY * right[source] + (1 - MEMORY) * (guess == token)
+                tokens[step] = token
+            end = min(start + len(samples), self._num_tokens)
+            self._previous[image][start + count : end] = samples[count : end - start]
         return counts
 
     def inputs(self, first: np.ndarray, width: int) -> np.ndarray:
-        """int32 [N, W]: the token before each image's step, then guesses of those that follow; of
-        an image that is done, the token that was written last.
+        """int32 [N, W]: the token before each image's step, then drafts of those from it on; of an
+        image that is done, the token that was written last.
         """
-        inputs = []
+        inputs = np.zeros((len(first), width), np.int32)
         for image, start in enumerate(first.tolist()):
-            row = self._tokens[image]
-            if start > self._last:
-                inputs.append([row[-2]] * width)
+            tokens = self._tokens[image]
+            if start == self._num_tokens:
+                inputs[image] = tokens[-2]
                 continue
-            end = min(start + width - 1, self._last + 1)
-            for step in range(start, end):
-                if row[step] == NONE_YET:
-                    row[step] = row[step - self._distance(image, step)]
-            found = row[start - 1 : end]
-            inputs.append(found + [0] * (width - len(found)))
-        return np.array(inputs, np.int32)
+            end = min(start + width - 1, self._num_tokens)
+            for step in range(start, end):  # a draft stands where its token will
+                tokens[step] = self._best(image, self._guesses(image, step, tokens))
+            inputs[image, : end - start + 1] = tokens[start - 1 : end]
+        return inputs
 
-    def _distance(self, image: int, step: int) -> int:
-        """Distance to the token that stands for a step of which nothing is known."""
-        takes_above = step >= self._width and self._above_wins[image] >= 0
-        return self._width if takes_above else 1
+    def _guesses(self, image: int, step: int, tokens: list[int]) -> dict[str, int]:
+        """Those that a position has; tokens: of all positions before it."""
+        found = {}
+        if step >= 1:
+            found[LEFT] = tokens[step - 1]
+        if step >= self._width:
+            found[ABOVE] = tokens[step - self._width]
+        if self._previous[image][step] != NONE_YET:
+            found[PREVIOUS] = self._previous[image][step]
+        return found
+
+    def _best(self, image: int, guesses: dict[str, int]) -> int:
+        if self._draft != WINNER:
+            return guesses.get(self._draft, guesses[LEFT])
+        right = self._right[image]
+        return guesses[max(guesses, key=lambda source: right[source])]
 
 
 class WindowNoise:

@@ -23,7 +23,7 @@ from ssd_export.policy.make import policy_from_head_options
 from ssd_export.policy.schedule import rooms
 from ssd_export.policy.table import HeadOption, Rule
 from ssd_export.runtime.generate import ImageGenerator
-from ssd_export.runtime.lookahead import Drafts, Lookahead, WindowNoise
+from ssd_export.runtime.lookahead import ABOVE, LEFT, PREVIOUS, Drafts, Lookahead, WindowNoise
 from ssd_export.runtime.loop import decode
 from ssd_export.runtime.ort_runner import OrtRunner
 from ssd_export.runtime.prompt_batch import PromptBatch, PromptBatches, bundle_sampling
@@ -163,15 +163,26 @@ def test_right_drafts_save_passes_and_a_policy_that_evicts_each_step_saves_none(
             assert (ahead.passes < 575) if saves else (ahead.passes > 400)
 
 
-def test_drafts_are_what_was_sampled_else_the_better_neighbor() -> None:
-    drafts, count = Drafts(1, Grid(3, 4)), np.array
-    drafts.sampled(count([0]), np.array([[1, 2, 3, 4, 1, 2]], np.int32), count([6]))
+def test_drafts_come_from_the_source_that_was_right_lately() -> None:
+    drafts, at = Drafts(1, Grid(3, 4)), np.array
+    drafts.sampled(at([0]), np.array([[1, 2, 3, 4, 1, 2]], np.int32), at([6]))
     # the token above was right twice, the left neighbor never
-    assert drafts.inputs(count([6]), 4).tolist() == [[2, 3, 4, 1]]
-    drafts.sampled(count([6]), np.array([[3, 9, 8]], np.int32), count([1]))
-    assert drafts.inputs(count([7]), 4).tolist() == [[3, 9, 8, 2]]
-    drafts.sampled(count([7]), np.array([[5, 5, 5, 5, 6]], np.int32), count([5]))
-    assert drafts.inputs(count([12]), 2).tolist() == [[5, 5]], "a done image: written last"
+    assert drafts.inputs(at([6]), 4).tolist() == [[2, 3, 4, 1]]
+    drafts.sampled(at([6]), np.array([[3, 9, 8]], np.int32), at([1]))
+    # above was right again; what was sampled after a wrong draft has not been right yet
+    assert drafts.inputs(at([7]), 4).tolist() == [[3, 4, 1, 2]]
+    drafts.sampled(at([7]), np.array([[9, 9, 9, 9, 9]], np.int32), at([5]))
+    assert drafts.inputs(at([12]), 2).tolist() == [[9, 9]], "a done image: written last"
+
+
+@pytest.mark.parametrize(
+    ("draft", "expected"),
+    [(ABOVE, [6, 3, 4, 5]), (LEFT, [6, 6, 6, 6]), (PREVIOUS, [6, 8, 7, 7])],
+)
+def test_drafts_of_one_source(draft: str, expected: list[int]) -> None:
+    drafts, at = Drafts(1, Grid(3, 4), draft), np.array
+    drafts.sampled(at([0]), np.array([[1, 2, 3, 4, 5, 6, 8, 7]], np.int32), at([6]))
+    assert drafts.inputs(at([6]), 4).tolist() == [expected], "left where there is no other"
 
 
 def test_noise_of_windows_is_that_of_their_steps() -> None:
