@@ -26,12 +26,15 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from torch import Tensor
 
 from ssd_export.config import ModelConfig, VQConfig
+from ssd_export.demo.classes import published_weights
 from ssd_export.demo.tokenizer import SPECIAL_TOKENS
 from ssd_export.dtypes import MODEL_DTYPES, of_torch
 from ssd_export.model.decoder import ImageTokenModel
-from ssd_export.model.families import PUBLISHED, janus
+from ssd_export.model.families import FAMILIES, PUBLISHED, llamagen
 from ssd_export.model.image_decoder import ImageDecoder
 
+PUBLISHED_LAYOUT = "published"
+LAYOUTS = ("transformers", "original", PUBLISHED_LAYOUT)
 SHARD_BYTES = 5_000_000_000
 NOISE_LENGTH = (1 << 22) + 15  # odd: no row of a matrix starts where the row above did
 GAINS = {
@@ -76,7 +79,10 @@ class NoiseWriter:
     def __init__(self, dtype: torch.dtype, layout: str, seed: int) -> None:
         self.dtype, self._seed = dtype, seed
         self._canonical_name = next(
-            form.canonical_name for form in janus.JANUS.layouts if form.name == layout
+            form.canonical_name
+            for family in FAMILIES.values()
+            for form in family.layouts
+            if form.name == layout
         )
         self._noise = torch.randn(NOISE_LENGTH, generator=torch.Generator().manual_seed(seed))
         self._scaled: dict[tuple[float, float], memoryview] = {}
@@ -109,8 +115,16 @@ def write_checkpoint(
     out.mkdir(parents=True, exist_ok=True)
     if any(out.iterdir()):
         raise SystemExit(f"{out} is not empty: give a new folder")
-    shapes = {_stored_name(name, layout): size for name, size in stored_shapes(config).items()}
+    if (config.family == llamagen.NAME) != (layout == PUBLISHED_LAYOUT):
+        raise SystemExit(
+            f"{shape} has no layout {layout}: --layout {PUBLISHED_LAYOUT} is LlamaGen's"
+        )
     noise = NoiseWriter(MODEL_DTYPES[dtype].torch, layout, seed)
+    if layout == PUBLISHED_LAYOUT:
+        _write_shards(out, _published_shapes(config), noise, "model", "safetensors")
+        (out / "config.json").write_text(json.dumps(llamagen_config(config), indent=1) + "\n")
+        return out
+    shapes = {_stored_name(name, layout): size for name, size in stored_shapes(config).items()}
     if layout == "original":
         _write_shards(out, shapes, noise, "pytorch_model", "bin")
         values = original_config(config)
@@ -132,6 +146,23 @@ def stored_shapes(config: ModelConfig) -> Shapes:
         for name, value in module.state_dict().items()
     }
     return shapes | {"lm_head.weight": (config.vocab_size, config.hidden_size)}
+
+
+def _published_shapes(config: ModelConfig) -> Shapes:
+    """LlamaGen's names -> shapes: q, k and v are one matrix."""
+    with torch.device("meta"):
+        modules = ImageTokenModel(config, text_embedding=True), ImageDecoder(config)
+    state = {name: value for module in modules for name, value in module.state_dict().items()}
+    return {name: tuple(value.shape) for name, value in published_weights(config, state).items()}
+
+
+def llamagen_config(config: ModelConfig) -> dict[str, object]:
+    """The config.json that a person writes beside LlamaGen's weights."""
+    return {
+        "model_type": llamagen.NAME,
+        "n_head": config.num_heads,
+        "image_size": config.image_width,
+    }
 
 
 def tokenizer(vocab_size: int) -> Tokenizer:
@@ -315,7 +346,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--shape", choices=sorted(SHAPES), default="janus-pro-1b")
-    parser.add_argument("--layout", choices=("transformers", "original"), default="transformers")
+    parser.add_argument("--layout", choices=LAYOUTS, default="transformers")
     parser.add_argument("--dtype", choices=sorted(MODEL_DTYPES), default="fp16")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--num-layers", type=int, help="only the first layers of the shape")
