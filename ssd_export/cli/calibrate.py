@@ -188,9 +188,9 @@ def _calibrate(spec: CalibrateSpec) -> None:
     from ssd_export.version import TOOL_VERSION
 
     set_torch_threads(spec.threads)
-    given = _prompts(spec)
     _, folder = model_folder(spec.model)
     checkpoint = open_checkpoint(folder, spec.lora, spec.prompt_template)
+    given = _prompts(spec, checkpoint.config)
     grid = checkpoint.config.grid
     neighborhood = (
         Neighborhood.default(grid)
@@ -238,20 +238,33 @@ def _calibrate(spec: CalibrateSpec) -> None:
     state_file.unlink(missing_ok=True)
 
 
-def _prompts(spec: CalibrateSpec) -> tuple[str, ...]:
+def _prompts(spec: CalibrateSpec, config: ModelConfig) -> tuple[str, ...]:
     from ssd_export.calibrate.prompts import VARIED, read_prompts
+    from ssd_export.demo.language import categories_of, speaks_demo
+    from ssd_export.model.families import family_of
 
     if spec.prompts is not None:
         return read_prompts(spec.prompts)
-    if spec.model != "demo":
-        return VARIED
+    if not speaks_demo(config):
+        family = family_of(config)
+        if family.reads_text(config):
+            return VARIED
+        if not family.takes_classes(config):
+            raise UserError(
+                "calibrate reads prompts as text or classes, and this model reads captions as"
+                " embeddings: it cannot be calibrated yet; use --policy h2o or streaming-llm"
+            )
+        return tuple(map(str, family.example_prompts(config, len(VARIED))))
     import numpy as np
 
-    from ssd_export.demo.scenes import CATEGORIES, is_held_out, random_scene
+    from ssd_export.demo.scenes import is_held_out, random_scene
+
+    categories = categories_of(config)
 
     rng = np.random.default_rng(spec.seed)
     scenes = (
-        random_scene(rng, CATEGORIES[index % 4]).caption for index in range(100 * DEMO_PROMPTS)
+        random_scene(rng, categories[index % len(categories)]).caption
+        for index in range(100 * DEMO_PROMPTS)
     )
     return tuple([caption for caption in scenes if not is_held_out(caption)][:DEMO_PROMPTS])
 

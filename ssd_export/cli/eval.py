@@ -155,17 +155,19 @@ def _score(spec: EvalSpec) -> tuple[SceneScore, dict[str, Any]]:
     model.
     """
     from ssd_export.cli.progress import ProgressReport
+    from ssd_export.demo.language import categories_of
     from ssd_export.metrics.scene_score import GenerateOptions, draw_scenes, score_scenes
     from ssd_export.runtime.generate import ImageGenerator
     from ssd_export.runtime.small_models import default_batch
 
-    scenes = draw_scenes(spec.num_prompts, spec.seed)
     with ProgressReport() as progress, _bundle(spec, progress) as path:  # noqa: SIM117 - the path is made by the first
         with ImageGenerator.from_bundle(
             path, spec.runner, spec.provider, spec.threads
         ) as generator:
             batch = spec.batch or default_batch(generator.config)
             generation = GenerateOptions(spec.seed, batch, spec.cfg_scale, spec.temperature)
+            categories = categories_of(generator.config)
+            scenes = draw_scenes(spec.num_prompts, spec.seed, categories=categories)
             score = score_scenes(generator, scenes, generation, progress)
             return score, _facts(spec, generator, generation)
 

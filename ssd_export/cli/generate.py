@@ -236,6 +236,7 @@ def what_is_asked(
     bundle's files are checked, which takes a while where they are large.
     """
     from ssd_export.demo.language import outside, speaks_demo
+    from ssd_export.model.families import family_of
 
     policy = config.policy
     lines = [
@@ -245,7 +246,8 @@ def what_is_asked(
     ]
     if kind.name == "ort" and provider == "cpu":
         lines += _half_precision_lines(config)
-    return lines + (outside(prompts) if speaks_demo(config.model) else [])
+    reads_captions = speaks_demo(config.model) and family_of(config.model).reads_text(config.model)
+    return lines + (outside(prompts) if reads_captions else [])
 
 
 def _half_precision_lines(config: BundleConfig) -> list[str]:

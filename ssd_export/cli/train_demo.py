@@ -18,7 +18,17 @@ from ssd_export.sampling import as_count
         default=Path("demo-training"),
         help="Folder for states, log and checkpoint; an interrupted run there is resumed.",
     ),
-    option("--steps", type=int, default=5600, metavar="COUNT", help="Steps of the transformer."),
+    option(
+        "--classes",
+        is_flag=True,
+        help="The class-conditional demo model, with the image decoder of the other one.",
+    ),
+    option(
+        "--steps",
+        type=int,
+        metavar="COUNT",
+        help="Steps of the transformer.  [default: 5600; with --classes 2600]",
+    ),
     option(
         "--decoder-steps",
         type=int,
@@ -37,11 +47,18 @@ from ssd_export.sampling import as_count
     needs=("export",),
 )
 def command(
-    out: Path, steps: int, decoder_steps: int, seed: int, device: str, threads: int | None
+    out: Path,
+    classes: bool,
+    steps: int | None,
+    decoder_steps: int,
+    seed: int,
+    device: str,
+    threads: int | None,
 ) -> None:
     """Train the demo model: captioned scenes, image decoder, transformer. Hours on two cores,
     minutes on a GPU.
     """
+    steps = (2600 if classes else 5600) if steps is None else steps
     as_count(steps, "--steps", way_out="use 5600")
     as_count(decoder_steps, "--decoder-steps", way_out="use 1500")
     options.check_seed(seed)
@@ -49,13 +66,18 @@ def command(
     make_folder(out)
     check_threads(threads, "--threads")
     from ssd_export.cli.progress import ProgressReport
-    from ssd_export.demo.recipe import train_demo
-    from ssd_export.demo.train import Recipe
+    from ssd_export.demo.recipe import train_class_demo, train_demo
+    from ssd_export.demo.train import Recipe, class_recipe
     from ssd_export.demo.train_decoder import DecoderRecipe
     from ssd_export.model.torch_threads import set_torch_threads
 
     set_torch_threads(threads)
 
+    if classes:
+        with ProgressReport() as progress:
+            token = train_class_demo(class_recipe(steps, seed), out, progress, device).token_loss
+        click.echo(f"{out / 'checkpoint'}: loss {token:.4f} per token")
+        return
     with ProgressReport() as progress:
         outcome = train_demo(
             Recipe(steps, seed=seed), DecoderRecipe(decoder_steps, seed=seed), out, progress, device

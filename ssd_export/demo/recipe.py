@@ -11,11 +11,16 @@ from pathlib import Path
 import torch
 
 from ssd_export.demo.checkpoint_writer import write_demo_checkpoint
+from ssd_export.demo.classes import write_class_checkpoint
 from ssd_export.demo.train import Recipe, Training, log_line
 from ssd_export.demo.train_decoder import DecoderRecipe, DecoderTraining
 from ssd_export.errors import UserError
+from ssd_export.model.checkpoint import open_checkpoint
+from ssd_export.model.find import DEMO_CHECKPOINT
+from ssd_export.model.load import load_image_decoder
 
 GENERATION = {"cfg_scale": 1.0, "temperature": 0.8}
+CLASS_GENERATION = {"cfg_scale": 1.0, "temperature": 0.9}
 STEPS_BETWEEN_LINES = 20
 Progress = Callable[[str, int, int], None]
 
@@ -42,8 +47,7 @@ def train_demo(
 
     Raises: UserError for a device that is not there.
     """
-    if device not in ("cpu", "cuda") or (device == "cuda" and not torch.cuda.is_available()):
-        raise UserError(f"device {device} is not available here; use cpu")
+    _check_device(device)
     training = Training(recipe, folder, device)
     decoder = DecoderTraining(decoder_recipe, training.config, folder)
     levels = _run(decoder.run(), "image decoder", decoder_recipe.num_steps, folder, progress)
@@ -57,6 +61,32 @@ def train_demo(
         GENERATION,
     )
     return Outcome(token.get("token", float("nan")), levels.get("levels", float("nan")))
+
+
+def train_class_demo(
+    recipe: Recipe, folder: Path, progress: Progress, device: str = "cpu"
+) -> Outcome:
+    """Trains the class-conditional transformer and writes `folder/checkpoint`, with the image
+    decoder of the built-in demo model; resumed as train_demo.
+
+    Raises: UserError for a device that is not there.
+    """
+    _check_device(device)
+    training = Training(recipe, folder, device)
+    token = _run(training.run(), "transformer", recipe.num_steps, folder, progress)
+    write_class_checkpoint(
+        folder / "checkpoint",
+        training.config,
+        training.averaged_state(),
+        load_image_decoder(open_checkpoint(DEMO_CHECKPOINT)).state_dict(),
+        CLASS_GENERATION,
+    )
+    return Outcome(token.get("token", float("nan")), float("nan"))
+
+
+def _check_device(device: str) -> None:
+    if device not in ("cpu", "cuda") or (device == "cuda" and not torch.cuda.is_available()):
+        raise UserError(f"device {device} is not available here; use cpu")
 
 
 def _run(

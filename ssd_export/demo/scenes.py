@@ -39,6 +39,7 @@ COLORS = {
 KINDS = ("circle", "square", "triangle", "cross", "ring", "bar")
 RADII = (8, 12, 16, 20)
 CATEGORIES = ("single", "counting", "two objects", "relation")
+CLASS_CATEGORIES = CATEGORIES[:2]  # scenes of equal shapes
 RELATIONS = ("left of", "right of", "above", "below")
 NUMBERS = {2: "two", 3: "three", 4: "four"}
 RELATION_LEAD = 12

@@ -59,6 +59,21 @@ class Recipe:
     average_decay: float = 0.998
 
 
+def class_recipe(num_steps: int = 2600, seed: int = 0) -> Recipe:
+    """The class-conditional demo model's: fewer images and places a step, and no head is asked to
+    look near.
+    """
+    return Recipe(
+        num_steps,
+        has_classes=True,
+        sparse_batch_size=16,
+        sparse_places=72,
+        seed=seed,
+        decay_share=0.5,
+        spatial_weight=0.0,
+    )
+
+
 def demo_config(recipe: Recipe, vocab_size: int) -> ModelConfig:
     """The shape of the demo model."""
     return ModelConfig(

@@ -21,6 +21,7 @@ from ssd_export.demo.checker import Verdict, check
 from ssd_export.demo.scenes import CATEGORIES, SIZE, Scene, is_held_out, random_scene
 from ssd_export.errors import UserError
 from ssd_export.metrics.intervals import Share
+from ssd_export.model.prompt import Prompt
 
 if TYPE_CHECKING:
     from ssd_export.runtime.generate import CacheReport, ImageGenerator
@@ -86,7 +87,12 @@ class SceneScore:
         }
 
 
-def draw_scenes(num_scenes: int, seed: int, held_out: bool = True) -> list[Scene]:
+def draw_scenes(
+    num_scenes: int,
+    seed: int,
+    held_out: bool = True,
+    categories: Sequence[str] = CATEGORIES,
+) -> list[Scene]:
     """Scenes with captions that training never saw (or only ones that it may have), one category
     after the other.
 
@@ -97,7 +103,7 @@ def draw_scenes(num_scenes: int, seed: int, held_out: bool = True) -> list[Scene
     rng = np.random.default_rng([seed, 0x5CE4E])
     scenes: list[Scene] = []
     while len(scenes) < num_scenes:
-        scene = random_scene(rng, CATEGORIES[len(scenes) % len(CATEGORIES)])
+        scene = random_scene(rng, categories[len(scenes) % len(categories)])
         if is_held_out(scene.caption) == held_out:
             scenes.append(scene)
     return scenes
@@ -142,7 +148,7 @@ def share_by_category(scenes: Sequence[Scene], verdicts: Sequence[Verdict]) -> d
     oks: dict[str, list[bool]] = {name: [] for name in CATEGORIES}
     for scene, verdict in zip(scenes, verdicts, strict=True):
         oks[scene.category].append(verdict.ok)
-    return {name: Share(sum(flags), len(flags)) for name, flags in oks.items()}
+    return {name: Share(sum(flags), len(flags)) for name, flags in oks.items() if flags}
 
 
 @dataclass(frozen=True)
@@ -160,7 +166,7 @@ class Generated:
 
 def generate(
     generator: ImageGenerator,
-    prompts: Sequence[str],
+    prompts: Sequence[Prompt],
     options: GenerateOptions,
     progress: Progress = lambda stage, done, total: None,
 ) -> Generated:

@@ -16,7 +16,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from ssd_export.demo.language import speaks_demo
+from ssd_export.demo.language import categories_of, speaks_demo
+from ssd_export.demo.scenes import Scene
 from ssd_export.errors import UserError
 from ssd_export.export.exporter import generation_defaults
 from ssd_export.export.temporary_bundle import temporary_bundle
@@ -31,7 +32,9 @@ from ssd_export.metrics.scene_score import (
 from ssd_export.metrics.similarity import kl_to_full_cache, psnr, token_agreement
 from ssd_export.metrics.teacher_forced import SceneLosses, TeacherForced
 from ssd_export.model.checkpoint import Checkpoint, open_checkpoint
+from ssd_export.model.families import family_of
 from ssd_export.model.find import model_folder
+from ssd_export.model.prompt import Prompt, text_of
 from ssd_export.policy.table import PolicyTable
 from ssd_export.runtime.generate import ImageGenerator
 from ssd_export.runtime.images import write_png
@@ -117,13 +120,24 @@ class CellRunner:
 
     @cached_property
     def _scene_losses(self) -> SceneLosses:
-        return SceneLosses(self._model, draw_scenes(self.spec.num_scenes, SCENE_SEED))
+        return SceneLosses(self._model, self._scenes(self.spec.num_scenes, SCENE_SEED))
+
+    def _scenes(self, count: int, seed: int) -> list[Scene]:
+        categories = categories_of(self._checkpoint.config)
+        return draw_scenes(count, seed, categories=categories)
+
+    def _prompts(self, count: int, seed: int) -> Sequence[Prompt]:
+        """Captions of scenes; of a model that reads none, what its family gives as examples."""
+        config = self._checkpoint.config
+        if self._scored or family_of(config).reads_text(config):
+            return [scene.caption for scene in self._scenes(count, seed)]
+        return family_of(config).example_prompts(config, count)
 
     def _generated(self, part: Part, seed: int, tell: Tell) -> dict[str, Any]:
         spec = self.spec
         choice = Variant.parse(part.policy).choice(spec.model, part.budget, spec.head_map)
         options = GenerateOptions(seed, spec.settled_batch, spec.cfg_scale, spec.temperature)
-        captions = [scene.caption for scene in draw_scenes(spec.num_prompts, seed)]
+        captions = self._prompts(spec.num_prompts, seed)
         num_threads = spec.threads or (1 if spec.settled_jobs > 1 else None)
         with (
             temporary_bundle(choice) as path,
@@ -143,14 +157,18 @@ class CellRunner:
         return facts
 
     def _judged(
-        self, generator: ImageGenerator, generated: Generated, captions: Sequence[str], part: Part
+        self,
+        generator: ImageGenerator,
+        generated: Generated,
+        captions: Sequence[Prompt],
+        part: Part,
     ) -> dict[str, Any]:
         """The score, or what the full cache generated with the same random numbers beside it."""
         if self._scored:
             return {
                 "ok": [
-                    int(judge_image(*pair).ok)
-                    for pair in zip(generated.images, captions, strict=True)
+                    int(judge_image(image, text_of(caption)).ok)
+                    for image, caption in zip(generated.images, captions, strict=True)
                 ]
             }
         if part.policy == FULL:
@@ -175,7 +193,7 @@ class CellRunner:
             losses, kl = self._scene_losses.of(table)
             return {"losses": losses.tolist(), "kl": kl.tolist()}
         count = min(self.spec.num_scenes, self.spec.num_prompts)
-        captions = [scene.caption for scene in draw_scenes(self.spec.num_prompts, 0)[:count]]
+        captions = self._prompts(self.spec.num_prompts, 0)[:count]
         sequences = self._model.sequences(
             captions, self._full_tokens(0)[:count], table.prompt_slots, unconditional=True
         )

@@ -55,8 +55,9 @@ def write_report(spec: SweepSpec, result: SweepResult) -> list[Path]:
             f"{spec.out} holds nothing yet of the full cache, with which everything is compared;"
             " run the sweep again"
         )
+    known = tuple(result.settings.get("categories", CATEGORIES))
     scenes = (
-        {seed: draw_scenes(spec.num_prompts, seed) for seed in range(spec.seeds)}
+        {seed: draw_scenes(spec.num_prompts, seed, categories=known) for seed in range(spec.seeds)}
         if spec.num_prompts
         else {}
     )
@@ -74,7 +75,7 @@ def write_report(spec: SweepSpec, result: SweepResult) -> list[Path]:
     write_file(paths[2], lambda file: plot(rows, file))
     if any(0 in row.get("seeds", ()) for row in rows):
         paths.append(spec.out / "sheet.png")
-        write_png(paths[3], sheet(spec, rows), {})
+        write_png(paths[3], sheet(spec, rows, known), {})
     return paths
 
 
@@ -106,6 +107,7 @@ def _by_category(cell: dict[str, Any], categories: dict[int, list[str]]) -> dict
     oks = {
         name: [ok for ok, own in zip(cell["ok"], of_cases, strict=True) if own == name]
         for name in CATEGORIES
+        if name in of_cases
     }
     return {name: Share(sum(flags), len(flags)).to_dict() for name, flags in oks.items()}
 
@@ -222,7 +224,12 @@ def _mean(name: str, digits: int, unit: float = 1) -> Callable[[Row], str]:
 
 
 def _category(name: str) -> Callable[[Row], str]:
-    return lambda row: _percent(row["categories"][name]) if "categories" in row else NOT_MEASURED
+    def shown(row: Row) -> str:
+        return (
+            _percent(row["categories"][name]) if name in row.get("categories", ()) else NOT_MEASURED
+        )
+
+    return shown
 
 
 def _generated(row: Row, name: str, form: str) -> str:
@@ -257,11 +264,14 @@ _AGREEMENT = {
 }
 
 
-def sheet(spec: SweepSpec, rows: Sequence[Row]) -> Image.Image:
+def sheet(
+    spec: SweepSpec, rows: Sequence[Row], categories: Sequence[str] = CATEGORIES
+) -> Image.Image:
     """The first images of seed 0 of the cells, the same prompts above each other; wrong ones
     framed in red.
     """
-    captions = [scene.caption for scene in draw_scenes(min(SHOWN, spec.num_prompts), 0)]
+    drawn = draw_scenes(min(SHOWN, spec.num_prompts), 0, categories=categories)
+    captions = [scene.caption for scene in drawn]
     shown = [row for row in rows if 0 in row.get("seeds", ())]
     if len(shown) > MAX_SHEET_ROWS:
         shown = [row for row in shown if row["policy"] == FULL or row["budget"] in GOAL_BUDGETS]

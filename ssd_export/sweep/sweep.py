@@ -25,7 +25,8 @@ from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
-from ssd_export.demo.language import speaks_demo
+from ssd_export.demo.language import categories_of, speaks_demo
+from ssd_export.demo.scenes import CATEGORIES
 from ssd_export.errors import UserError
 from ssd_export.files import make_folder, write_file
 from ssd_export.machine import num_cpus
@@ -232,13 +233,14 @@ def _read(path: Path) -> dict[str, Any]:
 def _settings(spec: SweepSpec, name: str, checkpoint: Checkpoint) -> dict[str, Any]:
     """Settings that must be equal for cells to be compared."""
     kept = {key: value for key, value in asdict(spec).items() if key not in NOT_SHARED}
-    scored = speaks_demo(checkpoint.config)
+    scored, categories = speaks_demo(checkpoint.config), categories_of(checkpoint.config)
     return {
         **kept,
         "model": name,
         "model_fingerprint": checkpoint.fingerprint(),
         "tool_version": TOOL_VERSION,
         "measure": SCORE if scored else "agreement with the full cache",
+        **({"categories": categories} if categories != CATEGORIES else {}),
         "machine": f"{platform.machine()}, {num_cpus()} cores, {platform.system()}",
     }
 

@@ -85,7 +85,8 @@ class Family:
     sampling: defaults of a checkpoint that brings none.
     example_prompts: of a model, as many as are asked for; what is verified and measured with.
     prompt_slots: of a model, what an export takes where nothing else is asked for.
-    takes_classes: whether a model's prompts are numbers or names of classes.
+    takes_classes: whether a model's prompts are numbers or names of classes; reads_text: whether
+    any text is one.
     prompt_templates: names, where models of the family differ; prompt_note: what to say of a
     model's, from its configuration and folder.
     """
@@ -105,5 +106,6 @@ class Family:
     example_prompts: Callable[[ModelConfig, int], Sequence[Prompt]]
     prompt_slots: Callable[[ModelConfig], int]
     takes_classes: Callable[[ModelConfig], bool] = lambda config: False
+    reads_text: Callable[[ModelConfig], bool] = lambda config: True
     prompt_templates: tuple[str, ...] = ()
     prompt_note: Callable[[ModelConfig, Path], str] = lambda config, folder: ""

@@ -322,4 +322,5 @@ LLAMAGEN = Family(
     example_prompts=example_prompts,
     prompt_slots=prompt_slots,
     takes_classes=lambda config: not config.caption_dim,
+    reads_text=lambda config: False,
 )
