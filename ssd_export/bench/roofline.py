@@ -21,6 +21,7 @@ import numpy as np
 
 from ssd_export.bundle import Bundle
 from ssd_export.dtypes import DTYPES
+from ssd_export.plan.lookahead import step_operations
 
 ARRAY_BYTES = 128 << 20  # beyond every cache
 ROW_LENGTH = 4096
@@ -137,14 +138,7 @@ def step_cost(bundle: Bundle, batch: int) -> StepCost:
     """The cost of a decode step of this bundle for `batch` images (twice as many rows)."""
     config, table = bundle.config.model, bundle.config.policy
     rows = config.rows_per_image * batch
-    hidden, head_dim = config.hidden_size, config.head_dim
-    attention = hidden * head_dim * 2 * (config.num_heads + config.num_kv_heads)
-    weights = config.num_layers * (attention + 3 * hidden * config.intermediate_size)
-    weights += hidden * hidden + hidden * config.codebook_size  # the generation head
-    embedded = config.codebook_dim * hidden + hidden * hidden  # one row for both rows of an image
-    slots = sum(group.num_heads * group.num_slots for groups in table.layers for group in groups)
-    attended = 2 * slots * config.query_group_size * head_dim
-    operations = 2 * (rows * (weights + attended) + batch * embedded)
+    operations = step_operations(config, table, batch)
     return StepCost(decode_weight_bytes(bundle), cache_read_bytes(bundle, rows), operations)
 
 

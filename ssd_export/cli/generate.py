@@ -56,7 +56,7 @@ class GenerateSpec:
     preview: Path | None
     batch: int
     decoder_batch: int
-    lookahead: str  # off, or tokens of a pass
+    lookahead: str  # auto, off, or tokens of a pass
     force_memory: bool
 
     @property
@@ -208,12 +208,15 @@ def _check_numbers(spec: GenerateSpec) -> None:
     options.check_sampling(spec.cfg_scale, spec.temperature, spec.top_k, spec.greedy)
 
 
-def _lookahead_of(text: str) -> int:
-    """Tokens of a pass: 1 where it is off. Raises: UserError."""
+def _lookahead_of(text: str) -> int | str:
+    """Tokens of a pass: 1 where it is off, or auto. Raises: UserError."""
+    if text == "auto":
+        return text
     if text == "off":
         return 1
     if text not in map(str, range(2, MAX_LOOKAHEAD + 1)):
-        raise UserError(f"--lookahead {text[:40]} is neither off nor 2 .. {MAX_LOOKAHEAD}; use 16")
+        what = f"neither auto, off nor 2 .. {MAX_LOOKAHEAD}"
+        raise UserError(f"--lookahead {text[:40]} is {what}; use auto")
     return int(text)
 
 

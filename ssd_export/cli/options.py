@@ -137,10 +137,11 @@ decoder_batch = option(
 lookahead = option(
     "--lookahead",
     default="off",
-    metavar="off|TOKENS",
+    metavar="auto|off|TOKENS",
     help=(
         "Tokens of an image that one pass tries: the same tokens in fewer passes, up to near ties."
-        " With --runner ort and torch."
+        " With --runner ort and torch. auto chooses, for one image at a time, where that is"
+        " expected to be faster."
     ),
 )
 force_memory = option(

@@ -11,7 +11,7 @@ from collections.abc import AsyncIterator, Callable, Generator, Iterable, Iterat
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from PIL import Image
@@ -19,8 +19,11 @@ from PIL import Image
 from ssd_export.bundle import Bundle, open_bundle
 from ssd_export.dtypes import DTYPES
 from ssd_export.errors import UserError
+from ssd_export.machine import thread_limit
 from ssd_export.model.prompt import Prompt
 from ssd_export.noise import ImageSeed
+from ssd_export.plan.lookahead import OFF, AutoWindow, PassCost
+from ssd_export.policy.schedule import rooms
 from ssd_export.runtime.async_events import in_thread
 from ssd_export.runtime.cache_report import CacheReport, cache_report
 from ssd_export.runtime.finite import check_logits
@@ -39,6 +42,7 @@ from ssd_export.sampling import MAX_IMAGES, Sampling, as_count, as_seed
 
 NOT_GENERATED_YET = 235  # gray level of the part of a preview that is still to come
 MAX_BATCH = 16
+AUTO = "auto"  # of lookahead: windows as they pay
 OPENING, PREFILL = "opening the weights", "reading the prompts"
 ImageDone = Callable[[int, Image.Image], None]
 Progress = Callable[[str, int, int], None]
@@ -113,7 +117,7 @@ class _Request:
     decoder_batch: int
     image_done: ImageDone
     progress: Progress
-    lookahead: int
+    lookahead: int | str
 
     @property
     def num_batches(self) -> int:
@@ -206,7 +210,7 @@ class ImageGenerator:
         decoder_batch: int = 1,
         image_done: ImageDone = lambda number, image: None,
         progress: Progress = lambda stage, done, total: None,
-        lookahead: int = 1,
+        lookahead: int | Literal["auto"] = 1,
     ) -> Iterator[RowEvent]:
         """An event for each finished grid row; the last one has done=True and the finished
         images.
@@ -230,7 +234,9 @@ class ImageGenerator:
             decoder_batch: images decoded to pixels at once; at 384 x 384 the decoder's activations
                 are 0.4 GB an image.
             lookahead: tokens of an image that a pass tries at once; the tokens are the same, up to
-                near ties. 1 takes them one by one, more needs a runner that can (ort, torch).
+                near ties. 1 takes them one by one, more needs a runner that can (ort, torch);
+                auto chooses for one image at a time, and takes them one by one where that is
+                faster.
             image_done: called with the number of each image, and the image, as soon as its pixels
                 are there.
             progress: told the stages, in steps.
@@ -253,7 +259,7 @@ class ImageGenerator:
             as_count(decoder_batch, "decoder_batch"),
             image_done,
             progress,
-            as_count(lookahead, "lookahead"),
+            lookahead if lookahead == AUTO else as_count(lookahead, "lookahead"),
         )
         return self._events(request)
 
@@ -393,17 +399,13 @@ class ImageGenerator:
         self,
         batch: PromptBatch,
         advance: Callable[[int], None] = lambda num_tokens: None,
-        lookahead: int = 1,
+        lookahead: int | str = 1,
     ) -> Iterator[tuple[int, CacheReport]]:
         """Generates a batch; yields after every grid row. advance: told how many tokens are
         there.
         """
         grid, dtype = self.config.grid, self.bundle.config.dtype
-        parts = None if self.runner.queues_steps else single_steps(grid.num_tokens)
-        steps = decode(self.runner, batch, self.table, parts)
-        if lookahead > 1:
-            codes = self.config.codebook_size
-            steps = iter(Lookahead(self.runner, batch, self.table, lookahead, codes))
+        steps = self._decode(batch, lookahead)
         next(steps)
         report = self.cache = cache_report(self.runner, self.bundle.config, batch)
         advance(1)
@@ -412,6 +414,27 @@ class ImageGenerator:
             if taken.stop % grid.width == 0:
                 check_logits(self.runner.logits(), taken.stop - 1, dtype)
                 yield taken.stop // grid.width - 1, report
+
+    def _decode(self, batch: PromptBatch, lookahead: int | str) -> Iterator[range]:
+        """The decode loop: one token a pass, or windows of tokens."""
+        window = self._auto_window(batch) if isinstance(lookahead, str) else lookahead
+        if window == OFF:
+            parts = None if self.runner.queues_steps else single_steps(self.config.grid.num_tokens)
+            return decode(self.runner, batch, self.table, parts)
+        codes = self.config.codebook_size
+        return iter(Lookahead(self.runner, batch, self.table, window, codes))
+
+    def _auto_window(self, batch: PromptBatch) -> AutoWindow | int:
+        """What chooses windows for one image; OFF for several at once, whose passes wait for the
+        slowest, and where no window could pay.
+        """
+        if batch.num_images > 1 or self.runner.no_window:
+            return OFF
+        runner, threads = self.runner, self.runner.num_threads or thread_limit()
+        cost = PassCost.of(self.bundle, 1, threads, runner.on_gpu, runner.window_writes)
+        room = rooms(self.table, batch.lengths.tolist())
+        pays = AutoWindow(cost, room, share=1.0)() != OFF
+        return AutoWindow(cost, room) if pays else OFF
 
     def _finished(self, tokens: np.ndarray, start: int, request: _Request) -> list[Image.Image]:
         images: list[Image.Image] = []

@@ -15,6 +15,7 @@ import numpy as np
 from ssd_export.config import Grid
 from ssd_export.errors import UserError
 from ssd_export.noise import GumbelNoise
+from ssd_export.plan.lookahead import OFF, WINDOWS, AutoWindow
 from ssd_export.policy.schedule import rooms
 from ssd_export.policy.table import PolicyTable
 from ssd_export.runtime.prompt_batch import PromptBatch
@@ -29,7 +30,8 @@ MEMORY = 0.8  # of how often a source of drafts was right: about the last five t
 class Lookahead:
     """Generates a batch; iterating yields what `loop.decode` yields for grid rows.
 
-    passes: decode passes so far; accepted: tokens that they gave, of all images.
+    passes: decode passes so far, single steps among them; accepted: tokens that they gave, of all
+    images.
     """
 
     def __init__(
@@ -37,22 +39,24 @@ class Lookahead:
         runner: Runner,
         batch: PromptBatch,
         table: PolicyTable,
-        window: int,
+        window: int | AutoWindow,
         codebook_size: int,
         draft: str = WINNER,
     ) -> None:
-        """Args: draft: one of DRAFTS.
+        """Args: window: the most tokens of a pass, or what chooses them for one image; draft: one
+        of DRAFTS.
         Raises UserError where the runner has no such pass, or the window is out of range."""
         if runner.no_window:
             raise UserError(runner.no_window)
         most = table.grid.num_tokens
-        if not 2 <= window <= most:
-            raise UserError(f"a window of {window} tokens is outside 2 .. {most}; use 8")
+        widest = window if isinstance(window, int) else min(max(WINDOWS), most)
+        if not 2 <= widest <= most:
+            raise UserError(f"a window of {widest} tokens is outside 2 .. {most}; use 8")
         self._runner, self._batch, self._grid, self._window = runner, batch, table.grid, window
         lengths = batch.lengths.reshape(-1, batch.num_images).T.tolist()
         done = [0]  # after the last step
         self._rooms = np.array([rooms(table, own) + done for own in lengths], np.int64)
-        self._noise = WindowNoise(batch, table.grid, window, codebook_size)
+        self._noise = WindowNoise(batch, table.grid, widest, codebook_size)
         self._drafts = Drafts(batch.num_images, table.grid, draft)
         self.passes = self.accepted = 0
 
@@ -70,13 +74,31 @@ class Lookahead:
 
     def _pass(self, first: np.ndarray) -> np.ndarray:
         """Runs one pass; the number of tokens that each image gained."""
+        window = self._window if isinstance(self._window, int) else self._window()
+        if window == OFF:
+            return self._step(first)
         rooms_here = self._rooms[np.arange(len(first)), first]
-        limit = np.minimum(rooms_here, self._window)
+        limit = np.minimum(rooms_here, window)
         width = int(limit.max())
         inputs, noise = self._drafts.inputs(first, width), self._noise(first, width)
         sampled, counts = self._runner.decode_window(first, limit, inputs, noise)
         self.passes, self.accepted = self.passes + 1, self.accepted + int(counts.sum())
+        if isinstance(self._window, AutoWindow):
+            self._window.drafts(int(counts[0]) - 1, int(counts[0] < limit[0]))
         return self._drafts.sampled(first, sampled, counts)
+
+    def _step(self, first: np.ndarray) -> np.ndarray:
+        """A decode step of the one image; its draft is compared with what is sampled, too."""
+        assert isinstance(self._window, AutoWindow) and len(first) == 1
+        step = int(first[0])
+        draft = self._drafts.inputs(first, 2)[0, 1]
+        self._runner.evict(step)
+        self._runner.decode_step(step)
+        token = self._runner.tokens()[:, step : step + 1]
+        self.passes, self.accepted = self.passes + 1, self.accepted + 1
+        right = bool(token[0, 0] == draft)
+        self._window.drafts(int(right), int(not right))
+        return self._drafts.sampled(first, token, np.ones_like(first))
 
 
 class Drafts:

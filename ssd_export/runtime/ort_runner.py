@@ -72,6 +72,7 @@ class OrtRunner(Runner):
         self._table = bundle.config.policy
         self._specs = bundle.config.graphs
         self._config = bundle.config.model
+        self.on_gpu = provider != "cpu"
         self.no_window = "" if "decode_window" in self._specs else NO_WINDOW
         self.num_threads = chosen_threads(self._config, num_threads)
         self._holds_one_session = provider == "cpu" and not is_small(self._config)

@@ -24,13 +24,16 @@ class Runner(Protocol):
 
     max_images: the most images of one batch; no_top_k: why it does not sample among the top k
     codes, "" where it does; no_window: why there is no decode_window, with the
-    way out, "" where there is one; num_threads: of the CPU, 0 where the library takes as
-    many as it likes; queues_steps: decode_row returns before the steps are taken, and is the faster
-    the more steps it is given.
+    way out, "" where there is one; window_writes: what each token of a window costs beside its
+    operations, in decode steps; on_gpu: where it computes; num_threads: of the CPU, 0 where the
+    library takes as many as it likes; queues_steps: decode_row returns before the steps are taken,
+    and is the faster the more steps it is given.
     """
 
     max_images: int = sys.maxsize
     no_top_k: str = ""
+    window_writes: float = 0.0
+    on_gpu: bool = False
     no_window: str = "this runner takes one token a pass; use --runner ort, or --lookahead off"
     num_threads: int = 0
     queues_steps: bool = False

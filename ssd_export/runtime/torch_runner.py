@@ -40,6 +40,8 @@ StepAttention = Callable[..., Tensor]
 class TorchRunner(Runner):
     """Evictions happen inside the step (R7), so `evict` has nothing to do."""
 
+    window_writes = 0.6  # measured on the demo: its tokens are written into their slots one by one
+
     def __init__(
         self,
         model: ImageTokenModel | PermutedHeads,
@@ -65,6 +67,7 @@ class TorchRunner(Runner):
         self._capture = capture or (cuda_graph if on_gpu and attention is None else None)
         self._fill_noise = fill_on_gpu if on_gpu and attention is None else None
         self.queues_steps = self._capture is not None
+        self.on_gpu = torch.device(device).type != "cpu"
         self.no_window = "" if table.kv_dtype == "model" else NO_INT8_WINDOW
         self.num_threads = torch.get_num_threads()
         self._allocated: TorchBatch | None = None

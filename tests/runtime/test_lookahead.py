@@ -19,6 +19,7 @@ from ssd_export.export import exporter
 from ssd_export.graph_spec import CacheTensor
 from ssd_export.model.checkpoint import open_checkpoint
 from ssd_export.noise import GumbelNoise, ImageSeed
+from ssd_export.plan.lookahead import AutoWindow, PassCost
 from ssd_export.policy.make import policy_from_head_options
 from ssd_export.policy.schedule import rooms
 from ssd_export.policy.table import HeadOption, Rule
@@ -135,6 +136,30 @@ def test_one_image_of_a_random_table(monkeypatch: pytest.MonkeyPatch) -> None:
     path = random_bundle(1, monkeypatch)
     ahead = check_same_as_single_steps(path, "ort", 6, {"temperature": 0}, 1, 1)
     assert ahead.passes < 575, "no draft was ever right: the window graph was not tried"
+
+
+def test_auto_gives_the_same_tokens_and_takes_single_steps_where_windows_do_not_pay() -> None:
+    path = bundle(checkpoint(TinyJanus(seed=3, num_kv_heads=2)), "h2o", 0.5)
+    with ImageGenerator.from_bundle(path, num_threads=1) as generator:
+        numbers = bundle_sampling(generator.bundle).changed(cfg_scale=1, temperature=0)
+        batch = PromptBatches.from_bundle(generator.bundle)(PROMPTS[:1], numbers, 0)
+        for _ in decode(generator.runner, batch, generator.table):
+            pass
+        one_by_one = generator.runner.tokens(), generator
+        room, codes = rooms(generator.table, batch.lengths.tolist()), generator.config.codebook_size
+        used = []
+        for cost in (PassCost(0.001, 1.0, 0.001), PassCost(0.5, 0.3, 0.2)):
+            ahead = Lookahead(
+                generator.runner, batch, generator.table, AutoWindow(cost, room), codes
+            )
+            for _ in ahead:
+                pass
+            assert ahead.accepted == 575
+            used.append(ahead.passes)
+            assert not assert_same_tokens((generator.runner.tokens(), generator), one_by_one, batch)
+        assert used[0] < used[1] <= 575, "wider windows where memory is what a step waits for"
+        *_, event = generator.stream(PROMPTS[:1], temperature=0, cfg_scale=1, lookahead="auto")
+        np.testing.assert_array_equal(event.tokens, one_by_one[0])
 
 
 @pytest.mark.slow

@@ -1,0 +1,136 @@
+"""Which window of lookahead pays: what a pass costs beside a decode step, from bytes and
+operations, and how many tokens it is likely to give.
+
+pass(W) = operators x their fixed cost + bytes / bandwidth + W x operations / rate. The rates are
+those of an ordinary core and an ordinary GPU, of which only the ratios matter. How often drafts are
+right is counted while an image is generated, so that a window that does not pay is given up.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from ssd_export.bundle import Bundle
+from ssd_export.config import ModelConfig
+from ssd_export.plan.step_speed import step_bytes
+from ssd_export.policy.table import PolicyTable
+
+WINDOWS = (4, 6, 8, 12, 16, 24)
+OFF = 1
+OPERATORS_OF_A_LAYER = 65
+MORE_OPERATORS = 1.4  # of a pass than of a step
+HAS_TO_SAVE = 0.05  # of a step's time, for what the model does not know
+FIRST_GUESS = 0.85  # of how often a draft is right
+MEMORY = 0.97  # about the last 33 drafts count
+SHARES = 20  # of which the share of right drafts is a multiple
+
+
+@dataclass(frozen=True)
+class Rates:
+    """Bytes and float operations a second; seconds that an operator takes beside them."""
+
+    bandwidth: float
+    matrix_rate: float
+    operator: float
+
+
+CORE = Rates(15e9, 40e9, 1.7e-6)
+CORES_OF_BANDWIDTH = 3  # more read no faster
+GPU = Rates(1e12, 50e12, 3e-6)
+
+
+@dataclass(frozen=True)
+class PassCost:
+    """Seconds of a pass by its window. written: what each token of a window costs beside its
+    operations, in steps, where a runner writes them one at a time.
+    """
+
+    overhead: float
+    moving: float
+    computing: float
+    written: float = 0.0
+
+    @classmethod
+    def of(
+        cls, bundle: Bundle, num_images: int, num_threads: int, on_gpu: bool, written: float = 0.0
+    ) -> PassCost:
+        """The cost for so many images at once."""
+        rates, config, table = GPU, bundle.config.model, bundle.config.policy
+        if not on_gpu:
+            bandwidth = CORE.bandwidth * min(num_threads, CORES_OF_BANDWIDTH)
+            rates = Rates(bandwidth, CORE.matrix_rate * num_threads, CORE.operator)
+        return cls(
+            OPERATORS_OF_A_LAYER * config.num_layers * rates.operator,
+            step_bytes(bundle, num_images) / rates.bandwidth,
+            step_operations(config, table, num_images) / rates.matrix_rate,
+            written,
+        )
+
+    @property
+    def step(self) -> float:
+        """Seconds of a decode step."""
+        return self.overhead + self.moving + self.computing
+
+    def of_window(self, window: int) -> float:
+        """Seconds of a pass over so many tokens of each image."""
+        own = MORE_OPERATORS * self.overhead + self.moving + window * self.computing
+        return own + window * self.written * self.step
+
+
+def step_operations(config: ModelConfig, table: PolicyTable, num_images: int) -> int:
+    """Float operations of a decode step: two for each weight and row, and those of the attention
+    over all slots.
+    """
+    rows, hidden, head_dim = config.rows_per_image * num_images, config.hidden_size, config.head_dim
+    attention = hidden * head_dim * 2 * (config.num_heads + config.num_kv_heads)
+    weights = config.num_layers * (attention + 3 * hidden * config.intermediate_size)
+    weights += hidden * hidden + hidden * config.codebook_size  # the generation head
+    embedded = config.codebook_dim * hidden + hidden * hidden  # one row for both rows of an image
+    slots = sum(group.num_heads * group.num_slots for group in table.groups())
+    attended = 2 * slots * config.query_group_size * head_dim
+    return 2 * (rows * (weights + attended) + num_images * embedded)
+
+
+def expected_passes(rooms: Sequence[int], window: int, share: float) -> float:
+    """Passes of an image whose drafts are right with this share, each by itself.
+
+    Args: rooms: as policy/schedule.py has them.
+    """
+    step, passes = 1.0, 0
+    while step < len(rooms):
+        tries = min(window, rooms[int(step)])
+        step += sum(share**place for place in range(tries))
+        passes += 1
+    return passes
+
+
+@dataclass
+class AutoWindow:
+    """The window that pays best for one image, chosen anew as drafts turn out right or wrong."""
+
+    cost: PassCost
+    rooms: Sequence[int]
+    share: float = FIRST_GUESS
+    _best: dict[int, int] = field(default_factory=dict)
+
+    def __call__(self) -> int:
+        """Tokens of the next pass, OFF for a single step."""
+        rounded = round(self.share * SHARES)
+        if rounded not in self._best:
+            self._best[rounded] = self._choose(rounded / SHARES)
+        return self._best[rounded]
+
+    def drafts(self, right: int, wrong: int) -> None:
+        """Takes how the drafts of a pass turned out, up to the first wrong one."""
+        for was_right in (True,) * right + (False,) * wrong:
+            self.share = MEMORY * self.share + (1 - MEMORY) * was_right
+
+    def _choose(self, share: float) -> int:
+        seconds = {
+            window: expected_passes(self.rooms, window, share) * self.cost.of_window(window)
+            for window in WINDOWS
+        }
+        best = min(seconds, key=lambda window: seconds[window])
+        limit = (1 - HAS_TO_SAVE) * (len(self.rooms) - 1) * self.cost.step
+        return best if seconds[best] < limit else OFF
