@@ -47,6 +47,7 @@ ABOVE = {
     "sweep",
     "serve",
     "prompt_files",
+    "deploy",
     "doctor",
 }  # may import every room but each other
 TOP = {"cli"}  # imported by nothing

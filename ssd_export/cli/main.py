@@ -31,6 +31,7 @@ VERBS = (
     "build-engine",
     "generate",
     "serve",
+    "package",
     "inspect",
     "prompts",
     "eval",

@@ -63,6 +63,13 @@ def contact_sheet(images: Sequence[Image.Image]) -> Image.Image:
     return sheet
 
 
+def preview_rows(num_previews: int, num_rows: int) -> list[int]:
+    """The rows after which that many previews are made: evenly over an image, without its last."""
+    count = min(num_previews, num_rows - 1)
+    last = num_rows - 2
+    return [round(place * last / (count - 1)) if count > 1 else 0 for place in range(count)]
+
+
 class ImageWriter:
     """Writes the images of one call as they are done: one image to out, several to out-000.png,
     ... and at the end a sheet of all to out.

@@ -21,6 +21,7 @@ from fastapi.responses import HTMLResponse, JSONResponse, Response, StreamingRes
 from starlette.exceptions import HTTPException
 
 from ssd_export.errors import UserError
+from ssd_export.runtime.images import preview_rows
 from ssd_export.serve.batcher import (
     ClosingError,
     DeadlineError,
@@ -32,7 +33,6 @@ from ssd_export.serve.batcher import (
 from ssd_export.serve.generation import (
     GeneratorBatches,
     image_requests,
-    preview_rows,
     server_facts,
 )
 from ssd_export.serve.limits import LimitBody, LimitSend, RequireKey, error_body

@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 
-import numpy as np
-
 from ssd_export.noise import ImageSeed
 from ssd_export.runtime.generate import ImageGenerator
 from ssd_export.runtime.prompt_batch import ImageRequest, bundle_sampling
@@ -63,12 +61,6 @@ def image_requests(body: GenerationRequest, generator: ImageGenerator) -> list[I
         )
         for number in range(body.n or 1)
     ]
-
-
-def preview_rows(num_previews: int, num_rows: int) -> list[int]:
-    """The rows after which that many previews are made: evenly over an image, without its last."""
-    count = min(num_previews, num_rows - 1)
-    return sorted({int(row) for row in np.linspace(0, num_rows - 2, count).round()})
 
 
 def server_facts(batches: GeneratorBatches, runner: str, max_batch: int) -> ServerFacts:
