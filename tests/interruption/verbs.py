@@ -16,7 +16,7 @@ from ssd_export.bundle import open_bundle
 from ssd_export.policy.head_map import HeadMap
 from ssd_export.tensorrt.engine_manifest import read_engines
 
-SWEEP_CELLS = 3  # the full cache and two policies, each with the images of a seed and its loss
+SWEEP_ROWS, SWEEP_PARTS = 3, 5  # full cache and two policies, those with images and loss
 BUNDLE = "bundle"  # in the folder of a verb
 
 
@@ -70,7 +70,7 @@ def sweep_digest(folder: Path) -> str | None:
         json.loads(part.read_text())  # a part is whole or absent
     report = folder / "out" / "sweep.json"
     rows = json.loads(report.read_text())["rows"] if report.exists() else []
-    if len(rows) < SWEEP_CELLS or len(parts) < 2 * SWEEP_CELLS:
+    if len(rows) < SWEEP_ROWS or len(parts) < SWEEP_PARTS:
         return None
     tokens = sorted((folder / "out" / "cells").glob("*.npz"))
     content = b"".join(array.tobytes() for path in tokens for array in np.load(path).values())
