@@ -33,7 +33,7 @@ from ssd_export.model.find import DEMO_CHECKPOINT
 from ssd_export.model.prompt import TemplateEncoder
 from ssd_export.model.weight_files import WeightFile, open_weight_files
 from ssd_export.policy.head_map import HeadMap
-from ssd_export.policy.presets import make_policy
+from ssd_export.policy.make import make_policy
 from ssd_export.prompt_files.lines import read_prompts
 from ssd_export.prompt_files.results import NAME, Result, Results
 from ssd_export.sweep.cells import read_strip
