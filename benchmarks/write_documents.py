@@ -83,9 +83,10 @@ SECTIONS = (
     ),
     Section(
         "Attention of one decode step, full cache against a fifth",
-        "With several threads every operator waits for the slowest of them, and the step of a"
-        " compressed cache has as many operators with less to do in each. On this machine two"
-        " threads make it slower than one, and slower than the full cache.",
+        "The rows with two threads were measured when each head group had its own pool of threads,"
+        " whose workers kept a core busy for 41 ms after every run, while the next group's pool"
+        " needed it. A runner's steps share one pool, and no worker waits busily; these rows are not"
+        " measured anew.",
         ("attention_ratio",),
     ),
     Section("Other runtimes on the CPU", "", ("peers",)),
