@@ -14,26 +14,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from benchmarks.measured_process import answer_of
-from benchmarks.precision_divergence import divergence
+from benchmarks.precision_divergence import PRECISIONS, divergences, kl_text
 from ssd_export.demo.scenes import CATEGORIES
-from ssd_export.export.temporary_bundle import PolicyChoice, temporary_bundle
 from ssd_export.metrics.intervals import Mean
-from ssd_export.metrics.scene_score import draw_scenes
 from ssd_export.report.environment import busy_note
 from ssd_export.report.measurement import measurement, table, write_measurement
-from ssd_export.sweep.spec import SCENE_SEED
 
 JSON = Path("docs/measurements/quantization.json")
-PRECISIONS = {
-    "fp32": "",
-    "int8": "--weights int8",
-    "int8, head kept": "--weights int8 --head-weights none",
-    "int4": "--weights int4",
-    "int4, head kept": "--weights int4 --head-weights none",
-    "int4, head too": "--weights int4 --head-weights int4",
-    "kv8": "--kv-dtype int8",
-}
 # points of the scene score below fp32
 BOUNDS = {
     name: {"int8": 1.0, "int4": 4.0, "kv8": 1.0}[name.split(",")[0]]
@@ -60,28 +50,7 @@ def evaluate(model: str, num_prompts: int, options: str) -> dict[str, Any]:
     )
 
 
-def divergences(model: str, num_scenes: int) -> dict[str, Mean]:
-    """KL from fp32's sampling distribution for every other precision (precision_divergence.py)."""
-    scenes = draw_scenes(num_scenes, SCENE_SEED)
-    found = {}
-    with temporary_bundle(PolicyChoice(model)) as reference:
-        for name, options in PRECISIONS.items():
-            if options:
-                with temporary_bundle(PolicyChoice(model, **choice_of(options))) as bundle:
-                    found[name] = Mean.of(divergence(reference, bundle, scenes).tolist())
-    return found
-
-
-def choice_of(options: str) -> dict[str, Any]:
-    """Fields of a PolicyChoice of the command line's options."""
-    words = options.split()
-    return {
-        name.removeprefix("--").replace("-", "_"): value
-        for name, value in zip(words[::2], words[1::2], strict=True)
-    }
-
-
-def results_of(runs: dict[str, dict[str, Any]], kl: dict[str, Mean]) -> dict[str, Any]:
+def results_of(runs: dict[str, dict[str, Any]], kl: dict[str, np.ndarray]) -> dict[str, Any]:
     """The table, the scores by name, and the runs without their images."""
     base = runs["fp32"]
     rows = [_row(name, run, base, kl.get(name)) for name, run in runs.items()]
@@ -103,7 +72,7 @@ def results_of(runs: dict[str, dict[str, Any]], kl: dict[str, Mean]) -> dict[str
     return {"tables": [table(title, COLUMNS, rows, note)], "figures": figures, "runs": kept}
 
 
-def _row(name: str, run: dict[str, Any], base: dict[str, Any], kl: Mean | None) -> list[str]:
+def _row(name: str, run: dict[str, Any], base: dict[str, Any], kl: np.ndarray | None) -> list[str]:
     overall, verdicts, wanted = run["overall"], _verdicts(run), _verdicts(base)
     difference = Mean.of_differences(verdicts, wanted)
     points = (
@@ -127,7 +96,7 @@ def _row(name: str, run: dict[str, Any], base: dict[str, Any], kl: Mean | None) 
         points,
         held,
         changed,
-        "-" if kl is None else f"{1e3 * kl.value:.3f} ± {1e3 * kl.half_width:.3f}",
+        "-" if kl is None else kl_text(kl),
         *(
             f"{run['categories'][category]['hits']} / {run['categories'][category]['total']}"
             for category in CATEGORIES

@@ -85,13 +85,13 @@ SECTIONS = (
         "Attention of one decode step, full cache against a fifth",
         "The rows with two threads were measured when each head group had its own pool of threads,"
         " whose workers kept a core busy for 41 ms after every run, while the next group's pool"
-        " needed it. A runner's steps share one pool, and no worker waits busily; these rows are not"
-        " measured anew.",
+        " needed it. A runner's steps share one pool, and no worker waits busily; these rows are"
+        " not measured anew.",
         ("attention_ratio",),
     ),
     Section("Other runtimes on the CPU", "", ("peers",)),
     Section("Export and memory at real size", "", ("real_size",)),
-    Section("Quantized weights and caches", "", ("quantization",)),
+    Section("Quantized weights and caches", "", ("quantization", "precision_divergence")),
     Section("Building engines without a GPU", "", ("build", "target_builds")),
     Section(
         "A decode step on GPUs that are not here",
