@@ -50,6 +50,20 @@ class PromptBatch:
         """Images of the batch."""
         return len(self.images)
 
+    def different_rows(self) -> tuple[np.ndarray, np.ndarray]:
+        """(the first row of each prompt, int64; for every row the place of its prompt among those,
+        int64 [rows]). Unconditional rows of prompts of one length are the same.
+        """
+        places: dict[bytes, int] = {}
+        first, place = [], []
+        for row, (embeds, length) in enumerate(zip(self.embeds, self.lengths, strict=True)):
+            prompt = embeds[:length].tobytes()
+            if prompt not in places:
+                places[prompt] = len(places)
+                first.append(row)
+            place.append(places[prompt])
+        return np.array(first), np.array(place)
+
     @property
     def is_greedy(self) -> bool:
         """Whether no image needs random numbers."""

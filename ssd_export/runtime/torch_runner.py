@@ -105,13 +105,16 @@ class TorchRunner(Runner):
         """Fills fresh caches from the prompts and generates token 0."""
         ready = self._allocate(BatchSize.of(batch, self._config))
         ready.start(batch)
-        embeds = torch.from_numpy(batch.embeds).to(self._device, self._dtype)
+        first, place = batch.different_rows()
+        embeds = torch.from_numpy(batch.embeds[first]).to(self._device, self._dtype)
+        lengths = torch.from_numpy(batch.lengths[first]).to(self._device)
         rows, num_tokens = embeds.shape[:2]
         positions = torch.arange(num_tokens, device=self._device).expand(rows, -1)
+        prompt = _PromptPass(self, lengths, torch.from_numpy(place).to(self._device))
         hidden = self._model.condition(embeds)
-        hidden = self._model(hidden, positions, self._attend_prompt, ready.lengths)
-        last = hidden[torch.arange(rows, device=self._device), ready.lengths.long() - 1]
-        self._draw(last)
+        hidden = self._model(hidden, positions, prompt.attend, lengths)
+        last = hidden[torch.arange(rows, device=self._device), lengths.long() - 1]
+        self._draw(last[prompt.place])
         ready.passed()
 
     def evict(self, step: int) -> None:
@@ -245,13 +248,6 @@ class TorchRunner(Runner):
             )
         )
 
-    def _attend_prompt(self, layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        lengths = self._ready.lengths
-        out, scores = prefill_attention(query, key, value, lengths)
-        for _, state, heads, _ in self._groups(layer):
-            fill_from_prompt(state, key[:, heads], value[:, heads], scores[:, heads], lengths)
-        return out
-
     def _attend_cache(self, layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         out = torch.empty_like(query)
         for group, state, heads, queries in self._groups(layer):
@@ -276,6 +272,22 @@ class TorchRunner(Runner):
         )
         ready.tokens.index_copy_(0, ready.step, drawn[None])
         ready.step += 1
+
+
+class _PromptPass:
+    """The attention of the pass over the prompts, each computed once: a row of the batch takes the
+    keys and values of the one that it is a copy of. place: int64 [B], of its prompt among those.
+    """
+
+    def __init__(self, runner: TorchRunner, lengths: Tensor, place: Tensor) -> None:
+        self._runner, self._lengths, self.place = runner, lengths, place
+
+    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        out, scores = prefill_attention(query, key, value, self._lengths)
+        for _, state, heads, _ in self._runner._groups(layer):
+            own = (part[:, heads][self.place] for part in (key, value, scores))
+            fill_from_prompt(state, *own, self._runner._ready.lengths)
+        return out
 
 
 class _WindowPass:

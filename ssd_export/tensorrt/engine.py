@@ -38,7 +38,8 @@ class TrtEngine:
     """A deserialized engine.
 
     Args: deserialize: makes it of its file's bytes; spec: the graph's contract; shaped: the same
-    with the engine's shapes; aliases: output -> the input whose memory it is.
+    with the engine's shapes; aliases: output -> the input whose memory it is; give_cache: gives a
+    context's configuration the compiled kernels (TensorRT-RTX alone has them).
     """
 
     def __init__(
@@ -51,12 +52,13 @@ class TrtEngine:
         shaped: GraphSpec,
         weights: Collection[str] = (),
         aliases: Mapping[str, str] | None = None,
+        give_cache: Callable[[Any], None] = lambda config: None,
     ) -> None:
         """Raises UserError, one line, where TensorRT refuses the file or its tensors are not the
         contract's.
         """
         self.spec, self.shaped, self.aliases = spec, shaped, dict(aliases or {})
-        self._flavor, self._device = flavor, device
+        self._flavor, self._device, self._give_cache = flavor, device, give_cache
         self._messages = logger(flavor.trt)[1]
         self._said = self._messages.mark()
         device.use()
@@ -101,6 +103,7 @@ class TrtEngine:
                 trt.DynamicShapesKernelSpecializationStrategy.EAGER
             )
             how.cuda_graph_strategy = trt.CudaGraphStrategy.DISABLED  # the runner captures itself
+            self._give_cache(how)
         context = self.call(lambda: self._engine.create_execution_context(how))
         if context is None:
             raise UserError(

@@ -17,6 +17,7 @@ from ssd_export.tensorrt.device_buffers import WAYS_OUT, check_device_memory, pl
 from ssd_export.tensorrt.engine import TrtContext, TrtEngine, open_runtime
 from ssd_export.tensorrt.engine_files import EngineFiles
 from ssd_export.tensorrt.profiles import profile_for
+from ssd_export.tensorrt.runtime_cache import RuntimeCache
 from ssd_export.tensorrt.step_form import engine_spec
 
 
@@ -30,6 +31,7 @@ class LoadedEngines:
         self._files, self._specs, self._device = files, specs, device
         device.use()
         self._runtime = open_runtime(files.flavor, files.register_plugin())
+        self._cache = RuntimeCache(files)
         self._engines: dict[str, TrtEngine] = {}
         self._contexts: dict[tuple[str, int], TrtContext] = {}
         weights = files.all_weights()
@@ -75,11 +77,21 @@ class LoadedEngines:
             if self._memory:
                 last_first.callback(self._device.free, self._memory)
             last_first.callback(self._close_runtime)
+            last_first.callback(self._close_cache)
             for engine in self._engines.values():
                 last_first.callback(engine.close)
             for context in self._contexts.values():
                 last_first.callback(context.close)
+            last_first.callback(self._keep_cache)
             self._engines, self._contexts, self._memory = {}, {}, 0
+
+    def _keep_cache(self) -> None:
+        self._device.use()
+        self._cache.keep()
+
+    def _close_cache(self) -> None:
+        self._device.use()
+        self._cache.close()
 
     def _close_runtime(self) -> None:
         self._device.use()
@@ -97,6 +109,7 @@ class LoadedEngines:
                 engine_spec(self._specs[graph], files.form),
                 files.weights(graph),
                 files.aliases(graph),
+                self._cache.give,
             )
         return self._engines[graph]
 

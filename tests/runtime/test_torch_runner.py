@@ -5,11 +5,13 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from ssd_export.bundle import open_bundle
 from ssd_export.cache.attention import decode_attention
@@ -22,6 +24,7 @@ from ssd_export.policy.schedule import eviction_steps
 from ssd_export.runtime.generate import ImageGenerator
 from ssd_export.runtime.prompt_batch import PromptBatches
 from ssd_export.runtime.torch_runner import TorchRunner, step_attention
+from ssd_export.runtime.torch_weights import load_modules
 from ssd_export.sampling import Sampling
 from tests.janus_checkpoints import TinyJanus
 from tests.runtime.checkpoints import PROMPTS, bundle, checkpoint, head_map_file
@@ -141,3 +144,37 @@ def test_the_kernel_generates_what_the_reference_does() -> None:
         check=False,
     )
     assert done.returncode == 0, done.stderr[-3000:]
+
+
+def test_a_prompt_is_computed_once_however_many_rows_have_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    opened = open_bundle(bundle(checkpoint(TINY), "h2o", 0.2))
+    model, _ = load_modules(opened, opened.config.model, "cpu")
+    rows: list[int] = []
+    forward = type(model).forward
+
+    def counted(self: object, hidden: torch.Tensor, *others: object) -> torch.Tensor:
+        rows.append(len(hidden))
+        return forward(self, hidden, *others)
+
+    monkeypatch.setattr(type(model), "forward", counted)
+    batch = PromptBatches.from_bundle(opened)(
+        [PROMPTS[0], PROMPTS[1], PROMPTS[0]], Sampling(), seed=1
+    )
+    first, place = batch.different_rows()
+    assert first.tolist() == [0, 1, 3, 4] and place.tolist() == [0, 1, 0, 2, 3, 2]
+    alone = replace(batch, embeds=batch.embeds[[0, 3]], lengths=batch.lengths[[0, 3]])
+    alone = replace(alone, images=batch.images[:1], sampling=batch.sampling[:1])
+    caches, logits = [], []
+    for one in (batch, alone):
+        with closing(TorchRunner(model, None, opened.config.policy)) as runner:
+            runner.prefill(one)
+            tensors = opened.config.graphs["decode_step"].cache_inputs
+            caches.append([runner.read_cache(tensor) for tensor in tensors])
+            logits.append(runner.logits())
+    assert rows == [4, 2]
+    for many, single in zip(*caches, strict=True):
+        for row, wanted in ((0, 0), (2, 0), (3, 1), (5, 1)):
+            np.testing.assert_allclose(many[row], single[wanted], atol=1e-5)
+    np.testing.assert_allclose(logits[0][[0, 2, 3, 5]], logits[1][[0, 0, 1, 1]], atol=1e-4)

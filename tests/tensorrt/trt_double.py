@@ -92,6 +92,8 @@ class TrtDouble:
         }
         self.weights = np.fromfile(self.bundle.file(self.engines.weights_file), np.uint8)
         self.runs: list[str] = []
+        self.compiled: list[str] = []  # contexts whose kernels no cache had
+        self.environment = b"one GPU, one driver"
 
     @property
     def flavor(self) -> Flavor:
@@ -138,8 +140,38 @@ class RuntimeDouble(OnDevice):
         return EngineDouble(self, graph)
 
 
+class RuntimeCacheDouble(OnDevice):
+    """Names of the contexts whose kernels are compiled."""
+
+    def __init__(self, trt: TrtDouble) -> None:
+        super().__init__(trt, "runtime cache")
+        self.kernels: set[str] = set()
+
+    def deserialize(self, blob: bytes) -> bool:
+        self._check()
+        environment, _, names = blob.partition(b":")
+        if environment == self._trt.environment:
+            self.kernels = set(filter(None, names.decode().split(",")))
+        return environment == self._trt.environment
+
+    def serialize(self) -> bytes:
+        self._check()
+        return self._trt.environment + b":" + ",".join(sorted(self.kernels)).encode()
+
+
 class RuntimeConfigDouble:
     dynamic_shapes_kernel_specialization_strategy = cuda_graph_strategy = strategy = None
+
+    def __init__(self, trt: TrtDouble) -> None:
+        self._trt, self.cache = trt, None
+
+    def create_runtime_cache(self) -> RuntimeCacheDouble:
+        return RuntimeCacheDouble(self._trt)
+
+    def set_runtime_cache(self, cache: RuntimeCacheDouble) -> bool:
+        cache._check()
+        self.cache = cache
+        return True
 
     def set_execution_context_allocation_strategy(
         self, strategy: ExecutionContextAllocationStrategy
@@ -183,7 +215,7 @@ class EngineDouble(OnDevice):
 
     def create_runtime_config(self) -> RuntimeConfigDouble:
         assert self.trt.is_rtx, "TensorRT 10.3 has no runtime configuration"
-        return RuntimeConfigDouble()
+        return RuntimeConfigDouble(self.trt)
 
     def create_execution_context(
         self, how: RuntimeConfigDouble | ExecutionContextAllocationStrategy
@@ -197,6 +229,10 @@ class EngineDouble(OnDevice):
                 is DynamicShapesKernelSpecializationStrategy.EAGER
             )
             assert how.cuda_graph_strategy is CudaGraphStrategy.DISABLED
+            assert how.cache is not None, "kernels are compiled at every start"
+            if self.graph not in how.cache.kernels:
+                self.trt.compiled.append(self.graph)
+                how.cache.kernels.add(self.graph)
         return ContextDouble(self)
 
 
