@@ -285,8 +285,8 @@ class _PromptPass:
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         out, scores = prefill_attention(query, key, value, self._lengths)
         for _, state, heads, _ in self._runner._groups(layer):
-            own = (part[:, heads][self.place] for part in (key, value, scores))
-            fill_from_prompt(state, *own, self._runner._ready.lengths)
+            keys, values, scored = (part[:, heads][self.place] for part in (key, value, scores))
+            fill_from_prompt(state, keys, values, scored, self._runner._ready.lengths)
         return out
 
 

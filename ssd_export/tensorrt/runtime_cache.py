@@ -25,7 +25,8 @@ class RuntimeCache:
     """The cache of a folder of engines; all its contexts share one."""
 
     def __init__(self, files: EngineFiles) -> None:
-        self._files, self._cache = files, None
+        self._files = files
+        self._cache: Any = None
         self._engines = engines_digest(files)
         self._held = b""  # what TensorRT last wrote or accepted
 
