@@ -18,8 +18,9 @@ SCHEMA_VERSION = 3
 CONFIG = "ssd_config.json"
 EXPORT_AGAIN = "export it again with --force, or copy it again from where it came"
 WeightFormat = Literal["none", "int8", "int4", "fp8"]
-# What --weights means for the generation head and the aligner. docs/measurements/quantization.json
-# says what it costs; fp8 runs on GPUs alone, where no loss has been measured.
+# What --weights means for the generation head and the aligner: int8 moves what tokens are sampled
+# from by a hundredth of what int4 does (docs/measurements/precision_divergence.json). fp8 runs on
+# GPUs alone, where no loss has been measured.
 HEAD_WEIGHTS: dict[WeightFormat, WeightFormat] = {
     "none": "none",
     "int8": "int8",
