@@ -32,7 +32,7 @@ from ssd_export.report.measurement import measurement, table, write_measurement
 from ssd_export.runtime.generate import ImageGenerator
 from ssd_export.runtime.prompt_batch import ImageRequest, bundle_sampling
 
-ROUNDS = 5
+ROUND_SECONDS = 60.0
 PROMPTS = (
     {"prompt": "a red circle on white"},
     {"prompt": "a blue ring on sand", "temperature": 0.7},
@@ -224,8 +224,9 @@ def soak(bundle: Path, num_clients: int, seconds: float, batch: int) -> dict[str
             clients, single = Clients(server, num_clients, expected), Clients(server, 1, expected)
             clients.run(10)  # warm
             clients.tally.latencies.clear()
+            count = max(1, round(seconds / ROUND_SECONDS))
             rounds = [
-                one_round(server, clients, alone, single, seconds / ROUNDS) for _ in range(ROUNDS)
+                one_round(server, clients, alone, single, seconds / count) for _ in range(count)
             ]
             while server.metric("ssd_queue_images"):
                 time.sleep(0.1)
