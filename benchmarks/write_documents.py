@@ -89,6 +89,11 @@ SECTIONS = (
         " not measured anew.",
         ("attention_ratio",),
     ),
+    Section(
+        "Serving the demo model",
+        "A real server in a process of its own. Ratios compare what ran in turns with it.",
+        ("serve_first_image", "serve_soak", "serve_fuzz", "ray_prompts"),
+    ),
     Section("Other runtimes on the CPU", "", ("peers",)),
     Section("Export and memory at real size", "", ("real_size",)),
     Section("Quantized weights and caches", "", ("quantization", "precision_divergence")),
