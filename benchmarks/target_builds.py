@@ -76,7 +76,7 @@ def measure_target(bundle: Path, target: str, plugin: str) -> dict[str, Any]:
 def targets() -> list[str]:
     """The targets that TensorRT-RTX builds for."""
     return [
-        name for name in target_names() if name != "cpu" and FLAVOR in read_target(name).flavours
+        name for name in target_names() if name != "cpu" and FLAVOR in read_target(name).flavors
     ]
 
 
@@ -100,14 +100,16 @@ def _row(run: dict[str, Any]) -> list[str]:
     ]
 
 
-def results_of(runs: list[dict[str, Any]]) -> dict[str, Any]:
-    """The table, and the builds as they were measured."""
+def results_of(runs: list[dict[str, Any]], left: list[tuple[Path, str, str]]) -> dict[str, Any]:
+    """The table, and the builds as they were measured. left: those that were not run."""
+    absent = [None] * (len(COLUMNS) - 3)
+    rows = rows_of(runs) + [[path.name, plugin, target, *absent] for path, target, plugin in left]
     note = (
         "Seconds by graph, then of all; the peak is of the process, over all graphs. The plugin's"
         " kernel releases in the step, so there is no evict graph beside it. Random weights of"
         " Janus-Pro-1B's shape."
     )
-    return {"tables": [table(TITLE, COLUMNS, rows_of(runs), note)], "runs": runs}
+    return {"tables": [table(TITLE, COLUMNS, rows, note)], "runs": runs}
 
 
 def asked_for(bundles: list[Path], runs: list[dict[str, Any]]) -> Iterator[tuple[Path, str, str]]:
@@ -142,10 +144,12 @@ def main() -> None:
     asked = parser.parse_args()
     runs = json.loads(asked.json.read_text())["results"]["runs"] if asked.json.exists() else []
     left = list(asked_for(asked.bundles, runs))
-    for build in left[: asked.limit]:
+    for done, build in enumerate(left[: asked.limit], start=1):
         runs.append(measured_apart(*build))
         print(" | ".join(_row(runs[-1])), flush=True)
-        write_measurement(asked.json, measurement(COMMAND, results_of(runs), asked.note))
+        write_measurement(
+            asked.json, measurement(COMMAND, results_of(runs, left[done:]), asked.note)
+        )
 
 
 if __name__ == "__main__":
