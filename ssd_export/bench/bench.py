@@ -11,7 +11,7 @@ means something.
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from typing import Any
@@ -52,6 +52,7 @@ def run_bench(
     checkpoint = _checkpoint(bundles, spec)
     threads = spec.threads or _default_threads(bundles)
     rounds = _default_rounds(bundles) if spec.rounds is None else spec.rounds
+    rounds = max(rounds, 1) if spec.lookahead else rounds
     provider = find_runner(spec.runner).provider(spec.provider)
     common = Cell("rates", None, spec.runner, provider, 1, spec.steps, threads)
     with ExitStack() as stack:
@@ -69,7 +70,7 @@ def run_bench(
             cells, found = zip(
                 *_rows(subjects, checkpoint, of_batch, decoder_seconds, spec, progress), strict=True
             )
-            rows += _with_images(list(found), ImageRounds(cells, rounds), progress)
+            rows += _with_images(list(found), ImageRounds(cells, rounds), spec.lookahead, progress)
     clock = "cpu_" if threads == 1 and not on_device(common) else ""
     for row in rows:
         row["compared_ms"] = row[f"{clock}ms_per_token"]
@@ -86,7 +87,9 @@ def run_bench(
         "model": bundles[0].config.model_name,
         "model_config": bundles[0].config.model.to_dict(),
     }
-    return {"settings": settings, "rates": rates.to_dict(), "rows": rows}
+    ahead = [one for row in rows for one in row.pop("lookahead", ())]
+    results = {"settings": settings, "rates": rates.to_dict(), "rows": rows}
+    return results | ({"lookahead": ahead} if ahead else {})
 
 
 def _check_steps(bundles: list[Bundle], spec: BenchSpec) -> None:
@@ -232,14 +235,47 @@ def _rows(
 
 
 def _with_images(
-    rows: list[dict[str, Any]], images: ImageRounds, progress: Progress
+    rows: list[dict[str, Any]],
+    images: ImageRounds,
+    lookahead: Sequence[int | str],
+    progress: Progress,
 ) -> list[dict[str, Any]]:
-    """The rows with the figures of whole images, where any are generated."""
+    """The rows with the figures of whole images, where any are generated, and those of each mode of
+    lookahead beside them.
+    """
     if not images.rounds:
         return rows
     told = _stage(progress, f"whole images in turns, batch {images.batch}")
-    figures = in_process(measure_images, images, told)
-    return [row | measured for row, measured in zip(rows, figures, strict=True)]
+    modes = [
+        (index, replace(cell, lookahead=mode))
+        for index, cell in enumerate(images.cells)
+        for mode in lookahead
+        if cell.kind == "bundle"
+    ]
+    cells = images.cells + tuple(cell for _, cell in modes)
+    figures = in_process(measure_images, replace(images, cells=cells), told)
+    rows = [row | measured for row, measured in zip(rows, figures, strict=False)]
+    for (index, cell), measured in zip(modes, figures[len(rows) :], strict=True):
+        rows[index].setdefault("lookahead", []).append(_ahead(rows[index], cell, measured))
+    return rows
+
+
+def _ahead(row: dict[str, Any], cell: Cell, measured: dict[str, Any]) -> dict[str, Any]:
+    """The row of a mode of lookahead; row: that of single steps."""
+    clock = "batch_cpu_seconds" if cell.threads == 1 and not on_device(cell) else "batch_seconds"
+    ratios = [a / b for a, b in zip(row[clock], measured[clock], strict=True)]
+    assert cell.path is not None
+    steps = open_bundle(cell.path).config.model.grid.num_tokens - 1
+    passes = statistics.fmean(measured["passes"])
+    named = {name: row[name] for name in ("policy", "budget", "kind", "batch")}
+    return named | {
+        "lookahead": cell.lookahead,
+        "passes": passes,
+        "tokens_per_pass": steps / passes,
+        "ms_per_token": 1000 * statistics.median(measured["batch_seconds"]) / (steps + 1),
+        "off_ms_per_token": 1000 * statistics.median(row["batch_seconds"]) / (steps + 1),
+        "times_faster": statistics.median(ratios),
+    }
 
 
 def build_seconds(bundle: Bundle, runner: str) -> float | None:

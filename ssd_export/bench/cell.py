@@ -38,6 +38,7 @@ class Cell:
     the bundle or the checkpoint.
 
     image_seconds: what the image decoder takes for one image, where that is known already.
+    lookahead: of whole images.
     """
 
     kind: str
@@ -48,6 +49,7 @@ class Cell:
     steps: int
     threads: int
     image_seconds: float | None = None
+    lookahead: int | str = 1
 
 
 def measure(cell: Cell, progress: StepProgress) -> dict[str, Any]:

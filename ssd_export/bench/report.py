@@ -22,6 +22,8 @@ def bench_tables(results: dict[str, Any]) -> list[dict[str, Any]]:
     bounded = [row for row in rows if "bound_ms_read" in row]
     if bounded:
         tables.append(_table("Share of the roofline", _ROOFLINE, bounded, roofline_note(results)))
+    if "lookahead" in results:
+        tables.append(_table("Lookahead", _LOOKAHEAD, results["lookahead"], _LOOKAHEAD_NOTE))
     return tables + [_profile(row) for row in rows if "profile" in row]
 
 
@@ -113,6 +115,20 @@ def _bytes(name: str, unit: int, digits: int) -> Callable[[Row], str]:
 
 
 _WHAT: dict[str, Callable[[Row], str]] = {"cache": name_of, "images": lambda row: str(row["batch"])}
+_LOOKAHEAD: dict[str, Callable[[Row], str]] = {
+    **_WHAT,
+    "lookahead": lambda row: str(row["lookahead"]),
+    "passes": _number("passes", 1),
+    "tokens a pass": _ratio("tokens_per_pass"),
+    "ms a token": _milliseconds("ms_per_token"),
+    "off": _milliseconds("off_ms_per_token"),
+    "times faster": _ratio("times_faster"),
+}
+_LOOKAHEAD_NOTE = (
+    "Whole images, prompt and image decoder included, in turns with single steps (off): mean"
+    " passes, tokens of each image that a pass gives, median ms, and the median of the rounds'"
+    " ratios."
+)
 _SPEED = {
     **_WHAT,
     "first token ms": _milliseconds("first_token_ms"),

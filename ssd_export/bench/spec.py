@@ -20,7 +20,8 @@ BASELINES = (TRANSFORMERS, FULL)
 class BenchSpec:
     """threads None: one for a model with short steps, else every core. model None: the demo's, for
     its bundles. rounds: whole batches of each cache to time, in turns; 0 none, None as many as a
-    small model has time for.
+    small model has time for. lookahead: what whole images, a round at least,
+    are generated with beside single steps.
     """
 
     bundles: tuple[Path, ...]
@@ -33,6 +34,7 @@ class BenchSpec:
     model: str | None = None
     profile: bool = False
     rounds: int | None = None
+    lookahead: tuple[int | str, ...] = ()
 
 
 def check_spec(spec: BenchSpec) -> BenchSpec:
@@ -51,6 +53,10 @@ def check_spec(spec: BenchSpec) -> BenchSpec:
         as_count(batch, "--batch", way_out="use 1,8,32", most=MAX_BATCH)
     if spec.rounds is not None:
         as_count(spec.rounds, "--rounds", 0, "use 7, or 0 for no whole images", MAX_ROUNDS)
+    if spec.lookahead and spec.rounds == 0:
+        raise UserError(
+            "--lookahead is measured with whole images, and --rounds 0 generates none; use 7"
+        )
     if spec.steps < 1:
         raise UserError(f"--steps {spec.steps} times nothing; use 96")
     if spec.profile and not kind.profiles_operators:

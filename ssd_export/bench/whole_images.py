@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from ssd_export.bench.cell import Cell, StepProgress
 from ssd_export.model.families import family_of
@@ -47,23 +47,29 @@ def measure_images(images: ImageRounds, progress: StepProgress) -> list[dict[str
     """Seconds of a batch in each round, by cell: elapsed, and computed on all threads of this
     process. A first round opens the graphs and is not timed.
 
-    Every other round goes through the cells backwards: none always follows the same.
+    Every other round goes through the cells backwards: none always follows the same. With
+    lookahead, passes: the decode passes of each round.
     Raises: UserError for what a runner or the checkpoint lacks.
     """
     with ExitStack() as stack:
         generate = [_opened(cell, stack) for cell in images.cells]
-        for draw in generate:
-            draw(0)
+        for one in generate:
+            one.generate(0)
+        passes: list[list[int]] = [[] for _ in generate]
         times: list[list[tuple[float, float]]] = [[] for _ in generate]
         order = list(range(len(generate)))
         for number in range(images.rounds):
             for index in order if number % 2 == 0 else reversed(order):
                 began, cpu_began = time.perf_counter(), time.process_time()
-                generate[index](number)
+                generate[index].generate(number)
                 passed, computed = time.perf_counter() - began, time.process_time() - cpu_began
                 times[index].append((passed, computed))
+                passes[index].append(generate[index].passes())
             progress(number + 1, images.rounds)
-    return [_figures(of_cell, images.batch) for of_cell in times]
+    return [
+        _figures(of_cell, images.batch) | ({"passes": own} if cell.lookahead != 1 else {})
+        for cell, of_cell, own in zip(images.cells, times, passes, strict=True)
+    ]
 
 
 def _figures(times: list[tuple[float, float]], batch: int) -> dict[str, Any]:
@@ -76,23 +82,33 @@ def _figures(times: list[tuple[float, float]], batch: int) -> dict[str, Any]:
     }
 
 
-def _opened(cell: Cell, stack: ExitStack) -> Callable[[int], object]:
-    """Generates one batch of the cell from a seed."""
+class _Opened(NamedTuple):
+    """generate: one batch of the cell, from a seed; passes: of the batch generated last."""
+
+    generate: Callable[[int], object]
+    passes: Callable[[], int] = lambda: 0
+
+
+def _opened(cell: Cell, stack: ExitStack) -> _Opened:
     if cell.kind == "transformers":
         from ssd_export.bench.transformers_baseline import open_images
 
-        return open_images(cell)
+        return _Opened(open_images(cell))
     assert cell.path is not None
     generator = stack.enter_context(
         ImageGenerator.from_bundle(cell.path, cell.runner, cell.provider, cell.threads)
     )
     usual, model = bundle_sampling(generator.bundle), generator.config
     prompts = family_of(model).example_prompts(model, 1)
-    return lambda seed: generator(
-        prompts,
-        num_images=cell.batch,
-        seed=seed,
-        cfg_scale=usual.cfg_scale,
-        temperature=usual.temperature,
-        max_batch=cell.batch,
+    return _Opened(
+        lambda seed: generator(
+            prompts,
+            num_images=cell.batch,
+            seed=seed,
+            cfg_scale=usual.cfg_scale,
+            temperature=usual.temperature,
+            max_batch=cell.batch,
+            lookahead=cell.lookahead,
+        ),
+        lambda: generator.passes,
     )

@@ -55,6 +55,14 @@ if TYPE_CHECKING:
             " then follow from the steps.  [default: 7 for small models, 0 for others]"
         ),
     ),
+    options.lookahead.but(
+        default="",
+        metavar="auto|TOKENS,...",
+        help=(
+            "Also generate whole images with lookahead, in turns with single steps: passes, tokens"
+            " a pass, ms a token of each mode."
+        ),
+    ),
     options.threads.but(
         help="CPU threads of everything measured.  [default: all, 1 for small models]"
     ),
@@ -71,7 +79,12 @@ if TYPE_CHECKING:
     needs=("export",),
 )
 def command(
-    bundle: tuple[Path, ...], batch: str, baselines: str, as_json: bool, **asked: Any
+    bundle: tuple[Path, ...],
+    batch: str,
+    baselines: str,
+    lookahead: str,
+    as_json: bool,
+    **asked: Any,
 ) -> None:
     """Measure speed and memory of bundles.
 
@@ -90,6 +103,7 @@ def command(
 
     names = (name.strip() for name in baselines.split(","))
     wanted = tuple(name for name in names if name not in ("", "none"))
+    asked["lookahead"] = _modes(lookahead)
     check_spec(BenchSpec((), batches=batches, baselines=wanted, **asked))
     paths = bundle or (resolve_bundle(None),)
     spec = check_spec(BenchSpec(paths, batches=batches, baselines=wanted, **asked))
@@ -120,6 +134,12 @@ def command(
         click.echo("\n".join(lines_of(table)))
 
 
+def _modes(text: str) -> tuple[int | str, ...]:
+    """The modes of lookahead beside off."""
+    modes = (options.lookahead_of(mode.strip()) for mode in text.split(",") if mode.strip())
+    return tuple(mode for mode in modes if mode != 1)
+
+
 def _counts(text: str) -> tuple[int, ...]:
     try:
         return tuple(int(part) for part in text.split(",") if part.strip())
@@ -142,6 +162,7 @@ def command_line(spec: BenchSpec) -> str:
         "baselines": ",".join(spec.baselines) or "none",
         "steps": spec.steps,
         "rounds": spec.rounds,
+        "lookahead": ",".join(map(str, spec.lookahead)) or None,
         "threads": spec.threads,
         "model": spec.model,
     }
@@ -152,6 +173,7 @@ def command_line(spec: BenchSpec) -> str:
         "baselines": ",".join(default.baselines),
         "steps": default.steps,
         "rounds": None,
+        "lookahead": None,
         "threads": None,
         "model": None,
     }

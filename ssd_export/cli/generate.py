@@ -15,7 +15,6 @@ import click
 
 from ssd_export.cli import options
 from ssd_export.cli.verb import verb
-from ssd_export.errors import UserError
 from ssd_export.sampling import MAX_IMAGES, Sampling, as_count
 
 if TYPE_CHECKING:
@@ -26,7 +25,6 @@ if TYPE_CHECKING:
     from ssd_export.runtime.images import ImageWriter
     from ssd_export.runtime.runners import RunnerKind
 
-MAX_LOOKAHEAD = 64
 PREVIEW_NAME = re.compile(r"row-\d{2,}\.png")
 
 
@@ -74,7 +72,7 @@ class GenerateSpec:
             "cfg_scale": self.cfg_scale,
             "temperature": 0.0 if self.greedy else self.temperature,
             "top_k": 0 if self.greedy else self.top_k,
-            "lookahead": _lookahead_of(self.lookahead),
+            "lookahead": options.lookahead_of(self.lookahead),
         }
 
 
@@ -201,23 +199,11 @@ def _generate_prompts(spec: GenerateSpec, out: Path) -> None:
 def _check_numbers(spec: GenerateSpec) -> None:
     options.check_runner(spec.runner, spec.provider, spec.threads)
     options.check_seed(spec.seed)
-    _lookahead_of(spec.lookahead)
+    options.lookahead_of(spec.lookahead)
     as_count(spec.num_images, "--num-images", way_out="use 1 or more", most=MAX_IMAGES)
     options.check_batch(spec.batch)
     options.check_batch(spec.decoder_batch, "--decoder-batch")
     options.check_sampling(spec.cfg_scale, spec.temperature, spec.top_k, spec.greedy)
-
-
-def _lookahead_of(text: str) -> int | str:
-    """Tokens of a pass: 1 where it is off, or auto. Raises: UserError."""
-    if text == "auto":
-        return text
-    if text == "off":
-        return 1
-    if text not in map(str, range(2, MAX_LOOKAHEAD + 1)):
-        what = f"neither auto, off nor 2 .. {MAX_LOOKAHEAD}"
-        raise UserError(f"--lookahead {text[:40]} is {what}; use auto")
-    return int(text)
 
 
 def _check_places(spec: GenerateSpec, out: Path) -> None:
@@ -292,7 +278,7 @@ def _speed_line(generator: ImageGenerator, spec: GenerateSpec, seconds: float) -
     num_images = min(spec.batch, generator.runner.max_images, spec.total_images)
     num_bytes = step_bytes(generator.bundle, num_images)
     bandwidth = read_bandwidth(num_bytes, generator.runner.num_threads or thread_limit())
-    tokens = _lookahead_of(spec.lookahead)
+    tokens = options.lookahead_of(spec.lookahead)
     mode = "one token a pass" if tokens == 1 else f"up to {tokens} tokens a pass"
     used = f"{spec.runner}, {_threads(generator)}, {_precision(generator.bundle.config)}, {mode}"
     return f"{speed_line(seconds, num_images, num_bytes, bandwidth)}; {used}"

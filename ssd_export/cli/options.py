@@ -18,6 +18,7 @@ from ssd_export.sampling import MAX_IMAGES, Sampling, as_count, as_seed
 
 WEIGHTS = ("none", "int8", "int4", "fp8")
 MAX_BATCH = 4096  # images at once: more fills no GPU better, and is a slip of the keyboard
+MAX_LOOKAHEAD = 64
 FILE = click.Path(path_type=Path)
 LATEST = "[default: the one exported last from this folder]"
 PROVIDERS = tuple(dict.fromkeys(provider for kind in KINDS for provider in kind.providers))
@@ -364,3 +365,15 @@ def check_weights(weights: str, head_weights: str | None, target: str | None) ->
             f"{name} fp8 needs a target with fp8 ({why}); use --target"
             f" {', '.join(fp8_targets())}, or {name} int8 or int4, which run everywhere"
         )
+
+
+def lookahead_of(text: str) -> int | str:
+    """Tokens of a pass: 1 where it is off, or auto. Raises: UserError."""
+    if text == "auto":
+        return text
+    if text == "off":
+        return 1
+    if text not in map(str, range(2, MAX_LOOKAHEAD + 1)):
+        what = f"neither auto, off nor 2 .. {MAX_LOOKAHEAD}"
+        raise UserError(f"--lookahead {text[:40]} is {what}; use auto")
+    return int(text)

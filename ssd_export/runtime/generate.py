@@ -139,6 +139,7 @@ class ImageGenerator:
         self.turns = Turns()
         self._is_cancelled = threading.Event()
         self.cache: CacheReport | None = None  # of the batch generated last
+        self._ahead: Lookahead | None = None  # of the same batch
         self._batches = PromptBatches.from_bundle(bundle)
 
     @classmethod
@@ -179,6 +180,11 @@ class ImageGenerator:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+    @property
+    def passes(self) -> int:
+        """Decode passes of the batch generated last: fewer than its steps with lookahead."""
+        return self._ahead.passes if self._ahead else self.config.grid.num_tokens - 1
 
     def close(self) -> None:
         """Frees the weights and caches, once no thread computes with them."""
@@ -418,11 +424,13 @@ class ImageGenerator:
     def _decode(self, batch: PromptBatch, lookahead: int | str) -> Iterator[range]:
         """The decode loop: one token a pass, or windows of tokens."""
         window = self._auto_window(batch) if isinstance(lookahead, str) else lookahead
+        self._ahead = None
         if window == OFF:
             parts = None if self.runner.queues_steps else single_steps(self.config.grid.num_tokens)
             return decode(self.runner, batch, self.table, parts)
         codes = self.config.codebook_size
-        return iter(Lookahead(self.runner, batch, self.table, window, codes))
+        self._ahead = Lookahead(self.runner, batch, self.table, window, codes)
+        return iter(self._ahead)
 
     def _auto_window(self, batch: PromptBatch) -> AutoWindow | int:
         """What chooses windows for one image; OFF for several at once, whose passes wait for the

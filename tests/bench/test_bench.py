@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
+from ssd_export.bench import bench, whole_images
 from ssd_export.bench import process as bench_process
-from ssd_export.bench import whole_images
 from ssd_export.bench.bench import (
     _bounds,
     _checkpoint,
@@ -256,7 +256,9 @@ def test_ratios_are_those_of_whole_images_round_by_round() -> None:
 def test_whole_images_of_all_caches_in_turns(monkeypatch: pytest.MonkeyPatch) -> None:
     order: list[str] = []
     monkeypatch.setattr(
-        whole_images, "_opened", lambda cell, stack: lambda seed: order.append(str(cell.path))
+        whole_images,
+        "_opened",
+        lambda cell, stack: whole_images._Opened(lambda seed: order.append(str(cell.path))),
     )
     cells = tuple(Cell("bundle", Path(name), "ort", "cpu", 4, 1, 1) for name in "abc")
     told: list[tuple[int, int]] = []
@@ -269,8 +271,32 @@ def test_whole_images_of_all_caches_in_turns(monkeypatch: pytest.MonkeyPatch) ->
 def test_transformers_generates_whole_images() -> None:
     cell = Cell("transformers", checkpoint(TINY), "ort", "cpu", batch=2, steps=5, threads=1)
     with ExitStack() as stack:
-        images = whole_images._opened(cell, stack)(0)
+        images = whole_images._opened(cell, stack).generate(0)
     assert images.shape[0] == 2 and images.shape[-1] == 3
+
+
+def test_lookahead_is_measured_in_turns_with_single_steps(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    path = bundle(checkpoint(TINY), "full", 1.0)
+    cell = Cell("bundle", path, "ort", "cpu", batch=1, steps=1, threads=1)
+    row = {"policy": "full", "budget": 1.0, "kind": "fp32", "batch": 1}
+    monkeypatch.setattr(bench, "in_process", lambda work, *asked: work(*asked))
+    (found,) = bench._with_images([row], ImageRounds((cell,), 1), ("auto", 8), lambda *told: None)
+    assert found["image_rounds"] == 1 and "passes" not in found
+    assert [one["lookahead"] for one in found["lookahead"]] == ["auto", 8]
+    for one in found["lookahead"]:
+        assert 72 <= one["passes"] <= 575 and one["times_faster"] > 0
+        assert one["tokens_per_pass"] == pytest.approx(575 / one["passes"])
+    settings = {"runner": "ort", "provider": "cpu", "threads": 1, "steps": 1}
+    results = {"settings": settings, "rows": [], "lookahead": found["lookahead"]}
+    table = next(one for one in bench_tables(results) if one["title"] == "Lookahead")
+    assert [line[2] for line in table["rows"]] == ["auto", "8"]
+
+
+def test_lookahead_needs_whole_images() -> None:
+    with pytest.raises(UserError, match="--rounds 0 generates none"):
+        check_spec(BenchSpec((), rounds=0, lookahead=(8,)))
 
 
 def test_a_profile_is_summed_by_operator(tmp_path: Path) -> None:
