@@ -179,11 +179,11 @@ class TorchRunner(Runner):
 
     def tokens(self) -> np.ndarray:
         """int32 [N, image tokens]; what is not generated yet is 0. Waits for the device."""
-        return self._ready.tokens.T.contiguous().cpu().numpy()
+        return self._ready.tokens.T.cpu().numpy().copy()  # the next batch writes over them
 
     def logits(self) -> np.ndarray:
         """float32 [rows, V] of the newest token, before guidance."""
-        return self._ready.logits.cpu().numpy()
+        return self._ready.logits.cpu().numpy().copy()
 
     def read_cache(self, tensor: CacheTensor) -> np.ndarray:
         """A copy of a cache tensor; bfloat16 as float32."""

@@ -147,6 +147,18 @@ def test_an_image_does_not_depend_on_its_batch() -> None:
     np.testing.assert_array_equal(together, apart)
 
 
+@pytest.mark.parametrize("runner", ["ort", "torch"])
+def test_arrays_that_were_handed_out_stay_as_they_were(runner: str) -> None:
+    """One image alone: its tokens, transposed, are contiguous in the runner's own memory."""
+    generator = ImageGenerator.from_bundle(bundle_of("ssd-row"), runner=runner, num_threads=1)
+    tokens = generator(PROMPTS[:1], seed=1).tokens
+    logits = generator.runner.logits()
+    before = tokens.copy(), logits.copy()
+    assert (generator(PROMPTS[:1], seed=2).tokens != before[0]).any()
+    np.testing.assert_array_equal(tokens, before[0])
+    np.testing.assert_array_equal(logits, before[1])
+
+
 @pytest.mark.parametrize("dtype", ["fp16", "bf16"])
 def test_half_precision_bundles_generate(dtype: str) -> None:
     """torch runs both on the CPU; ONNX Runtime fp16, its logits within tolerance of torch's."""
