@@ -19,6 +19,7 @@ from ssd_export.calibrate.calibration import (
     CalibrationState,
     calibrate,
 )
+from ssd_export.calibrate.measure import HeadSums
 from ssd_export.calibrate.neighborhood import Neighborhood
 from ssd_export.calibrate.ranks import rank_correlation
 from ssd_export.calibrate.sequences import FullCacheImages
@@ -108,7 +109,22 @@ def test_the_head_map_is_whole_and_says_where_it_came_from(
         and (costs[..., 0] > costs[..., 1]).all()
         and not costs[..., 4].any()
     )
-    assert -1 <= (finished.stability or 9) <= 1 and finished.first_image.shape == (576,)
+    assert finished.stability is not None and finished.first_image.shape == (576,)
+
+
+def test_stability_is_spearman_s_correlation_of_the_halves(checkpoint: Checkpoint) -> None:
+    rng, config = np.random.default_rng(5), checkpoint.config
+    sums = HeadSums.zero(config, 1)
+    sums.num_images[:] = 3, 2
+    sums.metric[:] = rng.random((2, config.num_layers, config.num_heads))
+    ranks = sums.metric.reshape(2, -1).argsort(axis=1).argsort(axis=1)
+    count = ranks.shape[1]
+    wanted = 1 - 6 * ((ranks[0] - ranks[1]) ** 2).sum() / (count * (count**2 - 1))
+    assert calibration.stability_of(sums) == pytest.approx(wanted)
+    sums.metric[1] = 10 - sums.metric[0]
+    assert calibration.stability_of(sums) == pytest.approx(-1)
+    sums.num_images[1] = 0
+    assert calibration.stability_of(sums) is None
 
 
 def test_an_interrupted_run_goes_on_to_the_same_numbers(

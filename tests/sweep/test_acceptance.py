@@ -7,7 +7,6 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from ssd_export.metrics.intervals import Mean
 from ssd_export.sweep.acceptance import goal_figures, goal_table, paired_cases, ratio_of_means
 
 
@@ -91,6 +90,5 @@ def test_the_error_of_a_ratio_is_that_of_repeated_draws() -> None:
         )
     ]
     assert np.mean(errors) == pytest.approx(ratios.std(), rel=0.1)
-    assert np.isnan(ratio_of_means([0.0], [0.0]).value) and isinstance(
-        ratio_of_means([1.0, 0.0], [1.0, 1.0]), Mean
-    )
+    assert np.isnan(ratio_of_means([0.0], [0.0]).value)
+    assert ratio_of_means([1.0, 0.0], [1.0, 1.0]).value == 0.5
