@@ -1,4 +1,4 @@
-"""Which images have the same tokens when something beside prompt and seed changes.
+"""Finds the images whose tokens stay the same when something beside prompt and seed changes.
 
     python -m benchmarks.determinism [--images 64] [--out FILE.json]
 
@@ -31,7 +31,7 @@ FP32, ROUNDING = (), "sums in another order"
 
 @dataclass(frozen=True)
 class Change:
-    """What is changed. export: options of its bundle; cause: why tokens may differ."""
+    """A change to try. export: options of its bundle; cause: why tokens may differ."""
 
     name: str
     cause: str

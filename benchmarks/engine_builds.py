@@ -73,7 +73,7 @@ def measure_build(bundle: Path, target: str, batch: str, shared: bool) -> dict[s
 
 
 def weights_of(plan: BuildPlan) -> str:
-    """What the matrices are stored in."""
+    """Storage of the matrices."""
     stored = plan.bundle.config.precision.weights
     return plan.bundle.config.dtype if stored == "none" else stored
 

@@ -65,7 +65,7 @@ VARIANTS = (
 
 
 def tasks(capability: int, rates: Callable[[], Rates]) -> list[Task]:
-    """What is done on a GPU of a compute capability (times ten). rates: of this GPU."""
+    """Tasks for a GPU of a compute capability (times ten). rates: of this GPU."""
     listed = [
         Task("kernel = reference", check_kernel_here, 90),
         Task("noise = numpy's", check_noise, 10),
@@ -415,7 +415,7 @@ def launch_variant(
 
 
 def table_rows(results: dict[str, Result]) -> list[list[str]]:
-    """Of every timed size: the kernel's own choice, the best other one, torch's, the bound."""
+    """Rows of every timed size: the kernel's own choice, the best other one, torch's, the bound."""
     rows = []
     for name, result in results.items():
         if "ms" in result:

@@ -67,7 +67,7 @@ def ended(run: Callable[[], Result]) -> Result:
 
 
 def verdict(result: Result) -> str:
-    """How a task ended, for a table."""
+    """The end of a task, for a table."""
     if "not_run" in result:
         return "not run"
     return "ok" if result.get("ok", True) else "FAILED"

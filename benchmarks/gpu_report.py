@@ -115,7 +115,7 @@ def rates_here() -> Any:
 
 
 def earlier_results(out: Path | None) -> dict[str, dict[str, Result]]:
-    """What earlier runs left in the file, by part."""
+    """Results of earlier runs in the file, by part."""
     if out is None or not out.exists():
         return {}
     return json.loads(out.read_text())["results"]["parts"]
@@ -130,7 +130,7 @@ def save(out: Path | None, results: dict[str, dict[str, Result]]) -> None:
 
 
 def unfinished(results: dict[str, dict[str, Result]]) -> list[str]:
-    """What was not run, with the reason; parts that were not asked for, too."""
+    """Tasks that were not run, with the reason; parts that were not asked for, too."""
     lines = [
         f"{part}: {name} ({result['not_run']})"
         for part, of_part in results.items()

@@ -1,5 +1,5 @@
-"""What the compiled attention kernel takes of a GPU, read from its machine code: registers, shared
-memory, loads in flight, programs that run at once. Needs Triton, no GPU.
+"""Resources that the compiled attention kernel takes of a GPU, read from its machine code:
+registers, shared memory, loads in flight, programs that run at once. Needs Triton, no GPU.
 
     python -m benchmarks.kernel_code
 """

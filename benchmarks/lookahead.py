@@ -64,13 +64,13 @@ class Table:
     rows: list[list[Any]] = field(default_factory=list)
 
     def as_dict(self) -> dict[str, Any]:
-        """As measurements have it."""
+        """The figures as measurements have them."""
         return table(self.title, self.columns, self.rows)
 
 
 @dataclass
 class Steps:
-    """What single steps gave: tokens and the margin of every draw [N, image tokens], slots after
+    """Results of single steps: tokens and the margin of every draw [N, image tokens], slots after
     the last step, and after each where they were asked for.
     """
 
@@ -141,7 +141,7 @@ def one_by_one(generator: ImageGenerator, batch: PromptBatch, every_step: bool) 
 
 
 def race_of(logits: np.ndarray, batch: PromptBatch, noise: np.ndarray) -> np.ndarray:
-    """What the sampler takes the arg-max of, float32 [N, V]."""
+    """Numbers of which the sampler takes the arg-max, float32 [N, V]."""
     conditional, unconditional = np.split(logits, 2)
     numbers = batch.sampling_inputs()
     cfg_scale, temperature = numbers["cfg_scale"][:, None], numbers["temperature"][:, None]
@@ -295,7 +295,7 @@ def main() -> None:
     command = shlex.join(["python", "-m", "benchmarks.lookahead", *sys.argv[1:]])
 
     def write() -> None:
-        """After every block: what ends the run leaves what was measured."""
+        """Writes the file after every block: whatever ends the run leaves what was measured."""
         tables = [one.as_dict() for one in (equality, passes, speed) if one.rows]
         write_measurement(asked.out, measurement(command, {"tables": tables}, asked.note))
 

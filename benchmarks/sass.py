@@ -51,14 +51,14 @@ class Instruction:
 
     @property
     def branch(self) -> int | None:
-        """Where it may go on instead of below."""
+        """Address at which it may go on instead of below."""
         found = re.search(r"0x([0-9a-f]+)$", self.text)
         return int(found[1], 16) if self.name.startswith("BRA") and found else None
 
 
 @dataclass(frozen=True)
 class KernelUse:
-    """What one thread of a kernel takes. stack_bytes: of registers that were spilled."""
+    """Resources of one thread of a kernel. stack_bytes: of registers that were spilled."""
 
     registers: int
     stack_bytes: int
@@ -113,7 +113,7 @@ def loops(code: list[Instruction]) -> list[tuple[int, int]]:
 def programs_per_multiprocessor(
     target: int, use: KernelUse, shared_bytes: int, num_warps: int
 ) -> int:
-    """How many blocks run at once, as registers, shared memory and warps allow."""
+    """Blocks that run at once, as registers, shared memory and warps allow."""
     shared, warps = MULTIPROCESSORS[target]
     of_a_warp = -(-use.registers * WARP // REGISTER_UNIT) * REGISTER_UNIT
     return min(

@@ -57,7 +57,9 @@ def server_ms(server: ServerProcess, seed: int) -> float:
 
 
 def page_ms(server: ServerProcess, rounds: int) -> list[float]:
-    """From the click to the first partial image, as the page says it; images are finished."""
+    """Milliseconds from the click to the first partial image, as the page says it; images are
+    finished.
+    """
     with open_page(server.port) as page:
         generate(page, PROMPT, 0)
         return [float(generate(page, PROMPT, seed)) for seed in range(1, rounds + 1)]
@@ -100,7 +102,7 @@ median: Callable[[list[float]], float] = statistics.median
 
 
 def worst(values: list[float]) -> float:
-    """What 95 of 100 are within."""
+    """The bound that 95 of 100 values are within."""
     return sorted(values)[min(len(values) - 1, int(0.95 * len(values)))]
 
 

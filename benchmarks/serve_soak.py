@@ -47,7 +47,7 @@ HEAD_START_SECONDS = 1.0  # a request sent so long before SIGTERM is the server'
 
 @dataclass
 class Tally:
-    """What happened to the requests of all clients."""
+    """Counts of what happened to the requests of all clients."""
 
     lock: threading.Lock = field(default_factory=threading.Lock)
     latencies: list[float] = field(default_factory=list)
@@ -137,7 +137,7 @@ class Clients:
 
 
 def key(body: dict[str, Any]) -> str:
-    """What an image depends on."""
+    """The part of a body that an image depends on."""
     return json.dumps({k: v for k, v in sorted(body.items()) if k != "user"})
 
 
@@ -190,7 +190,7 @@ class Round:
 
 
 def cpu_seconds(process: int) -> float:
-    """Of a process so far (Linux)."""
+    """CPU seconds of a process so far (Linux)."""
     fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 

@@ -39,7 +39,7 @@ MOST_SLOWER = 0.1  # of the time of an image, from the first to the last
 
 @dataclass(frozen=True)
 class Sample:
-    """After a call: resident bytes, descriptors, threads, CPU seconds of an image."""
+    """State after a call: resident bytes, descriptors, threads, CPU seconds of an image."""
 
     resident: float
     descriptors: float
@@ -48,7 +48,7 @@ class Sample:
 
 
 def sample(seconds: float) -> Sample:
-    """What this process holds now. Raises: UserError where /proc is not there."""
+    """State of this process now. Raises: UserError where /proc is not there."""
     try:
         descriptors, threads = (
             len(list(Path("/proc/self", name).iterdir())) for name in ("fd", "task")

@@ -45,7 +45,7 @@ COLUMNS = [
 
 @dataclass(frozen=True)
 class Gpu:
-    """What the model knows of a GPU. bandwidth: bytes a second; rate: float16 operations a second;
+    """Numbers of a GPU for the model. bandwidth: bytes a second; rate: float16 operations a second;
     node_seconds: of a node of a CUDA graph.
     """
 
@@ -147,7 +147,7 @@ def models_of(bundle: Bundle, programs: dict[int, int]) -> Iterator[tuple[int, S
 
 
 def programs_by_target(path: Path = KERNEL_CODE) -> dict[int, int]:
-    """Of the float16 kernel, as its machine code allows."""
+    """Programs of the float16 kernel that run at once, as its machine code allows."""
     kernels = json.loads(path.read_text())["results"]["kernels"]
     return {row["target"]: row["programs"] for row in kernels if row["dtype"] == "float16"}
 

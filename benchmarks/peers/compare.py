@@ -139,7 +139,7 @@ class Workplace:
 
 
 def _run(*command: str) -> None:
-    """Raises: SystemExit where the command fails."""
+    """Raises SystemExit where the command fails."""
     done = subprocess.run(command, cwd=REPOSITORY, env=_environment(1))
     if done.returncode:
         raise SystemExit(f"{' '.join(command)} failed with exit code {done.returncode}")
@@ -152,7 +152,7 @@ def _environment(num_threads: int) -> dict[str, str]:
 def measure(
     place: Workplace, peers: Sequence[Peer], num_images: int, num_threads: int
 ) -> dict[str, dict[str, Any]]:
-    """For each peer: opening CPU seconds, peak MB, and the median CPU and wall ms of every
+    """Figures by peer: opening CPU seconds, peak MB, and the median CPU and wall ms of every
     round.
     """
     with ExitStack() as stack:

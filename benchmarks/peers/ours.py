@@ -1,4 +1,4 @@
-"""This project's bundle under ONNX Runtime: whole decode steps, with guidance, sampler and
+"""Runs this project's bundle under ONNX Runtime: whole decode steps, with guidance, sampler and
 evictions.
 
     python -m benchmarks.peers.ours BUNDLE NUM_IMAGES NUM_THREADS

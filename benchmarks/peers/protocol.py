@@ -1,5 +1,5 @@
-"""How a peer's process is asked for decode steps: a count a line on stdin, a JSON object a line on
-stdout.
+"""The protocol by which a peer's process is asked for decode steps: a count a line on stdin, a JSON
+object a line on stdout.
 
 Processes stay open between rounds, so that all peers take turns within one run and other work on
 the machine falls on each of them alike. Standard library only.

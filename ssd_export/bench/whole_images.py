@@ -83,7 +83,9 @@ def _figures(times: list[tuple[float, float]], batch: int) -> dict[str, Any]:
 
 
 class _Opened(NamedTuple):
-    """generate: one batch of the cell, from a seed; passes: of the batch generated last."""
+    """An opened cell. generate: one batch of the cell, from a seed; passes: of the batch generated
+    last.
+    """
 
     generate: Callable[[int], object]
     passes: Callable[[], int] = lambda: 0

@@ -56,7 +56,7 @@ def command(wanted: str | None, as_json: bool) -> int:
 
 
 def lines_of(examination: Examination) -> list[str]:
-    """For the terminal and for bug reports: findings, then what works."""
+    """Lines for the terminal and for bug reports: findings, then what works."""
     lines = []
     for finding in examination.findings:
         lines.append(f"{MARKS[finding.state]:3} {finding.name}: {finding.says}")

@@ -240,7 +240,9 @@ def what_is_asked(
 
 
 def _half_precision_lines(config: BundleConfig) -> list[str]:
-    """What would be better than float16 weights where no kernel multiplies them as they are."""
+    """Lines on what would be better than float16 weights where no kernel multiplies them as they
+    are.
+    """
     is_arm = platform.machine().lower() in ("aarch64", "arm64")  # has float16 kernels
     if is_arm or config.dtype != "float16" or config.precision.weights != "none":
         return []
@@ -269,7 +271,7 @@ def _threads(generator: ImageGenerator) -> str:
 
 
 def _speed_line(generator: ImageGenerator, spec: GenerateSpec, seconds: float) -> str:
-    """How fast the decode steps were, as a share of what this machine's memory allows, and with
+    """The speed of the decode steps, as a share of what this machine's memory allows, and with
     what.
     """
     from ssd_export.machine import thread_limit

@@ -48,7 +48,9 @@ class _Asked:
 
 
 class TritonModel:
-    """What Triton calls. backend: its module triton_python_backend_utils, set by model.py."""
+    """The model that Triton calls. backend: its module triton_python_backend_utils, set by
+    model.py.
+    """
 
     backend: Any = None
 

@@ -1,1 +1,1 @@
-"""What of this package can work on this machine, tried rather than guessed."""
+"""Tries what of this package works on this machine."""

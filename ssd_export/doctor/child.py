@@ -18,7 +18,7 @@ SECONDS = 120.0  # importing torch from a cold network disk has taken half of it
 
 @dataclass(frozen=True)
 class Answer:
-    """What a probe found. problem: one line where it failed, else ""."""
+    """Answer of a probe. problem: one line where it failed, else ""."""
 
     problem: str = ""
     facts: Facts = field(default_factory=dict)
@@ -30,7 +30,7 @@ class Answer:
 
 
 def ask(probe: Callable[..., Facts], *arguments: str, seconds: float = SECONDS) -> Answer:
-    """What a function of a module says; what ends or hangs its process is a problem like any
+    """Asks a function in its own process; what ends or hangs that process is a problem like any
     other.
     """
     context = multiprocessing.get_context("spawn")

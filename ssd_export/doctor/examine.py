@@ -47,7 +47,7 @@ class Finding:
 
 @dataclass(frozen=True)
 class Ability:
-    """What a user can do here. problem: "" where it works; says: where it computes."""
+    """A thing that a user can do here. problem: "" where it works; says: where it computes."""
 
     name: str
     problem: str = ""
@@ -247,7 +247,9 @@ def _python() -> Finding:
 
 
 def _packages() -> Iterator[Finding]:
-    """What is installed and too old, missing where everything needs it, or in each other's way."""
+    """Findings on packages that are too old, missing where everything needs them, or in each
+    other's way.
+    """
     listed = packages.packages(SHOWN_EXTRAS)
     there = sorted({f"{one.name} {one.version}" for one in listed if one.version})
     source = Path(__file__).parents[2]

@@ -1,5 +1,5 @@
-"""What is tried, each in a process of its own (child.py): libraries that are broken end their
-process, hang, or write where nobody can stop them.
+"""Probes, each tried in a separate process (child.py): libraries that are broken end their process,
+hang, or write where nobody can stop them.
 
 A probe returns plain facts, or raises UserError with one line.
 """

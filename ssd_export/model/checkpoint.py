@@ -192,7 +192,7 @@ class _Place:
         return pairs.transpose(1, 2).flatten(0, 2)
 
     def _rows(self) -> Tensor:
-        """As stored, with what an adapter adds."""
+        """The rows as stored, with what an adapter adds."""
         if self._part is None:
             rows = self.file.read(self.stored_name)
         else:
@@ -282,7 +282,7 @@ def _places(path: Path, layout: Layout) -> dict[str, _Place]:
 
 
 def _with_template(family: Family, config: ModelConfig, name: str | None) -> ModelConfig:
-    """Raises: UserError for a template that the family lacks."""
+    """The config with a prompt template. Raises: UserError for one that the family lacks."""
     if name is None:
         return config
     if name not in family.prompt_templates:

@@ -43,7 +43,7 @@ PLAIN: Mapping[str, Any] = {
 
 @dataclass(frozen=True)
 class LoraMatrix:
-    """What is added to a matrix [out, in]. down: [rank, in]; up: [out, rank]; both read when they
+    """The addition to a matrix [out, in]. down: [rank, in]; up: [out, rank]; both read when they
     are needed.
     """
 
@@ -63,7 +63,7 @@ def open_lora(
     shapes: Mapping[str, tuple[int, ...]],
     left_out: Collection[str],
 ) -> dict[str, LoraMatrix]:
-    """What an adapter adds, by the canonical name of the matrix.
+    """Opens an adapter: its additions by the canonical name of the matrix.
 
     Args: canonical_name: of a stored name; shapes: of the checkpoint, by canonical name; left_out:
     beginnings of canonical names that generating does not need.

@@ -71,7 +71,9 @@ def _tensors(path: Path, content: bytes) -> dict[str, np.ndarray]:
 
 
 def _array(entry: dict[str, Any], data: memoryview) -> np.ndarray:
-    """Raises: ValueError, KeyError or TypeError for an entry that does not fit the data."""
+    """An array of the file. Raises: ValueError, KeyError or TypeError for an entry that does not
+    fit the data.
+    """
     row, (start, end) = BY_SAFETENSORS[entry["dtype"]], entry["data_offsets"]
     if not 0 <= start <= end <= len(data):
         raise ValueError("outside the file")

@@ -104,7 +104,7 @@ class WeightFile:
 
 
 def sample_runs(first: int, end: int, num_runs: int, run_length: int) -> list[tuple[int, int]]:
-    """Up to num_runs evenly spaced runs among the numbers first..end."""
+    """Places of up to num_runs evenly spaced runs among the numbers first..end."""
     last = max(end - run_length, first)
     starts = sorted({first + (last - first) * i // (num_runs - 1) for i in range(num_runs)})
     return [(start, min(start + run_length, end)) for start in starts]

@@ -1,4 +1,4 @@
-"""Which window of lookahead pays: what a pass costs beside a decode step, from bytes and
+"""Chooses the window of lookahead that pays: what a pass costs beside a decode step, from bytes and
 operations, and how many tokens it is likely to give.
 
 pass(W) = operators x their fixed cost + bytes / bandwidth + W x operations / rate. The rates are

@@ -1,4 +1,4 @@
-"""How fast decode steps were, and how fast this machine's memory would let them be.
+"""Speed of decode steps, and the speed that this machine's memory allows.
 
 bound = bytes / bandwidth. bytes: every weight that a step multiplies by, as it is stored, and every
 cache once; bandwidth: measured here, reading an array of as many bytes with as many threads.
@@ -95,7 +95,7 @@ def read_bandwidth(num_bytes: int, num_threads: int, clock: Clock = time.perf_co
 
 
 def speed_line(seconds: float, num_images: int, num_bytes: int, bandwidth: float) -> str:
-    """What `generate` says of a decode step that took so many seconds."""
+    """The line of `generate` on a decode step that took so many seconds."""
     bound = num_bytes / bandwidth
     return (
         f"decode step: {1e3 * seconds:.3g} ms for {num_images} at once,"

@@ -72,7 +72,7 @@ class _Batch:
     losses: int = 0
 
     def again(self) -> list[_Batch]:
-        """What to try after another loss: the same, its halves, or nothing any more."""
+        """Batches to try after another loss: the same, its halves, or nothing any more."""
         if self.losses + 1 < MAX_LOSSES:
             return [_Batch(self.tasks, self.losses + 1)]
         half = -(-len(self.tasks) // 2)
@@ -102,7 +102,7 @@ def cluster(spec: ClusterSpec) -> Iterator[None]:
 
 
 def _check_reachable(address: str) -> None:
-    """Raises: UserError for an address where nothing listens: Ray would try for minutes."""
+    """Raises UserError for an address where nothing listens: Ray would try for minutes."""
     host, colon, port = address.removeprefix("ray://").rpartition(":")
     if not colon or not port.isdigit():
         return  # a name that Ray knows, such as auto

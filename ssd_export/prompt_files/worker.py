@@ -33,7 +33,9 @@ class WorkerSpec:
     checks_memory: bool
 
     def open_generator(self, progress: Progress = lambda *_: None) -> ImageGenerator:
-        """Raises: UserError for what cannot be opened, or is too much for this machine."""
+        """Opens the generator. Raises: UserError for what cannot be opened, or is too much for this
+        machine.
+        """
 
         def check(opened: Bundle) -> None:
             if self.checks_memory:

@@ -433,7 +433,7 @@ class ImageGenerator:
         return iter(self._ahead)
 
     def _auto_window(self, batch: PromptBatch) -> AutoWindow | int:
-        """What chooses windows for one image; OFF for several at once, whose passes wait for the
+        """The chooser of windows for one image; OFF for several at once, whose passes wait for the
         slowest, and where no window could pay.
         """
         if batch.num_images > 1 or self.runner.no_window:

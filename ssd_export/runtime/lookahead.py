@@ -43,9 +43,10 @@ class Lookahead:
         codebook_size: int,
         draft: str = WINNER,
     ) -> None:
-        """Args: window: the most tokens of a pass, or what chooses them for one image; draft: one
-        of DRAFTS.
-        Raises UserError where the runner has no such pass, or the window is out of range."""
+        """Prepares the passes of a batch. Args: window: the most tokens of a pass, or what chooses
+        them for one image; draft: one of DRAFTS. Raises UserError where the runner has no such
+        pass, or the window is out of range.
+        """
         if runner.no_window:
             raise UserError(runner.no_window)
         most = table.grid.num_tokens
@@ -150,7 +151,7 @@ class Drafts:
         return inputs
 
     def _guesses(self, image: int, step: int, tokens: list[int]) -> dict[str, int]:
-        """Those that a position has; tokens: of all positions before it."""
+        """Guesses that a position has; tokens: of all positions before it."""
         found = {}
         if step >= 1:
             found[LEFT] = tokens[step - 1]

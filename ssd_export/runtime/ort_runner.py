@@ -284,7 +284,9 @@ class OrtRunner(Runner):
         self._values = {tensor.name: self._new_value(tensor) for tensor in tensors}
 
     def _window_values(self, width: int) -> dict[str, ort.OrtValue]:
-        """What decode_window has for itself at this width; all else it shares with the steps."""
+        """Values that decode_window has for itself at this width; all else it shares with the
+        steps.
+        """
         if width not in self._windows:
             spec, dimensions = self._specs["decode_window"], self._dimensions | {"window": width}
             own = [t for t in (*spec.inputs, *_not_aliased(spec)) if t.name not in self._values]

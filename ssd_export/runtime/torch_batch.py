@@ -1,4 +1,4 @@
-"""What the torch runner holds of one batch: caches, tokens, noise and numbers, in tensors that stay
+"""State of one batch in the torch runner: caches, tokens, noise and numbers, in tensors that stay
 where they are from batch to batch of a size, so that a captured step finds them again.
 """
 
@@ -22,7 +22,9 @@ FillNoise = Callable[[Tensor, Sequence[ImageSeed], range], None]
 
 @dataclass(frozen=True)
 class BatchSize:
-    """What decides the shapes of a batch. sorted_codes: how many of the codes top_k sorts."""
+    """Numbers that decide the shapes of a batch. sorted_codes: how many of the codes top_k
+    sorts.
+    """
 
     num_images: int
     rows: int
@@ -53,7 +55,7 @@ class TorchBatch:
         device: str,
         fill_noise: FillNoise | None = None,
     ) -> None:
-        """Args: fill_noise: None computes it on the host."""
+        """Allocates the batch. Args: fill_noise: None computes it on the host."""
         self.size, self._grid = size, config.grid
         images, codes = size.num_images, config.codebook_size
         self.lengths = torch.zeros(size.rows, dtype=torch.int32, device=device)
@@ -109,7 +111,7 @@ class TorchBatch:
 
     @property
     def num_bytes(self) -> int:
-        """Of the caches."""
+        """Bytes of the caches."""
         return sum(state.num_bytes for layer in self.states for state in layer)
 
 

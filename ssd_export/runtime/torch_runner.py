@@ -118,7 +118,7 @@ class TorchRunner(Runner):
         ready.passed()
 
     def evict(self, step: int) -> None:
-        """Nothing: `decode_attention` evicts where R7 says so."""
+        """Does nothing: `decode_attention` evicts where R7 says so."""
 
     @torch.inference_mode()
     def decode_step(self, step: int) -> None:

@@ -225,7 +225,9 @@ def side_by_side(images: Sequence[Image.Image]) -> Image.Image:
 
 
 def read_strip(path: Path) -> Image.Image:
-    """What side_by_side made, from its file. Raises: UserError where that is damaged, or no PNG."""
+    """Reads the strip that side_by_side made. Raises: UserError where that is damaged, or no
+    PNG.
+    """
     try:
         with open_regular(path) as file, Image.open(file, formats=("PNG",)) as strip:
             if strip.width * strip.height > MAX_STRIP_PIXELS:

@@ -223,7 +223,9 @@ def put_together(parts: dict[int | None, dict[str, Any]]) -> dict[str, Any]:
 
 
 def _read(path: Path) -> dict[str, Any]:
-    """What an earlier run of the sweep left in a file. Raises: UserError where it is damaged."""
+    """Reads what an earlier run of the sweep left in a file. Raises: UserError where it is
+    damaged.
+    """
     try:
         return read_json(path, dict[str, Any], "delete it, and run the sweep again")
     except OSError as error:

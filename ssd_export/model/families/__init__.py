@@ -71,7 +71,7 @@ def identify(file: ConfigFile) -> tuple[Family, Layout]:
 
 
 def check_takes_classes(config: ModelConfig) -> None:
-    """Raises: UserError for a model whose prompts are not classes, which would read a number as
+    """Raises UserError for a model whose prompts are not classes, which would read a number as
     text.
     """
     if not family_of(config).takes_classes(config):

@@ -132,7 +132,7 @@ def _chat_template(path: Path) -> str:
 
 
 def prompt_note(config: ModelConfig, folder: Path) -> str:
-    """How the model's prompts are written, and what tells it."""
+    """Note on how the model's prompts are written, and what tells it."""
     name = config.prompt_template or PRO_TEMPLATE
     found, source = find_prompt_template(folder)
     where = source if found == name else "asked for"
