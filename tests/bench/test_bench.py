@@ -363,7 +363,7 @@ def test_an_error_of_a_child_is_the_parents() -> None:
 def test_kinds_and_commands() -> None:
     opened = open_bundle(compressed())
     assert kind_of(opened) == "fp32"
-    int4 = replace(opened.config, precision=Precision("int4"))
+    int4 = replace(opened.config, precision=Precision("int4", "int8"))
     assert kind_of(replace(opened, config=int4)) == "fp32-int4"
     spec = BenchSpec((Path("a b"),), batches=(1, 8), baselines=("full",), steps=48, profile=True)
     assert (

@@ -97,7 +97,8 @@ def test_exports_of_real_size(label: str, monkeypatch: pytest.MonkeyPatch) -> No
 
 def plan_of_row(shape: str, options: str) -> Plan:
     chosen = dict(zip(*[iter(options.replace("--", "").split())] * 2, strict=True))
-    spec = PlanSpec(shape, None, None, None, "model", None, 1, 64, chosen["dtype"], None)
+    head = chosen.get("head-weights")
+    spec = PlanSpec(shape, None, None, None, head, "model", None, 1, 64, chosen["dtype"], None)
     return plan_of(spec, find_device("cpu"), Settings(chosen.get("weights", "none"), 0.2, 1))
 
 
