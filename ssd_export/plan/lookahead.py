@@ -35,7 +35,7 @@ class Rates:
     operator: float
 
 
-CORE = Rates(15e9, 40e9, 1.7e-6)
+CORE = Rates(15e9, 60e9, 1.7e-6)
 CORES_OF_BANDWIDTH = 3  # more read no faster
 GPU = Rates(1e12, 50e12, 3e-6)
 
@@ -92,17 +92,16 @@ def step_operations(config: ModelConfig, table: PolicyTable, num_images: int) ->
     return 2 * (rows * (weights + attended) + num_images * embedded)
 
 
-def expected_passes(rooms: Sequence[int], window: int, share: float) -> float:
-    """Passes of an image whose drafts are right with this share, each by itself.
+def expected_widths(rooms: Sequence[int], window: int, share: float) -> list[int]:
+    """Tokens that each pass of an image tries, if drafts are right with this share, each by itself.
 
     Args: rooms: as policy/schedule.py has them.
     """
-    step, passes = 1.0, 0
+    step, widths = 1.0, []
     while step < len(rooms):
-        tries = min(window, rooms[int(step)])
-        step += sum(share**place for place in range(tries))
-        passes += 1
-    return passes
+        widths.append(min(window, rooms[int(step)]))
+        step += sum(share**place for place in range(widths[-1]))
+    return widths
 
 
 @dataclass
@@ -128,7 +127,7 @@ class AutoWindow:
 
     def _choose(self, share: float) -> int:
         seconds = {
-            window: expected_passes(self.rooms, window, share) * self.cost.of_window(window)
+            window: sum(map(self.cost.of_window, expected_widths(self.rooms, window, share)))
             for window in WINDOWS
         }
         best = min(seconds, key=lambda window: seconds[window])

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from ssd_export.plan.lookahead import OFF, WINDOWS, AutoWindow, PassCost, expected_passes
+from ssd_export.plan.lookahead import OFF, WINDOWS, AutoWindow, PassCost, expected_widths
 
 FULL_CACHE = list(range(576, 0, -1))  # no eviction ends a window
 READING = PassCost(overhead=0.001, moving=1.0, computing=0.001)  # a large model at batch 1
 COMPUTING = PassCost(overhead=0.001, moving=0.001, computing=1.0)  # many rows
 
 
-def test_passes_of_drafts_that_are_always_or_never_right() -> None:
-    assert expected_passes(FULL_CACHE, 8, 1.0) == 72  # 575 tokens in eights
-    assert expected_passes(FULL_CACHE, 8, 0.0) == 575
-    assert expected_passes([1] * 576, 8, 1.0) == 575, "an eviction before every step"
-    middle = expected_passes(FULL_CACHE, 8, 0.8)
-    assert 72 < middle < 575 and middle == 575 // sum(0.8**place for place in range(8)) + 1
+def test_widths_of_passes_whose_drafts_are_always_or_never_right() -> None:
+    always = expected_widths(FULL_CACHE, 8, 1.0)
+    assert len(always) == 72 and sum(always) == 575 and always[-1] == 7
+    assert len(expected_widths(FULL_CACHE, 8, 0.0)) == 575
+    assert expected_widths([1] * 576, 8, 1.0) == [1] * 575, "an eviction before every step"
+    middle = expected_widths(FULL_CACHE, 8, 0.8)
+    assert len(middle) == 575 // sum(0.8**place for place in range(8)) + 1
 
 
 def test_reading_memory_pays_for_wide_windows_and_arithmetic_for_none() -> None:
