@@ -102,7 +102,13 @@ def test_a_missing_extra_names_itself(extra: str, monkeypatch: pytest.MonkeyPatc
 @pytest.mark.parametrize("verb", [verb for verb in VERBS if verb not in ("inspect",)])
 def test_on_a_board_every_verb_says_what_it_lacks(verb: str, tmp_path: Path) -> None:
     """Without torch, onnx and the like: one line, never a traceback."""
-    arguments = {"generate": ["x"], "prompts": ["x"], "build-engine": ["--dry-run"]}.get(verb, [])
+    needed = {
+        "generate": ["x"],
+        "prompts": ["x"],
+        "build-engine": ["--dry-run"],
+        "package": ["--docker", "d"],
+    }
+    arguments = needed.get(verb, [])
     code = (
         "import sys\n"
         f"for name in {[*EXTRAS['export'], 'matplotlib', 'huggingface_hub', 'transformers']}:\n"
