@@ -75,7 +75,7 @@ def tokens(path: Path, num_images: int, change: Change) -> np.ndarray:
 
 
 def tokens_elsewhere(path: Path, num_images: int) -> np.ndarray:
-    """The same from a process of its own."""
+    """The same from a separate process."""
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "tokens.npy"
         code = (

@@ -29,7 +29,7 @@ COLORS, SHAPES = ("red", "green", "blue", "yellow"), ("circle", "square", "trian
 
 
 class Job:
-    """`ssd-export generate --prompts` in a process of its own."""
+    """`ssd-export generate --prompts` in a separate process."""
 
     def __init__(self, bundle: Path, prompts: Path, out: Path, batch: int, on_ray: bool) -> None:
         """Starts it."""

@@ -1,4 +1,4 @@
-"""A server in a process of its own, and requests to it by hand."""
+"""A server in a separate process, and requests to it by hand."""
 
 from __future__ import annotations
 

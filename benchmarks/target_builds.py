@@ -123,7 +123,7 @@ def asked_for(bundles: list[Path], runs: list[dict[str, Any]]) -> Iterator[tuple
 
 
 def measured_apart(bundle: Path, target: str, plugin: str) -> dict[str, Any]:
-    """The build in a process of its own; {"failed": why} where it does not come to an end."""
+    """The build in a separate process; {"failed": why} where it does not come to an end."""
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as process:
         try:
             run = process.submit(measure_target, bundle, target, plugin).result()

@@ -91,7 +91,7 @@ SECTIONS = (
     ),
     Section(
         "Serving the demo model",
-        "A real server in a process of its own. Ratios compare what ran in turns with it.",
+        "A real server in a separate process. Ratios compare what ran in turns with it.",
         ("serve_first_image", "serve_soak", "serve_fuzz", "ray_prompts"),
     ),
     Section("Other runtimes on the CPU", "", ("peers",)),

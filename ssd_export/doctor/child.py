@@ -1,4 +1,4 @@
-"""Runs a probe in a process of its own: it may crash, hang or print without harm."""
+"""Runs a probe in a separate process: it may crash, hang or print without harm."""
 
 from __future__ import annotations
 

@@ -92,7 +92,7 @@ ABILITIES = ("export", "build-engine", *(kind.name for kind in KINDS))
 
 
 def examine(progress: Progress = lambda stage, done, total: None) -> Examination:
-    """Tries everything, some seconds long, each library in a process of its own."""
+    """Tries everything, some seconds long, each library in a separate process."""
     trials = _Trials(progress)
     findings = (
         _python(),

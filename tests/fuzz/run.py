@@ -3,7 +3,7 @@
     python -m tests.fuzz.run [--seconds 60] [--targets NAME,...] [--out FILE.json]
     python -m tests.fuzz.run --target NAME --input FILE         one input again
 
-Each target runs in a process of its own with a limit on memory. Without atheris (its wheels are for
+Each target runs in a separate process with a limit on memory. Without atheris (its wheels are for
 few versions of Python) inputs are mutated without knowing what they reach, and the table says so.
 An input that is a finding is kept in build/fuzz/NAME and the exit code is 1.
 """
@@ -94,7 +94,7 @@ def fuzz_blind(name: str, seconds: int) -> None:
 
 
 def fuzz(name: str, seconds: int) -> dict[str, Any]:
-    """Runs a target in a process of its own; what it did."""
+    """Runs a target in a separate process; what it did."""
     before = set((KEPT / name).glob("*-*"))
     began = time.monotonic()
     command = [sys.executable, "-m", "tests.fuzz.run", "--child", name, "--seconds", str(seconds)]

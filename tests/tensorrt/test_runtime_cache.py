@@ -42,7 +42,7 @@ def cache_file(made: Doubles) -> Path:
 def test_the_second_start_compiles_nothing(made: Doubles) -> None:
     assert set(start(made)) >= {"prefill", "decode_step"}
     name = f"{cache_file(made).parent.relative_to(made.path)}/{NAME}"
-    assert name in open_bundle(made.path).files, "the manifest vouches for it"
+    assert name in open_bundle(made.path).files, "the manifest lists it"
     assert start(made) == []
 
 
