@@ -19,6 +19,7 @@ OTHERS = {
     ("ssd_export/calibrate/plots.py", "s=24"): "points, the area of a mark",
     ("ssd_export/demo/checker.py", "MAX_GROUND_TINT = 24"): "levels of color",
     ("ssd_export/demo/train.py", "NUM_ASKING = 24"): "tokens that an image is measured at",
+    ("ssd_export/plan/lookahead.py", "WINDOWS = "): "tokens of a pass",
     ("ssd_export/policy/allocation.py", "PRICES = 24"): "steps of a bisection",
     ("ssd_export/policy/menu.py", "MOSTLY_RECENT_PARTS"): "parts of 36",
     ("ssd_export/policy/allocation.py", "np.geomspace(1, 1e-4, 24)"): "prices that are tried",
