@@ -10,8 +10,7 @@ from ssd_export.model.hub import fetch, is_hub_id
 from ssd_export.os_errors import is_folder
 
 DEMO_CHECKPOINT = Path(__file__).parent.parent / "demo" / "checkpoint"
-# By the name that --model takes: the captioned demo model, and the class-conditional one.
-DEMOS = {"demo": DEMO_CHECKPOINT, "demo-classes": DEMO_CHECKPOINT.with_name("class_checkpoint")}
+DEMO = "demo"
 
 
 @dataclass(frozen=True)
@@ -40,23 +39,23 @@ def local_folder(model: str) -> Path:
 
 
 def find_model(model: str, revision: str | None = None) -> Model:
-    """The checkpoint of a built-in demo, a folder, or a hub's owner/name; the last is downloaded.
+    """The checkpoint of the built-in demo, a folder, or a hub's owner/name; the last is downloaded.
 
     Raises: UserError where there is none, or --revision is given for one that has none.
     """
     folder = local_folder(model)
-    is_local = model in DEMOS or is_folder(folder)
+    is_local = model == DEMO or is_folder(folder)
     if revision is not None and is_local:
         raise UserError(
             f"--revision is for models of a hub and {model} is a local one; leave it out"
         )
-    if model in DEMOS:
-        if not DEMOS[model].is_dir():
+    if model == DEMO:
+        if not DEMO_CHECKPOINT.is_dir():
             raise UserError(
-                f"the demo checkpoint is missing from this installation ({DEMOS[model]});"
+                f"the demo checkpoint is missing from this installation ({DEMO_CHECKPOINT});"
                 " install ssd-export again"
             )
-        return Model(model, DEMOS[model])
+        return Model(DEMO, DEMO_CHECKPOINT)
     if is_local:
         return Model(folder.resolve().name.lower(), folder)
     if is_hub_id(model):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import fields
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -12,7 +12,10 @@ import pytest
 from PIL import Image
 
 from ssd_export.cli.main import main
-from ssd_export.model.families import janus
+from ssd_export.errors import UserError
+from ssd_export.model.checkpoint import open_checkpoint
+from ssd_export.model.families import PUBLISHED, janus
+from ssd_export.model.find import DEMO_CHECKPOINT
 from ssd_export.policy.head_map import HeadMap
 from tests.janus_checkpoints import TinyJanus, write_transformers_checkpoint
 
@@ -356,10 +359,13 @@ def test_default_prompts_of_the_demo_are_training_captions() -> None:
     from ssd_export.demo.captions import parse_caption
     from ssd_export.demo.scenes import is_held_out
 
-    spec = CalibrateSpec(
-        *("demo", None, 4, "1d:48", 0.2, None, 0, 64, None, None, Path("x"), None, None)
-    )
-    prompts = _prompts(spec)
+    asked = dict.fromkeys(field.name for field in fields(CalibrateSpec))
+    spec = CalibrateSpec(**{**asked, "seed": 0})
+    prompts = _prompts(spec, open_checkpoint(DEMO_CHECKPOINT).config)
     assert len(prompts) == 64 and not any(map(is_held_out, prompts))
     assert {parse_caption(prompt).count for prompt in prompts} >= {1, 2}
-    assert _prompts(replace(spec, model="other")) == VARIED
+    assert _prompts(spec, PUBLISHED["janus-pro-1b"]) == VARIED
+    classes = _prompts(spec, PUBLISHED["llamagen-c2i-b-256"])
+    assert len(classes) == len(VARIED) and all(0 <= int(name) < 1000 for name in classes)
+    with pytest.raises(UserError, match="cannot be calibrated yet"):
+        _prompts(spec, PUBLISHED["llamagen-t2i-xl-256"])
