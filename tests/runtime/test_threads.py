@@ -15,7 +15,8 @@ from ssd_export.machine import thread_limit
 from ssd_export.runtime.ort_runner import OrtRunner
 from ssd_export.runtime.ort_session import open_session
 from ssd_export.runtime.small_models import SMALL_HIDDEN_SIZE, chosen_threads
-from ssd_export.runtime.torch_runner import TorchRunner, load_modules
+from ssd_export.runtime.torch_runner import TorchRunner
+from ssd_export.runtime.torch_weights import load_modules
 from tests.janus_checkpoints import TinyJanus
 from tests.runtime.checkpoints import bundle, checkpoint
 
