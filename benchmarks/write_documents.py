@@ -94,6 +94,12 @@ SECTIONS = (
         "A real server in a separate process. Ratios compare what ran in turns with it.",
         ("serve_first_image", "serve_soak", "serve_fuzz", "ray_prompts"),
     ),
+    Section(
+        "Lookahead",
+        "Several tokens of an image in one pass, compared with single steps of the same runner"
+        " (ONNX Runtime, one thread).",
+        ("lookahead",),
+    ),
     Section("Other runtimes on the CPU", "", ("peers",)),
     Section("Export and memory at real size", "", ("real_size",)),
     Section("Quantized weights and caches", "", ("quantization", "precision_divergence")),
