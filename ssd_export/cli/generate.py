@@ -233,7 +233,7 @@ def what_is_asked(
         f" {_precision(config)}",
         f"runner {kind.name} ({kind.title}) on {provider}",
     ]
-    if kind.name == "ort" and provider == "cpu":
+    if kind.widens_half and provider == "cpu":
         lines += _half_precision_lines(config)
     reads_captions = speaks_demo(config.model) and family_of(config.model).reads_text(config.model)
     return lines + (outside(prompts) if reads_captions else [])

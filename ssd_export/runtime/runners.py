@@ -33,6 +33,7 @@ class RunnerKind:
     usual one first. requires: the modules that must be installed, and install: what brings them.
     profiles_operators: `bench --profile` can ask it where a step's time goes. has_engines: it runs
     what `build-engine` built. memory_is_known: plan/memory.py knows what it takes on the CPU.
+    widens_half: on the CPU it multiplies float16 weights as float32.
     """
 
     name: str
@@ -44,6 +45,7 @@ class RunnerKind:
     profiles_operators: bool = False
     has_engines: bool = False
     memory_is_known: bool = False
+    widens_half: bool = False
 
     def provider(self, asked: str | None = None) -> str:
         """The provider asked for, or the usual one. Raises: UserError for one that it has not."""
@@ -89,6 +91,7 @@ KINDS = (
         install='pip install "ssd-export[ort]", or [cuda] for a GPU',
         profiles_operators=True,
         memory_is_known=True,
+        widens_half=True,
     ),
     RunnerKind(
         "torch",
