@@ -73,14 +73,14 @@ def test_an_interrupted_addition_leaves_a_bundle_that_opens(
     bundle = open_bundle(write(tmp_path / "b")).add_files(
         {"reports/a.json": b"old", "reports/b.json": b"old"}
     )
-    replace, calls = os.replace, iter(range(10))
+    replace, calls = Path.replace, iter(range(10))
 
-    def interrupted(source: Path, target: Path) -> None:
+    def interrupted(source: Path, target: Path) -> Path:
         if next(calls) == call:
             raise KeyboardInterrupt
-        replace(source, target)
+        return replace(source, target)
 
-    monkeypatch.setattr(os, "replace", interrupted)
+    monkeypatch.setattr(Path, "replace", interrupted)
     with pytest.raises(KeyboardInterrupt):
         bundle.add_files({"reports/a.json": b"new", "reports/b.json": b"new"})
     assert open_bundle(bundle.path).hash == bundle.hash

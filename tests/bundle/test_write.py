@@ -97,13 +97,13 @@ def test_a_failed_last_rename_brings_the_old_bundle_back(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at_once: bool
 ) -> None:
     write(tmp_path / "b")
-    before, replace = tree(tmp_path), os.replace
+    before, replace = tree(tmp_path), Path.replace
     full = OSError(errno.ENOSPC, "No space left on device")
 
-    def fail_on_the_new_one(source: Path, target: Path) -> None:
-        if Path(target).name == "b" and ".partial-" in Path(source).name:
+    def fail_on_the_new_one(source: Path, target: Path) -> Path:
+        if target.name == "b" and ".partial-" in source.name:
             raise full
-        replace(source, target)
+        return replace(source, target)
 
     def fail(one: Path, other: Path) -> bool:
         if at_once:
@@ -111,7 +111,7 @@ def test_a_failed_last_rename_brings_the_old_bundle_back(
         return False
 
     monkeypatch.setattr(swap, "_exchange", fail)
-    monkeypatch.setattr(os, "replace", fail_on_the_new_one)
+    monkeypatch.setattr(Path, "replace", fail_on_the_new_one)
     with pytest.raises(UserError, match="no space left"):
         write(tmp_path / "b", force=True)
     assert tree(tmp_path) == before

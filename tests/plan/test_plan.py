@@ -14,7 +14,7 @@ from ssd_export.model.families import PUBLISHED, published_shape
 from ssd_export.plan.fit import Settings, fit
 from ssd_export.plan.stages import Plan, time_class
 
-SPEC = PlanSpec("janus-pro-1b", None, None, None, None, "model", None, 1, 64, "fp16", None)
+SPEC = PlanSpec("janus-pro-1b", None, None, None, None, "model", None, 1, None, "fp16", None)
 ORIN = Device("Orin", 7 << 30, "tensorrt")
 UNQUANTIZED = Settings("none", 0.2, 1)
 
