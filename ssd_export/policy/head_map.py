@@ -274,17 +274,25 @@ def find_head_map(
     """The map asked for, else head_map.json beside the checkpoint, else the built-in one that may
     be assumed, else None.
 
-    Args: explicit: a file, the name of a built-in map, or a control of the map that would be found
-    without it: "random:SEED" or "swapped". assumed: the name of the built-in map.
-    Raises: UserError for a file that is missing, damaged or made for another model, and for a
-    control of no map.
+    Args: explicit: a file, the name of a built-in map that may be assumed, or a control of the map
+    that would be found without it: "random:SEED" or "swapped". assumed: the name of the built-in
+    map.
+    Raises: UserError for a file that is missing, damaged or made for another model, a built-in map
+    of another model, and a control of no map.
     """
     is_control = str(explicit) == "swapped" or str(explicit).startswith("random:")
     if explicit and not is_control:
         built_in = BUILT_IN_DIRECTORY / f"{explicit}.json"
-        return HeadMap.load(built_in if built_in.is_file() else explicit).for_model(
-            config, fingerprint
-        )
+        if not built_in.is_file():
+            return HeadMap.load(explicit).for_model(config, fingerprint)
+        found = HeadMap.load(built_in).for_model(config, fingerprint)
+        if explicit != assumed:
+            raise UserError(
+                f"--head-map {explicit} is of a model of this shape whose heads are others: run"
+                " `ssd-export calibrate` to measure this model's, or use a policy that needs no"
+                " types of heads, such as --policy h2o"
+            )
+        return found
     found = _own_map(config, fingerprint, model_dir, assumed)
     if not is_control:
         return found

@@ -5,6 +5,7 @@ back.
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -246,3 +247,18 @@ def test_a_look_alike_is_known_by_its_folder_and_its_repository(tmp_path: Path) 
     ):
         found = Checkpoint(folder, "original", config, {}).head_map()
         assert (found is not None and bool(found.assumed)) == is_assumed, folder
+
+
+@pytest.mark.parametrize("how", ["by its name", "by its prompts"])
+def test_a_look_alike_is_refused_a_built_in_map(tmp_path: Path, how: str) -> None:
+    config, folder = PUBLISHED["janus-pro-1b"], tmp_path / "Janus-1.3B"
+    if how == "by its prompts":
+        config, folder = replace(config, prompt_template="janus"), tmp_path / "model"
+    checkpoint = Checkpoint(folder, "original", config, {})
+    assert checkpoint.head_map() is None
+    with pytest.raises(UserError, match="calibrate.*--policy h2o"):
+        checkpoint.head_map("janus-pro-1b")
+    with pytest.raises(UserError, match="calibrate"):
+        checkpoint.head_map("janus-pro-7b")  # of another shape
+    asked = Checkpoint(tmp_path / "tuned", "original", PUBLISHED["janus-pro-1b"], {})
+    assert asked.head_map("janus-pro-1b").assumed

@@ -54,7 +54,7 @@ def test_finding_a_map(tmp_path: Path) -> None:
     RICH.save(tmp_path / "head_map.json")
     assert find_head_map(GQA, model_dir=tmp_path) == RICH
     assert find_head_map(GQA, tmp_path / "head_map.json") == RICH
-    assert find_head_map(JANUS_1B, "janus-pro-1b") == own_map(JANUS_1B)
+    assert find_head_map(JANUS_1B, "janus-pro-1b", assumed="janus-pro-1b") == own_map(JANUS_1B)
     assert find_head_map(GQA, "swapped", model_dir=tmp_path) == RICH.swapped()
     assert find_head_map(GQA, "random:3", model_dir=tmp_path) == RICH.random(3)
 

@@ -29,7 +29,7 @@ def published_shape(model: str) -> ModelConfig | None:
 
 def assumed_head_map(config: ModelConfig, known_as: Iterable[str]) -> str | None:
     """The published model whose built-in head map a model may be assumed to share, by its name: one
-    of its family and shape, unless the model is known as another.
+    of its family, shape and prompt template, unless the model is known as another.
 
     Args: known_as: names of the model, in lower case.
     """
@@ -39,7 +39,8 @@ def assumed_head_map(config: ModelConfig, known_as: Iterable[str]) -> str | None
     same = (
         name
         for name, shape in family.published.items()
-        if all(getattr(shape, field) == getattr(config, field) for field in SHAPE)
+        if config.prompt_template in ("", shape.prompt_template)
+        and all(getattr(shape, field) == getattr(config, field) for field in SHAPE)
     )
     return next(same, None)
 

@@ -249,6 +249,7 @@ def _janus_pro(
         family=NAME,
         grid=GRID,
         rows_per_image=ROWS_PER_IMAGE,
+        prompt_template=PRO_TEMPLATE,
     )
 
 
