@@ -1,6 +1,6 @@
 """Limits on a request before its route sees it: body size, time to send it, bearer key.
 
-Plain ASGI, so that nothing is buffered that would be refused.
+Plain ASGI, so that nothing is kept that would be refused.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ Send = Callable[[Message], Awaitable[None]]
 App = Callable[[MutableMapping[str, Any], Receive, Send], Awaitable[None]]
 
 MAX_BODY_BYTES = 64 << 10  # a prompt of 4,000 characters is 16 KB at most, 24 KB in escapes
+MAX_DISCARDED_BYTES = 16 << 20  # read past the limit, so that a client that sends on reads why
 SECONDS_FOR_A_BODY = 10.0
 SECONDS_FOR_A_MESSAGE = 60.0  # of an answer, until the client's buffers have taken it
 OPEN_PATHS = ("/", "/health")  # the page asks its reader for the key, a probe has none
@@ -56,18 +57,22 @@ class LimitBody:
         await self._app(scope, replay, send)
 
     async def _body(self, scope: MutableMapping[str, Any], receive: Receive) -> bytes | None:
-        """The whole body, or None where it is too large."""
+        """The whole body, or None where it is too large: then the rest is read and thrown away, up
+        to a bound.
+        """
         length = dict(scope["headers"]).get(b"content-length", b"0")
-        if length.isdigit() and len(length) < 20 and int(length) > self._most:
+        if length.isdigit() and (len(length) > 19 or int(length) > MAX_DISCARDED_BYTES):
             return None
-        body = b""
+        body, size = b"", 0
         while True:
             message = await receive()
-            body += message.get("body", b"")
-            if len(body) > self._most:
+            piece = message.get("body", b"")
+            size += len(piece)
+            body = body + piece if size <= self._most else b""
+            if size > MAX_DISCARDED_BYTES:
                 return None
             if message["type"] == "http.disconnect" or not message.get("more_body", False):
-                return body
+                return body if size <= self._most else None
 
 
 class LimitSend:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from ssd_export.serve.limits import LimitBody, LimitSend
+from ssd_export.serve.limits import MAX_DISCARDED_BYTES, LimitBody, LimitSend
 
 SCOPE: dict[str, Any] = {"type": "http", "path": "/", "headers": []}
 
@@ -21,12 +21,12 @@ async def echo(scope: Any, receive: Any, send: Any) -> None:
 
 def answer(parts: list[bytes], most: int, seconds: float, pause: float) -> tuple[int, bytes]:
     """Status and body of what is answered to a body that comes in parts."""
-    left, sent = list(parts), []
+    sent: list[MutableMapping[str, Any]] = []
 
     async def receive() -> MutableMapping[str, Any]:
         await asyncio.sleep(pause)
-        body = left.pop(0)
-        return {"type": "http.request", "body": body, "more_body": bool(left)}
+        body = parts.pop(0)
+        return {"type": "http.request", "body": body, "more_body": bool(parts)}
 
     async def send(message: MutableMapping[str, Any]) -> None:
         sent.append(message)
@@ -44,6 +44,14 @@ def test_a_body_beyond_the_limits_is_refused() -> None:
     assert status == 413 and b"more than 4 bytes" in body
     status, body = answer([b"a"] * 9, 99, 0.05, 0.02)
     assert status == 408 and b"within 0.05 s" in body
+
+
+def test_the_rest_of_a_body_is_read_before_it_is_refused() -> None:
+    """A client that is still sending would find the connection closed, and no answer."""
+    parts = [b"abc", b"d", b"efg"]
+    assert answer(parts, 2, 9, 0)[0] == 413 and not parts
+    parts = [b"x" * MAX_DISCARDED_BYTES, b"y", b"z"]
+    assert answer(parts, 2, 9, 0)[0] == 413 and parts == [b"z"], "up to a bound alone"
 
 
 def test_a_client_that_reads_nothing_is_given_up() -> None:
