@@ -220,10 +220,10 @@ def figures_of(exports: dict[str, Any], generations: dict[str, Any]) -> dict[str
         return label.lower().replace(", ", " ").replace(" ", "_")
 
     peaks = {f"export_{name(label)}_peak": row for label, row in exports.items()}
-    peaks |= {f"draw_{name(label)}_peak": row for label, row in generations.items()}
+    peaks |= {f"generate_{name(label)}_peak": row for label, row in generations.items()}
     found = {key: f"{row['peak_bytes'] / GB:.2f} GB" for key, row in peaks.items()}
     return found | {
-        f"draw_{name(label)}_ms": f"{row['ms_per_token']:.0f}"
+        f"generate_{name(label)}_ms": f"{row['ms_per_token']:.0f}"
         for label, row in generations.items()
         if "ms_per_token" in row
     }

@@ -314,13 +314,16 @@ def test_quantized_matrices_stay_in_the_engine_and_the_others_are_shared(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As inputs they would be written out in fp16 before every product."""
-    whole = bundle(checkpoint(TINY), "streaming-llm", dtype="fp16", weights="int4")
-    path = shutil.copytree(whole, tmp_path / "bundle")
     monkeypatch.setattr(build_plan, "GRAPHS", ("decode_step",))
-    values = build_engines(plan_build(spec(path, target="ada")))
-    inputs = set(values.graphs["decode_step"].weights)
-    assert "generation_head.vision_head" in inputs and values.warnings == ()
-    assert not [name for name in inputs if name.startswith("layers.")]
+    for head, is_shared in (("none", True), ("int8", False)):
+        whole = bundle(
+            checkpoint(TINY), "streaming-llm", dtype="fp16", weights="int4", head_weights=head
+        )
+        path = shutil.copytree(whole, tmp_path / head)
+        values = build_engines(plan_build(spec(path, target="ada")))
+        inputs = set(values.graphs["decode_step"].weights)
+        assert ("generation_head.vision_head" in inputs) == is_shared and values.warnings == ()
+        assert not [name for name in inputs if name.startswith("layers.")]
 
 
 def test_gpus_without_fp8_are_left_out_or_refused(
