@@ -285,14 +285,14 @@ def find_head_map(
         built_in = BUILT_IN_DIRECTORY / f"{explicit}.json"
         if not built_in.is_file():
             return HeadMap.load(explicit).for_model(config, fingerprint)
-        found = HeadMap.load(built_in).for_model(config, fingerprint)
+        head_map = HeadMap.load(built_in).for_model(config, fingerprint)
         if explicit != assumed:
             raise UserError(
                 f"--head-map {explicit} is of a model of this shape whose heads are others: run"
                 " `ssd-export calibrate` to measure this model's, or use a policy that needs no"
                 " types of heads, such as --policy h2o"
             )
-        return found
+        return head_map
     found = _own_map(config, fingerprint, model_dir, assumed)
     if not is_control:
         return found
