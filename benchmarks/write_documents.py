@@ -72,7 +72,7 @@ SECTIONS = (
         "Speed and memory of the demo model",
         "Both baselines run in the same command: transformers with its own growing "
         "cache, and the pre-allocated full cache in the same runner.",
-        ("bench-images", "bench-demo"),
+        ("bench-demo",),
     ),
     Section(
         "Speed and memory at the shape of Janus-Pro-1B",

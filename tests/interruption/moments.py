@@ -66,6 +66,7 @@ def run(
 ) -> Ended:
     """Runs a verb in a fork; moment: seconds after which it is sent the signal."""
     log = folder.parent / f"{folder.name}.log"
+    log.touch()  # SIGKILL may come before the fork has opened it
     began = time.monotonic()
     child = os.fork()
     if not child:
