@@ -1,4 +1,4 @@
-"""The two kinds of failure: what a user can fix, and everything else."""
+"""The two kinds of failure, what a user can fix and everything else, and what messages quote."""
 
 from __future__ import annotations
 
@@ -9,3 +9,16 @@ class UserError(Exception):
     The command line prints it without a traceback and exits with 1. Anything else that is raised is
     a bug.
     """
+
+
+def first_line(error: BaseException, most: int = 200) -> str:
+    """The first line of what a library's error says, at most so many letters, else its name;
+    characters that would steer a terminal are escaped.
+    """
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return printable(lines[0][:most])
+
+
+def printable(text: str) -> str:
+    """Text whose control characters are escaped."""
+    return "".join(char if char.isprintable() else repr(char)[1:-1] for char in text)

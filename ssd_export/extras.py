@@ -6,7 +6,7 @@ import importlib.util
 import sys
 from collections.abc import Sequence
 
-from ssd_export.errors import UserError
+from ssd_export.errors import UserError, first_line
 
 # Of an extra of pyproject.toml, the modules that whoever needs it cannot do without.
 EXTRAS = {
@@ -41,7 +41,7 @@ def missing_package(error: ImportError) -> str | None:
     way_out = fix(extra) if extra else again()
     if isinstance(error, ModuleNotFoundError):
         return f"{root or error} is not installed for {sys.executable}: {way_out}"
-    reason = (str(error).splitlines() or ["no reason given"])[0][:200]
+    reason = first_line(error)
     return f"{root or 'a library'} cannot be loaded ({reason}); install it again: {way_out}"
 
 

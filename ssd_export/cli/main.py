@@ -19,7 +19,7 @@ from types import FrameType
 import click
 
 from ssd_export.cli import logs
-from ssd_export.errors import UserError
+from ssd_export.errors import UserError, printable
 from ssd_export.extras import missing_package
 from ssd_export.os_errors import os_error
 from ssd_export.version import TOOL_VERSION
@@ -120,5 +120,4 @@ def _terminate(signum: int, frame: FrameType | None) -> None:
 
 def _say(message: str) -> None:
     """One line on stderr, whatever a file name or a prompt smuggles into the message."""
-    text = " ".join(message.splitlines())
-    click.echo("".join(char if char.isprintable() else repr(char)[1:-1] for char in text), err=True)
+    click.echo(printable(" ".join(message.splitlines())), err=True)

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 
 from ssd_export.doctor.probes import Facts
-from ssd_export.errors import UserError
+from ssd_export.errors import UserError, first_line
 from ssd_export.extras import missing_package
 
 SECONDS = 120.0  # importing torch from a cold network disk has taken half of it
@@ -69,8 +69,8 @@ def _answer(sender: Connection, probe: Callable[..., Facts], arguments: tuple[st
 
 
 def _one_line(error: Exception) -> str:
-    first = (str(error).strip().splitlines() or [""])[0][:200]
-    return f"{type(error).__name__}: {first}" if first else type(error).__name__
+    name, said = type(error).__name__, first_line(error)
+    return said if said == name else f"{name}: {said}"
 
 
 def _ended(code: int | None) -> str:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ssd_export.errors import UserError
-from ssd_export.model.hub_errors import first_line, is_offline, refused
+from ssd_export.model.hub_errors import is_offline, reason_of, refused
 from ssd_export.model.weight_files import INDEXES, SINGLES, shard_names
 from ssd_export.os_errors import is_file, os_error
 
@@ -66,7 +66,7 @@ def fetch(hub_id: str, revision: str | None = None) -> HubModel:
         folder = Path(snapshot_download(hub_id, revision=revision, allow_patterns=wanted))
     except Exception as error:
         if is_offline(error):
-            raise UserError(BROKE_OFF.format(hub_id, first_line(error))) from error
+            raise UserError(BROKE_OFF.format(hub_id, reason_of(error))) from error
         raise refused(hub_id, revision, error) from error
     if folder.name != info.sha:
         raise UserError(BROKE_OFF.format(hub_id, f"it is now at commit {folder.name}"))
@@ -107,7 +107,7 @@ def _from_cache(hub_id: str, revision: str | None, error: Exception) -> HubModel
     from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
 
     asked = f"{hub_id} at {revision}" if revision else hub_id
-    reason = first_line(error)
+    reason = reason_of(error)
     by_hand = (
         f"on a machine with a network run `hf download {hub_id}"
         + (f" --revision {revision}" if revision else "")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ssd_export.errors import UserError
+from ssd_export.errors import UserError, first_line
 from ssd_export.os_errors import os_error
 
 UNREACHABLE = {
@@ -61,7 +61,7 @@ def refused(hub_id: str, revision: str | None, error: Exception) -> UserError:
         )
     status = getattr(getattr(error, "response", None), "status_code", None)
     names = {kind.__name__ for kind in type(error).__mro__}
-    reason = first_line(error)
+    reason = reason_of(error)
     if isinstance(status, int):
         way_out = STATUS_WAYS_OUT.get(status, "try again later")
         return UserError(
@@ -83,8 +83,8 @@ def refused(hub_id: str, revision: str | None, error: Exception) -> UserError:
     )
 
 
-def first_line(error: BaseException) -> str:
-    """One short line of an error, whatever its library says."""
+def reason_of(error: BaseException) -> str:
+    """One short line of an error, whatever the hub's library says."""
     if type(error).__name__ == "OfflineModeIsEnabled":
         return "HF_HUB_OFFLINE is set"
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:120]
+    return first_line(error)

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ssd_export.errors import UserError
+from ssd_export.errors import UserError, first_line
 from ssd_export.os_errors import os_error
 
 COPY_BYTES = (
@@ -161,10 +161,5 @@ def _forget_pages(view: Tensor) -> None:
 def damaged(path: Path, error: Exception) -> UserError:
     """The error for a file that cannot be read, with its reason."""
     return UserError(
-        f"{path} is truncated or not a weight file ({one_line(error)}): download it again"
+        f"{path} is truncated or not a weight file ({first_line(error)}): download it again"
     )
-
-
-def one_line(error: Exception) -> str:
-    """The first line of an error's text."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:120]

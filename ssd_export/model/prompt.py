@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from ssd_export.errors import UserError
+from ssd_export.errors import UserError, first_line
 from ssd_export.model.tokenizer_file import read_tokenizer
 
 Prompt = str | np.ndarray  # what a user typed, or float32 [tokens, width] of a text encoder
@@ -116,9 +116,8 @@ class TemplateEncoder:
         except BaseException as error:  # the library raises bare Exception for every fault, and a
             if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
                 raise  # BaseException where Rust panics
-            reason = (str(error).splitlines() or [type(error).__name__])[0][:120]
             raise UserError(
-                f"{path} is not a tokenizer.json ({reason}): download it again"
+                f"{path} is not a tokenizer.json ({first_line(error)}): download it again"
             ) from None
         if encoder.max_id >= vocab_size:
             raise UserError(

@@ -16,9 +16,9 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from ssd_export.dtypes import BY_SAFETENSORS
-from ssd_export.errors import UserError
+from ssd_export.errors import UserError, first_line
 from ssd_export.files import open_regular, read_file
-from ssd_export.model.pickled_weights import SHOWN, PickledWeights, damaged, one_line
+from ssd_export.model.pickled_weights import SHOWN, PickledWeights, damaged
 from ssd_export.os_errors import is_file, os_error
 
 INDEXES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
@@ -161,7 +161,7 @@ def read_json(path: Path) -> dict[str, Any]:
         raise UserError(f"{path} is nested too deeply: download the checkpoint again") from None
     except ValueError as error:
         raise UserError(
-            f"{path} is not JSON ({one_line(error)}): download the checkpoint again"
+            f"{path} is not JSON ({first_line(error)}): download the checkpoint again"
         ) from None
     if not isinstance(value, dict):
         raise UserError(f"{path} is not a JSON object: download the checkpoint again")

@@ -19,7 +19,7 @@ from typing import Any
 import ray
 from ray.exceptions import RayActorError, RayTaskError
 
-from ssd_export.errors import UserError
+from ssd_export.errors import UserError, first_line
 from ssd_export.prompt_files.results import Results
 from ssd_export.prompt_files.run import Check, Ledger, Summary
 from ssd_export.prompt_files.tasks import ImageTask
@@ -113,10 +113,9 @@ def _check_reachable(address: str) -> None:
 
 
 def _no_cluster(address: str, error: Exception) -> UserError:
-    reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
     return UserError(
-        f"no Ray cluster at {address} ({reason}); start one with `ray start --head`, or leave the"
-        " address out"
+        f"no Ray cluster at {address} ({first_line(error)}); start one with"
+        " `ray start --head`, or leave the address out"
     )
 
 

@@ -11,6 +11,8 @@ from collections.abc import Callable
 
 import torch
 
+from ssd_export.errors import first_line
+
 Step = Callable[[], None]
 
 
@@ -37,10 +39,9 @@ class CapturedStep:
         try:
             return self._capture(self._step)
         except RuntimeError as error:
-            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
             warnings.warn(
-                f"a decode step cannot be captured ({reason}); its kernels are launched one by"
-                " one, which is slower",
+                f"a decode step cannot be captured ({first_line(error)}); its kernels are"
+                " launched one by one, which is slower",
                 RuntimeWarning,
                 stacklevel=4,
             )

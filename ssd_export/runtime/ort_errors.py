@@ -11,7 +11,7 @@ from contextlib import contextmanager
 import onnxruntime as ort
 
 from ssd_export.dtypes import DTYPES
-from ssd_export.errors import UserError
+from ssd_export.errors import UserError, first_line
 from ssd_export.graph_spec import GraphSpec, TensorSpec
 
 EXPORT_AGAIN = "export it again with --force, or copy it again from where it came"
@@ -102,5 +102,5 @@ def _says(error: Exception, phrases: Sequence[str]) -> bool:
 
 def _reason(error: Exception) -> str:
     """The first line of what it says, without the path of a source file of the library."""
-    line = (str(error).strip().splitlines() or [type(error).__name__])[0]
-    return line.removeprefix("[ONNXRuntimeError] : ")[:200]
+    prefix = "[ONNXRuntimeError] : "
+    return first_line(error, len(prefix) + 200).removeprefix(prefix)

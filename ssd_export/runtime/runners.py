@@ -11,7 +11,7 @@ import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from ssd_export.errors import UserError
+from ssd_export.errors import UserError, first_line
 from ssd_export.machine import num_cpus
 from ssd_export.sampling import as_count
 
@@ -74,7 +74,7 @@ class RunnerKind:
         root = (error.name or "").split(".")[0]
         if isinstance(error, ModuleNotFoundError) and root in self.requires:
             return f"the {self.name} runner needs {root}: {self.install}"
-        reason = (str(error).splitlines() or ["no reason given"])[0][:200]
+        reason = first_line(error)
         return (
             f"the {self.name} runner cannot load {root or 'a library'} ({reason}); install it again"
             f" ({self.install}), or use another --runner"

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ssd_export.bundle import Bundle
 from ssd_export.config import ModelConfig
-from ssd_export.errors import UserError
+from ssd_export.errors import UserError, printable
 from ssd_export.model.decoder import ImageTokenModel
 from ssd_export.model.image_decoder import ImageDecoder
 from ssd_export.model.quantization import dequantize
@@ -34,7 +34,9 @@ def load_modules(
                 module.load_state_dict(state, assign=True)
                 module.eval().requires_grad_(False)
     except (SafetensorError, RuntimeError, ValueError, KeyError) as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[-1].strip()[:200]
+        reason = printable(
+            (str(error).strip().splitlines() or [type(error).__name__])[-1].strip()[:200]
+        )
         if "allocate" in str(error) or "out of memory" in str(error):
             raise UserError(
                 f"not enough memory for the weights of {bundle.path} ({reason}); free some, or use"

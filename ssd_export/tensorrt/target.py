@@ -15,7 +15,7 @@ import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from ssd_export.errors import UserError
+from ssd_export.errors import UserError, first_line
 from ssd_export.files import read_file
 from ssd_export.os_errors import os_error
 from ssd_export.tensorrt.flavors import is_installed, missing
@@ -151,8 +151,7 @@ def _read(name: str) -> _Recipe:
     except OSError as error:
         raise os_error(error, "read", path) from None
     except (ValueError, RecursionError) as error:  # malformed, or not UTF-8
-        reason = (str(error).splitlines() or [type(error).__name__])[0][:120]
-        raise UserError(f"{path} is not TOML ({reason!r}); {INSTALL_AGAIN}") from None
+        raise UserError(f"{path} is not TOML ({first_line(error)}); {INSTALL_AGAIN}") from None
     return parse_json(values.encode(), _Recipe, str(path), INSTALL_AGAIN)
 
 
