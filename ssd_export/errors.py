@@ -16,7 +16,7 @@ def first_line(error: BaseException, most: int = 200) -> str:
     characters that would steer a terminal are escaped.
     """
     lines = str(error).strip().splitlines() or [type(error).__name__]
-    return printable(lines[0][:most])
+    return printable(lines[0].strip()[:most])
 
 
 def printable(text: str) -> str:
