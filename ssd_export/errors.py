@@ -7,8 +7,13 @@ class UserError(Exception):
     """Something a user can fix; the message is one line that says what is wrong and what to do.
 
     The command line prints it without a traceback and exits with 1. Anything else that is raised is
-    a bug.
+    a bug. Names and texts of files that a message quotes may hold anything: lines are joined, and
+    characters that would steer a terminal are escaped.
     """
+
+    def __init__(self, message: str) -> None:
+        """Makes the message one printable line."""
+        super().__init__(printable(" ".join(message.splitlines())))
 
 
 def first_line(error: BaseException, most: int = 200) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from ssd_export.errors import first_line
+from ssd_export.errors import UserError, first_line
 
 
 @pytest.mark.parametrize(
@@ -18,3 +18,10 @@ from ssd_export.errors import first_line
 )
 def test_one_printable_line_is_quoted(said: str, quoted: str) -> None:
     assert first_line(ValueError(said)) == quoted
+
+
+def test_a_message_is_one_printable_line() -> None:
+    assert (
+        str(UserError("a\x7f.json is\nno file: \N{SNOWMAN}"))
+        == "a\\x7f.json is no file: \N{SNOWMAN}"
+    )

@@ -178,6 +178,37 @@ def read_checkpoint_config(folder: Path, content: bytes) -> None:
     with_file(folder, "config.json", content)
 
 
+QUERY = "model.language_model.layers.0.self_attn.q_proj"
+ADAPTER_CONFIG = b'{"peft_type": "LORA", "r": 2, "lora_alpha": 6.0, "use_rslora": false}'
+
+
+@cache
+def adapter_weights() -> bytes:
+    """Factors for the queries of tiny_checkpoint()."""
+    with scratch_file() as path:
+        put(path.parent, "model.safetensors", tiny_checkpoint()["model.safetensors"])
+        rows, columns = open_weight_files(path.parent)[0].shapes[f"{QUERY}.weight"]
+    factors = {"A": np.ones((2, columns), np.float32), "B": np.ones((rows, 2), np.float32)}
+    return save({f"base_model.model.{QUERY}.lora_{name}.weight": factors[name] for name in "AB"})
+
+
+def read_adapter_config(folder: Path, content: bytes) -> None:
+    read_adapter(folder, content, adapter_weights())
+
+
+def read_adapter_weights(folder: Path, content: bytes) -> None:
+    read_adapter(folder, ADAPTER_CONFIG, content)
+
+
+def read_adapter(folder: Path, config: bytes, weights: bytes) -> None:
+    put(folder, "lora/adapter_config.json", config)
+    put(folder, "lora/adapter_model.safetensors", weights)
+    for name, whole in tiny_checkpoint().items():
+        put(folder, name, whole)
+    checkpoint = open_checkpoint(folder, folder / "lora")
+    checkpoint.tensor("language_model.layers.0.self_attn.q_proj.weight")
+
+
 def read_generation(folder: Path, content: bytes) -> None:
     generation_defaults(with_file(folder, "ssd_generation.json", content))
 
@@ -284,6 +315,8 @@ TARGETS = {
             lambda: [b'{"cfg_scale": 5.0, "temperature": 1.0}'],
             is_json=True,
         ),
+        Target("adapter_config", read_adapter_config, lambda: [ADAPTER_CONFIG], is_json=True),
+        Target("adapter_weights", read_adapter_weights, lambda: [adapter_weights()]),
         Target("tokenizer", read_tokenizer, tokenizers, is_json=True),
         Target("png", read_png, pngs),
         Target("prompts_txt", prompts_reader(".txt"), lambda: [PROMPT.encode()]),
