@@ -192,6 +192,11 @@ def adapter_weights() -> bytes:
     return save({f"base_model.model.{QUERY}.lora_{name}.weight": factors[name] for name in "AB"})
 
 
+def adapter_configs() -> list[bytes]:
+    adapter_weights()  # which writes files: not while it is watched
+    return [ADAPTER_CONFIG]
+
+
 def read_adapter_config(folder: Path, content: bytes) -> None:
     read_adapter(folder, content, adapter_weights())
 
@@ -315,7 +320,7 @@ TARGETS = {
             lambda: [b'{"cfg_scale": 5.0, "temperature": 1.0}'],
             is_json=True,
         ),
-        Target("adapter_config", read_adapter_config, lambda: [ADAPTER_CONFIG], is_json=True),
+        Target("adapter_config", read_adapter_config, adapter_configs, is_json=True),
         Target("adapter_weights", read_adapter_weights, lambda: [adapter_weights()]),
         Target("tokenizer", read_tokenizer, tokenizers, is_json=True),
         Target("png", read_png, pngs),

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from ssd_export.errors import UserError
 from tests.fuzz.mutate import mutate
 from tests.fuzz.targets import TARGETS, Target
-from tests.fuzz.watch import FindingError, read_watched
+from tests.fuzz.watch import MOST_LETTERS, FindingError, read_watched
 
 FOUND = Path(__file__).parent / "found"
 SLOW = ("checkpoint_config", "ssd_generation", "tokenizer", "pickle")  # 10 to 60 ms an input
@@ -68,7 +68,7 @@ def test_the_watch_sees_what_it_should(tmp_path: Path) -> None:
     assert "os.system" in finding(lambda folder, content: os.system("true"))
     assert "division" in finding(lambda folder, content: 1 // 0)
 
-    def two_lines(folder: Path, content: bytes) -> None:
-        raise UserError("one\ntwo")
+    def at_length(folder: Path, content: bytes) -> None:
+        raise UserError("a" * (MOST_LETTERS + 1))
 
-    assert "not one short line" in finding(two_lines)
+    assert "not one short line" in finding(at_length)
