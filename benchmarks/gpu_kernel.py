@@ -153,7 +153,7 @@ def check_image(
     try:
         kernel = opened.load_kernel(code, image.kernel_name)
         for step, (state, token, lengths) in enumerate(steps_of(case, dtype)):
-            wanted = copied(state, torch.float32)
+            wanted = state.copied(torch.float32)
             out = reference.decode_attention(
                 *(part.float() for part in token),
                 wanted,
@@ -189,7 +189,7 @@ def steps_of(case: KernelCase, dtype: str) -> Iterator[tuple[GroupState, list[Te
             (torch.randint(-64, 65, (rows, heads, case.head_dim), generator=numbers) / 32).to(kind)
             for heads in (group.num_heads * case.query_group_size, *[group.num_heads] * 2)
         ]
-        yield copied(state, kind), token, lengths
+        yield state.copied(kind), token, lengths
         reference.decode_attention(
             *(part.float() for part in token),
             state,
@@ -197,17 +197,6 @@ def steps_of(case: KernelCase, dtype: str) -> Iterator[tuple[GroupState, list[Te
             lengths,
             lengths + step,
         )
-
-
-def copied(state: GroupState, dtype: torch.dtype) -> GroupState:
-    """A copy of a state in a dtype."""
-    score = None if state.score is None else state.score.clone()
-    return GroupState(
-        state.key.to(dtype, copy=True),
-        state.value.to(dtype, copy=True),
-        state.position.clone(),
-        score,
-    )
 
 
 class _Launch:

@@ -104,7 +104,7 @@ def _check_case(case: KernelCase, dtype: str, device: str, result: dict[str, Any
             _random(numbers, (len(LENGTHS), heads, case.head_dim), device)
             for heads in (case.group.num_heads * case.query_group_size, *[case.group.num_heads] * 2)
         ]
-        before, given = _copy(state, torch.float32), _copy(state, getattr(torch, dtype))
+        before, given = state.copied(torch.float32), state.copied(getattr(torch, dtype))
         wanted = reference.decode_attention(*token, state, policy, lengths, lengths + step)
         if step >= ahead:
             typed = [part.to(given.key.dtype) for part in token]
@@ -168,16 +168,6 @@ def _is_tie(before: GroupState, state: GroupState, ours: GroupState) -> bool:
 def _random(numbers: torch.Generator, shape: tuple[int, ...], device: str) -> Tensor:
     """Multiples of 1/32 below 4, which float16 and bfloat16 hold exactly."""
     return (torch.randint(-127, 128, shape, generator=numbers) / 32).to(device)
-
-
-def _copy(state: GroupState, dtype: torch.dtype) -> GroupState:
-    score = None if state.score is None else state.score.clone()
-    return GroupState(
-        state.key.to(dtype, copy=True),
-        state.value.to(dtype, copy=True),
-        state.position.clone(),
-        score,
-    )
 
 
 def main() -> None:

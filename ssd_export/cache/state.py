@@ -28,6 +28,16 @@ class GroupState:
     key_scale: Tensor | None = None
     value_scale: Tensor | None = None
 
+    def copied(self, dtype: torch.dtype) -> GroupState:
+        """A copy with keys and values in a floating dtype, of a state whose own are not int8."""
+        score = None if self.score is None else self.score.clone()
+        return GroupState(
+            self.key.to(dtype, copy=True),
+            self.value.to(dtype, copy=True),
+            self.position.clone(),
+            score,
+        )
+
     @classmethod
     def empty(
         cls,

@@ -108,7 +108,7 @@ class Comparison:
     def compare(
         self, dtype: torch.dtype, attend: Callable[..., Tensor] = decode_attention
     ) -> dict[str, object]:
-        wanted, given = copy(self.state, torch.float32), copy(self.state, dtype)
+        wanted, given = self.state.copied(torch.float32), self.state.copied(dtype)
         num_steps = STEPS_AROUND_EVICTION if dtype is torch.float32 else 2
         result = {
             "slots_equal": True,
@@ -134,16 +134,6 @@ class Comparison:
                     result["score_error"], (error.abs() / wanted.score.clamp(1)).max().item()
                 )
         return result
-
-
-def copy(state: GroupState, dtype: torch.dtype) -> GroupState:
-    score = None if state.score is None else state.score.clone()
-    return GroupState(
-        state.key.to(dtype, copy=True),
-        state.value.to(dtype, copy=True),
-        state.position.clone(),
-        score,
-    )
 
 
 def garbage_stays_inside() -> bool:
