@@ -108,8 +108,8 @@ def x86_file(max_batch: int) -> str:
 #   docker build --tag ssd-export .
 #   docker run --env SSD_EXPORT_KEY=... --publish {PORT}:{PORT} ssd-export
 FROM {X86_BASE}
-COPY requirements.txt /tmp/requirements.txt
-RUN python3 -m pip install --no-cache-dir --requirement /tmp/requirements.txt
+COPY requirements.txt /srv/
+RUN python3 -m pip install --no-cache-dir --requirement /srv/requirements.txt
 {SERVER}{_entry("ort", "cpu", max_batch)}"""
 
 
@@ -122,8 +122,8 @@ def jetson_file(max_batch: int) -> str:
 FROM {JETSON_BASE}
 RUN apt-get update && apt-get install --yes --no-install-recommends python3-pip \\
     && rm -rf /var/lib/apt/lists/*
-COPY requirements-jetson.txt /tmp/requirements.txt
-RUN python3 -m pip install --no-cache-dir --requirement /tmp/requirements.txt
+COPY requirements-jetson.txt /srv/requirements.txt
+RUN python3 -m pip install --no-cache-dir --requirement /srv/requirements.txt
 {SERVER}{_entry("trt", "cuda", max_batch)}"""
 
 
