@@ -27,7 +27,7 @@ from ssd_export.sampling import as_count
         "--steps",
         type=int,
         metavar="COUNT",
-        help="Steps of the transformer.  [default: 5600; with --classes 2600]",
+        help="Steps of the transformer.  [default: 5600; with --classes 8000]",
     ),
     option(
         "--decoder-steps",
@@ -58,7 +58,7 @@ def command(
     """Train the demo model: captioned scenes, image decoder, transformer. Hours on two cores,
     minutes on a GPU.
     """
-    steps = (2600 if classes else 5600) if steps is None else steps
+    steps = (8000 if classes else 5600) if steps is None else steps
     as_count(steps, "--steps", way_out="use 5600")
     as_count(decoder_steps, "--decoder-steps", way_out="use 1500")
     options.check_seed(seed)

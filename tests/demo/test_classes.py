@@ -4,6 +4,7 @@ trained.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -27,7 +28,7 @@ from ssd_export.model.find import DEMO_CHECKPOINT
 from ssd_export.model.load import load_image_decoder, load_model
 
 QUICK = Recipe(
-    num_steps=4, has_classes=True, num_layers=2, sparse_batch_size=4, sparse_places=72,
+    num_steps=4, has_classes=True, num_layers=2, sparse=((4, 72),),
     sparse_share=1.0, warmup_steps=1, spatial_weight=0.0,
 )  # fmt: skip
 ROUNDING = 2e-2  # of logits, by weights in fp16
@@ -103,3 +104,13 @@ def test_training_resumes_to_the_same_weights(training: Training, tmp_path: Path
 
 def test_the_recipe_asks_no_head_to_look_near() -> None:
     assert class_recipe().spatial_weight == 0 and class_recipe().has_classes
+
+
+def test_sequences_of_every_length_take_turns_and_whole_images_end_the_training(
+    tmp_path: Path,
+) -> None:
+    training = Training(replace(QUICK, sparse=((4, 72), (2, 575)), sparse_share=0.5), tmp_path)
+    mixes = []
+    for training.step in range(QUICK.num_steps):
+        mixes.append((training.mix().size, training.mix().num_places))
+    assert mixes == [(4, 72), (2, 575), (QUICK.batch_size, 575), (QUICK.batch_size, 575)]

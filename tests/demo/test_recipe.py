@@ -35,9 +35,7 @@ from tests.runtime.checkpoints import bundle
 pytestmark = pytest.mark.slow
 
 # Half a minute on one core. A model that knows nothing loses ln 1664 = 7.4 nats per token.
-QUICK = Recipe(
-    num_steps=60, sparse_share=1.0, sparse_batch_size=6, warmup_steps=10, decay_share=0.5
-)
+QUICK = Recipe(num_steps=60, sparse_share=1.0, sparse=((6, 144),), warmup_steps=10, decay_share=0.5)
 QUICK_DECODER = DecoderRecipe(num_steps=30, batch_size=4, warmup_steps=5)
 TOKEN_LOSS_BOUND = 1.5
 DECODER_LEVELS_BOUND = 45.0
@@ -77,7 +75,7 @@ def test_resumed_training_is_the_same_training(tmp_path: Path) -> None:
     recipe = Recipe(
         num_steps=4,
         sparse_share=1.0,
-        sparse_batch_size=2,
+        sparse=((2, 144),),
         hidden_size=32,
         num_heads=1,
         intermediate_size=32,
