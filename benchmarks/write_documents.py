@@ -33,7 +33,7 @@ from ssd_export.sweep.report import markdown
 
 REPOSITORY = Path(__file__).parent.parent
 MEASUREMENTS, BENCHMARKS = Path("docs/measurements"), Path("docs/reference/benchmarks.md")
-MARKED = ("README.md", "docs/**/*.md", "plugins/README.md", "ssd_export/demo/checkpoint/README.md")
+MARKED = ("README.md", "docs/**/*.md", "plugins/README.md", "ssd_export/demo/*checkpoint/README.md")
 REGION = re.compile(
     r"(<!-- measured:([\w-]+)(?:\.([\w.-]+))? -->)(.*?)(<!-- /measured -->)", re.DOTALL
 )
@@ -67,6 +67,13 @@ SECTIONS = (
         "rule, and the teacher-forced loss, for every policy and budget.",
         ("sweep",),
         ("docs/measurements/sweep-pareto.png", "docs/measurements/sweep-sheet.png"),
+    ),
+    Section(
+        "Quality of the class-conditional demo model",
+        "The same for a LlamaGen-shaped model (2D RoPE, one condition token): scenes of one to four"
+        " equal shapes, of classes unseen in training.",
+        ("sweep-classes",),
+        ("docs/measurements/sweep-classes-pareto.png", "docs/measurements/sweep-classes-sheet.png"),
     ),
     Section(
         "Speed and memory of the demo model",

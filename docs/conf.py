@@ -19,6 +19,7 @@ include_patterns = [
     "plugins/README.md",
     "engines/README.md",
     "ssd_export/demo/checkpoint/README.md",
+    "ssd_export/demo/class_checkpoint/README.md",
 ]
 
 html_theme = "furo"

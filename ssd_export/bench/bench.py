@@ -29,6 +29,7 @@ from ssd_export.export.source_checkpoint import checked, checkpoint_like
 from ssd_export.machine import num_cpus
 from ssd_export.model.checkpoint import Checkpoint
 from ssd_export.model.families import janus
+from ssd_export.model.find import DEMOS
 from ssd_export.plan.generation import check_caches
 from ssd_export.runtime.runners import find_runner
 from ssd_export.runtime.small_models import is_small
@@ -127,11 +128,11 @@ def _checkpoint(bundles: list[Bundle], spec: BenchSpec) -> Checkpoint | None:
     if TRANSFORMERS not in spec.baselines and not _without_full(bundles, spec):
         return None
     name = bundles[0].config.model_name
-    if spec.model is None and name != "demo":
+    if spec.model is None and name not in DEMOS:
         raise UserError(
             f"the baselines need the checkpoint of {name}; give --model DIR, or --baselines none"
         )
-    checkpoint = checked(checkpoint_like(bundles[0], spec.model or "demo"), bundles[0])
+    checkpoint = checked(checkpoint_like(bundles[0], spec.model or name), bundles[0])
     if TRANSFORMERS in spec.baselines and checkpoint.config.family != janus.NAME:
         raise UserError(
             f"the transformers baseline is for {janus.TITLE}, and {name} is of the family"

@@ -68,7 +68,7 @@ if TYPE_CHECKING:
     ),
     options.model.but(
         default=None,
-        help="The bundles' checkpoint, for the baselines.  [default: demo, for its bundles]",
+        help="The bundles' checkpoint, for the baselines.  [default: a demo, for its bundles]",
     ),
     option(
         "--profile",

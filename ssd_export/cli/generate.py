@@ -33,7 +33,7 @@ class GenerateSpec:
     """Options of generate; None leaves a number to the bundle or the runner."""
 
     prompts: tuple[Prompt, ...]
-    classes: tuple[int, ...]
+    classes: tuple[str, ...]  # numbers or names
     prompt_embeds: Path | None
     prompt_file: Path | None
     ray: str | None  # an address, "" for a cluster on this machine
@@ -129,7 +129,7 @@ def command(**asked: Any) -> int | None:
     given = (spec.prompts, spec.classes, spec.prompt_embeds, spec.prompt_file)
     if sum(map(bool, given)) != 1:
         raise click.UsageError(
-            "give each PROMPT here, or --class NUMBER, or all of them with --prompts FILE or"
+            "give each PROMPT here, or --class NUMBER|NAME, or all of them with --prompts FILE or"
             " --prompt-embeds FILE"
         )
     _check_numbers(spec)
@@ -144,7 +144,7 @@ def command(**asked: Any) -> int | None:
 def _with_prompts(spec: GenerateSpec) -> GenerateSpec:
     """The spec with its classes or embedded prompts as prompts."""
     if spec.classes:
-        return replace(spec, prompts=tuple(map(str, spec.classes)))
+        return replace(spec, prompts=spec.classes)
     if spec.prompt_embeds is None:
         return spec
     from ssd_export.model.prompt_embeds import read_prompt_embeds

@@ -28,9 +28,10 @@ PROVIDERS = tuple(dict.fromkeys(provider for kind in KINDS for provider in kind.
 model = option(
     "--model",
     default="demo",
-    metavar="demo|DIR|HUB_ID",
+    metavar="demo|demo-classes|DIR|HUB_ID",
     help=(
-        "The checkpoint: the built-in demo, a folder (either layout), or a model hub's owner/name."
+        "The checkpoint: a built-in demo, of captions or of classes, a folder (any published"
+        " layout), or a model hub's owner/name."
     ),
 )
 lora = option(
@@ -84,9 +85,8 @@ ray_workers = option(
 classes = option(
     "--class",
     "classes",
-    type=click.IntRange(min=0),
     multiple=True,
-    metavar="NUMBER",
+    metavar="NUMBER|NAME",
     help="Class to generate, for a model of classes; repeat it for several.  [default: none]",
 )
 prompt_embeds = option(

@@ -33,7 +33,7 @@ from ssd_export.verify.report import lines_of
     ),
     options.model.but(
         default=None,
-        help="The checkpoint that the bundle was made from.  [default: demo, for its bundles]",
+        help=("The checkpoint that the bundle was made from.  [default: a demo, for its bundles]"),
     ),
     options.provider,
     options.threads,

@@ -1,4 +1,4 @@
-"""The checkpoint that --model means: the built-in demo, a folder, or a hub's owner/name."""
+"""The checkpoint that --model means: a built-in demo, a folder, or a hub's owner/name."""
 
 from __future__ import annotations
 
@@ -9,8 +9,14 @@ from ssd_export.errors import UserError
 from ssd_export.model.hub import fetch, is_hub_id
 from ssd_export.os_errors import is_folder
 
-DEMO_CHECKPOINT = Path(__file__).parent.parent / "demo" / "checkpoint"
-DEMO = "demo"
+DEMO_FOLDER = Path(__file__).parent.parent / "demo"
+DEMO_CHECKPOINT, CLASS_DEMO_CHECKPOINT = (
+    DEMO_FOLDER / "checkpoint",
+    DEMO_FOLDER / "class_checkpoint",
+)
+DEMO, CLASS_DEMO = "demo", "demo-classes"
+DEMOS = {DEMO: DEMO_CHECKPOINT, CLASS_DEMO: CLASS_DEMO_CHECKPOINT}  # by the name of their bundles
+TRAINED_BY = {DEMO: "train-demo", CLASS_DEMO: "train-demo --classes"}
 
 
 @dataclass(frozen=True)
@@ -39,23 +45,24 @@ def local_folder(model: str) -> Path:
 
 
 def find_model(model: str, revision: str | None = None) -> Model:
-    """The checkpoint of the built-in demo, a folder, or a hub's owner/name; the last is downloaded.
+    """The checkpoint of a built-in demo, a folder, or a hub's owner/name; the last is downloaded.
 
     Raises: UserError where there is none, or --revision is given for one that has none.
     """
     folder = local_folder(model)
-    is_local = model == DEMO or is_folder(folder)
+    is_local = model in DEMOS or is_folder(folder)
     if revision is not None and is_local:
         raise UserError(
             f"--revision is for models of a hub and {model} is a local one; leave it out"
         )
-    if model == DEMO:
-        if not DEMO_CHECKPOINT.is_dir():
+    if model in DEMOS:
+        if not (DEMOS[model] / "config.json").is_file():
             raise UserError(
-                f"the demo checkpoint is missing from this installation ({DEMO_CHECKPOINT});"
-                " install ssd-export again"
+                f"the checkpoint {model} is missing from this installation ({DEMOS[model]});"
+                f" install ssd-export again, or make it with `ssd-export {TRAINED_BY[model]}` and"
+                " give --model demo-training/checkpoint"
             )
-        return Model(DEMO, DEMO_CHECKPOINT)
+        return Model(model, DEMOS[model])
     if is_local:
         return Model(folder.resolve().name.lower(), folder)
     if is_hub_id(model):
@@ -63,5 +70,5 @@ def find_model(model: str, revision: str | None = None) -> Model:
         return Model(model.split("/")[1].lower(), found.folder, found.revision)
     raise UserError(
         f"no checkpoint at {model}: give a folder with config.json and the weights, a hub id such"
-        " as deepseek-community/Janus-Pro-1B, or demo"
+        f" as deepseek-community/Janus-Pro-1B, or {' or '.join(DEMOS)}"
     )

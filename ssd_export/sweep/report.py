@@ -118,7 +118,12 @@ def markdown(whole: dict[str, Any]) -> str:
     rows = sorted(
         whole["rows"], key=lambda row: -row["budget"]
     )  # what is to be compared stands together
-    columns = _SCORED if settings["measure"] == SCORE else _AGREEMENT
+    absent = {*CATEGORIES} - {*settings.get("categories", CATEGORIES)}
+    columns = {
+        name: column
+        for name, column in (_SCORED if settings["measure"] == SCORE else _AGREEMENT).items()
+        if name not in absent
+    }
     goals = goal_table(rows)
     lines = [[cell(row) for cell in columns.values()] for row in rows]
     missing = {**whole["skipped"], **whole.get("failed", {})}

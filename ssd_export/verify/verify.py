@@ -26,6 +26,7 @@ from ssd_export.bundle import Bundle, open_bundle
 from ssd_export.errors import UserError
 from ssd_export.export.source_checkpoint import checked, checkpoint_like, is_of
 from ssd_export.model.checkpoint import Checkpoint
+from ssd_export.model.find import DEMOS
 from ssd_export.runtime import runners
 from ssd_export.runtime.finite import NotFiniteError
 from ssd_export.runtime.runner import InspectableRunner
@@ -102,14 +103,14 @@ def _checkpoint(bundle: Bundle, spec: VerifySpec) -> Checkpoint | None:
     """The checkpoint the bundle was made from, where it is at hand."""
     if spec.against not in (None, "checkpoint"):
         return None
-    if spec.model is None and bundle.config.model_name != "demo":
+    if spec.model is None and bundle.config.model_name not in DEMOS:
         if spec.against == "checkpoint":
             raise UserError(
                 f"--against checkpoint needs the checkpoint of {bundle.config.model_name}; give"
                 " --model DIR"
             )
         return None
-    checkpoint = checkpoint_like(bundle, spec.model or "demo")
+    checkpoint = checkpoint_like(bundle, spec.model or bundle.config.model_name)
     if spec.model is None and spec.against is None and not is_of(checkpoint, bundle):
         _check_other_demo(bundle, checkpoint)
         return None

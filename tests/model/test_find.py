@@ -13,7 +13,7 @@ from ssd_export.errors import UserError
 from ssd_export.export.exporter import generation_defaults
 from ssd_export.model.checkpoint import Checkpoint
 from ssd_export.model.families import PUBLISHED
-from ssd_export.model.find import find_model
+from ssd_export.model.find import CLASS_DEMO, DEMOS, find_model
 from tests.unprivileged import error_without_rights
 
 
@@ -31,6 +31,14 @@ def test_a_folder_that_one_may_not_enter() -> None:
     (folder / "locked").chmod(0o700)
     line = error_without_rights(lambda: find_model(str(folder / "locked" / "model")))
     assert "Permission denied; run as a user who may" in line or not line
+
+
+def test_a_demo_that_is_not_installed_says_how_to_make_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(DEMOS, CLASS_DEMO, tmp_path / "nowhere")
+    with pytest.raises(UserError, match="install ssd-export again.*train-demo --classes"):
+        find_model(CLASS_DEMO)
 
 
 def checkpoint_in(folder: Path) -> Checkpoint:
