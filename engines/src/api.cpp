@@ -183,8 +183,9 @@ ssd_status ssd_model_describe(ssd_model const* model, ssd_model_info* info, ssd_
 ssd_status ssd_encode(ssd_model const* model, char const* prompt, int32_t* ids, size_t capacity,
                       size_t* count, ssd_error* error) {
     return guarded(error, [&] {
+        PromptEncoder const& encoder = checked(model, "model").model->prompts();
         std::vector<int32_t> const row =
-            checked(model, "model").model->prompts().encode(&checked(prompt, "prompt"));
+            encoder.encode(checked_text(&checked(prompt, "prompt"), "prompt"), "prompt");
         checked(count, "count") = row.size();
         if (capacity > 0) {
             std::copy_n(row.begin(), std::min(capacity, row.size()), &checked(ids, "ids"));

@@ -45,22 +45,31 @@ ModelConfig parse_model(JsonReader const& json) {
     if (levels < 1 || levels > max_levels) {
         json["vq"]["channel_multipliers"].wrong(text("a list of 1 to ", max_levels));
     }
-    ModelConfig const model{json["vocab_size"].integer(1, max_entries),
-                            json["hidden_size"].integer(1, max_width),
-                            json["num_layers"].integer(1, max_layers),
-                            json["num_kv_heads"].integer(1, max_heads),
-                            json["head_dim"].integer(1, max_head_dim),
-                            json["intermediate_size"].integer(1, max_width),
-                            json["codebook_size"].integer(1, max_entries),
-                            json["max_positions"].integer(1, max_positions),
-                            json["vq"]["base_channels"].integer(1, max_width),
-                            int64_t{1} << (levels - 1),
-                            json["family"].string(),
-                            parse_grid(json["grid"]),
-                            json["rows_per_image"].integer(1, 2)};
-    if (model.family != "janus") {
-        fail(SSD_BAD_BUNDLE, "the model is of the family '", model.family,
-             "', and this ssd_runtime knows janus; use the version that wrote the bundle");
+    ModelConfig const model{
+        json["vocab_size"].integer(1, max_entries),
+        json["hidden_size"].integer(1, max_width),
+        json["num_layers"].integer(1, max_layers),
+        json["num_kv_heads"].integer(1, max_heads),
+        json["head_dim"].integer(1, max_head_dim),
+        json["intermediate_size"].integer(1, max_width),
+        json["codebook_size"].integer(1, max_entries),
+        json["max_positions"].integer(1, max_positions),
+        json["vq"]["base_channels"].integer(1, max_width),
+        int64_t{1} << (levels - 1),
+        json["family"].string(),
+        parse_grid(json["grid"]),
+        json["rows_per_image"].integer(1, 2),
+        json.has("caption_dim") ? json["caption_dim"].integer(0, max_width) : 0};
+    if (model.family != "janus" && model.family != "llamagen") {
+        fail(
+            SSD_BAD_BUNDLE, "the model is of the family '", model.family,
+            "', and this ssd_runtime knows janus, llamagen; use the version that wrote the bundle");
+    }
+    if (model.caption_dim > 0) {
+        fail(
+            SSD_UNAVAILABLE,
+            "the model's prompts are embeddings of captions, which this ssd_runtime does not read; "
+            "use ssd-export generate");
     }
     if (json.has("prompt_template")) {
         std::string const name = json["prompt_template"].string();
@@ -238,9 +247,9 @@ Config Config::parse(nlohmann::ordered_json const& parsed, std::string const& pa
     config.text_embeddings = parse_embeddings(json["text_embeddings"]);
     ModelConfig const& model = config.model;
     if (config.text_embeddings.num_rows != model.vocab_size ||
-        config.text_embeddings.width != model.hidden_size) {
-        json["text_embeddings"]["shape"].wrong(
-            text("vocab_size x hidden_size, [", model.vocab_size, ", ", model.hidden_size, "]"));
+        config.text_embeddings.width != model.condition_dim()) {
+        json["text_embeddings"]["shape"].wrong(text(
+            "vocab_size x condition_dim, [", model.vocab_size, ", ", model.condition_dim(), "]"));
     }
     return config;
 }

@@ -55,7 +55,13 @@ struct ModelConfig {
     std::string family;
     Grid grid;
     int64_t rows_per_image;
+    int64_t caption_dim;  // width of the condition's embeddings where it is another; else 0
 
+    // 0 where prompts are no classes; with guidance the row after the last class is that of none.
+    int64_t num_classes() const {
+        return family == "llamagen" && caption_dim == 0 ? vocab_size - (rows_per_image - 1) : 0;
+    }
+    int64_t condition_dim() const { return caption_dim > 0 ? caption_dim : hidden_size; }
     int64_t image_height() const { return grid.height * pixels_per_token; }
     int64_t image_width() const { return grid.width * pixels_per_token; }
 };

@@ -1,17 +1,14 @@
 #include "generation.h"
 
 #include <algorithm>
-#include <cmath>
 #include <cstring>
 
 #include "failure.h"
-#include "noise.h"
 
 namespace ssd_runtime {
 namespace {
 
 constexpr uint8_t not_generated_yet = 235;  // gray of the part of a preview that is still to come
-constexpr uint64_t most_images = 1U << 20U;
 
 }  // namespace
 
@@ -36,8 +33,7 @@ Generation::Use::~Use() {
 
 Generation::Generation(std::shared_ptr<Model> model, ssd_generate_params const& params)
     : model_(std::move(model)),
-      sampling_{params.cfg_scale, params.temperature, int64_t{params.top_k}},
-      seed_(params.seed),
+      requests_(model_, params),
       max_batch_(std::min(params.max_batch, model_->backend().max_images())),
       decoder_batch_(params.decoder_batch),
       preview_(params.preview != 0),
@@ -45,93 +41,25 @@ Generation::Generation(std::shared_ptr<Model> model, ssd_generate_params const& 
       user_data_(params.user_data),
       runner_(model_->backend().make_runner()),
       pixels_(nullptr) {
-    check_numbers(params);
-    read_prompts(params);
-    if (params.seeds != nullptr) {
-        if (params.num_seeds != rows_.size()) {
-            fail(SSD_INVALID_ARGUMENT, params.num_seeds, " seeds for ", rows_.size(),
-                 " images; give one for each image");
-        }
-        seeds_.assign(params.seeds, params.seeds + params.num_seeds);
-    }
-    place_pixels(params);
-}
-
-void Generation::check_numbers(ssd_generate_params const& params) const {
-    constexpr float most_cfg_scale = 1e6F;  // guided logits stay finite up to here
-    if (std::isnan(params.cfg_scale)) {
-        fail(SSD_INVALID_ARGUMENT, "cfg_scale nan is not a number; use 5, or 1 for no guidance");
-    }
-    if (!(params.cfg_scale >= 0 && params.cfg_scale <= most_cfg_scale)) {
-        fail(SSD_INVALID_ARGUMENT, "cfg_scale ", params.cfg_scale, " is outside 0 .. ",
-             most_cfg_scale, "; use 5, or 1 for no guidance");
-    }
-    if (std::isnan(params.temperature)) {
-        fail(SSD_INVALID_ARGUMENT, "temperature nan is not a number; use 1.0, or 0 for greedy");
-    }
-    if (!(std::isfinite(params.temperature) && params.temperature >= 0)) {
-        fail(SSD_INVALID_ARGUMENT, "temperature ", params.temperature,
-             " is not a finite number of at least 0; use 1.0, or 0 for greedy");
-    }
-    if (params.top_k > INT32_MAX) {
-        fail(SSD_INVALID_ARGUMENT, "top_k ", params.top_k, " is above ", INT32_MAX,
-             "; use 0 for all tokens");
-    }
-    std::pair<char const*, uint32_t> const counts[] = {{"num_images", params.num_images},
-                                                       {"max_batch", params.max_batch},
-                                                       {"decoder_batch", params.decoder_batch}};
-    for (auto const& [name, count] : counts) {
+    for (auto const& [name, count] :
+         {std::pair("max_batch", max_batch_), std::pair("decoder_batch", decoder_batch_)}) {
         if (count < 1) {
             fail(SSD_INVALID_ARGUMENT, name, " ", count, " is below 1; use 1 or more");
         }
     }
-    if (params.num_prompts == 0 || params.prompts == nullptr) {
-        fail(SSD_INVALID_ARGUMENT, "no prompt: say what to generate");
-    }
-    if (params.num_prompts > most_images / params.num_images) {
-        fail(SSD_INVALID_ARGUMENT, params.num_prompts, " prompts with ", params.num_images,
-             " images each are more than the ", most_images,
-             " of one generation; make several generations");
-    }
-}
-
-void Generation::read_prompts(ssd_generate_params const& params) {
-    std::vector<std::vector<int32_t>> encoded;
-    std::vector<std::string> names;
-    for (size_t i = 0; i < params.num_prompts; ++i) {
-        ssd_prompt const& prompt = params.prompts[i];
-        if (prompt.text != nullptr) {
-            encoded.push_back(model_->prompts().encode(prompt.text));
-            names.push_back(in_quotes(prompt.text));
-        } else if (prompt.ids != nullptr) {
-            encoded.emplace_back(prompt.ids, prompt.ids + prompt.num_ids);
-            names.push_back(text("number ", i));
-        } else {
-            fail(SSD_INVALID_ARGUMENT, "prompt ", i,
-                 " has neither text nor ids: say what to generate");
-        }
-    }
-    Config const& config = model_->config();
-    // All bad ones at once, before any work.
-    model_->prompts().rows(encoded, names, config.policy.prompt_slots,
-                           model_->config().model.vocab_size,
-                           model_->config().model.rows_per_image == 2);
-    for (size_t i = 0; i < encoded.size(); ++i) {
-        rows_.insert(rows_.end(), params.num_images, encoded[i]);
-        names_.insert(names_.end(), params.num_images, names[i]);
-    }
-    tokens_.resize(rows_.size() * static_cast<size_t>(config.model.grid.num_tokens()));
+    tokens_.resize(num_images() * num_tokens());
+    place_pixels(params);
 }
 
 void Generation::place_pixels(ssd_generate_params const& params) {
-    size_t const needed = rows_.size() * image_bytes();
+    size_t const needed = size_t{num_images()} * image_bytes();
     if (params.pixels == nullptr) {
         own_pixels_.resize(needed);
         pixels_ = own_pixels_.data();
         return;
     }
     if (params.pixels_bytes < needed) {
-        fail(SSD_INVALID_ARGUMENT, "pixels_bytes=", params.pixels_bytes, " holds no ", rows_.size(),
+        fail(SSD_INVALID_ARGUMENT, "pixels_bytes=", params.pixels_bytes, " holds no ", num_images(),
              " images; give ", needed, " bytes");
     }
     pixels_ = params.pixels;
@@ -146,25 +74,9 @@ size_t Generation::image_bytes() const {
     return static_cast<size_t>(model.image_height() * model.image_width()) * 3;
 }
 
-PromptBatch Generation::make_batch() const {
-    Config const& config = model_->config();
-    auto const begin = rows_.begin() + first_;
-    auto const name = names_.begin() + first_;
-    EncodedPrompts const encoded = model_->prompts().rows(
-        {begin, begin + count_}, {name, name + count_}, config.policy.prompt_slots,
-        model_->config().model.vocab_size, model_->config().model.rows_per_image == 2);
-    PromptBatch batch{
-        model_->embeddings().rows(encoded.ids), encoded.width, encoded.lengths, {}, sampling_};
-    for (uint32_t image = first_; image < first_ + count_; ++image) {
-        batch.images.push_back(seeds_.empty() ? ImageSeed{seed_, image}
-                                              : ImageSeed{seeds_[image], 0});
-    }
-    return batch;
-}
-
 void Generation::begin_batch() {
-    count_ = std::min(max_batch_, static_cast<uint32_t>(rows_.size()) - first_);
-    PromptBatch const batch = make_batch();
+    count_ = std::min(max_batch_, num_images() - first_);
+    PromptBatch const batch = requests_.batch(first_, count_);
     lengths_ = batch.lengths;
     runner_->prefill(batch);
     Config const& config = model_->config();
@@ -178,7 +90,7 @@ void Generation::begin_batch() {
 }
 
 bool Generation::step_row(ssd_row_event& event) {
-    if (finished_ == rows_.size()) {
+    if (finished_ == num_images()) {
         fill_event(event, static_cast<uint32_t>(model_->config().model.grid.height) - 1);
         return false;
     }
@@ -265,15 +177,15 @@ void Generation::fill_event(ssd_row_event& event, uint32_t row) const {
     ModelConfig const& model = model_->config().model;
     auto const num_rows = static_cast<uint32_t>(model.grid.height);
     bool const is_last_row = row + 1 == num_rows;
-    uint32_t const first = std::min(first_, static_cast<uint32_t>(rows_.size()) - count_);
+    uint32_t const first = std::min(first_, num_images() - count_);
     uint8_t const* const finished = pixels_ + first * image_bytes();
     event.row = row;
     event.num_rows = num_rows;
     event.first_image = first;
     event.num_images = count_;
-    event.total_images = static_cast<uint32_t>(rows_.size());
+    event.total_images = num_images();
     event.num_tokens = static_cast<uint32_t>(num_tokens());
-    event.done = is_last_row && finished_ == rows_.size() ? 1 : 0;
+    event.done = is_last_row && finished_ == num_images() ? 1 : 0;
     event.tokens = tokens_.data() + first * num_tokens();
     event.pixels = is_last_row ? finished : preview_ ? preview_pixels_.data() : nullptr;
     event.width = static_cast<uint32_t>(model.image_width());

@@ -6,7 +6,7 @@
 #include <thread>
 #include <vector>
 
-#include "model.h"
+#include "image_requests.h"
 
 namespace ssd_runtime {
 
@@ -43,29 +43,23 @@ public:
     };
 
 private:
-    void check_numbers(ssd_generate_params const& params) const;
-    void read_prompts(ssd_generate_params const& params);
     void place_pixels(ssd_generate_params const& params);
-    PromptBatch make_batch() const;
     void begin_batch();
     void check_usable();
     uint32_t generate_row();
     void decode(int32_t const* tokens, uint8_t* pixels);
     void make_preview();
     void fill_event(ssd_row_event& event, uint32_t row) const;
+    uint32_t num_images() const { return static_cast<uint32_t>(requests_.num_images()); }
     size_t num_tokens() const;
     size_t image_bytes() const;
 
     std::shared_ptr<Model> model_;
-    Sampling sampling_;
-    uint64_t seed_;
-    std::vector<uint64_t> seeds_;  // of each image, in place of seed_
+    ImageRequests requests_;
     uint32_t max_batch_, decoder_batch_;
     bool preview_;
     ssd_row_callback on_row_;
     void* user_data_;
-    std::vector<std::vector<int32_t>> rows_;  // conditional ones, one for each image
-    std::vector<std::string> names_;          // what messages call the prompts
 
     std::unique_ptr<Runner> runner_;
     uint32_t first_ = 0, count_ = 0;  // the images generated now

@@ -14,16 +14,9 @@ char const onnxruntime[] = "onnxruntime";
 
 // What the process and ONNX Runtime take without any weights, and how many copies of the weights
 // its kernels hold while they are packed (ssd_export/plan/memory.py measured both).
-constexpr size_t max_tokenizer_bytes = size_t{64} << 20U;
 constexpr uint64_t base_bytes = 60'000'000;
 constexpr double copies_float32 = 1.05, copies_half = 2.1, copies_of_codes = 1.5;
 constexpr int64_t feature_maps = 5;  // of the image decoder's largest size that are alive at once
-
-std::string tokenizer_content(Bundle const& bundle) {
-    std::string content;
-    read_file(bundle.file("tokenizer.json"), max_tokenizer_bytes, content);
-    return content;
-}
 
 std::unique_ptr<Backend> open_backend(Bundle const& bundle, ModelRequest const& request) {
     if (!request.backend.empty() && request.backend != onnxruntime) {
@@ -43,7 +36,7 @@ void copy_text(char (&target)[Size], std::string const& source) {
 
 Model::Model(ModelRequest const& request)
     : bundle_(request.bundle),
-      prompts_(tokenizer_content(bundle_), bundle_.file("tokenizer.json")),
+      prompts_(open_prompt_encoder(bundle_)),
       embeddings_(bundle_.config().text_embeddings,
                   bundle_.file(bundle_.config().text_embeddings.file)),
       backend_(open_backend(bundle_, request)) {}
@@ -57,12 +50,13 @@ void Model::describe(ssd_model_info& info) const {
     info.codebook_size = static_cast<uint32_t>(known.model.codebook_size);
     info.prompt_slots = static_cast<uint32_t>(known.policy.prompt_slots);
     info.max_images = backend().max_images();
-    info.has_tokenizer = prompts_.has_tokenizer() ? 1 : 0;
+    info.has_tokenizer = prompts_->why_no_text().empty() ? 1 : 0;
     info.cfg_scale = known.cfg_scale;
     info.temperature = known.temperature;
     copy_text(info.policy, known.policy.name);
     info.budget = known.policy.budget;
     copy_text(info.bundle_hash, bundle_.hash());
+    info.num_classes = static_cast<uint32_t>(known.model.num_classes());
 }
 
 void Model::plan(uint32_t num_images, uint32_t decoder_batch, ssd_memory_plan& plan) const {

@@ -25,7 +25,7 @@ public:
 
     Bundle const& bundle() const { return bundle_; }
     Config const& config() const { return bundle_.config(); }
-    PromptEncoder const& prompts() const { return prompts_; }
+    PromptEncoder const& prompts() const { return *prompts_; }
     Embeddings const& embeddings() const { return embeddings_; }
     Backend& backend() const { return *backend_; }
     void describe(ssd_model_info& info) const;
@@ -33,7 +33,7 @@ public:
 
 private:
     Bundle bundle_;
-    PromptEncoder prompts_;
+    std::unique_ptr<PromptEncoder> prompts_;
     Embeddings embeddings_;
     std::unique_ptr<Backend> backend_;
 };

@@ -1,57 +1,47 @@
 #pragma once
 
 #include <cstdint>
-#include <map>
 #include <memory>
 #include <string>
 #include <vector>
 
-#include "config.h"
+#include "bundle.h"
 #include "files.h"
-#include "text_encoder.h"
 
 namespace ssd_runtime {
 
-// Rows of N prompts: the N conditional ones, then with guidance the N unconditional ones. ids:
-// [rows, width], padded on the right; lengths: the ids of a row that count.
-struct EncodedPrompts {
-    std::vector<int32_t> ids, lengths;
-    int64_t width;
-};
-
-// Prompts to token ids, exactly as ssd_export/model/prompt.py: control tokens are found by name,
-// and what a user types is text, never control.
+// Prompts to the rows of a model's table of condition embeddings, by its family
+// (ssd_export/model/families). Messages call a prompt by its kind ("negative prompt") and, with
+// what it is, by its name ("negative prompt 'a blue square'").
 class PromptEncoder {
 public:
-    // content: of tokenizer.json; path: for messages. Throws Failure SSD_BAD_BUNDLE for one that is
-    // damaged or of another model.
-    PromptEncoder(std::string const& content, std::string const& path);
+    virtual ~PromptEncoder() = default;
 
-    // False where this build has no tokenizer, or not the one of this bundle: see reason().
-    bool has_tokenizer() const { return text_ != nullptr; }
+    // Why text is not encoded, with the way out; "" where it is.
+    virtual std::string why_no_text() const { return ""; }
 
-    // The conditional row of a prompt. Throws Failure for an empty prompt, one that is not UTF-8,
-    // that spells a control token, or where there is no tokenizer.
-    std::vector<int32_t> encode(std::string const& prompt) const;
+    // The conditional row of a text: valid UTF-8 without white space at its ends, and not empty.
+    // Throws Failure for one that has none.
+    virtual std::vector<int32_t> encode(std::string const& text, std::string const& kind) const = 0;
 
-    // All rows. Throws Failure for a row that is too long, or not one that `encode` could make.
-    EncodedPrompts rows(std::vector<std::vector<int32_t>> conditional,
-                        std::vector<std::string> const& names, int64_t prompt_slots,
-                        int64_t vocabulary_size, bool with_guidance) const;
+    // Throws Failure for a row that `encode` could not make.
+    virtual void check(std::vector<int32_t> const& row, std::string const& name) const = 0;
 
-private:
-    std::vector<int32_t> text_ids(std::string const& text, bool strip_left, bool strip_right) const;
-    void check_row(std::vector<int32_t> const& row, std::string const& name, int64_t prompt_slots,
-                   int64_t vocabulary_size) const;
-    AddedToken const& control(std::string const& name) const;
-    bool is_control(std::string const& name) const { return control_.count(name) > 0; }
+    // The model's own unconditional row beside a conditional one of so many ids.
+    virtual std::vector<int32_t> unconditional(size_t length) const = 0;
 
-    std::map<std::string, AddedToken> control_;
-    std::unique_ptr<TextEncoder> text_;
-    std::string reason_;
+    // What short rows are padded with.
+    virtual int32_t pad_id() const = 0;
 };
 
-// Rows of the text embedding table, read from the mapped weights file.
+// The encoder of a bundle's family. Throws Failure SSD_BAD_BUNDLE for prompt files that are damaged
+// or of another model.
+std::unique_ptr<PromptEncoder> open_prompt_encoder(Bundle const& bundle);
+
+// A text as `encode` takes it. Throws Failure where nothing is left, or it is not UTF-8.
+std::string checked_text(std::string const& typed, std::string const& kind);
+
+// Rows of the table of condition embeddings, read from the mapped weights file.
 class Embeddings {
 public:
     Embeddings(TextEmbeddings const& entry, std::string const& path);

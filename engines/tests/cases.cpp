@@ -2,10 +2,11 @@
 //
 //   ssd_cases cases.json results.bin
 //
-// cases.json: an array of objects with `bundle` and any of prompts, ids, seed, seeds, num_images,
-// cfg_scale, temperature, top_k, max_batch, decoder_batch, preview, num_threads, own_loop,
-// first_row, or `bundle` and `encode` (an array of texts). results.bin: for each case a line of
-// JSON, then the tokens (int32) and pixels (uint8) that the line counts.
+// cases.json: an array of objects with `bundle` and any of prompts, ids, negative_prompt,
+// negative_ids, seed, seeds, num_images, cfg_scale, temperature, top_k, max_batch, decoder_batch,
+// preview, num_threads, own_loop, first_row, or `bundle` and `encode` (an array of texts).
+// results.bin: for each case a line of JSON, then the tokens (int32) and pixels (uint8) that the
+// line counts.
 #include <chrono>
 #include <cstdio>
 #include <fstream>
@@ -45,21 +46,37 @@ ssd::Model& model_of(Json const& test) {
     return found->second;
 }
 
-ssd::Request request_of(ssd::Model const& model, Json const& test,
-                        std::vector<std::vector<int32_t>>& ids, std::vector<ssd_prompt>& prompts,
-                        std::vector<uint64_t>& seeds) {
-    ssd::Request request(model, test.value("prompts", std::vector<std::string>()));
-    ids = test.value("ids", ids);
+// What the parameters of a request point to.
+struct Lists {
+    std::vector<std::vector<int32_t>> ids, negative_ids;
+    std::vector<ssd_prompt> prompts, negative_prompts;
+    std::vector<uint64_t> seeds;
+};
+
+std::vector<ssd_prompt> prompts_of(std::vector<std::vector<int32_t>> const& ids) {
+    std::vector<ssd_prompt> prompts;
     for (auto const& row : ids) {
-        prompts.push_back({nullptr, row.data(), row.size()});
+        prompts.push_back({nullptr, row.empty() ? nullptr : row.data(), row.size()});
     }
+    return prompts;
+}
+
+ssd::Request request_of(ssd::Model const& model, Json const& test, Lists& lists) {
+    ssd::Request request(model, test.value("prompts", std::vector<std::string>()));
+    request.negative_prompts = test.value("negative_prompt", request.negative_prompts);
     ssd_generate_params& params = request.params;
-    params.prompts = prompts.data();
-    params.num_prompts = prompts.size();
+    lists.ids = test.value("ids", lists.ids);
+    lists.prompts = prompts_of(lists.ids);
+    params.prompts = lists.prompts.data();
+    params.num_prompts = lists.prompts.size();
+    lists.negative_ids = test.value("negative_ids", lists.negative_ids);
+    lists.negative_prompts = prompts_of(lists.negative_ids);
+    params.negative_prompts = lists.negative_prompts.data();
+    params.num_negative_prompts = lists.negative_prompts.size();
     params.seed = test.value("seed", uint64_t{0});
-    seeds = test.value("seeds", seeds);
-    params.seeds = seeds.empty() ? nullptr : seeds.data();
-    params.num_seeds = seeds.size();
+    lists.seeds = test.value("seeds", lists.seeds);
+    params.seeds = lists.seeds.empty() ? nullptr : lists.seeds.data();
+    params.num_seeds = lists.seeds.size();
     params.num_images = test.value("num_images", 1U);
     params.cfg_scale = test.value("cfg_scale", params.cfg_scale);
     params.temperature = test.value("temperature", params.temperature);
@@ -81,10 +98,8 @@ Json event_of(ssd_row_event const& event) {
 
 void generate(Json const& test, std::ostream& out) {
     ssd::Model& model = model_of(test);
-    std::vector<std::vector<int32_t>> ids;
-    std::vector<ssd_prompt> prompts;
-    std::vector<uint64_t> seeds;
-    ssd::Request request = request_of(model, test, ids, prompts, seeds);
+    Lists lists;
+    ssd::Request request = request_of(model, test, lists);
     Json events = Json::array();
     request.on_row = [&events](ssd_row_event const& event) {
         events.push_back(event_of(event));

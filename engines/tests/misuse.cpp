@@ -5,6 +5,7 @@
 // Run as it is, with sanitizers and with valgrind by tests/engines.
 #include <atomic>
 #include <cmath>
+#include <cstddef>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
@@ -127,6 +128,31 @@ void structs_of_other_versions() {
     ssd_model_destroy(model);
 }
 
+// A program built with an earlier header has no negative prompts: what lies behind its struct is
+// not read, and the image is the same.
+void generation_by_an_earlier_program() {
+    ssd::Model const model(bundle);
+    ssd::Generation now(model, request_of(model));
+    now.run();
+    ssd_prompt const prompt{"a red circle", nullptr, 0};
+    ssd_generate_params params;
+    EXPECT(ssd_generate_params_init(&params, model.get(), nullptr) == SSD_OK);
+    params.prompts = &prompt;
+    params.num_prompts = 1;
+    size_t const size = offsetof(ssd_generate_params, negative_prompts);
+    std::memset(reinterpret_cast<char*>(&params) + size, 0x5A, sizeof params - size);
+    params.struct_size = static_cast<uint32_t>(size);
+    ssd_generation* generation = nullptr;
+    EXPECT(ssd_generation_create(model.get(), &params, &generation, nullptr) == SSD_OK);
+    EXPECT(ssd_generate(generation, nullptr) == SSD_OK);
+    ssd_images images{};
+    images.struct_size = sizeof images;
+    EXPECT(ssd_generation_images(generation, &images, nullptr) == SSD_OK);
+    size_t const num_pixels = size_t{images.width} * images.height * 3;
+    EXPECT(std::memcmp(images.pixels, now.images().pixels, num_pixels) == 0);
+    ssd_generation_destroy(generation);
+}
+
 void wrong_numbers() {
     ssd::Model const model(bundle);
     auto const refuse = [&model](std::function<void(ssd_generate_params&)> const& change,
@@ -160,6 +186,18 @@ void wrong_numbers() {
     refuse([](Params& p) { p.struct_size = 3; }, "struct_size=3", __LINE__);
     uint64_t const seeds[2] = {1, 2};
     refuse([&](Params& p) { p.seeds = seeds, p.num_seeds = 2; }, "2 seeds for 1 images", __LINE__);
+    ssd_prompt const negative[3] = {{"blue", nullptr, 0}, {"", nullptr, 0}, {"red", nullptr, 0}};
+    auto const set = [&](Params& p, size_t count) {
+        p.negative_prompts = negative, p.num_negative_prompts = count;
+    };
+    refuse([&](Params& p) { set(p, 3); }, "3 negative prompts for 1 prompts", __LINE__);
+    refuse([&](Params& p) { set(p, 1), p.cfg_scale = 1; }, "does nothing at cfg_scale 1", __LINE__);
+    ssd_prompt const broken{"\xFF", nullptr, 0};
+    refuse(
+        [&](Params& p) {
+            p.negative_prompts = &broken, p.num_negative_prompts = 1, p.cfg_scale = 2;
+        },
+        "the negative prompt '\xFF' is not valid Unicode", __LINE__);
     uint8_t small[12];
     refuse([&](Params& p) { p.pixels = small, p.pixels_bytes = sizeof small; },
            "pixels_bytes=12 holds no 1 images", __LINE__);
@@ -477,6 +515,7 @@ std::map<std::string, void (*)()> const tests = {
     TEST(null_handles),
     TEST(wrong_models),
     TEST(structs_of_other_versions),
+    TEST(generation_by_an_earlier_program),
     TEST(wrong_numbers),
     TEST(wrong_prompts),
     TEST(batch_over_the_limit),

@@ -28,15 +28,14 @@ class Case:
     own_loop: bool = False
 
     def to_json(self, bundle: Path) -> dict[str, Any]:
-        return {
-            "bundle": str(bundle),
-            "prompts": self.prompts,
-            "own_loop": self.own_loop,
-            **self.options,
-        }
+        asked = {"prompts": self.prompts, "own_loop": self.own_loop, **self.options}
+        if isinstance(asked.get("negative_prompt"), str):
+            asked["negative_prompt"] = [asked["negative_prompt"]]
+        return {"bundle": str(bundle), **asked}
 
 
 TWO = tuple(DEMO_PROMPTS)
+LONG = "a large green square on white, and two small red circles below a blue triangle"
 CASES = {
     "defaults": Case("ssd-auto"),
     "another seed": Case("ssd-auto", TWO[:1], {"seed": 7}),
@@ -44,6 +43,14 @@ CASES = {
     "greedy": Case("ssd-auto", TWO[:1], {"temperature": 0.0}),
     "top-k": Case("ssd-auto", TWO[:1], {"top_k": 5, "seed": 2}),
     "guidance": Case("ssd-auto", TWO[1:], {"cfg_scale": 3.0, "temperature": 0.7}),
+    "a negative prompt": Case(
+        "ssd-auto", TWO, {"negative_prompt": "blue", "cfg_scale": 3.0, "seed": 14}
+    ),
+    "negative prompts": Case(
+        "linear",
+        TWO,
+        {"negative_prompt": [" ", LONG], "cfg_scale": 2.0, "num_images": 2, "max_batch": 3},
+    ),
     "several images": Case("ssd-auto", TWO, {"num_images": 2, "seed": 3}),
     "a seed for each image": Case("ssd-auto", TWO, {"seeds": [5, 2**64 - 1], "max_batch": 1}),
     "batch after batch": Case("ssd-auto", TWO, {"num_images": 2, "max_batch": 3, "seed": 3}),

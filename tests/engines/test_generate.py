@@ -11,7 +11,15 @@ import numpy as np
 import pytest
 
 from tests.engines.builds import Builds
-from tests.engines.cases import CASES, Case, Made, checksum, generated_by_python, run_cases
+from tests.engines.cases import (
+    CASES,
+    Case,
+    Made,
+    checksum,
+    generated_by_python,
+    prompt_encoder,
+    run_cases,
+)
 
 pytestmark = pytest.mark.slow
 
@@ -58,13 +66,8 @@ def check_events(case: Case, generated: Made, expected: Made) -> None:
 
 
 def test_ids_in_place_of_text(build: Builds, bundles: Bundles, tmp_path: Path) -> None:
-
-    from ssd_export.bundle import open_bundle
-    from ssd_export.model.families import prompt_encoder
-
     bundle = bundles("ssd-auto")
-    opened = open_bundle(bundle)
-    encoder = prompt_encoder(opened.config.model, opened.file)
+    encoder = prompt_encoder(bundle)
     prompts = ["a red circle", "two green triangles"]
     ids = [encoder.encode([prompt], 64).ids[0].tolist() for prompt in prompts]
     by_ids, by_text = run_cases(
@@ -73,3 +76,31 @@ def test_ids_in_place_of_text(build: Builds, bundles: Bundles, tmp_path: Path) -
         tmp_path,
     )
     np.testing.assert_array_equal(by_ids.pixels, by_text.pixels)
+
+
+def test_negative_prompts_of_each_image_and_as_ids(
+    build: Builds, bundles: Bundles, tmp_path: Path
+) -> None:
+    bundle = bundles("ssd-auto")
+    texts = ["a blue square", "", "two green triangles", "red"]
+    ids = [
+        prompt_encoder(bundle).encode([text], 64).ids[0].tolist() if text else [] for text in texts
+    ]
+    asked = {
+        "bundle": str(bundle),
+        "prompts": ["a red circle", "a square"],
+        "num_images": 2,
+        "cfg_scale": 4.0,
+    }
+    by_text, by_ids = run_cases(
+        build("release"),
+        [{**asked, "negative_prompt": texts}, {**asked, "negative_ids": ids}],
+        tmp_path,
+    )
+    prompts = [prompt for prompt in asked["prompts"] for _ in range(2)]
+    expected = generated_by_python(
+        Case("ssd-auto", tuple(prompts), {"negative_prompt": texts, "cfg_scale": 4.0}), bundle
+    )
+    for made in (by_text, by_ids):
+        assert "error" not in made.facts, made.facts
+        np.testing.assert_array_equal(made.tokens, expected.tokens)

@@ -23,15 +23,7 @@
 #define SSD_RUNTIME_VERSION_MINOR 1
 #define SSD_RUNTIME_VERSION_PATCH 0
 
-#if defined(_WIN32)
-#ifdef SSD_RUNTIME_BUILD
-#define SSD_API __declspec(dllexport)
-#else
-#define SSD_API __declspec(dllimport)
-#endif
-#else
 #define SSD_API __attribute__((visibility("default")))
-#endif
 
 #ifdef __cplusplus
 extern "C" {
@@ -106,6 +98,7 @@ typedef struct ssd_model_info {
     char policy[32];
     double budget;
     char bundle_hash[65]; /* hexadecimal sha256 */
+    uint32_t num_classes; /* prompts are classes 0 .. num_classes - 1; 0: they are not */
 } ssd_model_info;
 
 SSD_API void ssd_model_params_init(ssd_model_params* params);
@@ -138,8 +131,8 @@ SSD_API ssd_status ssd_plan(ssd_model const* model, uint32_t num_images, uint32_
 /* ---- generation ----------------------------------------------------------------------------- */
 
 typedef struct ssd_prompt {
-    char const* text;   /* white space around it is dropped; or NULL, and */
-    int32_t const* ids; /* token ids as `ssd-export prompts` writes them */
+    char const* text;   /* of classes a number or name; white space around it is dropped. Or NULL */
+    int32_t const* ids; /* and token ids as `ssd-export prompts` writes them, of classes the one */
     size_t num_ids;
 } ssd_prompt;
 
@@ -180,6 +173,9 @@ typedef struct ssd_generate_params {
     uint64_t const* seeds; /* of each image, in place of seed: image i is what seeds[i] generates
                               first; or NULL */
     size_t num_seeds;
+    ssd_prompt const* negative_prompts; /* what guidance leads away from: one for all, or one for
+                              each prompt or each image; without text and ids, the model's own */
+    size_t num_negative_prompts;
 } ssd_generate_params;
 
 /* Fills in the model's guidance and temperature, and one image a prompt. */

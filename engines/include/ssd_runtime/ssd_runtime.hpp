@@ -1,7 +1,4 @@
 // ssd_runtime for C++17: the same library with owners, exceptions and functions as callbacks.
-//
-//   ssd::Model model("bundles/demo");
-//   ssd::Generation generation(model, ssd::Request(model, {"a red circle"}));
 #pragma once
 
 #include <exception>
@@ -9,7 +6,6 @@
 #include <memory>
 #include <stdexcept>
 #include <string>
-#include <type_traits>
 #include <utility>
 #include <vector>
 
@@ -33,12 +29,12 @@ inline void check(ssd_status status, ssd_error const& error) {
 }
 
 // What a function of the library says of a handle.
-template <typename Struct, typename Handle>
-Struct filled(ssd_status (*fill)(Handle, Struct*, ssd_error*), std::common_type_t<Handle> handle) {
+template <typename Struct, typename Fill, typename... Asked>
+Struct filled(Fill fill, Asked... asked) {
     ssd_error error;
     Struct made{};
     made.struct_size = sizeof made;
-    check(fill(handle, &made, &error), error);
+    check(fill(asked..., &made, &error), error);
     return made;
 }
 
@@ -56,9 +52,8 @@ inline std::vector<ssd_device> devices() {
 class Model {
 public:
     explicit Model(std::string const& bundle)
-        : Model(
-              ssd_model_params{sizeof(ssd_model_params), 0, bundle.c_str(), nullptr, nullptr, 0}) {}
-    explicit Model(ssd_model_params const& params) : model_(nullptr, ssd_model_destroy) {
+        : Model({sizeof(ssd_model_params), 0, bundle.c_str(), {}, {}, 0}) {}
+    explicit Model(ssd_model_params const& params) {
         ssd_error error;
         ssd_model* model = nullptr;
         check(ssd_model_create(&params, &model, &error), error);
@@ -66,17 +61,13 @@ public:
     }
 
     ssd_model* get() const noexcept { return model_.get(); }
-    ssd_model_info info() const { return filled(ssd_model_describe, get()); }
+    ssd_model_info info() const { return filled<ssd_model_info>(ssd_model_describe, get()); }
     ssd_memory_plan plan(uint32_t num_images, uint32_t decoder_batch = 1) const {
-        ssd_error error;
-        ssd_memory_plan plan{};
-        plan.struct_size = sizeof plan;
-        check(ssd_plan(get(), num_images, decoder_batch, &plan, &error), error);
-        return plan;
+        return filled<ssd_memory_plan>(ssd_plan, get(), num_images, decoder_batch);
     }
 
 private:
-    std::unique_ptr<ssd_model, void (*)(ssd_model*)> model_;
+    std::unique_ptr<ssd_model, void (*)(ssd_model*)> model_{nullptr, ssd_model_destroy};
 };
 
 // What to generate; `params` holds the numbers. on_row returns false to cancel, and may throw.
@@ -85,7 +76,7 @@ struct Request {
         ssd_error error;
         check(ssd_generate_params_init(&params, model.get(), &error), error);
     }
-    std::vector<std::string> prompts;
+    std::vector<std::string> prompts, negative_prompts;
     ssd_generate_params params{};
     RowCallback on_row;
 };
@@ -94,15 +85,11 @@ struct Request {
 class Generation {
 public:
     Generation(Model const& model, Request const& request)
-        : callback_(new Callback{request.on_row, nullptr}),
-          generation_(nullptr, ssd_generation_destroy) {
-        std::vector<ssd_prompt> prompts;
-        for (std::string const& text : request.prompts) {
-            prompts.push_back({text.c_str(), nullptr, 0});
-        }
+        : callback_(new Callback{request.on_row, nullptr}) {
         ssd_generate_params params = request.params;
-        params.prompts = prompts.empty() ? params.prompts : prompts.data();
-        params.num_prompts = prompts.empty() ? params.num_prompts : prompts.size();
+        auto const prompts = set(request.prompts, params.prompts, params.num_prompts);
+        auto const negative_prompts =
+            set(request.negative_prompts, params.negative_prompts, params.num_negative_prompts);
         params.on_row = request.on_row ? call : nullptr;
         params.user_data = callback_.get();
         ssd_error error;
@@ -122,13 +109,24 @@ public:
         check(status, error);
     }
     // Generates one grid row, until event.done.
-    ssd_row_event step_row() { return filled(ssd_step_row, get()); }
+    ssd_row_event step_row() { return filled<ssd_row_event>(ssd_step_row, get()); }
     void cancel(ssd_cancel_when when = SSD_CANCEL_NOW) { ssd_cancel(get(), when, nullptr); }
     // Those that are finished; valid as long as this object.
-    Images images() const { return filled(ssd_generation_images, get()); }
-    ssd_cache_report cache_bytes() const { return filled(ssd_cache_bytes, get()); }
+    Images images() const { return filled<Images>(ssd_generation_images, get()); }
+    auto cache_bytes() const { return filled<ssd_cache_report>(ssd_cache_bytes, get()); }
 
 private:
+    // Makes texts the prompts of the parameters, unless there are none.
+    static std::vector<ssd_prompt> set(std::vector<std::string> const& texts,
+                                       ssd_prompt const*& prompts, size_t& num_prompts) {
+        std::vector<ssd_prompt> made;
+        for (std::string const& text : texts) {
+            made.push_back({text.c_str(), nullptr, 0});
+        }
+        prompts = made.empty() ? prompts : made.data();
+        num_prompts = made.empty() ? num_prompts : made.size();
+        return made;
+    }
     struct Callback {
         RowCallback on_row;
         std::exception_ptr thrown;
@@ -144,7 +142,8 @@ private:
     }
 
     std::unique_ptr<Callback> callback_;
-    std::unique_ptr<ssd_generation, void (*)(ssd_generation*)> generation_;
+    std::unique_ptr<ssd_generation, void (*)(ssd_generation*)> generation_{nullptr,
+                                                                           ssd_generation_destroy};
 };
 
 }  // namespace ssd
