@@ -283,6 +283,7 @@ def scalars_of(case: KernelCase, rows: int = 4) -> dict[str, int | float]:
         "by_score": int(rule.by_score),
         "pinned_columns": pinned_bits(rule.pinned_columns),
         "grid_width": GRID.width,
+        "age_quota": int(rule.age_quota),
         "evict_every": group.evict_every,
         "score_decay": case.score_decay,
         "num_programs": rows * group.num_heads,

@@ -57,6 +57,8 @@ CASES = (
     _case("decay 0", Rule(-1, 0, True), 96, score_decay=0.0),
     _case("decay 0.9", GUARDED, 96, 6, score_decay=0.9),
     _case("pinned columns", Rule(-1, 0, False, 1 | 1 << 22 | 1 << 23), 7 + 72 + 24, 24),
+    _case("age quota", Rule(-1, 16, True, age_quota=True), 96, 7),
+    _case("age quota, one at a time", Rule(-1, 16, True, age_quota=True), 96),
     _case("odd sizes", Rule(3, 5, True), 67, 7, num_heads=5, head_dim=24),
 )
 QUICK = ("ring", "scored, row by row", "scored, grouped queries")

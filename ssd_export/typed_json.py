@@ -28,6 +28,9 @@ KINDS = {
     "array": "a list",
     "object": "an object",
 }
+# Metadata of a dataclass field that files leave out where it has its default, so that files without
+# what it means stay as they were before there was such a field.
+ABSENT_BY_DEFAULT = {"absent_by_default": True}
 T = TypeVar("T")
 
 
@@ -57,7 +60,22 @@ def parse_json(content: bytes, form: type[T], source: str, way_out: str) -> T:
 
 def to_json(value: Any) -> str:
     """A dataclass as the text of a JSON file, as parse_json reads it back."""
-    return json.dumps(dataclasses.asdict(value), indent=1, allow_nan=False) + "\n"
+    return json.dumps(plain(value), indent=1, allow_nan=False) + "\n"
+
+
+def plain(value: Any) -> Any:
+    """Dataclasses as dicts, at any depth, as files have them (ABSENT_BY_DEFAULT)."""
+    if dataclasses.is_dataclass(value):
+        return {
+            field.name: plain(getattr(value, field.name))
+            for field in dataclasses.fields(value)
+            if not (field.metadata and getattr(value, field.name) == field.default)
+        }
+    if isinstance(value, dict):
+        return {name: plain(item) for name, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(item) for item in value]
+    return value
 
 
 def report_json(value: Any) -> str:

@@ -56,6 +56,7 @@ class Case:
 
 
 WINDOW, SCORED, GUARDED = Rule(-1, 0, False), Rule(-1, 0, True), Rule(-1, 6, True)
+QUOTA = replace(GUARDED, age_quota=True)
 
 CASES = (
     Case("full", WINDOW, 5 + 576),
@@ -149,6 +150,21 @@ CASES = (
         seed=32,
         grid_width=32,
     ),
+    Case("headkv", QUOTA, 23, 6, steps=70, seed=33),
+    Case("headkv-row-buffer", Rule(-1, 12, True, age_quota=True), 5 + 60, 24, steps=130, seed=34),
+    Case("headkv-gqa-one-at-a-time", QUOTA, 19, query_group_size=2, steps=60, seed=35),
+    Case("headkv-odd-buffer-no-sinks", Rule(0, 4, True, age_quota=True), 18, 5, steps=60, seed=36),
+    Case("headkv-decay-0", QUOTA, 25, 7, score_decay=0.0, steps=70, seed=37),
+    Case("age-quota-by-position", Rule(-1, 3, False, age_quota=True), 21, 3, steps=60, seed=38),
+    Case(
+        "age-quota-pinned-and-one-at-a-time",
+        Rule(-1, 3, True, 1 << 5, age_quota=True),
+        5 + 24 + 7,
+        steps=110,
+        seed=39,
+    ),
+    Case("age-quota-ring", Rule(-1, 0, False, age_quota=True), 16, steps=60, seed=40),
+    Case("boundary-age-quota", Rule(-1, 9, True, age_quota=True), 5 + 8 + 5, 5, seed=41),
     Case("99-slots", Rule(-1, 20, True), 99, 6, num_heads=1, steps=111, seed=30),
 )
 

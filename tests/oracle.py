@@ -79,19 +79,36 @@ class OracleHead:
 
     def _evict(self, count: int, newest: int) -> None:
         self.num_evictions += 1
-        order = sorted(
-            range(self.num_slots),
-            key=lambda slot: (self._retention(self.slots[slot], newest), slot),
-        )
-        evicted, kept = order[:count], order[count:]
-        if kept:
-            least_kept, best_evicted = self.slots[kept[0]], self.slots[evicted[-1]]
-            gap = self._retention(least_kept, newest) - self._retention(best_evicted, newest)
-            self.smallest_gap = min(self.smallest_gap, gap)
+        evicted: list[int] = []
+        for slots, share in self._strata(count, newest):
+            order = sorted(
+                slots, key=lambda slot: (self._retention(self.slots[slot], newest), slot)
+            )
+            evicted += order[:share]
+            if 0 < share < len(order):
+                best_evicted, least_kept = (
+                    self.slots[slot] for slot in order[share - 1 : share + 1]
+                )
+                gap = self._retention(least_kept, newest) - self._retention(best_evicted, newest)
+                self.smallest_gap = min(self.smallest_gap, gap)
+        kept = [slot for slot in range(self.num_slots) if slot not in evicted]
         for slot in evicted:
             self.slots[slot] = None
         for slot in kept:
             self.slots[slot].score *= self.score_decay
+
+    def _strata(self, count: int, newest: int) -> list[tuple[list[int], int]]:
+        """Slots that compete with each other, and how many of them an eviction of count takes."""
+        if not self.rule.age_quota:
+            return [(list(range(self.num_slots)), count)]
+        free = [
+            slot
+            for slot in range(self.num_slots)
+            if self._retention(self.slots[slot], newest) < math.inf
+        ]
+        free.sort(key=lambda slot: self.slots[slot].position, reverse=newest % 2 == 1)
+        middle, larger_share = math.ceil(len(free) / 2), math.ceil(count / 2)
+        return [(free[:middle], larger_share), (free[middle:], count - larger_share)]
 
     def _retention(self, held: Held, newest: int) -> float:
         rule = self.rule

@@ -115,7 +115,8 @@ HeadGroup parse_group(JsonReader const& json, int64_t every, Grid const& grid) {
     int64_t const columns = grid.width < 62 ? (int64_t{1} << grid.width) - 1 : 0;
     return {{rule["num_sinks"].integer(-1, every), rule["num_recent"].integer(0, every),
              rule["by_score"].boolean(),
-             static_cast<uint64_t>(rule["pinned_columns"].integer(0, columns))},
+             static_cast<uint64_t>(rule["pinned_columns"].integer(0, columns)),
+             rule.has("age_quota") && rule["age_quota"].boolean()},
             json["num_slots"].integer(1, every),
             json["evict_every"].integer(1, grid.num_tokens()),
             json["num_heads"].integer(1, max_heads)};

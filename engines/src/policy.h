@@ -15,6 +15,7 @@ struct Rule {
     int64_t num_sinks, num_recent;
     bool by_score;
     uint64_t pinned_columns;
+    bool age_quota;
 };
 
 // Neighboring KV heads of a layer with one rule and one tensor; num_slots includes the prompt's.

@@ -23,6 +23,7 @@ struct IntegerField {
     int32_t Fields::* member;
     int32_t least;
     int32_t most;
+    bool has_default = false;  // the one of AttentionFields, where a node leaves the field out
 };
 
 constexpr IntegerField kIntegers[] = {
@@ -31,6 +32,7 @@ constexpr IntegerField kIntegers[] = {
     {"by_score", &Fields::by_score, 0, 1},
     {"pinned_columns", &Fields::pinned_columns, kLeast, kMost},
     {"grid_width", &Fields::grid_width, 1, kMost},
+    {"age_quota", &Fields::age_quota, 0, 1, true},
     {"evict_every", &Fields::evict_every, 1, kMost},
     {"kernel_head_dim", &Fields::kernel_head_dim, 1, 256},
     {"kernel_max_slots", &Fields::kernel_max_slots, 1, kMost},
@@ -64,13 +66,22 @@ constexpr TextField kTexts[] = {
 
 [[noreturn]] void reject(std::string const& message) { throw std::invalid_argument(message); }
 
-PluginField const& find(nvinfer1::PluginFieldCollection const& collection,
-                        std::string const& name) {
+// The field of that name, nullptr where there is none.
+PluginField const* look_up(nvinfer1::PluginFieldCollection const& collection,
+                           std::string const& name) {
     for (int32_t i = 0; i < collection.nbFields; ++i) {
         PluginField const& field = collection.fields[i];
         if (field.name != nullptr && field.name == name && field.data != nullptr) {
-            return field;
+            return &field;
         }
+    }
+    return nullptr;
+}
+
+PluginField const& find(nvinfer1::PluginFieldCollection const& collection,
+                        std::string const& name) {
+    if (PluginField const* field = look_up(collection, name)) {
+        return *field;
     }
     bool const is_kernel = name.rfind("kernel_", 0) == 0;
     reject(
@@ -194,6 +205,9 @@ std::vector<PluginField> fields_to_serialize(AttentionFields const& fields) {
 AttentionFields read_fields(nvinfer1::PluginFieldCollection const& collection) {
     AttentionFields fields;
     for (auto const& wanted : kIntegers) {
+        if (wanted.has_default && look_up(collection, wanted.name) == nullptr) {
+            continue;
+        }
         fields.*wanted.member = checked(wanted, read_integer(find(collection, wanted.name)));
     }
     for (auto const& wanted : kReals) {

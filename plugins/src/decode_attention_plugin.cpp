@@ -334,6 +334,7 @@ int32_t DecodeAttentionPlugin::enqueue(nvinfer1::PluginTensorDesc const* input_d
             &fields_.by_score,
             &fields_.pinned_columns,
             &fields_.grid_width,
+            &fields_.age_quota,
             &fields_.evict_every,
             &fields_.score_decay,
             &scratch,

@@ -85,7 +85,7 @@ def attend_with_option(
     if keeps_everything(dense, option, prompt_slots):
         return dense.out[:, heads, :, dense.prompt_length :]
     capacity, rule = _capacity(dense, option, prompt_slots), option.rule
-    if not rule.by_score and not rule.pinned_columns:
+    if not (rule.by_score or rule.pinned_columns or rule.age_quota):
         num_sinks = dense.prompt_length if rule.num_sinks < 0 else rule.num_sinks
         return _window(dense, capacity, num_sinks, option.evict_every, heads)
     return _blocks(dense, option, capacity, score_decay, heads)

@@ -35,7 +35,28 @@ def retention(
     if rule.by_score:
         assert score is not None
         rank = score
-    return rank.masked_fill(protected | (position < 0), torch.inf)
+    rank = rank.masked_fill(protected | (position < 0), torch.inf)
+    return _rank_by_turns(position, rank, newest) if rule.age_quota else rank
+
+
+def _rank_by_turns(position: Tensor, rank: Tensor, newest: Tensor) -> Tensor:
+    """R3's retention with age_quota, of rank [B, H, S], the retention without it."""
+    is_free = rank < torch.inf
+    num_free = is_free.sum(dim=-1, keepdim=True)
+    is_odd = newest % 2  # [B, 1, 1]
+    age = position.masked_fill(~is_free, torch.iinfo(position.dtype).max)
+    older = _places(age) < (num_free + 1 - is_odd) // 2
+    leads = older != (is_odd == 1)
+    turns = torch.full_like(rank, torch.inf)
+    for half, first in ((leads, 0), (~leads, 1)):
+        of_half = rank.masked_fill(~half, torch.inf)
+        turns = torch.where(of_half < torch.inf, 2.0 * _places(of_half) + first, turns)
+    return turns
+
+
+def _places(values: Tensor) -> Tensor:
+    """Place of each slot among those of its head, from the least value on, ties by slot (R4)."""
+    return values.argsort(dim=-1, stable=True).argsort(dim=-1)
 
 
 def _pinned(image_index: Tensor, pinned_columns: int, grid_width: int) -> Tensor:

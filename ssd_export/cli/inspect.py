@@ -117,6 +117,7 @@ def _rule(group: HeadGroup, table: PolicyTable) -> str:
             if rule.pinned_columns
             else ""
         ),
+        "older and newer evicted equally" if rule.age_quota else "",
     ]
     return " + ".join(part for part in parts if part)
 

@@ -89,6 +89,7 @@ class AttentionNode:
             "grid_width": self.grid_width,
             "evict_every": self.evict_every,
             "score_decay": float(self.score_decay),
+            **({"age_quota": 1} if self.rule.age_quota else {}),  # the plugin's default is 0
         }
 
 
@@ -300,12 +301,15 @@ def find_slot(
     overwritten by then.
     """
     rule = node.rule
-    if not node.evicts or node.evict_every > 1 or not (rule.by_score or _protects(rule)):
+    is_ring = not (rule.by_score or rule.age_quota or _protects(rule))
+    if not node.evicts or node.evict_every > 1 or is_ring:
         return ops.op(
             "ArgMin", past_position, axis=-1
         ), None  # the first -1; without empty slots the oldest token
     rank = _rank(ops, rule, past_score, past_position)
     rank = _protect(ops, node, rank, position, prompt_length, past_position)
+    if rule.age_quota:
+        rank, _ = _halves(ops, node, rank, position, past_position)
     empty = ops.op("Less", past_position, ops.constant(0, "int32"))
     rank = ops.op("Where", empty, ops.constant(-1.0, "float32"), rank)
     lowest = ops.op("ReduceMin", rank, ops.constant([-1]))
@@ -370,6 +374,33 @@ def _in_pinned_column(
     return ops.op("Greater", looked_up, ops.constant(0.5, "float32"))
 
 
+def _halves(
+    ops: Operators,
+    node: AttentionNode,
+    rank: ir.Value,
+    position: ir.Value,
+    past_position: ir.Value,
+) -> tuple[ir.Value, ir.Value]:
+    """rank in the half that leads and in the other (R3, age_quota), PROTECTED elsewhere. Meant for
+    full heads: of others the empty slots may count as tokens.
+    """
+    protected = ops.constant(PROTECTED, "float32")
+    is_free = ops.op("Less", rank, protected)
+    age = ops.op("Where", is_free, ops.cast(past_position, "float32"), protected)
+    by_age, _ = ops.many("TopK", age, ops.constant([node.num_slots]), num_outputs=2, largest=0)
+    num_free = ops.op("ReduceSum", ops.cast(is_free, "int32"), ops.constant([-1]), keepdims=1)
+    is_odd = ops.op("Mod", position, ops.constant(2, "int32"))  # [B, 1, 1]
+    num_older = ops.op(
+        "Div",
+        ops.op("Sub", ops.op("Add", num_free, ops.constant(1, "int32")), is_odd),
+        ops.constant(2, "int32"),
+    )
+    boundary = ops.op("GatherElements", by_age, ops.cast(num_older, "int64"), axis=-1)
+    older = ops.op("Less", age, boundary)
+    leads = ops.op("Xor", older, ops.cast(is_odd, "bool"))
+    return ops.op("Where", leads, rank, protected), ops.op("Where", leads, protected, rank)
+
+
 def eviction_nodes(
     ops: Operators,
     node: AttentionNode,
@@ -390,7 +421,7 @@ def eviction_nodes(
     )
     rank = _rank(ops, node.rule, score, position)
     rank = _protect(ops, node, rank, next_position, prompt_length, position)
-    _, least = ops.many("TopK", rank, ops.constant([node.evict_every]), num_outputs=2, largest=0)
+    least = _least(ops, node, rank, next_position, position)
     empty = ops.constant(-1, "int32")
     evicted = ops.op(
         "ScatterElements", position, least, ops.op("Expand", empty, ops.op("Shape", least)), axis=-1
@@ -405,3 +436,23 @@ def eviction_nodes(
         "Where", has_room, ops.constant(1.0, "float32"), ops.constant(node.score_decay, "float32")
     )
     return after, ops.op("Mul", score, factor)
+
+
+def _least(
+    ops: Operators,
+    node: AttentionNode,
+    rank: ir.Value,
+    next_position: ir.Value,
+    position: ir.Value,
+) -> ir.Value:
+    """Slots that an eviction empties, int64 [B, H, evict_every]."""
+    strata, count = [(rank, node.evict_every)], node.evict_every
+    if node.rule.age_quota:
+        leading, other = _halves(ops, node, rank, next_position, position)
+        strata = [(leading, count - count // 2), (other, count // 2)]
+    least = [
+        ops.many("TopK", of_half, ops.constant([share]), num_outputs=2, largest=0)[1]
+        for of_half, share in strata
+        if share
+    ]
+    return least[0] if len(least) == 1 else ops.op("Concat", *least, axis=-1)

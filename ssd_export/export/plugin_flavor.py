@@ -8,7 +8,7 @@ import onnx_ir as ir
 
 from ssd_export.export.functions import DOMAIN, OP_TYPE
 
-PLUGIN_VERSION = "2"  # kPluginVersion of the library
+PLUGIN_VERSION = "3"  # kPluginVersion of the library
 
 
 def plugin_flavor(model: ir.Model) -> ir.Model:

@@ -52,6 +52,7 @@ SCALARS = (
     "by_score",
     "pinned_columns",
     "grid_width",
+    "age_quota",
     "evict_every",
     "score_decay",
 )
@@ -104,6 +105,7 @@ def decode_attention(
         int(rule.by_score),
         pinned_bits(rule.pinned_columns),
         policy.grid_width,
+        int(rule.age_quota),
         group.evict_every,
         float(policy.score_decay),
         **constants(head_dim, num_slots, query.element_size()),
@@ -206,6 +208,7 @@ def decode_attention_kernel(
     by_score,
     pinned_columns,
     grid_width,
+    age_quota,
     evict_every,
     score_decay,
     HEAD_DIM: tl.constexpr,
@@ -238,6 +241,7 @@ def decode_attention_kernel(
         by_score,
         pinned_columns,
         grid_width,
+        age_quota,
         evict_every,
         score_decay,
         SLOT_CAPACITY,
@@ -288,6 +292,7 @@ def _take_slot(
     by_score,
     pinned_columns,
     grid_width,
+    age_quota,
     evict_every,
     score_decay,
     SLOT_CAPACITY: tl.constexpr,
@@ -313,8 +318,13 @@ def _take_slot(
     )
     retention = tl.where(is_slot, retention, EVICTED)
     is_full = tl.min(position, 0) >= 0
-    for _ in range(tl.where(is_full, evict_every, 0)):
-        least = tl.argmin(retention, 0, tie_break_left=True)
+    count = tl.where(is_full, evict_every, 0)
+    leads = is_slot
+    if tl.where(is_full, age_quota, 0) != 0:
+        leads = _leading_half(position, retention, newest)
+    for number in range(count):
+        is_turn = (age_quota == 0) | (leads == (number % 2 == 0))
+        least = tl.argmin(tl.where(is_turn, retention, EVICTED), 0, tie_break_left=True)
         retention = tl.where(slot == least, EVICTED, retention)
     present = tl.where(is_slot & (retention == EVICTED), NO_TOKEN, position)
     taken = tl.min(
@@ -347,6 +357,22 @@ def _retention(
     is_protected = (position < sinks) | (position > newest - num_recent) | is_pinned
     rank = tl.where(by_score != 0, score, position.to(tl.float32))
     return tl.where(is_protected, PROTECTED, rank)
+
+
+@triton.jit
+def _leading_half(position, retention, newest):
+    """Whether each token is in the half that leads (R3, age_quota)."""
+    is_free = retention < PROTECTED
+    is_odd = newest % 2
+    num_older = (tl.sum(is_free.to(tl.int32), 0) + 1 - is_odd) // 2
+    # the least boundary with so many free tokens before it, by bisection: sorting takes more
+    boundary, high = newest * 0, newest
+    while boundary < high:
+        middle = boundary + (high - boundary) // 2
+        is_enough = tl.sum((is_free & (position < middle)).to(tl.int32), 0) >= num_older
+        boundary = tl.where(is_enough, boundary, middle + 1)
+        high = tl.where(is_enough, middle, high)
+    return (position < boundary) != (is_odd != 0)
 
 
 @triton.jit

@@ -1,7 +1,7 @@
 """Kernel images that were compiled ahead of time: reads kernels.json, picks one, hands it to the
 plugin's nodes.
 
-Needs neither Triton nor torch nor a GPU. kernels.json (schema 2) holds `arguments` (name and type
+Needs neither Triton nor torch nor a GPU. kernels.json (schema 3) holds `arguments` (name and type
 in the order of a
 launch: "*T" points to the dtype of the cache, "null" is a null pointer), `grid` (number of
 programs, one dimension; 32 x num_warps threads each) and `images`, each a KernelImage; file names
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     import onnx_ir as ir
 
 MANIFEST_FILE = "kernels.json"
-SCHEMA = 2
+SCHEMA = 3
 FIRST_EXACT_TARGET = 90  # from here on PTX is for one architecture alone
 
 

@@ -17,6 +17,13 @@ R3  retention (float32) = +inf if the token is a protected sink (position < num_
     of the token about to be written, so that num_recent - 1 of the held tokens are protected), or
     an image token in a pinned grid column ((position - prompt length) mod the grid's width is a set
     bit of pinned_columns). Otherwise score if by_score, else position.
+    With age_quota, older and newer tokens leave in equal numbers: the n held tokens of finite
+    retention are split by position into the half that leads and the other. The half that leads is
+    the ceil(n / 2) oldest of them where newest is even, the ceil(n / 2) newest where it is odd. A
+    token that ranks above r tokens of its half, by the retention so far and R4, gets the retention
+    2 r in the half that leads, 2 r + 1 in the other. So an eviction of count tokens takes
+    ceil(count / 2) of the half that leads and floor(count / 2) of the other, and where single
+    tokens are evicted, the halves take turns.
 R4  Of tokens of equal retention the one in the lower slot is evicted first (an arg-min from the
     left).
 R5  evict(count): empty the slots of the count tokens of least retention. Changes position only.

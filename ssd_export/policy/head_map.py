@@ -23,7 +23,7 @@ from ssd_export.errors import UserError
 from ssd_export.files import read_file
 from ssd_export.os_errors import is_file, os_error
 from ssd_export.policy.table import HeadGroup, HeadOption, Rule, check_group
-from ssd_export.typed_json import MAX_BYTES, parse_json
+from ssd_export.typed_json import ABSENT_BY_DEFAULT, MAX_BYTES, parse_json, plain
 
 VERSION = 2
 BUILT_IN_DIRECTORY = Path(__file__).parent.parent / "head_maps"
@@ -202,7 +202,7 @@ class HeadMap:
     def to_dict(self) -> dict[str, Any]:
         """The map as plain data for JSON."""
         options = [
-            {**asdict(rule), "image_slots": image_slots, "evict_every": evict_every}
+            {**plain(rule), "image_slots": image_slots, "evict_every": evict_every}
             for rule, image_slots, evict_every in self.cost_options
         ]
         values = {item.name: getattr(self, item.name) for item in fields(self)}
@@ -251,9 +251,12 @@ class _OptionEntry:
     image_slots: int
     evict_every: int
     pinned_columns: int = 0
+    age_quota: bool = field(default=False, metadata=ABSENT_BY_DEFAULT)
 
     def as_option(self) -> HeadOption:
-        rule = Rule(self.num_sinks, self.num_recent, self.by_score, self.pinned_columns)
+        rule = Rule(
+            self.num_sinks, self.num_recent, self.by_score, self.pinned_columns, self.age_quota
+        )
         return HeadOption(rule, self.image_slots, self.evict_every)
 
 

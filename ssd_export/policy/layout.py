@@ -33,6 +33,7 @@ def group_equal_heads(
             evict_every,
             rule.num_sinks,
             rule.num_recent,
+            rule.age_quota,
         )
 
     kinds = sorted(set(options), key=rank)

@@ -223,5 +223,6 @@ def _option(
     num_recent = asked.get("num_recent")
     if num_recent is None:
         num_recent = recent_guard(policy.num_recent(slots, grid), slots, evict_every, notes)
-    rule = Rule(asked.get("num_sinks", -1), num_recent, policy.by_score, pinned)
+    num_sinks = asked.get("num_sinks", -1)
+    rule = Rule(num_sinks, num_recent, policy.by_score, pinned, policy.age_quota)
     return HeadOption(rule, slots, evict_every)

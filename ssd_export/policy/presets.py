@@ -55,9 +55,9 @@ class Policy:
     """Definition of a policy; adding one takes a row of POLICIES and one in the README's table.
 
     by_score: heads rank by score, else by position (R3); num_recent: R3's default of it;
-    score_decay: R2; pinned_columns: R3's mask; row_buffer: an eviction frees a grid row of slots
-    unless told otherwise, else one (R7); options: numbers that a user may set. Where head types are
-    told apart, all of this is about semantic heads.
+    score_decay: R2; pinned_columns, age_quota: R3's; row_buffer: an eviction frees a grid row of
+    slots unless told otherwise, else one (R7); options: numbers that a user may set. Where head
+    types are told apart, all of this is about semantic heads.
     """
 
     name: str
@@ -66,6 +66,7 @@ class Policy:
     num_recent: Recent = no_guard
     score_decay: float = 1.0
     pinned_columns: Callable[[Grid], int] = no_columns
+    age_quota: bool = False
     row_buffer: bool = False
     options: tuple[str, ...] = ("evict_every", "num_recent", "num_sinks")
 
@@ -93,6 +94,14 @@ POLICIES: dict[str, Policy] = {
         Policy("h2o", Heads.ALIKE, num_recent=half_of_the_slots),
         Policy("tova", Heads.ALIKE, score_decay=0.0),
         Policy("linear", Heads.ALIKE, num_recent=two_grid_rows, score_decay=0.0, row_buffer=True),
+        Policy(
+            "headkv",
+            Heads.BY_TYPE,
+            num_recent=two_grid_rows,
+            age_quota=True,
+            row_buffer=True,
+            options=BY_TYPE_OPTIONS,
+        ),
         Policy(
             "margin",
             Heads.BY_TYPE,

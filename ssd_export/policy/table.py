@@ -7,11 +7,12 @@ Plain data without torch or numpy: a board reads it from ssd_config.json.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 from ssd_export.config import Grid, ModelConfig
 from ssd_export.errors import UserError
+from ssd_export.typed_json import ABSENT_BY_DEFAULT, plain
 
 BYTES_POSITION, BYTES_SCORE = 4, 4  # int32 and float32, whatever the dtype of keys and values
 BYTES_ROW_SCALE = 4  # float32, of one key or value in int8
@@ -29,12 +30,14 @@ class Rule:
     num_recent: the newest num_recent positions are protected, the token being written included.
     by_score: rank the others by score, else by position (a sliding window).
     pinned_columns: bit c protects every image token of grid column c.
+    age_quota: the older and the newer half of the others are evicted in equal numbers.
     """
 
     num_sinks: int
     num_recent: int
     by_score: bool
     pinned_columns: int = 0
+    age_quota: bool = field(default=False, metadata=ABSENT_BY_DEFAULT)
 
     @property
     def num_pinned_columns(self) -> int:
@@ -222,7 +225,7 @@ class PolicyTable:
 
     def to_dict(self) -> dict[str, Any]:
         """The table as plain data for JSON."""
-        return asdict(self)
+        return plain(self)
 
 
 def check_group(group: HeadGroup, prompt_slots: int, grid: Grid, where: str = "head group") -> None:

@@ -130,7 +130,13 @@ def test_no_case_hangs_on_a_near_tie() -> None:
 def random_cases(draw: st.DrawFn) -> Case:
     prompt_slots = draw(st.integers(1, 8))
     columns = sum(1 << column for column in draw(st.sets(st.integers(0, 23), max_size=2)))
-    rule = Rule(draw(st.integers(-1, 6)), draw(st.integers(0, 10)), draw(st.booleans()), columns)
+    rule = Rule(
+        draw(st.integers(-1, 6)),
+        draw(st.integers(0, 10)),
+        draw(st.booleans()),
+        columns,
+        draw(st.booleans()),
+    )
     evict_every = draw(st.sampled_from((1, 2, 5, 6, 13, 24)))
     least = max(prompt_slots + 1, rule.num_protected(prompt_slots, GRID) + evict_every)
     lengths = draw(st.lists(st.integers(1, prompt_slots), min_size=1, max_size=3))
@@ -209,7 +215,9 @@ def test_evicting_every_step_by_position_is_a_ring_buffer(num_slots: int) -> Non
             )
 
 
-@pytest.mark.parametrize("name", ["scored-gqa-2", "h2o-4-sinks-every-6", "margin-columns", "tova"])
+@pytest.mark.parametrize(
+    "name", ["scored-gqa-2", "h2o-4-sinks-every-6", "margin-columns", "tova", "headkv"]
+)
 def test_the_order_of_slots_is_free(name: str) -> None:
     case = BY_NAME[name]
     plain, shuffled = Reference(case), Reference(case)
@@ -248,6 +256,8 @@ R9_RULES = [
     (Rule(0, 12, True), 6),
     (Rule(2, 0, True, 1 << 3), 1),
     (Rule(-1, 0, False, 1 | 1 << 5), 6),
+    (Rule(-1, 9, True, age_quota=True), 5),
+    (Rule(2, 9, False, age_quota=True), 1),
 ]
 
 

@@ -48,6 +48,25 @@ def test_r3_pins_grid_columns_of_image_tokens_only() -> None:
     assert pinned == [0.5, 0.5, 0.5, INF, INF, 0.5, INF]
 
 
+def test_r3_with_an_age_quota_takes_turns_between_the_older_and_the_newer_half() -> None:
+    positions, scores = [7, 1, 3, 6, 4, 8, -1], [0.5, 9.0, 2.0, 0.25, 1.0, 0.0, 0.0]
+
+    def ranked(newest: int, *, by_score: bool) -> list[float]:
+        rule = Rule(-1, newest - 7, by_score, age_quota=True)  # protects 1 and 8
+        return retained(positions, scores, rule, 2, newest)
+
+    # 3 and 4 are the older half, 6 and 7 the newer
+    assert ranked(10, by_score=True) == [3, INF, 2, 1, 0, INF, INF]
+    assert ranked(9, by_score=True) == [2, INF, 3, 0, 1, INF, INF]
+    assert ranked(10, by_score=False) == [3, INF, 0, 1, 2, INF, INF]
+
+
+def test_the_half_that_leads_holds_the_odd_token_and_ties_go_to_the_lower_slot() -> None:
+    rule, positions, scores = Rule(0, 0, True, age_quota=True), [4, 2, 0, 3, 1], [1.0] * 5
+    assert retained(positions, scores, rule, 1, 6) == [1, 0, 2, 3, 4]  # 0, 1 and 2 lead
+    assert retained(positions, scores, rule, 1, 5) == [0, 2, 1, 4, 3]  # 4, 3 and 2 lead
+
+
 def test_r3_takes_each_rows_own_prompt_length() -> None:
     position = torch.arange(6, dtype=torch.int32).expand(2, 1, 6)
     length, newest = torch.tensor([1, 3]), torch.tensor([6, 5])

@@ -137,7 +137,7 @@ def test_attached_images_survive_a_file(folder: Path, tmp_path: Path) -> None:
     ],
 )
 def test_a_damaged_folder_says_what_to_do(tmp_path: Path, damage: object, message: str) -> None:
-    (tmp_path / "kernels.json").write_text('{"schema": 2, "images": []}')
+    (tmp_path / "kernels.json").write_text('{"schema": 3, "images": []}')
     damage(tmp_path)
     with pytest.raises(UserError, match=message):
         read_manifest(tmp_path)

@@ -298,6 +298,7 @@ def expected_launch(
         "by_score": int(rule.by_score),
         "pinned_columns": pinned_bits(rule.pinned_columns),
         "grid_width": grid_width,
+        "age_quota": int(rule.age_quota),
         "evict_every": group.evict_every,
         "score_decay": score_decay,
     }

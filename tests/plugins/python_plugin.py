@@ -11,7 +11,7 @@ from typing import Any
 
 from ssd_export.export.functions import DOMAIN, OP_TYPE
 
-VERSION = "2"
+VERSION = "3"
 CACHES = ("past_key", "past_value", "past_position", "past_score")
 FIRST_CACHE = 5  # after query, key, value, position, prompt_length
 INTEGERS = (
@@ -20,12 +20,14 @@ INTEGERS = (
     "by_score",
     "pinned_columns",
     "grid_width",
+    "age_quota",
     "evict_every",
     "kernel_head_dim",
     "kernel_max_slots",
     "kernel_num_warps",
     "kernel_shared_bytes",
 )
+WITH_DEFAULT = {"age_quota"}
 REALS = ("score_decay",)
 IMAGES = ("kernel_image",)
 TEXTS = ("kernel_name", "kernel_dtype")
@@ -108,7 +110,7 @@ def plugin_creator(trt: Any) -> Any:
 
         def create_plugin(self, name: str, fields: Any, phase: Any) -> Plugin:
             given = {field.name: field for field in fields}
-            missing = declared_fields(trt).keys() - given.keys()
+            missing = declared_fields(trt).keys() - given.keys() - WITH_DEFAULT
             if missing:
                 raise ValueError(f"{name} lacks the fields {sorted(missing)}")
             return Plugin({"by_score": int(given["by_score"].data[0])})

@@ -16,7 +16,7 @@ from tests.plugins import python_plugin
 
 ROOT = Path(__file__).parents[2]
 SOURCES = ROOT / "plugins" / "src"
-NODE = AttentionNode(Rule(-1, 6, True), 21, 2, 6, 1.0, 1, 16, "float16", True, 24)
+NODE = AttentionNode(Rule(-1, 6, True, age_quota=True), 21, 2, 6, 1.0, 1, 16, "float16", True, 24)
 IMAGE = KernelImage(75, Variant("float16", 16), "k", 4, 0, 32, 1024, 80, "k.ptx", "", "k.cubin", "")
 ONNX_TYPES = {int: "kIntegers", float: "kReals", str: "kTexts", bytes: "kTexts"}
 

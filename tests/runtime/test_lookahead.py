@@ -50,6 +50,7 @@ def random_bundle(seed: int, monkeypatch: pytest.MonkeyPatch, **changes: object)
             chance.choice([0, 1, 9, 40]),
             chance.random() < 0.7,
             chance.choice([0, 1]),
+            chance.random() < 0.4,
         )
         return HeadOption(rule, chance.choice([96, 120, 576]), chance.choice(menu))
 

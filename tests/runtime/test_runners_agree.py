@@ -102,6 +102,7 @@ def test_same_tokens_and_slots_for_random_tables(
             chance.choice([0, 1, 9, 40]),
             chance.random() < 0.6,
             chance.choice([0, 1, 1 << 23]),
+            chance.random() < 0.4,
         )
         return HeadOption(rule, chance.choice([96, 120, 131]), chance.choice([1, 6, 24]))
 

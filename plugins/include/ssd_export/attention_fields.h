@@ -17,6 +17,7 @@ struct AttentionFields {
     int32_t by_score = 0;
     int32_t pinned_columns = 0;  // bit c: column c of the grid
     int32_t grid_width = 0;
+    int32_t age_quota = 0;
     int32_t evict_every = 0;
     float score_decay = 0;
     std::string kernel_image;  // cubin, PTX or fatbin

@@ -12,7 +12,7 @@ namespace ssd_export {
 
 constexpr char kPluginName[] = "DecodeAttention";
 constexpr char kPluginNamespace[] = "ssd_export";
-constexpr char kPluginVersion[] = "2";  // 1 had no logits workspace
+constexpr char kPluginVersion[] = "3";  // 2 had no age_quota
 
 // The node ssd_export::DecodeAttention (contract: ssd_export/export/functions.py): one launch of
 // the kernel that the node carries. Every present_* output is its past_* input, written in place;
