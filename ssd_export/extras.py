@@ -13,6 +13,7 @@ EXTRAS = {
     "export": ("torch", "onnx", "onnx_ir", "safetensors"),
     "ort": ("onnxruntime",),
     "bench": ("transformers",),
+    "embed": ("torch", "safetensors", "transformers"),
     "kernels": ("triton",),
     "tensorrt": ("tensorrt", "cuda"),
     "rtx": ("tensorrt_rtx",),

@@ -1,7 +1,7 @@
 """transformers' own Janus with its own growing cache, timed token by token: the baseline of the
 literature.
 
-The one module of the package that imports transformers (the extra `bench`).
+Imports transformers (the extra `bench`), as model/text_encoder.py does.
 """
 
 from __future__ import annotations

@@ -34,6 +34,7 @@ VERBS = (
     "package",
     "inspect",
     "prompts",
+    "embed-prompts",
     "eval",
     "sweep",
     "bench",

@@ -22,7 +22,7 @@ from ssd_export.os_errors import os_error
 
 EMBEDS, MASK = "prompt_embeds", "attention_mask"
 MAX_FILE_BYTES = 4 << 30
-MAX_HEADER_BYTES = 1 << 20
+MAX_HEADER_BYTES = 8 << 20  # embed-prompts writes the prompts into it
 EMBED_AGAIN = "write prompt_embeds [N, T, width] and attention_mask [N, T] with safetensors"
 
 

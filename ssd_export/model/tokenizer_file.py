@@ -8,6 +8,7 @@ tokens at every call.
 
 from __future__ import annotations
 
+import base64
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -82,9 +83,26 @@ def _growth(path: Path, normalizer: Any) -> int:
         return (
             max(1, -(-content // len(plain))) if isinstance(plain, str) and plain else content + 1
         )
+    if kind == "Precompiled":
+        return _growth_of_map(path, normalizer.get("precompiled_charsmap"))
     if kind in GROWTH:
         return GROWTH[kind]
     raise UserError(
         f"{path}: the normalizer {str(kind)[:40]!r} is none that is known to be safe: take"
         " tokenizer.json from the model's repository"
     )
+
+
+def _growth_of_map(path: Path, encoded: Any) -> int:
+    """The longest text that SentencePiece's map has for one letter: the size of its trie, the trie,
+    then the texts, each ended by a zero byte.
+    """
+    try:
+        content = base64.b64decode(encoded, validate=True)
+        texts = content[4 + int.from_bytes(content[:4], "little") :].decode("utf-8").split("\0")
+    except (TypeError, ValueError):
+        raise UserError(
+            f"{path}: precompiled_charsmap is damaged: take tokenizer.json from the model's"
+            " repository"
+        ) from None
+    return max(1, *map(len, texts))

@@ -105,6 +105,7 @@ def test_on_a_board_every_verb_says_what_it_lacks(verb: str, tmp_path: Path) -> 
     needed = {
         "generate": ["x"],
         "prompts": ["x"],
+        "embed-prompts": ["x", "--encoder", "d"],
         "build-engine": ["--dry-run"],
         "package": ["--docker", "d"],
     }
