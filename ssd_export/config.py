@@ -11,6 +11,7 @@ from typing import Any
 # The table that prompts take their rows from: text tokens, classes, or the learned null caption.
 EMBED_TOKENS = "language_model.embed_tokens.weight"
 NUM_GROUPS = 32  # of the image decoder's group normalizations
+ONLINE_TAU = 0.1  # the same by the first tokens of an image, which have less outside (HeadKV)
 TAU = 0.2  # a head with more of its attention outside is semantic; the published maps' threshold
 
 MAX_GRID_SIDE = 256  # image tokens; 24 in Janus, 32 and 64 in others

@@ -11,13 +11,15 @@ import click
 
 from ssd_export.cli import options
 from ssd_export.cli.verb import option, verb
-from ssd_export.config import TAU
+from ssd_export.config import ONLINE_TAU, TAU
 from ssd_export.errors import UserError
 from ssd_export.runtime.runners import check_threads
 from ssd_export.sampling import MAX_IMAGES, as_count
 
 if TYPE_CHECKING:
     from ssd_export.calibrate.calibration import Calibration, CalibrationSpec
+    from ssd_export.calibrate.neighborhood import Neighborhood
+    from ssd_export.calibrate.online import Agreement, AgreementOfImages
     from ssd_export.config import ModelConfig
     from ssd_export.model.checkpoint import Checkpoint
     from ssd_export.model.decoder import ImageTokenModel
@@ -45,11 +47,13 @@ class CalibrateSpec:
     out: Path
     plot: Path | None
     compare: str | None
+    online: bool
 
     @property
     def threshold(self) -> float:
         """The metric above which a head is semantic, where --tau decides."""
-        return TAU if self.tau is None else self.tau
+        usual = ONLINE_TAU if self.online else TAU
+        return usual if self.tau is None else self.tau
 
 
 @verb(
@@ -80,7 +84,7 @@ class CalibrateSpec:
         metavar="SHARE",
         help=(
             "A head is semantic if more than this share of its attention is outside the"
-            f" neighborhood.  [default: {TAU}]"
+            f" neighborhood.  [default: {TAU}; with --online {ONLINE_TAU}]"
         ),
     ),
     option(
@@ -123,6 +127,15 @@ class CalibrateSpec:
             "[default: no comparison]"
         ),
     ),
+    option(
+        "--online",
+        is_flag=True,
+        help=(
+            "Type the heads from the first 100 tokens of one image, without costs, as HeadKV does"
+            " (arXiv 2605.20600); the other images show how far images agree. Compares with"
+            " --compare, else with the model's own head map."
+        ),
+    ),
     needs=("export",),
 )
 def command(**asked: Any) -> None:
@@ -135,13 +148,19 @@ def command(**asked: Any) -> None:
     spec = CalibrateSpec(**asked)
     _check_numbers(spec)
     _check_places(spec)
-    _calibrate(spec)
+    if spec.online:
+        _type_online(spec)
+    else:
+        _calibrate(spec)
 
 
 def _check_numbers(spec: CalibrateSpec) -> None:
     if spec.tau is not None and spec.semantic_share is not None:
         raise UserError("--tau and --semantic-share decide the same thing; give one of them")
     as_count(spec.num_images, "--num-images", way_out="use 16", most=MAX_IMAGES)
+    for given, name in ((spec.costs, "--costs"), (spec.plot, "--plot")):
+        if spec.online and given is not None:
+            raise UserError(f"--online measures types alone, of unfinished images; drop {name}")
     if not 0 <= spec.threshold <= 1:  # NaN is not, either
         raise UserError(f"--tau {spec.threshold:g} is outside [0, 1]; use {TAU}")
     if spec.semantic_share is not None and not 0 <= spec.semantic_share <= 1:
@@ -175,7 +194,6 @@ def _state_file(spec: CalibrateSpec) -> Path:
 
 def _calibrate(spec: CalibrateSpec) -> None:
     from ssd_export.calibrate.calibration import ABLATION, FISHER, CalibrationSpec, calibrate
-    from ssd_export.calibrate.neighborhood import Neighborhood
     from ssd_export.cli.progress import ProgressReport
     from ssd_export.export.exporter import generation_defaults
     from ssd_export.model.checkpoint import open_checkpoint
@@ -191,12 +209,7 @@ def _calibrate(spec: CalibrateSpec) -> None:
     _, folder = model_folder(spec.model)
     checkpoint = open_checkpoint(folder, spec.lora, spec.prompt_template)
     given = _prompts(spec, checkpoint.config)
-    grid = checkpoint.config.grid
-    neighborhood = (
-        Neighborhood.default(grid)
-        if spec.neighborhood is None
-        else Neighborhood.parse(spec.neighborhood, grid)
-    )
+    grid, neighborhood = checkpoint.config.grid, _neighborhood(spec, checkpoint.config)
     other = None if spec.compare is None else _other_map(spec.compare, checkpoint.config)
     defaults = generation_defaults(checkpoint)
     model = load_model(checkpoint)
@@ -236,6 +249,105 @@ def _calibrate(spec: CalibrateSpec) -> None:
     if spec.plot is not None:
         _plot(spec.plot, checkpoint, model, head_map, what, done)
     state_file.unlink(missing_ok=True)
+
+
+def _type_online(spec: CalibrateSpec) -> None:
+    from ssd_export.calibrate.online import (
+        Agreement,
+        AgreementOfImages,
+        OnlineSpec,
+        type_online,
+        with_agreement,
+    )
+    from ssd_export.cli.progress import ProgressReport
+    from ssd_export.export.exporter import generation_defaults
+    from ssd_export.model.checkpoint import open_checkpoint
+    from ssd_export.model.families import prompt_slots_of
+    from ssd_export.model.find import model_folder
+    from ssd_export.model.load import load_model
+    from ssd_export.model.torch_threads import set_torch_threads
+    from ssd_export.sampling import Sampling
+    from ssd_export.version import TOOL_VERSION
+
+    set_torch_threads(spec.threads)
+    _, folder = model_folder(spec.model)
+    checkpoint = open_checkpoint(folder, spec.lora, spec.prompt_template)
+    config, defaults = checkpoint.config, generation_defaults(checkpoint)
+    what = OnlineSpec(
+        _prompts(spec, config),
+        spec.num_images,
+        _neighborhood(spec, config),
+        spec.seed,
+        Sampling(defaults.cfg_scale, defaults.temperature),
+        prompt_slots_of(config, spec.prompt_slots),
+    )
+    other = _other_map(spec.compare, config) if spec.compare else checkpoint.head_map(None)
+    began = time.perf_counter()
+    with ProgressReport() as progress:
+        maps = type_online(
+            checkpoint,
+            load_model(checkpoint),
+            what,
+            threshold=spec.threshold,
+            tool_version=TOOL_VERSION,
+            progress=progress,
+        )
+    seconds = time.perf_counter() - began
+    if spec.semantic_share is not None:
+        maps = [each.with_semantic_share(spec.semantic_share) for each in maps]
+    offline = None if other is None else Agreement.of(maps[0], other)
+    images = AgreementOfImages.of(maps)
+    with_agreement(maps[0], what, offline, images).save(spec.out)
+    name = spec.compare or "the model's own head map"
+    for line in _online_summary(spec, maps[0], seconds, name, offline, images):
+        click.echo(line)
+
+
+def _online_summary(
+    spec: CalibrateSpec,
+    head_map: HeadMap,
+    seconds: float,
+    name: str,
+    offline: Agreement | None,
+    images: AgreementOfImages | None,
+) -> list[str]:
+    heads = head_map.num_layers * head_map.num_kv_heads
+    return [
+        _type_line(spec, head_map),
+        f"{spec.num_images} images in {seconds:.1f} s; {head_map.provenance}, the first one's",
+        (
+            "against a map of many images: none to compare with; run `ssd-export calibrate`, then"
+            " give --compare FILE"
+            if offline is None
+            else f"against {name}: the same type for {offline.same_type:.1%} of {heads} heads"
+            f" ({offline.same_type_at_share:.1%} were as many semantic), rank correlation"
+            f" {offline.rank_correlation:.3f}"
+        ),
+        (
+            "between images: needs two images or more"
+            if images is None
+            else f"between {spec.num_images} images: the same type for {images.mean:.1%} of the"
+            f" heads, mean of all pairs; {images.least:.1%} in the least alike;"
+            f" {images.always_same:.1%} of the heads have one type in every image"
+        ),
+    ]
+
+
+def _neighborhood(spec: CalibrateSpec, config: ModelConfig) -> Neighborhood:
+    from ssd_export.calibrate.neighborhood import Neighborhood
+
+    if spec.neighborhood is None:
+        return Neighborhood.default(config.grid)
+    return Neighborhood.parse(spec.neighborhood, config.grid)
+
+
+def _type_line(spec: CalibrateSpec, head_map: HeadMap) -> str:
+    heads = head_map.num_layers * head_map.num_kv_heads
+    return (
+        f"{spec.out}: {round(head_map.semantic_share * heads)} of {heads} heads semantic"
+        f" ({head_map.semantic_share:.3f}) at tau {head_map.threshold:.3g}, neighborhood"
+        f" {head_map.neighborhood}"
+    )
 
 
 def _prompts(spec: CalibrateSpec, config: ModelConfig) -> tuple[str, ...]:
@@ -290,10 +402,7 @@ def _summary(
     semantic = round(head_map.semantic_share * heads)
     resumed = f" ({done.num_resumed} of them by an earlier run)" if done.num_resumed else ""
     lines = [
-        (
-            f"{spec.out}: {semantic} of {heads} heads semantic ({head_map.semantic_share:.3f}) at"
-            f" tau {head_map.threshold:.3g}, neighborhood {head_map.neighborhood}"
-        ),
+        _type_line(spec, head_map),
         (
             f"{spec.num_images} images{resumed} in {seconds:.1f} s, costs by"
             f" {head_map.statistics['costs']}"

@@ -369,3 +369,38 @@ def test_default_prompts_of_the_demo_are_training_captions() -> None:
     assert len(classes) == len(VARIED) and all(0 <= int(name) < 1000 for name in classes)
     with pytest.raises(UserError, match="cannot be calibrated yet"):
         _prompts(spec, PUBLISHED["llamagen-t2i-xl-256"])
+
+
+def test_online_types_are_printed_kept_and_exported(
+    calibrated: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, out = calibrated, calibrated / "online.json"
+    arguments = ["--model", str(folder / "tiny"), "--prompts", str(folder / "prompts.txt")]
+    compare = ["--num-images", "2", "--semantic-share", "0.5", "--compare"]
+    with pytest.raises(SystemExit) as exit_:
+        main(
+            ["calibrate", *arguments, "--online", *compare, str(folder / "head_map.json")]
+            + ["--out", str(out)]
+        )
+    printed = capsys.readouterr().out
+    assert exit_.value.code == 0 and "2 of 4 heads semantic (0.500)" in printed
+    kept = HeadMap.load(out).statistics
+    share = kept["agreement_with_offline"]["same_type"]
+    assert f"head_map.json: the same type for {share:.1%} of 4 heads" in printed
+    images = kept["agreement_of_images"]
+    assert f"between 2 images: the same type for {images['mean']:.1%}" in printed
+    with pytest.raises(SystemExit) as exit_:
+        main(
+            ["export", "--model", str(folder / "tiny"), "--head-map", str(out)]
+            + ["--policy", "headkv", "--budget", "0.2", "--out", str(folder / "online-bundle")]
+        )
+    assert exit_.value.code == 0
+
+
+@pytest.mark.parametrize(("given", "value"), [("--costs", "fisher"), ("--plot", "map.png")])
+def test_online_refuses_what_it_does_not_measure(
+    given: str, value: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as exit_:
+        main(["calibrate", "--online", given, value])
+    assert exit_.value.code == 1 and f"drop {given}" in capsys.readouterr().err
