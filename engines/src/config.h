@@ -49,8 +49,8 @@ struct GraphSpec {
 
 // rows_per_image: of the batch; 2 with guidance, the conditional and the unconditional row, else 1.
 struct ModelConfig {
-    int64_t vocab_size, hidden_size, num_layers, num_kv_heads, head_dim, intermediate_size;
-    int64_t codebook_size, max_positions;
+    int64_t vocab_size, hidden_size, num_layers, num_heads, num_kv_heads, head_dim;
+    int64_t intermediate_size, codebook_size, codebook_dim, max_positions;
     int64_t base_channels, pixels_per_token;
     std::string family;
     Grid grid;

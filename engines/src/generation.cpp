@@ -37,6 +37,7 @@ Generation::Generation(std::shared_ptr<Model> model, ssd_generate_params const& 
       max_batch_(std::min(params.max_batch, model_->backend().max_images())),
       decoder_batch_(params.decoder_batch),
       preview_(params.preview != 0),
+      lookahead_(params.lookahead),
       on_row_(params.on_row),
       user_data_(params.user_data),
       runner_(model_->backend().make_runner()),
@@ -47,8 +48,23 @@ Generation::Generation(std::shared_ptr<Model> model, ssd_generate_params const& 
             fail(SSD_INVALID_ARGUMENT, name, " ", count, " is below 1; use 1 or more");
         }
     }
+    check_lookahead();
     tokens_.resize(num_images() * num_tokens());
     place_pixels(params);
+}
+
+void Generation::check_lookahead() const {
+    if (lookahead_ == SSD_LOOKAHEAD_AUTO || lookahead_ == 0 || lookahead_ == AutoWindow::off) {
+        return;
+    }
+    int64_t const most = model_->config().model.grid.num_tokens();
+    if (lookahead_ < 0 || lookahead_ > most) {
+        fail(SSD_INVALID_ARGUMENT, "a window of ", lookahead_, " tokens is outside 2 .. ", most,
+             "; use 8, or SSD_LOOKAHEAD_AUTO");
+    }
+    if (!runner_->why_no_window().empty()) {
+        fail(SSD_INVALID_ARGUMENT, runner_->why_no_window());
+    }
 }
 
 void Generation::place_pixels(ssd_generate_params const& params) {
@@ -87,6 +103,24 @@ void Generation::begin_batch() {
         fail(SSD_INTERNAL_ERROR, "the backend holds ", runner_->cache_bytes(),
              " cache bytes, the policy table says ", promised, "; export the bundle again");
     }
+    choose_passes(batch);
+}
+
+void Generation::choose_passes(PromptBatch const& batch) {
+    Config const& config = model_->config();
+    ahead_.reset();
+    if (lookahead_ > AutoWindow::off) {
+        ahead_ = std::make_unique<Lookahead>(*runner_, batch, config, lookahead_);
+    }
+    // Several images' passes wait for the slowest: they take one token a pass.
+    if (lookahead_ != SSD_LOOKAHEAD_AUTO || count_ > 1 || !runner_->why_no_window().empty()) {
+        return;
+    }
+    AutoWindow window(PassCost::of(model_->bundle(), runner_->cpu_threads()),
+                      config.policy.rooms(batch.lengths));
+    if (window.could_pay()) {
+        ahead_ = std::make_unique<Lookahead>(*runner_, batch, config, std::move(window));
+    }
 }
 
 bool Generation::step_row(ssd_row_event& event) {
@@ -115,7 +149,12 @@ uint32_t Generation::generate_row() {
     if (row_ == 0) {
         begin_batch();
     }
-    runner_->decode_row(std::max<int64_t>(1, row_ * grid.width), (row_ + 1) * grid.width, stop_);
+    if (ahead_ != nullptr) {
+        ahead_->reach((row_ + 1) * grid.width, stop_);
+    } else {
+        runner_->decode_row(std::max<int64_t>(1, row_ * grid.width), (row_ + 1) * grid.width,
+                            stop_);
+    }
     if (stop_) {
         throw Failure(SSD_CANCELLED, "cancelled");
     }
@@ -186,6 +225,8 @@ void Generation::fill_event(ssd_row_event& event, uint32_t row) const {
     event.total_images = num_images();
     event.num_tokens = static_cast<uint32_t>(num_tokens());
     event.done = is_last_row && finished_ == num_images() ? 1 : 0;
+    auto const steps = (row + 1) * static_cast<uint32_t>(model.grid.width) - 1;
+    event.passes = ahead_ != nullptr ? ahead_->passes() : steps;
     event.tokens = tokens_.data() + first * num_tokens();
     event.pixels = is_last_row ? finished : preview_ ? preview_pixels_.data() : nullptr;
     event.width = static_cast<uint32_t>(model.image_width());

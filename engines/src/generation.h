@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "image_requests.h"
+#include "lookahead.h"
 
 namespace ssd_runtime {
 
@@ -45,6 +46,8 @@ public:
 private:
     void place_pixels(ssd_generate_params const& params);
     void begin_batch();
+    void choose_passes(PromptBatch const& batch);
+    void check_lookahead() const;
     void check_usable();
     uint32_t generate_row();
     void decode(int32_t const* tokens, uint8_t* pixels);
@@ -58,15 +61,17 @@ private:
     ImageRequests requests_;
     uint32_t max_batch_, decoder_batch_;
     bool preview_;
+    int32_t lookahead_;
     ssd_row_callback on_row_;
     void* user_data_;
 
     std::unique_ptr<Runner> runner_;
-    uint32_t first_ = 0, count_ = 0;  // the images generated now
-    uint32_t row_ = 0;                // the next one
-    uint32_t finished_ = 0;           // images with pixels
-    std::vector<int32_t> lengths_;    // of the present batch
-    std::vector<int32_t> tokens_;     // [images, tokens]
+    std::unique_ptr<Lookahead> ahead_;  // of the present batch; NULL: it takes one token a pass
+    uint32_t first_ = 0, count_ = 0;    // the images generated now
+    uint32_t row_ = 0;                  // the next one
+    uint32_t finished_ = 0;             // images with pixels
+    std::vector<int32_t> lengths_;      // of the present batch
+    std::vector<int32_t> tokens_;       // [images, tokens]
     std::vector<uint8_t> own_pixels_, preview_pixels_;
     uint8_t* pixels_;
 

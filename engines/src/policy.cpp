@@ -96,6 +96,24 @@ std::set<int64_t> PolicyTable::full_before(EvictionKind kind,
     return steps;
 }
 
+std::vector<int64_t> PolicyTable::rooms(std::vector<int32_t> const& lengths) const {
+    std::set<int64_t> full;
+    for (auto const& groups : layers) {
+        for (HeadGroup const& group : groups) {
+            if (can_fill(group)) {
+                full.merge(full_before({group.num_slots, group.evict_every}, lengths));
+            }
+        }
+    }
+    std::vector<int64_t> found(static_cast<size_t>(grid.num_tokens()));
+    int64_t room = 0;
+    for (int64_t step = grid.num_tokens() - 1; step >= 0; --step) {
+        found[static_cast<size_t>(step)] = ++room;
+        room = full.count(step) > 0 ? 0 : room;
+    }
+    return found;
+}
+
 uint64_t PolicyTable::tokens_evicted(int64_t length) const {
     int64_t evicted = 0;
     for (auto const& groups : layers) {

@@ -46,6 +46,10 @@ struct PolicyTable {
     // lengths.
     std::set<int64_t> full_before(EvictionKind kind, std::vector<int32_t> const& lengths) const;
 
+    // Steps that the caches take from each step of an image on before the next eviction, without
+    // one that is due before that very step. lengths: of the prompts in the rows of the image.
+    std::vector<int64_t> rooms(std::vector<int32_t> const& lengths) const;
+
     // (layer, KV head, token) triples that a row with a prompt of this length drops.
     uint64_t tokens_evicted(int64_t length) const;
 

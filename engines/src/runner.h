@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "config.h"
+#include "failure.h"
 #include "noise.h"
 
 namespace ssd_runtime {
@@ -30,6 +31,24 @@ struct PromptBatch {
     int64_t num_images() const { return static_cast<int64_t>(images.size()); }
 };
 
+// What a pass over several steps of every image takes. first: the next step of each, the number of
+// tokens where it is done; limit: the most tokens to keep, 0 where it is done, and no more than the
+// caches have room for; inputs: [N, width], the token before that step, then drafts of those from
+// it on; noise: [N, width, codebook] of the steps.
+struct Window {
+    std::vector<int64_t> first, limit;
+    std::vector<int32_t> inputs;
+    std::vector<float> noise;
+
+    int64_t width() const { return static_cast<int64_t>(inputs.size() / first.size()); }
+};
+
+// tokens: [N, width]; kept: how many of each image are those that single steps would sample.
+struct SampledWindow {
+    std::vector<int32_t> tokens;
+    std::vector<int64_t> kept;
+};
+
 // The caches of one generation on one backend. Call order: prefill, then decode_row for rows in
 // order; decode_image at any time.
 class Runner {
@@ -41,6 +60,20 @@ public:
 
     // Generates the tokens of steps first .. last - 1. Stops early once `stop` is true.
     virtual void decode_row(int64_t first, int64_t last, std::atomic<bool> const& stop) = 0;
+
+    // Why there is no decode_window, with the way out; "" where there is one.
+    virtual std::string why_no_window() const {
+        return "this backend takes one token a pass; use lookahead 1";
+    }
+
+    // CPU threads that a step computes with; 0: a GPU does.
+    virtual int cpu_threads() const { return 0; }
+
+    // Samples several tokens of every image in one pass, and keeps those that single steps would
+    // sample. Evictions that are due before an image's first step are part of it.
+    virtual SampledWindow decode_window(Window const& /*window*/) {
+        fail(SSD_INVALID_ARGUMENT, why_no_window());
+    }
 
     // int32 [N, tokens]; 0 where still to come. Waits for the device.
     virtual std::vector<int32_t> tokens() = 0;

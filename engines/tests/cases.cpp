@@ -4,9 +4,9 @@
 //
 // cases.json: an array of objects with `bundle` and any of prompts, ids, negative_prompt,
 // negative_ids, seed, seeds, num_images, cfg_scale, temperature, top_k, max_batch, decoder_batch,
-// preview, num_threads, own_loop, first_row, or `bundle` and `encode` (an array of texts).
-// results.bin: for each case a line of JSON, then the tokens (int32) and pixels (uint8) that the
-// line counts.
+// preview, lookahead, num_threads, own_loop, first_row, or `bundle` and `encode` (an array of
+// texts). results.bin: for each case a line of JSON, then the tokens (int32) and pixels (uint8)
+// that the line counts.
 #include <chrono>
 #include <cstdio>
 #include <fstream>
@@ -84,6 +84,7 @@ ssd::Request request_of(ssd::Model const& model, Json const& test, Lists& lists)
     params.max_batch = test.value("max_batch", params.max_batch);
     params.decoder_batch = test.value("decoder_batch", params.decoder_batch);
     params.preview = test.value("preview", 0);
+    params.lookahead = test.value("lookahead", 0);
     return request;
 }
 
@@ -101,8 +102,10 @@ void generate(Json const& test, std::ostream& out) {
     Lists lists;
     ssd::Request request = request_of(model, test, lists);
     Json events = Json::array();
-    request.on_row = [&events](ssd_row_event const& event) {
+    uint32_t passes = 0;
+    request.on_row = [&](ssd_row_event const& event) {
         events.push_back(event_of(event));
+        passes = event.passes;
         return true;
     };
     auto const began = std::chrono::steady_clock::now();
@@ -113,6 +116,7 @@ void generate(Json const& test, std::ostream& out) {
         for (int32_t done = 0; done == 0;) {
             ssd_row_event const event = generation.step_row();
             events.push_back(event_of(event));
+            passes = event.passes;
             done = event.done;
         }
     } else {
@@ -129,6 +133,7 @@ void generate(Json const& test, std::ostream& out) {
                 {"tokens", num_tokens},
                 {"pixels", num_pixels},
                 {"events", events},
+                {"passes", passes},
                 {"seconds", seconds},
                 {"cache_bytes", cache.bytes},
                 {"tokens_evicted", cache.tokens_evicted},

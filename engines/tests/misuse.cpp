@@ -198,6 +198,8 @@ void wrong_numbers() {
             p.negative_prompts = &broken, p.num_negative_prompts = 1, p.cfg_scale = 2;
         },
         "the negative prompt '\xFF' is not valid Unicode", __LINE__);
+    refuse([](Params& p) { p.lookahead = -2; }, "a window of -2 tokens is outside 2", __LINE__);
+    refuse([](Params& p) { p.lookahead = 100'000; }, "a window of 100000 tokens", __LINE__);
     uint8_t small[12];
     refuse([&](Params& p) { p.pixels = small, p.pixels_bytes = sizeof small; },
            "pixels_bytes=12 holds no 1 images", __LINE__);
@@ -246,6 +248,7 @@ void cancelled_at_every_row() {
     uint32_t const num_rows = model.info().grid_rows;
     for (uint32_t last = 0; last < num_rows; ++last) {
         ssd::Request request = request_of(model);
+        request.params.lookahead = last % 2 == 0 ? 0 : 8;
         uint32_t calls = 0;
         request.on_row = [&](ssd_row_event const& event) {
             ++calls;

@@ -31,10 +31,13 @@ class Case:
         asked = {"prompts": self.prompts, "own_loop": self.own_loop, **self.options}
         if isinstance(asked.get("negative_prompt"), str):
             asked["negative_prompt"] = [asked["negative_prompt"]]
+        if asked.get("lookahead") == "auto":
+            asked["lookahead"] = LOOKAHEAD_AUTO
         return {"bundle": str(bundle), **asked}
 
 
 TWO = tuple(DEMO_PROMPTS)
+LOOKAHEAD_AUTO = -1
 LONG = "a large green square on white, and two small red circles below a blue triangle"
 CASES = {
     "defaults": Case("ssd-auto"),
@@ -67,6 +70,15 @@ CASES = {
     "int8": Case("int8", TWO[:1], {"seed": 11}),
     "int8 cache": Case("kv-int8", TWO, {"seed": 12}),
     "float16": Case("fp16", TWO[:1], {"seed": 13}),
+    "lookahead": Case("ssd-auto", TWO[:1], {"lookahead": 8, "seed": 1}),
+    "lookahead where it pays": Case(
+        "ssd-auto", TWO[1:], {"lookahead": "auto", "preview": True, "seed": 2}
+    ),
+    "lookahead of two at once": Case("linear", TWO, {"lookahead": 6, "seed": 3}),
+    "lookahead and top-k": Case("ssd-auto-0.1", TWO[:1], {"lookahead": 12, "top_k": 20}),
+    "greedy lookahead": Case(
+        "kv-int8", TWO, {"lookahead": 8, "temperature": 0.0, "max_batch": 1}, own_loop=True
+    ),
 }
 
 
@@ -108,13 +120,14 @@ def run_cases(
 def generated_by_python(case: Case, bundle: Path) -> Made:
     with ImageGenerator.from_bundle(bundle) as generator:
         events = list(generator.stream(case.prompts, **case.options))
-        cache = generator.cache
+        cache, passes = generator.cache, generator.passes
     images = np.stack([np.asarray(image) for image in events[-1].images])
     shown = [
         None if event.images is None else [np.asarray(image) for image in event.images]
         for event in events
     ]
-    facts = {"cache": cache, "shown": shown, "rows": [event.row for event in events]}
+    rows = [event.row for event in events]
+    facts = {"cache": cache, "shown": shown, "rows": rows, "passes": passes}
     return Made(events[-1].tokens, images, facts)
 
 

@@ -4,15 +4,19 @@ events.
 
 from __future__ import annotations
 
+import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from ssd_export.runtime.generate import ImageGenerator
 from tests.engines.builds import Builds
 from tests.engines.cases import (
     CASES,
+    LOOKAHEAD_AUTO,
     Case,
     Made,
     checksum,
@@ -20,6 +24,7 @@ from tests.engines.cases import (
     prompt_encoder,
     run_cases,
 )
+from tests.scene_bundles import rewrite_manifest
 
 pytestmark = pytest.mark.slow
 
@@ -46,6 +51,7 @@ def test_tokens_and_pixels_are_pythons(name: str, made: dict[str, Made], bundles
     np.testing.assert_array_equal(generated.pixels, expected.pixels)
     assert generated.facts["cache_bytes"] == expected.facts["cache"].bytes
     assert generated.facts["planned_cache_bytes"] == expected.facts["cache"].bytes
+    assert generated.facts["passes"] == expected.facts["passes"]
     assert generated.facts["tokens_evicted"] == expected.facts["cache"].tokens_evicted
     check_events(case, generated, expected)
 
@@ -104,3 +110,38 @@ def test_negative_prompts_of_each_image_and_as_ids(
     for made in (by_text, by_ids):
         assert "error" not in made.facts, made.facts
         np.testing.assert_array_equal(made.tokens, expected.tokens)
+
+
+def test_lookahead_changes_the_passes_alone(
+    build: Builds, bundles: Bundles, tmp_path: Path
+) -> None:
+    asked = {"bundle": str(bundles("ssd-auto")), "prompts": ["a red circle"], "seed": 5}
+    made = run_cases(
+        build("release"), [{**asked, "lookahead": tried} for tried in (1, 2, 8, 30)], tmp_path
+    )
+    for ahead in made[1:]:
+        np.testing.assert_array_equal(ahead.pixels, made[0].pixels)
+        assert ahead.facts["passes"] < made[0].facts["passes"] == 575
+
+
+def test_a_bundle_without_the_graph_of_lookahead(
+    build: Builds, bundles: Bundles, tmp_path: Path
+) -> None:
+    bundle = tmp_path / "earlier"
+    shutil.copytree(bundles("ssd-auto"), bundle)
+    path = bundle / "ssd_config.json"
+    values = json.loads(path.read_text())
+    for name in ("decode_window", "decode_window_top_k"):
+        del values["graphs"][name]
+    path.write_text(json.dumps(values))
+    rewrite_manifest(bundle)
+    asked = {"bundle": str(bundle), "prompts": ["a red circle"], "first_row": True}
+    refused, chosen = run_cases(
+        build("release"),
+        [{**asked, "lookahead": tried} for tried in (8, LOOKAHEAD_AUTO)],
+        tmp_path,
+    )
+    with ImageGenerator.from_bundle(bundle) as generator:
+        words = generator.runner.no_window.replace("--lookahead off", "lookahead 1")
+    assert refused.facts["error"] == words
+    assert "error" not in chosen.facts

@@ -148,6 +148,7 @@ typedef struct ssd_row_event {
     uint8_t const* pixels; /* RGB8 [num_images, height, width, 3]: with preview what there is so
                               far; without, the finished images at the last row, else NULL */
     uint32_t width, height;
+    uint32_t passes; /* decode passes so far, of the images generated now */
 } ssd_row_event;
 
 /* Returns 0 to go on; anything else cancels. */
@@ -176,7 +177,11 @@ typedef struct ssd_generate_params {
     ssd_prompt const* negative_prompts; /* what guidance leads away from: one for all, or one for
                               each prompt or each image; without text and ids, the model's own */
     size_t num_negative_prompts;
+    int32_t lookahead; /* tokens of an image that a pass tries at once, for the same tokens up to
+                          near ties: 0 or 1 takes them one by one; or SSD_LOOKAHEAD_AUTO */
 } ssd_generate_params;
+
+enum { SSD_LOOKAHEAD_AUTO = -1 }; /* one image at a time, and where it pays */
 
 /* Fills in the model's guidance and temperature, and one image a prompt. */
 SSD_API ssd_status ssd_generate_params_init(ssd_generate_params* params, ssd_model const* model,

@@ -1,6 +1,7 @@
 #include "ort/ort_runner.h"
 
 #include <algorithm>
+#include <cmath>
 #include <cstring>
 #include <numeric>
 
@@ -12,6 +13,7 @@ namespace ssd_runtime {
 namespace {
 
 char const num_sorted_codes[] = "num_sorted_codes";
+char const window_graph[] = "decode_window";
 char const past_prefix[] = "past_key_values.";
 
 bool is_past(std::string const& name) { return name.rfind(past_prefix, 0) == 0; }
@@ -132,10 +134,11 @@ OrtRunner::OrtRunner(Bundle const& bundle, std::shared_ptr<OrtSessions> sessions
               : Ort::MemoryInfo::CreateCpu(OrtDeviceAllocator, OrtMemTypeDefault)) {}
 
 void OrtRunner::prefill(PromptBatch const& batch) {
-    std::string const suffix = batch.sampling.top_k > 0 ? "_top_k" : "";
-    std::string const graph = "prefill" + suffix;
+    suffix_ = batch.sampling.top_k > 0 ? "_top_k" : "";
+    std::string const graph = "prefill" + suffix_;
     bound_.clear();  // the decode step's session may have to make room
-    allocate(batch.num_images(), "decode_step" + suffix);
+    allocate(batch.num_images(), "decode_step" + suffix_);
+    noise_row_ = 0;
     images_ = batch.images;
     is_greedy_ = batch.sampling.temperature == 0;
     GraphSpec const& spec = config_.graph(graph);
@@ -145,7 +148,7 @@ void OrtRunner::prefill(PromptBatch const& batch) {
     for (TensorSpec const& tensor : inputs_of(spec)) {
         std::vector<std::byte>& content = contents[tensor.name];
         content = content_of(tensor, batch);
-        feeds.emplace(tensor.name, on_host(tensor, content.data(), content.size()));
+        feeds.emplace(tensor.name, on_host(tensor, content.data(), content.size(), sizes_));
         if (values_.count(tensor.name) > 0) {
             upload(tensor.name, content.data(), content.size());
         }
@@ -251,7 +254,7 @@ void OrtRunner::fill_caches(GraphSpec const& prefill, std::vector<Ort::Value> co
     };
     auto const images = static_cast<size_t>(batch.num_images());
     std::byte const* const first_tokens = result("token");
-    fill("tokens", [&](std::byte* target, size_t size) {
+    fill(values_.at("tokens"), [&](std::byte* target, size_t size) {
         std::memset(target, 0, size);
         std::memcpy(target, first_tokens, images * sizeof(int32_t));
     });
@@ -262,15 +265,14 @@ void OrtRunner::fill_caches(GraphSpec const& prefill, std::vector<Ort::Value> co
         bool const is_position = ends_with(tensor.name, ".position");
         std::byte const* const prompt = is_position ? nullptr : result(present_of(tensor.name));
         PromptSlots const slots(tensor, tensor.shape_with(sizes_), batch);
-        fill(tensor.name,
+        fill(values_.at(tensor.name),
              [&](std::byte* target, size_t size) { slots.write(prompt, target, size); });
     }
 }
 
 // Calls write(host memory, bytes) for the content of a value; on the CPU that is the value itself.
 template <typename Write>
-void OrtRunner::fill(std::string const& name, Write write) {
-    Ort::Value& value = values_.at(name);
+void OrtRunner::fill(Ort::Value& value, Write write) {
     size_t const size = size_in_bytes(value);
     if (!sessions_->is_cuda()) {
         write(static_cast<std::byte*>(value.GetTensorMutableRawData()), size);
@@ -298,20 +300,197 @@ void OrtRunner::plan_evictions(std::vector<int32_t> const& lengths) {
 
 void OrtRunner::decode_row(int64_t first, int64_t last, std::atomic<bool> const& stop) {
     int64_t const row = first / config_.model.grid.width;
-    if (row > 0 && !is_greedy_) {
+    if (row != noise_row_ && !is_greedy_) {
         std::vector<float> const noise = noise_of_row(row);
         upload("noise", noise.data(), noise.size() * sizeof(float));
     }
+    noise_row_ = row;
     for (int64_t step = first; step < last && !stop; ++step) {
-        auto const due = evictions_.find(step);
-        if (due != evictions_.end()) {
-            for (std::string const& graph : due->second) {
-                run(graph, step);
-                copy_back(config_.graph(graph));
-            }
-        }
+        evict(step);
         run(step_graph_, step);
     }
+    if (!stop) {
+        check_logits(values_.at("logits"), last - 1);
+    }
+}
+
+void OrtRunner::evict(int64_t step) {
+    auto const due = evictions_.find(step);
+    if (due == evictions_.end()) {
+        return;
+    }
+    for (std::string const& graph : due->second) {
+        run(graph, step);
+        copy_back(config_.graph(graph));
+    }
+}
+
+std::string OrtRunner::why_no_window() const {
+    return config_.graphs.count(window_graph) > 0
+               ? ""
+               : "this bundle was exported without the graph that lookahead needs; export it again "
+                 "with --force, or use lookahead 1";
+}
+
+SampledWindow OrtRunner::decode_window(Window const& window) {
+    std::string const graph = window_graph + suffix_;
+    evict_images(window);
+    Values& values = window_values(graph, window.width());
+    auto const give = [&](char const* name, auto const& items) {
+        upload(name, values.at(name), items.data(), items.size() * sizeof(items[0]));
+    };
+    give("window_tokens", window.inputs);
+    give("first", window.first);
+    give("limit", window.limit);
+    give("noise", window.noise);
+    Bound& to_run = bound(graph, window.width());
+    to_run.session->Run(run_options_, to_run.binding);
+    SampledWindow sampled{items_of<int32_t>(values.at("sampled")),
+                          items_of<int64_t>(values.at("kept"))};
+    std::vector<int32_t> tokens = items_of<int32_t>(values_.at("tokens"));
+    size_t const images = window.first.size();
+    for (size_t image = 0; image < images; ++image) {
+        int64_t const first = window.first[image];
+        int64_t const kept = sampled.kept[image];
+        if (kept < 0 || kept > window.limit[image]) {
+            fail(SSD_BAD_BUNDLE, "graph ", graph, " kept ", kept, " tokens of at most ",
+                 window.limit[image], "; export the bundle again");
+        }
+        for (int64_t place = 0; place < kept; ++place) {
+            tokens[static_cast<size_t>(first + place) * images + image] =
+                sampled.tokens[image * static_cast<size_t>(window.width()) +
+                               static_cast<size_t>(place)];
+        }
+    }
+    upload("tokens", tokens.data(), tokens.size() * sizeof(int32_t));
+    check_logits(values.at("logits"), *std::min_element(window.first.begin(), window.first.end()));
+    return sampled;
+}
+
+// Evicts what is due before each image's own step.
+void OrtRunner::evict_images(Window const& window) {
+    size_t const images = window.first.size();
+    if (images == 1) {
+        evict(window.first[0]);
+        return;
+    }
+    for (auto const& [step, graphs] : evictions_) {
+        std::vector<size_t> rows;
+        for (size_t row = 0; row < static_cast<size_t>(sizes_.at("rows")); ++row) {
+            if (window.limit[row % images] > 0 && window.first[row % images] == step) {
+                rows.push_back(row);
+            }
+        }
+        for (size_t i = 0; i < graphs.size() && !rows.empty(); ++i) {
+            evict_rows(graphs[i], step, rows);
+        }
+    }
+}
+
+// Runs an evict graph on some rows alone: others, at other steps, may be full as well.
+void OrtRunner::evict_rows(std::string const& graph, int64_t step,
+                           std::vector<size_t> const& rows) {
+    GraphSpec const& spec = config_.graph(graph);
+    std::map<std::string, int64_t> sizes = sizes_;
+    auto const row_bytes = [this](size_t size) {
+        return size / static_cast<size_t>(sizes_.at("rows"));
+    };
+    sizes["rows"] = static_cast<int64_t>(rows.size());
+    std::map<std::string, std::vector<std::byte>> contents;
+    std::map<std::string, Ort::Value> feeds;
+    for (TensorSpec const& tensor : spec.inputs) {
+        std::vector<std::byte>& content = contents[tensor.name];
+        if (tensor.name == "step") {
+            content = bytes_of(std::vector<int64_t>{step});
+        } else {
+            std::vector<std::byte> const every = download(values_.at(tensor.name));
+            for (size_t const row : rows) {
+                auto const begin =
+                    every.begin() + static_cast<std::ptrdiff_t>(row * row_bytes(every.size()));
+                content.insert(content.end(), begin,
+                               begin + static_cast<std::ptrdiff_t>(row_bytes(every.size())));
+            }
+        }
+        feeds.emplace(tensor.name, on_host(tensor, content.data(), content.size(), sizes));
+    }
+    std::vector<Ort::Value> const results = run_once(graph, feeds);
+    for (size_t i = 0; i < results.size(); ++i) {
+        std::string const past = past_of(spec.outputs[i].name);
+        std::vector<std::byte> every = download(values_.at(past));
+        auto const* made = static_cast<std::byte const*>(results[i].GetTensorRawData());
+        size_t const size = row_bytes(every.size());
+        if (size_in_bytes(results[i]) != rows.size() * size) {
+            fail(SSD_BAD_BUNDLE, "graph ", graph, " made ", spec.outputs[i].name,
+                 " of another size than the bundle says; export the bundle again");
+        }
+        for (size_t place = 0; place < rows.size(); ++place) {
+            std::memcpy(every.data() + rows[place] * size, made + place * size, size);
+        }
+        upload(past, every.data(), every.size());
+    }
+}
+
+// Values that decode_window has for itself at this width; all else it shares with the steps.
+OrtRunner::Values& OrtRunner::window_values(std::string const& graph, int64_t width) {
+    auto const found = windows_.find(width);
+    if (found != windows_.end()) {
+        return found->second;
+    }
+    GraphSpec const& spec = config_.graph(graph);
+    std::map<std::string, int64_t> sizes = sizes_;
+    sizes["window"] = width;
+    Values made;
+    for (std::vector<TensorSpec> const* tensors : {&spec.inputs, &spec.outputs}) {
+        for (TensorSpec const& tensor : *tensors) {
+            bool const is_own = tensor.name == "noise" || tensor.name == "logits" ||
+                                values_.count(tensor.name) == 0;
+            if (is_own && spec.aliases.count(tensor.name) == 0) {
+                made.emplace(tensor.name, new_value(tensor, sizes));
+            }
+        }
+    }
+    for (char const* name :
+         {"window_tokens", "first", "limit", "noise", "sampled", "kept", "logits"}) {
+        if (made.count(name) == 0) {
+            fail(SSD_BAD_BUNDLE, "graph ", graph, " has no tensor ", name,
+                 "; export the bundle again");
+        }
+    }
+    return windows_.emplace(width, std::move(made)).first->second;
+}
+
+std::vector<std::byte> OrtRunner::download(Ort::Value const& value) const {
+    std::vector<std::byte> content(size_in_bytes(value));
+    if (sessions_->is_cuda()) {
+        CudaDriver::get().use(sessions_->device());
+        CudaDriver::get().copy_to_host(content.data(), value.GetTensorRawData(), content.size());
+    } else {
+        std::memcpy(content.data(), value.GetTensorRawData(), content.size());
+    }
+    return content;
+}
+
+template <typename Item>
+std::vector<Item> OrtRunner::items_of(Ort::Value const& value) const {
+    std::vector<std::byte> const content = download(value);
+    std::vector<Item> items(content.size() / sizeof(Item));
+    std::memcpy(items.data(), content.data(), items.size() * sizeof(Item));
+    return items;
+}
+
+// Tokens of NaN look like any others.
+void OrtRunner::check_logits(Ort::Value const& logits, int64_t step) const {
+    std::vector<float> const values = items_of<float>(logits);
+    if (std::all_of(values.begin(), values.end(),
+                    [](float value) { return std::isfinite(value); })) {
+        return;
+    }
+    fail(SSD_BAD_BUNDLE, "the logits of image token ", step, " are not finite: ",
+         config_.dtype == Dtype::float16
+             ? "this model's numbers do not fit float16 (65504 at most); export it again with "
+               "--dtype bf16 or --dtype fp32"
+             : "the weights are damaged or the checkpoint's own are not finite; get the checkpoint "
+               "again and export it again");
 }
 
 void OrtRunner::run(std::string const& graph, int64_t step) {
@@ -332,21 +511,29 @@ void OrtRunner::copy_back(GraphSpec const& evict) {
             upload(past_of(tensor.name), changed.GetTensorRawData(), size);
             continue;
         }
-        std::vector<std::byte> staging(size);
-        CudaDriver::get().copy_to_host(staging.data(), changed.GetTensorRawData(), size);
-        upload(past_of(tensor.name), staging.data(), size);
+        upload(past_of(tensor.name), download(changed).data(), size);
     }
 }
 
-OrtRunner::Bound& OrtRunner::bound(std::string const& graph) {
-    auto const found = bound_.find(graph);
+// width: of a window, whose values are its own; 0 for other graphs.
+OrtRunner::Bound& OrtRunner::bound(std::string const& graph, int64_t width) {
+    std::string const key = width > 0 ? text(graph, " of ", width) : graph;
+    auto const found = bound_.find(key);
     if (found != bound_.end()) {
         return found->second;
+    }
+    for (auto it = bound_.begin(); it != bound_.end() && sessions_->holds_one();) {
+        bool const makes_room = holds_language_model(graph) && it->second.spec->name != graph &&
+                                holds_language_model(it->first);
+        it = makes_room ? bound_.erase(it) : std::next(it);
     }
     GraphSpec const& spec = config_.graph(graph);
     std::shared_ptr<Ort::Session> session = sessions_->get(graph);
     Ort::IoBinding binding(*session);
     auto const value = [&](std::string const& name) -> Ort::Value const& {
+        if (width > 0 && windows_.at(width).count(name) > 0) {
+            return windows_.at(width).at(name);
+        }
         auto const held = values_.find(name);
         if (held == values_.end()) {
             fail(SSD_BAD_BUNDLE, "graph ", graph, " has the unknown tensor ", name,
@@ -362,7 +549,7 @@ OrtRunner::Bound& OrtRunner::bound(std::string const& graph) {
         binding.BindOutput(tensor.name.c_str(),
                            value(alias == spec.aliases.end() ? tensor.name : alias->second));
     }
-    return bound_.emplace(graph, Bound{&spec, session, std::move(binding)}).first->second;
+    return bound_.emplace(key, Bound{&spec, session, std::move(binding)}).first->second;
 }
 
 void OrtRunner::allocate(int64_t num_images, std::string const& step_graph) {
@@ -375,6 +562,7 @@ void OrtRunner::allocate(int64_t num_images, std::string const& step_graph) {
         return;
     }
     values_.clear();
+    windows_.clear();
     allocator_.reset();
     allocator_ = std::make_unique<Ort::Allocator>(*sessions_->get("prefill"), device_);
     std::vector<GraphSpec const*> graphs = {&config_.graph(step_graph)};
@@ -384,26 +572,28 @@ void OrtRunner::allocate(int64_t num_images, std::string const& step_graph) {
     for (GraphSpec const* graph : graphs) {
         for (TensorSpec const& tensor : inputs_of(*graph)) {
             if (values_.count(tensor.name) == 0) {
-                values_.emplace(tensor.name, new_value(tensor));
+                values_.emplace(tensor.name, new_value(tensor, sizes_));
             }
         }
         for (TensorSpec const& tensor : graph->outputs) {
             if (!graph->is_aliased(tensor) && values_.count(tensor.name) == 0) {
-                values_.emplace(tensor.name, new_value(tensor));
+                values_.emplace(tensor.name, new_value(tensor, sizes_));
             }
         }
     }
 }
 
-Ort::Value OrtRunner::new_value(TensorSpec const& tensor) {
-    std::vector<int64_t> const shape = tensor.shape_with(sizes_);
+Ort::Value OrtRunner::new_value(TensorSpec const& tensor,
+                                std::map<std::string, int64_t> const& sizes) {
+    std::vector<int64_t> const shape = tensor.shape_with(sizes);
     num_elements(shape);  // refuses what no machine could hold
     return Ort::Value::CreateTensor(*allocator_, shape.data(), shape.size(),
                                     ort_type(tensor.dtype));
 }
 
-Ort::Value OrtRunner::on_host(TensorSpec const& tensor, void* data, size_t size) const {
-    std::vector<int64_t> const shape = tensor.shape_with(sizes_);
+Ort::Value OrtRunner::on_host(TensorSpec const& tensor, void* data, size_t size,
+                              std::map<std::string, int64_t> const& sizes) const {
+    std::vector<int64_t> const shape = tensor.shape_with(sizes);
     if (num_elements(shape) * item_bytes(tensor.dtype) != size) {
         fail(SSD_BAD_BUNDLE, "the bundle's ", tensor.name,
              " has another size than this ssd_runtime makes; export the bundle again");
@@ -413,7 +603,11 @@ Ort::Value OrtRunner::on_host(TensorSpec const& tensor, void* data, size_t size)
 }
 
 void OrtRunner::upload(std::string const& name, void const* data, size_t size) {
-    fill(name, [&](std::byte* target, size_t capacity) {
+    upload(name, values_.at(name), data, size);
+}
+
+void OrtRunner::upload(std::string const& name, Ort::Value& value, void const* data, size_t size) {
+    fill(value, [&](std::byte* target, size_t capacity) {
         if (size != capacity) {
             fail(SSD_BAD_BUNDLE, "the bundle's ", name, " has ", capacity,
                  " bytes where this ssd_runtime makes ", size, "; export the bundle again");
@@ -425,14 +619,7 @@ void OrtRunner::upload(std::string const& name, void const* data, size_t size) {
 std::vector<int32_t> OrtRunner::tokens() {
     auto const steps = static_cast<size_t>(config_.model.grid.num_tokens());
     auto const images = static_cast<size_t>(sizes_.at("images"));
-    std::vector<int32_t> stored(steps * images);
-    void const* const source = values_.at("tokens").GetTensorRawData();
-    if (sessions_->is_cuda()) {
-        CudaDriver::get().use(sessions_->device());
-        CudaDriver::get().copy_to_host(stored.data(), source, stored.size() * sizeof(int32_t));
-    } else {
-        std::memcpy(stored.data(), source, stored.size() * sizeof(int32_t));
-    }
+    std::vector<int32_t> const stored = items_of<int32_t>(values_.at("tokens"));
     std::vector<int32_t> by_image(stored.size());
     for (size_t step = 0; step < steps; ++step) {
         for (size_t image = 0; image < images; ++image) {
@@ -448,8 +635,8 @@ void OrtRunner::decode_image(int32_t const* codes, int64_t count, uint8_t* pixel
         "codes", Dtype::int32, {{count, ""}, {config_.model.grid.num_tokens(), ""}}};
     size_t const num_codes = static_cast<size_t>(count * config_.model.grid.num_tokens());
     std::map<std::string, Ort::Value> feeds;
-    feeds.emplace("codes",
-                  on_host(codes_spec, const_cast<int32_t*>(codes), num_codes * sizeof(int32_t)));
+    feeds.emplace("codes", on_host(codes_spec, const_cast<int32_t*>(codes),
+                                   num_codes * sizeof(int32_t), sizes_));
     std::vector<Ort::Value> const results = run_once("image_decoder", feeds);
     std::vector<int64_t> const wanted = {count, config_.model.image_height(),
                                          config_.model.image_width(), 3};

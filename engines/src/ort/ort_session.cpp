@@ -31,11 +31,11 @@ void give_back_freed_memory() {
 #endif
 }
 
-bool holds_language_model(std::string const& graph) {
-    return graph.rfind("prefill", 0) == 0 || graph.rfind("decode_step", 0) == 0;
-}
-
 }  // namespace
+
+bool holds_language_model(std::string const& graph) {
+    return graph.rfind("prefill", 0) == 0 || graph.rfind("decode_", 0) == 0;
+}
 
 void need_ort_api() {
     static OrtApi const* const api = OrtGetApiBase()->GetApi(ORT_API_VERSION);
@@ -89,6 +89,11 @@ OrtSessions::OrtSessions(Bundle const& bundle, std::string const& provider, int 
     num_threads_ = num_threads > 0 ? num_threads : is_small ? 1 : 0;
     holds_one_ = !is_cuda_ && !is_small;
     get("prefill");  // a provider that cannot start says so before anything is allocated
+}
+
+int OrtSessions::num_threads() const {
+    auto const available = static_cast<int>(std::thread::hardware_concurrency());
+    return num_threads_ > 0 ? num_threads_ : std::max(available, 1);
 }
 
 std::shared_ptr<Ort::Session> OrtSessions::get(std::string const& graph) {

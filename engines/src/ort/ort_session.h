@@ -12,6 +12,9 @@
 
 namespace ssd_runtime {
 
+// Whether a graph multiplies by the language model's weights.
+bool holds_language_model(std::string const& graph);
+
 // The ONNX Runtime sessions of a bundle, each opened when it is first asked for.
 class OrtSessions {
 public:
@@ -23,6 +26,10 @@ public:
 
     bool is_cuda() const { return is_cuda_; }
     int device() const { return device_; }
+    // Threads that a graph computes with on the CPU.
+    int num_threads() const;
+    // Whether a session of the language model is closed when another of its graphs is opened.
+    bool holds_one() const { return holds_one_; }
 
 private:
     std::shared_ptr<Ort::Session> open(std::string const& graph) const;

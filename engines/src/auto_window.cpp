@@ -1,0 +1,145 @@
+// Compiled without fused multiply-add, so that a window is chosen as Python chooses it.
+#include "auto_window.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <limits>
+
+#include <nlohmann/json.hpp>
+
+#include "failure.h"
+#include "files.h"
+
+namespace ssd_runtime {
+namespace {
+
+constexpr int64_t windows[] = {4, 6, 8, 12, 16, AutoWindow::widest};
+constexpr int64_t operators_of_a_layer = 65;
+constexpr double more_operators = 1.4;  // of a pass than of a step
+constexpr double has_to_save = 0.05;    // of a step's time, for what the model does not know
+constexpr double memory = 0.97;         // about the last 33 drafts count
+constexpr double shares = 20;           // of which the share of right drafts is a multiple
+
+struct Rates {
+    double bandwidth, matrix_rate, op;
+};
+constexpr Rates core{15e9, 60e9, 1.7e-6}, gpu{1e12, 50e12, 3e-6};
+constexpr int cores_of_bandwidth = 3;  // more read no faster
+
+// Gathered from row by row, read by the prompt alone, or of the image decoder.
+char const* const not_of_a_step[] = {"language_model.embed_tokens.weight", "generation_embeddings.",
+                                     "caption_projection.", "vqmodel."};
+
+// Bytes of the weights that a step multiplies by, from the header of the weights file.
+int64_t weight_bytes(Bundle const& bundle) {
+    std::string const& name = bundle.config().text_embeddings.file;
+    MappedFile const file(bundle.file(name));
+    uint64_t length = 0;
+    if (file.size() >= sizeof length) {
+        std::memcpy(&length, file.data(), sizeof length);
+    }
+    if (length == 0 || length > file.size() - sizeof length) {
+        fail(SSD_BAD_BUNDLE, "bundle ", bundle.path(), ": ", name,
+             " has no header; export it again with --force");
+    }
+    auto const* text = reinterpret_cast<char const*>(file.data()) + sizeof length;
+    int64_t sum = 0;
+    try {
+        auto const header = nlohmann::json::parse(text, text + length);
+        for (auto const& [tensor, entry] : header.items()) {
+            bool const counts = tensor != "__metadata__" &&
+                                std::none_of(std::begin(not_of_a_step), std::end(not_of_a_step),
+                                             [&tensor = tensor](char const* beginning) {
+                                                 return tensor.rfind(beginning, 0) == 0;
+                                             });
+            if (counts) {
+                auto const& offsets = entry.at("data_offsets");
+                sum += offsets.at(1).get<int64_t>() - offsets.at(0).get<int64_t>();
+            }
+        }
+    } catch (nlohmann::json::exception const&) {
+        fail(SSD_BAD_BUNDLE, "bundle ", bundle.path(), ": the header of ", name,
+             " is damaged; export it again with --force");
+    }
+    return sum;
+}
+
+// Float operations of a decode step of one image.
+int64_t step_operations(Config const& config) {
+    ModelConfig const& model = config.model;
+    int64_t const hidden = model.hidden_size;
+    int64_t const attention = hidden * model.head_dim * 2 * (model.num_heads + model.num_kv_heads);
+    int64_t weights = model.num_layers * (attention + 3 * hidden * model.intermediate_size);
+    weights += hidden * hidden + hidden * model.codebook_size;  // the generation head
+    int64_t const embedded = model.codebook_dim * hidden + hidden * hidden;
+    int64_t slots = 0;
+    for (auto const& groups : config.policy.layers) {
+        for (HeadGroup const& group : groups) {
+            slots += group.num_heads * group.num_slots;
+        }
+    }
+    int64_t const attended = 2 * slots * (model.num_heads / model.num_kv_heads) * model.head_dim;
+    return 2 * (model.rows_per_image * (weights + attended) + embedded);
+}
+
+}  // namespace
+
+PassCost PassCost::of(Bundle const& bundle, int cpu_threads) {
+    Config const& config = bundle.config();
+    Rates rates = gpu;
+    if (cpu_threads > 0) {
+        rates = {core.bandwidth * std::min(cpu_threads, cores_of_bandwidth),
+                 core.matrix_rate * cpu_threads, core.op};
+    }
+    auto const cache = static_cast<int64_t>(config.policy.cache_bytes(
+        config.model.head_dim, item_bytes(config.dtype), config.model.rows_per_image));
+    return {static_cast<double>(operators_of_a_layer * config.model.num_layers) * rates.op,
+            static_cast<double>(weight_bytes(bundle) + cache) / rates.bandwidth,
+            static_cast<double>(step_operations(config)) / rates.matrix_rate};
+}
+
+double PassCost::of_window(int64_t window) const {
+    return more_operators * overhead + moving + static_cast<double>(window) * computing;
+}
+
+int64_t AutoWindow::next() {
+    auto const rounded = static_cast<int64_t>(std::nearbyint(share_ * shares));
+    auto const found = best_.find(rounded);
+    if (found != best_.end()) {
+        return found->second;
+    }
+    return best_[rounded] = choose(static_cast<double>(rounded) / shares);
+}
+
+void AutoWindow::drafts(int64_t right, bool then_wrong) {
+    for (int64_t draft = 0; draft < right + (then_wrong ? 1 : 0); ++draft) {
+        share_ = memory * share_ + (1 - memory) * (draft < right ? 1.0 : 0.0);
+    }
+}
+
+int64_t AutoWindow::choose(double share) const {
+    int64_t best = off;
+    double least = std::numeric_limits<double>::infinity();
+    for (int64_t const window : windows) {
+        double seconds = 0;
+        double step = 1;
+        while (step < static_cast<double>(rooms_.size())) {
+            int64_t const width = std::min(window, rooms_[static_cast<size_t>(step)]);
+            seconds += cost_.of_window(width);
+            double gained = 0;
+            for (int64_t place = 0; place < width; ++place) {
+                gained += std::pow(share, static_cast<double>(place));
+            }
+            step += gained;
+        }
+        if (seconds < least) {
+            least = seconds;
+            best = window;
+        }
+    }
+    double const limit = (1 - has_to_save) * static_cast<double>(rooms_.size() - 1) * cost_.step();
+    return least < limit ? best : off;
+}
+
+}  // namespace ssd_runtime
