@@ -8,7 +8,6 @@ outside the neighborhood, not of one, and on image tokens alone, as everywhere i
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
@@ -21,12 +20,14 @@ from torch import Tensor
 from ssd_export.cache.replay import DenseAttention
 from ssd_export.calibrate.calibration import BATCH, rows_of
 from ssd_export.calibrate.neighborhood import Neighborhood
+from ssd_export.calibrate.prompts import hash_of_prompts
 from ssd_export.calibrate.ranks import rank_correlation
 from ssd_export.calibrate.sequences import FullCacheImages, sequence_of
 from ssd_export.errors import UserError
 from ssd_export.model.checkpoint import Checkpoint
 from ssd_export.model.decoder import ImageTokenModel
 from ssd_export.model.families import prompt_encoder
+from ssd_export.model.prompt import Prompt
 from ssd_export.policy.head_map import HeadMap
 from ssd_export.runtime.loop import single_steps
 from ssd_export.sampling import Sampling
@@ -41,7 +42,7 @@ class OnlineSpec:
     makes the map.
     """
 
-    prompts: tuple[str, ...]
+    prompts: tuple[Prompt, ...]
     num_images: int
     neighborhood: Neighborhood
     seed: int
@@ -128,7 +129,7 @@ def type_online(
         threshold=threshold,
         neighborhood=str(spec.neighborhood),
         provenance=f"typed by ssd-export calibrate --online: first {num_tokens} tokens of an image",
-        prompts_hash=hashlib.sha256(spec.prompts[0].encode()).hexdigest(),
+        prompts_hash=hash_of_prompts(spec.prompts[:1]),
         model_fingerprint=checkpoint.fingerprint(),
         tool_version=tool_version,
     )

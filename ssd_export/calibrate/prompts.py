@@ -4,9 +4,12 @@ and styles.
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Sequence
 from pathlib import Path
 
 from ssd_export.errors import UserError
+from ssd_export.model.prompt import Prompt, text_of
 
 VARIED = (
     "a red bicycle leaning against a brick wall",
@@ -56,3 +59,12 @@ def read_prompts(path: Path) -> tuple[str, ...]:
     if not prompts:
         raise UserError(f"{path} holds no prompt; write one a line")
     return prompts
+
+
+def hash_of_prompts(prompts: Sequence[Prompt]) -> str:
+    """sha256 of prompts: their text, one a line, then the numbers of embeddings."""
+    digest = hashlib.sha256("\n".join(map(text_of, prompts)).encode())
+    for prompt in prompts:
+        if not isinstance(prompt, str):
+            digest.update(prompt.tobytes())
+    return digest.hexdigest()

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from ssd_export.config import ModelConfig
     from ssd_export.model.checkpoint import Checkpoint
     from ssd_export.model.decoder import ImageTokenModel
+    from ssd_export.model.prompt import Prompt
     from ssd_export.policy.head_map import HeadMap
 
 DEMO_PROMPTS = 64
@@ -34,6 +35,7 @@ class CalibrateSpec:
 
     model: str
     prompts: Path | None
+    prompt_embeds: Path | None
     num_images: int
     neighborhood: str | None
     tau: float | None
@@ -69,6 +71,7 @@ class CalibrateSpec:
             "demo, its own scenes]"
         ),
     ),
+    options.prompt_embeds,
     options.num_images.but(default=16, help="Images to measure on; prompts are used in turn."),
     option(
         "--neighborhood",
@@ -168,6 +171,8 @@ def _check_numbers(spec: CalibrateSpec) -> None:
             f"--semantic-share {spec.semantic_share:g} is outside [0, 1]; use 0.5 for half of the"
             " heads"
         )
+    if spec.prompts is not None and spec.prompt_embeds is not None:
+        raise UserError("--prompts and --prompt-embeds say the same thing; give one of them")
     options.check_seed(spec.seed)
     check_threads(spec.threads, "--threads")
     options.check_prompt_slots(spec.prompt_slots)
@@ -350,21 +355,25 @@ def _type_line(spec: CalibrateSpec, head_map: HeadMap) -> str:
     )
 
 
-def _prompts(spec: CalibrateSpec, config: ModelConfig) -> tuple[str, ...]:
+def _prompts(spec: CalibrateSpec, config: ModelConfig) -> tuple[Prompt, ...]:
     from ssd_export.calibrate.prompts import VARIED, read_prompts
     from ssd_export.demo.language import categories_of, speaks_demo
     from ssd_export.model.families import family_of
 
     if spec.prompts is not None:
         return read_prompts(spec.prompts)
+    if spec.prompt_embeds is not None:
+        from ssd_export.model.prompt_embeds import read_prompt_embeds
+
+        return tuple(read_prompt_embeds(spec.prompt_embeds))
     if not speaks_demo(config):
         family = family_of(config)
         if family.reads_text(config):
             return VARIED
         if not family.takes_classes(config):
             raise UserError(
-                "calibrate reads prompts as text or classes, and this model reads captions as"
-                " embeddings: it cannot be calibrated yet; use --policy h2o or streaming-llm"
+                "this model reads captions as embeddings: write 24 or more with `ssd-export"
+                " embed-prompts` and give --prompt-embeds FILE.safetensors"
             )
         return tuple(map(str, family.example_prompts(config, len(VARIED))))
     import numpy as np
@@ -472,6 +481,7 @@ def _plot(
     from ssd_export.calibrate.sequences import FullCacheImages
     from ssd_export.model.families import prompt_encoder
     from ssd_export.model.load import load_image_decoder
+    from ssd_export.model.prompt import text_of
     from ssd_export.runtime.torch_runner import decode_pixels
 
     image = decode_pixels(load_image_decoder(checkpoint), done.first_image[None])[0]
@@ -482,6 +492,6 @@ def _plot(
     maps = head_attention(model, prompt, done.first_image, heads, queries)
     heat, attention, columns = plot_paths(path)
     heat_map(head_map, heat)
-    attention_plot(head_map, image, maps, heads, queries, what.prompts[0], attention)
+    attention_plot(head_map, image, maps, heads, queries, text_of(what.prompts[0]), attention)
     column_plot(head_map, columns)
     click.echo(f"plots: {heat}, {attention}, {columns}")

@@ -367,7 +367,7 @@ def test_default_prompts_of_the_demo_are_training_captions() -> None:
     assert _prompts(spec, PUBLISHED["janus-pro-1b"]) == VARIED
     classes = _prompts(spec, PUBLISHED["llamagen-c2i-b-256"])
     assert len(classes) == len(VARIED) and all(0 <= int(name) < 1000 for name in classes)
-    with pytest.raises(UserError, match="cannot be calibrated yet"):
+    with pytest.raises(UserError, match="give --prompt-embeds FILE"):
         _prompts(spec, PUBLISHED["llamagen-t2i-xl-256"])
 
 

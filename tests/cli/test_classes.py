@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
+from ssd_export.policy.head_map import HeadMap
 from tests.janus_checkpoints import TinyJanus
 from tests.llamagen_checkpoints import TinyLlamaGen, write_llamagen_checkpoint
 from tests.runtime.checkpoints import bundle as text_bundle
@@ -60,3 +61,30 @@ def test_a_model_of_text_has_no_classes(run: Run, tmp_path: Path) -> None:
         out,
     )
     assert done.code == 1 and "give a PROMPT" in done.err
+
+
+def test_captions_are_calibrated_by_their_embeddings(run: Run, tmp_path: Path) -> None:
+    model = write_llamagen_checkpoint(tmp_path / "model", CAPTIONS)
+    embeds, other = tmp_path / "p.safetensors", tmp_path / "other.safetensors"
+    prompts = torch.randn(3, 6, 24, generator=torch.Generator().manual_seed(0))
+    mask = torch.tensor([[0] * (6 - n) + [1] * n for n in (4, 6, 5)])
+    save_file({"prompt_embeds": prompts, "attention_mask": mask}, embeds)
+    save_file({"prompt_embeds": -prompts, "attention_mask": mask}, other)
+    asked = ("calibrate", "--model", model, "--num-images", 3, "--costs", "fisher")
+    head_map = model / "head_map.json"
+    done = run(*asked, "--prompt-embeds", embeds, "--out", head_map, "--plot", "map.png")
+    assert done.code == 0, done.err
+    assert "rank correlation" in done.out and (tmp_path / "map-attention.png").exists()
+    assert run(*asked, "--prompt-embeds", other, "--out", "other.json").code == 0
+    first, second = HeadMap.load(head_map), HeadMap.load("other.json")
+    assert first.prompts_hash != second.prompts_hash and first.metric != second.metric
+    done = run("export", "--model", model, "--policy", "ssd-auto", "--out", "bundle")
+    assert done.code == 0, done.err
+    done = run("generate", "--prompt-embeds", embeds, "--bundle", "bundle")
+    assert done.code == 0, done.err
+    for given, complaint in (
+        (("--prompts", embeds, "--prompt-embeds", embeds), "say the same thing"),
+        ((), "embed-prompts` and give --prompt-embeds"),
+    ):
+        done = run(*asked, *given, "--out", "third.json")
+        assert done.code == 1 and complaint in done.err
