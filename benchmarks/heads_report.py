@@ -25,7 +25,7 @@ from ssd_export.errors import UserError
 from ssd_export.metrics.intervals import Mean
 from ssd_export.model.checkpoint import open_checkpoint
 from ssd_export.model.find import model_folder
-from ssd_export.policy.allocation import predicted_error
+from ssd_export.policy.costs import predicted_error
 from ssd_export.policy.head_map import HeadMap
 from ssd_export.policy.make import make_policy
 from ssd_export.report.measurement import measurement, table, write_measurement

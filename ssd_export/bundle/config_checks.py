@@ -16,7 +16,7 @@ from ssd_export.config import MAX_GRID_SIDE, Grid, ModelConfig, VQConfig
 from ssd_export.dtypes import DTYPES
 from ssd_export.errors import UserError
 from ssd_export.graph_spec import GraphSpec
-from ssd_export.policy.table import HeadGroup, PolicyTable
+from ssd_export.policy.table import MAX_LOOKAHEAD, HeadGroup, PolicyTable
 from ssd_export.sampling import Sampling
 from ssd_export.typed_json import wrong_value
 
@@ -153,6 +153,8 @@ def _policy_faults(table: PolicyTable, model: ModelConfig) -> Iterator[Fault]:
         yield "policy.prompt_slots", table.prompt_slots, f"1 to {most}, max_positions less an image"
     if not 0 < table.budget <= 1:
         yield "policy.budget", table.budget, "more than 0, and at most 1"
+    if table.lookahead is not None and not 2 <= table.lookahead <= MAX_LOOKAHEAD:
+        yield "policy.lookahead", table.lookahead, f"2 to {MAX_LOOKAHEAD}"
     if len(table.layers) != model.num_layers:
         yield "policy.layers", len(table.layers), f"the model's {model.num_layers} layers"
     for layer, groups in enumerate(table.layers):

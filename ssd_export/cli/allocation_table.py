@@ -22,7 +22,7 @@ def group_lines(table: PolicyTable) -> list[str]:
 def predicted_lines(head_map: HeadMap, config: ModelConfig, table: PolicyTable) -> list[str]:
     """The summed cost of a table and of the policies that need no costs, at as many slots."""
     from ssd_export.errors import UserError
-    from ssd_export.policy.allocation import predicted_error
+    from ssd_export.policy.costs import predicted_error
     from ssd_export.policy.make import make_policy
 
     slots = table.prompt_slots

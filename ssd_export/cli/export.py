@@ -59,6 +59,16 @@ from ssd_export.runtime.runners import check_threads
             " mostly half]"
         ),
     ),
+    option(
+        "--lookahead",
+        type=int,
+        metavar="TOKENS",
+        help=(
+            "Let all heads evict before the same steps, so many tokens apart or a multiple: passes"
+            " of `generate --lookahead` are then seldom cut short. Heads' sizes change for it, and"
+            " with them the images; the budget is kept.  [default: each head evicts as suits it]"
+        ),
+    ),
     options.head_map,
     options.groups,
     options.prompt_slots,
@@ -88,7 +98,8 @@ from ssd_export.runtime.runners import check_threads
     options.out.but(
         help=(
             "The bundle's folder.  [default:"
-            " bundles/<model>-<policy>-b<budget>-<dtype>[-<weights>][-kv-<kv-dtype>]]"
+            " bundles/<model>-<policy>-b<budget>-<dtype>[-<weights>][-kv-<kv-dtype>]"
+            "[-lookahead<tokens>]]"
         )
     ),
     option(

@@ -70,6 +70,7 @@ def bundle_facts(bundle: Bundle) -> dict[str, Any]:
             "prompt_slots": table.prompt_slots,
             "score_decay": table.score_decay,
             "kv_dtype": table.kv_dtype,
+            "lookahead": table.lookahead,
             "notes": list(table.notes),
             "layers": _layers(table),
         },
@@ -155,6 +156,12 @@ def _print_tables(facts: dict[str, Any]) -> None:
     console.print(summary, slots, files)
 
 
+def _lookahead_lines(lookahead: int | None) -> list[tuple[str, str]]:
+    if lookahead is None:
+        return []
+    return [("", f"heads evict before the same steps, at least {lookahead} apart, for lookahead")]
+
+
 def _summary(facts: dict[str, Any]) -> list[tuple[str, str]]:
     policy, model, size = facts["policy"], facts["model"], facts["bytes_per_image"]
     return [
@@ -176,6 +183,7 @@ def _summary(facts: dict[str, Any]) -> list[tuple[str, str]]:
             else []
         ),
         ("policy", f"{policy['name']}, budget {policy['budget']:g}"),
+        *_lookahead_lines(policy["lookahead"]),
         *(("", note) for note in policy["notes"]),
         (
             "slots of a head",

@@ -13,12 +13,12 @@ from ssd_export.cli.verb import Argument, option
 from ssd_export.dtypes import MODEL_DTYPES
 from ssd_export.errors import UserError
 from ssd_export.policy.presets import DEFAULT_GROUPS, MAX_GROUPS
+from ssd_export.policy.table import MAX_LOOKAHEAD
 from ssd_export.runtime.runners import DEFAULT, KINDS, NAMES, check_threads, find_runner
 from ssd_export.sampling import MAX_IMAGES, Sampling, as_count, as_seed
 
 WEIGHTS = ("none", "int8", "int4", "fp8")
 MAX_BATCH = 4096  # images at once: more fills no GPU better, and is a slip of the keyboard
-MAX_LOOKAHEAD = 64
 FILE = click.Path(path_type=Path)
 LATEST = "[default: the one exported last from this folder]"
 PROVIDERS = tuple(dict.fromkeys(provider for kind in KINDS for provider in kind.providers))

@@ -69,6 +69,7 @@ class ExportSpec:
         policy: a name; None takes ssd-auto where the head map has costs, else ssd-row.
         budget: mean image slots of a head, as a share of the image tokens.
         window, evict_every, num_recent, num_sinks: replace the policy's numbers.
+        lookahead: tokens between two steps before which heads evict.
         head_map: a file, a built-in map or a control; None takes the model's.
         groups: rules and sizes that ssd-auto may use in a layer.
         prompt_slots: slots for the prompt; None takes the family's.
@@ -92,6 +93,7 @@ class ExportSpec:
     evict_every: int | None = None
     num_recent: int | None = None
     num_sinks: int | None = None
+    lookahead: int | None = None
     head_map: str | None = None
     groups: int = DEFAULT_GROUPS
     prompt_slots: int | None = None
@@ -256,6 +258,7 @@ def precision_name(spec: ExportSpec) -> str:
         [spec.dtype]
         + [spec.precision.name] * (spec.precision.name != "none")
         + [f"kv-{spec.kv_dtype}"] * (spec.kv_dtype != "model")
+        + [f"lookahead{spec.lookahead}"] * (spec.lookahead is not None)
     )
     return "-".join(parts)
 
@@ -291,7 +294,7 @@ def settle_policy(spec: ExportSpec, checkpoint: Checkpoint) -> tuple[PolicyTable
         and has_costs
         and 0 < spec.budget < 1
     ):
-        allocation = allocate(head_map, spec.budget, spec.groups).heads
+        allocation = allocate(head_map, spec.budget, spec.groups, spec.lookahead).heads
     table = make_policy(
         policy,
         config,
@@ -300,6 +303,7 @@ def settle_policy(spec: ExportSpec, checkpoint: Checkpoint) -> tuple[PolicyTable
         head_map=head_map,
         groups=spec.groups,
         allocation=allocation,
+        lookahead=spec.lookahead,
         **asked,
     )
     return replace(table, kv_dtype=spec.kv_dtype).validate(), head_map

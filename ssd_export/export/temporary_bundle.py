@@ -29,6 +29,7 @@ class PolicyChoice:
     num_recent: int | None = None
     num_sinks: int | None = None
     groups: int = DEFAULT_GROUPS
+    lookahead: int | None = None
     weights: str = "none"
     head_weights: str | None = None
     kv_dtype: str = "model"
@@ -45,6 +46,7 @@ class PolicyChoice:
             num_sinks=self.num_sinks,
             head_map=self.head_map,
             groups=self.groups,
+            lookahead=self.lookahead,
             prompt_slots=self.prompt_slots,
             dtype=self.dtype,
             out=out,

@@ -1,10 +1,10 @@
 """Allocates one option to each KV head by the costs of a head map: the least summed cost at a mean
 number of slots.
 
-For each layer at most `groups` options of the menu, for each head one of them; `is_eligible` says
-why no windows. With a price on slots (a Lagrange multiplier) layers are independent, and every
-subset of the menu is tried; the price is bisected until the slots fit; what is left is spent
-greedily. Deterministic: numpy and integers alone.
+For each layer at most `groups` of the options that costs.py offers, for each head one of them. With
+a price on slots (a Lagrange multiplier) layers are independent, and every subset of the options is
+tried; the price is bisected until the slots fit; what is left is spent greedily. Deterministic:
+numpy and integers alone.
 """
 
 from __future__ import annotations
@@ -16,14 +16,15 @@ from math import floor
 
 import numpy as np
 
-from ssd_export.config import Grid
 from ssd_export.errors import UserError
+from ssd_export.policy.costs import LEAST_COST, choices
 from ssd_export.policy.head_map import HeadMap
 from ssd_export.policy.presets import DEFAULT_GROUPS, MAX_GROUPS
-from ssd_export.policy.table import HeadOption, PolicyTable, Rule
+from ssd_export.policy.request import check_lookahead
+from ssd_export.policy.sizes import budget_too_small
+from ssd_export.policy.table import HeadOption
 
 PRICES = 24  # bisection steps over 12 decades: the price to a millionth
-LEAST_COST = 1e-15
 
 
 @dataclass(frozen=True)
@@ -37,60 +38,52 @@ class Allocation:
     image_slots: int
 
 
-def allocate(head_map: HeadMap, budget: float, groups: int = DEFAULT_GROUPS) -> Allocation:
+def allocate(
+    head_map: HeadMap, budget: float, groups: int = DEFAULT_GROUPS, lookahead: int | None = None
+) -> Allocation:
     """The options of least summed cost whose image slots are on average at most budget x image
     tokens.
 
-    Raises: UserError for a map without costs, groups outside 1..3 and a budget below the smallest
-    option.
+    Args: lookahead: all heads evict before the same steps, so many tokens apart or a multiple.
+    Raises: UserError for a map without costs, groups or lookahead out of range and a budget below
+    the smallest option.
     """
     if not 1 <= groups <= MAX_GROUPS:
         raise UserError(f"groups={groups} is outside 1..{MAX_GROUPS}; use {DEFAULT_GROUPS}")
-    return _allocate(head_map, budget, groups)
+    if lookahead is not None:
+        check_lookahead(lookahead)
+    return _allocate(head_map, budget, groups, lookahead)
 
 
 def allocate_each_head(head_map: HeadMap, budget: float) -> Allocation:
     """Allocates with any number of options in a layer, to measure what the limit on groups costs.
     No bundle holds it.
     """
-    return _allocate(head_map, budget, len(head_map.cost_options))
+    return _allocate(head_map, budget, len(head_map.cost_options), None)
 
 
-def is_eligible(option: HeadOption, grid: Grid) -> bool:
-    """Whether ssd-auto may choose the option: it ranks by score, or it keeps everything.
-
-    A window costs a head little on average and much in the few images in which what it looks for
-    lies further back; the mean over a few calibration images does not see them. With windows in
-    the choice, even if for spatial heads alone, the demo model lost ten times more at a fifth
-    (docs/heads.md). They stay in the menu: `predicted_error` compares other policies by them.
-    """
-    return option.rule.by_score or option.image_slots >= grid.num_tokens
-
-
-def _allocate(head_map: HeadMap, budget: float, groups: int) -> Allocation:
+def _allocate(head_map: HeadMap, budget: float, groups: int, lookahead: int | None) -> Allocation:
     if not head_map.cost_options:
         raise UserError(
             "ssd-auto needs a head map with costs and this one has none; run `ssd-export"
             " calibrate`, or use --policy ssd-row"
         )
     grid = head_map.grid
-    eligible = [
-        index for index, option in enumerate(head_map.cost_options) if is_eligible(option, grid)
-    ]
-    if not eligible:
+    options, costs = choices(head_map, lookahead)
+    if not options:
         raise UserError(
             "the head map's menu has windows only, and ssd-auto chooses among ranked sets;"
             " calibrate again with `ssd-export calibrate`"
         )
-    options = [head_map.cost_options[index] for index in eligible]
-    costs = np.asarray(head_map.costs, np.float64)[..., eligible]  # [layers, heads, options]
     slots = np.array([option.image_slots for option in options])
     total = floor(Fraction(str(budget)) * grid.num_tokens * costs.shape[0] * costs.shape[1])
     if slots.min() * costs.shape[0] * costs.shape[1] > total:
-        enough = -(-int(slots.min()) * 10_000 // grid.num_tokens) / 10_000
-        raise UserError(
-            f"budget={budget} is below the smallest option of the head map, {slots.min()} image"
-            f" slots; use budget >= {enough}"
+        evicting = "" if lookahead is None else f" that evicts {lookahead} tokens at a time"
+        raise budget_too_small(
+            budget,
+            f"is below the smallest option of the head map{evicting}, {slots.min()} image slots",
+            int(slots.min()) / grid.num_tokens,
+            "" if lookahead is None else " or a smaller lookahead",
         )
     search = _Search(costs, slots, groups)
     choice = search.spend_rest(search.bisect(total), total)
@@ -183,43 +176,3 @@ class _Search:
         more = self.slots[every].sum(axis=1) - self.slots[now].sum()
         fits = (more <= rest) & (saved > 1e-12 * max(self.costs[layer].max(), LEAST_COST))
         return [(saved[i] / max(more[i], 1e-3), layer, every[i]) for i in np.flatnonzero(fits)]
-
-
-def predicted_error(table: PolicyTable, head_map: HeadMap) -> float:
-    """The summed cost of all heads under any table of windows and scored sets, from the map's menu.
-
-    Sizes between two of the menu are interpolated (logarithm of the cost, linear in slots).
-    """
-    total = 0.0
-    for layer, (groups, order) in enumerate(zip(table.layers, table.head_order)):
-        options = [table.option(group) for group in groups for _ in range(group.num_heads)]
-        for head, option in zip(order, options):
-            total += _interpolated(head_map, layer, head, option.rule, option.image_slots)
-    return total
-
-
-def _interpolated(head_map: HeadMap, layer: int, head: int, rule: Rule, image_slots: int) -> float:
-    num_tokens = head_map.grid.num_tokens
-    if image_slots >= num_tokens:
-        return 0.0
-    menu = [
-        (option, cost)
-        for option, cost in zip(head_map.cost_options, head_map.costs[layer][head])
-        if option.rule.by_score == rule.by_score and option.image_slots < num_tokens
-    ]
-    wanted = _quarters_recent(rule, image_slots)
-    guard = min(
-        {_quarters_recent(*option[:2]) for option, _ in menu},
-        key=lambda quarters: abs(quarters - wanted),
-    )
-    known = sorted(
-        (option.image_slots, cost)
-        for option, cost in menu
-        if _quarters_recent(*option[:2]) == guard
-    )
-    sizes, values = zip(*known)
-    return float(np.exp(np.interp(image_slots, sizes, np.log(np.maximum(values, LEAST_COST)))))
-
-
-def _quarters_recent(rule: Rule, image_slots: int) -> int:
-    return round(4 * rule.num_recent / image_slots)

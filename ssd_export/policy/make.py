@@ -11,16 +11,17 @@ from ssd_export.errors import UserError
 from ssd_export.policy.head_map import HeadMap
 from ssd_export.policy.layout import group_equal_heads
 from ssd_export.policy.presets import MAX_GROUPS, POLICIES, Heads, Policy, default_policy, policy_of
+from ssd_export.policy.request import check_request
 from ssd_export.policy.sizes import (
     budget_too_small,
     grid_row_buffer,
     recent_guard,
+    slots_for_lookahead,
     window_and_ranked_slots,
 )
 from ssd_export.policy.table import KEEP, HeadGroup, HeadOption, PolicyTable, Rule
 
 Allocation = Sequence[Sequence[HeadOption | tuple[Rule, int, int]]]
-LEAST = {"evict_every": 1, "num_recent": 0, "num_sinks": -1}  # a window's depends on the grid
 
 
 def make_policy(
@@ -36,6 +37,7 @@ def make_policy(
     head_map: HeadMap | None = None,
     groups: int = MAX_GROUPS,
     allocation: Allocation | None = None,
+    lookahead: int | None = None,
 ) -> PolicyTable:
     """The valid table of a named policy, mean image slots as near below budget x image tokens as
     whole slots allow.
@@ -43,7 +45,9 @@ def make_policy(
     Args: window (spatial heads), evict_every and num_recent (all heads, or the semantic ones where
     heads are told apart) and num_sinks replace the policy's defaults; a default that a small budget
     cannot hold shrinks and says so in notes, a number that was asked for does not. allocation: the
-    option of each head, for a policy that allocates.
+    option of each head, for a policy that allocates. lookahead: all heads evict before the same
+    steps, so many tokens apart or a multiple, so that passes of as many tokens are seldom cut
+    short; the allocation has to be made for it.
     Raises: UserError for an unknown policy, a budget outside (0, 1] or too small, a number that the
     policy has no use for, no head map where one is needed.
     """
@@ -55,10 +59,11 @@ def make_policy(
             ("evict_every", evict_every),
             ("num_recent", num_recent),
             ("num_sinks", num_sinks),
+            ("lookahead", lookahead),
         )
         if value is not None
     }
-    _check_request(policy, budget, asked)
+    check_request(policy, budget, asked)
     if budget == 1 or policy.heads is Heads.EVERYTHING:
         everything = HeadOption(KEEP, config.grid.num_tokens, 1)
         per_head = [[everything] * config.num_kv_heads] * config.num_layers
@@ -82,6 +87,7 @@ def make_policy(
         score_decay=policy.score_decay,
         groups=groups,
         notes=notes,
+        lookahead=lookahead,
     )
 
 
@@ -95,6 +101,7 @@ def policy_from_head_options(
     score_decay: float = 1.0,
     groups: int = MAX_GROUPS,
     notes: Sequence[str] = (),
+    lookahead: int | None = None,
 ) -> PolicyTable:
     """The valid table in which each KV head has its option; heads of a layer with equal options
     form a group.
@@ -133,26 +140,8 @@ def policy_from_head_options(
         tuple(layers),
         tuple(head_order),
         tuple(notes),
+        lookahead=lookahead,
     ).validate()
-
-
-def _check_request(policy: Policy, budget: float, asked: dict[str, int]) -> None:
-    """Raises UserError for a budget or number that is impossible, or that the policy does not
-    take.
-    """
-    if not 0 < budget <= 1:
-        raise UserError(
-            f"budget={budget} is outside (0, 1]; use 0.2 to keep a fifth of the image tokens"
-        )
-    for option, value in asked.items():
-        if option not in policy.options:
-            others = [row.name for row in POLICIES.values() if option in row.options]
-            raise UserError(
-                f"policy {policy.name} takes no {option}; drop --{option.replace('_', '-')}, or use"
-                f" --policy {' or '.join(others)}"
-            )
-        if value < LEAST.get(option, value):
-            raise UserError(f"{option}={value} is too small; use {option} >= {LEAST[option]}")
 
 
 def _given(policy: Policy, allocation: Allocation | None) -> Allocation:
@@ -172,6 +161,8 @@ def _alike(
         raise budget_too_small(
             budget, "leaves no slot for image tokens", 1 / config.grid.num_tokens
         )
+    if "lookahead" in asked:
+        slots = slots_for_lookahead(slots, asked["lookahead"], budget, config.grid)
     option = _option(policy, config.grid, slots, asked, notes)
     return [[option] * config.num_kv_heads] * config.num_layers
 
@@ -192,17 +183,18 @@ def _by_type(
         )
     notes += [head_map.note] if head_map.note else []
     semantic, grid = head_map.for_model(config).semantic(), config.grid
+    lookahead = asked.get("lookahead", 1)
     least = (
         grid.height * policy.pinned_columns(grid).bit_count()
-        + max(asked.get("num_recent", 0) - 1, 0)
-        + asked.get("evict_every", 1)
+        + max(asked.get("num_recent", 0) - 1, lookahead if lookahead > 1 else 0)
+        + asked.get("evict_every", lookahead)
     )
     num_semantic = sum(map(sum, semantic))
     num_spatial = config.num_layers * config.num_kv_heads - num_semantic
     window, slots = window_and_ranked_slots(
-        budget, asked.get("window"), num_spatial, num_semantic, least, grid, notes
+        budget, asked.get("window"), num_spatial, num_semantic, least, grid, lookahead, notes
     )
-    spatial = HeadOption(Rule(asked.get("num_sinks", -1), 0, False), window, 1)
+    spatial = HeadOption(Rule(asked.get("num_sinks", -1), 0, False), window, lookahead)
     ranked = _option(policy, grid, slots, asked, notes) if num_semantic else spatial
     return [[ranked if is_semantic else spatial for is_semantic in layer] for layer in semantic]
 
@@ -220,6 +212,8 @@ def _option(
     if evict_every is None:
         free = slots - grid.height * pinned.bit_count()
         evict_every = grid_row_buffer(free, grid.width, notes) if policy.row_buffer else 1
+        lookahead = asked.get("lookahead", 1)
+        evict_every = max(evict_every // lookahead, 1) * lookahead
     num_recent = asked.get("num_recent")
     if num_recent is None:
         num_recent = recent_guard(policy.num_recent(slots, grid), slots, evict_every, notes)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from ssd_export.config import Grid
 from ssd_export.policy.table import HeadOption, Rule
 
@@ -47,3 +49,30 @@ def menu(grid: Grid) -> tuple[HeadOption, ...]:
         *(mostly_recent(slots(parts), grid) for parts in MOSTLY_RECENT_PARTS),
         window(grid.num_tokens),
     )
+
+
+def evicts_together(option: HeadOption, lookahead: int, grid: Grid) -> list[HeadOption]:
+    """The options nearest to this one whose image slots and evict_every are multiples of
+    lookahead, so that all of them are full before the same steps: one of at most as many slots,
+    one of at least as many. One that keeps everything is left as it is.
+
+    The recent tokens keep their share of the slots as far as R9 allows.
+    """
+    if option.image_slots >= grid.num_tokens:
+        return [option]
+    below = option.image_slots // lookahead * lookahead
+    above = -(-option.image_slots // lookahead) * lookahead
+    return [
+        _evicting_every(option, slots, lookahead)
+        for slots in dict.fromkeys((below, above))
+        if 2 * lookahead <= slots < grid.num_tokens
+    ]
+
+
+def _evicting_every(option: HeadOption, slots: int, lookahead: int) -> HeadOption:
+    """The option over so many slots, with the greatest evict_every up to its own, or lookahead."""
+    num_recent = option.rule.num_recent * slots // option.image_slots
+    room = slots - max(num_recent - 1, 0)
+    evict_every = max(min(room, option.evict_every) // lookahead, 1) * lookahead
+    num_recent = min(num_recent, slots - evict_every + 1)
+    return HeadOption(replace(option.rule, num_recent=num_recent), slots, evict_every)

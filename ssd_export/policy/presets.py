@@ -68,7 +68,7 @@ class Policy:
     pinned_columns: Callable[[Grid], int] = no_columns
     age_quota: bool = False
     row_buffer: bool = False
-    options: tuple[str, ...] = ("evict_every", "num_recent", "num_sinks")
+    options: tuple[str, ...] = ("evict_every", "num_recent", "num_sinks", "lookahead")
 
     @property
     def needs_head_map(self) -> bool:
@@ -76,12 +76,12 @@ class Policy:
         return self.heads in (Heads.BY_TYPE, Heads.ALLOCATED)
 
 
-BY_TYPE_OPTIONS = ("window", "evict_every", "num_recent", "num_sinks")
+BY_TYPE_OPTIONS = ("window", "evict_every", "num_recent", "num_sinks", "lookahead")
 POLICIES: dict[str, Policy] = {
     row.name: row
     for row in (
         Policy(FULL, Heads.EVERYTHING, options=()),
-        Policy("ssd-auto", Heads.ALLOCATED, options=()),
+        Policy("ssd-auto", Heads.ALLOCATED, options=("lookahead",)),
         Policy(
             "ssd-row",
             Heads.BY_TYPE,

@@ -18,16 +18,19 @@ def window_and_ranked_slots(
     num_semantic: int,
     least: int,
     grid: Grid,
+    lookahead: int,
     notes: list[str],
 ) -> tuple[int, int]:
-    """Image slots of a spatial and of a semantic head that use up the budget over all heads.
+    """Image slots of a spatial and of a semantic head that use up the budget over all heads, both
+    multiples of lookahead.
 
     A window that was asked for is kept. Otherwise it is default_window, or less where the mean is
     small (0.7 of it: a window larger than a scored set serves neither kind), or more where semantic
     heads hold everything already; never too small for the token above.
     """
     usual, num_tokens = default_window(grid), grid.num_tokens
-    smallest = grid.width + 1  # holds the token one grid row above while it writes one
+    # It holds the token one grid row above while it writes the first after an eviction.
+    smallest = _up(grid.width + lookahead, lookahead)
     if asked is not None and asked < smallest:
         raise UserError(
             f"window={asked} does not hold the token one grid row above; use window >= {smallest}"
@@ -36,8 +39,10 @@ def window_and_ranked_slots(
     total = floor(Fraction(str(budget)) * num_tokens * heads)
     affordable = (total - num_semantic * least) // max(num_spatial, 1)
     window = min(
-        asked or max(smallest, min(usual, 7 * total // (10 * heads), affordable)), num_tokens
+        asked or max(smallest, _down(min(usual, 7 * total // (10 * heads), affordable), lookahead)),
+        num_tokens,
     )
+    least = _up(least, lookahead)
     if num_spatial * window + num_semantic * least > total:
         enough = (num_spatial * window + num_semantic * least) / (heads * num_tokens)
         raise budget_too_small(
@@ -47,14 +52,39 @@ def window_and_ranked_slots(
             enough,
             " or a smaller window" if window > smallest and num_spatial else "",
         )
-    slots = min((total - num_spatial * window) // num_semantic, num_tokens) if num_semantic else 0
+    slots = 0
+    if num_semantic:
+        slots = _down((total - num_spatial * window) // num_semantic, lookahead, num_tokens)
     if asked is None and num_spatial and slots in (0, num_tokens):
-        window = min((total - num_semantic * slots) // num_spatial, num_tokens)
+        window = _down((total - num_semantic * slots) // num_spatial, lookahead, num_tokens)
     if asked is None and num_spatial and window < usual:
         notes.append(
             f"window {window} instead of {usual}: the budget is {total // heads} slots a head"
         )
     return window, slots
+
+
+def _down(slots: int, lookahead: int, num_tokens: int | None = None) -> int:
+    """The greatest multiple of lookahead that is no more; num_tokens where they are all held."""
+    if num_tokens is not None and slots >= num_tokens:
+        return num_tokens
+    return slots // lookahead * lookahead
+
+
+def _up(slots: int, lookahead: int) -> int:
+    return -(-slots // lookahead) * lookahead
+
+
+def slots_for_lookahead(slots: int, lookahead: int, budget: float, grid: Grid) -> int:
+    """The slots of a head that evicts a multiple of lookahead at a time and keeps as many."""
+    if slots < 2 * lookahead:
+        raise budget_too_small(
+            budget,
+            f"leaves {slots} image slots a head, too few to keep {lookahead} and evict {lookahead}",
+            2 * lookahead / grid.num_tokens,
+            " or a smaller lookahead",
+        )
+    return _down(slots, lookahead)
 
 
 def default_window(grid: Grid) -> int:

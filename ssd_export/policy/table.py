@@ -19,6 +19,7 @@ BYTES_ROW_SCALE = 4  # float32, of one key or value in int8
 GREATEST_CODE = 127.0
 LEAST_SCALE = 1e-30  # of a row of zeros, which would divide by zero
 KV_DTYPES = ("model", "int8")
+MAX_LOOKAHEAD = 64  # tokens of an image that a pass tries
 MAX_PINNED_COLUMNS = 32  # bits of the mask that kernels and graphs take
 
 
@@ -108,6 +109,8 @@ class PolicyTable:
     notes: what make_policy chose differently from its usual defaults, one sentence each, for the
     user.
     kv_dtype: model, or int8: keys and values as cache/quantized_rows.py stores them.
+    lookahead: tokens between two steps before which heads evict; every head's image slots and
+    evict_every are multiples of it. None where they need not be.
     """
 
     name: str
@@ -119,6 +122,7 @@ class PolicyTable:
     head_order: tuple[tuple[int, ...], ...]
     notes: tuple[str, ...] = ()
     kv_dtype: str = "model"
+    lookahead: int | None = None
 
     def groups(self) -> Iterator[HeadGroup]:
         """Every head group, layer by layer."""
@@ -193,7 +197,9 @@ class PolicyTable:
             (HeadGroup(KEEP, self.full_slots, 1, sum(group.num_heads for group in groups)),)
             for groups in self.layers
         )
-        full = replace(self, name=FULL, budget=1.0, score_decay=1.0, layers=layers, notes=())
+        full = replace(
+            self, name=FULL, budget=1.0, score_decay=1.0, layers=layers, notes=(), lookahead=None
+        )
         return full.validate()
 
     def validate(self) -> PolicyTable:
@@ -221,7 +227,19 @@ class PolicyTable:
                 )
             for group in groups:
                 check_group(group, self.prompt_slots, self.grid, f"layer {index}")
+                self._check_lookahead(group, f"layer {index}")
         return self
+
+    def _check_lookahead(self, group: HeadGroup, where: str) -> None:
+        """Raises UserError for a group that evicts between the steps that lookahead counts on."""
+        if self.lookahead is None or not group.can_fill(self.prompt_slots, self.grid):
+            return
+        image_slots = group.num_slots - self.prompt_slots
+        if image_slots % self.lookahead or group.evict_every % self.lookahead:
+            raise UserError(
+                f"{where}: {image_slots} image slots and evict_every={group.evict_every} are not"
+                f" multiples of lookahead={self.lookahead}; export again"
+            )
 
     def to_dict(self) -> dict[str, Any]:
         """The table as plain data for JSON."""

@@ -1,10 +1,10 @@
 """A policy, and what is changed of it, in one word: h2o@evict-every=24, ssd-row@head-map=swapped,
 ssd-auto@groups=1.
 
-Keys are the options of `export` that decide a policy: window, evict-every, num-recent, groups and
-head-map (a file, a built-in map, random:SEED, swapped). Two more are for comparisons: num-sinks
-(first prompt tokens that are never evicted; -1 is the whole prompt) and groups=unlimited, which no
-bundle holds: torch alone replays it.
+Keys are the options of `export` that decide a policy: window, evict-every, num-recent, lookahead,
+groups and head-map (a file, a built-in map, random:SEED, swapped). Two more are for comparisons:
+num-sinks (first prompt tokens that are never evicted; -1 is the whole prompt) and groups=unlimited,
+which no bundle holds: torch alone replays it.
 """
 
 from __future__ import annotations
@@ -22,7 +22,14 @@ if TYPE_CHECKING:
     from ssd_export.model.checkpoint import Checkpoint
 
 # What can be changed, and the least that makes sense; -1 sinks are the whole prompt.
-LEAST = {"window": 1, "evict-every": 1, "num-recent": 0, "num-sinks": -1, "groups": 1}
+LEAST = {
+    "window": 1,
+    "evict-every": 1,
+    "num-recent": 0,
+    "num-sinks": -1,
+    "groups": 1,
+    "lookahead": 2,
+}
 NUMBERS = tuple(LEAST)
 KEYS = (*NUMBERS, "head-map")
 UNLIMITED = "unlimited"

@@ -19,6 +19,7 @@ from ssd_export.export.weights import plan_weights
 from ssd_export.graph_spec import GraphSpec, TensorSpec
 from ssd_export.model.checkpoint import Checkpoint
 from ssd_export.policy.allocation import allocate
+from ssd_export.policy.costs import choices
 from ssd_export.policy.head_map import HeadMap
 from ssd_export.policy.presets import MAX_GROUPS, POLICIES, Heads
 from ssd_export.policy.table import HeadGroup, PolicyTable
@@ -99,11 +100,12 @@ def _misallocated_head(head_map: HeadMap, table: PolicyTable) -> Divergence | No
     """
     if not head_map.cost_options:
         return Divergence("head_map.json has no costs, and the allocation stands on them")
-    cost = 0.0
+    cost, lookahead = 0.0, table.lookahead
+    options, costs = choices(head_map, lookahead)
     for layer in range(len(table.layers)):
         for index, group, head in heads_of_layer(table, layer):
             option = table.option(group)
-            if option not in head_map.cost_options:
+            if option not in options:
                 what = (
                     f"head_map.json has no option of {option.image_slots} image slots,"
                     f" {option.rule}"
@@ -111,10 +113,11 @@ def _misallocated_head(head_map: HeadMap, table: PolicyTable) -> Divergence | No
                 return Divergence(
                     f"{what}, evict_every {option.evict_every}", layer=layer, group=index, head=head
                 )
-            cost += head_map.costs[layer][head][head_map.cost_options.index(option)]
+            cost += float(costs[layer, head, options.index(option)])
     used = max(map(len, table.layers))
     allocated = max(
-        allocate(head_map, table.budget, groups).cost for groups in range(used, MAX_GROUPS + 1)
+        allocate(head_map, table.budget, groups, lookahead).cost
+        for groups in range(used, MAX_GROUPS + 1)
     )
     if cost > allocated * 1.001:
         return Divergence(

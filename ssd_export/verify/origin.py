@@ -81,6 +81,7 @@ def _usual_tables(table: PolicyTable, config: ModelConfig, head_map: HeadMap | N
                 budget=table.budget,
                 prompt_slots=table.prompt_slots,
                 head_map=head_map if row.needs_head_map else None,
+                lookahead=table.lookahead,
             )
         except UserError:  # a budget too small for that policy
             continue

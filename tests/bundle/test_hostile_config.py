@@ -128,6 +128,17 @@ def written(path: Path, content: bytes) -> Path:
             lambda c: replace(c, policy=replace(c.policy, kv_dtype="int4")),
             "unknown --kv-dtype 'int4'",
         ),
+        *(
+            (
+                lambda c, tokens=tokens: replace(c, policy=replace(c.policy, lookahead=tokens)),
+                rf"policy\.lookahead is {tokens}, expected 2 to 64",
+            )
+            for tokens in (0, 1, -8, 65, 10**12)
+        ),
+        (
+            lambda c: replace(c, policy=replace(c.policy, lookahead=64)),
+            r"layer 0: \d+ image slots and evict_every=\d+ are not multiples of lookahead=64",
+        ),
         (
             lambda c: replace(c, generation=replace(c.generation, cfg_scale=1e39)),
             r"cfg_scale 1e\+39 is outside",

@@ -34,8 +34,10 @@ HEAVY = ("torch", "onnx", "onnxruntime", "numpy", "rich", "PIL")
 Run = Callable[..., SimpleNamespace]
 
 
-def small_bundle(path: Path, policy: str = "h2o", budget: float = 0.2) -> Path:
-    table = make_policy(policy, MODEL, budget=budget)
+def small_bundle(
+    path: Path, policy: str = "h2o", budget: float = 0.2, lookahead: int | None = None
+) -> Path:
+    table = make_policy(policy, MODEL, budget=budget, lookahead=lookahead)
     with write_bundle(path, False) as folder:
         fill(folder, small_config(policy=table))
         (folder / "onnx" / "decode_step.onnx").write_bytes(bytes(123_456))
@@ -522,6 +524,16 @@ def test_inspect_shows_what_is_in_a_bundle(run: Run, tmp_path: Path) -> None:
         bundle.hash,
     ):
         assert part in " ".join(text.split()), part
+
+
+def test_inspect_names_the_lookahead_that_a_bundle_fits(run: Run, tmp_path: Path) -> None:
+    small_bundle(tmp_path / "plain", "h2o")
+    small_bundle(tmp_path / "ahead", "h2o", lookahead=8)
+    line = "heads evict before the same steps, at least 8 apart, for lookahead"
+    assert line in " ".join(run("inspect", "ahead").out.split())
+    assert "for lookahead" not in run("inspect", "plain").out
+    assert json.loads(run("inspect", "ahead", "--json").out)["policy"]["lookahead"] == 8
+    assert json.loads(run("inspect", "plain", "--json").out)["policy"]["lookahead"] is None
 
 
 def test_inspect_names_each_rule(run: Run, tmp_path: Path) -> None:

@@ -13,7 +13,8 @@ import pytest
 from ssd_export.errors import UserError
 from ssd_export.model.families import janus
 from ssd_export.model.families.janus import GRID
-from ssd_export.policy.allocation import allocate, predicted_error
+from ssd_export.policy.allocation import allocate
+from ssd_export.policy.costs import predicted_error
 from ssd_export.policy.head_map import HeadMap
 from ssd_export.policy.make import make_policy, policy_from_head_options
 from ssd_export.policy.table import HeadOption, Rule

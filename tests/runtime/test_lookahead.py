@@ -63,6 +63,25 @@ def random_bundle(seed: int, monkeypatch: pytest.MonkeyPatch, **changes: object)
     return exporter.export_bundle(export_spec(model, "ssd-auto", out=out, force=True, **changes))
 
 
+def lookahead_bundle(seed: int, lookahead: int, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Random rules and groups whose evictions are due together, `lookahead` tokens apart."""
+    chance = random.Random(seed)
+    model = checkpoint(TinyJanus(seed=7 + seed, num_layers=2, num_kv_heads=2 if seed % 2 else 4))
+    config = open_checkpoint(model).config
+
+    def option() -> HeadOption:
+        rule = Rule(chance.choice([-1, 0]), chance.choice([1, 20]), chance.random() < 0.7)
+        slots = chance.choice([100, 140, 180, 320]) // lookahead
+        return HeadOption(rule, slots * lookahead, lookahead * chance.choice([1, 2]))
+
+    options = [[option() for _ in range(2)] for _ in range(config.num_layers)]
+    per_head = [[chance.choice(own) for _ in range(config.num_kv_heads)] for own in options]
+    table = policy_from_head_options(config, "ssd-auto", 0.3, 32, per_head, lookahead=lookahead)
+    monkeypatch.setattr(exporter, "settle_policy", lambda *_: (table, None))
+    out = scratch() / f"for-lookahead-{seed}"
+    return exporter.export_bundle(export_spec(model, "ssd-auto", out=out, force=True))
+
+
 def caches(generator: ImageGenerator, kind: str) -> list[np.ndarray]:
     return [
         generator.runner.read_cache(CacheTensor(layer, index, kind))
@@ -137,6 +156,17 @@ def test_one_image_of_a_random_table(monkeypatch: pytest.MonkeyPatch) -> None:
     path = random_bundle(1, monkeypatch)
     ahead = check_same_as_single_steps(path, "ort", 6, {"temperature": 0}, 1, 1)
     assert ahead.passes < 575, "no draft was ever right: the window graph was not tried"
+
+
+@pytest.mark.parametrize("runner", ["torch", "ort"])
+@pytest.mark.parametrize(("seed", "lookahead", "window"), [(0, 8, 8), (1, 16, 16), (2, 24, 10)])
+@pytest.mark.slow
+def test_tables_for_lookahead_give_the_tokens_of_single_steps(
+    seed: int, lookahead: int, window: int, runner: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = lookahead_bundle(seed, lookahead, monkeypatch)
+    assert read_config(path).policy.lookahead == lookahead
+    check_same_as_single_steps(path, runner, window, {"temperature": 0}, 2, seed)
 
 
 def test_auto_gives_the_same_tokens_and_takes_single_steps_where_windows_do_not_pay() -> None:

@@ -62,6 +62,29 @@ def test_what_export_allocated_is_what_the_map_says(bundle: Path) -> None:
     assert rung.ok and rung.figures["head_map"]
 
 
+def test_what_export_allocated_for_lookahead_is_what_the_map_says(
+    checkpoint: Path,
+    bundle: Path,
+    tmp_path: Path,
+    manifest_rewriter: Callable[[Path], None],
+) -> None:
+    choice = PolicyChoice(
+        str(checkpoint), "ssd-auto", 0.2, str(bundle / "head_map.json"), lookahead=16
+    )
+    path = export_bundle(choice.export_spec(tmp_path / "b"))
+    made = open_bundle(path)
+    assert made.config.policy.lookahead == 16
+    assert check_contract(made).ok
+    other = changed(
+        path,
+        tmp_path / "other",
+        lambda m: replace(m, cost_options=(*m.cost_options[:4], scored(96, GRID), MENU[-1])),
+        manifest_rewriter,
+    )
+    rung = check_contract(open_bundle(other))
+    assert not rung.ok and "no option of 128" in rung.to_dict()["first_divergence"]["what"]
+
+
 @pytest.mark.parametrize(
     "change, what",
     [
