@@ -122,7 +122,7 @@ class PolicyTable:
     head_order: tuple[tuple[int, ...], ...]
     notes: tuple[str, ...] = ()
     kv_dtype: str = "model"
-    lookahead: int | None = None
+    lookahead: int | None = field(default=None, metadata=ABSENT_BY_DEFAULT)
 
     def groups(self) -> Iterator[HeadGroup]:
         """Every head group, layer by layer."""
