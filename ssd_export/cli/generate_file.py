@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from ssd_export.cli import options
 from ssd_export.cli.generate import GenerateSpec, note, threads_line, what_is_asked
 from ssd_export.errors import UserError
 from ssd_export.extras import check_extras
@@ -48,6 +49,7 @@ def generate_file(spec: GenerateSpec, file: Path) -> int:
         spec.threads,
         min(spec.batch, len(tasks)),
         checks_memory,
+        options.lookahead_of(spec.lookahead),
     )
     out = spec.out or Path("out")
     with ProgressReport(in_bytes=(CHECKING,)) as progress:
@@ -66,7 +68,7 @@ def _run_here(
         Results(out, generator.bundle.hash) as results,
     ):
         note(threads_line(generator))
-        return run_here(generator, tasks, worker.batch, results, progress)
+        return run_here(generator, tasks, worker.batch, results, progress, worker.lookahead)
 
 
 def _run_on_ray(
@@ -89,7 +91,6 @@ def _check_options(spec: GenerateSpec) -> None:
     given = {
         "--preview": spec.preview is not None,
         "--save-tokens": spec.save_tokens is not None,
-        "--lookahead": spec.lookahead != "off",
         "--decoder-batch": spec.decoder_batch != 1,
     }
     for flag, is_given in given.items():

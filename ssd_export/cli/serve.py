@@ -35,6 +35,7 @@ KEY_VARIABLE = "SSD_EXPORT_KEY"
         metavar="COUNT",
         help="Images in the queue; beyond it a request is answered with 429.",
     ),
+    options.lookahead,
     option(
         "--timeout",
         "seconds",
@@ -44,7 +45,7 @@ KEY_VARIABLE = "SSD_EXPORT_KEY"
         help="Time limit of a request.",
     ),
 )
-def command(**asked: Any) -> None:
+def command(lookahead: str, **asked: Any) -> None:
     """Serve a bundle over HTTP.
 
     POST /v1/images/generations as OpenAI clients send it, a page at /, /health and /metrics. With
@@ -53,6 +54,7 @@ def command(**asked: Any) -> None:
     """
     options.check_runner(asked["runner"], asked["provider"], asked["threads"])
     options.check_batch(asked["max_batch"], "--max-batch")
+    asked["lookahead"] = options.lookahead_of(lookahead)
 
     from ssd_export.serve.run import ServeSpec, open_server, serve
 

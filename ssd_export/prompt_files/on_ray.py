@@ -60,7 +60,12 @@ class ImageWorker:
         outcomes: list[Outcome] = []
         size = min(self._spec.batch, self._generator.runner.max_images)
         for start in range(0, len(tasks), size):
-            make_images(self._generator, tasks[start : start + size], outcomes.append)
+            make_images(
+                self._generator,
+                tasks[start : start + size],
+                outcomes.append,
+                self._spec.lookahead,
+            )
         return outcomes
 
 

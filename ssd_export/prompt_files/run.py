@@ -84,6 +84,7 @@ def run_here(
     batch: int,
     results: Results,
     progress: Progress,
+    lookahead: int | str = 1,
 ) -> Summary:
     """Makes the images that are left, in full batches.
 
@@ -93,5 +94,5 @@ def run_here(
     pending = ledger.pending(tasks, generator.check_requests)
     size = min(batch, generator.runner.max_images)
     for start in range(0, len(pending), size):
-        make_images(generator, pending[start : start + size], ledger)
+        make_images(generator, pending[start : start + size], ledger, lookahead)
     return ledger.summary

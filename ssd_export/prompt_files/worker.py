@@ -23,7 +23,9 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class WorkerSpec:
-    """A generator to open. batch: images at once; checks_memory: refuse what memory cannot hold."""
+    """A generator to open. batch: images at once; checks_memory: refuse what memory cannot hold;
+    lookahead: tokens of an image that a pass tries.
+    """
 
     bundle: Path
     runner: str
@@ -31,6 +33,7 @@ class WorkerSpec:
     threads: int | None
     batch: int
     checks_memory: bool
+    lookahead: int | str = 1
 
     def open_generator(self, progress: Progress = lambda *_: None) -> ImageGenerator:
         """Opens the generator. Raises: UserError for what cannot be opened, or is too much for this
@@ -41,9 +44,15 @@ class WorkerSpec:
             if self.checks_memory:
                 check_memory(opened, self.batch)
 
-        return ImageGenerator.from_bundle(
+        generator = ImageGenerator.from_bundle(
             self.bundle, self.runner, self.provider, self.threads, check, progress
         )
+        try:
+            generator.check_lookahead(self.lookahead)
+        except UserError:
+            generator.close()
+            raise
+        return generator
 
 
 @dataclass(frozen=True)
@@ -58,7 +67,12 @@ class Outcome:
 Deliver = Callable[[Outcome], None]
 
 
-def make_images(generator: ImageGenerator, tasks: Sequence[ImageTask], deliver: Deliver) -> None:
+def make_images(
+    generator: ImageGenerator,
+    tasks: Sequence[ImageTask],
+    deliver: Deliver,
+    lookahead: int | str = 1,
+) -> None:
     """Generates the images in one batch and delivers each as soon as its pixels are there.
 
     Where the batch fails, its halves are tried, down to the image that fails. What `deliver` raises
@@ -77,7 +91,8 @@ def make_images(generator: ImageGenerator, tasks: Sequence[ImageTask], deliver: 
     done: list[int] = []
     not_delivered: list[BaseException] = []
     try:
-        for _ in generator.stream_requests([t.request for t in tasks], image_done=finished):
+        requests = [task.request for task in tasks]
+        for _ in generator.stream_requests(requests, image_done=finished, lookahead=lookahead):
             pass
         return
     except Exception as error:
@@ -93,7 +108,7 @@ def make_images(generator: ImageGenerator, tasks: Sequence[ImageTask], deliver: 
     half = -(-len(left) // 2)
     for part in (left[:half], left[half:]):
         if part:
-            make_images(generator, part, deliver)
+            make_images(generator, part, deliver, lookahead)
 
 
 def _png(generator: ImageGenerator, task: ImageTask, image: Image.Image) -> bytes:

@@ -24,6 +24,7 @@ from ssd_export.model.prompt import Prompt
 from ssd_export.noise import ImageSeed
 from ssd_export.plan.lookahead import OFF, AutoWindow, PassCost
 from ssd_export.policy.schedule import rooms
+from ssd_export.policy.table import MAX_LOOKAHEAD
 from ssd_export.runtime.async_events import in_thread
 from ssd_export.runtime.cache_report import CacheReport, cache_report
 from ssd_export.runtime.finite import check_logits
@@ -265,7 +266,7 @@ class ImageGenerator:
             as_count(decoder_batch, "decoder_batch"),
             image_done,
             progress,
-            lookahead if lookahead == AUTO else as_count(lookahead, "lookahead"),
+            self.check_lookahead(lookahead),
         )
         return self._events(request)
 
@@ -294,18 +295,20 @@ class ImageGenerator:
         requests: Sequence[ImageRequest],
         wants_preview: Callable[[int, int], bool] = lambda place, row: False,
         image_done: ImageDone = lambda place, image: None,
+        lookahead: int | str = 1,
     ) -> Generator[RequestRow, None, None]:
         """Generates one batch, each image with its own prompt, sampling and random numbers.
 
         Args: requests: at most runner.max_images; wants_preview: of (place in the batch, row);
         image_done: called with the place of each image, and the image, as soon as its pixels are
-        there.
+        there; lookahead: as for stream.
         Raises: UserError as stream.
         """
+        mode = self.check_lookahead(lookahead)
         with self.turns.take() as turn:
             batch = self._batches.of_requests(requests)
             last, everywhere = self.config.grid.height - 1, range(len(requests))
-            for row, cache in self._rows(batch):
+            for row, cache in self._rows(batch, lookahead=mode):
                 tokens, images = self.runner.tokens(), {}
                 if row == last:
                     for place, image in enumerate(self._images(tokens, 1)):
@@ -315,6 +318,18 @@ class ImageGenerator:
                     images = dict(zip(places, self._previews(tokens[places], row, 1)))
                 with turn.suspended():
                     yield RequestRow(row, tokens, images, cache)
+
+    def check_lookahead(self, lookahead: int | str) -> int | str:
+        """Returns the tokens of a pass, or auto.
+
+        Raises: UserError for a number that is none, or more than this runner can.
+        """
+        if lookahead == AUTO:
+            return lookahead
+        tokens = as_count(lookahead, "lookahead", way_out="use auto", most=MAX_LOOKAHEAD)
+        if tokens != OFF and self.runner.no_window:
+            raise UserError(self.runner.no_window)
+        return tokens
 
     def check_requests(self, requests: Sequence[ImageRequest]) -> list[int]:
         """The tokens of each prompt, control tokens included.

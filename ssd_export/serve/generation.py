@@ -18,9 +18,17 @@ WARM_PROMPT = "x"  # whatever it is, the sessions are the same
 class GeneratorBatches:
     """Batches of one generator, as the batcher's BatchGenerator."""
 
-    def __init__(self, generator: ImageGenerator, metrics: Metrics) -> None:
-        """Takes the generator over: `close` closes it."""
-        self.generator, self._metrics = generator, metrics
+    def __init__(
+        self,
+        generator: ImageGenerator,
+        metrics: Metrics,
+        lookahead: int | str = 1,
+    ) -> None:
+        """Takes the generator over: `close` closes it. Args: lookahead: tokens of an image that a
+        pass tries. Raises: UserError where the runner cannot.
+        """
+        generator.check_lookahead(lookahead)
+        self.generator, self._metrics, self._lookahead = generator, metrics, lookahead
         self.max_images: int = generator.runner.max_images
         self.num_rows: int = generator.config.grid.height
         self.tokens_evicted: int | None = None
@@ -29,7 +37,10 @@ class GeneratorBatches:
         self, requests: Sequence[ImageRequest], wants_preview: Callable[[int, int], bool]
     ) -> Iterator[BatchRow]:
         """Generates the images; previews of those alone that want one are decoded."""
-        with closing(self.generator.stream_requests(requests, wants_preview=wants_preview)) as rows:
+        generated = self.generator.stream_requests(
+            requests, wants_preview=wants_preview, lookahead=self._lookahead
+        )
+        with closing(generated) as rows:
             for event in rows:
                 self._metrics.cache_bytes(event.cache.bytes)
                 self.tokens_evicted = event.cache.tokens_evicted
@@ -39,7 +50,10 @@ class GeneratorBatches:
         """Makes the first row and a preview, so that no request waits for sessions to open."""
         sampling = bundle_sampling(self.generator.bundle)
         request = ImageRequest(WARM_PROMPT, sampling, ImageSeed(0, 0))
-        with closing(self.generator.stream_requests([request], lambda *_: True)) as rows:
+        generated = self.generator.stream_requests(
+            [request], lambda *_: True, lookahead=self._lookahead
+        )
+        with closing(generated) as rows:
             next(rows)
 
     def close(self) -> None:

@@ -28,7 +28,9 @@ SECONDS_FOR_IDLE_CONNECTIONS = 5
 
 @dataclass(frozen=True)
 class ServeSpec:
-    """Options of serve. seconds: a request's time limit; max_waiting: images in the queue."""
+    """Options of serve. seconds: a request's time limit; max_waiting: images in the queue;
+    lookahead: tokens of an image that a pass tries, or auto.
+    """
 
     bundle: Path | None
     runner: str
@@ -40,6 +42,7 @@ class ServeSpec:
     max_waiting: int
     seconds: float
     key: str | None
+    lookahead: int | str = 1
 
 
 def open_server(spec: ServeSpec) -> Server:
@@ -53,11 +56,11 @@ def open_server(spec: ServeSpec) -> Server:
             path, runner=spec.runner, provider=spec.provider, num_threads=spec.threads
         )
         metrics.tokens_an_image = generator.config.grid.num_tokens
-        batches = GeneratorBatches(generator, metrics)
         try:
+            batches = GeneratorBatches(generator, metrics, spec.lookahead)
             batches.warm()
         except BaseException:
-            batches.close()
+            generator.close()
             raise
         opened[:] = [batches]
         return batches

@@ -187,11 +187,30 @@ def test_a_full_disk_ends_it_and_what_is_made_stays(
     assert len(results()) == 2 and len(names_in(Path("out"))) == 2
 
 
+def test_lookahead_makes_the_same_images(generate: Callable[..., SimpleNamespace]) -> None:
+    file = write_lines("p.jsonl", LINES[:2])
+    assert generate(file, "--batch", 2).code == 0
+    done = generate(file, "--batch", 2, "--lookahead", 6, "--out", "ahead")
+    assert done.code == 0, done.err
+    assert equal(pixels(), pixels("ahead"))
+
+
+def test_a_runner_without_lookahead_is_refused_before_an_image_fails(
+    generate: Callable[..., SimpleNamespace], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reason = property(lambda _: "one token a pass; use another runner", lambda *_: None)
+    monkeypatch.setattr(OrtRunner, "no_window", reason)
+    done = generate(write_lines("p.jsonl"), "--lookahead", 6)
+    assert done.code == 1 and "one token a pass" in done.err
+    assert not Path("out", "results.jsonl").exists()
+    assert generate(write_lines("p.jsonl"), "--lookahead", 0).code == 1
+
+
 def test_what_does_not_go_together_is_refused_first(
     generate: Callable[..., SimpleNamespace], run: Run, path: Path
 ) -> None:
     Path("p.txt").write_text("a\n")
-    for options in (["--preview", "x"], ["--save-tokens", "t.npy"], ["--lookahead", "8"]):
+    for options in (["--preview", "x"], ["--save-tokens", "t.npy"]):
         done = generate("p.txt", *options)
         assert done.code == 1 and "does not go with --prompts" in done.err
     assert generate("p.txt", "prompt").code == 2

@@ -5,6 +5,7 @@ groups.
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -31,6 +32,7 @@ from ssd_export.runtime.prompt_batch import PromptBatch, PromptBatches, bundle_s
 from ssd_export.sampling import Sampling
 from ssd_export.tensorrt.runner import TrtRunner
 from tests.janus_checkpoints import TinyJanus
+from tests.llamagen_checkpoints import TinyLlamaGen, write_llamagen_checkpoint
 from tests.runtime.checkpoints import PROMPTS, bundle, checkpoint, export_spec, scratch
 from tests.runtime.near_ties import assert_same_tokens
 
@@ -92,14 +94,20 @@ def caches(generator: ImageGenerator, kind: str) -> list[np.ndarray]:
 
 
 def check_same_as_single_steps(
-    path: Path, runner: str, window: int, sampling: dict[str, float], num_images: int, seed: int
+    path: Path,
+    runner: str,
+    window: int,
+    sampling: dict[str, float],
+    num_images: int,
+    seed: int,
+    prompts: Sequence[str] = PROMPTS,
 ) -> Lookahead:
     """Tokens, slots and scores of a lookahead equal those of single steps, near ties of tokens
     aside."""
     with ImageGenerator.from_bundle(path, runner=runner, num_threads=1) as generator:
         codes = generator.config.codebook_size
-        numbers = bundle_sampling(generator.bundle).changed(cfg_scale=1, **sampling)
-        batch = PromptBatches.from_bundle(generator.bundle)(PROMPTS[:num_images], numbers, seed)
+        numbers = bundle_sampling(generator.bundle).changed(**{"cfg_scale": 1, **sampling})
+        batch = PromptBatches.from_bundle(generator.bundle)(prompts[:num_images], numbers, seed)
         for _ in decode(generator.runner, batch, generator.table):
             pass
         one_by_one = generator.runner.tokens(), generator
@@ -109,9 +117,11 @@ def check_same_as_single_steps(
             pass
         together = generator.runner.tokens(), generator
         found = caches(generator, "position"), caches(generator, "score")
-        assert ahead.accepted == num_images * 575 and ahead.passes <= num_images * 575
+        steps = generator.config.grid.num_tokens - 1
+        assert ahead.accepted == num_images * steps and ahead.passes <= num_images * steps
+        num_rows = len(batch.lengths)
         parted = assert_same_tokens(together, one_by_one, batch)
-    rows = [row for row in range(2 * num_images) if row % num_images not in parted]
+    rows = [row for row in range(num_rows) if row % num_images not in parted]
     assert rows, "every image met a near tie: use another seed"
     for ours, theirs in zip(found[0], slots, strict=True):
         np.testing.assert_array_equal(ours[rows], theirs[rows])
@@ -167,6 +177,23 @@ def test_tables_for_lookahead_give_the_tokens_of_single_steps(
     path = lookahead_bundle(seed, lookahead, monkeypatch)
     assert read_config(path).policy.lookahead == lookahead
     check_same_as_single_steps(path, runner, window, {"temperature": 0}, 2, seed)
+
+
+@pytest.mark.parametrize("runner", ["torch", "ort"])
+@pytest.mark.parametrize(
+    ("policy", "lookahead", "has_guidance"), [("h2o", 8, True), ("streaming-llm", None, False)]
+)
+@pytest.mark.slow
+def test_a_model_of_classes_has_the_tokens_of_single_steps(
+    policy: str, lookahead: int | None, has_guidance: bool, runner: str, tmp_path: Path
+) -> None:
+    tiny = TinyLlamaGen(num_kv_heads=2, has_null=has_guidance, seed=4)
+    model = write_llamagen_checkpoint(tmp_path / "model", tiny)
+    spec = export_spec(model, policy, 0.3, prompt_slots=None, lookahead=lookahead)
+    path = exporter.export_bundle(replace(spec, out=tmp_path / "bundle"))
+    sampling = {"temperature": 0.3, **({"cfg_scale": 2.0} if has_guidance else {})}
+    ahead = check_same_as_single_steps(path, runner, 8, sampling, 2, 4, ("3", "7"))
+    assert ahead.accepted == 2 * 255
 
 
 def test_auto_gives_the_same_tokens_and_takes_single_steps_where_windows_do_not_pay() -> None:

@@ -16,6 +16,7 @@ from ssd_export.runtime.prompt_batch import ImageRequest, PromptBatch, PromptBat
 from ssd_export.sampling import Sampling
 from tests.janus_checkpoints import TinyJanus
 from tests.runtime.checkpoints import PROMPTS, bundle, checkpoint, head_map_file
+from tests.runtime.near_ties import assert_same_tokens
 
 NUM_TOKENS = 60
 REQUESTS = [
@@ -42,6 +43,37 @@ def test_an_image_is_the_same_alone_and_among_others(runner: str) -> None:
         for place, request in enumerate(REQUESTS):
             alone = tokens_of(generator, make.of_requests([request]))
             np.testing.assert_array_equal(alone[0], together[place])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("runner", ["ort", "torch"])
+def test_requests_of_a_batch_with_lookahead_have_the_tokens_of_single_steps(runner: str) -> None:
+    path = bundle(checkpoint(TinyJanus(seed=3, num_kv_heads=2)), "h2o", 0.2, lookahead=8)
+    with ImageGenerator.from_bundle(path, runner=runner, num_threads=1) as generator:
+        batch = PromptBatches.from_bundle(generator.bundle).of_requests(REQUESTS)
+        *_, plain = generator.stream_requests(REQUESTS)
+        rows = list(generator.stream_requests(REQUESTS, lookahead=8))
+        assert [row.row for row in rows] == list(range(24)) and generator.passes < 575
+        assert len(rows[-1].images) == len(REQUESTS)
+        parted = assert_same_tokens((rows[-1].tokens, generator), (plain.tokens, generator), batch)
+        assert len(parted) < len(REQUESTS), "every image met a near tie: use another seed"
+
+
+def test_lookahead_that_cannot_be_is_refused_at_once() -> None:
+    path = bundle(checkpoint(TinyJanus(seed=3, num_kv_heads=2)), "h2o", 0.2, lookahead=8)
+    with ImageGenerator.from_bundle(path, num_threads=1) as generator:
+        for lookahead in (0, -1, 65, "8", 2.5):
+            with pytest.raises(UserError, match="lookahead"):
+                generator.stream(["a"], lookahead=lookahead)
+            with pytest.raises(UserError, match="lookahead"):
+                next(generator.stream_requests(REQUESTS, lookahead=lookahead))
+        generator.runner.no_window = "one token a pass; use another runner"
+        for mode, is_refused in (("auto", False), (1, False), (2, True)):
+            if is_refused:
+                with pytest.raises(UserError, match="one token a pass"):
+                    generator.check_lookahead(mode)
+            else:
+                assert generator.check_lookahead(mode) == mode
 
 
 def by_hand(make: PromptBatches, request: ImageRequest) -> PromptBatch:

@@ -239,6 +239,33 @@ def test_the_page_needs_no_other_host(server: ServerProcess) -> None:
     assert sum(group["heads"] for group in facts["layers"][0]) == 4
 
 
+def test_lookahead_serves_the_same_images(tmp_path: Path, expected: list[np.ndarray]) -> None:
+    running = started(tmp_path, "--lookahead", "6")
+    try:
+        client = openai.OpenAI(
+            api_key="none", base_url=f"http://127.0.0.1:{running.port}/v1", max_retries=0
+        )
+        answer = client.images.generate(prompt=PROMPT, n=2, extra_body={"seed": 7})
+        for image, want in zip(answer.data, expected, strict=True):
+            assert (pixels_of(image.b64_json) == want).all()
+    finally:
+        assert running.stop() == 0, running.log.read_text()
+
+
+def test_a_runner_without_lookahead_is_refused_before_it_serves() -> None:
+    from ssd_export.errors import UserError
+    from ssd_export.runtime.generate import ImageGenerator
+    from ssd_export.serve.generation import GeneratorBatches
+    from ssd_export.serve.metrics import Metrics
+
+    path = bundle(DEMO_CHECKPOINT, "ssd-auto", 0.1)
+    with ImageGenerator.from_bundle(path, num_threads=1) as generator:
+        generator.runner.no_window = "one token a pass; use another runner"
+        with pytest.raises(UserError, match="one token a pass"):
+            GeneratorBatches(generator, Metrics(), 6)
+        GeneratorBatches(generator, Metrics(), "auto").warm()
+
+
 def test_a_key_is_asked_for_and_a_stop_finishes_what_was_accepted(tmp_path: Path) -> None:
     server = started(tmp_path, SSD_EXPORT_KEY="secret")
     request = {"prompt": PROMPT, "n": 2}
