@@ -107,6 +107,11 @@ SECTIONS = (
         " (ONNX Runtime, one thread).",
         ("lookahead",),
     ),
+    Section(
+        "The C++ library beside Python",
+        "The same bundle, prompts and seeds, in turns; the tokens are equal.",
+        ("cpp_beside_python",),
+    ),
     Section("Other runtimes on the CPU", "", ("peers",)),
     Section("Export and memory at real size", "", ("real_size",)),
     Section("Quantized weights and caches", "", ("quantization", "precision_divergence")),

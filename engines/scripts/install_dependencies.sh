@@ -3,7 +3,7 @@
 # itself is not among it: see fetch_onnxruntime_headers.sh and the options of CMake.
 set -euo pipefail
 build=(cmake g++ pkg-config nlohmann-json3-dev libssl-dev libpng-dev libonig-dev)
-tests=(clang valgrind g++-aarch64-linux-gnu)
+tests=(clang valgrind g++-aarch64-linux-gnu qemu-user)
 command -v apt-get >/dev/null || { echo "needs apt-get; install by hand: ${build[*]}" >&2; exit 1; }
 missing=()
 for package in "${build[@]}" "${tests[@]}"; do

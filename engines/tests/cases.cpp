@@ -14,7 +14,6 @@
 #include <map>
 #include <memory>
 
-#include <sys/resource.h>
 #include <nlohmann/json.hpp>
 
 #include "ssd_runtime/ssd_runtime.hpp"
@@ -25,6 +24,17 @@ using Json = nlohmann::json;
 
 double seconds_since(std::chrono::steady_clock::time_point began) {
     return std::chrono::duration<double>(std::chrono::steady_clock::now() - began).count();
+}
+
+// Peak resident memory of this process; getrusage would count the one that started it, too.
+int64_t peak_kilobytes() {
+    std::ifstream status("/proc/self/status");
+    for (std::string word; status >> word;) {
+        if (int64_t peak = 0; word == "VmHWM:" && status >> peak) {
+            return peak;
+        }
+    }
+    return 0;
 }
 
 ssd::Model& model_of(Json const& test) {
@@ -103,12 +113,14 @@ void generate(Json const& test, std::ostream& out) {
     ssd::Request request = request_of(model, test, lists);
     Json events = Json::array();
     uint32_t passes = 0;
+    std::vector<double> row_seconds;
+    auto const began = std::chrono::steady_clock::now();
     request.on_row = [&](ssd_row_event const& event) {
+        row_seconds.push_back(seconds_since(began));
         events.push_back(event_of(event));
         passes = event.passes;
         return true;
     };
-    auto const began = std::chrono::steady_clock::now();
     ssd::Generation generation(model, request);
     if (test.value("first_row", false)) {
         generation.step_row();
@@ -125,8 +137,6 @@ void generate(Json const& test, std::ostream& out) {
     double const seconds = seconds_since(began);
     ssd::Images const images = generation.images();
     ssd_cache_report const cache = generation.cache_bytes();
-    rusage usage{};
-    getrusage(RUSAGE_SELF, &usage);
     size_t const num_tokens = size_t{images.num_images} * images.num_tokens;
     size_t const num_pixels = size_t{images.num_images} * images.width * images.height * 3;
     out << Json{{"images", images.num_images},
@@ -138,7 +148,8 @@ void generate(Json const& test, std::ostream& out) {
                 {"cache_bytes", cache.bytes},
                 {"tokens_evicted", cache.tokens_evicted},
                 {"planned_cache_bytes", model.plan(cache.num_images).cache_bytes},
-                {"peak_kilobytes", usage.ru_maxrss}}
+                {"row_seconds", row_seconds},
+                {"peak_kilobytes", peak_kilobytes()}}
         << "\n";
     out.write(reinterpret_cast<char const*>(images.tokens),
               static_cast<std::streamsize>(num_tokens * sizeof(int32_t)));

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.engines.builds import ENGINES, Builds, run, sanitized
-from tests.engines.cases import Case, run_cases
+from tests.engines.cases import LONG, TWO, Case, run_cases
 from tests.engines.test_misuse import FEW_MODELS, run_misuse
 
 Bundles = Callable[[str], Path]
@@ -21,6 +21,10 @@ CASES = {
     "decaying scores": Case("linear"),
     "int8 cache": Case("kv-int8"),
     "int4": Case("int4"),
+    "negative prompts": Case("linear", TWO, {"cfg_scale": 2.0, "negative_prompt": ["", LONG]}),
+    "lookahead": Case("ssd-auto", options={"lookahead": 12, "top_k": 20}),
+    "lookahead where it pays": Case("ssd-auto", options={"lookahead": "auto"}),
+    "lookahead of two at once": Case("linear", TWO, {"lookahead": 6}),
 }
 SUPPRESSED = {"TSAN_OPTIONS": f"suppressions={ENGINES / 'tests' / 'thread_sanitizer.txt'}"}
 # What valgrind runs in minutes; the rest is the sanitizers' part.
