@@ -14,6 +14,10 @@ install(FILES ${CMAKE_CURRENT_BINARY_DIR}/ssd_runtimeConfig.cmake
 configure_file(cmake/ssd_runtime.pc.in ssd_runtime.pc @ONLY)
 install(FILES ${CMAKE_CURRENT_BINARY_DIR}/ssd_runtime.pc DESTINATION ${CMAKE_INSTALL_LIBDIR}/pkgconfig)
 if(SSD_RUNTIME_BUNDLE_ONNXRUNTIME)
+  if(NOT "onnxruntime" IN_LIST SSD_RUNTIME_BACKENDS)
+    message(FATAL_ERROR "SSD_RUNTIME_BUNDLE_ONNXRUNTIME brings the library of a backend that is not built: add "
+                        "onnxruntime to SSD_RUNTIME_BACKENDS")
+  endif()
   # Where only libssd_runtime.so looks, so that another program's ONNX Runtime is not replaced.
   install(FILES ${onnxruntime_file} RENAME libonnxruntime.so.1
     DESTINATION ${CMAKE_INSTALL_LIBDIR}/ssd_runtime)

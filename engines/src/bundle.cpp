@@ -83,6 +83,19 @@ bool is_sha256(std::string const& text) {
     return text.size() == 64 && text.find_first_not_of("0123456789abcdef") == std::string::npos;
 }
 
+bool is_added_later(std::string const& name) {
+    return std::any_of(std::begin(added_later), std::end(added_later),
+                       [&name](char const* folder) { return name.rfind(folder, 0) == 0; });
+}
+
+// How a file that is missing or changed is made again.
+std::string way_out(std::string const& name, std::string const& bundle) {
+    if (name.rfind(added_later[0], 0) == 0) {
+        return "build the engines again: ssd-export build-engine --bundle " + bundle;
+    }
+    return is_added_later(name) ? "run the verb that wrote it again" : export_again;
+}
+
 // The manifest as the exporter writes it, to the byte.
 std::string manifest_text(Json const& manifest) {
     std::map<std::string, Json> sorted;
@@ -111,7 +124,9 @@ Bundle::Bundle(std::string const& path) : path_(path) {
     config_ = Config::parse(config, config_path, export_again);
     read_manifest();
     for (auto const& [name, entry] : files_) {
-        check_file(name, entry);
+        if (!is_added_later(name)) {
+            check_file(name, entry);
+        }
     }
     hash_ = bundle_hash();
 }
@@ -143,34 +158,42 @@ void Bundle::check_file(std::string const& name, Entry const& entry) const {
     std::string const path = path_ + "/" + name;
     FileStatus const status = file_status(path);
     if (!status.exists) {
-        fail(SSD_BAD_BUNDLE, "bundle ", path_, ": ", name, " is missing; ", export_again);
+        fail(SSD_BAD_BUNDLE, "bundle ", path_, ": ", name, " is missing; ", way_out(name, path_));
     }
     if (status.num_bytes != entry.num_bytes) {
         fail(SSD_BAD_BUNDLE, "bundle ", path_, ": ", name, " has ", status.num_bytes,
-             " bytes, the manifest says ", entry.num_bytes, "; ", export_again);
+             " bytes, the manifest says ", entry.num_bytes, "; ", way_out(name, path_));
     }
     if (sha256_of_file(path) != entry.sha256) {
         fail(SSD_BAD_BUNDLE, "bundle ", path_, ": ", name,
-             " was changed (its sha256 is not the manifest's); ", export_again);
+             " was changed (its sha256 is not the manifest's); ", way_out(name, path_));
     }
 }
 
 std::string Bundle::bundle_hash() const {
     std::string listing;
     for (auto const& [name, entry] : files_) {
-        bool const is_fixed =
-            std::none_of(std::begin(added_later), std::end(added_later),
-                         [&name = name](char const* folder) { return name.rfind(folder, 0) == 0; });
-        if (is_fixed) {
+        if (!is_added_later(name)) {
             listing += entry.sha256 + "  " + name + "\n";
         }
     }
     return sha256_of_text(listing);
 }
 
+std::vector<std::string> Bundle::names() const {
+    std::vector<std::string> names;
+    for (auto const& [name, entry] : files_) {
+        names.push_back(name);
+    }
+    return names;
+}
+
 std::string Bundle::file(std::string const& name) const {
     if (!has(name)) {
         fail(SSD_BAD_BUNDLE, "bundle ", path_, " has no ", name, "; ", export_again);
+    }
+    if (is_added_later(name)) {
+        check_file(name, files_.at(name));
     }
     return path_ + "/" + name;
 }

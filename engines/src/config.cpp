@@ -17,13 +17,11 @@ constexpr struct {
               {Dtype::int32, "int32", 4},       {Dtype::int64, "int64", 8}};
 
 Dtype parse_dtype(JsonReader const& json) {
-    std::string const name = json.string();
-    for (auto const& row : dtypes) {
-        if (name == row.name) {
-            return row.dtype;
-        }
+    std::optional<Dtype> const dtype = dtype_named(json.string());
+    if (!dtype) {
+        json.wrong("a dtype such as float32");
     }
-    json.wrong("a dtype such as float32");
+    return *dtype;
 }
 
 // Far above every published model, so that loops and allocations over them end: the limits of
@@ -191,6 +189,15 @@ std::string parse_weight_format(JsonReader const& json) {
 
 size_t item_bytes(Dtype dtype) { return dtypes[static_cast<size_t>(dtype)].num_bytes; }
 
+std::optional<Dtype> dtype_named(std::string const& name) {
+    for (auto const& row : dtypes) {
+        if (name == row.name) {
+            return row.dtype;
+        }
+    }
+    return std::nullopt;
+}
+
 char const* dtype_name(Dtype dtype) { return dtypes[static_cast<size_t>(dtype)].name; }
 
 std::vector<int64_t> TensorSpec::shape_with(std::map<std::string, int64_t> const& sizes) const {
@@ -220,10 +227,11 @@ size_t num_elements(std::vector<int64_t> const& shape) {
     return count;
 }
 
-TensorSpec const* GraphSpec::input(std::string const& tensor) const {
-    for (TensorSpec const& candidate : inputs) {
-        if (candidate.name == tensor) {
-            return &candidate;
+TensorSpec const* GraphSpec::named(std::vector<TensorSpec> const& tensors,
+                                   std::string const& name) {
+    for (TensorSpec const& tensor : tensors) {
+        if (tensor.name == name) {
+            return &tensor;
         }
     }
     return nullptr;

@@ -2,6 +2,7 @@
 
 #include <cstdint>
 #include <map>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -18,11 +19,16 @@ constexpr Dtype all_dtypes[] = {Dtype::float32, Dtype::float16, Dtype::bfloat16,
 
 size_t item_bytes(Dtype dtype);
 char const* dtype_name(Dtype dtype);
+std::optional<Dtype> dtype_named(std::string const& name);
 
 // A dimension is a number or a name such as "rows"; number is -1 where it has a name.
 struct Dimension {
     int64_t number = -1;
     std::string name;
+
+    bool operator==(Dimension const& other) const {
+        return number == other.number && name == other.name;
+    }
 };
 
 struct TensorSpec {
@@ -32,6 +38,10 @@ struct TensorSpec {
 
     // Throws Failure SSD_BAD_BUNDLE for a name that `sizes` lacks, or a tensor too large to count.
     std::vector<int64_t> shape_with(std::map<std::string, int64_t> const& sizes) const;
+
+    bool operator==(TensorSpec const& other) const {
+        return name == other.name && dtype == other.dtype && shape == other.shape;
+    }
 };
 
 // Number of elements. Throws Failure where it overflows.
@@ -43,8 +53,13 @@ struct GraphSpec {
     std::vector<TensorSpec> inputs, outputs;
     std::map<std::string, std::string> aliases;
 
-    TensorSpec const* input(std::string const& tensor) const;
+    // NULL where there is none of that name.
+    TensorSpec const* input(std::string const& tensor) const { return named(inputs, tensor); }
+    TensorSpec const* output(std::string const& tensor) const { return named(outputs, tensor); }
     bool is_aliased(TensorSpec const& output) const { return aliases.count(output.name) > 0; }
+
+private:
+    static TensorSpec const* named(std::vector<TensorSpec> const& tensors, std::string const& name);
 };
 
 // rows_per_image: of the batch; 2 with guidance, the conditional and the unconditional row, else 1.

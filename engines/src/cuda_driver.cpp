@@ -7,6 +7,9 @@
 namespace ssd_runtime {
 namespace {
 
+char const no_gpu[] =
+    "this machine has no NVIDIA GPU, or no driver for it; use the backend onnxruntime with the "
+    "provider cpu, which needs neither";
 constexpr int capability_major = 75, capability_minor = 76;  // CUdevice_attribute
 
 template <typename Function>
@@ -26,9 +29,7 @@ CudaDriver const& CudaDriver::get() {
 
 CudaDriver::CudaDriver() : library_(dlopen("libcuda.so.1", RTLD_NOW | RTLD_LOCAL)) {
     if (library_ == nullptr) {
-        fail(SSD_UNAVAILABLE,
-             "this machine has no NVIDIA GPU, or no driver for it; use the backend "
-             "onnxruntime with the provider cpu, which needs neither");
+        fail(SSD_UNAVAILABLE, no_gpu);
     }
     find(library_, "cuInit", init_);
     find(library_, "cuGetErrorString", error_string_);
@@ -41,7 +42,11 @@ CudaDriver::CudaDriver() : library_(dlopen("libcuda.so.1", RTLD_NOW | RTLD_LOCAL
     find(library_, "cuMemGetInfo_v2", memory_info_);
     find(library_, "cuMemcpyHtoD_v2", to_device_);
     find(library_, "cuMemcpyDtoH_v2", to_host_);
-    check(init_(0), "cuInit");
+    try {
+        check(init_(0), "cuInit");
+    } catch (Failure const& failure) {
+        fail(SSD_UNAVAILABLE, no_gpu, " (", failure.what(), ")");
+    }
 }
 
 void CudaDriver::check(int result, char const* doing) const {

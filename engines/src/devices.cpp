@@ -1,15 +1,13 @@
-#include <algorithm>
 #include <cstdio>
 #include <cstring>
 
+#include "backends.h"
 #include "cuda_driver.h"
+#include "devices.h"
 #include "failure.h"
-#include "machine.h"
 #include "model.h"
-#include "ort/ort_api.h"
 
 namespace ssd_runtime {
-namespace {
 
 ssd_device new_device(char const* backend, char const* provider, int index) {
     ssd_device device{};
@@ -20,12 +18,6 @@ ssd_device new_device(char const* backend, char const* provider, int index) {
     return device;
 }
 
-template <size_t Size>
-void set(char (&target)[Size], std::string const& source) {
-    std::snprintf(target, Size, "%s", source.c_str());
-}
-
-// Every GPU for a backend, or one entry that says why there is none.
 void add_gpus(char const* backend, std::string const& lacks, std::vector<ssd_device>& devices) {
     try {
         CudaDriver const& driver = CudaDriver::get();
@@ -50,34 +42,11 @@ void add_gpus(char const* backend, std::string const& lacks, std::vector<ssd_dev
     }
 }
 
-void add_ort(std::vector<ssd_device>& devices) {
-    ssd_device cpu = new_device("onnxruntime", "cpu", 0);
-    MachineMemory const memory = machine_memory();
-    set(cpu.name, processor_name());
-    cpu.total_bytes = memory.total_bytes;
-    cpu.free_bytes = memory.free_bytes;
-    std::string lacks;
-    try {
-        need_ort_api();
-        cpu.available = 1;
-        std::vector<std::string> const providers = Ort::GetAvailableProviders();
-        if (std::find(providers.begin(), providers.end(), "CUDAExecutionProvider") ==
-            providers.end()) {
-            lacks = "this onnxruntime has no CUDAExecutionProvider; install one for GPUs";
-        }
-    } catch (Failure const& failure) {
-        lacks = failure.what();
-        set(cpu.reason, lacks);
-    }
-    devices.push_back(cpu);
-    add_gpus("onnxruntime", lacks, devices);
-}
-
-}  // namespace
-
 std::vector<ssd_device> list_devices() {
     std::vector<ssd_device> devices;
-    add_ort(devices);
+    for (BackendEntry const& backend : backends()) {
+        backend.list(devices);
+    }
     return devices;
 }
 

@@ -289,6 +289,7 @@ ssd_cache_report Generation::cache_report() const {
     ssd_cache_report report{};
     report.num_images = count_;
     report.bytes = runner_->cache_bytes();
+    report.step_is_captured = runner_->step_is_captured() ? 1 : 0;
     report.image_bytes_per_image = table.image_cache_bytes(head_dim, item, rows);
     report.full_image_bytes_per_image =
         table.full_cache_bytes(head_dim, item, rows, config.model.grid.num_tokens());

@@ -67,6 +67,7 @@ public:
     }
 
     bool is_string() const { return value_.is_string(); }
+    bool is_null() const { return value_.is_null(); }
 
     // Calls visit(JsonReader) for every element of an array.
     template <typename Visit>

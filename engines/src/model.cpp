@@ -1,31 +1,12 @@
 #include "model.h"
 
-#include <algorithm>
 #include <cstdio>
 
-#include "failure.h"
+#include "backends.h"
 #include "files.h"
-#include "ort/ort_runner.h"
 
 namespace ssd_runtime {
 namespace {
-
-char const onnxruntime[] = "onnxruntime";
-
-// What the process and ONNX Runtime take without any weights, and how many copies of the weights
-// its kernels hold while they are packed (ssd_export/plan/memory.py measured both).
-constexpr uint64_t base_bytes = 60'000'000;
-constexpr double copies_float32 = 1.05, copies_half = 2.1, copies_of_codes = 1.5;
-constexpr int64_t feature_maps = 5;  // of the image decoder's largest size that are alive at once
-
-std::unique_ptr<Backend> open_backend(Bundle const& bundle, ModelRequest const& request) {
-    if (!request.backend.empty() && request.backend != onnxruntime) {
-        fail(SSD_INVALID_ARGUMENT, "unknown backend ", in_quotes(request.backend), "; use ",
-             onnxruntime);
-    }
-    return open_ort_backend(bundle, request.provider.empty() ? "cpu" : request.provider,
-                            request.device, request.num_threads);
-}
 
 template <size_t Size>
 void copy_text(char (&target)[Size], std::string const& source) {
@@ -64,23 +45,11 @@ void Model::plan(uint32_t num_images, uint32_t decoder_batch, ssd_memory_plan& p
     size_t const item = item_bytes(known.dtype);
     int64_t const rows = known.model.rows_per_image * int64_t{num_images};
     plan.num_images = num_images;
-    plan.weight_bytes = bundle_.num_bytes(known.text_embeddings.file);
     plan.cache_bytes = known.policy.cache_bytes(known.model.head_dim, item, rows);
     plan.full_cache_bytes =
         known.policy.full_cache_bytes(known.model.head_dim, item, rows,
                                       known.policy.prompt_slots + known.model.grid.num_tokens());
-    auto const pixels =
-        static_cast<uint64_t>(known.model.image_height() * known.model.image_width());
-    plan.decoder_bytes = feature_maps * uint64_t{decoder_batch} *
-                         static_cast<uint64_t>(known.model.base_channels) * pixels *
-                         (backend().is_cpu() ? sizeof(float) : item);
-    double const copies = !backend().is_cpu()             ? 1.0
-                          : known.weight_format != "none" ? copies_of_codes
-                          : known.dtype == Dtype::float32 ? copies_float32
-                                                          : copies_half;
-    plan.peak_bytes = base_bytes + plan.cache_bytes + plan.decoder_bytes +
-                      static_cast<uint64_t>(copies * static_cast<double>(plan.weight_bytes));
-    plan.free_bytes = backend().free_bytes();
+    backend().estimate(decoder_batch, plan);
 }
 
 }  // namespace ssd_runtime

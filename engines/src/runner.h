@@ -10,6 +10,7 @@
 #include "config.h"
 #include "failure.h"
 #include "noise.h"
+#include "ssd_runtime/ssd_runtime.h"
 
 namespace ssd_runtime {
 
@@ -84,6 +85,9 @@ public:
     // Bytes allocated for the caches of the present batch.
     virtual uint64_t cache_bytes() const = 0;
 
+    // Whether a decode step is launched as a whole, as a CUDA graph.
+    virtual bool step_is_captured() const { return false; }
+
     // From any thread: ends the run under way as soon as the backend can.
     virtual void interrupt() {}
 };
@@ -95,9 +99,9 @@ public:
     virtual std::unique_ptr<Runner> make_runner() = 0;
     // The most images of one batch.
     virtual uint32_t max_images() const = 0;
-    // Free memory where caches lie; 0 where the system does not say.
-    virtual uint64_t free_bytes() const = 0;
-    virtual bool is_cpu() const = 0;
+    // Fills in what weights, image decoder and all of a batch of plan.num_images take, and what is
+    // free; plan.cache_bytes is known.
+    virtual void estimate(uint32_t decoder_batch, ssd_memory_plan& plan) const = 0;
 };
 
 }  // namespace ssd_runtime

@@ -4,9 +4,9 @@
 //
 // cases.json: an array of objects with `bundle` and any of prompts, ids, negative_prompt,
 // negative_ids, seed, seeds, num_images, cfg_scale, temperature, top_k, max_batch, decoder_batch,
-// preview, lookahead, num_threads, own_loop, first_row, or `bundle` and `encode` (an array of
-// texts). results.bin: for each case a line of JSON, then the tokens (int32) and pixels (uint8)
-// that the line counts.
+// preview, lookahead, num_threads, backend, provider, device, own_loop, first_row, or `bundle` and
+// `encode` (an array of texts). results.bin: for each case a line of JSON, then the tokens (int32)
+// and pixels (uint8) that the line counts.
 #include <chrono>
 #include <cstdio>
 #include <fstream>
@@ -44,13 +44,20 @@ ssd::Model& model_of(Json const& test) {
     }
     std::string const bundle = test.at("bundle");
     int const num_threads = test.value("num_threads", 0);
-    std::string const key = bundle + " " + std::to_string(num_threads);
+    std::string const backend = test.value("backend", std::string());
+    std::string const provider = test.value("provider", std::string());
+    int const device = test.value("device", 0);
+    std::string const key = bundle + " " + std::to_string(num_threads) + " " + backend + provider +
+                            std::to_string(device);
     auto found = models.find(key);
     if (found == models.end()) {
         ssd_model_params params;
         ssd_model_params_init(&params);
         params.bundle = bundle.c_str();
         params.num_threads = num_threads;
+        params.backend = backend.c_str();
+        params.provider = provider.c_str();
+        params.device = device;
         found = models.emplace(key, ssd::Model(params)).first;
     }
     return found->second;
@@ -147,6 +154,7 @@ void generate(Json const& test, std::ostream& out) {
                 {"seconds", seconds},
                 {"cache_bytes", cache.bytes},
                 {"tokens_evicted", cache.tokens_evicted},
+                {"step_is_captured", cache.step_is_captured},
                 {"planned_cache_bytes", model.plan(cache.num_images).cache_bytes},
                 {"row_seconds", row_seconds},
                 {"peak_kilobytes", peak_kilobytes()}}

@@ -61,7 +61,7 @@ typedef struct ssd_device {
     uint32_t struct_size;
     int32_t available;    /* 1: a model can be opened on it now; 0: see reason */
     int32_t index;        /* among the devices of its provider */
-    char backend[16];     /* "onnxruntime" */
+    char backend[16];     /* "onnxruntime", "tensorrt" or "tensorrt-rtx" */
     char provider[16];    /* "cpu" or "cuda" */
     char name[128];       /* of the processor */
     char reason[256];     /* what it lacks, and what to do about it */
@@ -81,8 +81,8 @@ typedef struct ssd_model_params {
     uint32_t struct_size;
     int32_t device;       /* among the devices of the provider */
     char const* bundle;   /* the bundle's folder */
-    char const* backend;  /* "onnxruntime"; NULL: the first that this library has */
-    char const* provider; /* "cpu", "cuda"; NULL: cpu */
+    char const* backend;  /* as in ssd_device; NULL: the first that this library has */
+    char const* provider; /* "cpu", "cuda"; NULL: cpu, or what TensorRT runs on */
     int32_t num_threads;  /* of the CPU; 0 chooses */
 } ssd_model_params;
 
@@ -199,7 +199,7 @@ SSD_API ssd_status ssd_generate(ssd_generation* generation, ssd_error* error);
 SSD_API ssd_status ssd_step_row(ssd_generation* generation, ssd_row_event* event, ssd_error* error);
 
 typedef enum ssd_cancel_when {
-    SSD_CANCEL_NOW = 0,         /* the call under way returns within a token */
+    SSD_CANCEL_NOW = 0, /* the call under way returns within a token, on TensorRT within a row */
     SSD_CANCEL_AFTER_IMAGES = 1 /* the images generated now are finished */
 } ssd_cancel_when;
 
@@ -225,7 +225,8 @@ typedef struct ssd_cache_report {
     uint32_t num_images;
     uint64_t bytes; /* allocated now, counted, not computed */
     uint64_t image_bytes_per_image, full_image_bytes_per_image; /* slots of image tokens alone */
-    uint64_t tokens_evicted; /* (layer, KV head, token) triples evicted for an image */
+    uint64_t tokens_evicted;  /* (layer, KV head, token) triples evicted for an image */
+    int32_t step_is_captured; /* 1: a token is one launch of a CUDA graph (TensorRT) */
 } ssd_cache_report;
 
 /* What the compression does, once the first row is generated. */

@@ -5,8 +5,10 @@
 #include <cstring>
 #include <numeric>
 
+#include "cache_names.h"
 #include "cuda_driver.h"
 #include "failure.h"
+#include "finite.h"
 #include "machine.h"
 
 namespace ssd_runtime {
@@ -14,22 +16,6 @@ namespace {
 
 char const num_sorted_codes[] = "num_sorted_codes";
 char const window_graph[] = "decode_window";
-char const past_prefix[] = "past_key_values.";
-
-bool is_past(std::string const& name) { return name.rfind(past_prefix, 0) == 0; }
-
-bool ends_with(std::string const& name, std::string const& end) {
-    return name.size() >= end.size() &&
-           name.compare(name.size() - end.size(), end.size(), end) == 0;
-}
-
-// past_key_values.3.0.key <-> present.3.0.key
-std::string present_of(std::string const& past) {
-    return "present." + past.substr(sizeof past_prefix - 1);
-}
-std::string past_of(std::string const& present) {
-    return past_prefix + present.substr(std::strlen("present."));
-}
 
 template <typename Item>
 std::vector<std::byte> bytes_of(std::vector<Item> const& items) {
@@ -90,6 +76,12 @@ private:
     size_t width_, heads_, slots_, slot_bytes_;
 };
 
+// What the process and ONNX Runtime take without any weights, and how many copies of the weights
+// its kernels hold while they are packed (ssd_export/plan/memory.py measured both).
+constexpr uint64_t base_bytes = 60'000'000;
+constexpr double copies_float32 = 1.05, copies_half = 2.1, copies_of_codes = 1.5;
+constexpr int64_t feature_maps = 5;  // of the image decoder's largest size that are alive at once
+
 class OrtBackend : public Backend {
 public:
     OrtBackend(Bundle const& bundle, std::shared_ptr<OrtSessions> sessions)
@@ -99,9 +91,11 @@ public:
         return std::make_unique<OrtRunner>(bundle_, sessions_);
     }
     uint32_t max_images() const override { return UINT32_MAX; }
-    bool is_cpu() const override { return !sessions_->is_cuda(); }
-    uint64_t free_bytes() const override {
-        if (is_cpu()) {
+    void estimate(uint32_t decoder_batch, ssd_memory_plan& plan) const override;
+
+private:
+    uint64_t free_bytes() const {
+        if (!sessions_->is_cuda()) {
             return machine_memory().free_bytes;
         }
         uint64_t free = 0;
@@ -111,10 +105,27 @@ public:
         return free;
     }
 
-private:
     Bundle const& bundle_;
     std::shared_ptr<OrtSessions> sessions_;
 };
+
+void OrtBackend::estimate(uint32_t decoder_batch, ssd_memory_plan& plan) const {
+    Config const& known = bundle_.config();
+    bool const is_cpu = !sessions_->is_cuda();
+    auto const pixels =
+        static_cast<uint64_t>(known.model.image_height() * known.model.image_width());
+    plan.weight_bytes = bundle_.num_bytes(known.text_embeddings.file);
+    plan.decoder_bytes = feature_maps * uint64_t{decoder_batch} *
+                         static_cast<uint64_t>(known.model.base_channels) * pixels *
+                         (is_cpu ? sizeof(float) : item_bytes(known.dtype));
+    double const copies = !is_cpu                         ? 1.0
+                          : known.weight_format != "none" ? copies_of_codes
+                          : known.dtype == Dtype::float32 ? copies_float32
+                                                          : copies_half;
+    plan.peak_bytes = base_bytes + plan.cache_bytes + plan.decoder_bytes +
+                      static_cast<uint64_t>(copies * static_cast<double>(plan.weight_bytes));
+    plan.free_bytes = free_bytes();
+}
 
 }  // namespace
 
@@ -262,7 +273,7 @@ void OrtRunner::fill_caches(GraphSpec const& prefill, std::vector<Ort::Value> co
         if (!is_past(tensor.name)) {
             continue;
         }
-        bool const is_position = ends_with(tensor.name, ".position");
+        bool const is_position = kind_of(tensor.name) == "position";
         std::byte const* const prompt = is_position ? nullptr : result(present_of(tensor.name));
         PromptSlots const slots(tensor, tensor.shape_with(sizes_), batch);
         fill(values_.at(tensor.name),
@@ -310,7 +321,7 @@ void OrtRunner::decode_row(int64_t first, int64_t last, std::atomic<bool> const&
         run(step_graph_, step);
     }
     if (!stop) {
-        check_logits(values_.at("logits"), last - 1);
+        check_finite(values_.at("logits"), last - 1);
     }
 }
 
@@ -363,7 +374,7 @@ SampledWindow OrtRunner::decode_window(Window const& window) {
         }
     }
     upload("tokens", tokens.data(), tokens.size() * sizeof(int32_t));
-    check_logits(values.at("logits"), *std::min_element(window.first.begin(), window.first.end()));
+    check_finite(values.at("logits"), *std::min_element(window.first.begin(), window.first.end()));
     return sampled;
 }
 
@@ -478,19 +489,9 @@ std::vector<Item> OrtRunner::items_of(Ort::Value const& value) const {
     return items;
 }
 
-// Tokens of NaN look like any others.
-void OrtRunner::check_logits(Ort::Value const& logits, int64_t step) const {
+void OrtRunner::check_finite(Ort::Value const& logits, int64_t step) const {
     std::vector<float> const values = items_of<float>(logits);
-    if (std::all_of(values.begin(), values.end(),
-                    [](float value) { return std::isfinite(value); })) {
-        return;
-    }
-    fail(SSD_BAD_BUNDLE, "the logits of image token ", step, " are not finite: ",
-         config_.dtype == Dtype::float16
-             ? "this model's numbers do not fit float16 (65504 at most); export it again with "
-               "--dtype bf16 or --dtype fp32"
-             : "the weights are damaged or the checkpoint's own are not finite; get the checkpoint "
-               "again and export it again");
+    check_logits(values.data(), values.size(), step, config_.dtype);
 }
 
 void OrtRunner::run(std::string const& graph, int64_t step) {
@@ -645,10 +646,7 @@ void OrtRunner::decode_image(int32_t const* codes, int64_t count, uint8_t* pixel
         fail(SSD_BAD_BUNDLE,
              "image_decoder made no pixels of the bundle's size; export the bundle again");
     }
-    auto const* values = results[0].GetTensorData<float>();
-    std::transform(values, values + num_elements(wanted), pixels, [](float value) {
-        return static_cast<uint8_t>(value > 0 ? std::min(value, 255.0F) : 0.0F);  // NaN becomes 0
-    });
+    to_pixels(results[0].GetTensorData<float>(), num_elements(wanted), config_.dtype, pixels);
 }
 
 uint64_t OrtRunner::cache_bytes() const {

@@ -14,6 +14,8 @@ namespace ssd_runtime {
 std::unique_ptr<Backend> open_ort_backend(Bundle const& bundle, std::string const& provider,
                                           int device, int num_threads);
 
+void list_ort_devices(std::vector<ssd_device>& devices);
+
 // The caches of one generation. An output that the contract aliases is bound to the very value of
 // its input, which makes ONNX Runtime write one row instead of copying a cache.
 class OrtRunner : public Runner {
@@ -61,7 +63,7 @@ private:
     std::vector<std::byte> download(Ort::Value const& value) const;
     template <typename Item>
     std::vector<Item> items_of(Ort::Value const& value) const;
-    void check_logits(Ort::Value const& logits, int64_t step) const;
+    void check_finite(Ort::Value const& logits, int64_t step) const;
     void copy_back(GraphSpec const& evict);
     Bound& bound(std::string const& graph, int64_t width = 0);
     std::vector<Ort::Value> run_once(std::string const& graph,

@@ -1,0 +1,256 @@
+#include "trt/workspace.h"
+
+#include <algorithm>
+#include <numeric>
+
+#include "cache_names.h"
+#include "failure.h"
+
+namespace ssd_runtime {
+namespace {
+
+char const evict_graph[] = "evict", image_decoder[] = "image_decoder";
+constexpr unsigned char empty = 0xFF;  // every byte of the position -1
+
+bool has_own_evictions(EngineFiles const& files) {
+    return files.bundle().config().graphs.count(evict_graph) > 0 && !files.evicts_in_step();
+}
+
+// Numbers for the named dimensions. The prompt has always its greatest length: with fixed shapes
+// nothing is planned or compiled again.
+Sizes sizes_of(EngineFiles const& files, std::string const& graph, int64_t num_images) {
+    Sizes sizes = {{"images", num_images}};
+    if (graph != image_decoder) {
+        sizes["rows"] = files.bundle().config().model.rows_per_image * num_images;
+    }
+    if (starts_with(graph, "prefill")) {
+        sizes["prompt_tokens"] = files.manifest().prompt_slots;
+    }
+    return sizes;
+}
+
+std::vector<int64_t> decoder_counts(EngineFiles const& files, int64_t num_images) {
+    int64_t const at_a_time = files.decoder_images();
+    if (at_a_time > 1 && num_images >= at_a_time) {
+        return {1, at_a_time};
+    }
+    return {1};
+}
+
+}  // namespace
+
+Workspace::Workspace(std::shared_ptr<LoadedEngines> engines)
+    : engines_(std::move(engines)),
+      queue_(engines_->device()),
+      noise_(queue_, engines_->config().model) {}
+
+Workspace::~Workspace() {
+    queue_.try_synchronize();
+    engines_->device().try_use();
+}
+
+void Workspace::allocate(int64_t num_images, bool top_k) {
+    if (is_allocated() && num_images_ == num_images && top_k_ == top_k) {
+        return;
+    }
+    EngineFiles const& files = engines_->files();
+    check_batch(files.manifest(), num_images, files.bundle());
+    graphs_.clear();
+    memory_.reset();
+    num_images_ = num_images;
+    top_k_ = top_k;
+    std::string const suffix = top_k ? "_top_k" : "";
+    sizes_ = sizes_of(files, "decode_step", num_images);
+    prefill_ = &context("prefill" + suffix, num_images);
+    decode_ = &context("decode_step" + suffix, num_images);
+    evict_ = has_own_evictions(files) ? &context(evict_graph, num_images) : nullptr;
+    std::vector<GraphContext*> contexts = {decode_, prefill_};
+    decoders_.clear();
+    for (int64_t const count : decoder_counts(files, num_images)) {
+        decoders_[count] = &context(image_decoder, count);
+        contexts.push_back(decoders_[count]);
+        decoders_[count]->set_sizes(sizes_of(files, image_decoder, count));
+    }
+    if (evict_ != nullptr) {
+        contexts.push_back(evict_);
+    }
+    plan_memory(contexts);
+    try_out();
+    captures_ = decode_->is_capturable() && (evict_ == nullptr || evict_->is_capturable());
+}
+
+GraphContext& Workspace::context(std::string const& graph, int64_t num_images) {
+    EngineFiles const& files = engines_->files();
+    std::pair<std::string, int32_t> const key = {graph, files.profile_for(graph, num_images)};
+    auto const found = contexts_.find(key);
+    if (found != contexts_.end()) {
+        return *found->second;
+    }
+    return *contexts_.emplace(key, engines_->new_context(graph, num_images, queue_.stream()))
+                .first->second;
+}
+
+void Workspace::plan_memory(std::vector<GraphContext*> const& contexts) {
+    EngineFiles const& files = engines_->files();
+    std::vector<PlannedGraph> graphs;
+    for (GraphContext* const context : contexts) {
+        int64_t count = num_images_;
+        for (auto const& [images, decoder] : decoders_) {
+            count = decoder == context ? images : count;
+        }
+        Sizes const sizes = sizes_of(files, context->spec().name, count);
+        engines_->device().use();
+        context->set_sizes(sizes);
+        graphs.push_back({context->name(), &context->spec(), &context->aliases(), sizes,
+                          context->scratch_bytes()});
+    }
+    plan_ = plan_buffers(graphs);
+    check_device_memory(text("a batch of ", num_images_), plan_.num_bytes,
+                        engines_->device().free_bytes());
+    memory_ = std::make_unique<DeviceMemory>(engines_->device(), plan_.num_bytes);
+    for (GraphContext* const context : contexts) {
+        bind(*context);
+    }
+}
+
+void Workspace::bind(GraphContext& context) {
+    auto const& [offset, num_bytes] = plan_.scratch.at(context.name());
+    context.use_scratch(memory_->address() + offset, num_bytes);
+    for (auto const* side : {&context.spec().inputs, &context.spec().outputs}) {
+        for (TensorSpec const& tensor : *side) {
+            auto const alias = context.aliases().find(tensor.name);
+            context.bind(tensor.name,
+                         address(alias == context.aliases().end() ? tensor.name : alias->second,
+                                 context.name()));
+        }
+    }
+}
+
+// Runs on empty caches what will be captured: TensorRT loads and compiles kernels on the first run.
+void Workspace::try_out() {
+    clear();
+    upload("prompt_length", std::vector<int32_t>(static_cast<size_t>(sizes_.at("rows")), 1));
+    upload("step", std::vector<int64_t>{1});
+    queue_step(true);
+    queue_.synchronize();
+}
+
+void Workspace::clear() {
+    for (auto const& [name, shared] : plan_.shared) {
+        bool const is_position = (is_past(name) || is_present(name)) && kind_of(name) == "position";
+        queue_.fill(memory_->address() + shared.offset, is_position ? empty : 0,
+                    shared.num_bytes());
+    }
+}
+
+void Workspace::fill_caches(std::vector<int32_t> const& lengths) {
+    Buffer const& pattern = buffer(prompt_positions, prefill_->name());
+    auto const tokens = static_cast<size_t>(pattern.shape.at(2));
+    std::vector<int32_t> positions(num_elements(pattern.shape));
+    for (size_t start = 0; start < positions.size(); start += tokens) {
+        std::iota(positions.begin() + static_cast<std::ptrdiff_t>(start),
+                  positions.begin() + static_cast<std::ptrdiff_t>(start + tokens), 0);
+    }
+    upload(prompt_positions, positions, prefill_->name());
+    for (TensorSpec const& tensor : decode_->spec().inputs) {
+        if (is_past(tensor.name)) {
+            copy_prompt(tensor.name, lengths);
+        }
+    }
+}
+
+// Copies runs of rows whose prompts are equally long.
+void Workspace::copy_prompt(std::string const& past, std::vector<int32_t> const& lengths) {
+    Buffer const& cache = buffer(past);
+    bool const is_position = kind_of(past) == "position";
+    std::string const source = is_position ? prompt_positions : present_of(past);
+    if (cache.shape.size() < 3 || cache.shape[0] != static_cast<int64_t>(lengths.size())) {
+        fail(SSD_BAD_BUNDLE, "the bundle's ", past,
+             " is no cache of rows, heads and slots; export the bundle again");
+    }
+    auto const heads = static_cast<size_t>(cache.shape[1]);
+    auto const slots = static_cast<size_t>(cache.shape[2]);
+    size_t const slot_bytes = cache.num_bytes() / (lengths.size() * heads * slots);
+    auto const tokens = static_cast<size_t>(engines_->files().manifest().prompt_slots);
+    for (size_t first = 0, last = 0; first < lengths.size(); first = last) {
+        while (last < lengths.size() && lengths[last] == lengths[first]) {
+            ++last;
+        }
+        size_t const before = is_position ? 0 : first;  // all rows have the same positions
+        queue_.copy_rows({address(past) + first * heads * slots * slot_bytes, slots * slot_bytes},
+                         {address(source, prefill_->name()) + before * heads * tokens * slot_bytes,
+                          tokens * slot_bytes},
+                         static_cast<size_t>(lengths[first]) * slot_bytes, (last - first) * heads);
+    }
+}
+
+void Workspace::check_size(std::string const& tensor, std::string const& context,
+                           size_t size) const {
+    uint64_t const capacity = plan_.buffer(tensor, context).num_bytes();
+    if (capacity != size) {
+        fail(SSD_BAD_BUNDLE, "the bundle's ", tensor, " has ", capacity,
+             " bytes where this ssd_runtime makes ", size, "; export the bundle again");
+    }
+}
+
+uint64_t Workspace::cache_bytes() const {
+    uint64_t sum = 0;
+    for (TensorSpec const& tensor : decode_->spec().inputs) {
+        sum += is_past(tensor.name) ? buffer(tensor.name).num_bytes() : 0;
+    }
+    return sum;
+}
+
+void Workspace::launch_step(bool evict) {
+    bool const evicts = evict && evict_ != nullptr;
+    if (captures_ && graphs_[evicts] == nullptr) {
+        try {
+            graphs_[evicts] = std::make_unique<DeviceQueue::Graph>(
+                queue_, [this, evicts] { queue_step(evicts); });
+        } catch (Failure const&) {
+            captures_ = false;  // step_is_captured tells: kernels are queued one by one, slower
+        }
+    }
+    if (graphs_[evicts] != nullptr) {
+        graphs_[evicts]->launch();
+    } else {
+        queue_step(evicts);
+    }
+}
+
+void Workspace::queue_step(bool evict) {
+    if (evict && evict_ != nullptr) {
+        run(*evict_);
+    }
+    run(*decode_);
+}
+
+// Queues a graph, then the copies of what it leaves for the next run beside its inputs.
+void Workspace::run(GraphContext& context) {
+    engines_->device().use();
+    context.enqueue();
+    for (Copy const& copy : plan_.copies.at(context.name())) {
+        queue_.copy(memory_->address() + copy.target, memory_->address() + copy.source,
+                    copy.num_bytes);
+    }
+}
+
+uint64_t Workspace::planned_bytes(EngineFiles const& files, int64_t num_images) {
+    std::vector<PlannedGraph> graphs;
+    auto const add = [&](std::string const& graph, int64_t count) {
+        if (files.has(graph)) {
+            EngineEntry const& entry = files.entry(graph);
+            graphs.push_back({graph, &files.bundle().config().graph(graph), &entry.aliases,
+                              sizes_of(files, graph, count), entry.activation_bytes});
+        }
+    };
+    add("decode_step", num_images);
+    add("prefill", num_images);
+    add(image_decoder, decoder_counts(files, num_images).back());
+    if (has_own_evictions(files)) {
+        add(evict_graph, num_images);
+    }
+    return graphs.empty() ? 0 : plan_buffers(graphs).num_bytes;
+}
+
+}  // namespace ssd_runtime

@@ -1,0 +1,95 @@
+#pragma once
+
+#include <map>
+#include <memory>
+#include <optional>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "trt/buffer_plan.h"
+#include "trt/device_noise.h"
+#include "trt/loaded_engines.h"
+
+namespace ssd_runtime {
+
+// What one generation at a time has of its own: a stream, a context of each engine, the memory of
+// one batch size, the noise, and the decode step as CUDA graphs. Kept between generations.
+//
+// A step is captured with an eviction before it and without, once each, and launched for every
+// token: its number is counted on the device, and each head decides there whether it evicts (R7).
+// The host only leaves out evictions that would find no full head.
+class Workspace {
+public:
+    explicit Workspace(std::shared_ptr<LoadedEngines> engines);
+    Workspace(Workspace const&) = delete;
+    Workspace& operator=(Workspace const&) = delete;
+    // Destroys what runs before what it runs on.
+    ~Workspace();
+
+    // Makes room for a batch of this size; memory of another size is freed first. Throws Failure
+    // for a size that the engines do not take, or too little device memory.
+    void allocate(int64_t num_images, bool top_k);
+    bool is_allocated() const { return memory_ != nullptr; }
+
+    GraphContext& prefill() { return *prefill_; }
+    // The contexts of the image decoder by the number of images that they take.
+    std::map<int64_t, GraphContext*> const& decoders() const { return decoders_; }
+    Sizes const& sizes() const { return sizes_; }
+    DeviceQueue& queue() { return queue_; }
+    DeviceNoise& noise() { return noise_; }
+
+    // Zeros in all shared buffers (0 x NaN would be NaN), and no token in any slot.
+    void clear();
+    // Prompt token t to slot t of its row; all else stays as clear left it (R8).
+    void fill_caches(std::vector<int32_t> const& lengths);
+    DeviceAddress address(std::string const& tensor, std::string const& context = "") const {
+        return memory_->address() + plan_.buffer(tensor, context).offset;
+    }
+    Buffer const& buffer(std::string const& tensor, std::string const& context = "") const {
+        return plan_.buffer(tensor, context);
+    }
+    // Throws Failure SSD_BAD_BUNDLE where the buffer has another size.
+    template <typename Item>
+    void upload(std::string const& tensor, std::vector<Item> const& items,
+                std::string const& context = "") {
+        check_size(tensor, context, items.size() * sizeof(Item));
+        queue_.upload(address(tensor, context), items);
+    }
+    uint64_t cache_bytes() const;
+
+    // Queues a decode step, with an eviction before it or without.
+    void launch_step(bool evict);
+    // Whether a step is one CUDA graph; otherwise its kernels are queued one by one.
+    bool step_is_captured() const { return captures_; }
+
+    // What a batch takes beside engines and weights, from engine.json alone.
+    static uint64_t planned_bytes(EngineFiles const& files, int64_t num_images);
+
+private:
+    GraphContext& context(std::string const& graph, int64_t num_images);
+    void plan_memory(std::vector<GraphContext*> const& contexts);
+    void bind(GraphContext& context);
+    void run(GraphContext& context);
+    void queue_step(bool evict);
+    void try_out();
+    void check_size(std::string const& tensor, std::string const& context, size_t size) const;
+    void copy_prompt(std::string const& past, std::vector<int32_t> const& lengths);
+
+    // In the order in which they are made: each is destroyed before those above it.
+    std::shared_ptr<LoadedEngines> engines_;
+    DeviceQueue queue_;
+    BufferPlan plan_;
+    std::unique_ptr<DeviceMemory> memory_;
+    std::map<std::pair<std::string, int32_t>, std::unique_ptr<GraphContext>> contexts_;
+    DeviceNoise noise_;
+    std::map<bool, std::unique_ptr<DeviceQueue::Graph>> graphs_;  // evicts -> captured step
+
+    int64_t num_images_ = 0;
+    bool top_k_ = false, captures_ = false;
+    Sizes sizes_;
+    GraphContext *prefill_ = nullptr, *decode_ = nullptr, *evict_ = nullptr;
+    std::map<int64_t, GraphContext*> decoders_;
+};
+
+}  // namespace ssd_runtime
