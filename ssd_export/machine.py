@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import platform
 import shutil
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from ssd_export.errors import UserError
 
 SPARE_DISK_BYTES = 64 << 20
 ROOT = Path("/")
+EXACT_INT8 = frozenset({"avx512_vnni", "avx_vnni"})
 
 
 def free_bytes(root: Path = ROOT) -> int | None:
@@ -59,6 +61,20 @@ def thread_limit(root: Path = ROOT) -> int:
     """
     cpus = num_cpus(root)
     return 0 if cpus >= (os.cpu_count() or 1) else cpus
+
+
+def multiplies_int8_exactly(root: Path = ROOT) -> bool:
+    """Whether products of uint8 and int8 are summed without saturating at 16 bits, as x86 did
+    before VNNI; False where the system does not say.
+    """
+    if platform.machine().lower() in ("aarch64", "arm64"):
+        return True
+    try:
+        lines = (root / "proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return False
+    flags = next((line.split(":")[1].split() for line in lines if line.startswith("flags")), [])
+    return not EXACT_INT8.isdisjoint(flags)
 
 
 def free_disk_bytes(path: Path) -> int | None:

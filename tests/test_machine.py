@@ -58,3 +58,16 @@ def test_too_little_memory_names_every_way_out() -> None:
 
 def test_this_process_is_somewhere_in_memory() -> None:
     assert 10 << 20 < resident_bytes() < 100 << 30
+
+
+def test_int8_is_exact_where_the_processor_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("platform.machine", lambda: "x86_64")
+    assert not machine.multiplies_int8_exactly(tmp_path)  # nothing says so
+    (tmp_path / "proc").mkdir()
+    for flags, exact in (("fpu avx2 avx512f", False), ("fpu avx2 avx_vnni", True)):
+        (tmp_path / "proc" / "cpuinfo").write_text(f"model name\t: one\nflags\t\t: {flags}\n")
+        assert machine.multiplies_int8_exactly(tmp_path) is exact
+    monkeypatch.setattr("platform.machine", lambda: "aarch64")
+    assert machine.multiplies_int8_exactly(tmp_path / "empty")

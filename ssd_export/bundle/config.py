@@ -28,6 +28,9 @@ HEAD_WEIGHTS: dict[WeightFormat, WeightFormat] = {
     "fp8": "none",
 }
 
+DECODER_WEIGHTS = ("none", "int8")
+LEAST_DECODER_PSNR = 45.0  # dB, of the image decoder in int8 against float32
+
 
 @dataclass(frozen=True)
 class Precision:
@@ -61,6 +64,29 @@ class Precision:
 
 
 @dataclass(frozen=True)
+class Int8Decoder:
+    """The image decoder in int8 that a bundle has beside the other, for ONNX Runtime on the CPU.
+
+    psnr: dB, the least of held-out images, against float32. num_samples: of the model's images that
+    it was calibrated with. kept: convolutions after a doubling that are
+    float32.
+    """
+
+    psnr: float
+    num_samples: int
+    kept: tuple[str, ...] = ()
+
+
+def decoder_line(decoder: Int8Decoder) -> str:
+    """A line to print on what was measured."""
+    kept = f"; {len(decoder.kept)} convolutions float32" if decoder.kept else ""
+    return (
+        f"image decoder on a CPU in int8: {decoder.psnr:.1f} dB from float32, calibrated on"
+        f" {decoder.num_samples} images{kept}"
+    )
+
+
+@dataclass(frozen=True)
 class GenerationDefaults:
     """Sampling defaults of `generate`."""
 
@@ -87,6 +113,7 @@ class BundleConfig:
     dtype: of weights, and of keys and values where the policy does not store them in int8.
     target: the device that the bundle was exported for, if any was named.
     graphs: the contract of each graph by its name; the file is onnx/<name>.onnx.
+    int8_decoder: what was measured of the graph image_decoder_int8, where there is one.
     """
 
     schema_version: int = SCHEMA_VERSION
@@ -103,6 +130,7 @@ class BundleConfig:
     generation: GenerationDefaults
     text_embeddings: TextEmbeddingTable
     graphs: dict[str, GraphSpec]
+    int8_decoder: Int8Decoder | None = None
 
 
 def write_config(folder: Path, config: BundleConfig) -> None:

@@ -9,8 +9,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from ssd_export.bundle.config import EXPORT_AGAIN, BundleConfig
-from ssd_export.bundle.graphs import promised_graphs, window_graphs
+from ssd_export.bundle.config import EXPORT_AGAIN, LEAST_DECODER_PSNR, BundleConfig
+from ssd_export.bundle.graphs import (
+    INT8_DECODER,
+    image_decoder_spec,
+    promised_graphs,
+    window_graphs,
+)
 from ssd_export.bundle.manifest import Files
 from ssd_export.config import MAX_GRID_SIDE, Grid, ModelConfig, VQConfig
 from ssd_export.dtypes import DTYPES
@@ -30,6 +35,7 @@ MAX_POSITIONS = 1 << 24  # ten millions in the longest
 MAX_RES_BLOCKS = 64  # residual blocks of a level: 2 or 3
 MAX_LEVELS = 10  # resolutions of the image decoder: 5
 MAX_PIXELS = 1 << 26  # of an image: 8192 x 8192
+MAX_PSNR = 1000.0  # dB; float64 has no more
 MAX_TEXT = 1000  # characters of a name, or of a note to the user
 
 Fault = tuple[str, Any, str]  # place, the value found, what is expected
@@ -89,6 +95,12 @@ def _faults(config: BundleConfig) -> Iterator[Fault]:
     for name, block in {"block": precision.block, **precision.other_blocks}.items():
         if block is not None and not 1 <= block <= MAX_WIDTH:
             yield f"precision: the block of {name}", block, f"1 to {MAX_WIDTH}"
+    if config.int8_decoder is not None:
+        psnr, count = config.int8_decoder.psnr, config.int8_decoder.num_samples
+        if not LEAST_DECODER_PSNR <= psnr <= MAX_PSNR:
+            yield "int8_decoder.psnr", psnr, f"{LEAST_DECODER_PSNR:g} to {MAX_PSNR:g} dB"
+        if not 0 <= count <= MAX_ENTRIES:
+            yield "int8_decoder.num_samples", count, f"0 to {MAX_ENTRIES}"
 
 
 def _model_faults(model: ModelConfig) -> Iterator[Fault]:
@@ -206,6 +218,8 @@ def _graph_faults(config: BundleConfig) -> Iterator[Fault]:
     """Graphs other than those that the model and the policy promise or allow."""
     facts = config.model, config.policy, config.dtype
     promised = {spec.name: spec for spec in promised_graphs(*facts)}
+    if config.int8_decoder is not None:
+        promised[INT8_DECODER] = image_decoder_spec(config.model, INT8_DECODER)
     allowed = promised | {spec.name: spec for spec in window_graphs(*facts)}
     for name in sorted(promised.keys() - config.graphs.keys()):
         yield "graphs", sorted(config.graphs), f"one named {name}, which the policy needs"

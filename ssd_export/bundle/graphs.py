@@ -39,6 +39,7 @@ decode_window (lookahead; W consecutive steps of each image, from its own step `
     kept ones. Places from the limit on repeat the last one before it. Evictions between steps
     are the caller's, as for decode_step. A bundle of an earlier export has no such graph.
 image_decoder: codes [images, I] -> pixels [images, height, width, 3] in 0..255, not rounded.
+image_decoder_int8: the same for ONNX Runtime on the CPU, in bundles of --decoder-weights int8.
 """
 
 from __future__ import annotations
@@ -50,6 +51,7 @@ from ssd_export.graph_spec import CacheTensor, Dimension, GraphSpec, TensorSpec
 from ssd_export.policy.schedule import EvictionKind, eviction_kind, eviction_kinds
 from ssd_export.policy.table import HeadGroup, PolicyTable, Rule
 
+IMAGE_DECODER, INT8_DECODER = "image_decoder", "image_decoder_int8"
 MAX_SORTED_CODES = 3840  # TensorRT's TopK takes no more
 
 
@@ -246,11 +248,11 @@ def evict_spec(
     )
 
 
-def image_decoder_spec(config: ModelConfig) -> GraphSpec:
-    """The contract of the image decoder."""
+def image_decoder_spec(config: ModelConfig, name: str = IMAGE_DECODER) -> GraphSpec:
+    """The contract of the image decoder, in float or in int8."""
     pixels = ("images", config.image_height, config.image_width, config.vq.out_channels)
     return GraphSpec(
-        "image_decoder",
+        name,
         (TensorSpec("codes", "int32", ("images", config.grid.num_tokens)),),
         (TensorSpec("pixels", "float32", pixels),),
     )

@@ -55,6 +55,7 @@ def bundle_facts(bundle: Bundle) -> dict[str, Any]:
         "tool_version": config.tool_version,
         "dtype": config.dtype,
         "precision": asdict(config.precision),
+        "int8_decoder": config.int8_decoder and asdict(config.int8_decoder),
         "model": {
             **model.to_dict(),
             "num_image_tokens": model.grid.num_tokens,
@@ -177,6 +178,7 @@ def _summary(facts: dict[str, Any]) -> list[tuple[str, str]]:
         *((("prompts", model["prompt_template"]),) if model["prompt_template"] else ()),
         ("precision", facts["dtype"]),
         *(("", line) for line in _weight_lines(facts["precision"])),
+        *_decoder_rows(facts["int8_decoder"]),
         *(
             [("", "keys and values of the cache in int8, a scale for every token and head")]
             if policy["kv_dtype"] == "int8"
@@ -214,6 +216,12 @@ def _summary(facts: dict[str, Any]) -> list[tuple[str, str]]:
             f"ssd-export {facts['tool_version']}, schema version {facts['schema_version']}",
         ),
     ]
+
+
+def _decoder_rows(int8_decoder: dict[str, Any] | None) -> list[tuple[str, str]]:
+    from ssd_export.bundle.config import Int8Decoder, decoder_line
+
+    return [] if int8_decoder is None else [("", decoder_line(Int8Decoder(**int8_decoder)))]
 
 
 def _weight_lines(precision: dict[str, Any]) -> list[str]:

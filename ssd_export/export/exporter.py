@@ -28,6 +28,7 @@ from ssd_export.config import EMBED_TOKENS, ModelConfig
 from ssd_export.dtypes import MODEL_DTYPES, ModelDtype
 from ssd_export.errors import UserError
 from ssd_export.export.image_decoder_writer import write_image_decoder
+from ssd_export.export.int8_decoder import check_can_make, make_int8_decoder
 from ssd_export.export.journal import Journal, unfinished_folder
 from ssd_export.export.onnx_writer import GraphWriter, write_decode_step, write_evict, write_prefill
 from ssd_export.export.quantize import precision_facts
@@ -76,6 +77,8 @@ class ExportSpec:
         dtype: fp32, fp16 or bf16, of weights and cache.
         weights: none, int8, int4 or fp8, of the layers' matrices.
         head_weights: of the generation head and the aligner; None takes what suits `weights`.
+        decoder_weights: none, or int8 for a second image decoder, which ONNX Runtime uses on a
+            CPU; decoder_samples: a file of image tokens to calibrate it with.
         kv_dtype: model, or int8 keys and values.
         target: what will run the bundle; what it cannot run is refused.
         out: the bundle's folder; force replaces a bundle that is there.
@@ -102,6 +105,8 @@ class ExportSpec:
     force: bool = False
     weights: str = "none"
     head_weights: str | None = None
+    decoder_weights: str = "none"
+    decoder_samples: Path | None = None
     target: str | None = None
     kv_dtype: str = "model"
     revision: str | None = None
@@ -152,6 +157,8 @@ def export_bundle(
     """
     plan = plan_export(spec)
     check_target(plan.out, spec.force)
+    if spec.decoder_weights != "none":
+        check_can_make(plan.checkpoint, spec.decoder_samples)
     if plan.checkpoint.left_out:
         log.info("left out, generating images does not need it: %s", plan.checkpoint.left_out)
     note = family_of(plan.checkpoint.config).prompt_note(
@@ -241,13 +248,24 @@ def _asked(plan: ExportPlan) -> dict[str, Any]:
     the same.
     """
     options = asdict(plan.spec)
-    elsewhere = ("model", "lora", "out", "force", "resume", "force_memory", "head_map", "revision")
+    elsewhere = (
+        "model",
+        "lora",
+        "decoder_samples",
+        "out",
+        "force",
+        "resume",
+        "force_memory",
+        "head_map",
+        "revision",
+    )
     for name in elsewhere:
         del options[name]
     return {
         "tool_version": TOOL_VERSION,
         "checkpoint": plan.checkpoint.fingerprint(),
         **options,
+        "decoder_samples": plan.spec.decoder_samples and str(plan.spec.decoder_samples),
         "head_map": None if plan.head_map is None else plan.head_map.to_dict(),
     }
 
@@ -257,6 +275,7 @@ def precision_name(spec: ExportSpec) -> str:
     parts = (
         [spec.dtype]
         + [spec.precision.name] * (spec.precision.name != "none")
+        + [f"decoder-{spec.decoder_weights}"] * (spec.decoder_weights != "none")
         + [f"kv-{spec.kv_dtype}"] * (spec.kv_dtype != "model")
         + [f"lookahead{spec.lookahead}"] * (spec.lookahead is not None)
     )
@@ -317,6 +336,12 @@ def _write_files(folder: Path, plan: ExportPlan, journal: Journal, progress: Pro
     specs = write_graphs(
         folder / "onnx", checkpoint.config, table, dtype, plan.weights, places, progress
     )
+    measured = None
+    if spec.decoder_samples is not None:
+        contract, measured = make_int8_decoder(
+            folder / "onnx", checkpoint, spec.decoder_samples, progress
+        )
+        specs.append(contract)
     for name in ("config.json", *family_of(checkpoint.config).prompt_files):
         shutil.copyfile(checkpoint.file(name), folder / name)
     if plan.head_map is not None:
@@ -342,6 +367,7 @@ def _write_files(folder: Path, plan: ExportPlan, journal: Journal, progress: Pro
                 shape=(checkpoint.config.vocab_size, checkpoint.config.condition_dim),
             ),
             graphs={graph.name: graph for graph in specs},
+            int8_decoder=measured,
         ),
     )
 

@@ -6,13 +6,27 @@ softmax in float32.
 
 from __future__ import annotations
 
+from typing import Protocol
+
 import onnx_ir as ir
 
 from ssd_export.bundle.graphs import image_decoder_spec
-from ssd_export.config import NUM_GROUPS
+from ssd_export.config import NUM_GROUPS, ModelConfig
 from ssd_export.export.onnx_writer import GraphWriter, graph_inputs
+from ssd_export.export.operators import Operators
 from ssd_export.graph_spec import GraphSpec
 from ssd_export.model.image_decoder import EPS
+
+
+class DecoderWriter(Protocol):
+    """The part of a GraphWriter that these functions use; the writer of int8 has it too."""
+
+    config: ModelConfig
+    ops: Operators
+    dtype: str
+
+    def weight(self, name: str) -> ir.Value:
+        """The initializer of a tensor of the checkpoint."""
 
 
 def write_image_decoder(writer: GraphWriter) -> tuple[GraphSpec, ir.Model]:
@@ -21,10 +35,10 @@ def write_image_decoder(writer: GraphWriter) -> tuple[GraphSpec, ir.Model]:
     spec = image_decoder_spec(writer.config)
     inputs = graph_inputs(spec)
     widths = [vq.base_channels * multiplier for multiplier in reversed(vq.channel_multipliers)]
-    x = _latents(writer, inputs["codes"])
-    x = _conv(writer, x, f"{root}.conv_in", padding=1)
+    x = decoder_latents(writer, inputs["codes"])
+    x = conv(writer, x, f"{root}.conv_in", padding=1)
     x = _residual(writer, x, f"{root}.mid.block_1", widths[0], widths[0])
-    x = _attention(writer, x, f"{root}.mid.attn_1", widths[0])
+    x = attention(writer, x, f"{root}.mid.attn_1", widths[0])
     x = _residual(writer, x, f"{root}.mid.block_2", widths[0], widths[0])
     channels = widths[0]
     for level, width in enumerate(widths):
@@ -32,7 +46,7 @@ def write_image_decoder(writer: GraphWriter) -> tuple[GraphSpec, ir.Model]:
             x = _residual(writer, x, f"{root}.up.{level}.block.{block}", channels, width)
             channels = width
             if level == 0:
-                x = _attention(writer, x, f"{root}.up.{level}.attn.{block}", width)
+                x = attention(writer, x, f"{root}.up.{level}.attn.{block}", width)
         if level < len(widths) - 1:
             x = ops.op(
                 "Resize",
@@ -43,13 +57,13 @@ def write_image_decoder(writer: GraphWriter) -> tuple[GraphSpec, ir.Model]:
                 coordinate_transformation_mode="asymmetric",
                 nearest_mode="floor",
             )
-            x = _conv(writer, x, f"{root}.up.{level}.upsample.conv", padding=1)
+            x = conv(writer, x, f"{root}.up.{level}.upsample.conv", padding=1)
     x = _swish(writer, _group_norm(writer, x, f"{root}.norm_out"))
-    x = _conv(writer, x, f"{root}.conv_out", padding=1)
-    return spec, writer.model(spec, inputs, {"pixels": _to_bytes(writer, x)})
+    x = conv(writer, x, f"{root}.conv_out", padding=1)
+    return spec, writer.model(spec, inputs, {"pixels": decoder_pixels(writer, x)})
 
 
-def _latents(writer: GraphWriter, codes: ir.Value) -> ir.Value:
+def decoder_latents(writer: DecoderWriter, codes: ir.Value) -> ir.Value:
     """Unit vectors of the codebook, [N, codebook_dim, height, width], through the 1x1
     convolution.
     """
@@ -64,10 +78,11 @@ def _latents(writer: GraphWriter, codes: ir.Value) -> ir.Value:
     grid = writer.config.grid
     latents = ops.op("Transpose", unit, perm=[0, 2, 1])
     latents = ops.reshape(latents, [0, writer.config.codebook_dim, grid.height, grid.width])
-    return _conv(writer, latents, "vqmodel.post_quant_conv", padding=0)
+    return conv(writer, latents, "vqmodel.post_quant_conv", padding=0)
 
 
-def _conv(writer: GraphWriter, x: ir.Value, name: str, padding: int) -> ir.Value:
+def conv(writer: DecoderWriter, x: ir.Value, name: str, padding: int) -> ir.Value:
+    """A convolution with its bias."""
     return writer.ops.op(
         "Conv",
         x,
@@ -77,11 +92,11 @@ def _conv(writer: GraphWriter, x: ir.Value, name: str, padding: int) -> ir.Value
     )
 
 
-def _swish(writer: GraphWriter, x: ir.Value) -> ir.Value:
+def _swish(writer: DecoderWriter, x: ir.Value) -> ir.Value:
     return writer.ops.op("Mul", x, writer.ops.op("Sigmoid", x))
 
 
-def _group_norm(writer: GraphWriter, x: ir.Value, name: str) -> ir.Value:
+def _group_norm(writer: DecoderWriter, x: ir.Value, name: str) -> ir.Value:
     """Writes GroupNorm as InstanceNormalization of 32 long rows, then scale and shift by
     channel.
     """
@@ -107,20 +122,20 @@ def _residual(
     writer: GraphWriter, x: ir.Value, name: str, channels_in: int, channels_out: int
 ) -> ir.Value:
     changed = _swish(writer, _group_norm(writer, x, f"{name}.norm1"))
-    changed = _conv(writer, changed, f"{name}.conv1", padding=1)
+    changed = conv(writer, changed, f"{name}.conv1", padding=1)
     changed = _swish(writer, _group_norm(writer, changed, f"{name}.norm2"))
-    changed = _conv(writer, changed, f"{name}.conv2", padding=1)
+    changed = conv(writer, changed, f"{name}.conv2", padding=1)
     if channels_in != channels_out:
-        x = _conv(writer, x, f"{name}.nin_shortcut", padding=0)
+        x = conv(writer, x, f"{name}.nin_shortcut", padding=0)
     return writer.ops.op("Add", x, changed)
 
 
-def _attention(writer: GraphWriter, x: ir.Value, name: str, channels: int) -> ir.Value:
+def attention(writer: DecoderWriter, x: ir.Value, name: str, channels: int) -> ir.Value:
     """Single-head attention among the places of the grid."""
     ops, grid = writer.ops, writer.config.grid
     normed = _group_norm(writer, x, f"{name}.norm")
     query, key, value = (
-        ops.reshape(_conv(writer, normed, f"{name}.{part}", padding=0), [0, channels, -1])
+        ops.reshape(conv(writer, normed, f"{name}.{part}", padding=0), [0, channels, -1])
         for part in "qkv"
     )
     logits = ops.op("MatMul", ops.op("Transpose", query, perm=[0, 2, 1]), key)
@@ -132,10 +147,10 @@ def _attention(writer: GraphWriter, x: ir.Value, name: str, channels: int) -> ir
         weights = ops.cast(weights, writer.dtype)
     attended = ops.op("MatMul", value, ops.op("Transpose", weights, perm=[0, 2, 1]))
     attended = ops.reshape(attended, [0, channels, grid.height, grid.width])
-    return ops.op("Add", x, _conv(writer, attended, f"{name}.proj_out", padding=0))
+    return ops.op("Add", x, conv(writer, attended, f"{name}.proj_out", padding=0))
 
 
-def _to_bytes(writer: GraphWriter, x: ir.Value) -> ir.Value:
+def decoder_pixels(writer: DecoderWriter, x: ir.Value) -> ir.Value:
     """-1..1 -> 0..255, clipped, channels last, float32; the runtime truncates to uint8 as Janus
     does.
     """

@@ -8,6 +8,7 @@ holds on to it.
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,10 +17,11 @@ import numpy as np
 import onnxruntime as ort
 
 from ssd_export.bundle import Bundle
+from ssd_export.bundle.graphs import IMAGE_DECODER, INT8_DECODER
 from ssd_export.dtypes import DTYPES
 from ssd_export.errors import UserError
 from ssd_export.graph_spec import NUM_SORTED_CODES, CacheTensor, GraphSpec, TensorSpec
-from ssd_export.machine import total_bytes
+from ssd_export.machine import multiplies_int8_exactly, total_bytes
 from ssd_export.plan.memory import widens_on_use
 from ssd_export.plan.sizes import WeightSizes
 from ssd_export.policy.schedule import eviction_kinds, full_before
@@ -36,6 +38,11 @@ NO_WINDOW = (
     "this bundle was exported without the graph that lookahead needs; export it again with --force,"
     " or use --lookahead off"
 )
+INEXACT_INT8 = (
+    "images are decoded in float: this processor multiplies int8 without the instructions that keep"
+    " every bit (AVX-512 VNNI, AVX-VNNI, ARM)"
+)
+log = logging.getLogger(__name__)
 WITH_WEIGHTS = (
     "prefill",
     "decode_step",
@@ -80,6 +87,7 @@ class OrtRunner(Runner):
         self.widens_on_use = provider == "cpu" and (
             chooses_to_widen_on_use(bundle) if widen_on_use is None else widen_on_use
         )
+        self._decoder = INT8_DECODER if self._can_decode_in_int8(exact) else IMAGE_DECODER
         self._profile = profile
         self._sessions: dict[str, ort.InferenceSession] = {}
         self._session(
@@ -90,6 +98,20 @@ class OrtRunner(Runner):
         self._bindings: dict[str, ort.IOBinding] = {}
         self._windows: dict[int, dict[str, ort.OrtValue]] = {}  # what depends on a window's width
         self._evictions: dict[int, list[str]] = {}
+
+    @property
+    def decodes_in_int8(self) -> bool:
+        """Whether images are decoded by the int8 decoder of the bundle."""
+        return self._decoder == INT8_DECODER
+
+    def _can_decode_in_int8(self, exact: bool) -> bool:
+        """Whether the int8 decoder is there and serves; a processor that it does not is named."""
+        if INT8_DECODER not in self._specs or self.on_gpu or exact:
+            return False
+        if not multiplies_int8_exactly():
+            log.warning(INEXACT_INT8)
+            return False
+        return True
 
     @classmethod
     def from_bundle(
@@ -206,8 +228,8 @@ class OrtRunner(Runner):
 
     def decode_image(self, tokens: np.ndarray) -> np.ndarray:
         """Pixels uint8 [N, height, width, 3] of tokens int32 [N, image tokens]."""
-        session = self._session("image_decoder")
-        with computing("image_decoder"):
+        session = self._session(self._decoder)
+        with computing(self._decoder):
             (pixels,) = session.run(["pixels"], {"codes": np.ascontiguousarray(tokens, np.int32)})
         return to_pixels(pixels, self._bundle.config.dtype)
 
@@ -251,7 +273,7 @@ class OrtRunner(Runner):
                     1 if name.startswith(EVICT) else self.num_threads,
                     self._session_entries,
                     self._profile,
-                    self.widens_on_use and name != "image_decoder",
+                    self.widens_on_use and name not in (IMAGE_DECODER, INT8_DECODER),
                 )
                 check_contract(session, self._specs[name], str(path))
             self._sessions[name] = session

@@ -141,6 +141,13 @@ class Ladder:
             return Rung("tokens", figures | {"top_k_not_run": why_not})
         return Rung("tokens", figures | {"top_k_steps": FIRST_STEPS}, self._top_k_divergence())
 
+    def decoded(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Tokens int32 [1, image tokens] that the reference drew, and what the subject decodes
+        from them.
+        """
+        for one in self._tokens:
+            yield one[None], self.subject.decode_image(one[None])[0]
+
     def image(self) -> Rung:
         """The images that both decode from the reference's tokens."""
         pairs = [

@@ -118,6 +118,12 @@ def _image(figures: Figures, tolerances: Figures) -> str:
     )
 
 
+def _int8_decoder(figures: Figures, tolerances: Figures) -> str:
+    if "not_run" in figures:
+        return f"not run: {figures['not_run']}"
+    return f"PSNR {figures['psnr']:.1f} dB from the float decoder (at least {figures['least']:g})"
+
+
 def _error(figures: Figures, allowed: float) -> str:
     return f"greatest error {figures['greatest_error']:.2g}, allowed {allowed:g}"
 
@@ -136,4 +142,5 @@ _SENTENCES: dict[str, Callable[[Figures, Figures], str]] = {
     "logits": _logits,
     "tokens": _tokens,
     "image": _image,
+    "int8_decoder": _int8_decoder,
 }

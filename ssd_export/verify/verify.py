@@ -10,6 +10,7 @@
     logits       all steps with the reference's tokens, slots exact; tokens evicted are counted
     tokens       generated alone from the same seed; the first ones with top-k, too
     image        pixels
+    int8_decoder pixels of the int8 image decoder, where the bundle has one
 The first rung that fails ends the climb: what stands above it cannot be right.
 """
 
@@ -36,6 +37,7 @@ from ssd_export.verify.checkpoint_runner import checkpoint_runner
 from ssd_export.verify.checks import Divergence, Rung
 from ssd_export.verify.contract import check_contract, check_weights
 from ssd_export.verify.generation import Ladder, Progress
+from ssd_export.verify.int8_decoder import check_int8_decoder
 from ssd_export.verify.origin import check_origin
 from ssd_export.verify.spec import CHECKPOINT, LEVELS, VerifySpec, check_spec
 from ssd_export.verify.tolerances import Tolerance, tolerance_of
@@ -161,6 +163,8 @@ def _climb(
         steps.append(("weights", lambda: check_weights(bundle, checkpoint, progress)))
     levels = LEVELS[1 : LEVELS.index(spec.level) + 1]
     steps += [(level, partial(_climb_to, climb, level)) for level in levels]
+    if spec.level == LEVELS[-1] and bundle.config.int8_decoder is not None:
+        steps.append(("int8_decoder", lambda: check_int8_decoder(bundle, climb(), spec.threads)))
     rungs: list[Rung] = []
     try:
         for name, run in steps:
