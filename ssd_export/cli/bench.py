@@ -103,7 +103,7 @@ def command(
 
     names = (name.strip() for name in baselines.split(","))
     wanted = tuple(name for name in names if name not in ("", "none"))
-    asked["lookahead"] = _modes(lookahead)
+    asked["lookahead"] = options.lookahead_modes(lookahead)
     check_spec(BenchSpec((), batches=batches, baselines=wanted, **asked))
     paths = bundle or (resolve_bundle(None),)
     spec = check_spec(BenchSpec(paths, batches=batches, baselines=wanted, **asked))
@@ -132,12 +132,6 @@ def command(
         click.echo(note)
     for table in bench_tables(results):
         click.echo("\n".join(lines_of(table)))
-
-
-def _modes(text: str) -> tuple[int | str, ...]:
-    """The modes of lookahead beside off."""
-    modes = (options.lookahead_of(mode.strip()) for mode in text.split(",") if mode.strip())
-    return tuple(mode for mode in modes if mode != 1)
 
 
 def _counts(text: str) -> tuple[int, ...]:

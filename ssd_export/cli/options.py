@@ -377,3 +377,9 @@ def lookahead_of(text: str) -> int | str:
         what = f"neither auto, off nor 2 .. {MAX_LOOKAHEAD}"
         raise UserError(f"--lookahead {text[:40]} is {what}; use auto")
     return int(text)
+
+
+def lookahead_modes(text: str) -> tuple[int | str, ...]:
+    """The modes of a list beside off, each once. Raises: UserError."""
+    modes = (lookahead_of(mode.strip()) for mode in text.split(",") if mode.strip())
+    return tuple(dict.fromkeys(mode for mode in modes if mode != 1))

@@ -70,6 +70,14 @@ BUDGETS = "0.1,0.15,0.2,0.3,0.5"
     options.threads.but(
         help="CPU threads of each process.  [default: 1 beside others, else the runner's]"
     ),
+    options.lookahead.but(
+        default="",
+        metavar="auto|TOKENS,...",
+        help=(
+            "Also measure lookahead on the first captions, one image at a time in turns with single"
+            " steps: passes, tokens a pass, ms a token of each mode."
+        ),
+    ),
     options.cfg_scale,
     options.temperature,
     options.head_map,
@@ -88,7 +96,9 @@ BUDGETS = "0.1,0.15,0.2,0.3,0.5"
     ),
     needs=("export",),
 )
-def command(policies: str, budgets: str, measurement: Path | None, **asked: Any) -> int:
+def command(
+    policies: str, budgets: str, lookahead: str, measurement: Path | None, **asked: Any
+) -> int:
     """Compare cache policies by quality, memory and speed.
 
     Every policy at every budget gets the same prompts and the same random numbers. The demo model
@@ -101,7 +111,7 @@ def command(policies: str, budgets: str, measurement: Path | None, **asked: Any)
     options.check_num_prompts(asked["num_prompts"], least=0)
     options.check_batch(asked["batch"])
     options.check_sampling(asked["cfg_scale"], asked["temperature"])
-    numbers = _numbers(budgets)
+    numbers, asked["lookahead"] = _numbers(budgets), options.lookahead_modes(lookahead)
     if measurement is not None:
         from ssd_export.files import check_file
 

@@ -31,12 +31,15 @@ Progress = Callable[[str, int, int], None]
 
 @dataclass(frozen=True)
 class GenerateOptions:
-    """Options of the generated images; cfg_scale and temperature None: the bundle's."""
+    """Options of the generated images; cfg_scale and temperature None: the bundle's; lookahead: as
+    for ImageGenerator.stream.
+    """
 
     seed: int = 0
     batch: int = 16
     cfg_scale: float | None = None
     temperature: float | None = None
+    lookahead: int | str = 1
 
 
 @dataclass(frozen=True)
@@ -162,6 +165,7 @@ class Generated:
     ms_per_token: float
     cpu_ms_per_token: float
     cache: CacheReport
+    passes: float  # of a batch, on average
 
 
 def generate(
@@ -182,20 +186,31 @@ def generate(
         cfg_scale=options.cfg_scale,
         temperature=options.temperature,
         max_batch=options.batch,
+        lookahead=options.lookahead,  # type: ignore[arg-type]
     )
     began = last = _clocks()
-    stepping, num_tokens = np.zeros(2), 0
+    stepping, num_tokens, passes = np.zeros(2), 0, []
     for count, event in enumerate(events, start=1):
         now = _clocks()
         if 0 < event.row < grid.height - 1:
             start = (count - 1) // grid.height * options.batch
             stepping += now - last
             num_tokens += grid.width * (min(start + options.batch, len(prompts)) - start)
+        if event.row == grid.height - 1:
+            passes.append(generator.passes)
         last = now
         progress(f"generating {len(prompts)} images", count, total)
     passed, computed = (1000 * stepping / num_tokens).tolist()
     seconds = float((_clocks() - began)[0])
-    return Generated(event.images or [], event.tokens, seconds, passed, computed, event.cache)
+    return Generated(
+        event.images or [],
+        event.tokens,
+        seconds,
+        passed,
+        computed,
+        event.cache,
+        float(np.mean(passes)),
+    )
 
 
 def _clocks() -> np.ndarray:

@@ -38,6 +38,7 @@ from ssd_export.model.prompt import Prompt, text_of
 from ssd_export.policy.table import PolicyTable
 from ssd_export.runtime.generate import ImageGenerator
 from ssd_export.runtime.images import write_png
+from ssd_export.sweep.lookahead_modes import lookahead_figures
 from ssd_export.sweep.policy_variant import Variant
 from ssd_export.sweep.spec import FULL, SCENE_SEED, SHOWN, Part, SweepSpec
 
@@ -149,6 +150,8 @@ class CellRunner:
             facts = _costs(generated, spec.settled_jobs) | self._judged(
                 generator, generated, captions, part
             )
+            if seed == 0 and spec.lookahead:
+                facts["lookahead"] = lookahead_figures(generator, captions, options, spec.lookahead)
         write_file(
             part.file(spec.out, ".npz"), lambda file: np.savez_compressed(file, generated.tokens)
         )

@@ -40,6 +40,24 @@ KEPT = (
     "seconds_per_image",
     "jobs",
     "notes",
+    "lookahead",
+)
+LOOKAHEAD = (
+    "budget",
+    "policy",
+    "lookahead",
+    "images",
+    "same tokens",
+    "passes",
+    "tokens a pass",
+    "ms a token",
+    "CPU ms a token",
+    "times faster",
+)
+LOOKAHEAD_NOTE = (
+    "One image at a time, in turns with single steps (off): decode passes of an image, images with"
+    " the tokens of single steps, time of the decode steps by the clock and of all threads; times"
+    " faster: by the CPU's time."
 )
 Row = dict[str, Any]
 
@@ -130,9 +148,31 @@ def markdown(whole: dict[str, Any]) -> str:
     parts = [
         *([markdown_table(goals)] if goals else []),
         markdown_table(table("", list(columns), lines, _note(settings, rows))),
+        *_lookahead_tables(rows),
         *(f"Not measured: {name}: {reason}" for name, reason in missing.items()),
     ]
     return "\n\n".join(parts) + "\n"
+
+
+def _lookahead_tables(rows: Sequence[Row]) -> list[str]:
+    """The table of lookahead's modes, where any was measured."""
+    lines = [
+        [
+            f"{row['budget']:g}",
+            row["policy"],
+            mode["mode"],
+            mode["images"],
+            mode["same_tokens"],
+            f"{mode['passes']:.1f}",
+            f"{mode['tokens_a_pass']:.2f}",
+            f"{mode['ms_per_token']:.2f}",
+            f"{mode['cpu_ms_per_token']:.2f}",
+            f"{mode['times_faster']:.2f}",
+        ]
+        for row in rows
+        for mode in row.get("lookahead", ())
+    ]
+    return [markdown_table(table("Lookahead", LOOKAHEAD, lines, LOOKAHEAD_NOTE))] if lines else []
 
 
 def _note(settings: dict[str, Any], rows: Sequence[Row]) -> str:

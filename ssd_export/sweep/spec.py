@@ -31,7 +31,7 @@ class SweepSpec:
     """Options of a sweep. policies: variants as they are spelled; num_prompts: captions for each
     seed, 0 generates nothing; seeds: number of seeds, 0 .. seeds - 1; threads: of the CPU, in each
     process; num_scenes: true scenes of the teacher-forced loss; jobs: processes. batch and jobs:
-    None until sweep.settle.
+    None until sweep.settle. lookahead: modes to measure beside single steps.
     """
 
     model: str
@@ -49,6 +49,7 @@ class SweepSpec:
     out: Path
     jobs: int | None = 1
     threads: int | None = None
+    lookahead: tuple[int | str, ...] = ()
 
     @property
     def settled_batch(self) -> int:
@@ -140,6 +141,8 @@ def check_spec(spec: SweepSpec) -> SweepSpec:
             f"--num-prompts {spec.num_prompts} is below 0; use 300, or 0 for the teacher-forced"
             " loss alone"
         )
+    if spec.lookahead and not spec.num_prompts:
+        raise UserError("--lookahead generates images; use --num-prompts 300, or leave it out")
     for name, value in (
         ("seeds", spec.seeds),
         ("batch", spec.batch),

@@ -54,6 +54,7 @@ NOT_SHARED = (
     "out",
     "jobs",
     "threads",
+    "lookahead",
 )  # of a spec: what cells may differ in
 
 
@@ -242,6 +243,7 @@ def _settings(spec: SweepSpec, name: str, checkpoint: Checkpoint) -> dict[str, A
         "model_fingerprint": checkpoint.fingerprint(),
         "tool_version": TOOL_VERSION,
         "measure": SCORE if scored else "agreement with the full cache",
+        **({"lookahead": list(spec.lookahead)} if spec.lookahead else {}),
         **({"categories": categories} if categories != CATEGORIES else {}),
         "machine": f"{platform.machine()}, {num_cpus()} cores, {platform.system()}",
     }

@@ -48,6 +48,34 @@ def spec_of(model: Path, out: Path, **changes: object) -> SweepSpec:
     return replace(spec, **changes)
 
 
+def test_lookahead_is_measured_beside_single_steps(checkpoint: Path, tmp_path: Path) -> None:
+    spec = spec_of(
+        checkpoint,
+        tmp_path / "s",
+        policies=("h2o@lookahead=8",),
+        budgets=(0.2,),
+        num_prompts=2,
+        seeds=1,
+        num_scenes=1,
+        lookahead=(4, "auto"),
+    )
+    result = run_sweep(spec)
+    for cell in result.cells:
+        off, four, auto = cell["lookahead"]
+        assert [mode["mode"] for mode in (off, four, auto)] == ["off", "4", "auto"]
+        assert off["passes"] == 575 and off["tokens_a_pass"] == 1 and off["times_faster"] == 1
+        assert 575 / 4 <= four["passes"] < 575
+        assert four["tokens_a_pass"] == pytest.approx(575 / four["passes"])
+        for mode in (off, four, auto):
+            assert mode["images"] == 2 and mode["same_tokens"] == 2
+            assert mode["ms_per_token"] > 0 and mode["cpu_ms_per_token"] > 0
+    text = write_report(spec, result)[1].read_text()
+    assert "| 0.2 | h2o@lookahead=8 | 4 | 2 | 2 |" in text and "tokens a pass" in text
+    with pytest.raises(UserError, match="another lookahead"):
+        run_sweep(replace(spec, lookahead=(8,)))
+    run_sweep(replace(spec, lookahead=()))  # nothing is left to measure
+
+
 def test_cells_of_a_spec(tmp_path: Path) -> None:
     spec = spec_of(tmp_path, tmp_path, policies=("h2o", "full", "tova"), budgets=(0.1, 1.0, 0.2))
     assert spec.cells() == [("full", 1.0), ("h2o", 0.1), ("h2o", 0.2), ("tova", 0.1), ("tova", 0.2)]
@@ -394,6 +422,7 @@ def test_jobs_follow_cores_memory_and_the_model(
         (dict(policies=("h2o@speed=3",)), "with a key of window, evict-every"),
         (dict(policies=("h2o@num-recent=many",)), "wants a whole number, not 'many'"),
         (dict(policies=("ssd-auto@groups=4",)), "outside 1..3; use groups=3 or unlimited"),
+        (dict(lookahead=(8,), num_prompts=0), "--lookahead generates images; use --num-prompts"),
         (dict(policies=("h2o@lookahead=1",)), "lookahead=1 is below 2; use lookahead=2 or more"),
         (dict(policies=("h2o@groups=unlimited",)), "only ssd-auto, with nothing else"),
     ],
