@@ -19,7 +19,7 @@ from PIL import Image
 from ssd_export.bundle import Bundle, open_bundle
 from ssd_export.dtypes import DTYPES
 from ssd_export.errors import UserError
-from ssd_export.machine import thread_limit
+from ssd_export.machine import num_cpus
 from ssd_export.model.prompt import Prompt
 from ssd_export.noise import ImageSeed
 from ssd_export.plan.lookahead import OFF, AutoWindow, PassCost
@@ -453,7 +453,7 @@ class ImageGenerator:
         """
         if batch.num_images > 1 or self.runner.no_window:
             return OFF
-        runner, threads = self.runner, self.runner.num_threads or thread_limit()
+        runner, threads = self.runner, self.runner.num_threads or num_cpus()
         cost = PassCost.of(self.bundle, 1, threads, runner.on_gpu, runner.window_writes)
         room = rooms(self.table, batch.lengths.tolist())
         pays = AutoWindow(cost, room, share=1.0)() != OFF

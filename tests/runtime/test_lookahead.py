@@ -4,6 +4,7 @@ groups.
 
 from __future__ import annotations
 
+import os
 import random
 from collections.abc import Sequence
 from dataclasses import replace
@@ -218,6 +219,15 @@ def test_auto_gives_the_same_tokens_and_takes_single_steps_where_windows_do_not_
         assert used[0] < used[1] <= 575, "wider windows where memory is what a step waits for"
         *_, event = generator.stream(PROMPTS[:1], temperature=0, cfg_scale=1, lookahead="auto")
         np.testing.assert_array_equal(event.tokens, one_by_one[0])
+
+
+def test_auto_where_the_library_chooses_its_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    path = bundle(checkpoint(TinyJanus(seed=3, num_kv_heads=2)), "h2o", 0.5)
+    monkeypatch.setattr(os, "cpu_count", lambda: 1)  # nothing limits this process
+    with ImageGenerator.from_bundle(path) as generator:
+        monkeypatch.setattr(generator.runner, "num_threads", 0)
+        event = next(generator.stream(PROMPTS[:1], lookahead="auto"))
+    assert event.row == 0
 
 
 @pytest.mark.slow
