@@ -18,6 +18,7 @@ MAX_TEMPERATURE = 1e30  # times the greatest noise, 16.7, it is finite in float3
 MAX_CFG_SCALE = 1e6
 MAX_COUNT = 2**31 - 1  # of images or tokens: what an int32 index reaches
 MAX_IMAGES = 100_000  # of one call, which holds the pixels of all of them until its end
+ZIPAR = "zipar:"  # of lookahead: grid rows in parallel, which are not single steps' tokens
 MAX_SEED = 2**64 - 1  # the key of the random numbers has 64 bits
 
 
@@ -116,3 +117,16 @@ def _shown(value: Any) -> str:
         return "of more than 39 digits"
     text = repr(value)
     return text if len(text) <= 40 else text[:37] + "..."
+
+
+def rows_start(lookahead: int | str) -> int | None:
+    """S of "zipar:S", None for another mode. Raises: UserError where S is no number from 1 on."""
+    if not isinstance(lookahead, str) or not lookahead.startswith(ZIPAR):
+        return None
+    text = lookahead.removeprefix(ZIPAR)
+    if not (text.isascii() and text.isdecimal() and len(text) <= 4 and int(text) >= 1):
+        raise UserError(
+            f"lookahead {lookahead[:40]!r} is not {ZIPAR}S with S tokens of a grid row, from 1 to"
+            f" the grid's width; use {ZIPAR}12"
+        )
+    return int(text)

@@ -38,6 +38,13 @@ decode_window (lookahead; W consecutive steps of each image, from its own step `
     logits [rows, window, codebook]. The caches are left as single steps would leave them after the
     kept ones. Places from the limit on repeat the last one before it. Evictions between steps
     are the caller's, as for decode_step. A bundle of an earlier export has no such graph.
+decode_rows (grid rows in parallel, which are not single steps' tokens; only where no head ever
+    evicts or ranks by score; W places, the same of every image):
+    window_tokens [images, window] int32: the token at step - 1 of each place, or what stands in for
+    it; steps [window] int64: the steps of the places; noise [images, window, codebook] of them. ->
+    sampled [images, window] int32; logits [rows, window, codebook]. The tokens given are written
+    into the slots of their positions, whatever these held; a place attends to the slots up to its
+    token's that hold one. A bundle of an earlier export has no such graph.
 image_decoder: codes [images, I] -> pixels [images, height, width, 3] in 0..255, not rounded.
 image_decoder_int8: the same for ONNX Runtime on the CPU, in bundles of --decoder-weights int8.
 """
@@ -62,7 +69,16 @@ def num_sorted_codes(codebook_size: int) -> int:
 
 def window_graphs(config: ModelConfig, table: PolicyTable, dtype: str) -> list[GraphSpec]:
     """The graphs of lookahead, which bundles of earlier exports lack."""
-    return [decode_window_spec(config, table, dtype, top_k) for top_k in (False, True)]
+    makers = [decode_window_spec, *([decode_rows_spec] if keeps_rows(table) else [])]
+    return [make(config, table, dtype, top_k) for make in makers for top_k in (False, True)]
+
+
+def keeps_rows(table: PolicyTable) -> bool:
+    """Whether grid rows can be decoded in parallel: slot and position are one in every head."""
+    return not any(
+        group.rule.by_score or group.can_fill(table.prompt_slots, table.grid)
+        for group in table.groups()
+    )
 
 
 def promised_graphs(config: ModelConfig, table: PolicyTable, dtype: str) -> list[GraphSpec]:
@@ -165,6 +181,27 @@ def decode_window_spec(
     _add_caches(inputs, outputs, aliases, config, table, dtype)
     return GraphSpec(
         "decode_window_top_k" if top_k else "decode_window", tuple(inputs), tuple(outputs), aliases
+    )
+
+
+def decode_rows_spec(
+    config: ModelConfig, table: PolicyTable, dtype: str, top_k: bool = False
+) -> GraphSpec:
+    """The contract of a pass over the same steps of every image, in several grid rows."""
+    inputs = [
+        TensorSpec("window_tokens", "int32", ("images", "window")),
+        TensorSpec("steps", "int64", ("window",)),
+        TensorSpec("prompt_length", "int32", ("rows",)),
+        *_sampling_inputs(config, top_k, ("images", "window")),
+    ]
+    outputs = [
+        TensorSpec("sampled", "int32", ("images", "window")),
+        TensorSpec("logits", "float32", ("rows", "window", config.codebook_size)),
+    ]
+    aliases: dict[str, str] = {}
+    _add_caches(inputs, outputs, aliases, config, table, dtype)
+    return GraphSpec(
+        "decode_rows_top_k" if top_k else "decode_rows", tuple(inputs), tuple(outputs), aliases
     )
 
 

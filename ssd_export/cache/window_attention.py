@@ -66,6 +66,28 @@ def attend_window(
     return out, AttendedWindow(state, key, value, probs.sum(dim=2))
 
 
+def attend_rows(
+    query: Tensor, key: Tensor, value: Tensor, state: GroupState, position: Tensor
+) -> Tensor:
+    """Attention out [B, H*G, W, D] of tokens in several grid rows, written into the slots of their
+    positions first: slot and position are one in a state that keeps everything.
+
+    Args: query [B, H*G, W, D]; key, value [B, H, W, D], after RoPE; position int64 [B, W].
+    """
+    rows, num_heads, length, head_dim = key.shape
+    slot = position[:, None].expand(-1, num_heads, -1)  # [B, H, W]
+    of_row = slot[..., None].expand(-1, -1, -1, head_dim)
+    state.key.scatter_(2, of_row, key.to(state.key.dtype))
+    state.value.scatter_(2, of_row, value.to(state.value.dtype))
+    state.position.scatter_(2, slot, slot.to(torch.int32))
+    grouped = query.reshape(rows, num_heads, -1, length, head_dim)
+    logits = (grouped @ state.key[:, :, None].mT * head_dim**-0.5).float()  # [B, H, G, W, S]
+    empty = (state.position < 0)[:, :, None]
+    later = torch.arange(state.position.shape[2], device=slot.device) > slot[..., None]
+    probs = logits.masked_fill((empty | later)[:, :, None], -torch.inf).softmax(dim=-1)
+    return (probs.to(value.dtype) @ state.value[:, :, None]).reshape(query.shape)
+
+
 def write_window(window: AttendedWindow, position: Tensor, counts: Tensor) -> None:
     """Writes the first counts [B] tokens of the window, each into the lowest empty slot (R6), and
     adds what their queries gave, in order (R2). position int [B]: of the first token.

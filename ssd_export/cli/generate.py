@@ -15,7 +15,7 @@ import click
 
 from ssd_export.cli import options
 from ssd_export.cli.verb import verb
-from ssd_export.sampling import MAX_IMAGES, Sampling, as_count
+from ssd_export.sampling import MAX_IMAGES, Sampling, as_count, rows_start
 
 if TYPE_CHECKING:
     from ssd_export.bundle import Bundle, BundleConfig
@@ -189,11 +189,18 @@ def _generate_prompts(spec: GenerateSpec, out: Path) -> None:
         speed = event.tokens.size / seconds
         click.echo(
             f"{paths[0]}: {_images(spec.total_images)} in {seconds:.2f} s ({speed:,.0f} tokens/s),"
-            f" policy {generator.table.name}, budget {generator.table.budget:g}"
+            f" policy {generator.table.name}, budget {generator.table.budget:g}{_lossy(spec)}"
         )
         click.echo(_cache_line(event.cache))
         if provider == "cpu" and clock.seconds is not None:
             click.echo(_speed_line(generator, spec, clock.seconds))
+
+
+def _lossy(spec: GenerateSpec) -> str:
+    """What a reader of the result has to know of the mode; "" where tokens are those of any."""
+    if rows_start(spec.lookahead) is None:
+        return ""
+    return f", {spec.lookahead}: not lossless, grid rows were decoded in parallel"
 
 
 def _check_numbers(spec: GenerateSpec) -> None:
@@ -282,6 +289,10 @@ def _speed_line(generator: ImageGenerator, spec: GenerateSpec, seconds: float) -
     bandwidth = read_bandwidth(num_bytes, generator.runner.num_threads or num_cpus())
     tokens = options.lookahead_of(spec.lookahead)
     mode = "one token a pass" if tokens == 1 else f"up to {tokens} tokens a pass"
+    if tokens == "auto":
+        mode = "as many tokens a pass as pay"
+    elif isinstance(tokens, str):
+        mode = f"{tokens}, grid rows in parallel: not the tokens of one a pass"
     used = f"{spec.runner}, {_threads(generator)}, {_precision(generator.bundle.config)}, {mode}"
     return f"{speed_line(seconds, num_images, num_bytes, bandwidth)}; {used}"
 
@@ -349,6 +360,7 @@ def _provenance(generator: ImageGenerator, spec: GenerateSpec) -> Mapping[str, s
         "temperature": "greedy" if spec.greedy else f"{used.temperature:g}",
         "top_k": str(spec.top_k),
         "num_images": str(spec.num_images),
+        **({"lookahead": spec.lookahead} if _lossy(spec) else {}),
     }
 
 

@@ -49,7 +49,7 @@ def generate_file(spec: GenerateSpec, file: Path) -> int:
         spec.threads,
         min(spec.batch, len(tasks)),
         checks_memory,
-        options.lookahead_of(spec.lookahead),
+        options.lossless_lookahead_of(spec.lookahead),
     )
     out = spec.out or Path("out")
     with ProgressReport(in_bytes=(CHECKING,)) as progress:

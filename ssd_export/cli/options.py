@@ -15,7 +15,7 @@ from ssd_export.errors import UserError
 from ssd_export.policy.presets import DEFAULT_GROUPS, MAX_GROUPS
 from ssd_export.policy.table import MAX_LOOKAHEAD
 from ssd_export.runtime.runners import DEFAULT, KINDS, NAMES, check_threads, find_runner
-from ssd_export.sampling import MAX_IMAGES, Sampling, as_count, as_seed
+from ssd_export.sampling import MAX_IMAGES, Sampling, as_count, as_seed, rows_start
 
 WEIGHTS = ("none", "int8", "int4", "fp8")
 MAX_BATCH = 4096  # images at once: more fills no GPU better, and is a slip of the keyboard
@@ -138,11 +138,12 @@ decoder_batch = option(
 lookahead = option(
     "--lookahead",
     default="off",
-    metavar="auto|off|TOKENS",
+    metavar="auto|off|TOKENS|zipar:S",
     help=(
         "Tokens of an image that one pass tries: the same tokens in fewer passes, up to near ties."
         " With --runner ort and torch. auto chooses, for one image at a time, where that is"
-        " expected to be faster."
+        " expected to be faster. zipar:S begins a grid row when the row above has S tokens, which"
+        " is not lossless: fewer passes, other images; full caches only."
     ),
 )
 force_memory = option(
@@ -368,15 +369,26 @@ def check_weights(weights: str, head_weights: str | None, target: str | None) ->
 
 
 def lookahead_of(text: str) -> int | str:
-    """Tokens of a pass: 1 where it is off, or auto. Raises: UserError."""
-    if text == "auto":
+    """Tokens of a pass: 1 where it is off, or auto, or zipar:S. Raises: UserError."""
+    if text == "auto" or rows_start(text) is not None:
         return text
     if text == "off":
         return 1
     if text not in map(str, range(2, MAX_LOOKAHEAD + 1)):
-        what = f"neither auto, off nor 2 .. {MAX_LOOKAHEAD}"
+        what = f"neither auto, off, zipar:S nor 2 .. {MAX_LOOKAHEAD}"
         raise UserError(f"--lookahead {text[:40]} is {what}; use auto")
     return int(text)
+
+
+def lossless_lookahead_of(text: str) -> int | str:
+    """lookahead_of for images that do not say how they were decoded. Raises: UserError."""
+    mode = lookahead_of(text)
+    if rows_start(mode) is not None:
+        raise UserError(
+            f"--lookahead {mode} is not lossless: it goes with `generate PROMPT`, which writes it"
+            " into the image; use auto, which has the same tokens as off"
+        )
+    return mode
 
 
 def lookahead_modes(text: str) -> tuple[int | str, ...]:

@@ -54,7 +54,7 @@ def command(lookahead: str, **asked: Any) -> None:
     """
     options.check_runner(asked["runner"], asked["provider"], asked["threads"])
     options.check_batch(asked["max_batch"], "--max-batch")
-    asked["lookahead"] = options.lookahead_of(lookahead)
+    asked["lookahead"] = options.lossless_lookahead_of(lookahead)
 
     from ssd_export.serve.run import ServeSpec, open_server, serve
 

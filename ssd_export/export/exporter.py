@@ -23,7 +23,7 @@ from ssd_export.bundle import (
     write_config,
 )
 from ssd_export.bundle.config import HEAD_WEIGHTS, Precision, WeightFormat
-from ssd_export.bundle.graphs import evict_specs
+from ssd_export.bundle.graphs import evict_specs, keeps_rows
 from ssd_export.config import EMBED_TOKENS, ModelConfig
 from ssd_export.dtypes import MODEL_DTYPES, ModelDtype
 from ssd_export.errors import UserError
@@ -33,7 +33,7 @@ from ssd_export.export.journal import Journal, unfinished_folder
 from ssd_export.export.onnx_writer import GraphWriter, write_decode_step, write_evict, write_prefill
 from ssd_export.export.quantize import precision_facts
 from ssd_export.export.weights import WEIGHTS_FILE, Weight, plan_weights, write_weights
-from ssd_export.export.window_writer import write_decode_window
+from ssd_export.export.window_writer import write_decode_rows, write_decode_window
 from ssd_export.graph_spec import GraphSpec
 from ssd_export.machine import check_disk
 from ssd_export.model.checkpoint import (
@@ -407,6 +407,8 @@ def write_graphs(
         lambda writer: write_decode_window(writer, top_k=True),
         write_image_decoder,
     ]
+    if keeps_rows(table):
+        writers += [partial(write_decode_rows, top_k=top_k) for top_k in (False, True)]
     writers += [partial(write_evict, spec=spec) for spec in evict_specs(config, table, dtype)]
     specs = []
     for done, write in enumerate(writers, start=1):

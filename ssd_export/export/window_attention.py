@@ -18,17 +18,15 @@ from ssd_export.export.operators import Operators
 from ssd_export.policy.table import GREATEST_CODE
 
 
-@dataclass(frozen=True)
-class WindowPlaces:
-    """Place of a pass in every row.
+@dataclass(frozen=True, kw_only=True)
+class Places:
+    """Places of a pass in every row.
 
-    position: int32 [B, 1, W, 1], of each place's token; newest: int32 [B, 1, 1], of the token
-    written last; rests: bool [B, 1, 1]; prompt_length: int32 [B]; steps: int64 [W], 0, 1, ...
+    position: int32 [B, 1, W, 1], of each place's token; prompt_length: int32 [B]; steps: int64 [W],
+    one for each place.
     """
 
     position: ir.Value
-    newest: ir.Value
-    rests: ir.Value
     prompt_length: ir.Value
     steps: ir.Value
     _heads: dict[int, ir.Value] = field(default_factory=dict)
@@ -46,6 +44,16 @@ class WindowPlaces:
             )
             self._heads[num_heads] = ops.op("Expand", pairs, shape)
         return self._heads[num_heads]
+
+
+@dataclass(frozen=True, kw_only=True)
+class WindowPlaces(Places):
+    """Places that follow one another, of each row's own. newest: int32 [B, 1, 1], position of the
+    token written last; rests: bool [B, 1, 1]; steps: 0, 1, ...
+    """
+
+    newest: ir.Value
+    rests: ir.Value
 
 
 @dataclass(frozen=True)
@@ -81,15 +89,51 @@ def attend_window(
     tentative, is_new = _tentative(ops, node, places, position)
     of_slot = ops.op("Unsqueeze", tentative, ops.constant([2])) if node.evicts else tentative
     index = _index(ops, node, places, of_slot)
-    new = {"key": key, "value": value}
-    if node.kv_dtype == "int8":
-        for part in ("key", "value"):
-            new[part], new[f"{part}_scale"] = quantize_rows(ops, new[part], node.dtype)
-    present = {part: ops.op("ScatterND", past[part], index, rows) for part, rows in new.items()}
+    present = _written(ops, node, index, {"key": key, "value": value}, past)
     later = ops.op("Greater", of_slot, places.position)  # [B, H, W, S]
     probs = _probabilities(ops, node, query, present, later)
     out = _weighted_values(ops, node, probs, present)
     return out, AttendedGroup(node, present, tentative, is_new, score, probs)
+
+
+def attend_rows(
+    ops: Operators,
+    node: AttentionNode,
+    places: Places,
+    query: ir.Value,
+    key: ir.Value,
+    value: ir.Value,
+    past: dict[str, ir.Value],
+) -> tuple[ir.Value, dict[str, ir.Value]]:
+    """(out [B, H G, W, D], present of every part) of places in several grid rows, where slot and
+    position are one. The slot of a token that is to come is empty, and no place sees it.
+    """
+    index = _index(ops, node, places, places.position)
+    position = ops.op("Squeeze", places.position, ops.constant([3]))  # [B, 1, W]
+    position = ops.op("Expand", position, ops.constant([1, node.num_heads, 1]))
+    new = {"key": key, "value": value, "position": position}
+    present = _written(ops, node, index, new, past)
+    slots = ops.constant(list(range(node.num_slots)), "int32")
+    later = ops.op("Greater", slots, places.position)  # [B, 1, W, S]
+    empty = ops.op("Less", present["position"], ops.constant(0, "int32"))
+    hidden = ops.op("Or", later, ops.op("Unsqueeze", empty, ops.constant([2])))  # [B, H, W, S]
+    probs = _probabilities(ops, node, query, present, hidden)
+    return _weighted_values(ops, node, probs, present), present
+
+
+def _written(
+    ops: Operators,
+    node: AttentionNode,
+    index: ir.Value,
+    new: dict[str, ir.Value],
+    past: dict[str, ir.Value],
+) -> dict[str, ir.Value]:
+    """The parts with new rows at their places, quantized where the cache is."""
+    new = dict(new)
+    if node.kv_dtype == "int8":
+        for part in ("key", "value"):
+            new[part], new[f"{part}_scale"] = quantize_rows(ops, new[part], node.dtype)
+    return {part: ops.op("ScatterND", past[part], index, rows) for part, rows in new.items()}
 
 
 def settle_window(
@@ -153,9 +197,7 @@ def _tentative(
     return ops.op("Where", empty, ops.op("Add", places.newest, order), position), empty
 
 
-def _index(
-    ops: Operators, node: AttentionNode, places: WindowPlaces, of_slot: ir.Value
-) -> ir.Value:
+def _index(ops: Operators, node: AttentionNode, places: Places, of_slot: ir.Value) -> ir.Value:
     """int64 [B, H, W, 3]: row, head and slot of each place's token."""
     heads = places.heads(ops, node.num_heads)
     if node.evicts:

@@ -1,11 +1,14 @@
 """Writes decode_window: several steps of each image in one pass, the caches left as single steps
-would leave them.
+would leave them; and decode_rows: steps of several grid rows.
 
 One graph, run once a pass: what is sampled is compared with the drafts in the graph, so that it
 settles the caches itself. The number of places is a dimension of the run.
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
 
 import onnx_ir as ir
 
@@ -25,7 +28,9 @@ from ssd_export.export.operators import Operators
 from ssd_export.export.sampler import draw_tokens
 from ssd_export.export.window_attention import (
     AttendedGroup,
+    Places,
     WindowPlaces,
+    attend_rows,
     attend_window,
     settle_window,
 )
@@ -37,18 +42,71 @@ Inputs = dict[str, ir.Value]
 
 def write_decode_window(writer: GraphWriter, top_k: bool = False) -> tuple[GraphSpec, ir.Model]:
     """A pass over the window of each image: samples, how many count, every cache in place."""
-    config, ops = writer.config, writer.ops
-    spec = graphs.decode_window_spec(config, writer.table, writer.dtype, top_k)
+    ops = writer.ops
+    spec = graphs.decode_window_spec(writer.config, writer.table, writer.dtype, top_k)
     inputs = graph_inputs(spec)
     places, tokens = _places(writer, inputs)
     one = embed_image_token(writer, tokens)
-    hidden = _of_rows(writer, one)
+    attended: dict[tuple[int, int], AttendedGroup] = {}
+
+    def attend(layer: int, index: int, *values: Any) -> ir.Value:
+        out, attended[layer, index] = attend_window(ops, values[0], places, *values[1:])
+        return out
+
+    hidden = _through_layers(writer, inputs, _of_rows(writer, one), places, attend)
+    logits = image_logits(writer, hidden)
+    sampled = _sample(writer, logits, inputs)
+    counts = _counts(ops, inputs, places, tokens, sampled)  # bool [N, W]
+    kept = ops.op("ReduceSum", ops.cast(counts, "int64"), ops.constant([1]), keepdims=0)
+    outputs = {"sampled": sampled, "kept": kept, "logits": logits}
+    last = ops.op("Add", places.newest, _of_each_row(writer, ops.cast(kept, "int32")))
+    of_queries = _of_rows(writer, ops.cast(counts, "float32"))
+    for (layer, index), one_group in attended.items():
+        present = settle_window(ops, one_group, places, last, of_queries)
+        outputs |= {CacheTensor(layer, index, part).present: v for part, v in present.items()}
+    return spec, writer.model(spec, inputs, outputs)
+
+
+def write_decode_rows(writer: GraphWriter, top_k: bool = False) -> tuple[GraphSpec, ir.Model]:
+    """A pass over places in several grid rows of each image: samples, every cache in place."""
+    ops = writer.ops
+    spec = graphs.decode_rows_spec(writer.config, writer.table, writer.dtype, top_k)
+    inputs = graph_inputs(spec)
+    lengths, steps = inputs["prompt_length"], inputs["steps"]
+    before = ops.cast(ops.op("Sub", steps, ops.constant([1])), "int32")  # of the token given
+    position = ops.reshape(ops.op("Add", ops.reshape(lengths, [-1, 1]), before), [0, 1, -1, 1])
+    places = Places(position=position, prompt_length=lengths, steps=steps)
+    one = embed_image_token(writer, inputs["window_tokens"])
+    presents: dict[tuple[int, int], dict[str, ir.Value]] = {}
+
+    def attend(layer: int, index: int, *values: Any) -> ir.Value:
+        out, presents[layer, index] = attend_rows(ops, values[0], places, *values[1:])
+        return out
+
+    hidden = _through_layers(writer, inputs, _of_rows(writer, one), places, attend)
+    logits = image_logits(writer, hidden)
+    outputs = {"sampled": _sample(writer, logits, inputs), "logits": logits}
+    for (layer, index), present in presents.items():
+        outputs |= {CacheTensor(layer, index, part).present: v for part, v in present.items()}
+    return spec, writer.model(spec, inputs, outputs)
+
+
+def _through_layers(
+    writer: GraphWriter,
+    inputs: Inputs,
+    hidden: ir.Value,
+    places: Places,
+    attend: Callable[..., ir.Value],
+) -> ir.Value:
+    """hidden [B, W, hidden] after every layer. attend: of (layer, group index, its node, query
+    [B, H G, W, D], key, value [B, H, W, D], past by part), gives the heads' outputs.
+    """
+    ops, config = writer.ops, writer.config
     cos, sin = rope_tables(
         writer,
         ops.reshape(places.position, [0, -1, 1, 1, 1]),
         ops.reshape(places.prompt_length, [-1, 1, 1, 1, 1]),
     )
-    attended: dict[tuple[int, int], AttendedGroup] = {}
     for layer in range(config.num_layers):
         normed = rms_norm(writer, hidden, f"language_model.layers.{layer}.input_layernorm.weight")
         queries, keys, values = heads_of(
@@ -61,24 +119,12 @@ def write_decode_window(writer: GraphWriter, top_k: bool = False) -> tuple[Graph
             )
             parts = graphs.part_names(group.rule, writer.table.kv_dtype)
             past = {part: inputs[CacheTensor(layer, index, part).past] for part in parts}
-            out, attended[layer, index] = attend_window(
-                ops, node, places, queries[index], keys[index], values[index], past
-            )
-            outs.append(out)
+            token = queries[index], keys[index], values[index]
+            outs.append(attend(layer, index, node, *token, past))
         merged = outs[0] if len(outs) == 1 else ops.op("Concat", *outs, axis=1)
         merged = ops.reshape(ops.op("Transpose", merged, perm=[0, 2, 1, 3]), [0, 0, -1])
         hidden = after_attention(writer, hidden, merged, layer)
-    logits = image_logits(writer, hidden)
-    sampled = _sample(writer, logits, inputs)
-    counts = _counts(ops, inputs, places, tokens, sampled)  # bool [N, W]
-    kept = ops.op("ReduceSum", ops.cast(counts, "int64"), ops.constant([1]), keepdims=0)
-    outputs = {"sampled": sampled, "kept": kept, "logits": logits}
-    last = ops.op("Add", places.newest, _of_each_row(writer, ops.cast(kept, "int32")))
-    of_queries = _of_rows(writer, ops.cast(counts, "float32"))
-    for (layer, index), one_group in attended.items():
-        present = settle_window(ops, one_group, places, last, of_queries)
-        outputs |= {CacheTensor(layer, index, part).present: v for part, v in present.items()}
-    return spec, writer.model(spec, inputs, outputs)
+    return hidden
 
 
 def _places(writer: GraphWriter, inputs: Inputs) -> tuple[WindowPlaces, ir.Value]:
@@ -105,7 +151,16 @@ def _places(writer: GraphWriter, inputs: Inputs) -> tuple[WindowPlaces, ir.Value
     rests = ops.op(
         "Less", _of_each_row(writer, ops.cast(inputs["limit"], "int32")), ops.constant(1, "int32")
     )
-    return WindowPlaces(position, newest, rests, prompt_length, steps), tokens
+    return (
+        WindowPlaces(
+            position=position,
+            newest=newest,
+            rests=rests,
+            prompt_length=prompt_length,
+            steps=steps,
+        ),
+        tokens,
+    )
 
 
 def _of_rows(writer: GraphWriter, of_images: ir.Value) -> ir.Value:

@@ -11,7 +11,7 @@ from collections.abc import AsyncIterator, Callable, Generator, Iterable, Iterat
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -39,7 +39,8 @@ from ssd_export.runtime.prompt_batch import (
 from ssd_export.runtime.runner import Runner
 from ssd_export.runtime.runners import DEFAULT, check_threads, find_runner, open_runner
 from ssd_export.runtime.turns import Turns
-from ssd_export.sampling import MAX_IMAGES, Sampling, as_count, as_seed
+from ssd_export.runtime.zipar import ParallelRows, check_rows
+from ssd_export.sampling import MAX_IMAGES, Sampling, as_count, as_seed, rows_start
 
 NOT_GENERATED_YET = 235  # gray level of the part of a preview that is still to come
 MAX_BATCH = 16
@@ -140,7 +141,7 @@ class ImageGenerator:
         self.turns = Turns()
         self._is_cancelled = threading.Event()
         self.cache: CacheReport | None = None  # of the batch generated last
-        self._ahead: Lookahead | None = None  # of the same batch
+        self._ahead: Lookahead | ParallelRows | None = None  # of the same batch
         self._batches = PromptBatches.from_bundle(bundle)
 
     @classmethod
@@ -217,7 +218,7 @@ class ImageGenerator:
         decoder_batch: int = 1,
         image_done: ImageDone = lambda number, image: None,
         progress: Progress = lambda stage, done, total: None,
-        lookahead: int | Literal["auto"] = 1,
+        lookahead: int | str = 1,
     ) -> Iterator[RowEvent]:
         """An event for each finished grid row; the last one has done=True and the finished
         images.
@@ -243,7 +244,8 @@ class ImageGenerator:
             lookahead: tokens of an image that a pass tries at once; the tokens are the same, up to
                 near ties. 1 takes them one by one, more needs a runner that can (ort, torch);
                 auto chooses for one image at a time, and takes them one by one where that is
-                faster.
+                faster. zipar:S begins a grid row when the row above has S tokens: fewer passes, and
+                other images; it needs a bundle that keeps everything.
             image_done: called with the number of each image, and the image, as soon as its pixels
                 are there.
             progress: told the stages, in steps.
@@ -320,11 +322,15 @@ class ImageGenerator:
                     yield RequestRow(row, tokens, images, cache)
 
     def check_lookahead(self, lookahead: int | str) -> int | str:
-        """Returns the tokens of a pass, or auto.
+        """Returns the tokens of a pass, or auto, or zipar:S.
 
-        Raises: UserError for a number that is none, or more than this runner can.
+        Raises: UserError for a number that is none, or more than this runner can, and for grid rows
+        in parallel where caches evict.
         """
         if lookahead == AUTO:
+            return lookahead
+        if (start := rows_start(lookahead)) is not None:
+            check_rows(self.runner, self.table, start)
             return lookahead
         tokens = as_count(lookahead, "lookahead", way_out="use auto", most=MAX_LOOKAHEAD)
         if tokens != OFF and self.runner.no_window:
@@ -438,12 +444,14 @@ class ImageGenerator:
 
     def _decode(self, batch: PromptBatch, lookahead: int | str) -> Iterator[range]:
         """The decode loop: one token a pass, or windows of tokens."""
+        self._ahead, codes = None, self.config.codebook_size
+        if (start := rows_start(lookahead)) is not None:
+            self._ahead = ParallelRows(self.runner, batch, self.table, start, codes)
+            return iter(self._ahead)
         window = self._auto_window(batch) if isinstance(lookahead, str) else lookahead
-        self._ahead = None
         if window == OFF:
             parts = None if self.runner.queues_steps else single_steps(self.config.grid.num_tokens)
             return decode(self.runner, batch, self.table, parts)
-        codes = self.config.codebook_size
         self._ahead = Lookahead(self.runner, batch, self.table, window, codes)
         return iter(self._ahead)
 

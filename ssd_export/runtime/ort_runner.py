@@ -38,6 +38,10 @@ NO_WINDOW = (
     "this bundle was exported without the graph that lookahead needs; export it again with --force,"
     " or use --lookahead off"
 )
+NO_ROWS = (
+    "this bundle was exported without the graph that decodes grid rows in parallel; export it again"
+    " with --force, or use --lookahead off"
+)
 INEXACT_INT8 = (
     "images are decoded in float: this processor multiplies int8 without the instructions that keep"
     " every bit (AVX-512 VNNI, AVX-VNNI, ARM)"
@@ -47,6 +51,7 @@ WITH_WEIGHTS = (
     "prefill",
     "decode_step",
     "decode_window",
+    "decode_rows",
 )  # graphs that hold those of the language model
 
 
@@ -81,6 +86,7 @@ class OrtRunner(Runner):
         self._config = bundle.config.model
         self.on_gpu = provider != "cpu"
         self.no_window = "" if "decode_window" in self._specs else NO_WINDOW
+        self.no_rows = "" if "decode_rows" in self._specs else NO_ROWS
         self.num_threads = chosen_threads(self._config, num_threads)
         self._holds_one_session = provider == "cpu" and not is_small(self._config)
         self._session_entries = session_entries(bundle.config.precision.main_format, exact)
@@ -96,7 +102,7 @@ class OrtRunner(Runner):
         self._values: dict[str, ort.OrtValue] = {}
         self._dimensions: dict[str, int] = {}
         self._bindings: dict[str, ort.IOBinding] = {}
-        self._windows: dict[int, dict[str, ort.OrtValue]] = {}  # what depends on a window's width
+        self._windows: dict[str, dict[str, ort.OrtValue]] = {}  # what depends on a window's width
         self._evictions: dict[int, list[str]] = {}
 
     @property
@@ -187,12 +193,8 @@ class OrtRunner(Runner):
         name = f"decode_window{self._suffix}"
         self._leave_only(name)
         self._evict_images(first, limit > 0)
-        width = inputs.shape[1]
-        values = self._window_values(width)
         feeds = {"window_tokens": inputs, "first": first, "limit": limit, "noise": noise}
-        for given, array in feeds.items():
-            values[given].update_inplace(np.ascontiguousarray(array))
-        self._run_bound(name, values, f"{name} of {width}")
+        values = self._run_window(name, feeds)
         sampled, kept = values["sampled"].numpy(), values["kept"].numpy()
         tokens = self._values["tokens"].numpy().copy()
         for image, (start, count) in enumerate(zip(first.tolist(), kept.tolist(), strict=True)):
@@ -200,6 +202,20 @@ class OrtRunner(Runner):
         self._values["tokens"].update_inplace(tokens)
         self._last_logits = values["logits"]
         return sampled.copy(), kept.copy()
+
+    def decode_rows(
+        self, steps: np.ndarray, inputs: np.ndarray, noise: np.ndarray, num_new: int
+    ) -> np.ndarray:
+        """Samples the tokens of steps in several grid rows in one pass (runner.py)."""
+        name = f"decode_rows{self._suffix}"
+        self._leave_only(name)
+        feeds = {"window_tokens": inputs, "steps": steps, "noise": noise}
+        values = self._run_window(name, feeds)
+        sampled, tokens = values["sampled"].numpy(), self._values["tokens"].numpy().copy()
+        tokens[steps[:num_new]] = sampled[:, :num_new].T
+        self._values["tokens"].update_inplace(tokens)
+        self._last_logits = values["logits"]
+        return sampled.copy()
 
     def tokens(self) -> np.ndarray:
         """int32 [N, image tokens]; what is not generated yet is 0."""
@@ -305,16 +321,21 @@ class OrtRunner(Runner):
             tensors += _not_aliased(self._specs["evict"])
         self._values = {tensor.name: self._new_value(tensor) for tensor in tensors}
 
-    def _window_values(self, width: int) -> dict[str, ort.OrtValue]:
-        """Values that decode_window has for itself at this width; all else it shares with the
-        steps.
+    def _run_window(self, name: str, feeds: dict[str, np.ndarray]) -> dict[str, ort.OrtValue]:
+        """Runs a graph of several places and returns what it has for itself at this width: all else
+        it shares with the steps.
         """
-        if width not in self._windows:
-            spec, dimensions = self._specs["decode_window"], self._dimensions | {"window": width}
+        width, spec = feeds["window_tokens"].shape[1], self._specs[name]
+        key, dimensions = f"{name} of {width}", self._dimensions | {"window": width}
+        if key not in self._windows:
             own = [t for t in (*spec.inputs, *_not_aliased(spec)) if t.name not in self._values]
             own += [t for t in (*spec.inputs, *spec.outputs) if t.name in ("noise", "logits")]
-            self._windows[width] = {t.name: self._new_value(t, dimensions) for t in own}
-        return self._windows[width]
+            self._windows[key] = {t.name: self._new_value(t, dimensions) for t in own}
+        values = self._windows[key]
+        for given, array in feeds.items():
+            values[given].update_inplace(np.ascontiguousarray(array))
+        self._run_bound(name, values, key)
+        return values
 
     def _evict_images(self, first: np.ndarray, active: np.ndarray) -> None:
         """Evicts what is due before each image's own step."""

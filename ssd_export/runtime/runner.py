@@ -24,10 +24,10 @@ class Runner(Protocol):
 
     max_images: the most images of one batch; no_top_k: why it does not sample among the top k
     codes, "" where it does; no_window: why there is no decode_window, with the
-    way out, "" where there is one; window_writes: what each token of a window costs beside its
-    operations, in decode steps; on_gpu: where it computes; num_threads: of the CPU, 0 where the
-    library takes as many as it likes; queues_steps: decode_row returns before the steps are taken,
-    and is the faster the more steps it is given.
+    way out, "" where there is one; no_rows: the same of decode_rows; window_writes: what each token
+    of a window costs beside its operations, in decode steps; on_gpu: where it computes;
+    num_threads: of the CPU, 0 where the library takes as many as it likes; queues_steps: decode_row
+    returns before the steps are taken, and is the faster the more steps it is given.
     """
 
     max_images: int = sys.maxsize
@@ -35,6 +35,7 @@ class Runner(Protocol):
     window_writes: float = 0.0
     on_gpu: bool = False
     no_window: str = "this runner takes one token a pass; use --runner ort, or --lookahead off"
+    no_rows: str = "this runner takes one token a pass; use --runner ort, or --lookahead off"
     num_threads: int = 0
     queues_steps: bool = False
 
@@ -72,6 +73,19 @@ class Runner(Protocol):
         steps.
         """
         raise NotImplementedError(self.no_window)
+
+    def decode_rows(
+        self, steps: np.ndarray, inputs: np.ndarray, noise: np.ndarray, num_new: int
+    ) -> np.ndarray:
+        """Samples the tokens of steps in several grid rows in one pass, int32 [N, W], where caches
+        keep everything. What is given goes into the slot of its position, whatever that held; a
+        place sees the tokens up to its own that are there.
+
+        Args: steps: int64 [W], the same of every image; inputs: int32 [N, W], the token before each
+        step, or what stands in for it; noise: float32 [N, W, V] of the steps; num_new: of the first
+        places that many are tokens from now on.
+        """
+        raise NotImplementedError(self.no_rows)
 
     def tokens(self) -> np.ndarray:
         """int32 [N, image tokens]; what is not generated yet is 0. Waits for the device."""

@@ -13,7 +13,12 @@ from torch import Tensor
 from ssd_export.bundle import Bundle
 from ssd_export.cache.attention import decode_attention, fill_from_prompt, prefill_attention
 from ssd_export.cache.state import GroupState
-from ssd_export.cache.window_attention import AttendedWindow, attend_window, write_window
+from ssd_export.cache.window_attention import (
+    AttendedWindow,
+    attend_rows,
+    attend_window,
+    write_window,
+)
 from ssd_export.errors import UserError
 from ssd_export.graph_spec import CacheTensor
 from ssd_export.model.decoder import ImageTokenModel
@@ -69,6 +74,7 @@ class TorchRunner(Runner):
         self.queues_steps = self._capture is not None
         self.on_gpu = torch.device(device).type != "cpu"
         self.no_window = "" if table.kv_dtype == "model" else NO_INT8_WINDOW
+        self.no_rows = self.no_window
         self.num_threads = torch.get_num_threads()
         self._allocated: TorchBatch | None = None
         self._take_step: Step = self._step
@@ -156,19 +162,7 @@ class TorchRunner(Runner):
         hidden = self._model.embed_image_tokens(drafts.long()).repeat(rows, 1, 1)
         places = torch.arange(inputs.shape[1], device=self._device)
         hidden = self._model(hidden, position[:, None] + places, pass_.attend, ready.lengths)
-        logits = self._model.image_logits(hidden).float()  # [B, W, V]
-        drawn = torch.stack(
-            [
-                draw_tokens(
-                    logits[:, place],
-                    of_places[:, place],
-                    **ready.sampling,
-                    sorted_codes=ready.size.sorted_codes,
-                )
-                for place in range(inputs.shape[1])
-            ],
-            dim=1,
-        )
+        logits, drawn = self._draw_places(hidden, of_places)
         right = (drafts[:, 1:] == drawn[:, :-1]).long().cumprod(dim=1).sum(dim=1) + 1
         counts = torch.minimum(right, limits)
         pass_.write(counts.repeat(rows))
@@ -176,6 +170,47 @@ class TorchRunner(Runner):
             ready.tokens[start : start + count, image] = drawn[image, :count]
         ready.logits.copy_(logits[:, 0])
         return drawn.cpu().numpy(), counts.cpu().numpy()
+
+    @torch.inference_mode()
+    def decode_rows(
+        self, steps: np.ndarray, inputs: np.ndarray, noise: np.ndarray, num_new: int
+    ) -> np.ndarray:
+        """Samples the tokens of steps in several grid rows in one pass (runner.py)."""
+        rows, ready = self._config.rows_per_image, self._ready
+        of_steps, tokens, of_places = (
+            torch.from_numpy(array).to(self._device) for array in (steps, inputs, noise)
+        )
+        position = ready.lengths[:, None].long() + of_steps - 1  # [B, W]
+
+        def attend(layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+            out = torch.empty_like(query)
+            for _, state, heads, queries in self._groups(layer):
+                token = query[:, queries], key[:, heads], value[:, heads]
+                out[:, queries] = attend_rows(*token, state, position)
+            return out
+
+        hidden = self._model.embed_image_tokens(tokens.long()).repeat(rows, 1, 1)
+        hidden = self._model(hidden, position, attend, ready.lengths)
+        logits, drawn = self._draw_places(hidden, of_places)
+        ready.tokens[of_steps[:num_new]] = drawn[:, :num_new].T.to(ready.tokens.dtype)
+        ready.logits.copy_(logits[:, 0])
+        return drawn.cpu().numpy().astype(np.int32)
+
+    def _draw_places(self, hidden: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
+        """Logits float32 [B, W, V] of hidden [B, W, hidden], and what is drawn, [N, W]; noise
+        float32 [N, W, V].
+        """
+        ready, logits = self._ready, self._model.image_logits(hidden).float()
+        drawn = [
+            draw_tokens(
+                logits[:, place],
+                noise[:, place],
+                **ready.sampling,
+                sorted_codes=ready.size.sorted_codes,
+            )
+            for place in range(noise.shape[1])
+        ]
+        return logits, torch.stack(drawn, dim=1)
 
     def tokens(self) -> np.ndarray:
         """int32 [N, image tokens]; what is not generated yet is 0. Waits for the device."""
