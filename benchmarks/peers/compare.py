@@ -2,12 +2,14 @@
 docs/measurements/peers.json.
 
     python -m benchmarks.peers.compare --work FOLDER [--images 1 --images 8] [--threads 1]
+        [--llama-cpp]
 
 Every peer computes the same shape (shape.py) on two rows an image; this project's steps have
 guidance, aligner, sampler and a compressed cache besides. All processes are open at once and take
 turns, a few steps each, so that other work on the machine falls on each of them: a ratio is of two
 medians of one round, and its range is over the rounds. Peers are installed into an environment of
-their own under FOLDER; what is there already is used again.
+their own under FOLDER; what is there already is used again. llama.cpp is built from source, which
+takes minutes: only where --llama-cpp asks for it.
 """
 
 from __future__ import annotations
@@ -30,6 +32,8 @@ from ssd_export.report.measurement import measurement, table, write_measurement
 
 JSON = Path("docs/measurements/peers.json")
 PACKAGES = ("onnxruntime-genai", "openvino", "nncf")
+LLAMA_CPP = ("llama-cpp-python", "gguf")
+GGUF = {"int4": "q4_0", "int8": "q8_0"}
 REPOSITORY = Path(__file__).parents[2]
 ROUNDS, STEPS = 7, 6
 REFERENCE = "this project, int4"
@@ -77,8 +81,23 @@ class Workplace:
         theirs = subprocess.check_output([str(self.python), "-c", script], text=True).strip()
         (Path(theirs) / "of_ssd_export.pth").write_text(sysconfig.get_path("purelib") + "\n")
 
+    def install_llama_cpp(self) -> None:
+        """Builds llama.cpp for this processor, with the compiler that is here."""
+        if not (self.folder / "gguf").exists():
+            _run(str(self.python), "-m", "pip", "install", *LLAMA_CPP)
+
+    def llama_cpp(self, formats: Sequence[str]) -> list[Peer]:
+        """llama.cpp in its formats, the models built where they are missing."""
+        python, made = str(self.python), []
+        for name in (GGUF[format] for format in formats):
+            path = self.folder / "gguf" / f"{name}.gguf"
+            if not path.exists():
+                self._module(python, "llama_cpp_peer", "build", path.parent, self._num_layers, name)
+            made.append(Peer(f"llama.cpp, {name.upper()}", "llama_cpp_peer", path))
+        return made
+
     def peers(self, formats: Sequence[str]) -> list[Peer]:
-        """All peers, their models built where they are missing. formats: int4, int8."""
+        """The other peers, their models built where they are missing. formats: int4, int8."""
         checkpoint = self.folder / "llama"
         if not checkpoint.exists():
             self._module(sys.executable, "llama_checkpoint", checkpoint, self._num_layers)
@@ -220,12 +239,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--threads", type=int, action="append")
     parser.add_argument("--num-layers", type=int, default=6)
     parser.add_argument("--format", action="append", choices=("int4", "int8"))
+    parser.add_argument("--llama-cpp", action="store_true")
     parser.add_argument("--json", type=Path, default=JSON)
     asked = parser.parse_args(arguments)
     note = busy_note()
     place = Workplace(asked.work, asked.num_layers)
     place.install()
-    peers = place.peers(asked.format or ("int4", "int8"))
+    formats = asked.format or ("int4", "int8")
+    peers = place.peers(formats)
+    if asked.llama_cpp:
+        place.install_llama_cpp()
+        peers += place.llama_cpp(formats)
     runs, rows = {}, []
     for num_images in asked.images or [1, 8]:
         for num_threads in asked.threads or [1]:
@@ -238,9 +262,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     text = (
         f"{ROUNDS} rounds in turns of {STEPS} steps, all runtimes in one run. This project's steps"
         " have a cache at budget 0.2, guidance, aligner and sampler; the others' a full cache of"
-        " 320 tokens and nothing after the logits. llama.cpp is not among them: it has no package"
-        " that installs without building it."
+        " 320 tokens and nothing after the logits."
     )
+    if not asked.llama_cpp:
+        text += " llama.cpp, which is built from source, was not asked for."
     results = {"tables": [table(title, COLUMNS, rows, text)], "runs": runs}
     command = "python -m benchmarks.peers.compare --work FOLDER"
     write_measurement(asked.json, measurement(command, results, note))

@@ -79,3 +79,18 @@ def test_a_peer_that_ends_is_named(tmp_path: Path) -> None:
     script.write_text("raise SystemExit(3)")
     with pytest.raises(SystemExit, match="broken ended with exit code 3"):
         measure(StubPlace(tmp_path, 1), [Peer("broken", "", script)], 1, 1)
+
+
+def test_llama_cpp_is_built_where_its_models_are_missing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    commands: list[tuple[str, ...]] = []
+    monkeypatch.setattr(compare, "_run", lambda *command: commands.append(command))
+    place = Workplace(tmp_path, 6)
+    (tmp_path / "gguf").mkdir()
+    (tmp_path / "gguf" / "q8_0.gguf").touch()
+    peers = place.llama_cpp(["int4", "int8"])
+    assert [peer.name for peer in peers] == ["llama.cpp, Q4_0", "llama.cpp, Q8_0"]
+    assert [command[-4:] for command in commands] == [
+        ("build", str(tmp_path / "gguf"), "6", "q4_0")
+    ]
