@@ -3,9 +3,10 @@
     python -m benchmarks.lookahead [--captions 64] [--passes 300] [--rounds 7]
 
 Captions are those of held-out scenes of the demo model; caches are full and ssd-auto at 0.2 and
-0.1. Tokens and slots are compared with single steps of the same runner, for batch 1 the slots after
-every pass. Where an image is parted from its twin, the margin is that of the two best codes of the
-race where they part. Passes are counted with sampling as the demo does it.
+0.1, as they are and for lookahead (export --lookahead 8, 16 and 24). Tokens and slots are compared
+with single steps of the same runner, for batch 1 the slots after every pass. Where an image is
+parted from its twin, the margin is that of the two best codes of the race where they part. Passes
+are counted with sampling as the demo does it.
 """
 
 from __future__ import annotations
@@ -35,7 +36,17 @@ from ssd_export.runtime.ort_runner import OrtRunner
 from ssd_export.runtime.prompt_batch import PromptBatch, PromptBatches, bundle_sampling
 
 OUT = Path("docs/measurements/lookahead.json")
-CACHES = {"full": ("full", 1.0), "0.2": (None, 0.2), "0.1": (None, 0.1)}
+PLAIN = {
+    "full": PolicyChoice(policy="full", budget=1.0),
+    "0.2": PolicyChoice(budget=0.2),
+    "0.1": PolicyChoice(budget=0.1),
+}
+FOR_LOOKAHEAD = {
+    f"{budget} for {tokens}": PolicyChoice(budget=budget, lookahead=tokens)
+    for budget in (0.2, 0.1)
+    for tokens in (8, 16, 24)
+}
+CACHES = PLAIN | FOR_LOOKAHEAD
 WINDOWS = (4, 8, 16, 24)
 MODES = {"sampled": {}, "greedy": {"temperature": 0.0}, "top-k 50": {"top_k": 50}}
 SPEED_WINDOWS = (4, 6, 8, 16)
@@ -94,9 +105,8 @@ class Equality:
 @contextmanager
 def opened(cache: str) -> Iterator[ImageGenerator]:
     """A generator for the demo under a cache, ONNX Runtime on one thread."""
-    policy, budget = CACHES[cache]
     with (
-        temporary_bundle(PolicyChoice(policy=policy, budget=budget)) as path,
+        temporary_bundle(CACHES[cache]) as path,
         ImageGenerator.from_bundle(path, "ort", num_threads=1) as generator,
     ):
         yield generator
@@ -302,12 +312,13 @@ def main() -> None:
     for cache in CACHES:
         speed.rows += speed_rows(captions, cache, asked.rounds)
         write()
-    for cache in ("full", "0.2"):
+    for cache in CACHES:
         passes.rows += passes_rows(captions[: asked.passes], cache, (WINNER,))
-        passes.rows += passes_rows(captions[: asked.drafts], cache, DRAFTS)
+        if cache in ("full", "0.2"):
+            passes.rows += passes_rows(captions[: asked.drafts], cache, DRAFTS)
         write()
     for mode in MODES:
-        for cache in CACHES:
+        for cache in CACHES if mode == "sampled" else PLAIN:
             equality.rows += equality_rows(
                 own[: None if mode == "sampled" else asked.others], cache, mode
             )

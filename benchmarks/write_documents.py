@@ -105,7 +105,7 @@ SECTIONS = (
         "Lookahead",
         "Several tokens of an image in one pass, compared with single steps of the same runner"
         " (ONNX Runtime, one thread).",
-        ("lookahead",),
+        ("lookahead", "lookahead_real_size"),
     ),
     Section(
         "The C++ library beside Python",
