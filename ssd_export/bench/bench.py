@@ -33,6 +33,8 @@ from ssd_export.model.find import DEMOS
 from ssd_export.plan.generation import check_caches
 from ssd_export.runtime.runners import find_runner
 from ssd_export.runtime.small_models import is_small
+from ssd_export.runtime.zipar import check_whole_caches
+from ssd_export.sampling import rows_start
 
 Progress = Callable[[str, int, int], None]
 
@@ -49,6 +51,9 @@ def run_bench(
     spec = check_spec(spec)
     bundles = [open_bundle(path) for path in spec.bundles]
     _check_steps(bundles, spec)
+    if any(rows_start(mode) for mode in spec.lookahead):
+        for bundle in bundles:
+            check_whole_caches(bundle.config.policy)
     _check_memory(bundles, spec)
     checkpoint = _checkpoint(bundles, spec)
     threads = spec.threads or _default_threads(bundles)

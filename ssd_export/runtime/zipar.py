@@ -122,13 +122,7 @@ def check_rows(runner: Runner, table: PolicyTable, start: int) -> None:
     """Returns if grid rows in parallel are something that this runner, these caches and this grid
     have. Raises: UserError with the way out.
     """
-    if not keeps_rows(table):
-        raise UserError(
-            f"--lookahead {ZIPAR}S needs caches that keep everything, and policy {table.name} at"
-            f" {table.budget:g} evicts or ranks: with rows in parallel the newest tokens are not"
-            " those before a token, and a stand-in would be ranked as one; export with --policy"
-            " full, or use --lookahead auto, which has the same tokens as off"
-        )
+    check_whole_caches(table)
     if not 1 <= start <= table.grid.width:
         raise UserError(
             f"{ZIPAR}{start} is outside 1 .. {table.grid.width}, the tokens of a grid row; use"
@@ -136,3 +130,14 @@ def check_rows(runner: Runner, table: PolicyTable, start: int) -> None:
         )
     if runner.no_rows:
         raise UserError(runner.no_rows)
+
+
+def check_whole_caches(table: PolicyTable) -> None:
+    """Returns if the caches keep everything. Raises: UserError with the way out."""
+    if not keeps_rows(table):
+        raise UserError(
+            f"--lookahead {ZIPAR}S needs caches that keep everything, and policy {table.name} at"
+            f" {table.budget:g} evicts or ranks: with rows in parallel the newest tokens are not"
+            " those before a token, and a stand-in would be ranked as one; export with --policy"
+            " full, or use --lookahead auto, which has the same tokens as off"
+        )

@@ -9,7 +9,7 @@ from pathlib import Path
 from ssd_export.errors import UserError
 from ssd_export.policy.table import FULL
 from ssd_export.runtime.runners import check_threads
-from ssd_export.sampling import as_count
+from ssd_export.sampling import as_count, rows_start
 from ssd_export.sweep.policy_variant import Variant
 
 MAX_COUNT = 100_000  # of seeds, scenes or processes: what no sweep comes to the end of
@@ -143,6 +143,11 @@ def check_spec(spec: SweepSpec) -> SweepSpec:
         )
     if spec.lookahead and not spec.num_prompts:
         raise UserError("--lookahead generates images; use --num-prompts 300, or leave it out")
+    if any(rows_start(mode) for mode in spec.lookahead):
+        raise UserError(
+            "--lookahead zipar:S needs caches that keep everything, and a sweep compares policies"
+            " that evict; use python -m benchmarks.zipar, or modes such as auto,8"
+        )
     for name, value in (
         ("seeds", spec.seeds),
         ("batch", spec.batch),

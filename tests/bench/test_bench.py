@@ -299,6 +299,12 @@ def test_lookahead_needs_whole_images() -> None:
         check_spec(BenchSpec((), rounds=0, lookahead=(8,)))
 
 
+def test_grid_rows_in_parallel_are_refused_where_caches_evict() -> None:
+    path = bundle(checkpoint(TINY), "h2o")
+    with pytest.raises(UserError, match="needs caches that keep everything"):
+        bench.run_bench(BenchSpec((path,), lookahead=("zipar:8",)))
+
+
 def test_a_profile_is_summed_by_operator(tmp_path: Path) -> None:
     def event(op: str, name: str, micros: int) -> dict[str, object]:
         return {

@@ -48,6 +48,11 @@ def spec_of(model: Path, out: Path, **changes: object) -> SweepSpec:
     return replace(spec, **changes)
 
 
+def test_grid_rows_in_parallel_are_no_mode_of_a_sweep(checkpoint: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"benchmarks\.zipar"):
+        run_sweep(spec_of(checkpoint, tmp_path / "zipar", lookahead=("zipar:8",), num_prompts=2))
+
+
 def test_lookahead_is_measured_beside_single_steps(checkpoint: Path, tmp_path: Path) -> None:
     spec = spec_of(
         checkpoint,
