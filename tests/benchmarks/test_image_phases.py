@@ -1,0 +1,38 @@
+"""An image by phase: every phase is there, and the steps of a few tokens stand for all."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from benchmarks.image_phases import measured
+from ssd_export.export.exporter import ExportSpec, export_bundle
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The demo model's."""
+    return export_bundle(ExportSpec(out=tmp_path_factory.mktemp("phases") / "b"))
+
+
+def test_the_phases_are_the_image(bundle: Path) -> None:
+    found = measured(bundle, 1, 5)
+    another = found.pop("image decoder, another image")
+    whole = found.pop("image")
+    assert list(found) == [
+        "imports",
+        "files checked",
+        "prefill opened",
+        "prefill",
+        "decode step opened, first step",
+        "steps",
+        "image decoder opened, first image",
+    ]
+    assert min(found.values()) > 0 and another > 0
+    assert sum(found.values()) == pytest.approx(whole)
+
+
+def test_a_bundle_that_does_not_open_is_named(tmp_path: Path) -> None:
+    with pytest.raises(SystemExit, match="missing failed with exit code 1"):
+        measured(tmp_path / "missing", 1, 5)
