@@ -45,13 +45,18 @@ COLD_BYTES = 256 << 20  # of caches that launches take in turn: more than any GP
 
 @dataclass(frozen=True)
 class Variant:
-    """A choice that the kernel compiles in. block_slots at HEAD_DIM."""
+    """A choice of how the kernel is compiled or launched. block_slots at HEAD_DIM; num_splits: None
+    is the kernel of a head group, a number those of a layer with so many programs a head.
+    """
 
     block_slots: int
     num_stages: int
     num_warps: int
+    num_splits: int | None = None
 
     def __str__(self) -> str:
+        if self.num_splits is not None:
+            return f"a layer, {self.num_splits} part(s)"
         return f"{self.block_slots} slots, {self.num_stages} stages, {self.num_warps} warps"
 
 
@@ -61,6 +66,7 @@ VARIANTS = (
     Variant(32, 1, 4),
     Variant(16, 5, 8),
     Variant(32, 3, 8),
+    *(Variant(16, 5, 4, num_splits) for num_splits in (1, 2, 4, 8)),  # as layers are compiled
 )
 
 
@@ -83,7 +89,7 @@ def tasks(capability: int, rates: Callable[[], Rates]) -> list[Task]:
         for slots in SLOTS:
             name = f"kernel, {batch} images, {slots} slots"
             listed.append(
-                Task(name, lambda batch=batch, slots=slots: time_kernel(batch, slots, rates()), 6)
+                Task(name, lambda batch=batch, slots=slots: time_kernel(batch, slots, rates()), 9)
             )
     return listed
 
@@ -376,10 +382,17 @@ def _full_state(rows: int, group: HeadGroup, device: str) -> GroupState:
 def launch_variant(
     variant: Variant, token: list[Tensor], state: GroupState, group: HeadGroup, lengths: Tensor
 ) -> None:
-    """One launch of the kernel with other constants."""
+    """One step of the cache by a variant: a launch of the kernel with other constants, or the
+    launches of a layer of one group.
+    """
     from ssd_export.kernels import decode_attention as kernel
+    from ssd_export.kernels.layer_attention import decode_layer
 
     query, key, value = token
+    if variant.num_splits is not None:
+        policy, position = GroupPolicy(group, 1.0, GRID.width), lengths + group.num_slots
+        decode_layer(*token, [state], [policy], lengths, position, variant.num_splits)
+        return
     rows, num_heads, head_dim = key.shape
     constants = kernel.constants(head_dim, group.num_slots, query.element_size())
     constants |= {"BLOCK_SLOTS": variant.block_slots, "NUM_STAGES": variant.num_stages}

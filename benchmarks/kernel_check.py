@@ -1,4 +1,4 @@
-"""The Triton kernel against the torch reference, step by step over evictions (R3 to R7), on the
+"""The Triton kernels against the torch reference, step by step over evictions (R3 to R7), on the
 device that runs it.
 
     python -m benchmarks.kernel_check [--quick]
@@ -12,7 +12,9 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -64,7 +66,29 @@ CASES = (
 QUICK = ("ring", "scored, row by row", "scored, grouped queries")
 
 
-def check_kernel(device: str, cases: tuple[KernelCase, ...] = CASES) -> dict[str, Any]:
+Attention = Callable[..., Tensor]  # with the arguments of cache.attention.decode_attention
+
+
+def kernels() -> dict[str, Attention]:
+    """The kernel of a head group, and those of a layer on a layer of one group: whole, and with
+    the slots in parts. Raises: ImportError without Triton.
+    """
+    from ssd_export.kernels.decode_attention import decode_attention
+    from ssd_export.kernels.layer_attention import decode_layer
+
+    def one_group(num_splits: int, *given: Any) -> Tensor:
+        *token, state, policy, prompt_length, position = given
+        return decode_layer(*token, [state], [policy], prompt_length, position, num_splits)
+
+    layers = {f"layer, {n} part(s)": partial(one_group, n) for n in (1, 3)}
+    return {"group": decode_attention, **layers}
+
+
+def check_kernel(
+    device: str,
+    cases: tuple[KernelCase, ...] = CASES,
+    kernels: Callable[[], dict[str, Attention]] = kernels,
+) -> dict[str, Any]:
     """{"ok", "steps", "evicted", "ties", "out_error" and "score_error" by dtype, "failures"}.
 
     Raises: ImportError without Triton.
@@ -80,17 +104,21 @@ def check_kernel(device: str, cases: tuple[KernelCase, ...] = CASES) -> dict[str
     }
     for case in cases:
         for dtype in TOLERANCES:
-            _check_case(case, dtype, device, result)
+            _check_case(case, dtype, device, kernels(), result)
     result["ok"] = not result["failures"] and result["evicted"] > 0
     return result
 
 
-def _check_case(case: KernelCase, dtype: str, device: str, result: dict[str, Any]) -> None:
+def _check_case(
+    case: KernelCase,
+    dtype: str,
+    device: str,
+    kernels: dict[str, Attention],
+    result: dict[str, Any],
+) -> None:
     """The reference in float32 runs ahead until a head is full; from there on both take every
     step.
     """
-    from ssd_export.kernels.decode_attention import decode_attention
-
     lengths = torch.tensor(LENGTHS, dtype=torch.int32, device=device)
     policy = GroupPolicy(case.group, case.score_decay, GRID.width)
     numbers = torch.Generator().manual_seed(len(case.name))
@@ -106,18 +134,20 @@ def _check_case(case: KernelCase, dtype: str, device: str, result: dict[str, Any
             _random(numbers, (len(LENGTHS), heads, case.head_dim), device)
             for heads in (case.group.num_heads * case.query_group_size, *[case.group.num_heads] * 2)
         ]
-        before, given = state.copied(torch.float32), state.copied(getattr(torch, dtype))
+        before = state.copied(torch.float32)
         wanted = reference.decode_attention(*token, state, policy, lengths, lengths + step)
         if step >= ahead:
-            typed = [part.to(given.key.dtype) for part in token]
-            out = decode_attention(*typed, given, policy, lengths, lengths + step)
-            _compare(case, dtype, step, before, (wanted, state), (out, given), result)
+            typed = [part.to(getattr(torch, dtype)) for part in token]
+            for name, attention in kernels.items():
+                given = before.copied(getattr(torch, dtype))
+                out = attention(*typed, given, policy, lengths, lengths + step)
+                what = f"{name}, {case.name}, {dtype}, step {step}"
+                _compare(what, dtype, before, (wanted, state), (out, given), result)
 
 
 def _compare(
-    case: KernelCase,
+    what: str,
     dtype: str,
-    step: int,
     before: GroupState,
     wanted: tuple[Tensor, GroupState],
     found: tuple[Tensor, GroupState],
@@ -130,29 +160,23 @@ def _compare(
         if _is_tie(before, state, ours):
             result["ties"] += 1
         else:
-            result["failures"].append(
-                f"{case.name}, {dtype}, step {step}: another slot or token is held"
-            )
+            result["failures"].append(f"{what}: another slot or token is held")
         return
     errors = {"out_error": (found[0].float() - wanted[0]).abs().max().item(), "score_error": 0.0}
     if state.score is not None:
         difference = (ours.score - state.score).masked_fill(state.position < 0, 0).abs()
         errors["score_error"] = (difference / state.score.clamp(min=1)).max().item()
-    for what, limit in (
+    for name, limit in (
         ("out_error", TOLERANCES[dtype].kernel),
         ("score_error", TOLERANCES["float32"].op),
     ):
-        result[what][dtype] = max(result[what].get(dtype, 0.0), errors[what])
-        if not errors[what] <= limit:
-            result["failures"].append(
-                f"{case.name}, {dtype}, step {step}: {what} {errors[what]:.3g} above {limit:g}"
-            )
+        result[name][dtype] = max(result[name].get(dtype, 0.0), errors[name])
+        if not errors[name] <= limit:
+            result["failures"].append(f"{what}: {name} {errors[name]:.3g} above {limit:g}")
     if not (
         torch.equal(ours.key.float(), state.key) and torch.equal(ours.value.float(), state.value)
     ):
-        result["failures"].append(
-            f"{case.name}, {dtype}, step {step}: another key or value is held"
-        )
+        result["failures"].append(f"{what}: another key or value is held")
 
 
 def _is_tie(before: GroupState, state: GroupState, ours: GroupState) -> bool:

@@ -1,5 +1,6 @@
 """A model, not a measurement: what a decode step should take on GPUs that are not here, beside the
-bound of their bandwidth and arithmetic, and what two changes to the attention kernel would bring.
+bound of their bandwidth and arithmetic, by what a launch of the attention kernel serves: a head
+group (the plugin), or a layer, whose slots are split where its heads are few (the torch runner).
 
     python -m benchmarks.step_model BUNDLE
 
@@ -15,10 +16,11 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from benchmarks.kernel_code import GROUP, LAYER, PART
 from ssd_export.bench.roofline import StepCost, step_cost
 from ssd_export.bundle import Bundle, open_bundle
 from ssd_export.dtypes import DTYPES
@@ -30,6 +32,7 @@ COMMAND = "python -m benchmarks.step_model BUNDLE"
 TITLE = "A decode step of Janus-Pro-1B's shape (model, nothing of it was run)"
 BATCHES = (1, 8, 128)
 IN_FLIGHT, LATENCY = 32 << 10, 0.8e-6  # bytes of a program; seconds
+BLOCK_SLOTS = 16  # of the kernel at head_dim 128
 NODES_A_LAYER = 20  # TensorRT-RTX lists 470 layers for 24 of the model, in the kv-update form
 COLUMNS = [
     "GPU",
@@ -38,8 +41,8 @@ COLUMNS = [
     "step ms",
     "share of bound",
     "of it attention ms",
-    "slots split, ms",
-    "one launch a layer, ms",
+    "a launch a layer, ms",
+    "and slots split, ms",
 ]
 
 
@@ -74,13 +77,21 @@ class Launch:
 
 @dataclass(frozen=True)
 class StepModel:
-    """A step of a batch on a GPU. programs: of the kernel that a multiprocessor holds at once."""
+    """A step of a batch on a GPU. programs: that a multiprocessor holds at once, by what a launch
+    of the kernel serves.
+    """
 
     gpu: Gpu
-    programs: int
+    programs: Mapping[str, int]
     cost: StepCost
     launches: tuple[Launch, ...]
-    num_layers: int
+    layer_of: tuple[int, ...]  # of each launch
+    most_slots: int
+
+    @property
+    def num_layers(self) -> int:
+        """Layers of the model."""
+        return self.layer_of[-1] + 1
 
     @property
     def bound(self) -> float:
@@ -89,40 +100,61 @@ class StepModel:
 
     @property
     def attention(self) -> float:
-        """Seconds of all launches of the kernel."""
-        most = self.programs * self.gpu.multiprocessors
-        return sum(
-            launch.num_bytes
-            / min(self.gpu.bandwidth, min(launch.programs, most) * IN_FLIGHT / LATENCY)
-            for launch in self.launches
-        )
+        """Seconds of all launches of the kernel, one a head group."""
+        return self._reading(self.launches, GROUP)
 
     @property
     def seconds(self) -> float:
-        """The step: its products and its attention one after the other, and its nodes."""
-        products = max(
-            self.cost.weight_bytes / self.gpu.bandwidth, self.cost.operations / self.gpu.rate
-        )
-        nodes = NODES_A_LAYER * self.num_layers
-        return products + self.attention + nodes * self.gpu.node_seconds
+        """A step with a launch a head group: products and attention one after the other, and
+        nodes.
+        """
+        return self._products + self.attention
+
+    @property
+    def by_layer(self) -> float:
+        """A step with a launch a layer."""
+        spared = (len(self.launches) - self.num_layers) * self.gpu.node_seconds
+        return self._products - spared + self._reading(self._layers(), LAYER)
 
     @property
     def split(self) -> float:
-        """Seconds where several programs share the slots of a head, as many as fit."""
-        most = self.programs * self.gpu.multiprocessors
-        filled = tuple(replace(one, programs=max(one.programs, most)) for one in self.launches)
-        return replace(self, launches=filled).seconds
+        """A step with a launch a layer, slots split as the torch runner does: a further node adds
+        the parts up.
+        """
+        from ssd_export.kernels.layer_attention import splits
+
+        layers, blocks = self._layers(), self.most_slots // BLOCK_SLOTS
+        parts = [splits(one.programs, blocks, self.gpu.multiprocessors) for one in layers]
+        if max(parts) == 1:
+            return self.by_layer
+        filled = [
+            replace(one, programs=n * one.programs) for one, n in zip(layers, parts, strict=True)
+        ]
+        nodes = (2 * self.num_layers - len(self.launches)) * self.gpu.node_seconds
+        return self._products + nodes + self._reading(filled, PART)
 
     @property
-    def one_launch(self) -> float:
-        """Seconds where all groups of a layer are one launch."""
+    def _products(self) -> float:
+        """All but the reading of caches: weights or arithmetic, and the nodes of the graph."""
+        reading = self.cost.weight_bytes / self.gpu.bandwidth
+        nodes = NODES_A_LAYER * self.num_layers * self.gpu.node_seconds
+        return max(reading, self.cost.operations / self.gpu.rate) + nodes
+
+    def _reading(self, launches: Sequence[Launch], serves: str) -> float:
+        most = self.programs[serves] * self.gpu.multiprocessors
+        return sum(
+            launch.num_bytes
+            / min(self.gpu.bandwidth, min(launch.programs, most) * IN_FLIGHT / LATENCY)
+            for launch in launches
+        )
+
+    def _layers(self) -> list[Launch]:
+        """The groups of each layer together."""
         together = [Launch(0, 0)] * self.num_layers
-        for place, one in enumerate(self.launches):
-            layer = place * self.num_layers // len(self.launches)
-            held = together[layer]
-            together[layer] = Launch(held.programs + one.programs, held.num_bytes + one.num_bytes)
-        spared = (len(self.launches) - self.num_layers) * self.gpu.node_seconds
-        return replace(self, launches=tuple(together)).seconds - spared
+        for place, one in zip(self.layer_of, self.launches, strict=True):
+            held = together[place]
+            together[place] = Launch(held.programs + one.programs, held.num_bytes + one.num_bytes)
+        return together
 
 
 def launches_of(bundle: Bundle, batch: int) -> Iterator[Launch]:
@@ -136,26 +168,33 @@ def launches_of(bundle: Bundle, batch: int) -> Iterator[Launch]:
             yield Launch(programs, programs * group.num_slots * width)
 
 
-def models_of(bundle: Bundle, programs: dict[int, int]) -> Iterator[tuple[int, StepModel]]:
-    """Every GPU and batch. programs: that a multiprocessor holds, by target."""
+def models_of(
+    bundle: Bundle, programs: Mapping[int, Mapping[str, int]]
+) -> Iterator[tuple[int, StepModel]]:
+    """Every GPU and batch. programs: that a multiprocessor holds, by target and kernel."""
+    layers = bundle.config.policy.layers
+    layer_of = tuple(layer for layer, groups in enumerate(layers) for _ in groups)
+    most_slots = max(group.num_slots for group in bundle.config.policy.groups())
     for gpu in GPUS:
         for batch in BATCHES:
-            launches = tuple(launches_of(bundle, batch))
-            layers = bundle.config.model.num_layers
-            cost = step_cost(bundle, batch)
-            yield batch, StepModel(gpu, programs[gpu.target], cost, launches, layers)
+            launches, cost = tuple(launches_of(bundle, batch)), step_cost(bundle, batch)
+            of_gpu = programs[gpu.target]
+            yield batch, StepModel(gpu, of_gpu, cost, launches, layer_of, most_slots)
 
 
-def programs_by_target(path: Path = KERNEL_CODE) -> dict[int, int]:
-    """Programs of the float16 kernel that run at once, as its machine code allows."""
-    kernels = json.loads(path.read_text())["results"]["kernels"]
-    return {row["target"]: row["programs"] for row in kernels if row["dtype"] == "float16"}
+def programs_by_target(path: Path = KERNEL_CODE) -> dict[int, dict[str, int]]:
+    """Programs of the float16 kernels that run at once, as their machine code allows."""
+    found: dict[int, dict[str, int]] = {}
+    for row in json.loads(path.read_text())["results"]["kernels"]:
+        if row["dtype"] == "float16":
+            found.setdefault(row["target"], {})[row["serves"]] = row["programs"]
+    return found
 
 
 def row_of(batch: int, model: StepModel) -> list[str]:
     """A row of the table."""
     times = (model.bound, model.seconds)
-    later = (model.attention, model.split, model.one_launch)
+    later = (model.attention, model.by_layer, model.split)
     return [
         model.gpu.name,
         str(batch),
@@ -178,7 +217,7 @@ def main() -> None:
     policy, precision = bundle.config.policy, bundle.config.precision
     note = (
         f"{policy.name} at budget {policy.budget:g}, {bundle.config.dtype},"
-        f" weights {precision.weights}; the last two columns are the step with that change alone."
+        f" weights {precision.weights}; step ms: with a launch a head group."
     )
     results = {"tables": [table(TITLE, COLUMNS, rows, note)]}
     write_measurement(asked.json, measurement(COMMAND, results))

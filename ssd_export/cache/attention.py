@@ -6,12 +6,15 @@ Query heads of one KV head are neighbors: query head h * G + g reads KV head h, 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
 from ssd_export.cache.quantized_rows import quantize_rows
 from ssd_export.cache.rules import evict, retention, slot_for_new_token
 from ssd_export.cache.state import EMPTY, GroupState
+from ssd_export.policy.layout import group_slices, query_slices
 from ssd_export.policy.table import GREATEST_CODE, GroupPolicy
 
 
@@ -100,6 +103,37 @@ def decode_attention(
         return (probs.to(value.dtype) @ state.value).reshape(query.shape)
     weights = (probs * state.value_scale[:, :, None]).to(value.dtype)
     return (weights @ state.value.to(value.dtype) * (1 / GREATEST_CODE)).reshape(query.shape)
+
+
+def decode_layer(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    states: Sequence[GroupState],
+    policies: Sequence[GroupPolicy],
+    prompt_length: Tensor,
+    position: Tensor,
+) -> Tensor:
+    """decode_attention of every head group of a layer, each on its slice of the heads. Changes the
+    states.
+
+    Args and Returns: as decode_attention; states, policies: by group.
+    """
+    groups = [policy.group for policy in policies]
+    members = query.shape[1] // key.shape[1]
+    parts = zip(states, policies, group_slices(groups), query_slices(groups, members), strict=True)
+    out = torch.empty_like(query)
+    for state, policy, heads, queries in parts:
+        out[:, queries] = decode_attention(
+            query[:, queries],
+            key[:, heads],
+            value[:, heads],
+            state,
+            policy,
+            prompt_length,
+            position,
+        )
+    return out
 
 
 def evict_full_heads(

@@ -19,7 +19,7 @@ import hashlib
 import json
 import sys
 import tempfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -27,6 +27,7 @@ from typing import Any
 
 from ssd_export.dtypes import DTYPES, MODEL_DTYPES
 from ssd_export.errors import UserError
+from ssd_export.kernels.argument_types import ArgumentType, argument_types
 from ssd_export.kernels.image import MANIFEST_FILE, SCHEMA, KernelImage, Variant
 
 PTX_VERSIONS = {
@@ -86,7 +87,8 @@ def compile_image(
 ) -> KernelImage:
     """Compiles one image into the folder out."""
     kernel, compiled_in, num_warps = _kernel(variant, max_slots)
-    compiled = _compile(kernel, compiled_in, num_warps, target, variant)
+    types = {argument["name"]: argument["type"] for argument in _arguments()}
+    compiled = compile_kernel(kernel, types, compiled_in, num_warps, target, variant)
     metadata, stem = (
         compiled.metadata,
         f"decode_attention-sm{target}-{variant.dtype}-d{variant.head_dim}",
@@ -110,22 +112,35 @@ def compile_image(
     )
 
 
-def _compile(
-    kernel: Any, compiled_in: dict[str, int], num_warps: int, target: int, variant: Variant
+def compile_kernel(
+    kernel: Any,
+    types: Mapping[str, ArgumentType],
+    compiled_in: Mapping[str, int],
+    num_warps: int,
+    target: int,
+    variant: Variant,
 ) -> Any:
+    """Triton's result for one kernel.
+
+    Args: types: of its arguments, in order, as kernels.json has them; a tuple's are a tuple.
+    """
     triton = _triton()
     from triton.backends.compiler import GPUTarget
 
-    signature = {
-        argument["name"]: _triton_type(argument["type"], variant) for argument in _arguments()
+    signature: dict[str, Any] = {
+        name: _triton_type(kind, variant)
+        if isinstance(kind, str)
+        else tuple(_triton_type(one, variant) for one in kind)
+        for name, kind in types.items()
     }
     aligned = {
-        (index,): [["tt.divisibility", 16]]
+        place: [["tt.divisibility", 16]]
         for index, kind in enumerate(signature.values())
-        if kind[0] == "*"
+        for place, one in _places(index, kind)
+        if one[0] == "*"
     }
     signature |= dict.fromkeys(compiled_in, "constexpr")
-    source = triton.compiler.ASTSource(kernel, signature, compiled_in, aligned)
+    source = triton.compiler.ASTSource(kernel, signature, dict(compiled_in), aligned)
     options = {
         "num_warps": num_warps,
         "ptx_version": PTX_VERSIONS[target],
@@ -133,6 +148,13 @@ def _compile(
     }
     with _oldest_tools(target):
         return triton.compile(source, target=GPUTarget("cuda", target, 32), options=options)
+
+
+def _places(index: int, kind: ArgumentType) -> list[tuple[tuple[int, ...], str]]:
+    """Path and type of an argument, or of each of a tuple's."""
+    if isinstance(kind, str):
+        return [((index,), kind)]
+    return [((index, place), one) for place, one in enumerate(kind)]
 
 
 @contextmanager
@@ -168,22 +190,11 @@ def _kernel(variant: Variant, max_slots: int) -> tuple[Any, dict[str, int], int]
 
 
 def _arguments() -> list[dict[str, str]]:
-    """Name and type of every argument of a launch, in order; "*T" points to the dtype of the
-    cache.
-    """
+    """Name and type of every argument of a launch for a group, in order."""
     from ssd_export.kernels.decode_attention import CONSTANTS, decode_attention_kernel
 
-    integers = ("position_ptr", "prompt_length_ptr", "cache_position_ptr")
-    types = dict.fromkeys(integers, "*int32") | {
-        "cache_score_ptr": "*float32",
-        "logits_ptr": "*float32",
-        "score_decay": "float32",
-    }
-    names = [name for name in decode_attention_kernel.arg_names if name not in CONSTANTS]
-    return [
-        {"name": name, "type": types.get(name, "*T" if name.endswith("_ptr") else "int32")}
-        for name in names
-    ]
+    types = argument_types(decode_attention_kernel, CONSTANTS)
+    return [{"name": name, "type": str(kind)} for name, kind in types.items()]
 
 
 def _triton_type(kind: str, variant: Variant) -> str:

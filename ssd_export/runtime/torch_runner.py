@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ssd_export.bundle import Bundle
-from ssd_export.cache.attention import decode_attention, fill_from_prompt, prefill_attention
+from ssd_export.cache.attention import decode_layer, fill_from_prompt, prefill_attention
 from ssd_export.cache.state import GroupState
 from ssd_export.cache.window_attention import (
     AttendedWindow,
@@ -38,7 +38,7 @@ NO_INT8_WINDOW = (
     "the torch runner writes int8 keys and values one token a pass; use --runner ort, or"
     " --lookahead off"
 )
-# Has the arguments of cache.attention.decode_attention.
+# Has the arguments of cache.attention.decode_layer.
 StepAttention = Callable[..., Tensor]
 
 
@@ -103,7 +103,7 @@ class TorchRunner(Runner):
         from ssd_export.runtime.torch_weights import load_modules
 
         model, image_decoder = load_modules(bundle, bundle.config.model, provider)
-        attention = decode_attention if exact else None
+        attention = decode_layer if exact else None
         return cls(model, image_decoder, bundle.config.policy, provider, attention)
 
     @torch.inference_mode()
@@ -284,18 +284,16 @@ class TorchRunner(Runner):
         )
 
     def _attend_cache(self, layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        out = torch.empty_like(query)
-        for group, state, heads, queries in self._groups(layer):
-            out[:, queries, 0] = self._attention(
-                query[:, queries, 0],
-                key[:, heads, 0],
-                value[:, heads, 0],
-                state,
-                self._table.of_group(group),
-                self._ready.lengths,
-                self._position,
-            )
-        return out
+        out = self._attention(
+            query[:, :, 0],
+            key[:, :, 0],
+            value[:, :, 0],
+            self._ready.states[layer],
+            [self._table.of_group(group) for group in self._table.layers[layer]],
+            self._ready.lengths,
+            self._position,
+        )
+        return out[:, :, None]
 
     def _draw(self, hidden: Tensor) -> None:
         """Samples the token of the step that the device is at, and counts the step."""
@@ -370,20 +368,20 @@ def step_attention(device: str, table: PolicyTable) -> StepAttention:
     device in every layer, never takes its place unasked.
     """
     if torch.device(device).type == "cpu":
-        return decode_attention
+        return decode_layer
     way_out = "use --provider cpu, or --runner ort --provider cuda"
     if table.kv_dtype != "model":
         raise UserError(
             f"the torch runner's kernel has no {table.kv_dtype} keys and values; {way_out}"
         )
     try:
-        from ssd_export.kernels import decode_attention as kernel
+        from ssd_export.kernels import layer_attention as kernel
     except ImportError as error:
         raise UserError(
             f"the torch runner needs Triton on a GPU ({error}): pip install"
             f' "ssd-export[kernels]", or {way_out}'
         ) from error
-    return kernel.decode_attention
+    return kernel.decode_layer
 
 
 def draw_tokens(

@@ -2,7 +2,7 @@
 they are apart.
 
 A separate process (TRITON_INTERPRET=1 python -m tests.kernels.interpret CASE...): Triton's
-interpreter and compiler do not mix. One JSON line for each case and dtype.
+interpreter and compiler do not mix. One JSON line for each form of the kernel, case and dtype.
 """
 
 from __future__ import annotations
@@ -11,15 +11,21 @@ import json
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
+from triton import next_power_of_2
 
 from ssd_export.cache import attention as reference
 from ssd_export.cache.state import GroupState
 from ssd_export.dtypes import DTYPES, MODEL_DTYPES
+from ssd_export.kernels import decode_attention as kernel
 from ssd_export.kernels.decode_attention import decode_attention
+from ssd_export.kernels.layer_attention import decode_layer
+from ssd_export.policy.table import GroupPolicy, HeadGroup, Rule
 from tests.cases import CASES, GUARDED, Case, Inputs, inputs
 
 # The interpreter needs 30 ms for each head of each row: few steps, around the first eviction.
@@ -55,6 +61,22 @@ BIG_CASES = (
 )
 ALL_CASES = {case.name: case for case in (*CASES, *BIG_CASES)}
 BFLOAT16_EVERY = 4  # cases: the interpreter differs from float16 in the last conversion alone
+GROUP, LAYER, PARTS = "a group", "a layer", "a layer in 3 parts"
+# Blocks of a cache in parts, so that small ones have several: the kernel's are of 16 to 64 slots.
+PART_BLOCKS = 6
+
+
+def one_group(num_splits: int, *given: Any) -> Tensor:
+    """The kernels of a layer on a layer of one group."""
+    *token, state, policy, prompt_length, position = given
+    return decode_layer(*token, [state], [policy], prompt_length, position, num_splits)
+
+
+FORMS: dict[str, Callable[..., Tensor]] = {
+    GROUP: decode_attention,
+    LAYER: partial(one_group, 1),
+    PARTS: partial(one_group, 3),
+}
 
 
 class Comparison:
@@ -106,10 +128,16 @@ class Comparison:
         )
 
     def compare(
-        self, dtype: torch.dtype, attend: Callable[..., Tensor] = decode_attention
+        self,
+        dtype: torch.dtype,
+        attend: Callable[..., Tensor] = decode_attention,
+        only_eviction: bool = False,
     ) -> dict[str, object]:
         wanted, given = self.state.copied(torch.float32), self.state.copied(dtype)
-        num_steps = STEPS_AROUND_EVICTION if dtype is torch.float32 else 2
+        first, num_steps = self.step, STEPS_AROUND_EVICTION if dtype is torch.float32 else 2
+        if only_eviction and self.step < self.case.steps - 1:
+            self.run(self.step, wanted, reference.decode_attention)  # fills the last empty slot
+            given, first, num_steps = wanted.copied(dtype), self.step + 1, 1
         result = {
             "slots_equal": True,
             "caches_equal": True,
@@ -117,7 +145,7 @@ class Comparison:
             "score_error": 0.0,
             "evicted": 0,
         }
-        for step in range(self.step, self.step + num_steps):
+        for step in range(first, first + num_steps):
             before = wanted.position.clone()
             out = self.run(step, wanted, reference.decode_attention)
             kernel_out = self.run(step, given, attend)
@@ -136,7 +164,7 @@ class Comparison:
         return result
 
 
-def garbage_stays_inside(name: str) -> bool:
+def garbage_stays_inside(attend: Callable[..., Tensor], name: str) -> bool:
     """Whether a full cache of NaN scores is served without a write outside of it (an engine builder
     times on garbage).
     """
@@ -157,12 +185,70 @@ def garbage_stays_inside(name: str) -> bool:
     state = GroupState(parts[0], parts[1], parts[2][..., 0], parts[3][..., 0])
     token = torch.ones(case.rows, case.num_heads, case.head_dim)
     zeros = torch.zeros(case.rows, dtype=torch.int32)
-    decode_attention(token, token, token, state, case.policy, zeros, zeros + 9)
+    attend(token, token, token, state, case.policy, zeros, zeros + 9)
     return all(bool((buffer[-padding:] == 7).all()) for buffer in buffers)
 
 
+class ThreeGroups:
+    """A layer of groups with other rules, slots and numbers of heads: all of them over the steps in
+    which they evict, beside the reference.
+    """
+
+    GROUPS = (
+        HeadGroup(Rule(-1, 0, False), 13, 1, 1),
+        HeadGroup(Rule(-1, 6, True, age_quota=True), 17, 6, 3),
+        HeadGroup(Rule(2, 3, True, 1 << 2), 26, 5, 2),
+    )
+    ROWS, HEAD_DIM, MEMBERS, LENGTHS = 2, 16, 2, (4, 3)
+
+    def __init__(self) -> None:
+        self.numbers = torch.Generator().manual_seed(5)
+        self.lengths = torch.tensor(self.LENGTHS, dtype=torch.int32)
+        self.policies = [GroupPolicy(group, 0.9, 6) for group in self.GROUPS]
+        self.states = [GroupState.empty(self.ROWS, g, self.HEAD_DIM) for g in self.GROUPS]
+        heads = sum(group.num_heads for group in self.GROUPS)
+        self.heads = (heads * self.MEMBERS, heads, heads)
+
+    def token(self) -> list[Tensor]:
+        shapes = [(self.ROWS, heads, self.HEAD_DIM) for heads in self.heads]
+        return [torch.randint(-64, 65, shape, generator=self.numbers) / 32 for shape in shapes]
+
+    def compare(self, form: str, num_splits: int, num_steps: int = 30) -> dict[str, object]:
+        """Every other step from the tenth on; the reference's states before each."""
+        errors, slots_equal, evicted = [0.0], True, set()
+        for step in range(num_steps):
+            token, position = self.token(), self.lengths + step
+            given = [state.copied(torch.float32) for state in self.states]
+            before = [state.position.clone() for state in self.states]
+            rest = self.policies, self.lengths, position
+            out = reference.decode_layer(*token, self.states, *rest)
+            evicted |= {
+                place
+                for place, state in enumerate(self.states)
+                if bool(((before[place] >= 0) & (state.position != before[place])).any())
+            }
+            if step < 10 or step % 2:
+                continue
+            errors.append((decode_layer(*token, given, *rest, num_splits) - out).abs().max().item())
+            for ours, wanted in zip(given, self.states, strict=True):
+                slots_equal &= torch.equal(ours.position, wanted.position)
+                slots_equal &= torch.equal(ours.key, wanted.key)
+                slots_equal &= torch.equal(ours.value, wanted.value)
+                if ours.score is not None:
+                    error = (ours.score - wanted.score).masked_fill(wanted.position < 0, 0)
+                    errors.append(error.abs().max().item())
+        return {
+            "form": form,
+            "case": "three groups",
+            "dtype": "float32",
+            "slots_equal": slots_equal,
+            "evicted": len(evicted),
+            "error": max(errors),
+        }
+
+
 def wanted_runs() -> list[tuple[str, str]]:
-    """(case, dtype) of every line."""
+    """(case, dtype) of every line of the kernel of one group."""
     some = [name for number, name in enumerate(ALL_CASES) if number % BFLOAT16_EVERY == 2]
     return [
         (name, dtype)
@@ -172,14 +258,34 @@ def wanted_runs() -> list[tuple[str, str]]:
     ]
 
 
+def wanted_forms() -> list[tuple[str, str, str]]:
+    """(form, case, dtype) of every line. A launch for a layer shares all but the choice of the
+    group with a launch for a group; in parts every case is run.
+    """
+    layer = [run for run in wanted_runs()[::5] if run[1] == "float32"]
+    parts = [run for run in wanted_runs() if run[1] == "float32"]
+    parts += [run for run in wanted_runs()[::9] if run[1] != "float32"]
+    runs = {GROUP: wanted_runs(), LAYER: layer, PARTS: parts}
+    return [(form, *run) for form, listed in runs.items() for run in listed]
+
+
 def results(names: list[str]) -> Iterator[dict[str, object]]:
+    block_slots = kernel.MAX_BLOCK_SLOTS
     for name in names:
         comparison = Comparison(ALL_CASES[name])
-        for case, dtype in wanted_runs():
+        for form, case, dtype in wanted_forms():
             if case == name:
-                yield {"case": name, "dtype": dtype, **comparison.compare(DTYPES[dtype].torch)}
-    stays = all(map(garbage_stays_inside, ("scored-every-6", "headkv")))
-    yield {"case": "garbage", "dtype": "float32", "stays_inside": stays}
+                few = next_power_of_2(-(-comparison.case.num_slots // PART_BLOCKS))
+                kernel.MAX_BLOCK_SLOTS = min(few, block_slots) if form == PARTS else block_slots
+                result = comparison.compare(DTYPES[dtype].torch, FORMS[form], form != GROUP)
+                yield {"form": form, "case": name, "dtype": dtype, **result}
+    kernel.MAX_BLOCK_SLOTS = 4
+    yield ThreeGroups().compare(LAYER, 1)
+    yield ThreeGroups().compare(PARTS, 3)
+    kernel.MAX_BLOCK_SLOTS = block_slots
+    for form, attend in FORMS.items():
+        stays = all(garbage_stays_inside(attend, name) for name in ("scored-every-6", "headkv"))
+        yield {"form": form, "case": "garbage", "dtype": "float32", "stays_inside": stays}
 
 
 if __name__ == "__main__":

@@ -20,7 +20,8 @@ from tests.cases import CASES
 
 pytest.importorskip("triton", reason="needs Triton: pip install ssd-export[kernels]")
 from ssd_export.kernels.decode_attention import decode_attention
-from tests.kernels.interpret import ALL_CASES, wanted_runs
+from ssd_export.kernels.layer_attention import decode_layer, splits
+from tests.kernels.interpret import ALL_CASES, FORMS, GROUP, LAYER, PARTS, wanted_forms
 
 pytestmark = pytest.mark.slow
 
@@ -28,7 +29,7 @@ ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
-def interpreted() -> dict[tuple[str, str], dict[str, object]]:
+def interpreted() -> dict[tuple[str, str, str], dict[str, object]]:
     environment = os.environ | {"TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
     run = subprocess.run(
         [sys.executable, "-m", "tests.kernels.interpret"],
@@ -40,36 +41,75 @@ def interpreted() -> dict[tuple[str, str], dict[str, object]]:
     )
     assert run.returncode == 0, run.stderr
     lines = [json.loads(line) for line in run.stdout.splitlines()]
-    return {(line["case"], line["dtype"]): line for line in lines}
+    return {(line["form"], line["case"], line["dtype"]): line for line in lines}
 
 
-@pytest.mark.parametrize(("case", "dtype"), wanted_runs(), ids=map("-".join, wanted_runs()))
-def test_kernel_equals_the_reference(interpreted: dict, case: str, dtype: str) -> None:
-    result = interpreted[case, dtype]
+@pytest.mark.parametrize(
+    ("form", "case", "dtype"), wanted_forms(), ids=map("-".join, wanted_forms())
+)
+def test_kernel_equals_the_reference(interpreted: dict, form: str, case: str, dtype: str) -> None:
+    result = interpreted[form, case, dtype]
     assert result["slots_equal"] and result["caches_equal"]
     assert result["out_error"] <= TOLERANCES[dtype].kernel
     assert result["score_error"] <= TOLERANCES["float32"].op
 
 
-def test_the_table_is_covered_and_evictions_are_crossed(interpreted: dict) -> None:
+@pytest.mark.parametrize("form", [GROUP, PARTS])
+def test_the_table_is_covered_and_evictions_are_crossed(interpreted: dict, form: str) -> None:
     assert set(ALL_CASES) >= {case.name for case in CASES}
+    assert {case for ran, case, _ in interpreted if ran == form} >= set(ALL_CASES)
     without = {
         case
-        for (case, _), result in interpreted.items()
-        if not result.get("evicted") and case != "garbage"
+        for (ran, case, _), result in interpreted.items()
+        if ran == form and "slots_equal" in result and not result["evicted"]
     }
     assert without == {"full", "full-gqa"}
 
 
-def test_garbage_is_not_written_outside_the_cache(interpreted: dict) -> None:
-    assert interpreted["garbage", "float32"]["stays_inside"]
+@pytest.mark.parametrize("form", [LAYER, PARTS])
+def test_groups_of_a_layer_are_served_by_one_launch(interpreted: dict, form: str) -> None:
+    result = interpreted[form, "three groups", "float32"]
+    assert result["slots_equal"] and result["evicted"] == 3
+    assert result["error"] <= TOLERANCES["float32"].kernel
 
 
-GROUP = HeadGroup(Rule(-1, 0, True), 9, 1, num_heads=2)
+@pytest.mark.parametrize("form", FORMS)
+def test_garbage_is_not_written_outside_the_cache(interpreted: dict, form: str) -> None:
+    assert interpreted[form, "garbage", "float32"]["stays_inside"]
+
+
+@pytest.mark.parametrize(
+    ("programs", "num_blocks", "multiprocessors", "wanted"),
+    [
+        (32, 40, 132, 8),  # an image of Janus-Pro-1B on an H200
+        (256, 40, 132, 1),
+        (263, 40, 132, 1),
+        (32, 12, 16, 1),  # on an Orin
+        (2, 12, 132, 12),
+        (1, 99, 132, 32),
+    ],
+)
+def test_slots_are_split_where_heads_do_not_fill_the_gpu(
+    programs: int, num_blocks: int, multiprocessors: int, wanted: int
+) -> None:
+    assert splits(programs, num_blocks, multiprocessors) == wanted
+
+
+def test_a_layer_s_tensors_that_do_not_fit_are_named() -> None:
+    states, token = [GroupState.empty(3, OF_TWO, 8)] * 2, torch.zeros(3, 2, 8)
+    numbers = torch.zeros(3, dtype=torch.int32)
+    policies = [GroupPolicy(OF_TWO, 1.0, 4)] * 2
+    with pytest.raises(ValueError, match=r"2 caches and key \(3, 2, 8\) for 2 head groups of 4"):
+        decode_layer(token, token, token, states, policies, numbers, numbers)
+    with pytest.raises(ValueError, match="value is torch.float16"):
+        decode_layer(token, token, token.half(), states[:1], policies[:1], numbers, numbers)
+
+
+OF_TWO = HeadGroup(Rule(-1, 0, True), 9, 1, num_heads=2)
 
 
 def call(**changed: torch.Tensor) -> None:
-    state = GroupState.empty(3, GROUP, 8)
+    state = GroupState.empty(3, OF_TWO, 8)
     given = {
         "query": torch.zeros(3, 4, 8),
         "key": torch.zeros(3, 2, 8),
@@ -78,7 +118,7 @@ def call(**changed: torch.Tensor) -> None:
         "position": torch.zeros(3, dtype=torch.int64),
     }
     state.score = changed.pop("score", state.score)
-    decode_attention(**(given | changed), state=state, policy=GroupPolicy(GROUP, 1.0, 4))
+    decode_attention(**(given | changed), state=state, policy=GroupPolicy(OF_TWO, 1.0, 4))
 
 
 @pytest.mark.parametrize(

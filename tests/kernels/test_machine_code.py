@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.kernel_code import JSON, KernelCode, read_kernel
+from benchmarks.kernel_code import ATTENDING, COMBINE, GROUP, JSON, KernelCode, read_kernel
 from benchmarks.sass import (
     Instruction,
     KernelUse,
@@ -27,23 +27,27 @@ needs_triton = pytest.mark.skipif(
 )
 
 
-def published() -> dict[tuple[int, str], KernelCode]:
+def published() -> dict[tuple[str, int, str], KernelCode]:
     kernels = json.loads((ROOT / JSON).read_text())["results"]["kernels"]
-    return {(row["target"], row["dtype"]): KernelCode(**row) for row in kernels}
+    read = [KernelCode(**row) for row in kernels]
+    return {(kernel.serves, kernel.target, kernel.dtype): kernel for kernel in read}
 
 
 @needs_triton
 @pytest.mark.slow
 @pytest.mark.parametrize("target", TARGETS)
 @pytest.mark.parametrize("dtype", ["float16", "float32"])
-def test_enough_loads_are_in_flight_and_nothing_is_spilled(target: int, dtype: str) -> None:
+@pytest.mark.parametrize("serves", ATTENDING)
+def test_enough_loads_are_in_flight_and_nothing_is_spilled(
+    target: int, dtype: str, serves: str
+) -> None:
     import triton
 
-    kernel = read_kernel(target, dtype)
+    kernel = read_kernel(target, dtype, serves)
     assert kernel.loads_in_flight >= LEAST_IN_FLIGHT and kernel.stack_bytes == 0
     assert kernel.programs >= 3, "fewer leave a multiprocessor idle while one of them waits"
     if triton.__version__.startswith("3.9."):  # another compiler chooses other registers
-        assert kernel == published()[target, dtype]
+        assert kernel == published()[serves, target, dtype]
 
 
 @needs_triton
@@ -60,7 +64,14 @@ def test_the_table_is_what_registers_and_shared_memory_allow() -> None:
         assert kernel.programs == programs_per_multiprocessor(
             kernel.target, use, kernel.shared_bytes, kernel.num_warps
         )
-    assert set(published()) >= {(target, "float16") for target in TARGETS}
+    assert set(published()) >= {(GROUP, target, "float16") for target in TARGETS}
+
+
+@needs_triton
+@pytest.mark.parametrize("dtype", ["float16", "float32"])
+def test_what_adds_the_parts_up_is_small(dtype: str) -> None:
+    kernel = read_kernel(90, dtype, COMBINE)
+    assert kernel.stack_bytes == 0 and kernel.programs >= 8
 
 
 def code(*lines: str) -> list[Instruction]:

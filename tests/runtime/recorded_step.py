@@ -56,7 +56,7 @@ class RecordedStep(TorchDispatchMode):
             if self._before is None:
                 return function(*args)
             with _disable_current_modes():
-                for state in args:
+                for state in tree_flatten(args)[0]:
                     if isinstance(state, GroupState):
                         self._keep(state.key, state.value, state.position, state.score)
                 out = function(*args)

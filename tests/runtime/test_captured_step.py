@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ssd_export.bundle import open_bundle
-from ssd_export.cache.attention import decode_attention
+from ssd_export.cache.attention import decode_layer
 from ssd_export.model.decoder import ImageTokenModel
 from ssd_export.runtime.captured_step import CapturedStep
 from ssd_export.runtime.generate import ImageGenerator
@@ -35,7 +35,7 @@ def path() -> Path:
 def runner_of(path: Path, recorder: RecordedStep | None) -> TorchRunner:
     opened = open_bundle(path)
     model, decoder = load_modules(opened, opened.config.model, "cpu")
-    attend = decode_attention if recorder is None else recorder.wrap(decode_attention)
+    attend = decode_layer if recorder is None else recorder.wrap(decode_layer)
     capture = None if recorder is None else recorder.capture
     return TorchRunner(model, decoder, opened.config.policy, "cpu", attend, capture)
 
@@ -88,7 +88,7 @@ def draw_at_python_s_step(runner: TorchRunner, hidden: Tensor, draw: object) -> 
 def test_a_step_that_asks_the_host_is_not_captured(path: Path) -> None:
     recorder = RecordedStep()
     runner = runner_of(path, recorder)
-    runner._attention = decode_attention  # which asks whether any head is full
+    runner._attention = decode_layer  # which asks whether any head is full
     run = [{"prompts": PROMPTS[:1], "seed": 7}]
     with pytest.warns(RuntimeWarning, match="cannot be captured .* asks the host within a step"):
         tokens = tokens_of(path, runner, run)[0]
@@ -151,7 +151,7 @@ def test_a_copy_from_the_host_is_seen(path: Path) -> None:
 def test_the_reference_on_a_gpu_is_not_captured(path: Path) -> None:
     opened = open_bundle(path)
     model, _ = load_modules(opened, opened.config.model, "cpu")
-    exact = TorchRunner(model, None, opened.config.policy, "cuda", decode_attention)
+    exact = TorchRunner(model, None, opened.config.policy, "cuda", decode_layer)
     assert not exact.queues_steps and exact._capture is None
     pytest.importorskip("triton", reason="needs Triton: pip install ssd-export[kernels]")
     fast = TorchRunner(model, None, replace(opened.config.policy), "cuda")

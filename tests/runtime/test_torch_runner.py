@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from ssd_export.bundle import open_bundle
-from ssd_export.cache.attention import decode_attention
+from ssd_export.cache.attention import decode_layer
 from ssd_export.errors import UserError
 from ssd_export.model.checkpoint import open_checkpoint
 from ssd_export.model.load import load_image_decoder, load_model
@@ -61,16 +61,16 @@ def test_without_an_image_decoder_there_are_no_pixels() -> None:
 
 
 def test_the_cpu_has_the_reference() -> None:
-    assert step_attention("cpu", TABLE) is decode_attention
-    assert step_attention("cpu", replace(TABLE, kv_dtype="int8")) is decode_attention
+    assert step_attention("cpu", TABLE) is decode_layer
+    assert step_attention("cpu", replace(TABLE, kv_dtype="int8")) is decode_layer
 
 
 def test_a_gpu_has_the_kernel() -> None:
     kernel = pytest.importorskip(
-        "ssd_export.kernels.decode_attention", reason="needs Triton: ssd-export[kernels]"
+        "ssd_export.kernels.layer_attention", reason="needs Triton: ssd-export[kernels]"
     )
     assert step_attention("cuda", TABLE) is step_attention("cuda:1", TABLE)
-    assert step_attention("cuda", TABLE) is kernel.decode_attention
+    assert step_attention("cuda", TABLE) is kernel.decode_layer
 
 
 def test_a_gpu_without_the_kernel_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -87,7 +87,8 @@ COMPARISON = """
 import numpy as np, sys, torch
 from ssd_export.bundle import open_bundle
 from ssd_export.graph_spec import CacheTensor
-from ssd_export.kernels.decode_attention import decode_attention as kernel
+from functools import partial
+from ssd_export.kernels.layer_attention import decode_layer
 from ssd_export.runtime.loop import decode, single_steps
 from ssd_export.runtime.prompt_batch import PromptBatches, bundle_sampling
 from ssd_export.runtime.prompt_batch import PromptBatches
@@ -99,6 +100,7 @@ opened = open_bundle(sys.argv[1])
 table, start = opened.config.policy, int(sys.argv[2])
 modules = load_modules(opened, opened.config.model, "cpu")
 batch = PromptBatches.from_bundle(opened)(["a red circle"], bundle_sampling(opened), 1)
+kernel = partial(decode_layer, num_splits=int(sys.argv[3]))
 reference, runner = TorchRunner(*modules, table), TorchRunner(*modules, table, attention=kernel)
 places = [
     CacheTensor(layer, index, kind)
@@ -126,7 +128,8 @@ for (step,), _ in zip(loop, ours, strict=True):
 
 
 @pytest.mark.slow
-def test_the_kernel_generates_what_the_reference_does() -> None:
+@pytest.mark.parametrize("num_splits", [1, 3])
+def test_the_kernel_generates_what_the_reference_does(num_splits: int) -> None:
     """Interpreted on the CPU, over the steps in which the scored groups evict."""
     pytest.importorskip("triton", reason="needs Triton: ssd-export[kernels]")
     folder = checkpoint(TINY)
@@ -136,7 +139,7 @@ def test_the_kernel_generates_what_the_reference_does() -> None:
     start = min(eviction_steps(opened.config.policy, [length])) - 2
     environment = os.environ | {"TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
-        [sys.executable, "-c", COMPARISON, str(path), str(start)],
+        [sys.executable, "-c", COMPARISON, str(path), str(start), str(num_splits)],
         cwd=Path(__file__).parents[2],
         env=environment,
         capture_output=True,

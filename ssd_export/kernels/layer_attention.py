@@ -1,0 +1,198 @@
+"""The decode step of all head groups of a layer in one launch or, where there are fewer heads than
+the GPU has room for, in two: the slots of a head are split over several programs, and a second
+kernel combines what they found.
+
+In one launch a program is decode_attention's, of whichever group its head is in; the numbers and
+caches of the groups are arguments, chosen by the program.
+
+Split, every program of a head finds the slot of the new token for itself, which changes nothing,
+and attends over its part of the slots: the positions and scores that the step leaves, the logits
+and the part's sums stay in workspaces. The program whose part has the new token's slot writes its
+key and value, which no other reads. Only the second kernel, one program a head, changes positions
+and scores, and it adds the parts up in their order: the same numbers in every run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import lru_cache
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from ssd_export.cache.state import GroupState
+from ssd_export.kernels.decode_attention import NUM_WARPS, check_tensors, constants
+from ssd_export.kernels.head_step import decode_head
+from ssd_export.kernels.layer_groups import (
+    NUMBERS,
+    LayerNumbers,
+    caches_of,
+    first_slot_of,
+    group_of,
+    of_group,
+)
+from ssd_export.kernels.split_attention import launch_split
+from ssd_export.policy.layout import group_slices, query_slices
+from ssd_export.policy.presets import MAX_GROUPS
+from ssd_export.policy.table import GroupPolicy
+
+PROGRAMS_A_MULTIPROCESSOR = 2  # that a split fills a GPU with: 64 KB of loads on their way
+MAX_SPLITS = 32
+
+
+def decode_layer(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    states: Sequence[GroupState],
+    policies: Sequence[GroupPolicy],
+    prompt_length: Tensor,
+    position: Tensor,
+    num_splits: int | None = None,
+) -> Tensor:
+    """One decode step of the head groups of a layer (R7), as decode_attention of each group on its
+    slice of the heads. Changes the states.
+
+    Args: query [B, H*G, D]; key, value [B, H, D], after RoPE, heads of a row contiguous;
+    prompt_length, position int [B], position being the new token's; num_splits: programs for the
+    slots of a head; None chooses by the GPU.
+    Returns: out [B, H*G, D].
+    Raises: ValueError where shapes, dtypes, strides or devices do not fit the states.
+    """
+    _check(query, key, value, states, policies, prompt_length, position)
+    rows, num_heads, head_dim = key.shape
+    numbers = LayerNumbers.of(query, key, value, policies)
+    compiled_in = constants(head_dim, numbers.most_slots, query.element_size())
+    if num_splits is None:
+        num_blocks = triton.cdiv(numbers.most_slots, compiled_in["BLOCK_SLOTS"])
+        num_splits = splits(rows * num_heads, num_blocks, multiprocessors(query.device))
+    token = (query, key, value, position.to(torch.int32), prompt_length.to(torch.int32))
+    out, caches = query.new_empty(query.shape), caches_of(states)
+    if num_splits > 1:
+        launch_split(token, caches, numbers, out, compiled_in, num_splits)
+        return out
+    decode_layer_kernel[(rows * num_heads,)](
+        *token,
+        *caches,
+        query.new_empty(rows * num_heads * numbers.most_slots, dtype=torch.float32),
+        out,
+        **vars(numbers),
+        **compiled_in,
+        num_warps=NUM_WARPS,
+        enable_fp_fusion=True,
+    )
+    return out
+
+
+def splits(programs: int, num_blocks: int, num_multiprocessors: int) -> int:
+    """Programs for the slots of one head, of num_blocks blocks: 1 where the heads alone fill the
+    GPU.
+    """
+    wanted = PROGRAMS_A_MULTIPROCESSOR * num_multiprocessors // programs
+    return max(1, min(wanted, num_blocks, MAX_SPLITS))
+
+
+@lru_cache(maxsize=8)
+def multiprocessors(device: torch.device) -> int:
+    """Of a GPU; 1 where the interpreter runs on the CPU."""
+    if device.type != "cuda":
+        return 1
+    return torch.cuda.get_device_properties(device).multi_processor_count
+
+
+def _check(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    states: Sequence[GroupState],
+    policies: Sequence[GroupPolicy],
+    prompt_length: Tensor,
+    position: Tensor,
+) -> None:
+    groups = [policy.group for policy in policies]
+    num_heads = sum(group.num_heads for group in groups)
+    if not 1 <= len(states) == len(groups) <= MAX_GROUPS or key.shape[1:2] != (num_heads,):
+        raise ValueError(
+            f"{len(states)} caches and key {tuple(key.shape)} for {len(groups)} head groups of"
+            f" {num_heads} heads; a layer has 1 to {MAX_GROUPS} groups, a cache each"
+        )
+    members = query.shape[1] // num_heads
+    parts = zip(states, group_slices(groups), query_slices(groups, members), strict=True)
+    for state, heads, queries in parts:
+        check_tensors(
+            query[:, queries], key[:, heads], value[:, heads], state, prompt_length, position
+        )
+
+
+@triton.jit(do_not_specialize=NUMBERS)
+def decode_layer_kernel(
+    query_ptr,
+    key_ptr,
+    value_ptr,
+    position_ptr,
+    prompt_length_ptr,
+    cache_keys,
+    cache_values,
+    cache_positions,
+    cache_scores,
+    logits_ptr,
+    out_ptr,
+    query_stride,
+    key_stride,
+    value_stride,
+    num_heads,
+    query_group_size,
+    grid_width,
+    score_decay,
+    most_slots,
+    first_heads,
+    group_heads,
+    group_slots,
+    num_sinks,
+    num_recent,
+    by_score,
+    pinned_columns,
+    age_quota,
+    evict_every,
+    HEAD_DIM: tl.constexpr,
+    BLOCK_SLOTS: tl.constexpr,
+    SLOT_CAPACITY: tl.constexpr,
+    NUM_STAGES: tl.constexpr,
+):
+    """One decode step of one KV head of one row, of any group of the layer."""
+    # query, out: [B, H*G, D]; key, value: [B, H, D]; position, prompt_length: int32 [B]; caches of
+    # each group: [B, group heads, group slots, D], int32 and float32 [B, group heads, group slots];
+    # logits: float32 [B, H, most slots]
+    program = tl.program_id(0)
+    row, head = (program // num_heads).to(tl.int64), program % num_heads
+    group = group_of(head, first_heads)
+    first_slot = first_slot_of(row, head, group, first_heads, group_heads, group_slots)
+    decode_head(
+        query_ptr + row * query_stride + head * query_group_size * HEAD_DIM,
+        key_ptr + row * key_stride + head * HEAD_DIM,
+        value_ptr + row * value_stride + head * HEAD_DIM,
+        tl.load(position_ptr + row),
+        tl.load(prompt_length_ptr + row),
+        of_group(cache_keys, group) + first_slot * HEAD_DIM,
+        of_group(cache_values, group) + first_slot * HEAD_DIM,
+        of_group(cache_positions, group) + first_slot,
+        of_group(cache_scores, group) + first_slot,
+        logits_ptr + program.to(tl.int64) * most_slots,
+        out_ptr + program.to(tl.int64) * query_group_size * HEAD_DIM,
+        query_group_size,
+        of_group(group_slots, group),
+        of_group(num_sinks, group),
+        of_group(num_recent, group),
+        of_group(by_score, group),
+        of_group(pinned_columns, group),
+        grid_width,
+        of_group(age_quota, group),
+        of_group(evict_every, group),
+        score_decay,
+        HEAD_DIM,
+        BLOCK_SLOTS,
+        SLOT_CAPACITY,
+        NUM_STAGES,
+    )
