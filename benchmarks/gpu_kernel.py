@@ -391,7 +391,7 @@ def launch_variant(
     query, key, value = token
     if variant.num_splits is not None:
         policy, position = GroupPolicy(group, 1.0, GRID.width), lengths + group.num_slots
-        decode_layer(*token, [state], [policy], lengths, position, variant.num_splits)
+        decode_layer(query, key, value, [state], [policy], lengths, position, variant.num_splits)
         return
     rows, num_heads, head_dim = key.shape
     constants = kernel.constants(head_dim, group.num_slots, query.element_size())
