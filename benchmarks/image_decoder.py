@@ -1,16 +1,12 @@
 """Times the image decoder in float32 and in int8, in turns in one process, on the CPU.
 
     python -m benchmarks.image_decoder BUNDLE [--threads 1] [--rounds 5] [--tokens FILE.npy]
+    python -m benchmarks.image_decoder --shape janus-pro-1b
 
-BUNDLE is exported with --decoder-weights int8. Prints CPU and wall seconds of each turn, their
-ratio, and the PSNR of the pixels; without --tokens the image is random codes. At Janus-Pro-1B's
-shape, with random weights, calibrated on random codes:
-
-    python -m benchmarks.synthetic_checkpoint --shape janus-pro-1b --num-layers 1 CHECKPOINT
-    python -c "import numpy as np; np.save('CODES.npy',
-        np.random.RandomState(0).randint(16384, size=(20, 576)))"
-    python cli.py export --model CHECKPOINT --decoder-weights int8 --decoder-samples CODES.npy
-        --out BUNDLE
+BUNDLE is exported with --decoder-weights int8; without --tokens its image is random codes. --shape
+takes random weights of a published shape, calibrated on two grids of random codes: times are those
+of the real model, with no convolution after a doubling in float32 and with all of them; decibels
+are not. Prints CPU and wall seconds, the ratio of each turn's and its range, and the PSNR.
 """
 
 from __future__ import annotations
@@ -18,52 +14,109 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
+import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from ssd_export.bundle import open_bundle
+from ssd_export.config import ModelConfig
 from ssd_export.metrics.similarity import psnr
+from ssd_export.model.families import PUBLISHED
 from ssd_export.runtime.ort_runner import OrtRunner
+from ssd_export.runtime.ort_session import open_session
+
+FLOAT = "float32"
+Decode = Callable[[np.ndarray], np.ndarray]
 
 
-def compare(
-    bundle: Path, num_threads: int, rounds: int, tokens: np.ndarray | None
-) -> dict[str, Any]:
-    """Seconds of both decoders by turn, the median of the turns' ratios, and the PSNR."""
-    opened = open_bundle(bundle)
-    model = opened.config.model
-    if tokens is None:
-        shape = (1, model.grid.num_tokens)
-        tokens = np.random.RandomState(0).randint(model.codebook_size, size=shape)
-    tokens = tokens[:1].astype(np.int32)
-    runners = {
-        "float32": OrtRunner(opened, num_threads=num_threads, exact=True),
-        "int8": OrtRunner(opened, num_threads=num_threads),
-    }
-    if not runners["int8"].decodes_in_int8:
-        raise SystemExit(f"{bundle} does not decode in int8 here: see the warning, or export again")
-    images = {name: runner.decode_image(tokens)[0] for name, runner in runners.items()}
-    turns: dict[str, list[tuple[float, float]]] = {name: [] for name in runners}
+def compare(decoders: Mapping[str, Decode], codes: np.ndarray, rounds: int) -> dict[str, Any]:
+    """Figures of each decoder by name. codes: int32 [1, image tokens]."""
+    images = {name: decode(codes)[0].astype(np.uint8) for name, decode in decoders.items()}
+    turns: dict[str, list[tuple[float, float]]] = {name: [] for name in decoders}
     for _ in range(rounds):
-        for name, runner in runners.items():
-            turns[name].append(_seconds(lambda runner=runner: runner.decode_image(tokens)))
-    pairs = list(zip(turns["float32"], turns["int8"], strict=True))
-    ratios = {
-        kind: [slow[place] / fast[place] for slow, fast in pairs]
-        for place, kind in enumerate(("cpu", "wall"))
-    }
+        for name, decode in decoders.items():
+            turns[name].append(_seconds(partial(decode, codes)))
+    found: dict[str, Any] = {}
+    for name, own in turns.items():
+        clocks = {}
+        for place, clock in enumerate(("cpu", "wall")):
+            ratios = [slow[place] / fast[place] for slow, fast in zip(turns[FLOAT], own)]
+            clocks[f"{clock}_s"] = statistics.median(turn[place] for turn in own)
+            clocks[f"{clock}_times_as_fast"] = statistics.median(ratios)
+            clocks[f"{clock}_range"] = [min(ratios), max(ratios)]
+        found[name] = clocks | {"psnr": psnr(images[FLOAT], images[name])}
+    return found
+
+
+def of_bundle(path: Path, num_threads: int) -> dict[str, Decode]:
+    """Both decoders of a bundle. Raises: SystemExit where it has none in int8 for this machine."""
+    opened = open_bundle(path)
+    fast = OrtRunner(opened, num_threads=num_threads)
+    if not fast.decodes_in_int8:
+        raise SystemExit(f"{path} does not decode in int8 here: see the warning, or export again")
     return {
-        "threads": num_threads,
-        "cpu_s": {name: statistics.median(cpu for cpu, _ in one) for name, one in turns.items()},
-        "wall_s": {name: statistics.median(wall for _, wall in one) for name, one in turns.items()},
-        "times_as_fast": {kind: statistics.median(found) for kind, found in ratios.items()},
-        "range": {kind: [min(found), max(found)] for kind, found in ratios.items()},
-        "psnr": psnr(images["float32"], images["int8"]),
+        FLOAT: OrtRunner(opened, num_threads=num_threads, exact=True).decode_image,
+        "int8": fast.decode_image,
     }
+
+
+def of_shape(shape: str, folder: Path, num_threads: int) -> dict[str, Decode]:
+    """Decoders of a published shape with random weights, written into a folder."""
+    import torch
+
+    from ssd_export.export.decoder_ranges import measure_ranges
+    from ssd_export.export.int8_decoder_writer import write_int8_decoder
+    from ssd_export.model.image_decoder import ImageDecoder
+
+    config = PUBLISHED[shape]
+    torch.manual_seed(0)
+    decoder = ImageDecoder(config).eval().requires_grad_(False)
+    grids = np.concatenate([random_codes(config, seed) for seed in (1, 2)])
+    ranges = measure_ranges(decoder, grids)
+    kept = frozenset(name for name in ranges if name.endswith(".upsample.conv"))
+    paths = {FLOAT: _write_float_decoder(folder, config, decoder.state_dict())}
+    for name, own in (("int8", frozenset[str]()), ("int8, doublings float32", kept)):
+        place = folder / f"{len(own)}-kept"
+        place.mkdir()
+        paths[name] = write_int8_decoder(place, config, decoder.state_dict(), ranges, own)[1]
+    return {name: _decode_with(path, num_threads) for name, path in paths.items()}
+
+
+def _write_float_decoder(folder: Path, config: ModelConfig, tensors: dict[str, Any]) -> Path:
+    """The float decoder as an export writes it, beside a weights file that holds it alone."""
+    import onnx_ir as ir
+
+    from ssd_export.export.image_decoder_writer import write_image_decoder
+    from ssd_export.export.onnx_writer import GraphWriter
+    from ssd_export.export.weights import WEIGHTS_FILE, Weight
+    from ssd_export.policy.make import make_policy
+
+    weights, places, end = {}, {}, 0
+    with (folder / WEIGHTS_FILE).open("wb") as file:
+        for name, tensor in tensors.items():
+            length = file.write(tensor.numpy().tobytes())
+            weights[name] = Weight(name, tuple(tensor.shape), tensor.dtype, tensor.clone)
+            places[name], end = (end, length), end + length
+    table = make_policy("full", config, budget=1.0)
+    spec, model = write_image_decoder(GraphWriter(config, table, FLOAT, weights, places))
+    ir.save(model, folder / f"{spec.name}.onnx")
+    return folder / f"{spec.name}.onnx"
+
+
+def random_codes(config: ModelConfig, seed: int) -> np.ndarray:
+    """A grid of random codes, int32 [1, image tokens]."""
+    shape = (1, config.grid.num_tokens)
+    return np.random.RandomState(seed).randint(config.codebook_size, size=shape).astype(np.int32)
+
+
+def _decode_with(path: Path, num_threads: int) -> Decode:
+    session = open_session(path, "cpu", num_threads)
+    return lambda codes: session.run(["pixels"], {"codes": codes})[0]
 
 
 def _seconds(work: Callable[[], object]) -> tuple[float, float]:
@@ -78,13 +131,24 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("bundle", type=Path)
+    parser.add_argument("bundle", type=Path, nargs="?")
+    parser.add_argument("--shape", choices=sorted(PUBLISHED))
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--tokens", type=Path, metavar="FILE.npy")
     spec = parser.parse_args()
-    tokens = None if spec.tokens is None else np.load(spec.tokens)
-    print(json.dumps(compare(spec.bundle, spec.threads, spec.rounds, tokens), indent=1))
+    if (spec.bundle is None) == (spec.shape is None):
+        parser.error("give a BUNDLE or a --shape")
+    with tempfile.TemporaryDirectory() as folder:
+        if spec.shape is None:
+            config = open_bundle(spec.bundle).config.model
+            decoders = of_bundle(spec.bundle, spec.threads)
+        else:
+            config = PUBLISHED[spec.shape]
+            decoders = of_shape(spec.shape, Path(folder), spec.threads)
+        codes = random_codes(config, 0) if spec.tokens is None else np.load(spec.tokens)[:1]
+        figures = compare(decoders, codes.astype(np.int32), spec.rounds)
+    print(json.dumps({"threads": spec.threads, **figures}, indent=1))
 
 
 if __name__ == "__main__":
