@@ -20,7 +20,15 @@ from ssd_export.bundle.config import Precision, WeightFormat
 from ssd_export.dtypes import of_torch
 from ssd_export.errors import UserError
 from ssd_export.export.operators import OPSET, Operators, onnx_dtype
-from ssd_export.model.quantization import BLOCKS, STORED_DTYPES, Scheme, quantize, to_stored
+from ssd_export.model.quantization import (
+    BLOCKS,
+    STORED_DTYPES,
+    Scheme,
+    quantized_rows,
+    scale_shape,
+    stored_shape,
+    to_stored,
+)
 
 if TYPE_CHECKING:
     from ssd_export.export.weights import Weight
@@ -41,9 +49,16 @@ class QuantizedMatrix:
     """
 
     def __init__(
-        self, name: str, sources: list[Callable[[], Tensor]], scheme: Scheme, dtype: torch.dtype
+        self,
+        name: str,
+        shape: tuple[int, int],
+        sources: list[Callable[[], Tensor]],
+        scheme: Scheme,
+        dtype: torch.dtype,
     ) -> None:
-        self._name, self._sources, self._scheme, self._dtype = name, sources, scheme, dtype
+        """Args: shape: [in, out], all sources side by side."""
+        self._name, self._shape, self._sources = name, shape, sources
+        self._scheme, self._dtype = scheme, dtype
         self._waiting: dict[str, Tensor] = {}
 
     def codes(self) -> Tensor:
@@ -56,18 +71,27 @@ class QuantizedMatrix:
 
     def _take(self, part: str) -> Tensor:
         if part not in self._waiting:
-            made = [self._quantize(source()) for source in self._sources]
-            codes, scale = (torch.cat(parts) for parts in zip(*made, strict=True))
-            self._waiting = dict(
-                zip(("codes", "scale"), to_stored(codes, scale, self._scheme), strict=True)
-            )
+            try:
+                self._waiting = self._make()
+            except UserError as error:
+                raise UserError(f"{self._name}: {error}") from None
         return self._waiting.pop(part)
 
-    def _quantize(self, linear: Tensor) -> tuple[Tensor, Tensor]:
-        try:
-            return quantize(linear, self._scheme, self._dtype)
-        except UserError as error:
-            raise UserError(f"{self._name}: {error}") from None
+    def _make(self) -> dict[str, Tensor]:
+        """Both tensors, written a few output channels at a time: beside them only one source is in
+        memory.
+        """
+        scheme = self._scheme
+        codes = torch.empty(stored_shape(scheme, *self._shape), dtype=STORED_DTYPES[scheme.format])
+        scales = torch.empty(scale_shape(scheme, *self._shape), dtype=self._dtype)
+        at = scale_at = 0
+        for source in self._sources:
+            for rows in quantized_rows(source(), scheme, self._dtype):
+                some, their_scales = to_stored(*rows, scheme)
+                codes[:, at : at + some.shape[1]] = some
+                scales[..., scale_at : scale_at + their_scales.shape[-1]] = their_scales
+                at, scale_at = at + some.shape[1], scale_at + their_scales.shape[-1]
+        return {"codes": codes, "scale": scales}
 
 
 def scale_name(name: str) -> str:

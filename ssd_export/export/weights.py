@@ -13,7 +13,7 @@ table: no backend rearranges weights at load.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -25,7 +25,7 @@ from ssd_export.config import EMBED_TOKENS
 from ssd_export.dtypes import of_torch
 from ssd_export.export.journal import Journal
 from ssd_export.export.quantize import HEAD_MATRICES, QuantizedMatrix, scale_name
-from ssd_export.model.checkpoint import Checkpoint, permute_heads
+from ssd_export.model.checkpoint import PROJECTION, Checkpoint, permute_heads
 from ssd_export.model.conversion import check_finite
 from ssd_export.model.quantization import (
     STORED_DTYPES,
@@ -90,6 +90,13 @@ def plan_weights(
             map(checkpoint.stored_bytes, sources)
         )
 
+    def reading_bytes(source: str) -> int:
+        """A tensor in dtype beside it as it is stored, or twice while its heads are permuted."""
+        own = torch.Size(checkpoint.shape(source)).numel() * dtype.itemsize
+        stored = checkpoint.stored_bytes(source)
+        is_copied = PROJECTION.fullmatch(source) is not None
+        return max(own + stored * (own != stored or is_copied), own * (1 + is_copied))
+
     def matrix(name: str, *sources: str) -> Weight:
         """Linear weights [out, in] side by side, as one [in, sum of out]."""
         rows = sum(checkpoint.shape(source)[0] for source in sources)
@@ -110,15 +117,22 @@ def plan_weights(
         )
         if scheme is None:
             return [whole]
-        made = QuantizedMatrix(name, [partial(read, source) for source in sources], scheme, dtype)
+        made = QuantizedMatrix(
+            name,
+            (whole.shape[0], whole.shape[1]),
+            [partial(read, one) for one in sources],
+            scheme,
+            dtype,
+        )
+        stored = stored_shape(scheme, *whole.shape)
         return [
             Weight(
                 name,
-                stored_shape(scheme, *whole.shape),
+                stored,
                 STORED_DTYPES[scheme.format],
                 made.codes,
                 scheme,
-                quantize_bytes([checkpoint.shape(source) for source in sources]),
+                torch.Size(stored).numel() + max(map(reading_bytes, sources)),
             ),
             Weight(scale_name(name), scale_shape(scheme, *whole.shape), dtype, made.scale, scheme),
         ]
@@ -165,14 +179,6 @@ def plan_weights(
     return weights
 
 
-def quantize_bytes(shapes: Sequence[Sequence[int]]) -> int:
-    """Memory for quantizing matrices one after the other: two of one in float32 and it as it was
-    read, the codes of all.
-    """
-    sizes = [torch.Size(shape).numel() for shape in shapes]
-    return max(sizes) * (4 + 4 + 2) + sum(sizes)
-
-
 def write_weights(
     path: Path,
     weights: Iterable[Weight],
@@ -204,6 +210,7 @@ def write_weights(
             stream.write(
                 tensor.contiguous().view(torch.uint8).numpy().data if tensor.numel() else b""
             )
+            del tensor  # else it would still be there while the next one is made
             journal.note(weight.name, *stream.finished())
             progress(weight.num_bytes)
     return places

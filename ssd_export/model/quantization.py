@@ -15,7 +15,7 @@ ONNX's INT4.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -77,9 +77,19 @@ def quantize(linear: Tensor, scheme: Scheme, dtype: torch.dtype) -> tuple[Tensor
     int8, or float8_e4m3fn.
     Raises: UserError where a product of both is more than dtype holds.
     """
-    made = [_quantize_rows(rows, scheme, dtype) for rows in linear.split(ROWS_AT_ONCE)]
+    made = list(quantized_rows(linear, scheme, dtype))
     codes, scale = (torch.cat(parts) for parts in zip(*made, strict=True))
     return codes, scale
+
+
+def quantized_rows(
+    linear: Tensor, scheme: Scheme, dtype: torch.dtype
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """What `quantize` gives, an even number of output channels at a time, in order. Raises:
+    UserError as quantize.
+    """
+    for rows in linear.split(ROWS_AT_ONCE):
+        yield _quantize_rows(rows, scheme, dtype)
 
 
 def _quantize_rows(linear: Tensor, scheme: Scheme, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
