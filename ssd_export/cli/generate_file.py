@@ -30,6 +30,7 @@ def generate_file(spec: GenerateSpec, file: Path) -> int:
 
     from ssd_export.bundle import CHECKING, read_config, resolve_bundle
     from ssd_export.cli.progress import ProgressReport
+    from ssd_export.model.families import check_takes_classes
     from ssd_export.prompt_files.lines import read_prompts
     from ssd_export.prompt_files.tasks import image_tasks
     from ssd_export.prompt_files.worker import WorkerSpec
@@ -38,6 +39,8 @@ def generate_file(spec: GenerateSpec, file: Path) -> int:
     lines = read_prompts(file)
     kind, path = find_runner(spec.runner), resolve_bundle(spec.bundle)
     config, provider = read_config(path), kind.provider(spec.provider)
+    if any(line.is_class for line in lines.values()):
+        check_takes_classes(config.model)
     tasks = image_tasks(lines, spec.num_images, _defaults(spec, config.generation))
     for line in what_is_asked(path, config, kind, provider, [task.prompt for task in tasks]):
         note(line)

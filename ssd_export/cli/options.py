@@ -59,9 +59,10 @@ prompt_file = option(
     type=FILE,
     metavar="FILE",
     help=(
-        "File of prompts: .txt (one a line), .csv or .jsonl, whose lines may set "
-        "negative_prompt, seed, cfg_scale, temperature and top_k. --out is then a folder "
-        "of images and results.jsonl, and the same command continues an interrupted run."
+        "File of prompts: .txt (one a line), .csv or .jsonl, whose lines may have a class in"
+        " place of the prompt and set negative_prompt, seed, cfg_scale, temperature and top_k."
+        " --out is then a folder of images and results.jsonl, and the same command continues an"
+        " interrupted run."
         "  [default: none]"
     ),
 )

@@ -35,6 +35,12 @@ from ssd_export.verify.report import lines_of
         default=None,
         help=("The checkpoint that the bundle was made from.  [default: a demo, for its bundles]"),
     ),
+    options.lora.but(
+        help=(
+            "The LoRA adapter that was merged into the bundle, of --model's checkpoint. "
+            " [default: none]"
+        )
+    ),
     options.provider,
     options.threads,
     options.seed.but(help="Random seed of the image."),

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from ssd_export.bundle import Bundle
 from ssd_export.errors import UserError
 from ssd_export.model.checkpoint import Checkpoint, open_checkpoint
 from ssd_export.model.find import model_folder
 
 
-def checkpoint_like(bundle: Bundle, model: str) -> Checkpoint:
-    """The checkpoint of that name; its first layers alone where the bundle has fewer. Raises:
-    UserError.
+def checkpoint_like(bundle: Bundle, model: str, lora: Path | None = None) -> Checkpoint:
+    """The checkpoint of that name; its first layers alone where the bundle has fewer.
+
+    Args: lora: the adapter that was merged into the bundle.
+    Raises: UserError.
     """
     checkpoint, num_layers = (
-        open_checkpoint(model_folder(model)[1]),
+        open_checkpoint(model_folder(model)[1], lora),
         bundle.config.model.num_layers,
     )
     return (
@@ -35,5 +39,6 @@ def checked(checkpoint: Checkpoint, bundle: Bundle) -> Checkpoint:
     wanted = bundle.config.model_fingerprint
     raise UserError(
         f"the bundle was made from another checkpoint (fingerprint {wanted[:12]}) than"
-        f" {checkpoint.path} ({checkpoint.fingerprint()[:12]}); give its --model, or export again"
+        f" {checkpoint.path} ({checkpoint.fingerprint()[:12]}); give its --model,"
+        " the adapter that was merged into it with --lora, or export again"
     )

@@ -4,14 +4,15 @@
     .csv    a header names the columns: prompt, and any of the other fields
     .jsonl  an object a line: {"prompt": "a red circle", "seed": 7}
 
-The fields are those of PromptLine. Blank lines are left out and counted. UTF-8, with or without a
-byte order mark.
+The fields are those of PromptLine, and class, a number or name in place of prompt. Blank lines are
+left out and counted. UTF-8, with or without a byte order mark.
 """
 
 from __future__ import annotations
 
 import csv
 import io
+import json
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -39,9 +40,11 @@ class PromptLine:
     cfg_scale: float | None = None
     temperature: float | None = None
     top_k: int | None = None
+    is_class: bool = False  # the prompt was given as a class
 
 
-FIELDS = tuple(field.name for field in fields(PromptLine))
+CLASS = "class"
+FIELDS = (*(field.name for field in fields(PromptLine) if field.name != "is_class"), CLASS)
 TEXTS = ("prompt", "negative_prompt")
 
 
@@ -87,7 +90,10 @@ def _json_lines(text: str, path: Path) -> Iterator[tuple[int, PromptLine]]:
     for number, line in enumerate(text.split("\n"), 1):
         if line.strip():
             source, content = _place(path, number), line.encode()
-            _check_names(parse_json(content, dict[str, Any], source, WAY_OUT), source)
+            values = parse_json(content, dict[str, Any], source, WAY_OUT)
+            _check_names(values, source)
+            if CLASS in values:
+                content = json.dumps(_with_class(values, source)).encode()
             yield number, parse_json(content, PromptLine, source, WAY_OUT)
 
 
@@ -115,10 +121,13 @@ def _table_lines(text: str, path: Path) -> Iterator[tuple[int, PromptLine]]:
 
 def _from_cells(cells: dict[str, str], source: str) -> PromptLine:
     """A line of a table; an empty cell says nothing."""
-    values: dict[str, Any] = {}
+    values: dict[str, Any] = {"prompt": ""}
     for name, cell in cells.items():
         if name in TEXTS:
             values[name] = cell
+        elif name == CLASS:
+            if cell.strip():
+                values[name] = cell.strip()
         elif cell.strip():
             form: type = int if name in ("seed", "top_k") else float
             try:
@@ -126,14 +135,25 @@ def _from_cells(cells: dict[str, str], source: str) -> PromptLine:
             except UserError:
                 expected = "a whole number" if form is int else "a number"
                 raise wrong_value(source, name, expected, cell, WAY_OUT) from None
-    return PromptLine(**values)
+    return PromptLine(**(_with_class(values, source) if CLASS in values else values))
+
+
+def _with_class(values: dict[str, Any], source: str) -> dict[str, Any]:
+    """The values of a line with its class as the prompt. Raises: UserError."""
+    kind = values.pop(CLASS)
+    if values.get("prompt"):
+        raise UserError(f"{source}: prompt and class say the same thing; give one of them")
+    if isinstance(kind, bool) or not isinstance(kind, (int, str)) or kind == "":
+        raise wrong_value(source, CLASS, "a class's number or name", kind, WAY_OUT)
+    return {**values, "prompt": str(kind), "is_class": True}
 
 
 def _check_columns(columns: list[str], source: str) -> None:
     _check_names(columns, source)
-    if "prompt" not in columns or len(set(columns)) < len(columns):
+    if not {"prompt", CLASS} & {*columns} or len(set(columns)) < len(columns):
         raise UserError(
             f"{source}: the header is {shown(columns)}; name each column once, one of them prompt"
+            " or class"
         )
 
 

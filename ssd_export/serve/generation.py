@@ -5,14 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 
+from ssd_export.model.families import check_takes_classes, family_of, num_classes
 from ssd_export.noise import ImageSeed
 from ssd_export.runtime.generate import ImageGenerator
 from ssd_export.runtime.prompt_batch import ImageRequest, bundle_sampling
 from ssd_export.serve.batcher import BatchRow
 from ssd_export.serve.metrics import Metrics
 from ssd_export.serve.schema import GenerationRequest, GroupFacts, ServerFacts
-
-WARM_PROMPT = "x"  # whatever it is, the sessions are the same
 
 
 class GeneratorBatches:
@@ -49,7 +48,9 @@ class GeneratorBatches:
     def warm(self) -> None:
         """Makes the first row and a preview, so that no request waits for sessions to open."""
         sampling = bundle_sampling(self.generator.bundle)
-        request = ImageRequest(WARM_PROMPT, sampling, ImageSeed(0, 0))
+        config = self.generator.config
+        (prompt,) = family_of(config).example_prompts(config, 1)
+        request = ImageRequest(prompt, sampling, ImageSeed(0, 0))
         generated = self.generator.stream_requests(
             [request], lambda *_: True, lookahead=self._lookahead
         )
@@ -66,13 +67,14 @@ def image_requests(body: GenerationRequest, generator: ImageGenerator) -> list[I
 
     Raises: UserError for a prompt or number that cannot be generated with.
     """
+    if body.class_ is not None:
+        check_takes_classes(generator.config)
+    prompt = body.prompt if body.class_ is None else str(body.class_)
     sampling = bundle_sampling(generator.bundle).changed(
         body.cfg_scale, body.temperature, body.top_k
     )
     return [
-        ImageRequest(
-            body.prompt, sampling, ImageSeed(body.seed, number), body.negative_prompt or ""
-        )
+        ImageRequest(prompt, sampling, ImageSeed(body.seed, number), body.negative_prompt or "")
         for number in range(body.n or 1)
     ]
 
@@ -103,5 +105,6 @@ def server_facts(batches: GeneratorBatches, runner: str, max_batch: int) -> Serv
         ],
         bytes_an_image=allocated,
         full_cache_bytes_an_image=full,
+        classes=num_classes(config),
         tokens_evicted=batches.tokens_evicted,
     )

@@ -14,7 +14,8 @@ from pathlib import Path
 
 import uvicorn
 
-from ssd_export.bundle import resolve_bundle
+from ssd_export.bundle import read_config, resolve_bundle
+from ssd_export.model.families import check_can_be_asked
 from ssd_export.runtime.generate import ImageGenerator
 from ssd_export.serve.app import Server, make_app
 from ssd_export.serve.batcher import MicroBatcher
@@ -48,6 +49,7 @@ class ServeSpec:
 def open_server(spec: ServeSpec) -> Server:
     """The generator opened and warm. Raises: UserError for what cannot be opened."""
     path = resolve_bundle(spec.bundle)
+    check_can_be_asked(read_config(path).model)
     opened: list[GeneratorBatches] = []
     metrics = Metrics()
 

@@ -12,7 +12,7 @@ import io
 from typing import Annotated, Any, Literal
 
 from PIL import Image
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from ssd_export.sampling import MAX_COUNT, MAX_SEED
 
@@ -20,12 +20,28 @@ MAX_PROMPT_CHARACTERS = 4000  # OpenAI's own limit is 32,000; a prompt here has 
 MAX_IMAGES = 10  # of one request, as OpenAI's
 
 
+Class = (
+    Annotated[int, Field(ge=0, strict=True)]
+    | Annotated[str, Field(min_length=1, max_length=MAX_PROMPT_CHARACTERS)]
+)
+
+
 class GenerationRequest(BaseModel):
     """The body of POST /v1/images/generations."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(
+        extra="forbid",
+        json_schema_extra={"oneOf": [{"required": ["prompt"]}, {"required": ["class"]}]},
+    )
 
-    prompt: Annotated[str, Field(min_length=1, max_length=MAX_PROMPT_CHARACTERS)]
+    prompt: Annotated[str, Field(min_length=1, max_length=MAX_PROMPT_CHARACTERS)] = Field(
+        "", description="Text; of a model of classes, a class's number or name."
+    )
+    class_: Class | None = Field(
+        None,
+        alias="class",
+        description="Number or name of a class, in place of prompt, for a model of classes.",
+    )
     negative_prompt: Annotated[str, Field(max_length=MAX_PROMPT_CHARACTERS)] | None = Field(
         None,
         description="Prompt that guidance leads away from. None: the model's unconditional row.",
@@ -51,6 +67,12 @@ class GenerationRequest(BaseModel):
     cfg_scale: float | None = Field(None, description="Guidance; 1 is none. None: the bundle's.")
     temperature: float | None = Field(None, description="0 is greedy. None: the bundle's.")
     top_k: Annotated[int, Field(ge=0, le=MAX_COUNT, strict=True)] | None = None
+
+    @model_validator(mode="after")
+    def _has_one_prompt(self) -> GenerationRequest:
+        if bool(self.prompt) == (self.class_ is not None):
+            raise ValueError("give prompt, or class for a model of classes, and not both")
+        return self
 
 
 class GeneratedImage(BaseModel):
@@ -141,6 +163,7 @@ class ServerFacts(BaseModel):
     layers: list[list[GroupFacts]]
     bytes_an_image: int
     full_cache_bytes_an_image: int
+    classes: int | None = Field(description="Number of classes; None for a model of prompts.")
     tokens_evicted: int | None = Field(description="Of the latest image; None before the first.")
 
 

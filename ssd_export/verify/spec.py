@@ -16,7 +16,7 @@ REFERENCES = (*NAMES, CHECKPOINT)
 @dataclass(frozen=True)
 class VerifySpec:
     """against None: checkpoint where it is at hand, else torch. model None: the demo's checkpoint
-    if it is the bundle's.
+    if it is the bundle's. lora: the adapter that was merged into the bundle.
     """
 
     bundle: Path
@@ -26,6 +26,7 @@ class VerifySpec:
     provider: str | None = None
     threads: int | None = None
     seed: int = 0
+    lora: Path | None = None
 
 
 def check_spec(spec: VerifySpec) -> None:
@@ -36,5 +37,9 @@ def check_spec(spec: VerifySpec) -> None:
         raise UserError(
             f"unknown --against {spec.against!r}; choose one of {', '.join(REFERENCES)}"
         )
+    if spec.lora is not None and spec.model is None:
+        raise UserError("--lora is added to a checkpoint: give that, too, with --model")
+    if spec.lora is not None and spec.against not in (None, CHECKPOINT):
+        raise UserError(f"--lora is for --against {CHECKPOINT}, not {spec.against}; leave it out")
     find_runner(DEFAULT).provider(spec.provider)
     check_threads(spec.threads, "--threads")

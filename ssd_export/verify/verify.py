@@ -112,7 +112,7 @@ def _checkpoint(bundle: Bundle, spec: VerifySpec) -> Checkpoint | None:
                 " --model DIR"
             )
         return None
-    checkpoint = checkpoint_like(bundle, spec.model or bundle.config.model_name)
+    checkpoint = checkpoint_like(bundle, spec.model or bundle.config.model_name, spec.lora)
     if spec.model is None and spec.against is None and not is_of(checkpoint, bundle):
         _check_other_demo(bundle, checkpoint)
         return None

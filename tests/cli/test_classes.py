@@ -40,7 +40,7 @@ def test_a_class_is_a_number_and_a_caption_a_file(run: Run, is_class: bool, tmp_
     assert text == ("7" if is_class else "embeddings of 4 tokens")
     refused = run("generate", *other, "--bundle", bundle, "--out", out)
     assert refused.code == 1
-    assert ("classes, not embeddings" if is_class else "--class is for models") in refused.err
+    assert ("classes, not embeddings" if is_class else "--class) is for models") in refused.err
 
 
 def test_one_kind_of_prompts_is_given(run: Run, tmp_path: Path) -> None:

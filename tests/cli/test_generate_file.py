@@ -18,6 +18,7 @@ from ssd_export.runtime.ort_runner import OrtRunner
 from tests.cli.test_generate import fail_after
 from tests.cli.test_generate import images as names_in
 from tests.janus_checkpoints import TinyJanus
+from tests.llamagen_checkpoints import TinyLlamaGen, write_llamagen_checkpoint
 from tests.runtime.checkpoints import bundle, checkpoint
 
 Run = Callable[..., SimpleNamespace]
@@ -233,3 +234,16 @@ def test_results_of_another_bundle_or_damaged_ones_are_no_results(
     done = generate("p.txt")
     assert done.code == 1 and "results.jsonl, line 1: not JSON" in done.err
     assert file.read_text() == "what\n" + content
+
+
+def test_a_class_is_for_a_model_of_classes(
+    run: Run, generate: Callable[..., SimpleNamespace], tmp_path: Path
+) -> None:
+    file = write_lines("p.jsonl", [{"class": 3, "seed": 4}, {"prompt": "3", "seed": 4}])
+    refused = generate(file)
+    assert refused.code == 1 and "give a PROMPT" in refused.err and not Path("out").exists()
+    model = write_llamagen_checkpoint(tmp_path / "classes", TinyLlamaGen(num_layers=1))
+    done = run("generate", "--prompts", file, "--bundle", bundle(model, "h2o", prompt_slots=1))
+    assert done.code == 0, done.err
+    first, second = pixels().values()
+    assert (first == second).all()

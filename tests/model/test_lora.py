@@ -14,6 +14,8 @@ from torch import Tensor
 from ssd_export.errors import UserError
 from ssd_export.export.exporter import ExportSpec, export_bundle
 from ssd_export.model.checkpoint import open_checkpoint
+from ssd_export.verify.spec import VerifySpec
+from ssd_export.verify.verify import verify
 from tests.janus_checkpoints import (
     TinyJanus,
     write_original_checkpoint,
@@ -165,3 +167,22 @@ def test_a_damaged_adapter_is_refused(tmp_path: Path) -> None:
         open_checkpoint(base, lora)
     with pytest.raises(UserError, match="no adapter at"):
         open_checkpoint(base, tmp_path / "nothing")
+
+
+@pytest.mark.slow
+def test_a_bundle_with_an_adapter_is_verified_against_both(tmp_path: Path) -> None:
+    base = write_transformers_checkpoint(tmp_path / "base", TinyJanus(num_layers=1))
+    folder = adapter(tmp_path / "adapter", stored_shapes(load_file(base / "model.safetensors")))
+    spec = ExportSpec(str(base), "h2o", 0.1, lora=folder, out=tmp_path / "bundle")
+    bundle = export_bundle(spec)
+    report = verify(VerifySpec(bundle, "checkpoint", "layers", str(base), lora=folder))
+    assert report["ok"] and report["against"] == "checkpoint"
+    assert {"weights", "layers"} <= {rung["name"] for rung in report["rungs"]}
+    with pytest.raises(UserError, match="made from another checkpoint .* with --lora"):
+        verify(VerifySpec(bundle, "checkpoint", "layers", str(base)))
+    for wrong, complaint in (
+        (VerifySpec(bundle, lora=folder), "give that, too, with --model"),
+        (VerifySpec(bundle, "torch", model=str(base), lora=folder), "leave it out"),
+    ):
+        with pytest.raises(UserError, match=complaint):
+            verify(wrong)

@@ -18,6 +18,7 @@ from ssd_export.prompt_files.lines import MAX_PROMPT_CHARACTERS, PromptLine, rea
 JSON_TEXT = '{"prompt": "a", "seed": 7, "negative_prompt": "blue"}\n\n{"prompt": "b"}\n'
 CSV_TEXT = 'seed,prompt,cfg_scale\r\n7,"a, b\r\nc",\r\n\r\n,d,2.5\r\n'
 HALF = PromptLine("d", cfg_scale=2.5)
+SEVENTH, DOG = PromptLine("7", seed=1, is_class=True), PromptLine("dog", is_class=True)
 
 
 def written(folder: Path, name: str, content: bytes | str) -> Path:
@@ -36,6 +37,9 @@ def written(folder: Path, name: str, content: bytes | str) -> Path:
         ("a.jsonl", '{"prompt": "a", "seed": null}', {1: PromptLine("a")}),
         ("a.csv", CSV_TEXT, {2: PromptLine("a, b\r\nc", seed=7), 5: HALF}),
         ("a.csv", "\nprompt\na\n", {3: "a"}),
+        ("a.jsonl", '{"class": 7, "seed": 1}\n{"class": "dog"}', {1: SEVENTH, 2: DOG}),
+        ("a.csv", "class,prompt\n dog ,\n,a\n", {2: DOG, 3: "a"}),
+        ("a.csv", "class,seed\n7,1\n", {2: SEVENTH}),
     ],
 )  # fmt: skip
 def test_lines_by_their_number(
@@ -64,6 +68,12 @@ def test_lines_by_their_number(
         ("a.jsonl", '{"prompt": "a", "seed": 1' + "0" * 5000 + "}", "line 1: "),
         ("a.jsonl", '{"prompt": "a", "cfg_scale": 1e39}', "line 1: cfg_scale 1e"),
         ("a.jsonl", '{"prompt": "a", "temperature": NaN}', "line 1: not JSON"),
+        ("a.jsonl", '{"prompt": "a", "class": 1}', "line 1: prompt and class say the same thing"),
+        ("a.jsonl", '{"class": [1]}', r"line 1: class is \[1\], expected a class's number or name"),
+        ("a.jsonl", '{"class": ""}', "line 1: class is"),
+        ("a.jsonl", '{"class": true}', "line 1: class is true"),
+        ("a.jsonl", '{"prompt": "a", "is_class": true}', 'unknown field "is_class"'),
+        ("a.csv", "prompt,class\na,1", "line 2: prompt and class say the same thing"),
         ("a.csv", "promt\na", 'line 1: unknown field "promt"'),
         ("a.csv", "seed\n1", "line 1: the header is .* one of them prompt"),
         ("a.csv", "prompt,prompt\na,b", "name each column once"),

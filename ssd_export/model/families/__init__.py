@@ -77,7 +77,25 @@ def check_takes_classes(config: ModelConfig) -> None:
     """
     if not family_of(config).takes_classes(config):
         raise UserError(
-            "--class is for models that generate classes, and this one does not: give a PROMPT"
+            "a class (--class) is for models that generate classes, and this one does not: give a"
+            " PROMPT"
+        )
+
+
+def num_classes(config: ModelConfig) -> int | None:
+    """Number of classes that a model generates; None for a model of prompts."""
+    if not family_of(config).takes_classes(config):
+        return None
+    return config.vocab_size - (config.rows_per_image > 1)  # the last row is that of no class
+
+
+def check_can_be_asked(config: ModelConfig) -> None:
+    """Raises UserError for a model whose prompts are neither text nor classes."""
+    family = family_of(config)
+    if not (family.reads_text(config) or family.takes_classes(config)):
+        raise UserError(
+            "this model reads captions as embeddings, which no request holds: use `ssd-export"
+            " generate --prompt-embeds FILE.safetensors`"
         )
 
 
