@@ -5,6 +5,7 @@ against each other.
 from __future__ import annotations
 
 import json
+import weakref
 from functools import partial
 from pathlib import Path
 
@@ -18,8 +19,14 @@ import torch
 from ssd_export.bundle import Precision, open_bundle
 from ssd_export.bundle.config import HEAD_WEIGHTS, WeightFormat
 from ssd_export.export.exporter import export_bundle
-from ssd_export.export.quantize import HEAD_MATRICES, block_lines, precision_facts
-from ssd_export.export.weights import plan_weights
+from ssd_export.export.journal import Journal
+from ssd_export.export.quantize import (
+    HEAD_MATRICES,
+    QuantizedMatrix,
+    block_lines,
+    precision_facts,
+)
+from ssd_export.export.weights import Weight, plan_weights, write_weights
 from ssd_export.model.checkpoint import open_checkpoint
 from ssd_export.model.load import load_model
 from ssd_export.model.quantization import (
@@ -114,6 +121,18 @@ def test_codes_and_scales_equal_an_independent_quantizer(scheme: Scheme, dtype: 
     wanted_codes, wanted_scale = numpy_quantized(weights, scheme, dtype)
     np.testing.assert_array_equal(scale.numpy(), wanted_scale)
     np.testing.assert_array_equal(codes.double().numpy(), wanted_codes)
+
+
+@pytest.mark.parametrize("scheme", SCHEMES, ids=str)
+def test_matrices_side_by_side_are_stored_as_one_after_the_other(scheme: Scheme) -> None:
+    """As if each had been quantized by itself, and the codes joined afterwards."""
+    torch.manual_seed(0)
+    parts = [torch.randn(rows, 256) for rows in (130, 2, 64)]
+    alone = [to_stored(*quantize(part, scheme, torch.float16), scheme) for part in parts]
+    sources = [partial(torch.clone, part) for part in parts]
+    made = QuantizedMatrix("qkv", (256, 196), sources, scheme, torch.float16)
+    for stored, wanted in zip((made.codes(), made.scale()), zip(*alone, strict=True), strict=True):
+        assert torch.equal(stored.view(torch.uint8), torch.cat(wanted, -1).view(torch.uint8))
 
 
 @pytest.mark.parametrize("scheme", SCHEMES, ids=str)
@@ -349,3 +368,20 @@ def test_two_exports_are_the_same_bytes() -> None:
     )
     first = open_bundle(quantized_bundle("int4")).files["onnx/weights.safetensors"]
     assert open_bundle(again).files["onnx/weights.safetensors"] == first
+
+
+def test_a_tensor_is_gone_before_the_next_is_made(tmp_path: Path) -> None:
+    """The memory of an export is that of its largest tensor, not of its two largest neighbors."""
+    made: list[weakref.ref[torch.Tensor]] = []
+
+    def make() -> torch.Tensor:
+        assert [one() for one in made] == [None] * len(made)
+        tensor = torch.zeros(8, 8)
+        made.append(weakref.ref(tensor))
+        return tensor
+
+    weights = [Weight(f"w{number}", (8, 8), torch.float32, make) for number in range(3)]
+    (tmp_path / "b").mkdir()
+    with Journal(tmp_path / "b", {}, resume=False) as journal:
+        write_weights(tmp_path / "b" / "w", weights, journal)
+    assert len(made) == 3
