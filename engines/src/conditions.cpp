@@ -1,6 +1,7 @@
 #include "conditions.h"
 
 #include <algorithm>
+#include <numeric>
 
 #include <nlohmann/json.hpp>
 
@@ -81,6 +82,28 @@ std::string ClassEncoder::way_out() const {
     std::string const numbers = text("give a number in 0 .. ", num_classes_ - 1);
     return first_name_.empty() ? numbers
                                : numbers + ", or a name such as " + in_quotes(first_name_);
+}
+
+std::string CaptionEncoder::why_no_text() const {
+    return "this model reads captions as embeddings, not as text: give what its text encoder makes "
+           "of them as embeddings";
+}
+
+std::vector<int32_t> CaptionEncoder::encode(std::string const& /*text*/,
+                                            std::string const& kind) const {
+    fail(SSD_INVALID_ARGUMENT,
+         kind == "prompt" ? why_no_text()
+                          : "this model has no text encoder for a " + kind + ": leave it out");
+}
+
+void CaptionEncoder::check(std::vector<int32_t> const& /*row*/, std::string const& name) const {
+    fail(SSD_INVALID_ARGUMENT, "the ", name, " has ids: ", why_no_text());
+}
+
+std::vector<int32_t> CaptionEncoder::unconditional(size_t length) const {
+    std::vector<int32_t> row(length);
+    std::iota(row.begin(), row.end(), num_tokens_ - static_cast<int32_t>(length));
+    return row;
 }
 
 }  // namespace ssd_runtime

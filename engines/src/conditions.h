@@ -28,4 +28,21 @@ private:
     std::string first_name_;
 };
 
+// Embeddings of a caption's tokens and, with them, as many rows from the end of the learned null
+// caption.
+class CaptionEncoder : public PromptEncoder {
+public:
+    // num_tokens: of the null caption.
+    explicit CaptionEncoder(int64_t num_tokens) : num_tokens_(static_cast<int32_t>(num_tokens)) {}
+
+    std::string why_no_text() const override;
+    std::vector<int32_t> encode(std::string const& text, std::string const& kind) const override;
+    void check(std::vector<int32_t> const& row, std::string const& name) const override;
+    std::vector<int32_t> unconditional(size_t length) const override;
+    int32_t pad_id() const override { return num_tokens_ - 1; }
+
+private:
+    int32_t num_tokens_;
+};
+
 }  // namespace ssd_runtime

@@ -65,12 +65,6 @@ ModelConfig parse_model(JsonReader const& json) {
             SSD_BAD_BUNDLE, "the model is of the family '", model.family,
             "', and this ssd_runtime knows janus, llamagen; use the version that wrote the bundle");
     }
-    if (model.caption_dim > 0) {
-        fail(
-            SSD_UNAVAILABLE,
-            "the model's prompts are embeddings of captions, which this ssd_runtime does not read; "
-            "use ssd-export generate");
-    }
     if (json.has("prompt_template")) {
         std::string const name = json["prompt_template"].string();
         if (!name.empty() && name != "janus-pro") {

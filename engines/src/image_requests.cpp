@@ -41,7 +41,8 @@ void check_sampling(ssd_generate_params const& params) {
 }
 
 void check_counts(ssd_generate_params const& params) {
-    if (params.num_prompts == 0 || params.prompts == nullptr) {
+    bool const has_prompts = params.prompts != nullptr || params.embeddings != nullptr;
+    if (params.num_prompts == 0 || !has_prompts) {
         fail(SSD_INVALID_ARGUMENT, "no prompt: say what to generate");
     }
     if (params.num_images < 1) {
@@ -63,7 +64,10 @@ ImageRequests::ImageRequests(std::shared_ptr<Model> model, ssd_generate_params c
       images_per_prompt_(params.num_images) {
     check_sampling(params);
     check_counts(params);
-    for (size_t i = 0; i < params.num_prompts; ++i) {
+    if (params.embeddings != nullptr) {
+        read_embeddings(params);
+    }
+    for (size_t i = conditional_.size(); i < params.num_prompts; ++i) {
         if (params.prompts[i].text == nullptr && params.prompts[i].ids == nullptr) {
             fail(SSD_INVALID_ARGUMENT, "prompt ", i,
                  " has neither text nor ids: say what to generate");
@@ -99,6 +103,31 @@ ImageRequests::Row ImageRequests::read(ssd_prompt const& prompt, std::string con
     Row row = encoder.encode(checked_text(prompt.text, kind), kind);
     encoder.check(row, kind + " " + in_quotes(prompt.text));
     return row;
+}
+
+void ImageRequests::read_embeddings(ssd_generate_params const& params) {
+    Config const& config = model_->config();
+    auto const width = static_cast<size_t>(config.model.caption_dim);
+    if (width == 0) {
+        fail(SSD_INVALID_ARGUMENT,
+             "this model encodes its prompts itself: give prompts, not embeddings");
+    }
+    auto const most =
+        static_cast<size_t>(std::min(config.policy.prompt_slots, config.model.vocab_size));
+    for (size_t i = 0; i < params.num_prompts; ++i) {
+        size_t const length = params.embedding_tokens == nullptr ? 0 : params.embedding_tokens[i];
+        if (params.embeddings[i] == nullptr || length < 1 || length > most) {
+            fail(SSD_INVALID_ARGUMENT, "prompt embeddings of ", length, " tokens, and 1 to ", most,
+                 " fit: shorten the prompt");
+        }
+        given_.emplace_back(params.embeddings[i], params.embeddings[i] + length * width);
+        if (!std::all_of(given_.back().begin(), given_.back().end(),
+                         [](float value) { return std::isfinite(value); })) {
+            fail(SSD_INVALID_ARGUMENT,
+                 "prompt embeddings hold NaN or infinity: embed the prompts again");
+        }
+        conditional_.push_back(model_->prompts().unconditional(length));
+    }
 }
 
 // The conditional row of a negative prompt, of its own length, stands for the unconditional one.
@@ -144,6 +173,12 @@ PromptBatch ImageRequests::batch(uint32_t first, uint32_t count) const {
         ids.insert(ids.end(), row.begin(), row.end());
     }
     batch.embeds = model_->embeddings().rows(ids);
+    size_t const row_size = batch.embeds.size() / rows.size();
+    for (size_t image = first; image < first + count && !given_.empty(); ++image) {
+        std::vector<float> const& given = given_[image / images_per_prompt_];
+        float* const row = batch.embeds.data() + (image - first) * row_size;
+        std::fill(std::copy(given.begin(), given.end(), row), row + row_size, 0.0F);
+    }
     for (uint32_t image = first; image < first + count; ++image) {
         batch.images.push_back(seeds_.empty() ? ImageSeed{seed_, image}
                                               : ImageSeed{seeds_[image], 0});

@@ -26,6 +26,7 @@ private:
     using Row = std::vector<int32_t>;
 
     Row read(ssd_prompt const& prompt, std::string const& kind, size_t index) const;
+    void read_embeddings(ssd_generate_params const& params);
     void read_unconditional(ssd_generate_params const& params);
 
     std::shared_ptr<Model> model_;
@@ -33,8 +34,9 @@ private:
     uint64_t seed_;
     std::vector<uint64_t> seeds_;  // of each image, in place of seed_
     size_t images_per_prompt_;
-    std::vector<Row> conditional_;    // of each prompt
-    std::vector<Row> unconditional_;  // of each prompt or each image; none without guidance
+    std::vector<Row> conditional_;           // of each prompt
+    std::vector<std::vector<float>> given_;  // embeddings in their place, or none
+    std::vector<Row> unconditional_;         // of each prompt or each image; none without guidance
 };
 
 }  // namespace ssd_runtime

@@ -37,6 +37,7 @@ void Model::describe(ssd_model_info& info) const {
     copy_text(info.policy, known.policy.name);
     info.budget = known.policy.budget;
     copy_text(info.bundle_hash, bundle_.hash());
+    info.embedding_width = static_cast<uint32_t>(known.model.caption_dim);
     info.num_classes = static_cast<uint32_t>(known.model.num_classes());
 }
 

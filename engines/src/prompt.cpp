@@ -17,6 +17,9 @@ constexpr size_t max_prompt_file_bytes = size_t{64} << 20U;
 
 std::unique_ptr<PromptEncoder> open_prompt_encoder(Bundle const& bundle) {
     Config const& config = bundle.config();
+    if (config.model.caption_dim > 0) {
+        return std::make_unique<CaptionEncoder>(config.model.vocab_size);
+    }
     bool const is_janus = config.model.family == "janus";
     std::string const path = bundle.file(is_janus ? "tokenizer.json" : "config.json");
     std::string content;

@@ -3,10 +3,10 @@
 //   ssd_cases cases.json results.bin
 //
 // cases.json: an array of objects with `bundle` and any of prompts, ids, negative_prompt,
-// negative_ids, seed, seeds, num_images, cfg_scale, temperature, top_k, max_batch, decoder_batch,
-// preview, lookahead, num_threads, backend, provider, device, own_loop, first_row, or `bundle` and
-// `encode` (an array of texts). results.bin: for each case a line of JSON, then the tokens (int32)
-// and pixels (uint8) that the line counts.
+// negative_ids, embeddings (flat) and embedding_width, seed, seeds, num_images, cfg_scale,
+// temperature, top_k, max_batch, decoder_batch, preview, lookahead, num_threads, backend, provider,
+// device, own_loop, first_row, or `bundle` and `encode` (an array of texts). results.bin: for each
+// case a line of JSON, then the tokens (int32) and pixels (uint8) that the line counts.
 #include <chrono>
 #include <cstdio>
 #include <fstream>
@@ -68,6 +68,9 @@ struct Lists {
     std::vector<std::vector<int32_t>> ids, negative_ids;
     std::vector<ssd_prompt> prompts, negative_prompts;
     std::vector<uint64_t> seeds;
+    std::vector<std::vector<float>> captions;
+    std::vector<float const*> embeddings;
+    std::vector<size_t> embedding_tokens;
 };
 
 std::vector<ssd_prompt> prompts_of(std::vector<std::vector<int32_t>> const& ids) {
@@ -90,6 +93,16 @@ ssd::Request request_of(ssd::Model const& model, Json const& test, Lists& lists)
     lists.negative_prompts = prompts_of(lists.negative_ids);
     params.negative_prompts = lists.negative_prompts.data();
     params.num_negative_prompts = lists.negative_prompts.size();
+    lists.captions = test.value("embeddings", lists.captions);
+    for (auto const& caption : lists.captions) {
+        lists.embeddings.push_back(caption.data());
+        lists.embedding_tokens.push_back(caption.size() / test.at("embedding_width").get<size_t>());
+    }
+    if (!lists.captions.empty()) {
+        params.num_prompts = lists.captions.size();
+        params.embeddings = lists.embeddings.data();
+        params.embedding_tokens = lists.embedding_tokens.data();
+    }
     params.seed = test.value("seed", uint64_t{0});
     lists.seeds = test.value("seeds", lists.seeds);
     params.seeds = lists.seeds.empty() ? nullptr : lists.seeds.data();

@@ -97,8 +97,9 @@ typedef struct ssd_model_info {
     float cfg_scale, temperature; /* what ssd_generate_params_init takes */
     char policy[32];
     double budget;
-    char bundle_hash[65]; /* hexadecimal sha256 */
-    uint32_t num_classes; /* prompts are classes 0 .. num_classes - 1; 0: they are not */
+    char bundle_hash[65];     /* hexadecimal sha256 */
+    uint32_t num_classes;     /* prompts are classes 0 .. num_classes - 1; 0: they are not */
+    uint32_t embedding_width; /* of captions that are read as embeddings; 0: prompts are not */
 } ssd_model_info;
 
 SSD_API void ssd_model_params_init(ssd_model_params* params);
@@ -179,6 +180,9 @@ typedef struct ssd_generate_params {
     size_t num_negative_prompts;
     int32_t lookahead; /* tokens of an image that a pass tries at once, for the same tokens up to
                           near ties: 0 or 1 takes them one by one; or SSD_LOOKAHEAD_AUTO */
+    float const* const* embeddings; /* in place of prompts, num_prompts times float32
+                              [embedding_tokens[i], embedding_width] of a caption; or NULL */
+    size_t const* embedding_tokens;
 } ssd_generate_params;
 
 enum { SSD_LOOKAHEAD_AUTO = -1 }; /* one image at a time, and where it pays */
