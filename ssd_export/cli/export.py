@@ -90,8 +90,8 @@ from ssd_export.runtime.runners import check_threads
         metavar="|".join(DECODER_WEIGHTS),
         help=(
             "int8 adds a second image decoder, which ONNX Runtime uses on a CPU: more than twice as"
-            f" fast, {LEAST_DECODER_PSNR:g} dB or more from the other's pixels, or the export is"
-            " refused. Tokens do not change."
+            f" fast at Janus-Pro's size, {LEAST_DECODER_PSNR:g} dB or more from the other's pixels,"
+            " or the export is refused. Tokens do not change."
         ),
     ),
     option(
