@@ -132,8 +132,8 @@ bool Generation::step_row(ssd_row_event& event) {
     try {
         fill_event(event, generate_row());
     } catch (std::exception const&) {
+        check_not_cancelled();  // an interrupted backend throws: that is no fault
         has_failed_ = true;
-        check_usable();  // an interrupted backend throws: that is no fault
         throw;
     }
     if (row_ == model_->config().model.grid.height) {
@@ -171,11 +171,15 @@ uint32_t Generation::generate_row() {
     return row_ - 1;
 }
 
-void Generation::check_usable() {
+void Generation::check_not_cancelled() {
     if (stop_ || (stop_after_images_ && row_ == 0)) {
         stop_ = true;
         throw Failure(SSD_CANCELLED, "cancelled; the images that were finished are kept");
     }
+}
+
+void Generation::check_usable() {
+    check_not_cancelled();
     if (has_failed_) {
         fail(SSD_INTERNAL_ERROR, "this generation failed before; create another one");
     }

@@ -48,6 +48,7 @@ private:
     void begin_batch();
     void choose_passes(PromptBatch const& batch);
     void check_lookahead() const;
+    void check_not_cancelled();
     void check_usable();
     uint32_t generate_row();
     void decode(int32_t const* tokens, uint8_t* pixels);

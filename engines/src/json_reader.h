@@ -94,7 +94,8 @@ public:
 
     [[noreturn]] void wrong(std::string const& expected) const {
         constexpr size_t most_shown = 60;
-        std::string shown = value_.dump(-1, ' ', true, nlohmann::json::error_handler_t::replace);
+        std::string shown =
+            spaced(value_.dump(-1, ' ', true, nlohmann::json::error_handler_t::replace));
         if (shown.size() > most_shown) {
             shown = shown.substr(0, most_shown) + "...";
         }
@@ -103,6 +104,23 @@ public:
     }
 
 private:
+    // JSON with a blank behind each comma and colon, as Python writes it.
+    static std::string spaced(std::string const& dense) {
+        std::string wide;
+        bool is_text = false;
+        for (size_t i = 0; i < dense.size(); ++i) {
+            wide += dense[i];
+            if (is_text && dense[i] == '\\') {
+                wide += dense[++i];
+            } else if (dense[i] == '"') {
+                is_text = !is_text;
+            } else if (!is_text && (dense[i] == ',' || dense[i] == ':')) {
+                wide += ' ';
+            }
+        }
+        return wide;
+    }
+
     JsonReader(nlohmann::ordered_json const& value, std::string const& file,
                std::string const& advice, std::string place)
         : value_(value), file_(file), advice_(advice), place_(std::move(place)) {}

@@ -97,16 +97,16 @@ void GraphContext::must(bool answer, std::string const& what) const {
 LoadedEngines::LoadedEngines(Bundle const& bundle, Nvinfer const& nvinfer, int device)
     : device_(device), nvinfer_(nvinfer), files_(files_of(bundle, nvinfer, device_)) {
     std::string const plugin = files_.plugin_library();
-    if (!plugin.empty() && !nvinfer_.load_plugin(plugin)) {
-        fail(SSD_UNAVAILABLE, plugin, " does not load into ", nvinfer_.flavor(), " ",
-             nvinfer_.version(), " (", nvinfer_.reason(), "); ", rebuild(bundle));
-    }
     device_.use();
     bool const host_code = files_.evicts_in_step() && plugin.empty();
     runtime_ = nvinfer_.new_runtime(host_code);
     if (runtime_ == nullptr) {
         fail(SSD_UNAVAILABLE, nvinfer_.flavor(), " ", nvinfer_.version(), " cannot start here (",
              nvinfer_.reason(), "); nvidia-smi shows whether GPU and driver work");
+    }
+    if (!plugin.empty() && !nvinfer_.load_plugin(plugin)) {  // the runtime says why
+        fail(SSD_UNAVAILABLE, plugin, " does not load into ", nvinfer_.flavor(), " ",
+             nvinfer_.version(), " (", nvinfer_.reason(), "); ", rebuild(bundle));
     }
     place_weights();
 }
