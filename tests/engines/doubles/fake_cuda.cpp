@@ -53,6 +53,7 @@ Device& device() {
 }
 
 thread_local bool is_current = false;
+thread_local int captures_here = 0;  // the mode is that of the thread: others go on
 
 long number(char const* variable, long otherwise) {
     char const* const text = std::getenv(variable);
@@ -74,7 +75,7 @@ public:
         fake::log(name);
         if (needs_context && !is_current) {
             refusal = CUDA_ERROR_INVALID_CONTEXT;
-        } else if (!allowed_in_capture && !device().captured.empty()) {
+        } else if (!allowed_in_capture && captures_here > 0) {
             refusal = CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED;
         } else if (fake::refuses(name)) {
             refusal = CUDA_ERROR_UNKNOWN;
@@ -404,6 +405,7 @@ PUBLIC CUresult cuStreamBeginCapture(CUstream stream, CUstreamCaptureMode mode) 
         fake::die("a capture that other threads disturb");
     }
     device().captured[stream];
+    ++captures_here;
     return CUDA_SUCCESS;
 }
 PUBLIC CUresult cuStreamEndCapture(CUstream stream, CUgraph* graph) {
@@ -411,6 +413,7 @@ PUBLIC CUresult cuStreamEndCapture(CUstream stream, CUgraph* graph) {
     *graph = new_handle<CUgraph>();
     device().graphs[*graph] = device().captured.at(stream);
     device().captured.erase(stream);
+    --captures_here;
     return CUDA_SUCCESS;
 }
 PUBLIC CUresult cuGraphInstantiateWithFlags(CUgraphExec* executable, CUgraph graph,
