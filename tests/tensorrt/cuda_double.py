@@ -3,7 +3,9 @@ captures and replays.
 
 It is as strict as the driver, or stricter:
 - Addresses are real, every access is checked to lie inside one allocation.
-- What is queued on a stream runs when something waits for it, and not before.
+- What is queued on a stream runs when something waits for it, and not before. Work of other
+  streams then runs in between, in an order drawn at random: only an event that a stream waits for
+  puts it behind another's.
 - A context is current for one thread. A call in a thread that has not made it current is refused,
   and so is every call after the context was given back.
 - While a stream is captured nothing runs, and what a capture forbids (waiting, allocating, host
@@ -17,7 +19,9 @@ from __future__ import annotations
 import ctypes
 from collections import defaultdict
 from collections.abc import Callable
+from dataclasses import dataclass
 from enum import IntEnum
+from random import Random
 from threading import get_ident
 from typing import Any
 
@@ -63,8 +67,21 @@ class CUDA_MEMCPY2D:
 
 
 ENUMS = (CUresult, CUstream_flags, CUdevice_attribute, CUmemorytype, CUstreamCaptureMode)
-FIRST_STREAM, CONTEXT, GRAPH, FIRST_MODULE = 7001, 8002, 9003, 6004
+FIRST_STREAM, CONTEXT, GRAPH, FIRST_MODULE, FIRST_EVENT = 7001, 8002, 9003, 6004, 5005
 Work = Callable[[], None]
+
+
+@dataclass
+class Record:
+    """An event recorded on a stream; in the queue of another, that it waits for it."""
+
+    is_reached: bool = False
+
+    def reach(self) -> None:
+        """The stream has come here."""
+        self.is_reached = True
+
+
 WITHOUT_CONTEXT = (
     "cuInit", "cuGetErrorString", "cuDeviceGet", "cuDeviceGetAttribute",
     "cuDevicePrimaryCtxRetain", "cuDevicePrimaryCtxRelease", "cuCtxSetCurrent",
@@ -85,14 +102,16 @@ class CudaDouble:
     )
     CUdeviceptr = int
 
-    def __init__(self, total_bytes: int = 1 << 30, has_gpu: bool = True) -> None:
+    def __init__(self, total_bytes: int = 1 << 30, has_gpu: bool = True, seed: int = 0) -> None:
         self.total_bytes, self.has_gpu = total_bytes, has_gpu
         self.calls: list[tuple[str, tuple[Any, ...]]] = []
         self.allocations: dict[int, np.ndarray] = {}
         self.graphs: dict[int, list[Work]] = {}
         self.alive: list[str] = []
         self.faults: list[str] = []
-        self._queued: dict[int, list[Work]] = {}  # by stream
+        self._queued: dict[int, list[Work | Record]] = {}  # by stream
+        self._events: dict[int, Record | None] = {}  # the last record of each
+        self._random = Random(seed)
         self._captured: dict[int, list[Work]] = {}
         self._next_graph, self._next_stream, self._next_module = GRAPH, FIRST_STREAM, FIRST_MODULE
         self._modules: set[int] = set()
@@ -141,10 +160,18 @@ class CudaDouble:
         return stream in self._captured
 
     def run(self, stream: int) -> None:
-        """All that is queued on a stream."""
-        queued, self._queued[stream] = self._queued[stream], []
-        for work in queued:
-            work()
+        """All that is queued on a stream, and of the others what chance puts in between."""
+        while self._queued[stream]:
+            ready = [one for one, queue in self._queued.items() if queue and self._can_run(queue)]
+            assert ready, "streams wait for each other"
+            work = self._queued[self._random.choice(ready)].pop(0)
+            if not isinstance(work, Record):
+                work()
+
+    @staticmethod
+    def _can_run(queue: list[Work | Record]) -> bool:
+        """Whether the first of a queue waits for no event that is still to be reached."""
+        return not isinstance(queue[0], Record) or queue[0].is_reached
 
     @property
     def used_bytes(self) -> int:
@@ -175,6 +202,7 @@ class CudaDouble:
         assert not self.alive, f"{self.alive} are alive when their context goes"
         assert not self.graphs and not self._queued, "graphs or streams outlive their context"
         assert not self._modules, "modules outlive their context"
+        assert not self._events, "events outlive their context"
         self._retained -= 1
         return (CUresult.CUDA_SUCCESS,)
 
@@ -312,6 +340,31 @@ class CudaDouble:
     def cuStreamDestroy(self, stream: int) -> tuple[Any, ...]:
         assert not self.alive, f"{self.alive} may still use the stream"
         assert self._queued.pop(stream) == [], "work is left on the stream"
+        return (CUresult.CUDA_SUCCESS,)
+
+    def cuEventCreate(self, flags: int) -> tuple[Any, ...]:
+        event = max(self._events, default=FIRST_EVENT) + 1
+        self._events[event] = None
+        return CUresult.CUDA_SUCCESS, event
+
+    def cuEventRecord(self, event: int, stream: int) -> tuple[Any, ...]:
+        if self._refused_in_capture():
+            return (CUresult.CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED,)
+        self._events[event] = record = Record()
+        self.queue(stream, record.reach)
+        return (CUresult.CUDA_SUCCESS,)
+
+    def cuStreamWaitEvent(self, stream: int, event: int, flags: int) -> tuple[Any, ...]:
+        """Waits for the last record before this call; for nothing where there was none."""
+        if self._refused_in_capture():
+            return (CUresult.CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED,)
+        record = self._events[event]
+        if record is not None:
+            self._queued[stream].append(record)
+        return (CUresult.CUDA_SUCCESS,)
+
+    def cuEventDestroy(self, event: int) -> tuple[Any, ...]:
+        del self._events[event]
         return (CUresult.CUDA_SUCCESS,)
 
     def cuStreamSynchronize(self, stream: int) -> tuple[Any, ...]:
