@@ -56,19 +56,13 @@ def killed_at(moment: int, folder: Path) -> None:
 def export(model: str, out: Path, resume: bool) -> None:
     export_bundle(
         ExportSpec(
-            model,
-            "h2o",
-            0.2,
-            None,
-            None,
-            None,
-            None,
-            None,
-            3,
-            32,
-            "fp16",
-            out,
-            True,
+            model=model,
+            policy="h2o",
+            groups=3,
+            prompt_slots=32,
+            dtype="fp16",
+            out=out,
+            force=True,
             weights="int4",
             resume=resume,
         )
