@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from ssd_export.runtime.loop import decode
 from ssd_export.runtime.prompt_batch import PromptBatches
 from ssd_export.runtime.runners import open_runner
 from ssd_export.sampling import Sampling
+from tests.janus_checkpoints import TinyJanus, write_transformers_checkpoint
 from tests.llamagen_checkpoints import Oracle, TinyLlamaGen, write_llamagen_checkpoint
 
 CASES = {
@@ -111,6 +113,14 @@ def test_a_config_that_is_not_the_weights_own_is_refused(
 ) -> None:
     with pytest.raises(UserError, match=message):
         open_checkpoint(write_llamagen_checkpoint(tmp_path, TinyLlamaGen(), **said))
+
+
+def test_weights_of_janus_under_a_config_of_llamagen_are_refused(tmp_path: Path) -> None:
+    folder = write_transformers_checkpoint(tmp_path, TinyJanus(num_layers=1))
+    said = {"model_type": "llamagen", "n_head": 4, "image_size": 48}
+    (folder / "config.json").write_text(json.dumps(said))
+    with pytest.raises(UserError, match="give a complete LlamaGen checkpoint"):
+        open_checkpoint(folder)
 
 
 def test_weights_of_256_tokens_with_a_grid_of_576_are_refused(tmp_path: Path) -> None:
