@@ -186,7 +186,7 @@ def generate(
         cfg_scale=options.cfg_scale,
         temperature=options.temperature,
         max_batch=options.batch,
-        lookahead=options.lookahead,  # type: ignore[arg-type]
+        lookahead=options.lookahead,
     )
     began = last = _clocks()
     stepping, num_tokens, passes = np.zeros(2), 0, []
