@@ -263,7 +263,7 @@ class Int8Writer:
         )[0]
 
 
-State = tuple[ir.Value | None, Pending | None]  # float32 [N, C, H, W] and what is to be added
+State = tuple["ir.Value | None", "Pending | None"]  # float32 [N, C, H, W] and what is to be added
 
 
 @dataclass
