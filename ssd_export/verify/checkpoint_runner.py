@@ -7,7 +7,7 @@ from __future__ import annotations
 import torch
 
 from ssd_export.bundle import Bundle, Precision
-from ssd_export.cache.attention import decode_attention
+from ssd_export.cache.attention import decode_layer
 from ssd_export.export.quantize import HEAD_MATRICES
 from ssd_export.model.checkpoint import Checkpoint, permute_heads
 from ssd_export.model.decoder import ImageTokenModel
@@ -28,7 +28,7 @@ def checkpoint_runner(bundle: Bundle, checkpoint: Checkpoint, provider: str = "c
     round_matrices(model, bundle.config.precision, table)
     image_decoder = load_image_decoder(checkpoint, provider, dtype)
     permuted = PermutedHeads(model, table)
-    return TorchRunner(permuted, image_decoder, table, provider, decode_attention)
+    return TorchRunner(permuted, image_decoder, table, provider, decode_layer)
 
 
 @torch.inference_mode()
