@@ -248,7 +248,7 @@ void cancelled_at_every_row() {
     uint32_t const num_rows = model.info().grid_rows;
     for (uint32_t last = 0; last < num_rows; ++last) {
         ssd::Request request = request_of(model);
-        request.params.lookahead = last % 2 == 0 ? 0 : 8;
+        request.params.lookahead = last % 2 == 0 ? 0 : SSD_LOOKAHEAD_AUTO;
         uint32_t calls = 0;
         request.on_row = [&](ssd_row_event const& event) {
             ++calls;
