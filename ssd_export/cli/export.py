@@ -100,7 +100,7 @@ from ssd_export.runtime.runners import check_threads
         metavar="FILE.npy",
         help=(
             "Images of the model to calibrate the int8 decoder with, as `generate --save-tokens`"
-            " writes them, 20 or more; a quarter is held out to measure with."
+            " writes them, 20 or more; a quarter is held out to measure with.  [default: none]"
         ),
     ),
     options.kv_dtype.but(
