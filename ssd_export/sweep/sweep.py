@@ -244,7 +244,7 @@ def _settings(spec: SweepSpec, name: str, checkpoint: Checkpoint) -> dict[str, A
         "tool_version": TOOL_VERSION,
         "measure": SCORE if scored else "agreement with the full cache",
         **({"lookahead": list(spec.lookahead)} if spec.lookahead else {}),
-        **({"categories": categories} if categories != CATEGORIES else {}),
+        **({"categories": list(categories)} if categories != CATEGORIES else {}),
         "machine": f"{platform.machine()}, {num_cpus()} cores, {platform.system()}",
     }
 

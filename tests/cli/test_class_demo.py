@@ -79,13 +79,15 @@ def test_from_head_map_to_proofs(run: Run, untrained: Path, tmp_path: Path) -> N
 def test_sweep_compares_policies_on_scenes_of_classes(
     run: Run, untrained: Path, tmp_path: Path
 ) -> None:
-    done = run(
+    command = (
         "sweep", "--model", CLASS_DEMO, "--policies", "streaming-llm", "--budgets", "0.1",
         "--num-prompts", 2, "--num-scenes", 2, "--seeds", 1, "--jobs", 1, "--out", "sweep",
     )  # fmt: skip
+    done = run(*command)
     assert done.code == 0, done.err
     assert "single" in done.out and "relation" not in done.out
     rows = json.loads((tmp_path / "sweep" / "sweep.json").read_text())["rows"]
     assert [row["policy"] for row in rows] == ["full", "streaming-llm"]
     assert all("score" in row and row["kl"]["mean"] >= 0 for row in rows)
     assert rows[1]["kl"]["mean"] > 0
+    assert run(*command).code == 0  # what is finished is read again
