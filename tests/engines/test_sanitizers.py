@@ -71,6 +71,7 @@ def test_valgrind_finds_no_leak(build: Builds, bundles: Bundles, tmp_path: Path)
         pytest.skip("needs valgrind: engines/scripts/install_dependencies.sh")
     checked = run(
         ["valgrind", "--leak-check=full", "--show-leak-kinds=definite", "--error-exitcode=9", "-q"]
+        + [f"--suppressions={ENGINES / 'tests' / 'valgrind.supp'}"]
         + [build("release") / "tests" / "ssd_misuse", bundles("ssd-auto"), *SHORT],
         cwd=tmp_path,
     )
