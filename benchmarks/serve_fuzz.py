@@ -25,6 +25,7 @@ from typing import Any
 import schemathesis
 from hypothesis import HealthCheck, Phase, given, settings
 from schemathesis.checks import load_all_checks
+from schemathesis.core.failures import FailureGroup
 from schemathesis.generation import GenerationMode
 from schemathesis.specs.openapi import checks
 
@@ -64,7 +65,7 @@ class Answers:
             elif status >= 400:
                 assert json.loads(response.content)["error"]["message"]
             case.validate_response(response, checks=CONFORMANCE)
-        except Exception as error:
+        except (Exception, FailureGroup) as error:  # which is no Exception
             failure = failure or f"{type(error).__name__}: {str(error)[:500]}"
         with self.lock:
             self.statuses.setdefault(route, Counter())[status] += 1

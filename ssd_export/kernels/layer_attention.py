@@ -1,15 +1,8 @@
 """The decode step of all head groups of a layer in one launch or, where there are fewer heads than
-the GPU has room for, in two: the slots of a head are split over several programs, and a second
-kernel combines what they found.
+the GPU has room for, in the two of split_attention.
 
 In one launch a program is decode_attention's, of whichever group its head is in; the numbers and
 caches of the groups are arguments, chosen by the program.
-
-Split, every program of a head finds the slot of the new token for itself, which changes nothing,
-and attends over its part of the slots: the positions and scores that the step leaves, the logits
-and the part's sums stay in workspaces. The program whose part has the new token's slot writes its
-key and value, which no other reads. Only the second kernel, one program a head, changes positions
-and scores, and it adds the parts up in their order: the same numbers in every run.
 """
 
 from __future__ import annotations

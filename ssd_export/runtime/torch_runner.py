@@ -4,7 +4,8 @@ graphs.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -26,7 +27,7 @@ from ssd_export.model.image_decoder import ImageDecoder
 from ssd_export.model.permuted_heads import PermutedHeads
 from ssd_export.model.torch_threads import set_torch_threads
 from ssd_export.policy.layout import group_slices, query_slices
-from ssd_export.policy.table import HeadGroup, PolicyTable
+from ssd_export.policy.table import GroupPolicy, HeadGroup, PolicyTable
 from ssd_export.runtime.captured_step import CapturedStep, Step, cuda_graph
 from ssd_export.runtime.finite import to_pixels
 from ssd_export.runtime.prompt_batch import PromptBatch
@@ -38,8 +39,22 @@ NO_INT8_WINDOW = (
     "the torch runner writes int8 keys and values one token a pass; use --runner ort, or"
     " --lookahead off"
 )
-# Has the arguments of cache.attention.decode_layer.
-StepAttention = Callable[..., Tensor]
+
+
+class StepAttention(Protocol):
+    """What cache.attention.decode_layer takes and returns."""
+
+    def __call__(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        states: Sequence[GroupState],
+        policies: Sequence[GroupPolicy],
+        prompt_length: Tensor,
+        position: Tensor,
+    ) -> Tensor:
+        """Attends a layer's new tokens over the caches of its groups; changes the states."""
 
 
 class TorchRunner(Runner):
@@ -124,7 +139,7 @@ class TorchRunner(Runner):
         ready.passed()
 
     def evict(self, step: int) -> None:
-        """Does nothing: `decode_attention` evicts where R7 says so."""
+        """Does nothing: `decode_layer` evicts where R7 says so."""
 
     @torch.inference_mode()
     def decode_step(self, step: int) -> None:

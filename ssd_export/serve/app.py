@@ -55,6 +55,15 @@ MAX_UNREAD_EVENTS = 8  # previews beyond it are left out where a client reads sl
 ERRORS: dict[int | str, dict[str, Any]] = {
     status: {"model": ErrorResponse} for status in (400, 401, 408, 413, 429, 500, 503, 504)
 }
+EVENT = {
+    "type": "object",
+    "properties": {"event": {"type": "string"}, "data": {"type": "string"}},
+    "required": ["event", "data"],
+}
+ANSWERS: dict[int | str, dict[str, Any]] = {
+    200: {"content": {"text/event-stream": {"schema": EVENT}}},  # with stream, else JSON
+    **ERRORS,
+}
 
 
 @dataclass
@@ -138,7 +147,7 @@ def _answer_errors(app: FastAPI) -> None:
 
 
 def _add_image_routes(app: FastAPI, server: Server) -> None:
-    @app.post("/v1/images/generations", response_model=GenerationResponse, responses=ERRORS)
+    @app.post("/v1/images/generations", response_model=GenerationResponse, responses=ANSWERS)
     async def generate(body: GenerationRequest, request: Request) -> Response:
         """Generate images from a prompt.
 
