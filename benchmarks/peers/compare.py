@@ -27,6 +27,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ssd_export.policy.head_map import BUILT_IN_DIRECTORY, HeadMap
 from ssd_export.report.environment import busy_note
 from ssd_export.report.measurement import measurement, table, write_measurement
 
@@ -36,6 +37,7 @@ LLAMA_CPP = ("llama-cpp-python", "gguf")
 GGUF = {"int4": "q4_0", "int8": "q8_0"}
 REPOSITORY = Path(__file__).parents[2]
 ROUNDS, STEPS = 7, 6
+NUM_LAYERS = 6
 REFERENCE = "this project, int4"
 COLUMNS = [
     "runtime",
@@ -43,6 +45,8 @@ COLUMNS = [
     "threads",
     "CPU ms a step",
     "times this project's int4 (range)",
+    "wall ms a step",
+    "times by wall clock (range)",
     "opening, CPU s",
     "peak MB",
 ]
@@ -128,11 +132,12 @@ class Workplace:
             layers = ("--num-layers", str(self._num_layers))
             module = "benchmarks.synthetic_checkpoint"
             _run(sys.executable, "-m", module, *shape, *layers, str(source))
+            built_in = HeadMap.load(BUILT_IN_DIRECTORY / "janus-pro-1b.json")
+            built_in.first_layers(self._num_layers).save(source / "head_map.json")
         if not folder.exists():
-            settings = f"--dtype fp32 --weights {format} --num-layers {self._num_layers}"
-            maps = ("--head-map", "janus-pro-1b")
+            settings = ("--dtype", "fp32", "--weights", format)
             place = ("--model", str(source), "--out", str(folder))
-            _run(sys.executable, "cli.py", "export", *place, *maps, *settings.split())
+            _run(sys.executable, "cli.py", "export", *place, *settings)
         return folder
 
     def _openvino(self, format: str) -> Path:
@@ -206,16 +211,22 @@ def _answer(name: str, process: subprocess.Popen[str]) -> dict[str, Any]:
 
 
 def rows_of(found: dict[str, dict[str, Any]], num_images: int, num_threads: int) -> list[list[str]]:
-    """A row for each peer, the fastest first."""
-    reference = found[REFERENCE]["cpu_ms"]
-    ordered = sorted(found.items(), key=lambda item: statistics.median(item[1]["cpu_ms"]))
+    """A row for each peer, the fastest by the wall clock first."""
+    reference = found[REFERENCE]
+    ordered = sorted(found.items(), key=lambda item: statistics.median(item[1]["wall_ms"]))
     return [
         [
             name,
             str(num_images),
             str(num_threads),
-            f"{statistics.median(facts['cpu_ms']):.1f}",
-            ratio_text(facts["cpu_ms"], reference),
+            *(
+                cell
+                for clock in ("cpu_ms", "wall_ms")
+                for cell in (
+                    f"{statistics.median(facts[clock]):.1f}",
+                    ratio_text(facts[clock], reference[clock]),
+                )
+            ),
             f"{facts['open_cpu_s']:.1f}",
             f"{facts['peak_mb']:,.0f}",
         ]
@@ -229,19 +240,35 @@ def ratio_text(values: Sequence[float], reference: Sequence[float]) -> str:
     return f"{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})"
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Runs the comparison that the module describes."""
+def command_of(asked: argparse.Namespace) -> str:
+    """The command line that measures the same, the folder left open."""
+    command = "python -m benchmarks.peers.compare --work FOLDER"
+    for option in ("images", "threads", "format"):
+        for value in getattr(asked, option) or ():
+            command += f" --{option} {value}"
+    if asked.num_layers != NUM_LAYERS:
+        command += f" --num-layers {asked.num_layers}"
+    return command + " --llama-cpp" * asked.llama_cpp
+
+
+def arguments_parser() -> argparse.ArgumentParser:
+    """The options of the comparison."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--images", type=int, action="append")
     parser.add_argument("--threads", type=int, action="append")
-    parser.add_argument("--num-layers", type=int, default=6)
+    parser.add_argument("--num-layers", type=int, default=NUM_LAYERS)
     parser.add_argument("--format", action="append", choices=("int4", "int8"))
     parser.add_argument("--llama-cpp", action="store_true")
     parser.add_argument("--json", type=Path, default=JSON)
-    asked = parser.parse_args(arguments)
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Runs the comparison that the module describes."""
+    asked = arguments_parser().parse_args(arguments)
     note = busy_note()
     place = Workplace(asked.work, asked.num_layers)
     place.install()
@@ -267,7 +294,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if not asked.llama_cpp:
         text += " llama.cpp, which is built from source, was not asked for."
     results = {"tables": [table(title, COLUMNS, rows, text)], "runs": runs}
-    command = "python -m benchmarks.peers.compare --work FOLDER"
+    command = command_of(asked)
     write_measurement(asked.json, measurement(command, results, note))
 
 

@@ -11,6 +11,7 @@ import pytest
 
 from benchmarks.peers import compare, shape
 from benchmarks.peers.compare import COLUMNS, Peer, Workplace, measure, ratio_text, rows_of
+from ssd_export.policy.head_map import HeadMap
 
 STUB = """
 from benchmarks.peers.protocol import serve
@@ -19,7 +20,9 @@ serve(lambda: lambda: sum(range(20000)))
 
 
 def facts(*cpu_ms: float) -> dict[str, object]:
-    return {"cpu_ms": list(cpu_ms), "wall_ms": [0.0], "open_cpu_s": 1.0, "peak_mb": 1234.5}
+    """Figures of a peer of two threads that both compute half of the time."""
+    wall_ms = [ms / 2 for ms in cpu_ms]
+    return {"cpu_ms": list(cpu_ms), "wall_ms": wall_ms, "open_cpu_s": 1.0, "peak_mb": 1234.5}
 
 
 def test_a_ratio_is_of_one_round() -> None:
@@ -36,6 +39,8 @@ def test_the_fastest_comes_first() -> None:
         "threads": "2",
         "CPU ms a step": "5.5",
         "times this project's int4 (range)": "0.50 (0.50 to 0.50)",
+        "wall ms a step": "2.8",
+        "times by wall clock (range)": "0.50 (0.50 to 0.50)",
         "opening, CPU s": "1.0",
         "peak MB": "1,234",
     }
@@ -94,3 +99,34 @@ def test_llama_cpp_is_built_where_its_models_are_missing(
     assert [command[-4:] for command in commands] == [
         ("build", str(tmp_path / "gguf"), "6", "q4_0")
     ]
+
+
+def test_our_bundle_is_exported_with_the_map_of_its_layers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The checkpoint has some layers of the shape whose built-in map has them all."""
+    commands: list[tuple[str, ...]] = []
+
+    def run(*command: str) -> None:
+        commands.append(command)
+        (tmp_path / "janus").mkdir(exist_ok=True)
+
+    monkeypatch.setattr(compare, "_run", run)
+    folder = Workplace(tmp_path, 3)._bundle("int4")
+    assert HeadMap.load(tmp_path / "janus" / "head_map.json").num_layers == 3
+    assert [command[1:3] for command in commands] == [
+        ("-m", "benchmarks.synthetic_checkpoint"),
+        ("cli.py", "export"),
+    ]
+    assert "--head-map" not in commands[1] and str(folder) in commands[1]
+
+
+@pytest.mark.parametrize(
+    "options",
+    ["", " --images 8 --threads 1 --threads 2 --format int8 --num-layers 2 --llama-cpp"],
+)
+def test_the_command_measures_the_same(options: str) -> None:
+    """What stands beside the figures, without the folder's place."""
+    command = "python -m benchmarks.peers.compare --work FOLDER" + options
+    asked = compare.arguments_parser().parse_args(command.split()[3:])
+    assert compare.command_of(asked) == command
