@@ -175,7 +175,9 @@ def _generate_prompts(spec: GenerateSpec, out: Path) -> None:
 
     def check(opened: Bundle) -> None:
         if kind.memory_is_known and provider == "cpu" and not spec.force_memory:
-            check_memory(opened, min(spec.batch, spec.total_images), spec.decoder_batch)
+            at_once = min(spec.batch, spec.total_images)
+            beside = spec.total_images > at_once and spec.threads != 1
+            check_memory(opened, at_once, spec.decoder_batch, beside)
 
     with (
         ProgressReport(in_bytes=(CHECKING,)) as progress,

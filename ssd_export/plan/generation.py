@@ -9,14 +9,18 @@ from ssd_export.plan.memory import check_fits, generation_bytes
 from ssd_export.plan.sizes import WeightSizes
 
 
-def check_memory(bundle: Bundle, num_images: int, decoder_batch: int = 1) -> None:
+def check_memory(
+    bundle: Bundle, num_images: int, decoder_batch: int = 1, decodes_beside: bool = False
+) -> None:
     """Raises UserError where generating that many images at once with ONNX Runtime on this CPU
     takes more memory than is free.
+
+    Args: decodes_beside: there are several batches (generation_bytes).
     """
     sizes, dtype = WeightSizes.of_bundle(bundle), bundle.config.dtype
     cache = cache_bytes(bundle, num_images)
     needed = generation_bytes(
-        bundle.config.model, sizes, dtype, cache, decoder_batch, total_bytes()
+        bundle.config.model, sizes, dtype, cache, decoder_batch, total_bytes(), decodes_beside
     )
     ways_out = [f"generate fewer at once with --batch {max(1, num_images // 2)}"] * (num_images > 1)
     check_fits(

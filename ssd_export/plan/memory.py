@@ -66,12 +66,14 @@ def generation_bytes(
     cache_bytes: int,
     decoder_batch: int = 1,
     memory: int | None = None,
+    decodes_beside: bool = False,
 ) -> int:
     """Peak of generating with ONNX Runtime on the CPU: the decode step's session stays while images
     are decoded.
 
     Args: cache_bytes: of all images that are generated at once; memory: of the machine that will
-    generate, None if unknown.
+    generate, None if unknown; decodes_beside: images of one batch are decoded while the next opens
+    its prefill.
     """
     if widens_on_use(sizes, dtype, memory):
         making = sizes.steps + widest_matrices_bytes(config) + COPIES_OF_CODES * sizes.codes
@@ -80,7 +82,9 @@ def generation_bytes(
     decoder = COPIES[dtype] * sizes.image_decoder + image_decoder_bytes(
         config, "float32", decoder_batch
     )
-    decoding = making - (COPIES_OF_CODES - COPIES_OF_CODES_LATER) * sizes.codes + decoder
+    decoding = making + decoder
+    if not decodes_beside:
+        decoding -= (COPIES_OF_CODES - COPIES_OF_CODES_LATER) * sizes.codes
     kept = min(KEPT_COPIES[dtype] * (sizes.steps + sizes.image_decoder), KEPT_BYTES)
     return int(GENERATION_BASE_BYTES + cache_bytes + max(making, decoding) + kept)
 

@@ -27,6 +27,7 @@ from ssd_export.policy.schedule import rooms
 from ssd_export.policy.table import MAX_LOOKAHEAD
 from ssd_export.runtime.async_events import in_thread
 from ssd_export.runtime.cache_report import CacheReport, cache_report
+from ssd_export.runtime.decode_beside import DecodeBeside
 from ssd_export.runtime.finite import check_logits
 from ssd_export.runtime.lookahead import Lookahead
 from ssd_export.runtime.loop import decode, single_steps
@@ -238,7 +239,8 @@ class ImageGenerator:
             top_k: sample among the likeliest tokens only; 0 among all.
             preview: decode the unfinished images of every event.
             max_batch: images generated at once, and no more than the runner can; the others come
-                one batch after the other, and rows then count within a batch.
+                one batch after the other, and rows then count within a batch. Where a second core
+                is there, a batch is decoded to pixels while the tokens of the next are generated.
             decoder_batch: images decoded to pixels at once; at 384 x 384 the decoder's activations
                 are 0.4 GB an image.
             lookahead: tokens of an image that a pass tries at once; the tokens are the same, up to
@@ -246,8 +248,8 @@ class ImageGenerator:
                 auto chooses for one image at a time, and takes them one by one where that is
                 faster. zipar:S begins a grid row when the row above has S tokens: fewer passes, and
                 other images; it needs a bundle that keeps everything.
-            image_done: called with the number of each image, and the image, as soon as its pixels
-                are there.
+            image_done: called with the number of each image, and the image, in order, before the
+                first event after its pixels are there.
             progress: told the stages, in steps.
 
         Raises:
@@ -392,7 +394,7 @@ class ImageGenerator:
         every, size = request.images, request.max_batch
         tokens = np.zeros((len(every), self.config.grid.num_tokens), np.int32)
         images: list[Image.Image] = []
-        with self.turns.take() as turn:
+        with self.turns.take() as turn, DecodeBeside(self._decode_while_open) as beside:
             self._is_cancelled.clear()
             request.progress(PREFILL, 0, 1)
             for start in range(0, len(every), size):
@@ -404,9 +406,16 @@ class ImageGenerator:
                         raise GenerationCancelledError("cancelled by ImageGenerator.cancel")
                     tokens[part] = self.runner.tokens()
                     shown, done = None, False
-                    if row == self.config.grid.height - 1:
-                        images += self._finished(tokens[part], start, request)
+                    if row < self.config.grid.height - 1:
+                        _hand_out(map(Image.fromarray, beside.finished()), images, request)
+                    else:
                         done = part.stop == len(every)
+                        _hand_out(map(Image.fromarray, beside.rest()), images, request)
+                        if self.runner.decodes_beside_steps and not done:
+                            beside.add(tokens[part], request.decoder_batch)
+                        else:
+                            decoded = self._images(tokens[part], request.decoder_batch)
+                            _hand_out(decoded, images, request)
                     if done:
                         shown = list(images)
                     elif request.preview:
@@ -467,12 +476,10 @@ class ImageGenerator:
         pays = AutoWindow(cost, room, share=1.0)() != OFF
         return AutoWindow(cost, room) if pays else OFF
 
-    def _finished(self, tokens: np.ndarray, start: int, request: _Request) -> list[Image.Image]:
-        images: list[Image.Image] = []
-        for image in self._images(tokens, request.decoder_batch):
-            request.image_done(start + len(images), image)
-            images.append(image)
-        return images
+    def _decode_while_open(self, tokens: np.ndarray) -> np.ndarray:
+        """Decodes images in another thread, unless the generator was closed meanwhile."""
+        self.turns.check_open()
+        return self.runner.decode_image(tokens)
 
     def _images(self, tokens: np.ndarray, decoder_batch: int) -> Iterator[Image.Image]:
         for start in range(0, len(tokens), decoder_batch):
@@ -492,6 +499,13 @@ class ImageGenerator:
             pixels[pixels.shape[0] * (row + 1) // height :] = NOT_GENERATED_YET
             previews.append(Image.fromarray(pixels))
         return previews
+
+
+def _hand_out(decoded: Iterable[Image.Image], images: list[Image.Image], request: _Request) -> None:
+    """Adds decoded images to those that are there, each announced by its number."""
+    for image in decoded:
+        request.image_done(len(images), image)
+        images.append(image)
 
 
 def _negative_prompts(asked: str | Sequence[str], num_prompts: int) -> list[str]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import logging
 import math
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -21,7 +22,7 @@ from ssd_export.bundle.graphs import IMAGE_DECODER, INT8_DECODER
 from ssd_export.dtypes import DTYPES
 from ssd_export.errors import UserError
 from ssd_export.graph_spec import NUM_SORTED_CODES, CacheTensor, GraphSpec, TensorSpec
-from ssd_export.machine import multiplies_int8_exactly, total_bytes
+from ssd_export.machine import multiplies_int8_exactly, num_cpus, total_bytes
 from ssd_export.plan.memory import widens_on_use
 from ssd_export.plan.sizes import WeightSizes
 from ssd_export.policy.schedule import eviction_kinds, full_before
@@ -88,6 +89,7 @@ class OrtRunner(Runner):
         self.no_window = "" if "decode_window" in self._specs else NO_WINDOW
         self.no_rows = "" if "decode_rows" in self._specs else NO_ROWS
         self.num_threads = chosen_threads(self._config, num_threads)
+        self.decodes_beside_steps = not self.on_gpu and num_threads != 1 and num_cpus() > 1
         self._holds_one_session = provider == "cpu" and not is_small(self._config)
         self._session_entries = session_entries(bundle.config.precision.main_format, exact)
         self.widens_on_use = provider == "cpu" and (
@@ -96,6 +98,7 @@ class OrtRunner(Runner):
         self._decoder = INT8_DECODER if self._can_decode_in_int8(exact) else IMAGE_DECODER
         self._profile = profile
         self._sessions: dict[str, ort.InferenceSession] = {}
+        self._opening = threading.Lock()  # images may be decoded beside the steps
         self._session(
             "prefill"
         )  # a provider that cannot start says so now, before anything is allocated
@@ -272,28 +275,32 @@ class OrtRunner(Runner):
         """
         if not self._holds_one_session or self._profile is not None:
             return
-        for other in [
-            held for held in self._sessions if held.startswith(WITH_WEIGHTS) and held != name
-        ]:
+        with self._opening:
+            held = list(self._sessions)
+        for other in [one for one in held if one.startswith(WITH_WEIGHTS) and one != name]:
             del self._sessions[other]
             for key in [key for key in self._bindings if key.split()[0] == other]:
                 del self._bindings[key]
 
     def _session(self, name: str) -> ort.InferenceSession:
-        if name not in self._sessions:
-            weights = self._bundle.config.text_embeddings.file
-            with self._bundle.using(f"onnx/{name}.onnx", weights) as path:
-                session = open_session(
-                    path,
-                    self._provider,
-                    1 if name.startswith(EVICT) else self.num_threads,
-                    self._session_entries,
-                    self._profile,
-                    self.widens_on_use and name not in (IMAGE_DECODER, INT8_DECODER),
-                )
-                check_contract(session, self._specs[name], str(path))
-            self._sessions[name] = session
-        return self._sessions[name]
+        with self._opening:
+            if name not in self._sessions:
+                self._sessions[name] = self._open(name)
+            return self._sessions[name]
+
+    def _open(self, name: str) -> ort.InferenceSession:
+        weights = self._bundle.config.text_embeddings.file
+        with self._bundle.using(f"onnx/{name}.onnx", weights) as path:
+            session = open_session(
+                path,
+                self._provider,
+                1 if name.startswith(EVICT) else self.num_threads,
+                self._session_entries,
+                self._profile,
+                self.widens_on_use and name not in (IMAGE_DECODER, INT8_DECODER),
+            )
+            check_contract(session, self._specs[name], str(path))
+        return session
 
     def _evictions_of(self, lengths: Sequence[int]) -> dict[int, list[str]]:
         """The graphs that evict before each step: those of the full groups alone, where the

@@ -27,7 +27,8 @@ class Runner(Protocol):
     way out, "" where there is one; no_rows: the same of decode_rows; window_writes: what each token
     of a window costs beside its operations, in decode steps; on_gpu: where it computes;
     num_threads: of the CPU, 0 where the library takes as many as it likes; queues_steps: decode_row
-    returns before the steps are taken, and is the faster the more steps it is given.
+    returns before the steps are taken, and is the faster the more steps it is given;
+    decodes_beside_steps: another thread may call decode_image meanwhile; a core is there for it.
     """
 
     max_images: int = sys.maxsize
@@ -38,6 +39,7 @@ class Runner(Protocol):
     no_rows: str = "this runner takes one token a pass; use --runner ort, or --lookahead off"
     num_threads: int = 0
     queues_steps: bool = False
+    decodes_beside_steps: bool = False
 
     def prefill(self, batch: PromptBatch) -> None:
         """Fills fresh caches from the prompts and generates token 0."""
