@@ -18,9 +18,9 @@ from ssd_export.graph_spec import GraphSpec
 from ssd_export.tensorrt.build_memory import StoredWeight, shared_weights
 from ssd_export.tensorrt.build_progress import Phases, Progress, progress_monitor
 from ssd_export.tensorrt.builder_config import builder_config, use_timing_cache
-from ssd_export.tensorrt.cache_traffic import cache_copies
+from ssd_export.tensorrt.cache_traffic import wasted_traffic
 from ssd_export.tensorrt.engine_manifest import EngineEntry
-from ssd_export.tensorrt.layer_listing import Layer, hazards
+from ssd_export.tensorrt.layer_listing import Layer, hazards, unordered_dependencies
 from ssd_export.tensorrt.messages import judge, logger, one_line
 from ssd_export.tensorrt.network import check_interface, lift_weights, parse_graph
 from ssd_export.tensorrt.plan import BuildPlan
@@ -125,8 +125,10 @@ def write_engine(plan: BuildPlan, graph: ReadGraph, engine: Any, scratch: Path) 
     path = scratch / f"{graph.spec.name}.engine"
     path.write_bytes(memoryview(engine))
     warnings = judge(graph.spec.name, messages.warnings) + graph.warnings
+    warnings += _unchecked_order(by_profile, _aliases(plan, graph.spec))
     if plan.step.form == KV_UPDATE and graph.spec.name in plan.step.models:
-        warnings += [copied for layers in by_profile for copied in cache_copies(layers)]
+        for layers in by_profile:
+            warnings += wasted_traffic(layers, graph.weights)
     layers = by_profile[0] if by_profile else []
     entry = _entry(plan, graph, path, layers, messages.activation_bytes)
     return GraphEngine(entry, path, warnings, messages.library_is_in_engine)
@@ -203,6 +205,27 @@ def _check_order(spec: GraphSpec, layers: Sequence[Layer], aliases: Mapping[str,
             f"the engine of {spec.name} would overwrite what it still reads ({found[0]}); use"
             " another version of TensorRT, or --plugin on"
         )
+
+
+def _unchecked_order(
+    by_profile: Sequence[Sequence[Layer]], aliases: Mapping[str, str]
+) -> list[str]:
+    """A warning where buffers are overwritten and the builder's listing does not say in what order:
+    it lists kinds alone, or as this version does not understand.
+    """
+    reasons = [
+        f"no layer is listed that writes {output}"
+        for output in aliases
+        if not any(layer.writes(output) for layers in by_profile for layer in layers)
+    ]
+    for layers in by_profile:
+        reasons += unordered_dependencies(layers)
+    if not reasons:
+        return []
+    return [
+        f"not checked that caches are read before they are overwritten ({reasons[0]}): compare this"
+        " engine's images with ssd-export verify --against trt"
+    ]
 
 
 def _failure(spec: GraphSpec, errors: list[str], cancelled: Event) -> BaseException:

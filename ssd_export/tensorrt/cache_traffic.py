@@ -7,8 +7,7 @@ A compiler that reorders or copies a cache first, to suit a product that it know
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from math import prod
 from typing import TypeGuard
 
@@ -36,24 +35,33 @@ def copies(layers: Iterable[Layer], counts: Callable[[Operand], bool]) -> list[s
     ]
 
 
-def cache_reads(layers: Iterable[Layer]) -> dict[CacheTensor, int]:
-    """Number of layers that go over each key and value cache, without those that write rows in
+def cache_reads(layers: Iterable[Layer]) -> dict[CacheTensor, list[str]]:
+    """Names of the layers that go over each key and value cache, without those that write rows in
     place.
     """
-    reads: Counter[CacheTensor] = Counter()
+    reads: dict[CacheTensor, list[str]] = {}
     for layer in layers:
         names = {operand.name for operand in layer.inputs if not layer.writes(operand.name)}
-        reads.update(cache for cache in map(CacheTensor.parse, names) if _is_rows(cache))
-    return dict(reads)
+        for cache in filter(_is_rows, map(CacheTensor.parse, names)):
+            reads.setdefault(cache, []).append(layer.name)
+    return reads
 
 
-def read_too_often(layers: Sequence[Layer]) -> list[str]:
-    """Caches that more layers read than a step needs."""
+def read_too_often(layers: Iterable[Layer]) -> list[str]:
+    """Caches that more layers read than a step needs, and these layers."""
     return [
-        f"{cache.past} is read {count} times"
-        for cache, count in sorted(cache_reads(layers).items())
-        if count > MAX_READS[cache.kind]
+        f"{cache.past} is read {len(readers)} times, by {', '.join(readers)}"
+        for cache, readers in sorted(cache_reads(layers).items())
+        if len(readers) > MAX_READS[cache.kind]
     ]
+
+
+def wasted_traffic(layers: Sequence[Layer], weights: Collection[str]) -> list[str]:
+    """What a decode step moves beyond its weights and caches once, by layer. weights: those that
+    are inputs of the engine.
+    """
+    of_weights = copies(layers, lambda operand: operand.name in weights)
+    return cache_copies(layers) + read_too_often(layers) + of_weights
 
 
 def moved_bytes(layers: Iterable[Layer]) -> int:
