@@ -21,17 +21,14 @@ import numpy as np
 
 from ssd_export.calibrate.ablation import Ablation
 from ssd_export.calibrate.measure import HeadSums, attention_shares
-from ssd_export.calibrate.neighborhood import Neighborhood
-from ssd_export.calibrate.prompts import hash_of_prompts
 from ssd_export.calibrate.ranks import rank_correlation
 from ssd_export.calibrate.sensitivity import Fisher, hidden_states
-from ssd_export.calibrate.sequences import FullCacheImages, sequence_of
+from ssd_export.calibrate.sequences import FullCacheImages, ImagesSpec, sequence_of
 from ssd_export.config import ModelConfig
 from ssd_export.errors import UserError
 from ssd_export.model.checkpoint import Checkpoint
 from ssd_export.model.decoder import ImageTokenModel
 from ssd_export.model.families import prompt_encoder
-from ssd_export.model.prompt import Prompt
 from ssd_export.policy.head_map import HeadMap
 from ssd_export.policy.table import HeadOption
 from ssd_export.runtime.prompt_batch import PromptBatch
@@ -43,24 +40,11 @@ Progress = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True)
-class CalibrationSpec:
-    """Settings of a calibration. Image i shows prompt i modulo their number; prompt_slots is what
-    `export` will use; costs: ABLATION or FISHER.
-    """
+class CalibrationSpec(ImagesSpec):
+    """Settings of a calibration. options: what heads may get; costs: ABLATION or FISHER."""
 
-    prompts: tuple[Prompt, ...]
-    num_images: int
-    neighborhood: Neighborhood
-    seed: int
-    sampling: Sampling
-    prompt_slots: int
     options: tuple[HeadOption, ...]
     costs: str = ABLATION
-
-    @property
-    def prompts_hash(self) -> str:
-        """sha256 of the prompts: text, or the numbers of embeddings."""
-        return hash_of_prompts(self.prompts)
 
     def identity(self, fingerprint: str) -> str:
         """Equal for runs that give the same numbers: only such a run may be resumed."""

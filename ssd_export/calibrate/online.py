@@ -22,32 +22,16 @@ from ssd_export.calibrate.calibration import BATCH, rows_of
 from ssd_export.calibrate.neighborhood import Neighborhood
 from ssd_export.calibrate.prompts import hash_of_prompts
 from ssd_export.calibrate.ranks import rank_correlation
-from ssd_export.calibrate.sequences import FullCacheImages, sequence_of
+from ssd_export.calibrate.sequences import FullCacheImages, ImagesSpec, sequence_of
 from ssd_export.errors import UserError
 from ssd_export.model.checkpoint import Checkpoint
 from ssd_export.model.decoder import ImageTokenModel
 from ssd_export.model.families import prompt_encoder
-from ssd_export.model.prompt import Prompt
 from ssd_export.policy.head_map import HeadMap
 from ssd_export.runtime.loop import single_steps
-from ssd_export.sampling import Sampling
 
 NUM_TOKENS = 100
 Progress = Callable[[str, int, int], None]
-
-
-@dataclass(frozen=True)
-class OnlineSpec:
-    """Settings of an online typing. Image i shows prompt i modulo their number; the first image
-    makes the map.
-    """
-
-    prompts: tuple[Prompt, ...]
-    num_images: int
-    neighborhood: Neighborhood
-    seed: int
-    sampling: Sampling
-    prompt_slots: int
 
 
 @dataclass(frozen=True)
@@ -102,7 +86,7 @@ def same_type(first: HeadMap, second: HeadMap) -> float:
 def type_online(
     checkpoint: Checkpoint,
     model: ImageTokenModel,
-    spec: OnlineSpec,
+    spec: ImagesSpec,
     *,
     threshold: float,
     tool_version: str,
@@ -150,7 +134,7 @@ def type_online(
 
 def with_agreement(
     head_map: HeadMap,
-    spec: OnlineSpec,
+    spec: ImagesSpec,
     offline: Agreement | None,
     images: AgreementOfImages | None,
 ) -> HeadMap:

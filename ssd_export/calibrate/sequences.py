@@ -5,17 +5,41 @@ starts from: heads are measured on what the model does.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from ssd_export.calibrate.neighborhood import Neighborhood
+from ssd_export.calibrate.prompts import hash_of_prompts
 from ssd_export.model.decoder import ImageTokenModel
 from ssd_export.model.families import PromptEncoder
+from ssd_export.model.prompt import Prompt
 from ssd_export.policy.make import make_policy
 from ssd_export.runtime.loop import decode
 from ssd_export.runtime.prompt_batch import PromptBatch, PromptBatches
 from ssd_export.runtime.torch_runner import TorchRunner
+from ssd_export.sampling import Sampling
+
+
+@dataclass(frozen=True)
+class ImagesSpec:
+    """Settings of the images whose heads are measured. Image i shows prompt i modulo their number;
+    prompt_slots is what `export` will use.
+    """
+
+    prompts: tuple[Prompt, ...]
+    num_images: int
+    neighborhood: Neighborhood
+    seed: int
+    sampling: Sampling
+    prompt_slots: int
+
+    @property
+    def prompts_hash(self) -> str:
+        """sha256 of the prompts: text, or the numbers of embeddings."""
+        return hash_of_prompts(self.prompts)
 
 
 class FullCacheImages:

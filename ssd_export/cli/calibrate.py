@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from ssd_export.calibrate.calibration import Calibration, CalibrationSpec
     from ssd_export.calibrate.neighborhood import Neighborhood
     from ssd_export.calibrate.online import Agreement, AgreementOfImages
+    from ssd_export.calibrate.sequences import ImagesSpec
     from ssd_export.config import ModelConfig
     from ssd_export.model.checkpoint import Checkpoint
     from ssd_export.model.decoder import ImageTokenModel
@@ -197,35 +198,44 @@ def _state_file(spec: CalibrateSpec) -> Path:
     return spec.out.with_name(spec.out.name + ".partial")
 
 
-def _calibrate(spec: CalibrateSpec) -> None:
-    from ssd_export.calibrate.calibration import ABLATION, FISHER, CalibrationSpec, calibrate
-    from ssd_export.cli.progress import ProgressReport
+def _images_spec(spec: CalibrateSpec) -> tuple[Checkpoint, ImagesSpec]:
+    """The checkpoint, opened, and the images of it that are asked for."""
+    from ssd_export.calibrate.sequences import ImagesSpec
     from ssd_export.export.exporter import generation_defaults
     from ssd_export.model.checkpoint import open_checkpoint
     from ssd_export.model.families import prompt_slots_of
     from ssd_export.model.find import model_folder
+    from ssd_export.sampling import Sampling
+
+    _, folder = model_folder(spec.model)
+    checkpoint = open_checkpoint(folder, spec.lora, spec.prompt_template)
+    defaults = generation_defaults(checkpoint)
+    images = ImagesSpec(
+        prompts=_prompts(spec, checkpoint.config),
+        num_images=spec.num_images,
+        neighborhood=_neighborhood(spec, checkpoint.config),
+        seed=spec.seed,
+        sampling=Sampling(defaults.cfg_scale, defaults.temperature),
+        prompt_slots=prompt_slots_of(checkpoint.config, spec.prompt_slots),
+    )
+    return checkpoint, images
+
+
+def _calibrate(spec: CalibrateSpec) -> None:
+    from ssd_export.calibrate.calibration import ABLATION, FISHER, CalibrationSpec, calibrate
+    from ssd_export.cli.progress import ProgressReport
     from ssd_export.model.load import is_small, load_model
     from ssd_export.model.torch_threads import set_torch_threads
     from ssd_export.policy.menu import menu
-    from ssd_export.sampling import Sampling
     from ssd_export.version import TOOL_VERSION
 
     set_torch_threads(spec.threads)
-    _, folder = model_folder(spec.model)
-    checkpoint = open_checkpoint(folder, spec.lora, spec.prompt_template)
-    given = _prompts(spec, checkpoint.config)
-    grid, neighborhood = checkpoint.config.grid, _neighborhood(spec, checkpoint.config)
+    checkpoint, images = _images_spec(spec)
     other = None if spec.compare is None else _other_map(spec.compare, checkpoint.config)
-    defaults = generation_defaults(checkpoint)
     model = load_model(checkpoint)
     what = CalibrationSpec(
-        given,
-        spec.num_images,
-        neighborhood,
-        spec.seed,
-        Sampling(defaults.cfg_scale, defaults.temperature),
-        prompt_slots_of(checkpoint.config, spec.prompt_slots),
-        menu(grid),
+        **vars(images),
+        options=menu(checkpoint.config.grid),
         costs=spec.costs or (ABLATION if is_small(model) else FISHER),
     )
     began = time.perf_counter()
@@ -260,32 +270,17 @@ def _type_online(spec: CalibrateSpec) -> None:
     from ssd_export.calibrate.online import (
         Agreement,
         AgreementOfImages,
-        OnlineSpec,
         type_online,
         with_agreement,
     )
     from ssd_export.cli.progress import ProgressReport
-    from ssd_export.export.exporter import generation_defaults
-    from ssd_export.model.checkpoint import open_checkpoint
-    from ssd_export.model.families import prompt_slots_of
-    from ssd_export.model.find import model_folder
     from ssd_export.model.load import load_model
     from ssd_export.model.torch_threads import set_torch_threads
-    from ssd_export.sampling import Sampling
     from ssd_export.version import TOOL_VERSION
 
     set_torch_threads(spec.threads)
-    _, folder = model_folder(spec.model)
-    checkpoint = open_checkpoint(folder, spec.lora, spec.prompt_template)
-    config, defaults = checkpoint.config, generation_defaults(checkpoint)
-    what = OnlineSpec(
-        _prompts(spec, config),
-        spec.num_images,
-        _neighborhood(spec, config),
-        spec.seed,
-        Sampling(defaults.cfg_scale, defaults.temperature),
-        prompt_slots_of(config, spec.prompt_slots),
-    )
+    checkpoint, what = _images_spec(spec)
+    config = checkpoint.config
     other = _other_map(spec.compare, config) if spec.compare else checkpoint.head_map(None)
     began = time.perf_counter()
     with ProgressReport() as progress:

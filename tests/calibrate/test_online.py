@@ -13,12 +13,11 @@ from ssd_export.calibrate.online import (
     NUM_TOKENS,
     Agreement,
     AgreementOfImages,
-    OnlineSpec,
     same_type,
     type_online,
     with_agreement,
 )
-from ssd_export.calibrate.sequences import FullCacheImages
+from ssd_export.calibrate.sequences import FullCacheImages, ImagesSpec
 from ssd_export.errors import UserError
 from ssd_export.model.checkpoint import Checkpoint, open_checkpoint
 from ssd_export.model.families import janus, prompt_encoder
@@ -27,7 +26,7 @@ from ssd_export.policy.head_map import HeadMap
 from ssd_export.sampling import Sampling
 from tests.janus_checkpoints import TinyJanus, write_transformers_checkpoint
 
-SPEC = OnlineSpec(
+SPEC = ImagesSpec(
     ("a red circle", "two green triangles"), 3, Neighborhood(1, 48), 5, Sampling(1.0, 1.0), 16
 )
 
@@ -40,7 +39,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
     return open_checkpoint(folder)
 
 
-def typed(checkpoint: Checkpoint, spec: OnlineSpec = SPEC) -> list[HeadMap]:
+def typed(checkpoint: Checkpoint, spec: ImagesSpec = SPEC) -> list[HeadMap]:
     model = load_model(checkpoint)
     return type_online(checkpoint, model, spec, threshold=0.1, tool_version="test")
 
@@ -64,12 +63,12 @@ def test_the_metric_is_the_attention_outside_the_window_of_the_first_tokens(
 def test_an_image_is_typed_alike_alone_and_among_others(checkpoint: Checkpoint) -> None:
     maps = typed(checkpoint)
     assert len(maps) == 3 and maps[0].metric != maps[2].metric
-    alone = typed(checkpoint, OnlineSpec(**(vars(SPEC) | {"num_images": 1})))[0]
+    alone = typed(checkpoint, ImagesSpec(**(vars(SPEC) | {"num_images": 1})))[0]
     np.testing.assert_allclose(alone.metric, maps[0].metric, rtol=1e-5)
 
 
 def test_a_neighborhood_of_all_the_tokens_is_refused(checkpoint: Checkpoint) -> None:
-    spec = OnlineSpec(**(vars(SPEC) | {"neighborhood": Neighborhood(1, NUM_TOKENS)}))
+    spec = ImagesSpec(**(vars(SPEC) | {"neighborhood": Neighborhood(1, NUM_TOKENS)}))
     with pytest.raises(UserError, match="1d:100 holds all of the first 99 tokens"):
         typed(checkpoint, spec)
 
