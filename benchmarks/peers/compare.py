@@ -17,6 +17,8 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import platform
+import shlex
 import statistics
 import subprocess
 import sys
@@ -34,6 +36,9 @@ from ssd_export.report.measurement import measurement, table, write_measurement
 JSON = Path("docs/measurements/peers.json")
 PACKAGES = ("onnxruntime-genai", "openvino", "nncf")
 LLAMA_CPP = ("llama-cpp-python", "gguf")
+# Of llama-cpp-python 0.3.36 ggml_backend_amx_mul_mat ends with a segmentation
+# fault on a Xeon with AMX. AVX-512 and VNNI stay.
+LLAMA_CPP_FLAGS = "-mno-amx-tile -mno-amx-int8 -mno-amx-bf16"
 GGUF = {"int4": "q4_0", "int8": "q8_0"}
 REPOSITORY = Path(__file__).parents[2]
 ROUNDS, STEPS = 7, 6
@@ -87,8 +92,12 @@ class Workplace:
 
     def install_llama_cpp(self) -> None:
         """Builds llama.cpp for this processor, with the compiler that is here."""
-        if not (self.folder / "gguf").exists():
-            _run(str(self.python), "-m", "pip", "install", *LLAMA_CPP)
+        if (self.folder / "gguf").exists():
+            return
+        flags = LLAMA_CPP_FLAGS if platform.machine() == "x86_64" else ""
+        options = [f"-DCMAKE_{language}_FLAGS={flags}" for language in ("C", "CXX")]
+        settings = {"CMAKE_ARGS": shlex.join(options)}
+        _run(str(self.python), "-m", "pip", "install", "--no-cache-dir", *LLAMA_CPP, **settings)
 
     def llama_cpp(self, formats: Sequence[str]) -> list[Peer]:
         """llama.cpp in its formats, the models built where they are missing."""
@@ -162,9 +171,9 @@ class Workplace:
         _run(python, "-m", f"benchmarks.peers.{module}", *map(str, arguments))
 
 
-def _run(*command: str) -> None:
-    """Raises SystemExit where the command fails."""
-    done = subprocess.run(command, cwd=REPOSITORY, env=_environment(1))
+def _run(*command: str, **settings: str) -> None:
+    """Raises SystemExit where the command fails. settings: environment variables."""
+    done = subprocess.run(command, cwd=REPOSITORY, env=_environment(1) | settings)
     if done.returncode:
         raise SystemExit(f"{' '.join(command)} failed with exit code {done.returncode}")
 

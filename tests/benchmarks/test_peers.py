@@ -90,7 +90,7 @@ def test_llama_cpp_is_built_where_its_models_are_missing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     commands: list[tuple[str, ...]] = []
-    monkeypatch.setattr(compare, "_run", lambda *command: commands.append(command))
+    monkeypatch.setattr(compare, "_run", lambda *command, **_: commands.append(command))
     place = Workplace(tmp_path, 6)
     (tmp_path / "gguf").mkdir()
     (tmp_path / "gguf" / "q8_0.gguf").touch()
