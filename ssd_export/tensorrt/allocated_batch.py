@@ -14,6 +14,7 @@ from ssd_export.tensorrt.engine import TrtContext
 from ssd_export.tensorrt.engine_files import EngineFiles
 from ssd_export.tensorrt.loaded_engines import LoadedEngines
 from ssd_export.tensorrt.profiles import IMAGE_DECODER
+from ssd_export.tensorrt.prompt_rows import prompt_sizes
 from ssd_export.tensorrt.step_graphs import StepGraphs
 
 EVICT = "evict"
@@ -39,6 +40,12 @@ class AllocatedBatch:
         self.num_images, self.top_k, self._device = num_images, top_k, device
         suffix = "_top_k" * top_k
         self.prefill = engines.context(f"prefill{suffix}", num_images)
+        self.prompt_sizes = [
+            size
+            for size in prompt_sizes(num_images)
+            if files.min_images <= size
+            and engines.context(f"prefill{suffix}", size) is self.prefill
+        ]
         self._decode = engines.context(f"decode_step{suffix}", num_images)
         self._evict = engines.context(EVICT, num_images) if evicts else None
         at_a_time = {1, min(files.decoder_images, num_images)} & {1, files.decoder_images}
@@ -49,9 +56,22 @@ class AllocatedBatch:
             [self.prefill, *self.decoders.values(), *self._evicts],
             self._sizes(rows, files.prompt_slots),
         )
+        self._prompt_slots, self._rows_per_image = files.prompt_slots, rows // num_images
         self._try_out(rows)
         captures = all(context.is_capturable() for context in (self._decode, *self._evicts))
         self.graphs = StepGraphs(device, self.queue_step, self.queue_evict, captures)
+
+    def run_prefill(self, embeds: np.ndarray, lengths: np.ndarray) -> None:
+        """Queues the prefill of these rows, as many as a number of prompt_sizes has.
+
+        Args: embeds: float32 [rows, prompt slots, condition_dim]; lengths: int32 [rows].
+        """
+        images = len(lengths) // self._rows_per_image
+        self.memory.upload_first("inputs_embeds", embeds, self.prefill.name)
+        self.memory.upload_first("prompt_length", lengths)
+        sizes = {"images": images, "rows": len(lengths), "prompt_tokens": self._prompt_slots}
+        self.memory.resize(self.prefill, sizes)
+        self.prefill.enqueue()
 
     def queue_step(self) -> None:
         """Queues the decode step, then what its outputs are copied to."""

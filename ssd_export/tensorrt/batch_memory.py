@@ -4,7 +4,7 @@ name.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -19,11 +19,10 @@ from ssd_export.tensorrt.device_buffers import (
     plan_buffers,
 )
 from ssd_export.tensorrt.engine import TrtContext
+from ssd_export.tensorrt.prompt_rows import CacheRows, spreads
 from ssd_export.tensorrt.step_form import carried
 
-PROMPT_POSITIONS = (
-    "prompt_positions"  # 0, 1, 2, ... for every row and head, to fill position caches from
-)
+PROMPT_POSITIONS = "prompt_positions"  # to fill position caches from, for each number of heads
 EMPTY = 0xFF  # every byte of the position -1
 SAME_AS = {"token": "tokens"}  # the prefill's token is the first row of the token grid
 
@@ -91,16 +90,61 @@ class BatchMemory:
             byte = EMPTY if cache is not None and cache.kind == "position" else 0
             self._device.fill(self._address + buffer.offset, byte, buffer.num_bytes)
 
-    def fill_caches(self, prefill: str, lengths: np.ndarray) -> None:
-        """Prompt token t to slot t of its row; all else stays as `clear` left it (R8)."""
-        pattern = self.buffer(PROMPT_POSITIONS, prefill)
-        num_tokens = pattern.shape[2]
-        positions = np.broadcast_to(np.arange(num_tokens, dtype=np.int32), pattern.shape)
-        self.upload(PROMPT_POSITIONS, np.ascontiguousarray(positions), prefill)
+    def upload_first(self, name: str, array: np.ndarray, context: str = "") -> None:
+        """Copies an array to the beginning of a buffer that may have more rows. Raises: ValueError
+        for rows of another shape or dtype, or too many.
+        """
+        buffer = self.buffer(name, context)
+        fits = len(array) <= buffer.shape[0] and array.shape[1:] == buffer.shape[1:]
+        if not fits or array.dtype != buffer.stored_dtype:
+            raise ValueError(
+                f"{name} is {buffer.stored_dtype} {buffer.shape}, which {array.dtype}"
+                f" {array.shape} is no part of"
+            )
+        self._device.upload(self._address + buffer.offset, np.ascontiguousarray(array))
+
+    def download_first(self, name: str, num_rows: int, context: str = "") -> np.ndarray:
+        """A copy of the first rows of a buffer; waits for the device."""
+        buffer = self.buffer(name, context)
+        shape = (num_rows, *buffer.shape[1:])
+        return self._device.download(self._address + buffer.offset, shape, buffer.stored_dtype)
+
+    def fill_caches(
+        self, prefill: str, lengths: np.ndarray, place: np.ndarray, num_computed: int
+    ) -> None:
+        """Prompt token t to slot t of its row; other slots stay as `clear` left them (R8).
+
+        A prompt's keys and values come as [rows, heads, tokens, D], contiguous, where a cache has
+        more slots than a prompt has tokens: no output of an engine can be the cache itself. So it
+        is one device copy a cache, whatever the lengths are: behind a shorter prompt stand what its
+        padding came to, in slots that are empty (R4). Rows that share a prompt are copied from the
+        row that has it.
+
+        Args: lengths: of the batch's rows; place: int64 [rows], the computed row that each takes,
+        none behind itself; num_computed: rows that the prefill computed.
+        """
+        num_tokens = self._prompt_positions(prefill, lengths)
         for cache in self._decode.cache_inputs:
-            is_position = cache.kind == "position"
-            source = self.address(PROMPT_POSITIONS if is_position else cache.present, prefill)
-            self._fill(cache.past, source, num_tokens, lengths, 0 if is_position else 1)
+            rows = CacheRows(
+                self._device, self.address(cache.past), self.buffer(cache.past), num_tokens
+            )
+            if cache.kind == "position":
+                heads = self.buffer(cache.past).shape[1]
+                rows.take(self.address(_positions(heads), prefill), len(lengths))
+            else:
+                rows.take(self.address(cache.present, prefill), num_computed)
+                for first, count, source in spreads(place):
+                    rows.spread(first, count, source)
+
+    def _prompt_positions(self, prefill: str, lengths: np.ndarray) -> int:
+        """Uploads 0, 1, ... and then -1 for each row and head; returns the number of tokens."""
+        own = self.plan.private[prefill]
+        for name in (name for name in own if name.startswith(PROMPT_POSITIONS)):
+            shape = own[name].shape
+            slot = np.arange(shape[2], dtype=np.int32)
+            positions = np.where(slot < lengths[:, None, None], slot, np.int32(-1))
+            self.upload(name, np.ascontiguousarray(np.broadcast_to(positions, shape)), prefill)
+        return shape[2]
 
     def close(self) -> None:
         """Waits for the device and frees the memory."""
@@ -109,31 +153,24 @@ class BatchMemory:
         finally:
             self._device.free(self._address)
 
-    def _fill(
-        self, cache: str, source: int, num_tokens: int, lengths: np.ndarray, source_step: int
-    ) -> None:
-        """Copies runs of rows whose prompts are equally long. source_step: 0 where all rows have
-        the same source.
-        """
-        buffer = self.buffer(cache)
-        _, heads, slots = buffer.shape[:3]
-        slot_bytes = buffer.num_bytes // (len(lengths) * heads * slots)
-        for first, last, length in _runs(lengths):
-            self._device.copy_rows(
-                target=self.address(cache) + first * heads * slots * slot_bytes,
-                target_pitch=slots * slot_bytes,
-                source=source + source_step * first * heads * num_tokens * slot_bytes,
-                source_pitch=num_tokens * slot_bytes,
-                width=length * slot_bytes,
-                rows=(last - first) * heads,
-            )
-
     def carry(self, context: TrtContext) -> None:
         """Queues the copies of what a run leaves for the next one beside its inputs: positions,
         scores, tokens, the step. They lie in one order on both sides, so that it is one copy.
         """
         for target, source, num_bytes in self._copies[context.name]:
             self._device.copy(target, source, num_bytes)
+
+    def resize(self, context: TrtContext, sizes: Mapping[str, int]) -> None:
+        """Gives a context smaller sizes than those it was planned for, in the same memory."""
+        context.set_sizes(sizes)
+        start, planned = self.plan.scratch[context.name]
+        needed = context.scratch_bytes()
+        if needed > planned:
+            raise RuntimeError(
+                f"TensorRT asks for {needed:,} bytes to run {context.name} at {dict(sizes)}, and"
+                f" for {planned:,} at the whole batch"
+            )
+        context.use_scratch(self._address + start, planned)
 
     def _bind(self, context: TrtContext) -> None:
         spec, name = context.spec, context.name
@@ -174,9 +211,9 @@ def _plan(contexts: Sequence[TrtContext], sizes: Mapping[str, Mapping[str, int]]
         ]
         private[context.name] = [_sized(tensor, size) for tensor in own]
         if "prompt_tokens" in size:
-            heads = max(tensor.shape[1] for tensor in decode.cache_inputs.values())
-            shape = (size["rows"], heads, size["prompt_tokens"])
-            private[context.name].append(TensorSpec(PROMPT_POSITIONS, "int32", shape))
+            for heads in sorted({int(t.shape[1]) for t in decode.cache_inputs.values()}):
+                shape = (size["rows"], heads, size["prompt_tokens"])
+                private[context.name].append(TensorSpec(_positions(heads), "int32", shape))
     return plan_buffers(shared, private, scratch)
 
 
@@ -188,8 +225,5 @@ def _sized(tensor: TensorSpec, sizes: Mapping[str, int]) -> TensorSpec:
     )
 
 
-def _runs(lengths: np.ndarray) -> Iterator[tuple[int, int, int]]:
-    """(first row, last row + 1, length) of each run of rows whose prompts are equally long."""
-    borders = [0, *(np.flatnonzero(np.diff(lengths)) + 1).tolist(), len(lengths)]
-    for first, last in zip(borders, borders[1:], strict=False):
-        yield first, last, int(lengths[first])
+def _positions(heads: int) -> str:
+    return f"{PROMPT_POSITIONS}.{heads}"

@@ -18,6 +18,7 @@ from ssd_export.bundle import Bundle
 from ssd_export.bundle.graphs import num_sorted_codes
 from ssd_export.errors import UserError
 from ssd_export.graph_spec import CacheTensor
+from ssd_export.runtime.draw import draw_tokens
 from ssd_export.runtime.finite import to_pixels
 from ssd_export.runtime.prompt_batch import PromptBatch
 from ssd_export.runtime.runner import Runner
@@ -26,6 +27,7 @@ from ssd_export.tensorrt.cuda_device import NO_GPU, CudaDevice, open_driver
 from ssd_export.tensorrt.device_noise import DeviceNoise
 from ssd_export.tensorrt.engine_files import EngineFiles, find_engines
 from ssd_export.tensorrt.loaded_engines import LoadedEngines
+from ssd_export.tensorrt.prompt_rows import rows_to_compute
 from ssd_export.tensorrt.target import gpu_here
 
 
@@ -105,11 +107,24 @@ class TrtRunner(Runner):
         self._needs_noise = not batch.is_greedy  # whose noise stays 0, as the memory was cleared
         self._noise.start(batch.images, memory.address("noise"))
         self._reach_noise(0)
-        prefill = ready.prefill.name
-        memory.upload("inputs_embeds", self._padded(batch.embeds), prefill)
-        ready.prefill.enqueue()
-        memory.fill_caches(prefill, batch.lengths)
+        rows, place = rows_to_compute(batch, ready.prompt_sizes)
+        ready.run_prefill(self._padded(batch.embeds[rows]), batch.lengths[rows])
+        memory.fill_caches(ready.prefill.name, batch.lengths, place, len(rows))
+        if len(rows) < len(batch.lengths):
+            self._draw_first(batch, place)
         self._step = 1
+
+    def _draw_first(self, batch: PromptBatch, place: np.ndarray) -> None:
+        """Token 0 of every image, from logits of other rows than the batch's, of which the engine
+        has sampled what is nobody's.
+        """
+        memory = self._ready.memory
+        logits = memory.download_first("logits", place.max() + 1)[place]
+        (noise,) = memory.download_first("noise", 1)
+        tokens = draw_tokens(logits, noise, batch.sampling_inputs())
+        memory.upload("logits", logits)
+        memory.upload_first("tokens", tokens[None])
+        memory.upload("prompt_length", batch.lengths)
 
     def evict(self, step: int) -> None:
         """Runs the evict engine; does nothing with the plugin, which evicts in the step (R7)."""
