@@ -50,14 +50,37 @@ needs_triton = pytest.mark.skipif(
 )
 
 
-def test_without_a_gpu_it_says_so_and_writes_nothing(
+def test_without_a_gpu_every_task_is_listed_as_not_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(gpu_report, "gpu_here", lambda: None)
-    assert gpu_report.main(["--out", str(tmp_path / "gpu.json")]) == FAILED
-    said = capsys.readouterr()
-    assert said.err == "error: no NVIDIA GPU here, or no driver for it: nothing was run\n"
-    assert said.out == "" and not list(tmp_path.iterdir())
+    out = tmp_path / "gpu.json"
+    assert gpu_report.main(["--out", str(out)]) == UNFINISHED
+    said, found = capsys.readouterr(), json.loads(out.read_text())["results"]
+    no_gpu = "no NVIDIA GPU here, or no driver for it"
+    names = {
+        (part, task.name) for part in gpu_report.PARTS for task in gpu_report.part_tasks(part, 90)
+    }
+    assert len(names) > 10
+    assert set(said.err.splitlines()) == {f"not run: {p}: {name} ({no_gpu})" for p, name in names}
+    assert set(found["unfinished"]) == {f"{part}: {name} ({no_gpu})" for part, name in names}
+    rows = found["tables"][0]["rows"]
+    assert {tuple(row[:3]) for row in rows} == {(*name, "not run") for name in names}
+    assert json.loads(said.out) == found["tables"]
+
+
+def test_without_a_gpu_results_of_another_machine_are_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(gpu_report, "gpu_here", lambda: 90)
+    monkeypatch.setattr(gpu_report, "part_tasks", lambda *part: [GOOD])
+    out = tmp_path / "gpu.json"
+    gpu_report.main(["--out", str(out), "--part", "kernel"])
+    before = json.loads(out.read_text())["results"]["parts"]["kernel"]
+    monkeypatch.setattr(gpu_report, "gpu_here", lambda: None)
+    assert gpu_report.main(["--out", str(out), "--part", "kernel"]) == UNFINISHED
+    assert json.loads(out.read_text())["results"]["parts"]["kernel"] == before
+    assert "not run: kernel: good (no NVIDIA GPU" in capsys.readouterr().err
 
 
 def not_here() -> dict:
