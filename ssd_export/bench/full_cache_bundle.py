@@ -19,7 +19,8 @@ from tempfile import gettempdir
 from ssd_export.bundle import Bundle, open_bundle, write_bundle, write_config
 from ssd_export.dtypes import DTYPES
 from ssd_export.export.exporter import write_graphs
-from ssd_export.export.weights import WEIGHTS_FILE, plan_weights
+from ssd_export.export.weight_plan import plan_weights
+from ssd_export.export.weights import WEIGHTS_FILE
 from ssd_export.locks import scratch_folder
 from ssd_export.model.checkpoint import Checkpoint
 from ssd_export.model.families import family_of

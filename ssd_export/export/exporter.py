@@ -32,7 +32,8 @@ from ssd_export.export.int8_decoder import check_can_make, make_int8_decoder
 from ssd_export.export.journal import Journal, unfinished_folder
 from ssd_export.export.onnx_writer import GraphWriter, write_decode_step, write_evict, write_prefill
 from ssd_export.export.quantize import precision_facts
-from ssd_export.export.weights import WEIGHTS_FILE, Weight, plan_weights, write_weights
+from ssd_export.export.weight_plan import plan_weights
+from ssd_export.export.weights import WEIGHTS_FILE, Weight, write_weights
 from ssd_export.export.window_writer import write_decode_rows, write_decode_window
 from ssd_export.graph_spec import GraphSpec
 from ssd_export.machine import check_disk

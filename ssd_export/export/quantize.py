@@ -9,7 +9,7 @@ whose inputs are the codebook's few numbers, keep the model's dtype.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING
 
 import onnx_ir as ir
@@ -52,7 +52,7 @@ class QuantizedMatrix:
         self,
         name: str,
         shape: tuple[int, int],
-        sources: list[Callable[[], Tensor]],
+        sources: Sequence[Callable[[], Tensor]],
         scheme: Scheme,
         dtype: torch.dtype,
     ) -> None:

@@ -15,7 +15,7 @@ from ssd_export.bundle import Bundle
 from ssd_export.config import ModelConfig
 from ssd_export.dtypes import BY_ONNX
 from ssd_export.errors import UserError
-from ssd_export.export.weights import plan_weights
+from ssd_export.export.weight_plan import plan_weights
 from ssd_export.graph_spec import GraphSpec, TensorSpec
 from ssd_export.model.checkpoint import Checkpoint
 from ssd_export.policy.allocation import allocate

@@ -26,7 +26,8 @@ from ssd_export.export.quantize import (
     block_lines,
     precision_facts,
 )
-from ssd_export.export.weights import Weight, plan_weights, write_weights
+from ssd_export.export.weight_plan import plan_weights
+from ssd_export.export.weights import Weight, write_weights
 from ssd_export.model.checkpoint import open_checkpoint
 from ssd_export.model.load import load_model
 from ssd_export.model.quantization import (

@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 from ssd_export.errors import UserError
-from ssd_export.export.weights import plan_weights, write_weights
+from ssd_export.export.weight_plan import plan_weights
+from ssd_export.export.weights import write_weights
 from ssd_export.model.checkpoint import open_checkpoint
 from ssd_export.model.conversion import check_finite, convert
 from ssd_export.model.quantization import Scheme, dequantize, quantize, to_stored
