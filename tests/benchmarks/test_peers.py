@@ -74,6 +74,7 @@ def test_processes_take_turns_and_end(tmp_path: Path, monkeypatch: pytest.Monkey
     script.write_text(STUB)
     peers = [Peer(compare.REFERENCE, "", script), Peer("other", "", script)]
     found = measure(StubPlace(tmp_path, 1), peers, 1, 1)
+    assert len(found) == 2
     assert all(len(one["cpu_ms"]) == len(one["wall_ms"]) == 2 for one in found.values())
     assert all(one["peak_mb"] > 1 and min(one["cpu_ms"]) > 0 for one in found.values())
     json.dumps(found)

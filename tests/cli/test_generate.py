@@ -146,8 +146,10 @@ class Unwritable(io.StringIO):
     def __init__(self, error: Exception) -> None:
         super().__init__()
         self._error = error
+        self.tried = 0
 
     def write(self, text: str) -> int:
+        self.tried += 1
         raise self._error
 
 
@@ -156,10 +158,12 @@ BROKEN = [BrokenPipeError(32, "Broken pipe"), OSError(28, "No space"), ValueErro
 
 @pytest.mark.parametrize("error", BROKEN, ids=["pipe", "disk", "closed"])
 def test_progress_that_cannot_be_written_ends_nothing(error: Exception) -> None:
-    with ProgressReport(Unwritable(error), clock=iter(range(0, 1000, 100)).__next__) as progress:
+    stream = Unwritable(error)
+    with ProgressReport(stream, clock=iter(range(0, 1000, 100)).__next__) as progress:
         progress("stage", 0, 1)
         progress("stage", 1, 2)
         progress("other", 2, 2)
+    assert stream.tried, "nothing was written"
 
 
 def test_generate_goes_on_without_a_stderr(

@@ -40,6 +40,13 @@ def anchors(document: str) -> set[str]:
     return {re.sub(r"[^\w\- ]", "", heading).strip().replace(" ", "-") for heading in headings}
 
 
+def test_links_and_names_are_seen() -> None:
+    """The tests below say nothing of what these patterns overlook."""
+    texts = [text_of(document) for document in DOCUMENTS]
+    assert sum(len(LINK.findall(text)) for text in texts) > 100
+    assert sum(len(SOURCE.findall(code)) for text in texts for code in CODE.findall(text)) > 25
+
+
 @pytest.mark.parametrize("document", DOCUMENTS)
 def test_relative_links_lead_to_a_file_and_a_heading(document: str) -> None:
     for target in LINK.findall(text_of(document)):

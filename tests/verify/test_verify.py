@@ -63,6 +63,7 @@ def test_a_right_bundle_is_verified_up_to_the_image(
     ]
     proof = rungs["compression"]
     assert proof["bytes_allocated"] == proof["bytes_promised"] < proof["bytes_full_cache"]
+    assert proof["groups"]
     assert all(group["slots"] == group["promised"] for group in proof["groups"])
     assert min(rungs["logits"]["tokens_evicted_by_row"]) > 1000
     assert report["not_run"] == []
