@@ -11,6 +11,7 @@ import pytest
 from ssd_export.export.exporter import export_bundle
 from ssd_export.export.temporary_bundle import PolicyChoice
 from tests.engines.builds import Builds
+from tests.made_once import made_once, run_folder
 
 CHOICES = {
     "ssd-auto": PolicyChoice(),
@@ -31,20 +32,20 @@ CHOICES = {
 @pytest.fixture(scope="session")
 def build(tmp_path_factory: pytest.TempPathFactory) -> Builds:
     kept = os.environ.get("SSD_ENGINES_BUILD")
-    folder = Path(kept) if kept else tmp_path_factory.mktemp("engines")
+    folder = Path(kept) if kept else run_folder(tmp_path_factory) / "engines"
     folder.mkdir(parents=True, exist_ok=True)
-    return Builds(folder)
+    return Builds(folder, kept is not None)
 
 
 @pytest.fixture(scope="session")
 def bundles(one_thread: None, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    """The bundle of a name of CHOICES; not to be changed."""
-    made: dict[str, Path] = {}
+    """The bundle of a name of CHOICES, exported once a run; not to be changed."""
+    folder = run_folder(tmp_path_factory) / "engine-bundles"
 
     def bundle(name: str) -> Path:
-        if name not in made:
-            spec = CHOICES[name].export_spec(tmp_path_factory.mktemp("bundle") / name)
-            made[name] = export_bundle(spec)
-        return made[name]
+        made = made_once(
+            folder / name, lambda made: export_bundle(CHOICES[name].export_spec(made / "b"))
+        )
+        return made / "b"
 
     return bundle

@@ -16,7 +16,7 @@ import pytest
 from PIL import Image
 
 from ssd_export.runtime.generate import ImageGenerator
-from tests.engines.builds import ENGINES, Builds, one_line, run
+from tests.engines.builds import ENGINES, Builds, by_clang, one_line, run
 from tests.engines.cases import prompt_encoder, run_cases
 
 Bundles = Callable[[str], Path]
@@ -200,8 +200,7 @@ def test_a_debian_package_that_brings_onnxruntime(build: Builds, tmp_path: Path)
     if configured.returncode:
         pytest.skip(one_line(configured))
     folder = build.folder / "package"
-    compiled = run(["cmake", "--build", folder])
-    assert compiled.returncode == 0, compiled.stderr[-2000:]
+    build.compile(folder)
     packed = run(["cpack", "-G", "DEB", "-B", tmp_path], cwd=folder)
     assert packed.returncode == 0, packed.stdout + packed.stderr
     (package,) = tmp_path.glob("*.deb")
@@ -218,19 +217,17 @@ def test_a_debian_package_that_brings_onnxruntime(build: Builds, tmp_path: Path)
 @pytest.mark.slow
 def test_clang_compiles_it_without_a_warning(build: Builds) -> None:
     need("clang++")
-    build(
-        "clang",
-        "-DCMAKE_CXX_COMPILER=clang++",
-        "-DCMAKE_C_COMPILER=clang",
-        "-DCMAKE_BUILD_TYPE=Debug",
+    compiler = re.search(
+        r"CMAKE_CXX_COMPILER:.*=(.*)", (by_clang(build) / "CMakeCache.txt").read_text()
     )
+    assert compiler[1].endswith("clang++")
 
 
 @pytest.mark.slow
 def test_a_build_without_a_tokenizer_takes_ids(
     build: Builds, bundles: Bundles, tmp_path: Path
 ) -> None:
-    bare = build("no-tokenizer", "-DSSD_RUNTIME_TOKENIZER=OFF", "-DCMAKE_BUILD_TYPE=Debug")
+    bare = build("no-tokenizer", "-DSSD_RUNTIME_TOKENIZER=OFF")
     bundle = bundles("ssd-auto")
     encoder = prompt_encoder(bundle)
     ids = encoder.encode([PROMPT], 64).ids[:1].tolist()
