@@ -44,7 +44,7 @@ int64_t weight_bytes(Bundle const& bundle) {
              " has no header; export it again with --force");
     }
     auto const* text = reinterpret_cast<char const*>(file.data()) + sizeof length;
-    int64_t sum = 0;
+    uint64_t sum = 0;
     try {
         auto const header = nlohmann::json::parse(text, text + length);
         for (auto const& [tensor, entry] : header.items()) {
@@ -55,14 +55,16 @@ int64_t weight_bytes(Bundle const& bundle) {
                                              });
             if (counts) {
                 auto const& offsets = entry.at("data_offsets");
-                sum += offsets.at(1).get<int64_t>() - offsets.at(0).get<int64_t>();
+                using Offset = nlohmann::json::number_unsigned_t;  // get_ref throws for another
+                sum += offsets.at(1).get_ref<Offset const&>();
+                sum -= offsets.at(0).get_ref<Offset const&>();
             }
         }
     } catch (nlohmann::json::exception const&) {
         fail(SSD_BAD_BUNDLE, "bundle ", bundle.path(), ": the header of ", name,
              " is damaged; export it again with --force");
     }
-    return sum;
+    return static_cast<int64_t>(sum);
 }
 
 // Float operations of a decode step of one image.

@@ -75,7 +75,7 @@ void BytePairEncoder::read_model(Json const& model) {
     }
     ignore_merges_ = model.value("ignore_merges", false);
     for (auto const& [token, id] : model.at("vocab").items()) {
-        vocabulary_.emplace(token, id.get<int32_t>());
+        vocabulary_.emplace(token, token_id(id));
     }
     int32_t rank = 0;
     for (auto const& merge : model.at("merges")) {

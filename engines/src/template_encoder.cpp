@@ -1,6 +1,7 @@
 #include "template_encoder.h"
 
 #include <algorithm>
+#include <limits>
 
 #include "failure.h"
 #include "unicode.h"
@@ -27,7 +28,7 @@ std::vector<AddedToken> added_tokens(Json const& spec) {
     for (auto const& token : spec.at("added_tokens")) {
         std::string const content = token.at("content").get<std::string>();
         bool const special = token.at("special").get<bool>();
-        added.push_back({content, token.at("id").get<int32_t>(), special || is_bracketed(content),
+        added.push_back({content, token_id(token.at("id")), special || is_bracketed(content),
                          token.value("normalized", !special), token.value("single_word", false),
                          token.value("lstrip", false), token.value("rstrip", false)});
     }
@@ -37,6 +38,15 @@ std::vector<AddedToken> added_tokens(Json const& spec) {
 constexpr size_t max_reason = 120;  // characters of a library's own words
 
 }  // namespace
+
+int32_t token_id(Json const& value) {
+    auto const id = value.get_ref<Json::number_unsigned_t const&>();
+    if (id > static_cast<uint64_t>(std::numeric_limits<int32_t>::max())) {
+        fail(SSD_BAD_BUNDLE, "tokenizer.json has the token id ", id,
+             ", which is too large: download it again");
+    }
+    return static_cast<int32_t>(id);
+}
 
 TemplateEncoder::TemplateEncoder(std::string const& content, std::string const& path,
                                  int64_t prompt_slots, int64_t vocabulary_size) try

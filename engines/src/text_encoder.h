@@ -16,6 +16,11 @@ struct AddedToken {
     bool is_control, normalized, single_word, lstrip, rstrip;
 };
 
+// A token id of a tokenizer.json. Throws for what is no whole number from 0 on, and for one that
+// int32 does not hold: get<int32_t>() would convert both, a fraction too large with undefined
+// behavior.
+int32_t token_id(nlohmann::ordered_json const& value);
+
 // Text to token ids; control tokens in the text are text.
 class TextEncoder {
 public:

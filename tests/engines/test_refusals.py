@@ -15,7 +15,7 @@ import pytest
 from ssd_export.bundle import open_bundle
 from ssd_export.errors import UserError
 from tests.bundle.mutations import REMOVED, WRONG_VALUES, mutated, places
-from tests.engines.builds import Builds, sanitized
+from tests.engines.builds import Builds, memory_checked
 from tests.engines.cases import run_cases
 from tests.scene_bundles import rewrite_manifest
 
@@ -129,7 +129,7 @@ def test_refusals_are_pythons(build: Builds, exported: Exported, tmp_path: Path)
     for name, damage in BROKEN.items():
         damage(bundles[name])
     results = run_cases(
-        sanitized(build, "address,undefined"),
+        memory_checked(build),
         [{"bundle": str(bundle), "encode": []} for bundle in bundles.values()],
         tmp_path,
     )
@@ -173,11 +173,12 @@ def test_one_wrong_value_anywhere(
         (bundle / file).write_bytes(content)
         rewrite_manifest(bundle)
         asked.append({"bundle": str(bundle), "prompts": ["a red circle"], "first_row": True})
-    results = run_cases(sanitized(build, "address,undefined"), asked, tmp_path)
+    results = run_cases(memory_checked(build), asked, tmp_path)
     refused = [made.facts["error"] for made in results if "error" in made.facts]
     assert len(refused) > NUM_MUTATIONS / 4
     for sentence in refused:
-        assert "\n" not in sentence and "; " in sentence or ": " in sentence, sentence
+        assert "\n" not in sentence, sentence
+        assert "; " in sentence or ": " in sentence, sentence
 
 
 @pytest.mark.slow
@@ -187,3 +188,28 @@ def test_graphs_that_are_none(build: Builds, exported: Exported, tmp_path: Path)
     rewrite_manifest(bundle)
     (made,) = run_cases(build("release"), [{"bundle": str(bundle), "encode": []}], tmp_path)
     assert "onnxruntime could not open" in made.facts["error"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("place", ["vocab", "added_tokens"])
+def test_a_token_id_is_a_whole_number_that_int32_holds(
+    place: str, build: Builds, exported: Exported, tmp_path: Path
+) -> None:
+    bundles = {value: exported() for value in (1e300, 0.5, -1, 2**31)}
+    for value, bundle in bundles.items():
+        path = bundle / "tokenizer.json"
+        spec = json.loads(path.read_text(encoding="utf-8"))
+        if place == "vocab":
+            spec["model"]["vocab"][next(iter(spec["model"]["vocab"]))] = value
+        else:
+            spec["added_tokens"][-1]["id"] = value
+        path.write_text(json.dumps(spec), encoding="utf-8")
+        rewrite_manifest(bundle)
+    asked = [{"bundle": str(bundle), "encode": ["a"]} for bundle in bundles.values()]
+    *wrong, large = [
+        made.facts["error"] for made in run_cases(memory_checked(build), asked, tmp_path)
+    ]
+    assert all("is not a tokenizer.json (" in error for error in wrong)
+    assert large == (
+        "tokenizer.json has the token id 2147483648, which is too large: download it again"
+    )
