@@ -11,8 +11,8 @@ CPP = $(shell git ls-files --cached --others --exclude-standard '*.c' '*.cpp' '*
 
 # One thread in each process: on a busy machine the spinning workers of a second one make torch many times slower.
 PYTEST := OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(RUN) -m pytest
-# A process for each core, at most four for the memory they take.
-PARALLEL := --numprocesses auto --maxprocesses 4 --dist loadfile
+# A process for each core, at most four for the memory they take. The order is tests/conftest.py's.
+PARALLEL := --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 PLATFORM := $(shell uname -sm)
 
 .PHONY: help demo demo-engine test test-fast test-lowest fuzz lint types format docs bench clean

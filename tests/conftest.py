@@ -12,6 +12,34 @@ from hypothesis import HealthCheck, settings
 
 pytest_plugins = ["tests.scene_bundles"]
 
+ROOT = Path(__file__).parents[1]
+# Files of half a minute and more on one core, the longest first. A worker takes a file at a time:
+# one of these at the end would run while the others have nothing left. Files that wait for the
+# same build stand apart.
+LONGEST = (
+    "tests/docs/test_snippets.py",
+    "tests/engines/test_generate.py",
+    "tests/kernels/test_decode_attention.py",
+    "tests/engines/test_tensorrt.py",
+    "tests/plugins/test_launcher.py",
+    "tests/plan/test_against_measurement.py",
+    "tests/engines/test_refusals.py",
+    "tests/prompt_files/test_on_ray.py",
+    "tests/test_packaging.py",
+    "tests/demo/test_recipe.py",
+    "tests/engines/test_package.py",
+    "tests/engines/test_misuse.py",
+    "tests/kernels/test_compile.py",
+    "tests/runtime/test_foreign_files.py",
+    "tests/runtime/test_runners_agree.py",
+    "tests/runtime/test_lookahead.py",
+    "tests/tensorrt/test_runner.py",
+    "tests/model/test_conversion.py",
+    "tests/serve/test_server.py",
+    "tests/sweep/test_sweep.py",
+    "tests/benchmarks/test_gpu_report.py",
+)
+
 # The same examples on every run, however slow the machine is, and no database of them in the
 # working folder.
 settings.register_profile(
@@ -22,6 +50,19 @@ settings.register_profile(
     suppress_health_check=[HealthCheck.too_slow],
 )
 settings.load_profile("repeatable")
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """`-m serial` imports the files of such tests alone: all of them take half a minute."""
+    if config.option.markexpr == "serial" and collection_path.suffix == ".py":
+        return "mark.serial" not in collection_path.read_text(encoding="utf-8") or None
+    return None
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest files first; the others as they stand."""
+    place = {ROOT / name: number for number, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: place.get(item.path, len(LONGEST)))
 
 
 @pytest.fixture(scope="session", autouse=True)
