@@ -57,9 +57,12 @@ class AllocatedBatch:
             self._sizes(rows, files.prompt_slots),
         )
         self._prompt_slots, self._rows_per_image = files.prompt_slots, rows // num_images
-        self._try_out(rows)
-        captures = all(context.is_capturable() for context in (self._decode, *self._evicts))
-        self.graphs = StepGraphs(device, self.queue_step, self.queue_evict, captures)
+        with ExitStack() as undo:
+            undo.callback(self.memory.close)
+            self._try_out(rows)
+            captures = all(context.is_capturable() for context in (self._decode, *self._evicts))
+            self.graphs = StepGraphs(device, self.queue_step, self.queue_evict, captures)
+            undo.pop_all()
 
     def run_prefill(self, embeds: np.ndarray, lengths: np.ndarray) -> None:
         """Queues the prefill of these rows, as many as a number of prompt_sizes has.

@@ -5,6 +5,7 @@ name.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 
 import numpy as np
 
@@ -49,8 +50,11 @@ class BatchMemory:
         )
         self._address = device.allocate(self.plan.num_bytes)
         self._copies: dict[str, list[tuple[int, int, int]]] = {}
-        for context in (decode, *others):
-            self._bind(context)
+        with ExitStack() as undo:
+            undo.callback(self.close)
+            for context in (decode, *others):
+                self._bind(context)
+            undo.pop_all()
 
     def buffer(self, name: str, context: str = "") -> Buffer:
         """A buffer that is private to the context, else the shared one of that name."""

@@ -67,11 +67,15 @@ class CudaDevice:
         self._context = self._call(
             "cuDevicePrimaryCtxRetain", self._device
         )  # the one that TensorRT uses
-        self.use()
-        self._stream = self._call(
-            "cuStreamCreate", int(driver.CUstream_flags.CU_STREAM_NON_BLOCKING)
-        )
         self._sources: list[np.ndarray] = []  # arrays that the stream may still read
+        try:
+            self.use()
+            self._stream = self._call(
+                "cuStreamCreate", int(driver.CUstream_flags.CU_STREAM_NON_BLOCKING)
+            )
+        except BaseException:
+            self._driver.cuDevicePrimaryCtxRelease(self._device)
+            raise
 
     @property
     def stream(self) -> int:
@@ -169,7 +173,11 @@ class CudaDevice:
         """A kernel of a cubin for this GPU, or of PTX, which the driver compiles for it."""
         self.use()
         module = self._call("cuModuleLoadData", image + b"\0")
-        return Kernel(module, self._call("cuModuleGetFunction", module, entry.encode()))
+        try:
+            return Kernel(module, self._call("cuModuleGetFunction", module, entry.encode()))
+        except BaseException:
+            self._driver.cuModuleUnload(module)
+            raise
 
     def launch_kernel(
         self,
@@ -209,10 +217,10 @@ class CudaDevice:
         self._call("cuStreamBeginCapture", self._stream, mode)
         try:
             work()
-        except BaseException:
-            self._driver.cuStreamEndCapture(
-                self._stream
-            )  # leaves the stream usable; its own complaint adds nothing
+        except BaseException:  # the stream has to be usable again; a second complaint adds nothing
+            result, *graph = self._driver.cuStreamEndCapture(self._stream)
+            if result == self._driver.CUresult.CUDA_SUCCESS:
+                self._driver.cuGraphDestroy(*graph)
             raise
         graph = self._call("cuStreamEndCapture", self._stream)
         try:

@@ -29,16 +29,26 @@ class LoadedEngines:
 
     def __init__(self, files: EngineFiles, specs: dict[str, GraphSpec], device: CudaDevice) -> None:
         self._files, self._specs, self._device = files, specs, device
-        device.use()
-        self._runtime = open_runtime(files.flavor, files.register_plugin())
+        self._runtime: Any = None
         self._cache = RuntimeCache(files)
         self._engines: dict[str, TrtEngine] = {}
         self._contexts: dict[tuple[str, int], TrtContext] = {}
+        self._memory = 0
+        with ExitStack() as undo:
+            undo.callback(self.close)
+            self._open()
+            undo.pop_all()
+
+    def _open(self) -> None:
+        """Opens the runtime and brings the weights to the device."""
+        files, device = self._files, self._device
+        device.use()
+        self._runtime = open_runtime(files.flavor, files.register_plugin())
         weights = files.all_weights()
         offsets, self.weight_bytes = place_weights(
             {name: weight.num_bytes for name, weight in weights.items()}
         )
-        always = files.num_bytes(name for name in specs if not name.endswith("_top_k"))
+        always = files.num_bytes(name for name in self._specs if not name.endswith("_top_k"))
         check_device_memory(
             "the model", self.weight_bytes + always, device.memory_bytes()[0], WAYS_OUT
         )

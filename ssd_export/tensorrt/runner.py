@@ -61,6 +61,8 @@ class TrtRunner(Runner):
     """Engines are loaded when first needed and kept; a batch of another size gets new buffers and
     graphs.
 
+    The device is the runner's from now on, and given back with it, also where opening it fails.
+
     Raises: UserError for a plugin library that is missing, or too little device memory.
     """
 
@@ -73,8 +75,12 @@ class TrtRunner(Runner):
             self.no_top_k = "engines for top-k are built with build-engine --top-k"
         self._config = bundle.config.model
         self._evicts = EVICT in bundle.config.graphs and not files.evicts_in_step
-        self._engines = LoadedEngines(files, bundle.config.graphs, device)
-        self._noise = DeviceNoise(device, self._config)
+        with ExitStack() as undo:
+            undo.callback(device.close)
+            self._engines = LoadedEngines(files, bundle.config.graphs, device)
+            undo.callback(self._engines.close)
+            self._noise = DeviceNoise(device, self._config)
+            undo.pop_all()
         self._allocated: AllocatedBatch | None = None
         self._step, self._needs_noise, self._is_open = 0, False, True
 

@@ -160,6 +160,7 @@ def test_a_capture_refuses_what_waits() -> None:
     address = device.allocate(256)
     with pytest.raises(RuntimeError, match="STREAM_CAPTURE_UNSUPPORTED"):
         device.capture(lambda: device.download(address, (4,), np.uint8))
+    assert not cuda.graphs, "what was captured until then is not kept"
     graph = device.capture(lambda: device.copy(address + 128, address, 4))
     device.upload(address, np.arange(4, dtype=np.uint8))
     assert device.download(address + 128, (4,), np.uint8).tolist() == [0xCD] * 4, (
