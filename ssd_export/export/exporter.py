@@ -23,13 +23,14 @@ from ssd_export.bundle import (
     write_config,
 )
 from ssd_export.bundle.config import HEAD_WEIGHTS, Precision, WeightFormat
-from ssd_export.bundle.graphs import evict_specs, keeps_rows
+from ssd_export.bundle.graphs import FUSED, evict_specs, keeps_rows
 from ssd_export.config import EMBED_TOKENS, ModelConfig
 from ssd_export.dtypes import MODEL_DTYPES, ModelDtype
 from ssd_export.errors import UserError
 from ssd_export.export.image_decoder_writer import write_image_decoder
 from ssd_export.export.int8_decoder import check_can_make, make_int8_decoder
 from ssd_export.export.journal import Journal, unfinished_folder
+from ssd_export.export.layer_attention import can_fuse
 from ssd_export.export.onnx_writer import GraphWriter, write_decode_step, write_evict, write_prefill
 from ssd_export.export.quantize import precision_facts
 from ssd_export.export.weight_plan import plan_weights
@@ -396,7 +397,7 @@ def write_graphs(
     progress: Progress = lambda stage, done, total: None,
 ) -> list[GraphSpec]:
     """Writes every graph of the contract beside the weights file; evict graphs only where some
-    group needs them.
+    group needs them, and the fused forms of decode_step where there is an operator for them.
     """
     by_name = {weight.name: weight for weight in weights}
     writers: list[Callable[[GraphWriter], tuple[GraphSpec, ir.Model]]] = [
@@ -417,6 +418,11 @@ def write_graphs(
         ir.save(model, folder / f"{spec.name}.onnx")
         specs.append(spec)
         progress("graphs", done, len(writers))
+    if can_fuse(table, dtype):
+        for top_k in (False, True):
+            writer = GraphWriter(config, table, dtype, by_name, places)
+            spec, model = write_decode_step(writer, top_k, fused=True)
+            ir.save(model, folder / f"{spec.name}{FUSED}.onnx")
     return specs
 
 

@@ -301,8 +301,7 @@ def find_slot(
     overwritten by then.
     """
     rule = node.rule
-    is_ring = not (rule.by_score or rule.age_quota or _protects(rule))
-    if not node.evicts or node.evict_every > 1 or is_ring:
+    if not ranks_in_step(node):
         return ops.op(
             "ArgMin", past_position, axis=-1
         ), None  # the first -1; without empty slots the oldest token
@@ -314,6 +313,15 @@ def find_slot(
     rank = ops.op("Where", empty, ops.constant(-1.0, "float32"), rank)
     lowest = ops.op("ReduceMin", rank, ops.constant([-1]))
     return ops.op("ArgMin", rank, axis=-1), ops.op("Less", lowest, ops.constant(0.0, "float32"))
+
+
+def ranks_in_step(node: AttentionNode) -> bool:
+    """Whether the step itself looks for the token of least retention. Else there is an empty slot,
+    or the oldest token goes.
+    """
+    rule = node.rule
+    is_ring = not (rule.by_score or rule.age_quota or _protects(rule))
+    return node.evicts and node.evict_every == 1 and not is_ring
 
 
 def _protects(rule: Rule) -> bool:

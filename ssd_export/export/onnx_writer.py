@@ -26,6 +26,7 @@ from ssd_export.export.functions import (
     eviction_nodes,
     quantize_rows,
 )
+from ssd_export.export.layer_attention import layer_attention
 from ssd_export.export.operators import IR_VERSION, Operators, onnx_dtype
 from ssd_export.export.quantize import dequantize_node, onnx_type, opset_of, scale_name
 from ssd_export.export.sampler import draw_tokens, noise_of_step, num_sorted_input
@@ -124,8 +125,12 @@ def _value(tensor: TensorSpec) -> ir.Value:
     )
 
 
-def write_decode_step(writer: GraphWriter, top_k: bool = False) -> tuple[GraphSpec, ir.Model]:
-    """One step: the token before -> the next token, every cache written in place."""
+def write_decode_step(
+    writer: GraphWriter, top_k: bool = False, fused: bool = False
+) -> tuple[GraphSpec, ir.Model]:
+    """One step: the token before -> the next token, every cache written in place. fused: with one
+    operator for the attention of a layer (layer_attention.py).
+    """
     config, ops = writer.config, writer.ops
     spec = graphs.decode_step_spec(config, writer.table, writer.dtype, top_k)
     inputs = graph_inputs(spec)
@@ -145,31 +150,11 @@ def write_decode_step(writer: GraphWriter, top_k: bool = False) -> tuple[GraphSp
     outputs: dict[str, ir.Value] = {}
     for layer in range(config.num_layers):
         normed = rms_norm(writer, hidden, f"language_model.layers.{layer}.input_layernorm.weight")
-        queries, keys, values = heads_of(writer, normed, layer, cos, sin)
-        attended = []
-        for index, group in enumerate(writer.table.layers[layer]):
-            node = AttentionNode.of(
-                group, writer.table, config.query_group_size, config.head_dim, writer.dtype
-            )
-            parts = graphs.part_names(group.rule, writer.table.kv_dtype)
-            past = [inputs[CacheTensor(layer, index, part).past] for part in parts]
-            out, *present = functions.call(
-                ops,
-                node,
-                queries[index],
-                keys[index],
-                values[index],
-                position,
-                prompt_length,
-                *past,
-            )
-            attended.append(out)
-            outputs |= {
-                CacheTensor(layer, index, part).present: value
-                for part, value in zip(parts, present, strict=True)
-            }
-        merged = attended[0] if len(attended) == 1 else ops.op("Concat", *attended, axis=1)
-        hidden = after_attention(writer, hidden, ops.reshape(merged, [0, -1]), layer)
+        of_token = [cos, sin, position, prompt_length]
+        attend = _fused_attention if fused else _attention
+        merged, present = attend(writer, functions, layer, normed, of_token, inputs)
+        outputs |= present
+        hidden = after_attention(writer, hidden, merged, layer)
     logits = image_logits(writer, hidden)
     token = _draw(writer, logits, step, inputs)
     outputs |= {
@@ -179,7 +164,66 @@ def write_decode_step(writer: GraphWriter, top_k: bool = False) -> tuple[GraphSp
         "next_step": ops.op("Add", step, ops.constant([1])),
         "logits": logits,
     }
-    return spec, writer.model(spec, inputs, outputs, functions.all(writer.opset))
+    model = writer.model(spec, inputs, outputs, functions.all(writer.opset))
+    if fused:
+        model.graph.opset_imports[DOMAIN] = 1
+    return spec, model
+
+
+def _attention(
+    writer: GraphWriter,
+    functions: AttentionFunctions,
+    layer: int,
+    normed: ir.Value,
+    token: Sequence[ir.Value],
+    inputs: dict[str, ir.Value],
+) -> tuple[ir.Value, dict[str, ir.Value]]:
+    """A node for each head group: (out [B, HQ*D], present tensors by name).
+
+    Args: token: cos and sin of RoPE, position and prompt_length int32 [B].
+    """
+    ops, (cos, sin, *place) = writer.ops, token
+    queries, keys, values = heads_of(writer, normed, layer, cos, sin)
+    attended: list[ir.Value] = []
+    outputs: dict[str, ir.Value] = {}
+    for index, node in enumerate(_nodes(writer, layer)):
+        caches = _caches(layer, index, node)
+        rows = queries[index], keys[index], values[index]
+        past = [inputs[cache.past] for cache in caches]
+        out, *present = functions.call(ops, node, *rows, *place, *past)
+        attended.append(out)
+        outputs |= {cache.present: value for cache, value in zip(caches, present, strict=True)}
+    merged = attended[0] if len(attended) == 1 else ops.op("Concat", *attended, axis=1)
+    return ops.reshape(merged, [0, -1]), outputs
+
+
+def _fused_attention(
+    writer: GraphWriter,
+    functions: AttentionFunctions,
+    layer: int,
+    normed: ir.Value,
+    token: Sequence[ir.Value],
+    inputs: dict[str, ir.Value],
+) -> tuple[ir.Value, dict[str, ir.Value]]:
+    """One node for the layer; arguments and result as _attention's."""
+    nodes = _nodes(writer, layer)
+    caches = [cache for index, node in enumerate(nodes) for cache in _caches(layer, index, node)]
+    qkv = writer.linear(normed, f"layers.{layer}.qkv")
+    past = [inputs[cache.past] for cache in caches]
+    out, present = layer_attention(writer.ops, nodes, [qkv, *token], past)
+    return out, {cache.present: value for cache, value in zip(caches, present, strict=True)}
+
+
+def _nodes(writer: GraphWriter, layer: int) -> list[AttentionNode]:
+    """The node of each head group of a layer."""
+    config, table = writer.config, writer.table
+    sizes = config.query_group_size, config.head_dim, writer.dtype
+    return [AttentionNode.of(group, table, *sizes) for group in table.layers[layer]]
+
+
+def _caches(layer: int, index: int, node: AttentionNode) -> list[CacheTensor]:
+    parts = graphs.part_names(node.rule, node.kv_dtype)
+    return [CacheTensor(layer, index, part) for part in parts]
 
 
 def write_prefill(writer: GraphWriter, top_k: bool = False) -> tuple[GraphSpec, ir.Model]:

@@ -18,7 +18,7 @@ import numpy as np
 import onnxruntime as ort
 
 from ssd_export.bundle import Bundle
-from ssd_export.bundle.graphs import IMAGE_DECODER, INT8_DECODER
+from ssd_export.bundle.graphs import FUSED, IMAGE_DECODER, INT8_DECODER
 from ssd_export.dtypes import DTYPES
 from ssd_export.errors import UserError
 from ssd_export.graph_spec import NUM_SORTED_CODES, CacheTensor, GraphSpec, TensorSpec
@@ -29,6 +29,7 @@ from ssd_export.policy.schedule import eviction_kinds, full_before
 from ssd_export.runtime.finite import to_pixels
 from ssd_export.runtime.grid_row_noise import GridRowNoise
 from ssd_export.runtime.ort_errors import check_contract, computing
+from ssd_export.runtime.ort_operators import find_operators
 from ssd_export.runtime.ort_session import PROVIDERS, open_session, session_entries
 from ssd_export.runtime.prompt_batch import PromptBatch
 from ssd_export.runtime.runner import Runner
@@ -69,10 +70,12 @@ class OrtRunner(Runner):
         exact: bool = False,
         profile: Path | None = None,
         widen_on_use: bool | None = None,
+        uses_operators: bool = True,
     ) -> None:
         """Opens the sessions. profile: the beginning of the names of profiles, one of each graph,
         complete after end_profiling. widen_on_use: how float16 weights meet the CPU
-        (runtime/widen_on_use.py); None decides by this machine's memory.
+        (runtime/widen_on_use.py); None decides by this machine's memory. uses_operators: those of
+        ort_operators.py, where they are there and it need not be exact.
         """
         if provider not in PROVIDERS:
             raise UserError(f"unknown provider {provider!r}; use one of {', '.join(PROVIDERS)}")
@@ -97,6 +100,8 @@ class OrtRunner(Runner):
         )
         self._decoder = INT8_DECODER if self._can_decode_in_int8(exact) else IMAGE_DECODER
         self._profile = profile
+        uses_operators = uses_operators and not self.on_gpu and not exact
+        self._operators = find_operators() if uses_operators else None
         self._sessions: dict[str, ort.InferenceSession] = {}
         self._opening = threading.Lock()  # images may be decoded beside the steps
         self._session(
@@ -112,6 +117,11 @@ class OrtRunner(Runner):
     def decodes_in_int8(self) -> bool:
         """Whether images are decoded by the int8 decoder of the bundle."""
         return self._decoder == INT8_DECODER
+
+    @property
+    def fuses_attention(self) -> bool:
+        """Whether a layer's attention is one operator (ort_operators.py)."""
+        return self._operators is not None and f"onnx/decode_step{FUSED}.onnx" in self._bundle.files
 
     def _can_decode_in_int8(self, exact: bool) -> bool:
         """Whether the int8 decoder is there and serves; a processor that it does not is named."""
@@ -289,8 +299,9 @@ class OrtRunner(Runner):
             return self._sessions[name]
 
     def _open(self, name: str) -> ort.InferenceSession:
-        weights = self._bundle.config.text_embeddings.file
-        with self._bundle.using(f"onnx/{name}.onnx", weights) as path:
+        weights, file = self._bundle.config.text_embeddings.file, f"onnx/{name}{FUSED}.onnx"
+        operators = self._operators if file in self._bundle.files else None
+        with self._bundle.using(file if operators else f"onnx/{name}.onnx", weights) as path:
             session = open_session(
                 path,
                 self._provider,
@@ -298,6 +309,7 @@ class OrtRunner(Runner):
                 self._session_entries,
                 self._profile,
                 self.widens_on_use and name not in (IMAGE_DECODER, INT8_DECODER),
+                operators,
             )
             check_contract(session, self._specs[name], str(path))
         return session

@@ -20,6 +20,7 @@ import onnxruntime as ort
 
 from ssd_export.errors import UserError
 from ssd_export.runtime.ort_errors import open_error
+from ssd_export.runtime.ort_operators import add_operators
 
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 GPU_HELP = (
@@ -53,10 +54,12 @@ def open_session(
     entries: Mapping[str, str] = MappingProxyType({}),
     profile: Path | None = None,
     widen_on_use: bool = False,
+    operators: Path | None = None,
 ) -> ort.InferenceSession:
     """A session that runs on the provider asked for.
 
-    Args: widen_on_use: as runtime/widen_on_use.py rewrites the graph, for float16 on the CPU.
+    Args: widen_on_use: as runtime/widen_on_use.py rewrites the graph, for float16 on the CPU;
+    operators: a library of operators that the graph needs.
     Raises: UserError where ONNX Runtime would fall back silently.
     """
     options = ort.SessionOptions()
@@ -69,6 +72,8 @@ def open_session(
         options.enable_profiling, options.profile_file_prefix = True, f"{profile}-{path.stem}"
     for name, value in entries.items():
         options.add_session_config_entry(name, value)
+    if operators is not None:
+        add_operators(options, operators)
     model: str | bytes = str(path)
     if widen_on_use:
         model = _widened(path)

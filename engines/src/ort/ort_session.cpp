@@ -9,6 +9,7 @@
 #endif
 
 #include "failure.h"
+#include "layer_attention.h"
 
 namespace ssd_runtime {
 namespace {
@@ -141,10 +142,16 @@ Ort::SessionOptions OrtSessions::options() const {
 }
 
 std::shared_ptr<Ort::Session> OrtSessions::open(std::string const& graph) const {
-    std::string const path = bundle_.file("onnx/" + graph + ".onnx");
+    std::string const fused = "onnx/" + graph + "_fused.onnx";
+    bool const is_fused = !is_cuda_ && bundle_.has(fused);
+    std::string const path = bundle_.file(is_fused ? fused : "onnx/" + graph + ".onnx");
     bundle_.config().graph(graph);  // a graph without a contract is refused
     try {
-        auto session = std::make_shared<Ort::Session>(env_, path.c_str(), options());
+        Ort::SessionOptions session_options = options();
+        if (is_fused) {
+            Ort::ThrowOnError(ssd_operators::add_operators(session_options));
+        }
+        auto session = std::make_shared<Ort::Session>(env_, path.c_str(), session_options);
         give_back_freed_memory();
         check_interface(*session, graph);
         return session;

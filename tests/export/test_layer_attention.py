@@ -1,0 +1,188 @@
+"""The operator for the attention of a layer (engines/operators): against the oracle case by case,
+beside the ordinary operators token by token, and what is said where it is not there.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from contextlib import ExitStack
+from pathlib import Path
+
+import numpy as np
+import onnx_ir as ir
+import onnxruntime as ort
+import pytest
+
+from ssd_export.errors import UserError
+from ssd_export.export.exporter import export_bundle
+from ssd_export.export.functions import DOMAIN
+from ssd_export.export.layer_attention import layer_attention
+from ssd_export.export.operators import IR_VERSION, OPSET, Operators, onnx_dtype
+from ssd_export.export.temporary_bundle import PolicyChoice
+from ssd_export.runtime import ort_operators
+from ssd_export.runtime.generate import ImageGenerator
+from ssd_export.runtime.ort_operators import LIBRARY, LIBRARY_VARIABLE, add_operators
+from ssd_export.runtime.prompt_batch import PromptBatches, bundle_sampling
+from tests.cases import CASES, Case, assert_matches_oracle
+from tests.engines.builds import NEEDS, ROOT, one_line, onnxruntime_headers, run
+from tests.export.test_functions import OrtBackend
+from tests.runtime.near_ties import assert_same_tokens
+
+CAPTIONS = ["a red circle above a blue square", "two green triangles"]
+
+
+@pytest.fixture(scope="module")
+def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """$SSD_EXPORT_OPERATORS, else built now."""
+    if LIBRARY_VARIABLE in os.environ:
+        return Path(os.environ[LIBRARY_VARIABLE])
+    folder = tmp_path_factory.mktemp("operators")
+    headers = onnxruntime_headers(folder)
+    source = ROOT / "engines" / "operators"
+    try:
+        made = run(["cmake", "-S", source, "-B", folder, f"-DONNXRUNTIME_ROOT={headers}"])
+    except FileNotFoundError:
+        pytest.skip(NEEDS)
+    if made.returncode:
+        pytest.skip(one_line(made))
+    built = run(["cmake", "--build", folder])
+    assert built.returncode == 0, built.stdout[-2000:] + built.stderr[-4000:]
+    assert "warning:" not in built.stdout + built.stderr, built.stderr[-4000:]
+    return folder / LIBRARY
+
+
+class FusedBackend(OrtBackend):
+    """The case's head group as a layer: its rows concatenated, RoPE that turns by nothing."""
+
+    def __init__(self, case: Case, library: Path) -> None:
+        self.library = library
+        super().__init__(case, "float32")
+        options = ort.SessionOptions()
+        add_operators(options, library)
+        model = ir.to_proto(self._layer_model()).SerializeToString()
+        self.step_session = ort.InferenceSession(model, options)
+
+    def _run(
+        self, session: ort.InferenceSession, given: dict[str, np.ndarray]
+    ) -> np.ndarray | None:
+        if "query" in given:
+            rows = np.concatenate([given.pop(name) for name in ("query", "key", "value")], axis=1)
+            given |= {
+                "qkv": rows.reshape(len(rows), -1),
+                "cos": np.ones(rows.shape, np.float32),
+                "sin": np.zeros(rows.shape, np.float32),
+            }
+        found = super()._run(session, given)
+        if found is None:
+            return None
+        return found.reshape(len(found), -1, self.case.head_dim)
+
+    def _layer_model(self) -> ir.Model:
+        case, values = self.case, self._values()
+        num_rows = case.num_heads * (case.query_group_size + 2)
+        token = {
+            "qkv": ("B", num_rows * case.head_dim),
+            "cos": ("B", num_rows, case.head_dim),
+            "sin": ("B", num_rows, case.head_dim),
+        }
+        of_token = [_float(name, shape) for name, shape in token.items()]
+        of_token += [values["position"], values["prompt_length"]]
+        parts = ["key", "value", "position"] + ["score"] * case.rule.by_score
+        past, ops = [values[f"past_{part}"] for part in parts], Operators()
+        out, present = layer_attention(ops, [self.node], of_token, past)
+        out.name, out.type = "out", ir.TensorType(onnx_dtype("float32"))
+        for part, value, old in zip(parts, present, past, strict=True):
+            value.name, value.type = f"present_{part}", old.type
+        graph = ir.Graph(
+            [*of_token, *past],
+            [out, *present],
+            nodes=ops.tape.nodes,
+            opset_imports={"": OPSET, DOMAIN: 1},
+            name="layer",
+        )
+        return ir.Model(graph, ir_version=IR_VERSION)
+
+
+def _float(name: str, shape: tuple[str | int, ...]) -> ir.Value:
+    return ir.Value(name=name, shape=ir.Shape(shape), type=ir.TensorType(onnx_dtype("float32")))
+
+
+def is_meant(case: Case) -> bool:
+    """RoPE turns pairs, and can_fuse leaves steps that evict by age and score to the others."""
+    return case.head_dim % 2 == 0 and not (case.rule.age_quota and case.evict_every == 1)
+
+
+@pytest.mark.parametrize("case", list(filter(is_meant, CASES)), ids=lambda case: case.name)
+def test_the_operator_is_the_oracle(case: Case, library: Path) -> None:
+    assert_matches_oracle(case, FusedBackend(case, library))
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory: pytest.TempPathFactory) -> Callable[[PolicyChoice], Path]:
+    def export(choice: PolicyChoice) -> Path:
+        return export_bundle(choice.export_spec(tmp_path_factory.mktemp("bundle") / "demo"))
+
+    return export
+
+
+@pytest.mark.parametrize(
+    "choice",
+    [
+        PolicyChoice(),
+        PolicyChoice(policy="h2o"),
+        PolicyChoice(policy="streaming-llm"),
+        PolicyChoice(policy="tova"),
+        PolicyChoice(weights="int8"),
+    ],
+    ids=lambda choice: f"{choice.policy}-{choice.weights}",
+)
+def test_tokens_are_those_of_ordinary_operators(
+    choice: PolicyChoice,
+    exported: Callable[[PolicyChoice], Path],
+    library: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    path, results = exported(choice), []
+    monkeypatch.setattr(ort_operators, "SOURCE_TREE", library.parent)  # there is no build in it
+    with ExitStack() as stack:
+        for place in (str(library), ""):
+            monkeypatch.setenv(LIBRARY_VARIABLE, place)
+            opened = ImageGenerator.from_bundle(path, num_threads=1)
+            generator = stack.enter_context(opened)
+            assert generator.runner.fuses_attention == bool(place)
+            results.append((generator(CAPTIONS, seed=1).tokens, generator))
+        batches = PromptBatches.from_bundle(generator.bundle)
+        batch = batches(CAPTIONS, bundle_sampling(generator.bundle), 1)
+        assert_same_tokens(*results, batch)
+
+
+def test_rules_that_the_operator_lacks_keep_ordinary_operators(
+    exported: Callable[[PolicyChoice], Path], library: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(LIBRARY_VARIABLE, str(library))
+    path = exported(PolicyChoice(kv_dtype="int8"))
+    with ImageGenerator.from_bundle(path, num_threads=1) as generator:
+        assert not generator.runner.fuses_attention
+
+
+@pytest.mark.parametrize(
+    "content, message",
+    [(None, "is no library; build it: cmake"), (b"ELF", "build it again: cmake")],
+)
+def test_a_library_that_is_asked_for_and_not_there_is_an_error(
+    content: bytes | None,
+    message: str,
+    exported: Callable[[PolicyChoice], Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    place = tmp_path / LIBRARY
+    if content is not None:
+        place.write_bytes(content)
+    monkeypatch.setenv(LIBRARY_VARIABLE, str(place))
+    with (
+        pytest.raises(UserError, match=message),
+        ImageGenerator.from_bundle(exported(PolicyChoice()), num_threads=1) as generator,
+    ):
+        generator(CAPTIONS[:1])
