@@ -23,9 +23,9 @@ from ssd_export.tensorrt.engine_manifest import EngineEntry
 from ssd_export.tensorrt.layer_listing import Layer, hazards, unordered_dependencies
 from ssd_export.tensorrt.messages import judge, logger, one_line
 from ssd_export.tensorrt.network import check_interface, lift_weights, parse_graph
-from ssd_export.tensorrt.plan import BuildPlan
+from ssd_export.tensorrt.plan import DECODE_STEPS, BuildPlan
 from ssd_export.tensorrt.plugin import num_attention_nodes
-from ssd_export.tensorrt.step_form import KV_UPDATE, in_place
+from ssd_export.tensorrt.step_form import AS_BUNDLED, KV_UPDATE, in_place
 
 WITH_SHARED_WEIGHTS = ("prefill", "decode_step", "prefill_top_k", "decode_step_top_k")
 PLUGIN_LAYER = "PluginV3"
@@ -118,14 +118,18 @@ def write_engine(plan: BuildPlan, graph: ReadGraph, engine: Any, scratch: Path) 
     """
     _, messages = logger(plan.builder_flavor.trt)
     by_profile = messages.layers(len(plan.profiles(graph.spec.name)))
+    aliases = _aliases(plan, graph.spec)
     for layers in by_profile:  # some versions do not list them
         kinds = Counter(layer.kind for layer in layers)
         _check_plugin_layers(graph.spec, kinds, graph.num_plugin_layers)
-        _check_order(graph.spec, layers, _aliases(plan, graph.spec))
+        _check_order(graph.spec, layers, aliases)
     path = scratch / f"{graph.spec.name}.engine"
     path.write_bytes(memoryview(engine))
     warnings = judge(graph.spec.name, messages.warnings) + graph.warnings
-    warnings += _unchecked_order(by_profile, _aliases(plan, graph.spec))
+    if plan.step.form == AS_BUNDLED and graph.spec.name in DECODE_STEPS and not aliases:
+        warnings.append("every cache is copied after each step, and held twice; use --plugin on")
+    if plan.builder_flavor.lists_layers:
+        warnings += _unchecked_order(by_profile, aliases)
     if plan.step.form == KV_UPDATE and graph.spec.name in plan.step.models:
         for layers in by_profile:
             warnings += wasted_traffic(layers, graph.weights)
@@ -135,7 +139,7 @@ def write_engine(plan: BuildPlan, graph: ReadGraph, engine: Any, scratch: Path) 
 
 
 def _aliases(plan: BuildPlan, spec: GraphSpec) -> dict[str, str]:
-    return in_place(spec, plan.step.form)
+    return in_place(spec, plan.step.form, plan.builder_flavor.lists_layers)
 
 
 def _entry(

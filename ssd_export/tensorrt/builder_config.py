@@ -4,6 +4,7 @@ cache.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from ssd_export.tensorrt.plan import BuildPlan
 from ssd_export.tensorrt.step_form import engine_spec
 
 TIMING_CACHE = "timing.cache"
+log = logging.getLogger(__name__)
 # TensorRT-RTX captures only what allocates nothing by itself; a graph that cannot do so fails here,
 # where it is built, instead of on the device. TensorRT has no such flag.
 CAPTURABLE = "REQUIRE_USER_ALLOCATION"
@@ -61,11 +63,11 @@ def use_timing_cache(plan: BuildPlan, config: Any, scratch: Path) -> Callable[[]
     if in_bundle in plan.bundle.files and plan.timing_cache is None:
         sources.append(plan.bundle.file(in_bundle))
     before = next((path.read_bytes() for path in sources if path.exists()), b"")
-    config.set_timing_cache(config.create_timing_cache(before), False)
+    cache = _timing_cache(config, before)
 
     def keep() -> None:
         try:
-            kept.write_bytes(memoryview(config.get_timing_cache().serialize()))
+            kept.write_bytes(memoryview(cache.serialize()))
         except OSError as error:
             raise UserError(
                 f"cannot write the timing cache {kept} ({error.strerror}); choose another"
@@ -73,3 +75,16 @@ def use_timing_cache(plan: BuildPlan, config: Any, scratch: Path) -> Callable[[]
             ) from error
 
     return keep
+
+
+def _timing_cache(config: Any, before: bytes) -> Any:
+    """The builder's timing cache with what earlier builds measured; empty where TensorRT does not
+    take that: of another GPU or version, or damaged.
+    """
+    cache = config.create_timing_cache(before)
+    if cache is not None and config.set_timing_cache(cache, False):
+        return cache
+    log.warning("the timing cache is of another GPU or version of TensorRT: measured anew")
+    empty = config.create_timing_cache(b"")
+    config.set_timing_cache(empty, False)
+    return empty

@@ -9,6 +9,7 @@ current, since images may be generated from any thread. Names of the Python API:
 
 from __future__ import annotations
 
+import logging
 import mmap
 from collections.abc import Callable, Collection, Mapping
 from functools import partial
@@ -22,6 +23,8 @@ from ssd_export.tensorrt.cuda_device import CudaDevice
 from ssd_export.tensorrt.flavors import Flavor
 from ssd_export.tensorrt.messages import logger, one_line
 from ssd_export.tensorrt.step_form import size_of
+
+log = logging.getLogger(__name__)
 
 
 def open_runtime(flavor: Flavor, host_code_allowed: bool) -> Any:
@@ -74,6 +77,7 @@ class TrtEngine:
                 f"TensorRT cannot load {path} ({self.reason()}); build the engines again with"
                 " build-engine"
             )
+        self._tell_warnings()
         different = self._different_tensors(weights)
         if different:
             self._engine = None  # not to live on with the error
@@ -110,6 +114,7 @@ class TrtEngine:
                 f"TensorRT cannot run {self.spec.name} here ({self.reason()}); free device memory,"
                 " or use --runner ort"
             )
+        self._tell_warnings()
         return context
 
     @property
@@ -138,6 +143,11 @@ class TrtEngine:
         said = self._messages.errors_since(self._said)
         return one_line(said[-1]) if said else "it gave no reason"
 
+    def _tell_warnings(self) -> None:
+        """Hands on what TensorRT warns of, say an engine that was tuned for another GPU."""
+        for warning in self._messages.take_warnings():
+            log.warning("%s: %s", self.spec.name, warning)
+
     def close(self) -> None:
         """Destroys the engine, after its contexts."""
         self._device.use()
@@ -154,7 +164,14 @@ class TrtEngine:
             if DTYPES[tensors[name]].tensorrt != engine.get_tensor_dtype(name).name
             or engine.get_tensor_location(name) != device
         }
-        return sorted(names ^ {*tensors, *weights} | unlike)
+        return sorted(names ^ {*tensors, *weights} | unlike | self._undeclared_aliases(names))
+
+    def _undeclared_aliases(self, names: Collection[str]) -> set[str]:
+        """Outputs that the engine writes over another input than engine.json says: TensorRT tells
+        this from 10.15 on, and TensorRT-RTX.
+        """
+        declared = getattr(self._engine, "get_aliased_input_tensor", lambda name: None)
+        return {name for name in names if declared(name) not in (None, "", self.aliases.get(name))}
 
 
 class TrtContext:

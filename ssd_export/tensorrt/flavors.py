@@ -32,6 +32,11 @@ class Flavor:
         """Whether engines are built for GPUs that this machine does not have."""
         return self.name == "tensorrt-rtx"
 
+    @property
+    def lists_layers(self) -> bool:
+        """Whether the builder lists what every layer reads and writes (layer_listing.py)."""
+        return self.name == "tensorrt-rtx"
+
     def accepts(self, capability: int) -> bool:
         """Whether an engine can be built for a compute capability (times ten) by its number."""
         return self.builds_anywhere and f"SM{capability}" in self.trt.ComputeCapability.__members__

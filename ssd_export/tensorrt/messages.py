@@ -54,6 +54,11 @@ class Messages:
         """Errors after the first `mark` ones."""
         return self.errors[mark:]
 
+    def take_warnings(self) -> list[str]:
+        """The warnings since `clear` or the last call, each once, without harmless ones."""
+        said, self.warnings = self.warnings, []
+        return [one_line(text) for text in dict.fromkeys(said) if not HARMLESS.search(text)]
+
     def layers(self, num_profiles: int) -> list[list[Layer]]:
         """The layers of each profile of the engine, as the builder lists them; empty where it does
         not.

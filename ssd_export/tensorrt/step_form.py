@@ -13,7 +13,8 @@ aliases over its input. A builder fuses: it makes one kernel of "the least posit
 and "the positions after the eviction", which then overwrites what its other blocks still read. So
 an engine of plain operators shares only keys and values, which no kernel reduces and overwrites at
 once; positions and scores, a few bytes a slot, are copied to their inputs after a run. Every build
-is checked against its layer listing (layer_listing.hazards).
+is checked against its layer listing (layer_listing.hazards). TensorRT lists no such thing: there
+the bundle's form shares nothing, and every cache is copied to its input after a run.
 """
 
 from __future__ import annotations
@@ -67,8 +68,15 @@ def num_elements(tensor: TensorSpec, sizes: Mapping[str, int]) -> int:
     return prod(size_of(dimension, sizes) for dimension in tensor.shape)
 
 
-def in_place(spec: GraphSpec, form: Form) -> dict[str, str]:
-    """Output -> the input whose memory it is."""
+def in_place(spec: GraphSpec, form: Form, lists_layers: bool = True) -> dict[str, str]:
+    """Output -> the input whose memory it is.
+
+    Args: lists_layers: whether the builder says which layers read and write a tensor, in what
+    order. Plugin and kv-update declare to TensorRT what they overwrite; the bundle's form declares
+    nothing, so that only a listing shows that its caches may be shared.
+    """
+    if form == AS_BUNDLED and not lists_layers:
+        return {}
     caches = (CacheTensor.parse(output) for output in spec.aliases)
     return {
         cache.present: cache.past

@@ -83,7 +83,7 @@ def write_engines(
                 onnx_sha256=bundle.files[f"onnx/{name}.onnx"].sha256,
                 layers={},
                 profiles=profiles_of(name, Batch(*images), prompt_slots, decoder_images),
-                aliases=in_place(bundle.config.graphs[name], form),
+                aliases=in_place(bundle.config.graphs[name], form, flavor == "tensorrt-rtx"),
                 weights=shared if name.startswith(WITH_WEIGHTS) else {},
                 activation_bytes=None,
                 seconds=1.0,

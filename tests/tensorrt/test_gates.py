@@ -25,11 +25,12 @@ from ssd_export.tensorrt import build_graph as module
 from ssd_export.tensorrt import build_memory, builder_config
 from ssd_export.tensorrt import plan as build_plan
 from ssd_export.tensorrt.build_graph import GraphEngine, build_graph, read_graph
+from ssd_export.tensorrt.flavors import Flavor
 from ssd_export.tensorrt.layer_listing import Layer, unordered_dependencies
 from ssd_export.tensorrt.messages import Messages, logger
-from ssd_export.tensorrt.plan import BuildPlan, BuildSpec, plan_build
+from ssd_export.tensorrt.plan import BuildPlan, BuildSpec, StepPlan, plan_build
 from ssd_export.tensorrt.profiles import Profile
-from ssd_export.tensorrt.step_form import KV_UPDATE
+from ssd_export.tensorrt.step_form import AS_BUNDLED, KV_UPDATE
 from ssd_export.tensorrt.target import Batch
 from tests.janus_checkpoints import TinyJanus
 from tests.runtime.checkpoints import bundle, checkpoint, head_map_file
@@ -199,3 +200,15 @@ def test_a_graph_with_other_outputs_than_its_contract_is_a_bug(path: Path) -> No
     *others, last = spec.outputs
     with pytest.raises(ValueError, match=rf"decode_step: .* outputs differ .* \['{last.name}'\]"):
         read_graph(made, replace(spec, outputs=tuple(others)))
+
+
+@pytest.mark.parametrize("lists_layers", [True, False])
+def test_the_bundle_s_form_shares_no_cache_where_nothing_shows_that_it_may(
+    lists_layers: bool, path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """TensorRT is told of no alias here and lists no layers: it may overwrite what it reads."""
+    made = replace(plan(path), step=StepPlan(AS_BUNDLED))
+    monkeypatch.setattr(Flavor, "lists_layers", property(lambda self: lists_layers))
+    engine = build(made, "decode_step", tmp_path)
+    assert bool(engine.entry.aliases) == lists_layers
+    assert any("copied after each step" in text for text in engine.warnings) != lists_layers

@@ -196,23 +196,37 @@ def test_freed_buffers_are_given_back() -> None:
 
 
 class TimingCaches:
-    """A builder config's side of a timing cache: what it holds, and what a build measured."""
+    """A builder config's side of a timing cache: what it holds, and what a build measured. foreign:
+    what it does not take; damaged: what it makes no cache of.
+    """
 
-    def __init__(self) -> None:
-        self.given = b""
+    def __init__(self, foreign: tuple[bytes, ...] = (), damaged: tuple[bytes, ...] = ()) -> None:
+        self.given, self.foreign, self.damaged = b"", foreign, damaged
 
-    def create_timing_cache(self, data: bytes) -> TimingCaches:
+    def create_timing_cache(self, data: bytes) -> TimingCaches | None:
         self.given = data
-        return self
+        return None if data in self.damaged else self
 
-    def set_timing_cache(self, cache: TimingCaches, ignore_mismatch: bool) -> None:
+    def set_timing_cache(self, cache: TimingCaches, ignore_mismatch: bool) -> bool:
         assert cache is self and not ignore_mismatch
+        return self.given not in self.foreign
 
     def get_timing_cache(self) -> TimingCaches:
         return self
 
     def serialize(self) -> bytes:
         return self.given + b" and more"
+
+
+@pytest.mark.parametrize("foreign", [b"of another GPU", b"damaged"])
+def test_a_timing_cache_that_tensorrt_does_not_take_is_measured_anew(
+    foreign: bytes, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    kept = tmp_path / "timing.cache"
+    kept.write_bytes(foreign)
+    caches = TimingCaches(foreign=(b"of another GPU",), damaged=(b"damaged",))
+    use_timing_cache(timing_plan(kept), caches, tmp_path)()
+    assert kept.read_bytes() == b" and more" and "measured anew" in caplog.text
 
 
 def timing_plan(timing_cache: Path | None, bundled: Path | None = None) -> Any:

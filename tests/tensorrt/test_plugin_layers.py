@@ -71,6 +71,7 @@ def test_the_plugin_flavor_has_one_plugin_layer_for_each_attention(built: tuple)
             "caches are written in place by the plugin alone"
         )
     assert plugin.flags.aliased_plugin_io
+    assert not any("not checked" in warning for warning in plugin.warnings)
     assert "evict" not in plugin.graphs, "the kernel evicts by itself"
 
 

@@ -185,6 +185,41 @@ def test_an_engine_with_other_tensors_than_the_contract(
         assert "has other tensors than the bundle says" in refused(lambda: generator(PROMPTS[:1]))
 
 
+def test_an_engine_that_overwrites_another_input_than_engine_json_says(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from tests.tensorrt.trt_double import EngineDouble
+
+    made = doubles(monkeypatch, copied_bundle(tmp_path))
+    declared = {"present.0.0.key": "past_key_values.0.1.key"}
+    monkeypatch.setattr(
+        EngineDouble, "get_aliased_input_tensor", lambda self, name: declared.get(name)
+    )
+    with made.generator() as generator:
+        message = refused(lambda: generator(PROMPTS[:1]))
+    assert "engine has other tensors than the bundle says (present.0.0.key)" in message
+
+
+def test_what_tensorrt_warns_of_is_handed_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    from tests.tensorrt.trt_double import RuntimeDouble, Severity
+
+    made = doubles(monkeypatch, copied_bundle(tmp_path, "full"))
+    load = RuntimeDouble.deserialize_cuda_engine
+    text = "Using an engine plan file across different models of devices is not recommended"
+
+    def warning(self: RuntimeDouble, serialized_engine: object) -> object:
+        self._log.log(Severity.WARNING, text)
+        return load(self, serialized_engine)
+
+    monkeypatch.setattr(RuntimeDouble, "deserialize_cuda_engine", warning)
+    with made.generator() as generator:
+        generator(PROMPTS[:1])
+    told = [record.getMessage() for record in caplog.records if text in record.getMessage()]
+    assert f"prefill: {text}" in told and len(told) == len(set(told)) == 3
+
+
 def test_an_engine_file_that_was_exchanged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     made = doubles(monkeypatch, copied_bundle(tmp_path))
     (folder,) = {

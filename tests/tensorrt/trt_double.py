@@ -213,6 +213,10 @@ class EngineDouble(OnDevice):
     def get_tensor_location(self, name: str) -> TensorLocation:
         return TensorLocation.DEVICE
 
+    def get_aliased_input_tensor(self, name: str) -> str | None:
+        """What the KV-cache-update layer declares."""
+        return self.aliases.get(name) if self.trt.engines.form == KV_UPDATE else None
+
     def create_runtime_config(self) -> RuntimeConfigDouble:
         assert self.trt.is_rtx, "TensorRT 10.3 has no runtime configuration"
         return RuntimeConfigDouble(self.trt)
