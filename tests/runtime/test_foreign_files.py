@@ -61,7 +61,7 @@ def outcome(path: Path, runner: str, top_k: int = 0) -> str:
         message = str(error)
         assert "\n" not in message and len(message) < 1500, message
         return message
-    assert np.array(image).std() >= 0
+    assert np.asarray(image).shape == (48, 48, 3)
     return ""
 
 
@@ -83,11 +83,12 @@ def variants(content: bytes) -> dict[str, bytes]:
 def test_a_damaged_file_is_one_sentence_or_harmless(
     whole: Path, changed: Callable[[str, bytes], Path], name: str
 ) -> None:
-    refused = 0
-    for content in variants((whole / name).read_bytes()).values():
-        for runner in RUNNERS:
+    refused, is_graph = 0, name.endswith(".onnx")
+    for variant, content in variants((whole / name).read_bytes()).items():
+        # The torch runner reads no graph: one image shows it.
+        for runner in RUNNERS if not is_graph or variant == "random" else ("ort",):
             refused += outcome(changed(name, content), runner, int("top_k" in name)) != ""
-    assert refused >= (4 if name in GRAPHS or name.endswith("evict.onnx") else 8)
+    assert refused >= (4 if is_graph else 8)
 
 
 @pytest.mark.parametrize("name", GRAPHS)
