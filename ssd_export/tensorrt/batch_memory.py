@@ -20,7 +20,7 @@ from ssd_export.tensorrt.device_buffers import (
     plan_buffers,
 )
 from ssd_export.tensorrt.engine import TrtContext
-from ssd_export.tensorrt.prompt_rows import CacheRows, spreads
+from ssd_export.tensorrt.prompt_rows import CacheRows, prompt_runs
 from ssd_export.tensorrt.step_form import carried
 
 PROMPT_POSITIONS = "prompt_positions"  # to fill position caches from, for each number of heads
@@ -113,32 +113,24 @@ class BatchMemory:
         shape = (num_rows, *buffer.shape[1:])
         return self._device.download(self._address + buffer.offset, shape, buffer.stored_dtype)
 
-    def fill_caches(
-        self, prefill: str, lengths: np.ndarray, place: np.ndarray, num_computed: int
-    ) -> None:
-        """Prompt token t to slot t of its row; other slots stay as `clear` left them (R8).
+    def fill_caches(self, prefill: str, lengths: np.ndarray, place: np.ndarray) -> None:
+        """Prompt token t to slot t of its row; all else stays as `clear` left it (R8).
 
         A prompt's keys and values come as [rows, heads, tokens, D], contiguous, where a cache has
         more slots than a prompt has tokens: no output of an engine can be the cache itself. So it
-        is one device copy a cache, whatever the lengths are: behind a shorter prompt stand what its
-        padding came to, in slots that are empty (R4). Rows that share a prompt are copied from the
-        row that has it.
+        is a device copy for each run of rows whose prompts are equally long.
 
-        Args: lengths: of the batch's rows; place: int64 [rows], the computed row that each takes,
-        none behind itself; num_computed: rows that the prefill computed.
+        Args: lengths: of the batch's rows; place: int64 [rows], the computed row that each takes.
         """
-        num_tokens = self._prompt_positions(prefill, lengths)
+        num_tokens, runs = self._prompt_positions(prefill, lengths), prompt_runs(place, lengths)
+        every_row = prompt_runs(np.arange(len(lengths)), np.full(len(lengths), num_tokens))
         for cache in self._decode.cache_inputs:
-            rows = CacheRows(
-                self._device, self.address(cache.past), self.buffer(cache.past), num_tokens
-            )
-            if cache.kind == "position":
-                heads = self.buffer(cache.past).shape[1]
-                rows.take(self.address(_positions(heads), prefill), len(lengths))
-            else:
-                rows.take(self.address(cache.present, prefill), num_computed)
-                for first, count, source in spreads(place):
-                    rows.spread(first, count, source)
+            buffer = self.buffer(cache.past)
+            rows = CacheRows(self._device, self.address(cache.past), buffer, num_tokens)
+            is_position = cache.kind == "position"
+            name = _positions(buffer.shape[1]) if is_position else cache.present
+            for run in every_row if is_position else runs:
+                rows.fill(run, self.address(name, prefill))
 
     def _prompt_positions(self, prefill: str, lengths: np.ndarray) -> int:
         """Uploads 0, 1, ... and then -1 for each row and head; returns the number of tokens."""

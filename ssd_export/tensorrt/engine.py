@@ -19,6 +19,7 @@ from typing import Any
 from ssd_export.dtypes import DTYPES
 from ssd_export.errors import UserError
 from ssd_export.graph_spec import GraphSpec
+from ssd_export.plan.sizes import StoredWeight
 from ssd_export.tensorrt.cuda_device import CudaDevice
 from ssd_export.tensorrt.flavors import Flavor
 from ssd_export.tensorrt.messages import logger, one_line
@@ -53,14 +54,14 @@ class TrtEngine:
         path: Path,
         spec: GraphSpec,
         shaped: GraphSpec,
-        weights: Collection[str] = (),
-        aliases: Mapping[str, str] | None = None,
+        weights: Mapping[str, StoredWeight],
+        aliases: Mapping[str, str],
         give_cache: Callable[[Any], None] = lambda config: None,
     ) -> None:
         """Raises UserError, one line, where TensorRT refuses the file or its tensors are not the
         contract's.
         """
-        self.spec, self.shaped, self.aliases = spec, shaped, dict(aliases or {})
+        self.spec, self.shaped, self.aliases = spec, shaped, dict(aliases)
         self._flavor, self._device, self._give_cache = flavor, device, give_cache
         self._messages = logger(flavor.trt)[1]
         self._said = self._messages.mark()
@@ -153,8 +154,10 @@ class TrtEngine:
         self._device.use()
         self._engine = None
 
-    def _different_tensors(self, weights: Collection[str]) -> list[str]:
-        """Names that the engine and its contract do not share, or share with another dtype."""
+    def _different_tensors(self, weights: Mapping[str, StoredWeight]) -> list[str]:
+        """Names that the engine and its contract do not share, or share with another dtype; weights
+        of another shape or dtype than are stored; outputs over memory that is not theirs.
+        """
         engine, device = self._engine, self._flavor.trt.TensorLocation.DEVICE
         names = {engine.get_tensor_name(index) for index in range(engine.num_io_tensors)}
         tensors = {tensor.name: tensor.dtype for tensor in (*self.spec.inputs, *self.spec.outputs)}
@@ -164,14 +167,33 @@ class TrtEngine:
             if DTYPES[tensors[name]].tensorrt != engine.get_tensor_dtype(name).name
             or engine.get_tensor_location(name) != device
         }
-        return sorted(names ^ {*tensors, *weights} | unlike | self._undeclared_aliases(names))
+        unlike |= {
+            name
+            for name, weight in weights.items()
+            if name in names
+            and (DTYPES[weight.dtype].tensorrt, weight.shape)
+            != (engine.get_tensor_dtype(name).name, tuple(engine.get_tensor_shape(name)))
+        }
+        return sorted(names ^ {*tensors, *weights} | unlike | self._wrong_aliases(names))
 
-    def _undeclared_aliases(self, names: Collection[str]) -> set[str]:
-        """Outputs that the engine writes over another input than engine.json says: TensorRT tells
-        this from 10.15 on, and TensorRT-RTX.
+    def _wrong_aliases(self, names: Collection[str]) -> set[str]:
+        """Outputs that engine.json lays over an input that is not like them, or that the engine
+        writes over another one: TensorRT tells this from 10.15 on, and TensorRT-RTX.
         """
+        inputs, outputs = (
+            {tensor.name: (tensor.dtype, tensor.shape) for tensor in side}
+            for side in (self.shaped.inputs, self.shaped.outputs)
+        )
+        unlike = {
+            output
+            for output, past in self.aliases.items()
+            if output not in outputs or outputs[output] != inputs.get(past)
+        }
         declared = getattr(self._engine, "get_aliased_input_tensor", lambda name: None)
-        return {name for name in names if declared(name) not in (None, "", self.aliases.get(name))}
+        others = {
+            name for name in names if declared(name) not in (None, "", self.aliases.get(name))
+        }
+        return unlike | others
 
 
 class TrtContext:

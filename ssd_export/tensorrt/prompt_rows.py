@@ -8,6 +8,7 @@ device.
 from __future__ import annotations
 
 from collections.abc import Collection
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -26,7 +27,7 @@ def prompt_sizes(num_images: int) -> list[int]:
 
 def rows_to_compute(batch: PromptBatch, sizes: Collection[int]) -> tuple[np.ndarray, np.ndarray]:
     """(rows of the batch that the prefill computes, int64 [R]; for every row of the batch the place
-    of its prompt among those, int64, none behind the row itself).
+    of its prompt among those, int64).
 
     Args: sizes: numbers of images, the batch's the greatest. R is that of the least that holds
     every different prompt; places left over repeat the last one.
@@ -40,44 +41,63 @@ def rows_to_compute(batch: PromptBatch, sizes: Collection[int]) -> tuple[np.ndar
     return np.pad(first, (0, rows_per_image * images - len(first)), "edge"), place
 
 
-def spreads(place: np.ndarray) -> list[tuple[int, int, int]]:
-    """(first row, rows, source) of the copies that give each row the prompt at place[row] of the
-    rows as they were computed, in an order in which no source is overwritten before it is read.
-
-    Args: place: int64 [rows], none greater than its row.
+@dataclass(frozen=True)
+class PromptRun:
+    """Neighboring rows of a batch whose prompts are equally long: computed in this order from one
+    place on, or all the one at that place.
     """
-    borders = [0, *(np.flatnonzero(np.diff(place)) + 1).tolist(), len(place)]
-    runs = zip(borders, borders[1:], strict=False)
-    copies = [(first, last - first, int(place[first])) for first, last in runs]
-    return [copy for copy in reversed(copies) if copy[1] > 1 or copy[0] != copy[2]]
+
+    first: int
+    count: int
+    place: int
+    is_one_prompt: bool
+    length: int
+
+
+def prompt_runs(place: np.ndarray, lengths: np.ndarray) -> list[PromptRun]:
+    """The runs of a batch, in order, each as long as it can be.
+
+    Args: place: int64 [rows], of each row's prompt among those computed; lengths: [rows].
+    """
+    places, runs, first = place.tolist(), list[PromptRun](), 0
+    while first < len(places):
+        last = first + 1
+        step = places[last] - places[first] if last < len(places) else 1
+        while (
+            last < len(places)
+            and step in (0, 1)
+            and places[last] - places[last - 1] == step
+            and lengths[last] == lengths[first]
+        ):
+            last += 1
+        is_one = last - first > 1 and step == 0
+        runs.append(PromptRun(first, last - first, places[first], is_one, int(lengths[first])))
+        first = last
+    return runs
 
 
 class CacheRows:
-    """Rows of a cache while prompts of num_tokens are written to their first slots."""
+    """Copies prompts, computed as [rows, heads, num_tokens, ...], to the first slots of a cache."""
 
     def __init__(self, device: CudaDevice, address: int, cache: Buffer, num_tokens: int) -> None:
         self._device, self._address = device, address
         rows, self._heads, slots = cache.shape[:3]
-        slot_bytes = cache.num_bytes // (rows * self._heads * slots)
-        self._width, self._pitch = num_tokens * slot_bytes, slots * slot_bytes
+        self._slot_bytes = cache.num_bytes // (rows * self._heads * slots)
+        self._pitch, self._source_pitch = slots * self._slot_bytes, num_tokens * self._slot_bytes
 
-    def take(self, source: int, num_rows: int) -> None:
-        """The first rows from what an engine computed."""
-        self._copy(self._address, source, self._width, num_rows)
-
-    def spread(self, first: int, count: int, source: int) -> None:
-        """Rows from the first one on as another is, twice as many in each copy."""
-        if source != first:
-            self._copy(self._at(first), self._at(source), self._pitch, 1)
-        done = 1
-        while done < count:
-            some = min(done, count - done)
-            self._copy(self._at(first + done), self._at(first), self._pitch, some)
-            done += some
+    def fill(self, run: PromptRun, source: int) -> None:
+        """Copies a run; of one prompt its first row, then twice as many rows in each copy."""
+        count = 1 if run.is_one_prompt else run.count
+        start = source + run.place * self._heads * self._source_pitch
+        self._copy(run, run.first, start, self._source_pitch, count)
+        while count < run.count:
+            some = min(count, run.count - count)
+            self._copy(run, run.first + count, self._at(run.first), self._pitch, some)
+            count += some
 
     def _at(self, row: int) -> int:
         return self._address + row * self._heads * self._pitch
 
-    def _copy(self, target: int, source: int, source_pitch: int, num_rows: int) -> None:
-        rows = num_rows * self._heads
-        self._device.copy_rows(target, self._pitch, source, source_pitch, self._width, rows)
+    def _copy(self, run: PromptRun, row: int, source: int, source_pitch: int, count: int) -> None:
+        width, rows = run.length * self._slot_bytes, count * self._heads
+        self._device.copy_rows(self._at(row), self._pitch, source, source_pitch, width, rows)

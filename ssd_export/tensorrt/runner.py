@@ -115,7 +115,7 @@ class TrtRunner(Runner):
         self._reach_noise(0)
         rows, place = rows_to_compute(batch, ready.prompt_sizes)
         ready.run_prefill(self._padded(batch.embeds[rows]), batch.lengths[rows])
-        memory.fill_caches(ready.prefill.name, batch.lengths, place, len(rows))
+        memory.fill_caches(ready.prefill.name, batch.lengths, place)
         if len(rows) < len(batch.lengths):
             self._draw_first(batch, place)
         self._step = 1

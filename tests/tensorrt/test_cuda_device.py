@@ -150,6 +150,8 @@ def test_tensorrt_reads_a_mapped_file_and_says_what_it_lacks(tmp_path: Path) -> 
             path,
             GraphSpec("some", (), ()),
             GraphSpec("some", (), ()),
+            {},
+            {},
         )
     assert "\n" not in str(refused.value)
 

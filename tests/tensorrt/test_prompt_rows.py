@@ -16,26 +16,39 @@ from ssd_export.graph_spec import CacheTensor
 from ssd_export.runtime.generate import ImageGenerator
 from ssd_export.runtime.prompt_batch import PromptBatches
 from ssd_export.sampling import Sampling
-from ssd_export.tensorrt.prompt_rows import prompt_sizes, spreads
+from ssd_export.tensorrt.prompt_rows import prompt_runs, prompt_sizes
 from tests.runtime.checkpoints import PROMPTS
 from tests.tensorrt.trt_bundles import Doubles, copied_bundle, doubles
 from tests.tensorrt.trt_double import ContextDouble
 
 
-@given(st.lists(st.integers(0, 5), min_size=1, max_size=40))
-def test_every_row_gets_its_prompt(prompts: list[int]) -> None:
+@given(st.lists(st.tuples(st.integers(0, 5), st.integers(0, 1)), min_size=1, max_size=40))
+def test_every_row_gets_its_prompt_once(prompts: list[tuple[int, int]]) -> None:
+    """Prompts as (number, whether long); every run is within one length."""
     order = list(dict.fromkeys(prompts))  # as different_rows has them
     place = np.array([order.index(prompt) for prompt in prompts])
-    rows = order + [-1] * (len(prompts) - len(order))
-    for first, count, source in spreads(place):
-        rows[first : first + count] = [rows[source]] * count
+    lengths = np.array([7 + is_long for _, is_long in prompts])
+    rows: list[tuple[int, int]] = []
+    for run in prompt_runs(place, lengths):
+        assert run.first == len(rows)
+        steps = [0] * run.count if run.is_one_prompt else range(run.count)
+        rows += [order[run.place + step] for step in steps]
+        assert {7 + is_long for _, is_long in rows[run.first :]} == {run.length}
     assert rows == prompts
 
 
-def test_rows_that_hold_their_prompt_are_not_copied() -> None:
-    assert spreads(np.arange(6)) == []
-    assert spreads(np.array([0, 1, 2, 2, 2])) == [(2, 3, 2)]
-    assert spreads(np.array([0, 0, 1])) == [(2, 1, 1), (0, 2, 0)], "the row behind first"
+def test_runs_are_as_long_as_they_can_be() -> None:
+    def runs(
+        place: list[int], lengths: list[int] | None = None
+    ) -> list[tuple[int, int, int, bool]]:
+        found = prompt_runs(np.array(place), np.array(lengths or [7] * len(place)))
+        return [(run.first, run.count, run.place, run.is_one_prompt) for run in found]
+
+    assert runs([0, 1, 2]) == [(0, 3, 0, False)]
+    assert runs([0, 1, 2, 3, 3, 3]) == [(0, 4, 0, False), (4, 2, 3, True)]
+    assert runs([0, 0, 0, 1, 1, 1]) == [(0, 3, 0, True), (3, 3, 1, True)]
+    assert runs([0, 1, 0]) == [(0, 2, 0, False), (2, 1, 0, False)]
+    assert runs([0, 1, 2], [7, 7, 9]) == [(0, 2, 0, False), (2, 1, 2, False)]
 
 
 def test_a_prefill_runs_at_few_sizes() -> None:
@@ -111,17 +124,10 @@ def test_a_row_that_shares_a_prompt_has_its_caches_and_logits(
             runner.prefill(batch)
         np.testing.assert_array_equal(ours.tokens(), reference.tokens())
         np.testing.assert_allclose(ours.logits(), reference.logits(), atol=1e-4)
-        caches = over.bundle.config.graphs["decode_step"].cache_inputs
-        filled = {}
-        for cache in caches:
-            if cache.kind == "position":
-                filled[cache.layer, cache.group] = reference.read_cache(cache) >= 0
-                np.testing.assert_array_equal(ours.read_cache(cache), reference.read_cache(cache))
-        for cache in caches:
-            held = filled[cache.layer, cache.group]
+        for cache in over.bundle.config.graphs["decode_step"].cache_inputs:
             mine, theirs = ours.read_cache(cache), reference.read_cache(cache)
-            np.testing.assert_allclose(mine[held], theirs[held], atol=1e-5)
-            assert np.isfinite(mine).all(), "behind a shorter prompt, too"
+            np.testing.assert_allclose(mine, theirs, atol=1e-5)
+            assert cache.kind == "position" or not mine[theirs == 0].any(), "empty slots hold 0"
 
 
 @pytest.mark.slow

@@ -17,12 +17,13 @@ from ssd_export.runtime.runners import open_runner
 from ssd_export.tensorrt import engine_files
 from ssd_export.tensorrt import runner as trt_runner
 from ssd_export.tensorrt.cuda_device import CudaDevice, open_driver
-from ssd_export.tensorrt.engine_files import find_engines
+from ssd_export.tensorrt.engine_files import EngineFiles, find_engines
 from ssd_export.tensorrt.messages import logger
 from tests.runtime.checkpoints import PROMPTS
 from tests.tensorrt.cuda_double import CudaDouble
 from tests.tensorrt.engine_doubles import PLUGIN_LIBRARY, write_engines
 from tests.tensorrt.trt_bundles import copied_bundle, doubles
+from tests.tensorrt.trt_double import ContextDouble, EngineDouble, RuntimeDouble, Severity
 
 REBUILD = "build it here: ssd-export build-engine --bundle "
 
@@ -188,8 +189,6 @@ def test_an_engine_with_other_tensors_than_the_contract(
 def test_an_engine_that_overwrites_another_input_than_engine_json_says(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from tests.tensorrt.trt_double import EngineDouble
-
     made = doubles(monkeypatch, copied_bundle(tmp_path))
     declared = {"present.0.0.key": "past_key_values.0.1.key"}
     monkeypatch.setattr(
@@ -200,11 +199,44 @@ def test_an_engine_that_overwrites_another_input_than_engine_json_says(
     assert "engine has other tensors than the bundle says (present.0.0.key)" in message
 
 
+@pytest.mark.parametrize(
+    "aliases",
+    [
+        {"present.0.0.key": "past_key_values.0.1.key"},
+        {"present.0.0.key": "nowhere"},
+        {"logits": "noise"},
+    ],
+    ids=["another shape", "no input", "another tensor"],
+)
+def test_an_output_is_laid_over_nothing_but_its_input(
+    aliases: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = doubles(monkeypatch, copied_bundle(tmp_path))
+    monkeypatch.setattr(EngineFiles, "aliases", lambda self, graph: aliases)
+    with made.generator() as generator:
+        message = refused(lambda: generator(PROMPTS[:1]))
+    assert f"other tensors than the bundle says ({next(iter(aliases))}" in message
+
+
+def test_weights_have_the_shape_that_the_engine_takes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = doubles(monkeypatch, copied_bundle(tmp_path))
+    shapes = EngineDouble.get_tensor_shape
+    turned = {"layers.0.qkv"}
+    monkeypatch.setattr(
+        EngineDouble,
+        "get_tensor_shape",
+        lambda self, name: shapes(self, name)[:: -1 if name in turned else 1],
+    )
+    with made.generator() as generator:
+        message = refused(lambda: generator(PROMPTS[:1]))
+    assert "prefill.engine has other tensors than the bundle says (layers.0.qkv)" in message
+
+
 def test_what_tensorrt_warns_of_is_handed_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    from tests.tensorrt.trt_double import RuntimeDouble, Severity
-
     made = doubles(monkeypatch, copied_bundle(tmp_path, "full"))
     load = RuntimeDouble.deserialize_cuda_engine
     text = "Using an engine plan file across different models of devices is not recommended"
@@ -238,8 +270,6 @@ def test_a_reason_is_that_of_the_call_it_is_given_for(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """One logger hears all engines: what another one said before is no reason for this one."""
-    from tests.tensorrt.trt_double import ContextDouble
-
     made = doubles(monkeypatch, copied_bundle(tmp_path, "full"))
     with made.generator() as generator:
         generator(PROMPTS[:1])
@@ -253,8 +283,6 @@ def test_a_reason_is_that_of_the_call_it_is_given_for(
 def test_what_tensorrt_does_not_capture_is_said(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from tests.tensorrt.trt_double import ContextDouble
-
     made = doubles(monkeypatch, copied_bundle(tmp_path, "full"))
     monkeypatch.setattr(ContextDouble, "is_stream_capturable", lambda self, stream: False)
     with (

@@ -210,6 +210,9 @@ class EngineDouble(OnDevice):
     def get_tensor_dtype(self, name: str) -> DataType:
         return DataType[NAMES[self.tensors[name].dtype]]
 
+    def get_tensor_shape(self, name: str) -> tuple[int, ...]:
+        return tuple(-1 if isinstance(size, str) else size for size in self.tensors[name].shape)
+
     def get_tensor_location(self, name: str) -> TensorLocation:
         return TensorLocation.DEVICE
 
