@@ -12,6 +12,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ from ssd_export.cache.state import GroupState
 from ssd_export.dtypes import DTYPES
 from ssd_export.errors import UserError
 from ssd_export.model.families.janus import GRID
-from ssd_export.policy.table import GroupPolicy, HeadGroup, Rule, pinned_bits
+from ssd_export.policy.table import GroupPolicy, HeadGroup, Rule
 from ssd_export.verify.tolerances import TOLERANCES
 
 KERNEL_CHECK = [sys.executable, "-m", "benchmarks.kernel_check"]
@@ -38,6 +39,7 @@ SANITIZER_PLACES = (
 )
 IMAGE_CASE = KernelCase("by the driver", HeadGroup(GUARDED, 180, 24, 4), head_dim=128)
 IMAGE_STEPS = 30  # the cache of 180 slots is full at the eighth
+IMAGE_SPLITS = 3
 HEADS, HEAD_DIM = 16, 128  # Janus-Pro-1B's
 BATCHES, SLOTS = (1, 8, 32, 128), (64, 180, 320, 640)
 COLD_BYTES = 256 << 20  # of caches that launches take in turn: more than any GPU's second level
@@ -45,18 +47,18 @@ COLD_BYTES = 256 << 20  # of caches that launches take in turn: more than any GP
 
 @dataclass(frozen=True)
 class Variant:
-    """A choice of how the kernel is compiled or launched. block_slots at HEAD_DIM; num_splits: None
-    is the kernel of a head group, a number those of a layer with so many programs a head.
+    """A choice of how the kernels are compiled or launched. block_slots at HEAD_DIM; num_splits:
+    programs for the slots of a head.
     """
 
     block_slots: int
     num_stages: int
     num_warps: int
-    num_splits: int | None = None
+    num_splits: int = 1
 
     def __str__(self) -> str:
-        if self.num_splits is not None:
-            return f"a layer, {self.num_splits} part(s)"
+        if self.num_splits > 1:
+            return f"slots in {self.num_splits} parts"
         return f"{self.block_slots} slots, {self.num_stages} stages, {self.num_warps} warps"
 
 
@@ -66,7 +68,7 @@ VARIANTS = (
     Variant(32, 1, 4),
     Variant(16, 5, 8),
     Variant(32, 3, 8),
-    *(Variant(16, 5, 4, num_splits) for num_splits in (1, 2, 4, 8)),  # as layers are compiled
+    *(Variant(16, 5, 4, num_splits) for num_splits in (2, 4, 8)),
 )
 
 
@@ -142,36 +144,36 @@ def check_noise(device: str = "cuda") -> Result:
 def check_image(
     capability: int, dtype: str, device: Any = None, case: KernelCase = IMAGE_CASE
 ) -> Result:
-    """The kernel compiled ahead of time for this GPU, launched through the driver: each step once
-    as it is and once captured, from the same state; both against the reference.
+    """The kernels compiled ahead of time for this GPU, launched through the driver: each step in
+    one launch and in parts, once as it is and once captured, from the same state; all against the
+    reference.
 
     Args: device: a CudaDevice; None opens the GPU.
     """
     from ssd_export.kernels.compile import compile_kernels
+    from ssd_export.kernels.image import read_image
     from ssd_export.tensorrt.cuda_device import CudaDevice, open_driver
 
     with tempfile.TemporaryDirectory() as folder:
         (image,) = compile_kernels(Path(folder), (capability,), (dtype,), (case.head_dim,))
-        code = (Path(folder) / image.cubin).read_bytes()
+        codes = read_image(Path(folder), image, "cubin")
         arguments = json.loads((Path(folder) / "kernels.json").read_text())["arguments"]
     opened = device or CudaDevice(open_driver())
     errors = []
     try:
-        kernel = opened.load_kernel(code, image.kernel_name)
+        kernels = {
+            name: opened.load_kernel(code, image.kernels[name].name) for name, code in codes.items()
+        }
         for step, (state, token, lengths) in enumerate(steps_of(case, dtype)):
-            wanted = state.copied(torch.float32)
-            out = reference.decode_attention(
-                *(part.float() for part in token),
-                wanted,
-                GroupPolicy(case.group, case.score_decay, GRID.width),
-                lengths,
-                lengths + step,
-            )
-            for captured in (False, True):
-                launch = _Launch(opened, kernel, image, arguments, captured)
+            wanted, policy = state.copied(torch.float32), case.policy
+            wide = [part.float() for part in token]
+            out = reference.decode_attention(*wide, wanted, policy, lengths, lengths + step)
+            for num_splits, captured in product((1, IMAGE_SPLITS), (False, True)):
+                launch = _Launch(opened, kernels, image, arguments, num_splits, captured)
                 ours = launch(case, state, token, lengths, step)
                 errors.append(_difference(ours, out, wanted))
-        opened.unload_kernel(kernel)
+        for kernel in kernels.values():
+            opened.unload_kernel(kernel)
     finally:
         if device is None:
             opened.close()
@@ -199,60 +201,61 @@ def steps_of(case: KernelCase, dtype: str) -> Iterator[tuple[GroupState, list[Te
         reference.decode_attention(
             *(part.float() for part in token),
             state,
-            GroupPolicy(group, case.score_decay, GRID.width),
+            case.policy,
             lengths,
             lengths + step,
         )
 
 
 class _Launch:
-    """One launch through the driver, its memory filled before and read after."""
+    """The launches of a step through the driver, their memory filled before and read after."""
 
     def __init__(
-        self, device: Any, kernel: Any, image: Any, arguments: list, captured: bool
+        self,
+        device: Any,
+        kernels: dict[str, Any],
+        image: Any,
+        arguments: dict[str, list[dict[str, str]]],
+        num_splits: int,
+        captured: bool,
     ) -> None:
-        self._device, self._kernel, self._image = device, kernel, image
-        self._arguments, self._captured = arguments, captured
+        self._device, self._kernels, self._image = device, kernels, image
+        self._arguments, self._num_splits, self._captured = arguments, num_splits, captured
 
     def __call__(
         self, case: KernelCase, state: GroupState, token: list[Tensor], lengths: Tensor, step: int
     ) -> tuple[Tensor, GroupState]:
-        out, logits = torch.empty_like(token[0]), torch.zeros(state.position.shape)
+        out = torch.empty_like(token[0])
         tensors = {
             "query_ptr": token[0],
             "key_ptr": token[1],
             "value_ptr": token[2],
             "position_ptr": lengths + step,
             "prompt_length_ptr": lengths,
-            "cache_key_ptr": state.key,
-            "cache_value_ptr": state.value,
-            "cache_position_ptr": state.position,
-            "cache_score_ptr": state.score,
-            "logits_ptr": logits,
+            "cache_keys": state.key,
+            "cache_values": state.value,
+            "cache_positions": state.position,
+            "cache_scores": state.score,
             "out_ptr": out,
+            **_kept(case, token[0], self._num_splits),
         }
         places = {name: self._upload(tensor) for name, tensor in tensors.items()}
-        self._queue(places | scalars_of(case))
+        self._queue(places | numbers_of(case, token) | {"num_splits": self._num_splits})
         left = {name: self._download(places[name], tensors[name]) for name in tensors}
         for address in places.values():
             self._device.free(address)
-        caches = (left[f"cache_{part}_ptr"] for part in ("key", "value", "position", "score"))
+        caches = (left[f"cache_{part}s"] for part in ("key", "value", "position", "score"))
         return left["out_ptr"], GroupState(*caches)
 
-    def _queue(self, values: dict[str, int | float]) -> None:
-        kinds = [_ctype(argument["type"]) for argument in self._arguments]
-        given = tuple(values.get(argument["name"], 0) for argument in self._arguments)
-        programs = int(values["num_programs"])
+    def _queue(self, values: dict[str, Any]) -> None:
+        programs = values["num_programs"]
+        grids = {"layer": (programs, 1)}
+        if self._num_splits > 1:
+            grids = {"part": (programs, self._num_splits), "sum": (programs, 1)}
 
         def launch() -> None:
-            self._device.launch_kernel(
-                self._kernel,
-                (programs, 1),
-                32 * self._image.num_warps,
-                given,
-                tuple(kinds),
-                self._image.shared_bytes,
-            )
+            for name, grid in grids.items():
+                self._start(name, grid, values)
 
         if self._captured:
             graph = self._device.capture(launch)
@@ -260,6 +263,17 @@ class _Launch:
             self._device.destroy(graph)
         else:
             launch()
+
+    def _start(self, name: str, grid: tuple[int, int], values: dict[str, Any]) -> None:
+        arguments = self._arguments[name]
+        self._device.launch_kernel(
+            self._kernels[name],
+            grid,
+            32 * self._image.num_warps,
+            tuple(_value_of(argument["name"], values) for argument in arguments),
+            tuple(_ctype(argument["type"]) for argument in arguments),
+            self._image.kernels[name].shared_bytes,
+        )
 
     def _upload(self, tensor: Tensor) -> int:
         array = bits_of(tensor)
@@ -273,27 +287,34 @@ class _Launch:
         return torch.from_numpy(read).view(like.dtype)
 
 
-def scalars_of(case: KernelCase, rows: int = 4) -> dict[str, int | float]:
-    """The kernel's numbers for a case, and how many programs there are."""
-    group, rule = case.group, case.group.rule
-    width = group.num_heads * case.head_dim
+def numbers_of(case: KernelCase, token: list[Tensor]) -> dict[str, Any]:
+    """The kernels' numbers for a layer of one group, and how many programs there are."""
+    from ssd_export.kernels.layer_groups import LayerNumbers
+
+    numbers = LayerNumbers.of(*token, [case.policy])
+    return {**vars(numbers), "num_programs": len(token[0]) * case.group.num_heads}
+
+
+def _kept(case: KernelCase, query: Tensor, num_splits: int) -> dict[str, Tensor]:
+    """What the launches of a step keep for one another."""
+    rows, query_heads, head_dim = query.shape
+    slots = (rows, case.group.num_heads, case.group.num_slots)
+    parts = (rows, query_heads, num_splits)
     return {
-        "query_stride": width * case.query_group_size,
-        "key_stride": width,
-        "value_stride": width,
-        "num_heads": group.num_heads,
-        "query_group_size": case.query_group_size,
-        "num_slots": group.num_slots,
-        "num_sinks": rule.num_sinks,
-        "num_recent": rule.num_recent,
-        "by_score": int(rule.by_score),
-        "pinned_columns": pinned_bits(rule.pinned_columns),
-        "grid_width": GRID.width,
-        "age_quota": int(rule.age_quota),
-        "evict_every": group.evict_every,
-        "score_decay": case.score_decay,
-        "num_programs": rows * group.num_heads,
+        "present_ptr": torch.zeros(slots, dtype=torch.int32),
+        "score_ptr": torch.zeros(slots),
+        "logits_ptr": torch.zeros(rows, query_heads, case.group.num_slots),
+        "sums_ptr": torch.zeros(*parts, head_dim),
+        "largest_ptr": torch.zeros(parts),
+        "total_ptr": torch.zeros(parts),
     }
+
+
+def _value_of(argument: str, values: dict[str, Any]) -> int | float:
+    """The value of an argument; "name[1]": of the second head group. 0 is a null pointer."""
+    name, _, place = argument.rstrip("]").partition("[")
+    value = values.get(name, 0)
+    return value[int(place)] if isinstance(value, tuple) else value
 
 
 def bits_of(tensor: Tensor) -> np.ndarray:
@@ -382,37 +403,32 @@ def _full_state(rows: int, group: HeadGroup, device: str) -> GroupState:
 def launch_variant(
     variant: Variant, token: list[Tensor], state: GroupState, group: HeadGroup, lengths: Tensor
 ) -> None:
-    """One step of the cache by a variant: a launch of the kernel with other constants, or the
-    launches of a layer of one group.
+    """One step of the cache by a variant, as a layer of one group: a launch of the kernel with
+    other constants, or with the slots in parts.
     """
-    from ssd_export.kernels import decode_attention as kernel
-    from ssd_export.kernels.layer_attention import decode_layer
+    from ssd_export.kernels.constants import constants
+    from ssd_export.kernels.layer_attention import decode_layer, decode_layer_kernel
+    from ssd_export.kernels.layer_groups import LayerNumbers, caches_of
 
     query, key, value = token
-    if variant.num_splits is not None:
-        policy, position = GroupPolicy(group, 1.0, GRID.width), lengths + group.num_slots
+    policy, position = GroupPolicy(group, 1.0, GRID.width), lengths + group.num_slots
+    if variant.num_splits > 1:
         decode_layer(query, key, value, [state], [policy], lengths, position, variant.num_splits)
         return
     rows, num_heads, head_dim = key.shape
-    constants = kernel.constants(head_dim, group.num_slots, query.element_size())
-    constants |= {"BLOCK_SLOTS": variant.block_slots, "NUM_STAGES": variant.num_stages}
-    numbers = scalars_of(KernelCase("", group, head_dim), rows)
-    position = lengths + group.num_slots
-    logits = torch.empty(state.position.shape, device=query.device)
-    kernel.decode_attention_kernel[(rows * num_heads,)](
+    compiled_in = constants(head_dim, group.num_slots, query.element_size())
+    compiled_in |= {"BLOCK_SLOTS": variant.block_slots, "NUM_STAGES": variant.num_stages}
+    decode_layer_kernel[(rows * num_heads,)](
         query,
         key,
         value,
         position,
         lengths,
-        state.key,
-        state.value,
-        state.position,
-        state.score,
-        logits,
+        *caches_of([state]),
+        torch.empty(state.position.shape, device=query.device),
         torch.empty_like(query),
-        *(numbers[name] for name in kernel.SCALARS),
-        **constants,
+        **vars(LayerNumbers.of(query, key, value, [policy])),
+        **compiled_in,
         num_warps=variant.num_warps,
     )
 

@@ -41,6 +41,11 @@ class KernelCase:
     query_group_size: int = 1
     score_decay: float = 1.0
 
+    @property
+    def policy(self) -> GroupPolicy:
+        """The group in its table."""
+        return GroupPolicy(self.group, self.score_decay, GRID.width)
+
 
 def _case(
     name: str, rule: Rule, num_slots: int, evict_every: int = 1, num_heads: int = 4, **others: Any
@@ -70,18 +75,17 @@ Attention = Callable[..., Tensor]  # with the arguments of cache.attention.decod
 
 
 def kernels() -> dict[str, Attention]:
-    """The kernel of a head group, and those of a layer on a layer of one group: whole, and with
-    the slots in parts. Raises: ImportError without Triton.
+    """The kernels of a layer on a layer of one group: whole, and with the slots in parts.
+
+    Raises: ImportError without Triton.
     """
-    from ssd_export.kernels.decode_attention import decode_attention
     from ssd_export.kernels.layer_attention import decode_layer
 
     def one_group(num_splits: int, *given: Any) -> Tensor:
         *token, state, policy, prompt_length, position = given
         return decode_layer(*token, [state], [policy], prompt_length, position, num_splits)
 
-    layers = {f"layer, {n} part(s)": partial(one_group, n) for n in (1, 3)}
-    return {"group": decode_attention, **layers}
+    return {f"{n} part(s)": partial(one_group, n) for n in (1, 3)}
 
 
 def check_kernel(
@@ -120,7 +124,7 @@ def _check_case(
     step.
     """
     lengths = torch.tensor(LENGTHS, dtype=torch.int32, device=device)
-    policy = GroupPolicy(case.group, case.score_decay, GRID.width)
+    policy = case.policy
     numbers = torch.Generator().manual_seed(len(case.name))
     state = GroupState.empty(len(LENGTHS), case.group, case.head_dim, torch.float32, device)
     key, value, scores = (

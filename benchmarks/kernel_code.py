@@ -11,7 +11,6 @@ import tempfile
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 from benchmarks.sass import (
     instructions,
@@ -19,10 +18,9 @@ from benchmarks.sass import (
     programs_per_multiprocessor,
     wide_loads_in_flight,
 )
-from ssd_export.dtypes import DTYPES as DTYPE_ROWS
+from ssd_export.kernels import image
 from ssd_export.kernels.argument_types import argument_types
-from ssd_export.kernels.compile import compile_kernel
-from ssd_export.kernels.image import Variant
+from ssd_export.kernels.compile import compile_kernel, kernel_source
 from ssd_export.report.measurement import measurement, table, write_measurement
 
 JSON = Path("docs/measurements/kernel_code.json")
@@ -30,9 +28,10 @@ COMMAND = "python -m benchmarks.kernel_code"
 TITLE = "The attention kernels at head_dim 128, by their machine code"
 TARGETS = (80, 86, 87, 89, 90, 100, 120)
 DTYPES = ("float16", "float32")  # bfloat16 is moved as float16 is
-HEAD_DIM, MAX_SLOTS, MAX_PARTS = 128, 1024, 8
-GROUP, LAYER, PART, COMBINE = "a group", "a layer", "a part of the slots", "its sum"
-ATTENDING = (GROUP, LAYER, PART)  # the loop that reads keys and values is in these
+HEAD_DIM, MAX_SLOTS = 128, 1024
+LAYER, PART, COMBINE = "a layer", "a part of the slots", "its sum"
+KERNELS = {LAYER: image.LAYER, PART: image.PART, COMBINE: image.SUM}
+ATTENDING = (LAYER, PART)  # the loop that reads keys and values is in these
 COLUMNS = [
     "a launch for",
     "sm",
@@ -40,6 +39,7 @@ COLUMNS = [
     "registers",
     "spilled bytes",
     "shared memory, bytes",
+    "instructions",
     "16-byte loads in flight, a thread",
     "programs a multiprocessor",
     "KiB in flight, a multiprocessor",
@@ -57,6 +57,7 @@ class KernelCode:
     stack_bytes: int
     shared_bytes: int
     num_warps: int
+    instructions: int
     loads_in_flight: int
     programs: int
 
@@ -68,6 +69,7 @@ class KernelCode:
             self.registers,
             self.stack_bytes,
             self.shared_bytes,
+            self.instructions,
             self.loads_in_flight,
             self.programs,
             in_flight,
@@ -75,16 +77,20 @@ class KernelCode:
         return [self.serves, str(self.target), self.dtype, *map(str, numbers)]
 
 
-def read_kernel(target: int, dtype: str, serves: str = GROUP) -> KernelCode:
-    """One of the kernels as it is compiled for a target."""
-    kernel, compiled_in, num_warps = _kernel(dtype, serves)
+def read_kernel(target: int, dtype: str, serves: str = LAYER) -> KernelCode:
+    """One of the kernels as it is compiled for a target, for the plugin and, but for what torch
+    knows of its tensors, for the torch runner.
+    """
+    from ssd_export.kernels.constants import NUM_WARPS
+
+    variant = image.Variant(dtype, HEAD_DIM)
+    kernel, compiled_in = kernel_source(KERNELS[serves], variant, MAX_SLOTS)
     types = argument_types(kernel, compiled_in)
-    variant = Variant(dtype, HEAD_DIM)
-    compiled = compile_kernel(kernel, types, compiled_in, num_warps, target, variant)
+    compiled = compile_kernel(kernel, types, compiled_in, target, variant)
     with tempfile.TemporaryDirectory() as folder:
         cubin = Path(folder) / "kernel.cubin"
         cubin.write_bytes(compiled.asm["cubin"])
-        use, in_flight = kernel_use(cubin), wide_loads_in_flight(instructions(cubin))
+        use, code = kernel_use(cubin), instructions(cubin)
     shared = compiled.metadata.shared
     return KernelCode(
         serves,
@@ -93,37 +99,18 @@ def read_kernel(target: int, dtype: str, serves: str = GROUP) -> KernelCode:
         use.registers,
         use.stack_bytes,
         shared,
-        num_warps,
-        in_flight,
-        programs_per_multiprocessor(target, use, shared, num_warps),
+        NUM_WARPS,
+        len(code),
+        wide_loads_in_flight(code),
+        programs_per_multiprocessor(target, use, shared, NUM_WARPS),
     )
-
-
-def _kernel(dtype: str, serves: str) -> tuple[Any, dict[str, int], int]:
-    """A kernel, what is compiled into it, its number of warps."""
-    from ssd_export.kernels import decode_attention, layer_attention, split_attention
-
-    compiled_in = decode_attention.constants(HEAD_DIM, MAX_SLOTS, DTYPE_ROWS[dtype].num_bytes)
-    kernel = {
-        GROUP: decode_attention.decode_attention_kernel,
-        LAYER: layer_attention.decode_layer_kernel,
-        PART: split_attention.attend_split_kernel,
-        COMBINE: split_attention.combine_splits_kernel,
-    }[serves]
-    if serves == COMBINE:
-        compiled_in = {
-            "HEAD_DIM": HEAD_DIM,
-            "SLOT_CAPACITY": compiled_in["SLOT_CAPACITY"],
-            "SPLIT_CAPACITY": MAX_PARTS,
-        }
-    return kernel, compiled_in, decode_attention.NUM_WARPS
 
 
 def kernels(
     targets: Iterable[int] = TARGETS, dtypes: Iterable[str] = DTYPES
 ) -> Iterator[KernelCode]:
     """Every kernel for every target in every dtype."""
-    for serves in (*ATTENDING, COMBINE):
+    for serves in KERNELS:
         for target in targets:
             for dtype in dtypes:
                 yield read_kernel(target, dtype, serves)

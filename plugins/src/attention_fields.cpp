@@ -1,6 +1,6 @@
 #include "ssd_export/attention_fields.h"
 
-#include <cmath>
+#include <algorithm>
 #include <cstring>
 #include <limits>
 #include <stdexcept>
@@ -18,31 +18,44 @@ constexpr int32_t kMaskBits = 32;  // bit 31 of pinned_columns is its sign
 // What every GPU grants without being asked for more.
 constexpr int32_t kMostSharedBytes = 48 * 1024;
 
-struct IntegerField {
+struct ListField {
     char const* name;
-    int32_t Fields::* member;
+    OfGroups Fields::*member;
     int32_t least;
     int32_t most;
-    bool has_default = false;  // the one of AttentionFields, where a node leaves the field out
 };
 
-constexpr IntegerField kIntegers[] = {
+constexpr ListField kLists[] = {
     {"num_sinks", &Fields::num_sinks, -1, kMost},
     {"num_recent", &Fields::num_recent, 0, kMost},
     {"by_score", &Fields::by_score, 0, 1},
     {"pinned_columns", &Fields::pinned_columns, kLeast, kMost},
-    {"grid_width", &Fields::grid_width, 1, kMost},
-    {"age_quota", &Fields::age_quota, 0, 1, true},
+    {"age_quota", &Fields::age_quota, 0, 1},
     {"evict_every", &Fields::evict_every, 1, kMost},
+};
+
+struct IntegerField {
+    char const* name;
+    int32_t Fields::*member;
+    int32_t least;
+    int32_t most;
+};
+
+constexpr IntegerField kIntegers[] = {
+    {"grid_width", &Fields::grid_width, 1, kMost},
     {"kernel_head_dim", &Fields::kernel_head_dim, 1, 256},
     {"kernel_max_slots", &Fields::kernel_max_slots, 1, kMost},
+    {"kernel_block_slots", &Fields::kernel_block_slots, 1, kMost},
+    {"kernel_max_splits", &Fields::kernel_max_splits, 1, 1024},
     {"kernel_num_warps", &Fields::kernel_num_warps, 1, 32},
-    {"kernel_shared_bytes", &Fields::kernel_shared_bytes, 0, kMostSharedBytes},
+    {"kernel_layer_shared_bytes", &Fields::kernel_layer_shared_bytes, 0, kMostSharedBytes},
+    {"kernel_part_shared_bytes", &Fields::kernel_part_shared_bytes, 0, kMostSharedBytes},
+    {"kernel_sum_shared_bytes", &Fields::kernel_sum_shared_bytes, 0, kMostSharedBytes},
 };
 
 struct RealField {
     char const* name;
-    float Fields::* member;
+    float Fields::*member;
     float least;
     float most;
 };
@@ -53,35 +66,31 @@ constexpr RealField kReals[] = {
 
 struct TextField {
     char const* name;
-    std::string Fields::* member;
+    std::string Fields::*member;
     PluginFieldType type;
 };
 
 constexpr TextField kTexts[] = {
-    // an int8 tensor: ONNX strings are UTF-8
-    {"kernel_image", &Fields::kernel_image, PluginFieldType::kINT8},
-    {"kernel_name", &Fields::kernel_name, PluginFieldType::kCHAR},
     {"kernel_dtype", &Fields::kernel_dtype, PluginFieldType::kCHAR},
+    // images are int8 tensors: ONNX strings are UTF-8
+    {"kernel_layer_image", &Fields::kernel_layer_image, PluginFieldType::kINT8},
+    {"kernel_layer_name", &Fields::kernel_layer_name, PluginFieldType::kCHAR},
+    {"kernel_part_image", &Fields::kernel_part_image, PluginFieldType::kINT8},
+    {"kernel_part_name", &Fields::kernel_part_name, PluginFieldType::kCHAR},
+    {"kernel_sum_image", &Fields::kernel_sum_image, PluginFieldType::kINT8},
+    {"kernel_sum_name", &Fields::kernel_sum_name, PluginFieldType::kCHAR},
 };
 
 [[noreturn]] void reject(std::string const& message) { throw std::invalid_argument(message); }
 
-// The field of that name, nullptr where there is none.
-PluginField const* look_up(nvinfer1::PluginFieldCollection const& collection,
-                           std::string const& name) {
+// The field of that name.
+PluginField const& find(nvinfer1::PluginFieldCollection const& collection,
+                        std::string const& name) {
     for (int32_t i = 0; i < collection.nbFields; ++i) {
         PluginField const& field = collection.fields[i];
         if (field.name != nullptr && field.name == name && field.data != nullptr) {
-            return &field;
+            return field;
         }
-    }
-    return nullptr;
-}
-
-PluginField const& find(nvinfer1::PluginFieldCollection const& collection,
-                        std::string const& name) {
-    if (PluginField const* field = look_up(collection, name)) {
-        return *field;
     }
     bool const is_kernel = name.rfind("kernel_", 0) == 0;
     reject(
@@ -91,23 +100,50 @@ PluginField const& find(nvinfer1::PluginFieldCollection const& collection,
              : "export the bundle again with this version of ssd-export"));
 }
 
-int64_t read_integer(PluginField const& field) {
-    if (field.length == 1 && field.type == PluginFieldType::kINT32) {
-        return *static_cast<int32_t const*>(field.data);
-    }
-    if (field.length == 1 && field.type == PluginFieldType::kINT64) {
-        return *static_cast<int64_t const*>(field.data);
-    }
-    reject(std::string("field ") + field.name + " must be one integer");
+int64_t integer_at(PluginField const& field, int32_t place) {
+    return field.type == PluginFieldType::kINT32 ? static_cast<int32_t const*>(field.data)[place]
+                                                 : static_cast<int64_t const*>(field.data)[place];
 }
 
-int32_t checked(IntegerField const& wanted, int64_t value) {
+bool holds_integers(PluginField const& field) {
+    return field.type == PluginFieldType::kINT32 || field.type == PluginFieldType::kINT64;
+}
+
+template <typename Field>
+int32_t checked(Field const& wanted, int64_t value) {
     if (value < wanted.least || value > wanted.most) {
         reject(std::string(wanted.name) + "=" + std::to_string(value) + " is outside " +
                std::to_string(wanted.least) + ".." + std::to_string(wanted.most) +
                "; export the bundle again");
     }
     return static_cast<int32_t>(value);
+}
+
+int32_t read_integer(PluginField const& field, IntegerField const& wanted) {
+    if (field.length != 1 || !holds_integers(field)) {
+        reject(std::string("field ") + field.name + " must be one integer");
+    }
+    return checked(wanted, integer_at(field, 0));
+}
+
+// A number for each head group; num_groups: 0 before the first list is read.
+OfGroups read_list(PluginField const& field, ListField const& wanted, int32_t& num_groups) {
+    if (field.length < 1 || field.length > kMaxGroups || !holds_integers(field)) {
+        reject(std::string("field ") + field.name + " must be 1 to " + std::to_string(kMaxGroups) +
+               " integers, one for each head group");
+    }
+    if (num_groups != 0 && field.length != num_groups) {
+        reject(std::string("field ") + field.name + " has " + std::to_string(field.length) +
+               " numbers for " + std::to_string(num_groups) +
+               " head groups; export the bundle again");
+    }
+    num_groups = field.length;
+    OfGroups values;
+    values.fill(1);  // as ssd_export/kernels/layer_groups.py fills them
+    for (int32_t group = 0; group < field.length; ++group) {
+        values[group] = checked(wanted, integer_at(field, group));
+    }
+    return values;
 }
 
 float read_real(PluginField const& field, RealField const& wanted) {
@@ -139,22 +175,26 @@ std::string read_text(PluginField const& field, TextField const& wanted) {
 
 // Returns if every pinned column is one of the grid's.
 void check_columns(AttentionFields const& fields) {
-    auto const mask = static_cast<uint32_t>(fields.pinned_columns);
-    if (fields.grid_width < kMaskBits && (mask >> fields.grid_width) != 0) {
-        reject("pinned_columns=" + std::to_string(mask) + " pins columns that a grid of width " +
-               std::to_string(fields.grid_width) + " does not have; export the bundle again");
+    for (int32_t group = 0; group < fields.num_groups; ++group) {
+        auto const mask = static_cast<uint32_t>(fields.pinned_columns[group]);
+        if (fields.grid_width < kMaskBits && (mask >> fields.grid_width) != 0) {
+            reject("pinned_columns=" + std::to_string(mask) +
+                   " pins columns that a grid of width " + std::to_string(fields.grid_width) +
+                   " does not have; export the bundle again");
+        }
     }
 }
 
 // Returns if the image begins as a cubin (ELF), a fatbin or PTX text does.
-void check_image(std::string const& image) {
+void check_image(std::string const& image, char const* name) {
     static constexpr unsigned char kFatbin[] = {0x50, 0xed, 0x55, 0xba};
     bool const is_elf = image.compare(0, 4, "\177ELF") == 0;
     bool const is_fatbin = image.size() > 4 && std::memcmp(image.data(), kFatbin, 4) == 0;
     bool const is_ptx =
         image.find(".version") != std::string::npos && image.find(".entry") != std::string::npos;
     if (!is_elf && !is_fatbin && !is_ptx) {
-        reject("kernel_image is neither a cubin nor a fatbin nor PTX; compile the kernels again");
+        reject(std::string(name) +
+               " is neither a cubin nor a fatbin nor PTX; compile the kernels again");
     }
 }
 
@@ -173,8 +213,18 @@ nvinfer1::DataType AttentionFields::data_type() const {
     reject("kernel_dtype=" + kernel_dtype + " is unknown; use float16, bfloat16 or float32");
 }
 
+int32_t AttentionFields::element_bytes() const { return kernel_dtype == "float32" ? 4 : 2; }
+
+bool AttentionFields::has_scores() const {
+    return std::any_of(by_score.begin(), by_score.begin() + num_groups,
+                       [](int32_t one) { return one != 0; });
+}
+
 std::vector<PluginField> field_names() {
     std::vector<PluginField> names;
+    for (auto const& field : kLists) {
+        names.emplace_back(field.name, nullptr, PluginFieldType::kINT32, kMaxGroups);
+    }
     for (auto const& field : kIntegers) {
         names.emplace_back(field.name, nullptr, PluginFieldType::kINT32, 1);
     }
@@ -189,6 +239,10 @@ std::vector<PluginField> field_names() {
 
 std::vector<PluginField> fields_to_serialize(AttentionFields const& fields) {
     std::vector<PluginField> filled;
+    for (auto const& field : kLists) {
+        filled.emplace_back(field.name, (fields.*field.member).data(), PluginFieldType::kINT32,
+                            fields.num_groups);
+    }
     for (auto const& field : kIntegers) {
         filled.emplace_back(field.name, &(fields.*field.member), PluginFieldType::kINT32, 1);
     }
@@ -204,21 +258,23 @@ std::vector<PluginField> fields_to_serialize(AttentionFields const& fields) {
 
 AttentionFields read_fields(nvinfer1::PluginFieldCollection const& collection) {
     AttentionFields fields;
+    for (auto const& wanted : kLists) {
+        fields.*wanted.member = read_list(find(collection, wanted.name), wanted, fields.num_groups);
+    }
     for (auto const& wanted : kIntegers) {
-        if (wanted.has_default && look_up(collection, wanted.name) == nullptr) {
-            continue;
-        }
-        fields.*wanted.member = checked(wanted, read_integer(find(collection, wanted.name)));
+        fields.*wanted.member = read_integer(find(collection, wanted.name), wanted);
     }
     for (auto const& wanted : kReals) {
         fields.*wanted.member = read_real(find(collection, wanted.name), wanted);
     }
     for (auto const& wanted : kTexts) {
         fields.*wanted.member = read_text(find(collection, wanted.name), wanted);
+        if (wanted.type == PluginFieldType::kINT8) {
+            check_image(fields.*wanted.member, wanted.name);
+        }
     }
     check_columns(fields);
     fields.data_type();  // throws for an unknown one
-    check_image(fields.kernel_image);
     return fields;
 }
 

@@ -24,6 +24,8 @@ struct Driver {
     decltype(&::cuCtxGetCurrent) current_context_;
     decltype(&::cuCtxPushCurrent) push_context_;
     decltype(&::cuCtxPopCurrent) pop_context_;
+    decltype(&::cuCtxGetDevice) current_device_;
+    decltype(&::cuDeviceGetAttribute) device_attribute_;
     decltype(&::cuModuleLoadData) load_module_;
     decltype(&::cuModuleUnload) unload_module_;
     decltype(&::cuModuleGetFunction) get_function_;
@@ -64,6 +66,8 @@ private:
         SSD_FUNCTION(current_context_, cuCtxGetCurrent);
         SSD_FUNCTION(push_context_, cuCtxPushCurrent);
         SSD_FUNCTION(pop_context_, cuCtxPopCurrent);
+        SSD_FUNCTION(current_device_, cuCtxGetDevice);
+        SSD_FUNCTION(device_attribute_, cuDeviceGetAttribute);
         SSD_FUNCTION(load_module_, cuModuleLoadData);
         SSD_FUNCTION(unload_module_, cuModuleUnload);
         SSD_FUNCTION(get_function_, cuModuleGetFunction);
@@ -96,7 +100,8 @@ std::map<Key, std::weak_ptr<Kernel const>>& loaded() {
 
 }  // namespace
 
-std::shared_ptr<Kernel const> Kernel::load(AttentionFields const& fields) {
+std::shared_ptr<Kernel const> Kernel::load(std::string const& image, std::string const& name,
+                                           int32_t shared_bytes, int32_t num_warps) {
     Driver const& driver = Driver::get();
     CUcontext context = nullptr;
     driver.check(driver.current_context_(&context), "cuCtxGetCurrent");
@@ -105,19 +110,21 @@ std::shared_ptr<Kernel const> Kernel::load(AttentionFields const& fields) {
             "no CUDA context is current on this thread; call cudaSetDevice before TensorRT");
     }
     std::lock_guard<std::mutex> const lock(loaded_mutex);
-    std::weak_ptr<Kernel const>& place = loaded()[Key(context, fields.kernel_image)];
+    std::weak_ptr<Kernel const>& place = loaded()[Key(context, image)];
     std::shared_ptr<Kernel const> kernel = place.lock();
     if (kernel == nullptr) {
-        kernel.reset(new Kernel(context, fields));
+        kernel.reset(new Kernel(context, image, name, shared_bytes, num_warps));
         place = kernel;
     }
     return kernel;
 }
 
-Kernel::Kernel(CUcontext context, AttentionFields const& fields) : context_(context) {
+Kernel::Kernel(CUcontext context, std::string const& image, std::string const& name,
+               int32_t shared_bytes, int32_t num_warps)
+    : context_(context), shared_bytes_(shared_bytes), num_warps_(num_warps) {
     Driver const& driver = Driver::get();
-    driver.check(driver.load_module_(&module_, fields.kernel_image.c_str()), "cuModuleLoadData");
-    CUresult const found = driver.get_function_(&function_, module_, fields.kernel_name.c_str());
+    driver.check(driver.load_module_(&module_, image.c_str()), "cuModuleLoadData");
+    CUresult const found = driver.get_function_(&function_, module_, name.c_str());
     if (found != CUDA_SUCCESS) {
         driver.unload_module_(module_);
         driver.check(found, "cuModuleGetFunction");
@@ -134,19 +141,36 @@ Kernel::~Kernel() {
     }
 }
 
-void Kernel::launch(int64_t num_programs, AttentionFields const& fields,
-                    void const* const* arguments, CUstream stream) const {
-    if (num_programs > std::numeric_limits<int32_t>::max()) {
-        throw std::runtime_error("rows x heads = " + std::to_string(num_programs) +
+void Kernel::launch(Grid grid, void const* const* arguments, CUstream stream) const {
+    if (grid.x > std::numeric_limits<int32_t>::max()) {
+        throw std::runtime_error("rows x heads = " + std::to_string(grid.x) +
                                  " is more than one launch holds");
     }
     Driver const& driver = Driver::get();
-    auto const threads = static_cast<unsigned>(32 * fields.kernel_num_warps);
-    auto const shared = static_cast<unsigned>(fields.kernel_shared_bytes);
-    driver.check(
-        driver.launch_kernel_(function_, static_cast<unsigned>(num_programs), 1, 1, threads, 1, 1,
-                              shared, stream, const_cast<void**>(arguments), nullptr),
-        "cuLaunchKernel");
+    driver.check(driver.launch_kernel_(function_, static_cast<unsigned>(grid.x),
+                                       static_cast<unsigned>(grid.y), 1,
+                                       static_cast<unsigned>(32 * num_warps_), 1, 1,
+                                       static_cast<unsigned>(shared_bytes_), stream,
+                                       const_cast<void**>(arguments), nullptr),
+                 "cuLaunchKernel");
+}
+
+std::shared_ptr<LayerKernels const> LayerKernels::load(AttentionFields const& fields) {
+    int32_t const warps = fields.kernel_num_warps;
+    LayerKernels loaded{Kernel::load(fields.kernel_layer_image, fields.kernel_layer_name,
+                                     fields.kernel_layer_shared_bytes, warps),
+                        Kernel::load(fields.kernel_part_image, fields.kernel_part_name,
+                                     fields.kernel_part_shared_bytes, warps),
+                        Kernel::load(fields.kernel_sum_image, fields.kernel_sum_name,
+                                     fields.kernel_sum_shared_bytes, warps),
+                        0};
+    Driver const& driver = Driver::get();
+    CUdevice device = 0;
+    driver.check(driver.current_device_(&device), "cuCtxGetDevice");
+    driver.check(driver.device_attribute_(&loaded.num_multiprocessors,
+                                          CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT, device),
+                 "cuDeviceGetAttribute");
+    return std::make_shared<LayerKernels const>(std::move(loaded));
 }
 
 }  // namespace ssd_export

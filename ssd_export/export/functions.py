@@ -2,8 +2,8 @@
 a body.
 
 The node `ssd_export::DecodeAttention*` is R3 to R7 for one head group of one layer. With the
-function in the model, ONNX Runtime and plain TensorRT inline ordinary operators; without it
-(`plugin_flavor`) the TensorRT plugin of that name takes the node. Rules are told in
+function in the model, ONNX Runtime and plain TensorRT inline ordinary operators; for the TensorRT
+plugin of that name the nodes of a layer become one (plugin_flavor.py). Rules are told in
 policy/__init__.py.
 
 Inputs:  query [B, H*G, D], key, value [B, H, D] after RoPE, position int32 [B] of the new token,

@@ -36,7 +36,4 @@ def argument_types(kernel: Any, compiled_in: Iterable[str]) -> dict[str, Argumen
             return (of_groups[name],) * MAX_GROUPS
         return TYPES.get(name, "*T" if name.endswith("_ptr") else "int32")
 
-    # the kernel of one group has numbers of the same names
-    is_layer = CACHES.keys() & set(kernel.arg_names)
-    names = [name for name in kernel.arg_names if name not in compiled_in]
-    return {name: of(name) if is_layer or name not in OF_GROUPS else "int32" for name in names}
+    return {name: of(name) for name in kernel.arg_names if name not in compiled_in}

@@ -1,5 +1,5 @@
-"""Compiles the decode attention kernel ahead of time, without a GPU: PTX and cubin for each target,
-dtype and head_dim.
+"""Compiles the attention kernels of a layer ahead of time, without a GPU: PTX and cubin for each
+target, dtype and head_dim.
 
     python -m ssd_export.kernels.compile --targets 75,87,120 --out kernels/
 
@@ -28,7 +28,17 @@ from typing import Any
 from ssd_export.dtypes import DTYPES, MODEL_DTYPES
 from ssd_export.errors import UserError
 from ssd_export.kernels.argument_types import ArgumentType, argument_types
-from ssd_export.kernels.image import MANIFEST_FILE, SCHEMA, KernelImage, Variant
+from ssd_export.kernels.image import (
+    KERNELS,
+    LAYER,
+    MANIFEST_FILE,
+    PART,
+    SCHEMA,
+    SUM,
+    KernelCode,
+    KernelImage,
+    Variant,
+)
 
 PTX_VERSIONS = {
     75: 80,
@@ -48,6 +58,12 @@ NEEDS_NEW_ASSEMBLER = (110,)  # CUDA 13 gave this architecture its number
 KERNEL_DTYPES = tuple(row.name for row in MODEL_DTYPES.values())
 HEAD_DIMS = (32, 128)  # the demo model; Janus-Pro 1B and 7B
 MAX_SLOTS = 1024
+GRIDS = {
+    LAYER: ["rows * num_heads"],
+    PART: ["rows * num_heads", "num_splits"],
+    SUM: ["rows * num_heads"],
+}
+PARTS_OF_A_TENSOR = ("query_ptr", "key_ptr", "value_ptr")  # which begin where its heads happen to
 SCRATCH = ({"name": "global_scratch", "type": "null"}, {"name": "profile_scratch", "type": "null"})
 
 
@@ -64,6 +80,7 @@ def compile_kernels(
     """
     targets, dtypes, head_dims = tuple(targets), tuple(dtypes), tuple(head_dims)
     _check_asked(targets, dtypes, head_dims, max_slots)
+    triton = _triton()
     out.mkdir(parents=True, exist_ok=True)
     images = [
         compile_image(out, target, Variant(dtype, head_dim), max_slots)
@@ -73,9 +90,9 @@ def compile_kernels(
     ]
     manifest = {
         "schema": SCHEMA,
-        "triton": _triton().__version__,
-        "grid": "rows * num_heads",
-        "arguments": [*_arguments(), *SCRATCH],
+        "triton": triton.__version__,
+        "grids": GRIDS,
+        "arguments": {name: kernel_arguments(name) for name in KERNELS},
         "images": [asdict(image) for image in images],
     }
     (out / MANIFEST_FILE).write_text(json.dumps(manifest, indent=1) + "\n")
@@ -85,38 +102,40 @@ def compile_kernels(
 def compile_image(
     out: Path, target: int, variant: Variant, max_slots: int = MAX_SLOTS
 ) -> KernelImage:
-    """Compiles one image into the folder out."""
-    kernel, compiled_in, num_warps = _kernel(variant, max_slots)
-    types = {argument["name"]: argument["type"] for argument in _arguments()}
-    compiled = compile_kernel(kernel, types, compiled_in, num_warps, target, variant)
-    metadata, stem = (
-        compiled.metadata,
-        f"decode_attention-sm{target}-{variant.dtype}-d{variant.head_dim}",
+    """Compiles the kernels of one image into the folder out."""
+    from ssd_export.kernels.constants import MAX_SPLITS, NUM_WARPS
+
+    attending = kernel_source(LAYER, variant, max_slots)[1]
+    return KernelImage(
+        target=target,
+        variant=variant,
+        num_warps=NUM_WARPS,
+        block_slots=attending["BLOCK_SLOTS"],
+        max_slots=attending["SLOT_CAPACITY"],
+        max_splits=MAX_SPLITS,
+        ptx_version=PTX_VERSIONS[target],
+        kernels={name: _compiled(out, name, target, variant, max_slots) for name in KERNELS},
     )
+
+
+def _compiled(out: Path, name: str, target: int, variant: Variant, max_slots: int) -> KernelCode:
+    kernel, compiled_in = kernel_source(name, variant, max_slots)
+    types = argument_types(kernel, compiled_in)
+    compiled = compile_kernel(kernel, types, compiled_in, target, variant)
+    metadata, stem = compiled.metadata, f"{name}-sm{target}-{variant.dtype}-d{variant.head_dim}"
     if metadata.global_scratch_size or metadata.profile_scratch_size:
         raise RuntimeError("the kernel wants scratch memory, which its launchers do not give")
     files: dict[str, str] = {}
     for kind, data in (("ptx", compiled.asm["ptx"].encode()), ("cubin", compiled.asm["cubin"])):
         (out / f"{stem}.{kind}").write_bytes(data)
         files |= {kind: f"{stem}.{kind}", f"{kind}_sha256": hashlib.sha256(data).hexdigest()}
-    return KernelImage(
-        target=target,
-        variant=variant,
-        kernel_name=metadata.name,
-        num_warps=metadata.num_warps,
-        shared_bytes=metadata.shared,
-        block_slots=compiled_in["BLOCK_SLOTS"],
-        max_slots=compiled_in["SLOT_CAPACITY"],
-        ptx_version=PTX_VERSIONS[target],
-        **files,
-    )
+    return KernelCode(metadata.name, metadata.shared, **files)
 
 
 def compile_kernel(
     kernel: Any,
     types: Mapping[str, ArgumentType],
     compiled_in: Mapping[str, int],
-    num_warps: int,
     target: int,
     variant: Variant,
 ) -> Any:
@@ -127,6 +146,8 @@ def compile_kernel(
     triton = _triton()
     from triton.backends.compiler import GPUTarget
 
+    from ssd_export.kernels.constants import NUM_WARPS
+
     signature: dict[str, Any] = {
         name: _triton_type(kind, variant)
         if isinstance(kind, str)
@@ -135,14 +156,14 @@ def compile_kernel(
     }
     aligned = {
         place: [["tt.divisibility", 16]]
-        for index, kind in enumerate(signature.values())
+        for index, (name, kind) in enumerate(signature.items())
         for place, one in _places(index, kind)
-        if one[0] == "*"
+        if one[0] == "*" and name not in PARTS_OF_A_TENSOR
     }
     signature |= dict.fromkeys(compiled_in, "constexpr")
     source = triton.compiler.ASTSource(kernel, signature, dict(compiled_in), aligned)
     options = {
-        "num_warps": num_warps,
+        "num_warps": NUM_WARPS,
         "ptx_version": PTX_VERSIONS[target],
         "enable_fp_fusion": True,
     }
@@ -177,24 +198,31 @@ def _oldest_tools(target: int) -> Iterator[None]:
         yield
 
 
-def _kernel(variant: Variant, max_slots: int) -> tuple[Any, dict[str, int], int]:
-    """The kernel, what is compiled into it, its number of warps."""
-    _triton()
-    from ssd_export.kernels import decode_attention as source
+def kernel_source(name: str, variant: Variant, max_slots: int) -> tuple[Any, dict[str, int]]:
+    """One of KERNELS and what is compiled into it."""
+    from ssd_export.kernels import constants
+    from ssd_export.kernels.layer_attention import decode_layer_kernel
+    from ssd_export.kernels.split_attention import attend_split_kernel, combine_splits_kernel
 
-    return (
-        source.decode_attention_kernel,
-        source.constants(variant.head_dim, max_slots, DTYPES[variant.dtype].num_bytes),
-        source.NUM_WARPS,
-    )
+    num_bytes = DTYPES[variant.dtype].num_bytes
+    attending = constants.constants(variant.head_dim, max_slots, num_bytes)
+    if name == SUM:
+        return combine_splits_kernel, constants.combining(attending)
+    return {LAYER: decode_layer_kernel, PART: attend_split_kernel}[name], attending
 
 
-def _arguments() -> list[dict[str, str]]:
-    """Name and type of every argument of a launch for a group, in order."""
-    from ssd_export.kernels.decode_attention import CONSTANTS, decode_attention_kernel
-
-    types = argument_types(decode_attention_kernel, CONSTANTS)
-    return [{"name": name, "type": str(kind)} for name, kind in types.items()]
+def kernel_arguments(name: str) -> list[dict[str, str]]:
+    """Name and type of every argument of a launch of one of KERNELS, in order; those of head groups
+    one by one.
+    """
+    kernel, compiled_in = kernel_source(name, Variant("float16", 128), MAX_SLOTS)
+    listed = []
+    for argument, kind in argument_types(kernel, compiled_in).items():
+        if isinstance(kind, str):
+            listed.append({"name": argument, "type": kind})
+            continue
+        listed += [{"name": f"{argument}[{place}]", "type": t} for place, t in enumerate(kind)]
+    return [*listed, *SCRATCH]
 
 
 def _triton_type(kind: str, variant: Variant) -> str:

@@ -1,20 +1,21 @@
 """Kernel images that were compiled ahead of time: reads kernels.json, picks one, hands it to the
 plugin's nodes.
 
-Needs neither Triton nor torch nor a GPU. kernels.json (schema 3) holds `arguments` (name and type
-in the order of a
-launch: "*T" points to the dtype of the cache, "null" is a null pointer), `grid` (number of
-programs, one dimension; 32 x num_warps threads each) and `images`, each a KernelImage; file names
-are relative to its folder.
+Needs neither Triton nor torch nor a GPU. An image is the three kernels of a layer for one target,
+dtype and head_dim. kernels.json (schema 4) holds `arguments` (of each kernel, name and type in the
+order of a launch: "*T" points to the dtype of the cache, "null" is a null pointer), `grids` (number
+of programs of each; 32 x num_warps threads each) and `images`, each a KernelImage; file names are
+relative to its folder.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ssd_export.errors import UserError
 
@@ -22,7 +23,10 @@ if TYPE_CHECKING:
     import onnx_ir as ir
 
 MANIFEST_FILE = "kernels.json"
-SCHEMA = 3
+SCHEMA = 4
+LAYER, PART, SUM = "layer", "part", "sum"
+# A launch for a layer; where its slots are split, one for the parts and one that adds them up.
+KERNELS = (LAYER, PART, SUM)
 FIRST_EXACT_TARGET = 90  # from here on PTX is for one architecture alone
 
 
@@ -35,36 +39,46 @@ class Variant:
 
 
 @dataclass(frozen=True)
-class KernelImage:
-    """One compiled kernel and how to launch it. target: compute capability times ten; ptx_version:
-    80 is 8.0.
-    """
+class KernelCode:
+    """One compiled kernel: its entry point, its shared memory and its files."""
 
-    target: int
-    variant: Variant
-    kernel_name: str
-    num_warps: int
+    name: str
     shared_bytes: int
-    block_slots: int
-    max_slots: int
-    ptx_version: int
     ptx: str
     ptx_sha256: str
     cubin: str
     cubin_sha256: str
 
-    def attributes(self, data: bytes) -> dict[str, int | str | bytes]:
-        """Attributes of a node that tell the plugin its kernel; data: the bytes of the cubin or the
-        PTX.
+
+@dataclass(frozen=True)
+class KernelImage:
+    """The compiled kernels of a layer and how to launch them. target: compute capability times ten;
+    ptx_version: 80 is 8.0; kernels: by KERNELS.
+    """
+
+    target: int
+    variant: Variant
+    num_warps: int
+    block_slots: int
+    max_slots: int
+    max_splits: int
+    ptx_version: int
+    kernels: dict[str, KernelCode]
+
+    def attributes(self, data: dict[str, bytes]) -> dict[str, int | str | bytes]:
+        """Attributes of a node that tell the plugin its kernels; data: the bytes of the cubin or
+        the PTX of each.
         """
         return {
-            "kernel_image": data,
-            "kernel_name": self.kernel_name,
             "kernel_dtype": self.variant.dtype,
             "kernel_head_dim": self.variant.head_dim,
             "kernel_max_slots": self.max_slots,
+            "kernel_block_slots": self.block_slots,
+            "kernel_max_splits": self.max_splits,
             "kernel_num_warps": self.num_warps,
-            "kernel_shared_bytes": self.shared_bytes,
+            **{f"kernel_{name}_image": data[name] for name in KERNELS},
+            **{f"kernel_{name}_name": self.kernels[name].name for name in KERNELS},
+            **{f"kernel_{name}_shared_bytes": self.kernels[name].shared_bytes for name in KERNELS},
         }
 
 
@@ -79,14 +93,16 @@ def read_manifest(folder: Path) -> list[KernelImage]:
             raise UserError(
                 f"{path} has schema {manifest['schema']}, this version reads {SCHEMA}; {again}"
             )
-        return [
-            KernelImage(**{**image, "variant": Variant(**image["variant"])})
-            for image in manifest["images"]
-        ]
+        return [_image(image) for image in manifest["images"]]
     except FileNotFoundError as error:
         raise UserError(f"no kernel images in {folder}; {again}") from error
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(f"{path} is damaged ({error}); {again}") from error
+
+
+def _image(read: dict[str, Any]) -> KernelImage:
+    kernels = {name: KernelCode(**read["kernels"][name]) for name in KERNELS}
+    return KernelImage(**{**read, "variant": Variant(**read["variant"]), "kernels": kernels})
 
 
 def find_image(images: list[KernelImage], target: int, variant: Variant) -> tuple[KernelImage, str]:
@@ -113,16 +129,20 @@ def find_image(images: list[KernelImage], target: int, variant: Variant) -> tupl
     )
 
 
-def read_image(folder: Path, image: KernelImage, kind: str) -> bytes:
-    """The bytes of an image's "cubin" or "ptx". Raises: UserError where they are not those of the
-    manifest.
+def read_image(folder: Path, image: KernelImage, kind: str) -> dict[str, bytes]:
+    """The bytes of each kernel's "cubin" or "ptx". Raises: UserError where they are not those of
+    the manifest.
     """
-    path = folder / getattr(image, kind)
+    return {name: _read_kernel(folder, image.kernels[name], kind) for name in KERNELS}
+
+
+def _read_kernel(folder: Path, kernel: KernelCode, kind: str) -> bytes:
+    path = folder / getattr(kernel, kind)
     try:
         data = path.read_bytes()
     except OSError as error:
         raise UserError(f"kernel image {path} is missing; compile the kernels again") from error
-    if hashlib.sha256(data).hexdigest() != getattr(image, f"{kind}_sha256"):
+    if hashlib.sha256(data).hexdigest() != getattr(kernel, f"{kind}_sha256"):
         raise UserError(
             f"kernel image {path} is not the one of {MANIFEST_FILE}; compile the kernels again"
         )
@@ -130,7 +150,7 @@ def read_image(folder: Path, image: KernelImage, kind: str) -> bytes:
 
 
 def attach_kernel(
-    model: ir.Model, attributes: dict[str, int | str | bytes], domain: str, op_type: str
+    model: ir.Model, attributes: Mapping[str, int | str | bytes], domain: str, op_type: str
 ) -> int:
     """Gives every node domain::op_type of a model the attributes of a kernel image; returns how
     many there are.

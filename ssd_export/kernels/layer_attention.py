@@ -1,8 +1,16 @@
-"""The decode step of all head groups of a layer in one launch or, where there are fewer heads than
-the GPU has room for, in the two of split_attention.
+"""The decode step of all head groups of a layer as one Triton kernel, R3 to R7 (defined in
+policy/__init__.py), caches written in place; where there are fewer heads than the GPU has room for,
+as the two of split_attention.
 
-In one launch a program is decode_attention's, of whichever group its head is in; the numbers and
-caches of the groups are arguments, chosen by the program.
+One program serves one (row, KV head) with all its query heads: it finds the slot of the new token,
+evicting first if there is none, writes the token, attends and adds to the scores. Programs share
+nothing, so rows and heads may be full at different steps. Rules, sizes and caches of the groups
+arrive as arguments, of which a program chooses its own group's: one compiled image serves every
+policy and every number of query heads; only dtype and head_dim are compiled in.
+
+Scores need the finished softmax: a group that ranks by score leaves its logits in a workspace and
+reads them again, 4 bytes a slot, instead of the keys. Query heads that share a KV head follow one
+another and read out of the caches of the GPU.
 """
 
 from __future__ import annotations
@@ -16,12 +24,13 @@ import triton.language as tl
 from torch import Tensor
 
 from ssd_export.cache.state import GroupState
-from ssd_export.kernels.decode_attention import NUM_WARPS, check_tensors, constants
+from ssd_export.kernels.constants import NUM_WARPS, constants, splits
 from ssd_export.kernels.head_step import decode_head
 from ssd_export.kernels.layer_groups import (
     NUMBERS,
     LayerNumbers,
     caches_of,
+    check_group,
     first_slot_of,
     group_of,
     of_group,
@@ -30,9 +39,6 @@ from ssd_export.kernels.split_attention import launch_split
 from ssd_export.policy.layout import group_slices, query_slices
 from ssd_export.policy.presets import MAX_GROUPS
 from ssd_export.policy.table import GroupPolicy
-
-PROGRAMS_A_MULTIPROCESSOR = 2  # that a split fills a GPU with: 64 KB of loads on their way
-MAX_SPLITS = 32
 
 
 def decode_layer(
@@ -45,8 +51,8 @@ def decode_layer(
     position: Tensor,
     num_splits: int | None = None,
 ) -> Tensor:
-    """One decode step of the head groups of a layer (R7), as decode_attention of each group on its
-    slice of the heads. Changes the states.
+    """One decode step of the head groups of a layer (R7), as cache.attention.decode_layer but on the
+    GPU. Changes the states.
 
     Args: query [B, H*G, D]; key, value [B, H, D], after RoPE, heads of a row contiguous;
     prompt_length, position int [B], position being the new token's; num_splits: programs for the
@@ -79,14 +85,6 @@ def decode_layer(
     return out
 
 
-def splits(programs: int, num_blocks: int, num_multiprocessors: int) -> int:
-    """Programs for the slots of one head, of num_blocks blocks: 1 where the heads alone fill the
-    GPU.
-    """
-    wanted = PROGRAMS_A_MULTIPROCESSOR * num_multiprocessors // programs
-    return max(1, min(wanted, num_blocks, MAX_SPLITS))
-
-
 @lru_cache(maxsize=8)
 def multiprocessors(device: torch.device) -> int:
     """Of a GPU; 1 where the interpreter runs on the CPU."""
@@ -111,10 +109,16 @@ def _check(
             f"{len(states)} caches and key {tuple(key.shape)} for {len(groups)} head groups of"
             f" {num_heads} heads; a layer has 1 to {MAX_GROUPS} groups, a cache each"
         )
-    members = query.shape[1] // num_heads
+    query_heads = query.shape[1] if query.dim() == 3 else 0
+    if query_heads < num_heads or query_heads % num_heads:
+        raise ValueError(
+            f"query {tuple(query.shape)} has no whole number of query heads for {num_heads} KV"
+            " heads"
+        )
+    members = query_heads // num_heads
     parts = zip(states, group_slices(groups), query_slices(groups, members), strict=True)
     for state, heads, queries in parts:
-        check_tensors(
+        check_group(
             query[:, queries], key[:, heads], value[:, heads], state, prompt_length, position
         )
 

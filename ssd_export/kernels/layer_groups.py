@@ -91,6 +91,54 @@ def caches_of(states: Sequence[GroupState]) -> tuple[tuple[Tensor, ...], ...]:
     )
 
 
+def check_group(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    state: GroupState,
+    prompt_length: Tensor,
+    position: Tensor,
+) -> None:
+    """Returns if a kernel may run on these tensors of a head group.
+
+    Raises: ValueError, naming the first that does not fit.
+    """
+    rows, num_heads, num_slots, head_dim = state.key.shape
+    token, slots = (rows, num_heads, head_dim), (rows, num_heads, num_slots)
+    dtype, int_dtypes = state.key.dtype, (torch.int32, torch.int64)
+    wanted = [
+        ("query", query, (rows, query.shape[1], head_dim), (dtype,)),
+        ("key", key, token, (dtype,)),
+        ("value", value, token, (dtype,)),
+        ("cached value", state.value, (*slots, head_dim), (dtype,)),
+        ("cached position", state.position, slots, (torch.int32,)),
+        ("position", position, (rows,), int_dtypes),
+        ("prompt_length", prompt_length, (rows,), int_dtypes),
+    ]
+    if state.score is not None:
+        wanted.append(("cached score", state.score, slots, (torch.float32,)))
+    if dtype not in (torch.float16, torch.bfloat16, torch.float32):
+        raise ValueError(f"the kernel has no dtype {dtype}; use float16, bfloat16 or float32")
+    for name, tensor, shape, dtypes in wanted:
+        if (
+            tuple(tensor.shape) != shape
+            or tensor.dtype not in dtypes
+            or tensor.device != state.key.device
+        ):
+            raise ValueError(
+                f"{name} is {tensor.dtype} {tuple(tensor.shape)} on {tensor.device}; the cache"
+                f" wants {dtypes[0]} {shape} on {state.key.device}"
+            )
+    for name, tensor in (("query", query), ("key", key), ("value", value)):
+        if tensor.stride(2) != 1 or tensor.stride(1) != head_dim:
+            raise ValueError(
+                f"{name} has strides {tensor.stride()}; the heads of a row must be contiguous"
+            )
+    caches = (state.key, state.value, state.position, state.score)
+    if not all(cache.is_contiguous() for cache in caches if cache is not None):
+        raise ValueError("the cache tensors must be contiguous")
+
+
 @triton.jit
 def of_group(values, group):
     """The value of a group; values: a tuple of MAX_GROUPS."""

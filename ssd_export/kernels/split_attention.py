@@ -10,14 +10,14 @@ and scores, and it adds the parts up in their order: the same numbers in every r
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from ssd_export.kernels.decode_attention import NUM_WARPS
+from ssd_export.kernels.constants import NUM_WARPS, combining
 from ssd_export.kernels.head_step import attend, load_query, place_token, store_out, write_token
 from ssd_export.kernels.layer_groups import (
     NUMBERS,
@@ -43,7 +43,7 @@ def launch_split(
     caches: Sequence[tuple[Tensor, ...]],
     numbers: LayerNumbers,
     out: Tensor,
-    compiled_in: Mapping[str, int],
+    compiled_in: dict[str, int],
     num_splits: int,
 ) -> None:
     """Queues both kernels of a step.
@@ -76,9 +76,7 @@ def launch_split(
         out,
         num_splits=num_splits,
         **{name: getattr(numbers, name) for name in COMBINED},
-        HEAD_DIM=head_dim,
-        SLOT_CAPACITY=compiled_in["SLOT_CAPACITY"],
-        SPLIT_CAPACITY=triton.next_power_of_2(num_splits),
+        **combining(compiled_in),
         num_warps=NUM_WARPS,
         enable_fp_fusion=True,
     )

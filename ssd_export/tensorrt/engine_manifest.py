@@ -41,7 +41,7 @@ class PluginEntry:
     """The plugin of the decode steps.
 
     library, sha256: None where the caller registered the plugin by itself; in_engine: the engine
-    file carries the library; num_nodes: one for each head group.
+    file carries the library; num_nodes: one for each layer.
     """
 
     library: str | None

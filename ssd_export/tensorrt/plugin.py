@@ -68,8 +68,8 @@ def prepared_name(graph: str, capability: int) -> str:
 
 
 def num_attention_nodes(bundle: Bundle) -> int:
-    """One for each head group of each layer."""
-    return sum(len(groups) for groups in bundle.config.policy.layers)
+    """One for each layer."""
+    return len(bundle.config.policy.layers)
 
 
 def plugin_graph(bundle: Bundle, graph: str, capabilities: tuple[int, ...]) -> bytes:
@@ -82,8 +82,8 @@ def plugin_graph(bundle: Bundle, graph: str, capabilities: tuple[int, ...]) -> b
 
 
 def make_plugin_graph(bundle: Bundle, graph: str, capabilities: tuple[int, ...]) -> bytes:
-    """A decode step of the bundle as a ModelProto: a plugin node for each head group, the kernel
-    for these GPUs inside.
+    """A decode step of the bundle as a ModelProto: a plugin node for each layer, the kernels for
+    these GPUs inside.
 
     Args: graph: decode_step or decode_step_top_k.
 
@@ -103,12 +103,14 @@ def make_plugin_graph(bundle: Bundle, graph: str, capabilities: tuple[int, ...])
 
     model = plugin_flavor(ir.load(bundle.file(f"onnx/{graph}.onnx")))
     if attach_kernel(model, image.attributes(data), DOMAIN, OP_TYPE) != num_attention_nodes(bundle):
-        raise ValueError(f"{graph}.onnx has not one {OP_TYPE} node for each head group")
+        raise ValueError(f"{graph}.onnx has not one {OP_TYPE} node for each layer")
     return ir.to_proto(model).SerializeToString()
 
 
-def kernel_for(capabilities: tuple[int, ...], variant: Variant) -> tuple[KernelImage, bytes]:
-    """A kernel that runs on every one of these GPUs: the cubin for one, PTX for several.
+def kernel_for(
+    capabilities: tuple[int, ...], variant: Variant
+) -> tuple[KernelImage, dict[str, bytes]]:
+    """Kernels that run on every one of these GPUs: the cubins for one, PTX for several.
 
     Raises: UserError where there is none and Triton is not installed.
     """
@@ -132,7 +134,7 @@ def kernel_for(capabilities: tuple[int, ...], variant: Variant) -> tuple[KernelI
 
 def _from_folder(
     folder: Path, capabilities: tuple[int, ...], variant: Variant
-) -> tuple[KernelImage, bytes]:
+) -> tuple[KernelImage, dict[str, bytes]]:
     images = read_manifest(folder)
     if len(capabilities) == 1:
         image, kind = find_image(images, capabilities[0], variant)

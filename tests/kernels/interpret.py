@@ -1,4 +1,4 @@
-"""Runs the Triton kernel through Triton's interpreter beside the torch reference and prints how far
+"""Runs the Triton kernels through Triton's interpreter beside the torch reference and prints how far
 they are apart.
 
 A separate process (TRITON_INTERPRET=1 python -m tests.kernels.interpret CASE...): Triton's
@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -22,8 +23,7 @@ from triton import next_power_of_2
 from ssd_export.cache import attention as reference
 from ssd_export.cache.state import GroupState
 from ssd_export.dtypes import DTYPES, MODEL_DTYPES
-from ssd_export.kernels import decode_attention as kernel
-from ssd_export.kernels.decode_attention import decode_attention
+from ssd_export.kernels import constants
 from ssd_export.kernels.layer_attention import decode_layer
 from ssd_export.policy.table import GroupPolicy, HeadGroup, Rule
 from tests.cases import CASES, GUARDED, Case, Inputs, inputs
@@ -61,7 +61,7 @@ BIG_CASES = (
 )
 ALL_CASES = {case.name: case for case in (*CASES, *BIG_CASES)}
 BFLOAT16_EVERY = 4  # cases: the interpreter differs from float16 in the last conversion alone
-GROUP, LAYER, PARTS = "a group", "a layer", "a layer in 3 parts"
+LAYER, PARTS = "a layer", "a layer in 3 parts"
 # Blocks of a cache in parts, so that small ones have several: the kernel's are of 16 to 64 slots.
 PART_BLOCKS = 6
 
@@ -73,7 +73,6 @@ def one_group(num_splits: int, *given: Any) -> Tensor:
 
 
 FORMS: dict[str, Callable[..., Tensor]] = {
-    GROUP: decode_attention,
     LAYER: partial(one_group, 1),
     PARTS: partial(one_group, 3),
 }
@@ -130,7 +129,7 @@ class Comparison:
     def compare(
         self,
         dtype: torch.dtype,
-        attend: Callable[..., Tensor] = decode_attention,
+        attend: Callable[..., Tensor],
         only_eviction: bool = False,
     ) -> dict[str, object]:
         wanted, given = self.state.copied(torch.float32), self.state.copied(dtype)
@@ -200,6 +199,7 @@ class ThreeGroups:
         HeadGroup(Rule(2, 3, True, 1 << 2), 26, 5, 2),
     )
     ROWS, HEAD_DIM, MEMBERS, LENGTHS = 2, 16, 2, (4, 3)
+    MOST_SLOTS = max(group.num_slots for group in GROUPS)
 
     def __init__(self) -> None:
         self.numbers = torch.Generator().manual_seed(5)
@@ -213,7 +213,9 @@ class ThreeGroups:
         shapes = [(self.ROWS, heads, self.HEAD_DIM) for heads in self.heads]
         return [torch.randint(-64, 65, shape, generator=self.numbers) / 32 for shape in shapes]
 
-    def compare(self, form: str, num_splits: int, num_steps: int = 30) -> dict[str, object]:
+    def compare(
+        self, form: str, attend: Callable[..., Tensor], num_steps: int = 30
+    ) -> dict[str, object]:
         """Every other step from the tenth on; the reference's states before each."""
         errors, slots_equal, evicted = [0.0], True, set()
         for step in range(num_steps):
@@ -229,7 +231,7 @@ class ThreeGroups:
             }
             if step < 10 or step % 2:
                 continue
-            errors.append((decode_layer(*token, given, *rest, num_splits) - out).abs().max().item())
+            errors.append((attend(*token, given, *rest) - out).abs().max().item())
             for ours, wanted in zip(given, self.states, strict=True):
                 slots_equal &= torch.equal(ours.position, wanted.position)
                 slots_equal &= torch.equal(ours.key, wanted.key)
@@ -248,7 +250,7 @@ class ThreeGroups:
 
 
 def wanted_runs() -> list[tuple[str, str]]:
-    """(case, dtype) of every line of the kernel of one group."""
+    """(case, dtype) of every line of the kernel of a layer."""
     some = [name for number, name in enumerate(ALL_CASES) if number % BFLOAT16_EVERY == 2]
     return [
         (name, dtype)
@@ -259,30 +261,36 @@ def wanted_runs() -> list[tuple[str, str]]:
 
 
 def wanted_forms() -> list[tuple[str, str, str]]:
-    """(form, case, dtype) of every line. A launch for a layer shares all but the choice of the
-    group with a launch for a group; in parts every case is run.
-    """
-    layer = [run for run in wanted_runs()[::5] if run[1] == "float32"]
+    """(form, case, dtype) of every line; in parts every case is run."""
     parts = [run for run in wanted_runs() if run[1] == "float32"]
     parts += [run for run in wanted_runs()[::9] if run[1] != "float32"]
-    runs = {GROUP: wanted_runs(), LAYER: layer, PARTS: parts}
+    runs = {LAYER: wanted_runs(), PARTS: parts}
     return [(form, *run) for form, listed in runs.items() for run in listed]
 
 
+@contextmanager
+def small_blocks(num_slots: int) -> Iterator[None]:
+    """Blocks of so few slots that a cache has PART_BLOCKS of them."""
+    most = constants.MAX_BLOCK_SLOTS
+    constants.MAX_BLOCK_SLOTS = min(next_power_of_2(-(-num_slots // PART_BLOCKS)), most)
+    try:
+        yield
+    finally:
+        constants.MAX_BLOCK_SLOTS = most
+
+
 def results(names: list[str]) -> Iterator[dict[str, object]]:
-    block_slots = kernel.MAX_BLOCK_SLOTS
     for name in names:
         comparison = Comparison(ALL_CASES[name])
         for form, case, dtype in wanted_forms():
             if case == name:
-                few = next_power_of_2(-(-comparison.case.num_slots // PART_BLOCKS))
-                kernel.MAX_BLOCK_SLOTS = min(few, block_slots) if form == PARTS else block_slots
-                result = comparison.compare(DTYPES[dtype].torch, FORMS[form], form != GROUP)
+                in_parts = form == PARTS
+                with small_blocks(comparison.case.num_slots) if in_parts else nullcontext():
+                    result = comparison.compare(DTYPES[dtype].torch, FORMS[form], in_parts)
                 yield {"form": form, "case": name, "dtype": dtype, **result}
-    kernel.MAX_BLOCK_SLOTS = 4
-    yield ThreeGroups().compare(LAYER, 1)
-    yield ThreeGroups().compare(PARTS, 3)
-    kernel.MAX_BLOCK_SLOTS = block_slots
+    for form, num_splits in ((LAYER, 1), (PARTS, 3)):
+        with small_blocks(ThreeGroups.MOST_SLOTS):
+            yield ThreeGroups().compare(form, partial(decode_layer, num_splits=num_splits))
     for form, attend in FORMS.items():
         stays = all(garbage_stays_inside(attend, name) for name in ("scored-every-6", "headkv"))
         yield {"form": form, "case": "garbage", "dtype": "float32", "stays_inside": stays}

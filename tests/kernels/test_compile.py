@@ -1,4 +1,4 @@
-"""The kernel compiles ahead of time without a GPU, and what kernels.json says about an image is
+"""The kernels compile ahead of time without a GPU, and what kernels.json says about an image is
 so.
 """
 
@@ -13,6 +13,8 @@ import pytest
 
 from ssd_export.errors import UserError
 from ssd_export.kernels.image import (
+    KERNELS,
+    KernelCode,
     KernelImage,
     Variant,
     attach_kernel,
@@ -40,17 +42,22 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def check_image(folder: Path, image: KernelImage) -> None:
     manifest = json.loads((folder / "kernels.json").read_text())
-    ptx, cubin = read_image(folder, image, "ptx").decode(), read_image(folder, image, "cubin")
-    entry = re.search(r"\.visible \.entry (\w+)\((.*?)\)", ptx, re.DOTALL)
-    assert entry[1] == image.kernel_name
-    assert entry[2].count(".param") == len(manifest["arguments"])
-    assert f".version {image.ptx_version // 10}.{image.ptx_version % 10}\n" in ptx
-    assert re.search(rf"\.target sm_{image.target}a?\n", ptx)
-    assert f".reqntid {32 * image.num_warps}" in ptx
-    assert cubin.startswith(b"\x7fELF") and len(cubin) < 100_000, (
-        "no line tables, which name paths of this machine"
-    )
-    assert image.shared_bytes <= 48 * 1024 and image.max_slots >= 64 + 576
+    ptx_of, cubin_of = (read_image(folder, image, kind) for kind in ("ptx", "cubin"))
+    for name, kernel in image.kernels.items():
+        ptx = ptx_of[name].decode()
+        entry = re.search(r"\.visible \.entry (\w+)\((.*?)\)", ptx, re.DOTALL)
+        assert entry[1] == kernel.name
+        sizes = {"int32": ".u32", "float32": ".f32"}
+        wanted = [sizes.get(argument["type"], ".u64") for argument in manifest["arguments"][name]]
+        assert re.findall(r"\.param (\.\w+)", entry[2]) == wanted
+        assert f".version {image.ptx_version // 10}.{image.ptx_version % 10}\n" in ptx
+        assert re.search(rf"\.target sm_{image.target}a?\n", ptx)
+        assert f".reqntid {32 * image.num_warps}" in ptx
+        assert cubin_of[name].startswith(b"\x7fELF") and len(cubin_of[name]) < 100_000, (
+            "no line tables, which name paths of this machine"
+        )
+        assert kernel.shared_bytes <= 48 * 1024
+    assert image.max_slots >= 64 + 576
 
 
 def test_two_targets_compile_and_match_the_manifest(folder: Path) -> None:
@@ -61,27 +68,32 @@ def test_two_targets_compile_and_match_the_manifest(folder: Path) -> None:
 
 
 @pytest.mark.slow
-def test_every_target_and_dtype_compiles(tmp_path: Path) -> None:
-    targets, dtypes = (
-        (75, 80, 86, 87, 89, 90, 100, 103, 110, 120, 121),
-        ("float16", "bfloat16", "float32"),
-    )
-    images = compiled(tmp_path, targets, dtypes)
-    assert len(images) == len(targets) * len(dtypes)
+def test_every_target_compiles(tmp_path: Path) -> None:
+    targets = (75, 80, 86, 87, 89, 90, 100, 103, 110, 120, 121)
+    images = compiled(tmp_path, targets, ("float16",))
+    assert [image.target for image in images] == list(targets)
+    for image in images:
+        check_image(tmp_path, image)
+
+
+@pytest.mark.slow
+def test_every_dtype_compiles(tmp_path: Path) -> None:
+    images = compiled(tmp_path, (80,), ("bfloat16", "float32"))
+    assert [image.variant.dtype for image in images] == ["bfloat16", "float32"]
     for image in images:
         check_image(tmp_path, image)
 
 
 def test_arguments_are_the_launcher_s(folder: Path) -> None:
-    arguments = [
-        argument["name"]
-        for argument in json.loads((folder / "kernels.json").read_text())["arguments"]
-    ]
-    assert arguments[:2] == ["query_ptr", "key_ptr"] and arguments[-2:] == [
-        "global_scratch",
-        "profile_scratch",
-    ]
-    assert arguments[-3] == "score_decay"
+    manifest = json.loads((folder / "kernels.json").read_text())
+    names = {
+        kernel: [argument["name"] for argument in arguments]
+        for kernel, arguments in manifest["arguments"].items()
+    }
+    assert list(names) == list(manifest["grids"]) == ["layer", "part", "sum"]
+    assert all(of_one[-2:] == ["global_scratch", "profile_scratch"] for of_one in names.values())
+    assert names["layer"][:2] == names["part"][:2] == ["query_ptr", "key_ptr"]
+    assert names["layer"][-3] == "evict_every[2]" and names["sum"][0] == "cache_positions[0]"
 
 
 def test_a_cubin_is_for_its_target_and_old_ptx_for_everything_newer(folder: Path) -> None:
@@ -121,7 +133,8 @@ def test_attached_images_survive_a_file(folder: Path, tmp_path: Path) -> None:
         name: attribute.value
         for name, attribute in ir.load(tmp_path / "model.onnx").graph[0].attributes.items()
     }
-    read["kernel_image"] = read["kernel_image"].numpy().tobytes()
+    for name in KERNELS:
+        read[f"kernel_{name}_image"] = read[f"kernel_{name}_image"].numpy().tobytes()
     assert read == given
 
 
@@ -137,14 +150,15 @@ def test_attached_images_survive_a_file(folder: Path, tmp_path: Path) -> None:
     ],
 )
 def test_a_damaged_folder_says_what_to_do(tmp_path: Path, damage: object, message: str) -> None:
-    (tmp_path / "kernels.json").write_text('{"schema": 3, "images": []}')
+    (tmp_path / "kernels.json").write_text('{"schema": 4, "images": []}')
     damage(tmp_path)
     with pytest.raises(UserError, match=message):
         read_manifest(tmp_path)
 
 
 def test_a_changed_image_is_refused(tmp_path: Path) -> None:
-    image = KernelImage(75, SMALL, "k", 4, 0, 32, 1024, 80, "k.ptx", "0" * 64, "k.cubin", "0" * 64)
+    code = KernelCode("k", 0, "k.ptx", "0" * 64, "k.cubin", "0" * 64)
+    image = KernelImage(75, SMALL, 4, 32, 1024, 32, 80, dict.fromkeys(KERNELS, code))
     with pytest.raises(UserError, match="is missing"):
         read_image(tmp_path, image, "ptx")
     (tmp_path / "k.ptx").write_text("another")

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.kernel_code import ATTENDING, COMBINE, GROUP, JSON, KernelCode, read_kernel
+from benchmarks.kernel_code import ATTENDING, COMBINE, JSON, TARGETS, KernelCode, read_kernel
 from benchmarks.sass import (
     Instruction,
     KernelUse,
@@ -21,7 +21,7 @@ from benchmarks.sass import (
 
 ROOT = Path(__file__).parents[2]
 LEAST_IN_FLIGHT = 6
-TARGETS = (80, 87, 90, 120)
+COMPILED = (80, 87, 90, 120)  # here; the table is checked for all of them
 needs_triton = pytest.mark.skipif(
     find_spec("triton") is None, reason="needs Triton: pip install ssd-export[kernels]"
 )
@@ -35,7 +35,7 @@ def published() -> dict[tuple[str, int, str], KernelCode]:
 
 @needs_triton
 @pytest.mark.slow
-@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("target", COMPILED)
 @pytest.mark.parametrize("dtype", ["float16", "float32"])
 @pytest.mark.parametrize("serves", ATTENDING)
 def test_enough_loads_are_in_flight_and_nothing_is_spilled(
@@ -52,26 +52,31 @@ def test_enough_loads_are_in_flight_and_nothing_is_spilled(
 
 @needs_triton
 def test_a_loop_that_loads_when_it_uses_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
-    from ssd_export.kernels import decode_attention
+    from ssd_export.kernels import constants
 
-    monkeypatch.setattr(decode_attention, "NUM_STAGES", {2: 1, 4: 1})
+    monkeypatch.setattr(constants, "NUM_STAGES", {2: 1, 4: 1})
     assert read_kernel(80, "float16").loads_in_flight < LEAST_IN_FLIGHT
 
 
 def test_the_table_is_what_registers_and_shared_memory_allow() -> None:
-    for kernel in published().values():
+    found = published()
+    assert {(target, dtype) for target in TARGETS for dtype in ("float16", "float32")} == {
+        key[1:] for key in found
+    }
+    for kernel in found.values():
+        assert kernel.stack_bytes == 0
+        assert kernel.serves == COMBINE or kernel.loads_in_flight >= LEAST_IN_FLIGHT
         use = KernelUse(kernel.registers, kernel.stack_bytes)
         assert kernel.programs == programs_per_multiprocessor(
             kernel.target, use, kernel.shared_bytes, kernel.num_warps
         )
-    assert set(published()) >= {(GROUP, target, "float16") for target in TARGETS}
 
 
 @needs_triton
 @pytest.mark.parametrize("dtype", ["float16", "float32"])
 def test_what_adds_the_parts_up_is_small(dtype: str) -> None:
     kernel = read_kernel(90, dtype, COMBINE)
-    assert kernel.stack_bytes == 0 and kernel.programs >= 8
+    assert kernel.stack_bytes == 0 and kernel.programs >= 4
 
 
 def code(*lines: str) -> list[Instruction]:

@@ -11,6 +11,8 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,42 +22,76 @@ from torch import Tensor
 
 from ssd_export.cache.state import GroupState
 from ssd_export.dtypes import DTYPES
-from ssd_export.policy.table import HeadGroup, Rule
-from tests.kernels.interpret import ALL_CASES, Comparison, wanted_runs
-from tests.plugins.driven_plugin import IMAGE, DrivenPlugin, expected_launch, fields_of
+from ssd_export.policy.table import GroupPolicy, HeadGroup, Rule
+from tests.kernels.interpret import ALL_CASES, Comparison, ThreeGroups, small_blocks, wanted_runs
+from tests.plugins.driven_plugin import IMAGES, DrivenPlugin, expected_launches, fields_of
 
-GROUP = HeadGroup(Rule(-1, 2, True), 9, 1, num_heads=2)
+POLICY = GroupPolicy(HeadGroup(Rule(-1, 2, True), 9, 1, num_heads=2), 1.0, 24)
 NO_BINARY_FOR_GPU, ILLEGAL_ADDRESS = 209, 700
+MOST_MULTIPROCESSORS = 256  # that the plugin counts
+PARTS = 3
+LAYER, IN_PARTS = "a layer", "a layer in parts"
+IN_PARTS_EVERY = 4  # cases: the split itself is compared on all of them in tests/kernels
+
+
+def driven_runs() -> list[tuple[str, str, str]]:
+    """(form, case, dtype) of every line of the cases."""
+    runs = [(LAYER, *run) for run in wanted_runs()]
+    float32 = [run for run in wanted_runs() if run[1] == "float32"]
+    return runs + [(IN_PARTS, *run) for run in float32[::IN_PARTS_EVERY]]
 
 
 def cases(driven: DrivenPlugin) -> Iterator[dict[str, object]]:
     """Every case in every dtype, as the interpreter's own test runs them."""
     for name, case in ALL_CASES.items():
         comparison = Comparison(case)
-        for wanted, dtype in wanted_runs():
-            if wanted == name:
-                result = comparison.compare(DTYPES[dtype].torch, driven.attention)
-                yield {"case": name, "dtype": dtype, **result, "wrong": driven.launches.wrong}
+        for form, wanted, dtype in driven_runs():
+            if wanted != name:
+                continue
+            in_parts = form == IN_PARTS
+            programs = case.rows * case.num_heads
+            attend = partial(driven.attention, -(-PARTS * programs // 2) if in_parts else 1)
+            with small_blocks(case.num_slots) if in_parts else nullcontext():
+                result = comparison.compare(DTYPES[dtype].torch, attend, dtype != "float32")
+            yield {
+                "form": form,
+                "case": name,
+                "dtype": dtype,
+                **result,
+                "wrong": driven.launches.wrong,
+            }
+
+
+def layers(driven: DrivenPlugin) -> Iterator[dict[str, object]]:
+    """A layer of three groups, in one launch and in parts."""
+    for form, multiprocessors in ((LAYER, 1), (IN_PARTS, 18)):
+        before = len(driven.launches.kernels)
+        with small_blocks(ThreeGroups.MOST_SLOTS):
+            attend = partial(driven.layer, num_multiprocessors=multiprocessors)
+            result = ThreeGroups().compare(form, attend)
+        kernels = sorted(set(driven.launches.kernels[before:]))
+        yield {**result, "kernels": kernels, "wrong": driven.launches.wrong}
 
 
 class Step:
-    """One enqueue of a small group, some of it changed."""
+    """One enqueue of a small layer, some of it changed."""
 
     def __init__(self, driven: DrivenPlugin) -> None:
-        self.driven, state = driven, GroupState.empty(3, GROUP, 8)
-        token = [torch.ones(3, heads, 8) for heads in (4, 2, 2)]
+        self.driven, self.state = driven, GroupState.empty(3, POLICY.group, 8)
+        state = self.state
         lengths = [torch.full((3,), 4, dtype=torch.int32), torch.ones(3, dtype=torch.int32)]
         caches = [state.key, state.value, state.position, state.score]
-        self.inputs, self.outputs = [*token, *lengths, *caches], [torch.empty(3, 4, 8), *caches]
-        self.workspace: Tensor | None = torch.zeros(3 * 2 * 9)
-        plugin = driven.attach(fields_of(GROUP, token[0], 1.0, 24))
+        self.inputs = [torch.ones(3, 8, 8), *lengths, *caches]
+        self.outputs = [torch.empty(3, 4, 8), *caches]
+        plugin = driven.attach(fields_of([POLICY], self.outputs[0]))
         assert plugin is not None
         self.plugin = plugin
+        self.workspace: Tensor | None = driven.workspace(plugin, self.inputs, self.outputs)
 
     def run(self) -> list[int]:
         """Results of onShapeChange and enqueue."""
-        self.driven.launches.expected = expected_launch(
-            self.inputs, self.outputs, self.workspace, GROUP, 1.0, 24
+        self.driven.launches.expected = expected_launches(
+            self.inputs, self.outputs, self.workspace, [self.state], [POLICY]
         )
         shapes = self.driven.set_shapes(self.plugin, self.inputs, self.outputs)
         return [
@@ -64,12 +100,31 @@ class Step:
         ]
 
 
+    def run_rows(self, rows: int, most: int, num_multiprocessors: int) -> int:
+        """An enqueue of so many rows in the workspace of the most rows; the parts of a head."""
+        inputs, outputs = (
+            [one[:1].repeat(most, *[1] * (one.dim() - 1)) for one in side]
+            for side in (self.inputs, self.outputs)
+        )
+        outputs[1:] = inputs[3:]
+        workspace = self.driven.workspace(self.plugin, inputs, outputs)
+        inputs, outputs = [one[:rows] for one in inputs], [one[:rows] for one in outputs]
+        self.driven.launches.expected = expected = expected_launches(
+            inputs, outputs, workspace, [GroupState(*inputs[3:])], [POLICY], num_multiprocessors
+        )
+        self.driven.set_shapes(self.plugin, inputs, outputs)
+        self.driven.enqueue(self.plugin, inputs, outputs, workspace)
+        return expected.num_splits
+
+
 def _copied_cache(step: Step) -> None:
     step.outputs[2] = step.outputs[2].clone()
 
 
 def _misaligned(step: Step) -> None:
-    step.inputs[0] = torch.ones(1 + step.inputs[0].numel())[1:].view(step.inputs[0].shape)
+    like = step.inputs[4]
+    moved = torch.ones(1 + like.numel(), dtype=like.dtype)[1:].view(like.shape)
+    step.inputs[4] = step.outputs[2] = moved
 
 
 def _no_workspace(step: Step) -> None:
@@ -77,7 +132,7 @@ def _no_workspace(step: Step) -> None:
 
 
 def _other_shape(step: Step) -> None:
-    step.inputs[1] = torch.ones(3, 1, 8)
+    step.inputs[3] = torch.ones(3, 2, 9, 7)
 
 
 REFUSED: dict[str, Callable[[Step], Any]] = {
@@ -87,6 +142,7 @@ REFUSED: dict[str, Callable[[Step], Any]] = {
     "no workspace": _no_workspace,
     "another shape": _other_shape,
     "no context": lambda step: step.driven.use_context(0),
+    "no such device": lambda step: step.driven.refuse("cuDeviceGetAttribute", 101),
     "another GPU": lambda step: step.driven.refuse("cuModuleLoadData", NO_BINARY_FOR_GPU),
     "no such kernel": lambda step: step.driven.refuse("cuModuleGetFunction", 500),
     "a failed launch": lambda step: step.driven.refuse("cuLaunchKernel", ILLEGAL_ADDRESS),
@@ -98,13 +154,13 @@ def refusals(driven: DrivenPlugin) -> Iterator[dict[str, object]]:
     for name, fault in REFUSED.items():
         print(f"== {name}", file=sys.stderr, flush=True)
         driven.use_context(100 + len(name))  # one that has no kernel yet
-        before = driven.launches.count
+        before = len(driven.launches.kernels)
         step = Step(driven)
         fault(step)
         results = step.run()
         driven.refuse("")
         driven.destroy(step.plugin)
-        yield {"case": name, "results": results, "launches": driven.launches.count - before}
+        yield {"case": name, "results": results, "launches": driven.launches.kernels[before:]}
 
 
 def lifetimes(driven: DrivenPlugin) -> Iterator[dict[str, object]]:
@@ -117,7 +173,7 @@ def lifetimes(driven: DrivenPlugin) -> Iterator[dict[str, object]]:
     for context in (1000, 1000, 1001):
         driven.use_context(context)
         seen.append(Step(driven))
-        assert seen[-1].run() == [0, 0]
+        assert seen[-1].run() == [0, 0], driven.launches.wrong
     loaded = counts()
     for step in seen:
         driven.destroy(step.plugin)
@@ -127,15 +183,33 @@ def lifetimes(driven: DrivenPlugin) -> Iterator[dict[str, object]]:
         "loads": loaded[0] - before[0],
         "unloads_before": loaded[1] - before[1],
         "unloads": unloaded[1] - before[1],
-        "same_image": set(driven.launches.images) == {IMAGE},
+        "same_images": set(driven.launches.images) == set(IMAGES.values()),
         "wrong": driven.launches.wrong,
     }
+
+
+def workspaces(driven: DrivenPlugin) -> Iterator[dict[str, object]]:
+    """Whether what is asked for at the most rows holds the arrays of fewer, on any GPU."""
+    driven.launches.interprets = False
+    for number, multiprocessors in enumerate((1, 2, 7, 60, 256, 4000)):
+        driven.use_context(2000 + number)
+        driven.use_multiprocessors(multiprocessors)
+        with small_blocks(POLICY.group.num_slots):
+            step = Step(driven)
+            for rows in (1, 3, 31, 120):
+                wrong = len(driven.launches.wrong)
+                splits = step.run_rows(rows, 120, min(multiprocessors, MOST_MULTIPROCESSORS))
+                case = f"{multiprocessors} multiprocessors, {rows} rows"
+                found = driven.launches.wrong[wrong:]
+                yield {"case": case, "splits": splits, "wrong": found}
+        driven.destroy(step.plugin)
+    driven.launches.interprets = True
 
 
 def main(library: str, folder: str) -> None:
     """Prints all of it."""
     driven = DrivenPlugin(Path(library), Path(folder))
-    for part in (lifetimes, refusals, cases):
+    for part in (lifetimes, refusals, workspaces, layers, cases):
         for line in part(driven):
             print(json.dumps(line), flush=True)
 

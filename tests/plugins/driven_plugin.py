@@ -22,22 +22,24 @@ from torch import Tensor
 from ssd_export.cache.state import GroupState
 from ssd_export.dtypes import of_torch
 from ssd_export.export.functions import AttentionNode
-from ssd_export.kernels.decode_attention import (
-    CONSTANTS,
-    NUM_WARPS,
-    SCALARS,
-    constants,
-    decode_attention_kernel,
-)
-from ssd_export.kernels.image import KernelImage, Variant
-from ssd_export.policy.table import GroupPolicy, HeadGroup, pinned_bits
+from ssd_export.export.plugin_flavor import OF_GROUPS, OF_LAYER
+from ssd_export.kernels.compile import kernel_arguments
+from ssd_export.kernels.constants import MAX_SPLITS, NUM_WARPS, combining, constants, splits
+from ssd_export.kernels.image import KERNELS, LAYER, PART, SUM, KernelCode, KernelImage, Variant
+from ssd_export.kernels.layer_attention import decode_layer_kernel
+from ssd_export.kernels.layer_groups import LayerNumbers
+from ssd_export.kernels.split_attention import attend_split_kernel, combine_splits_kernel
+from ssd_export.policy.presets import MAX_GROUPS
+from ssd_export.policy.table import GroupPolicy
 
 STREAM = 0x77
-IMAGE = b"\x7fELF" + bytes(range(1, 120))
+SOURCES = {LAYER: decode_layer_kernel, PART: attend_split_kernel, SUM: combine_splits_kernel}
+IMAGES = {name: b"\x7fELF" + name.encode().ljust(119, b".") for name in KERNELS}
+SHARED_BYTES = {LAYER: 4096, PART: 5120, SUM: 2048}
 INT32, FLOAT32, INT8, CHAR = 5, 1, 3, 6  # of PluginFieldType
 TENSORRT_TYPES = {"float32": 0, "float16": 1, "int32": 3, "bfloat16": 7}  # of DataType
-SHARED_BYTES = 4096
 MAX_SLOTS = 2048
+ALIGNMENT = 16  # that the kernels are compiled for
 OnLoad = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
 OnLaunch = ctypes.CFUNCTYPE(
     ctypes.c_int,
@@ -72,53 +74,92 @@ class HostTensor(ctypes.Structure):
 
 @dataclass
 class Expected:
-    """What the next launch should be given. pointers: by parameter, None for a null pointer."""
+    """What the launches of a step should be given.
 
-    pointers: dict[str, Tensor | None]
-    scalars: dict[str, int | float]
-    sizes: list[int]
+    tensors: by parameter, None for a null pointer, a tuple by head group; numbers: alike; kept:
+    bytes of each array in the workspace, by parameter; programs: rows x heads;
+    num_splits: 1 for a launch of the layer's kernel.
+    """
+
+    tensors: dict[str, Any]
+    numbers: dict[str, Any]
+    kept: dict[str, tuple[torch.dtype, int]]
+    workspace: Tensor | None
+    programs: int
+    num_splits: int
     constants: dict[str, int]
+    given: dict[str, int] = field(default_factory=dict)  # where the plugin put its arrays
+
+    def grid(self, name: str) -> tuple[int, int, int]:
+        """Programs of a kernel."""
+        return (self.programs, self.num_splits if name == PART else 1, 1)
 
 
 @dataclass
 class Launches:
-    """Compares and runs what the fake driver is told. wrong: what differed."""
+    """Compares and runs what the fake driver is told. wrong: what differed; images, kernels: what
+    was loaded and launched, in order; interprets: whether kernels are run.
+    """
 
     expected: Expected | None = None
-    count: int = 0
     images: list[bytes] = field(default_factory=list)
+    kernels: list[str] = field(default_factory=list)
     wrong: list[str] = field(default_factory=list)
+    interprets: bool = True
 
     def load(self, image: int) -> None:
         """An image was loaded."""
-        self.images.append(ctypes.string_at(image, len(IMAGE)))
+        self.images.append(ctypes.string_at(image, len(IMAGES[LAYER])))
 
     def launch(self, function: int, sizes: Any, stream: int, arguments: Any) -> int:
         """A kernel was launched: 0, or 1 where something is not as it should be."""
         try:
-            wanted, self.count = self.expected, self.count + 1
+            wanted, image = self.expected, self.images[function - 1]  # modules are numbered
+            name = next(name for name in KERNELS if IMAGES[name] == image)
+            self.kernels.append(name)
             assert wanted is not None
-            self._compare("grid, block, shared", sizes[:7], wanted.sizes)
+            threads, shared = 32 * NUM_WARPS, SHARED_BYTES[name]
+            launched = [*wanted.grid(name), threads, 1, 1, shared]
+            self._compare(f"{name}: grid, block, shared", sizes[:7], launched)
             self._compare("stream", stream, STREAM)
-            names = [n for n in decode_attention_kernel.arg_names if n not in CONSTANTS]
-            for place, name in enumerate(names):
-                self._compare_argument(name, arguments[place], wanted)
-            for place in range(len(names), len(names) + 2):
-                self._compare("scratch", _pointer(arguments[place]), None)
-            if not self.wrong:
-                _interpret(wanted)
+            for place, argument in enumerate(kernel_arguments(name)):
+                self._compare_argument(argument["name"], arguments[place], wanted)
+            if not self.wrong and self.interprets:
+                _interpret(name, wanted)
         except Exception as error:  # C cannot be raised through
             self.wrong.append(f"{type(error).__name__}: {error}")
         return int(bool(self.wrong))
 
-    def _compare_argument(self, name: str, address: int, wanted: Expected) -> None:
-        if name in SCALARS:
-            kind = ctypes.c_float if name == "score_decay" else ctypes.c_int32
-            given = kind.from_address(address).value
-            self._compare(name, given, kind(wanted.scalars[name]).value)
+    def _compare_argument(self, argument: str, address: int, wanted: Expected) -> None:
+        name, _, place = argument.rstrip("]").partition("[")
+        if name in wanted.kept:
+            self._compare_kept(name, _pointer(address), wanted)
             return
-        tensor = wanted.pointers[name]
-        self._compare(name, _pointer(address), None if tensor is None else tensor.data_ptr())
+        is_number = name in wanted.numbers
+        value = wanted.numbers[name] if is_number else wanted.tensors[name]
+        value = value[int(place)] if place else value
+        if is_number:
+            kind = ctypes.c_float if name == "score_decay" else ctypes.c_int32
+            self._compare(argument, kind.from_address(address).value, kind(value).value)
+            return
+        self._compare(argument, _pointer(address), None if value is None else value.data_ptr())
+
+    def _compare_kept(self, name: str, address: int | None, wanted: Expected) -> None:
+        """Arrays in the workspace are inside, apart and aligned, and the same in both launches."""
+        num_bytes = wanted.kept[name][1]
+        if not num_bytes:
+            return
+        assert wanted.workspace is not None
+        start = wanted.workspace.data_ptr()
+        end = start + wanted.workspace.numel()
+        if address is None or address % ALIGNMENT or not start <= address <= end - num_bytes:
+            self.wrong.append(f"{name} of {num_bytes} bytes is at {address}, not {start} to {end}")
+            return
+        for other, place in wanted.given.items():
+            if other != name and address < place + wanted.kept[other][1]:
+                if place < address + num_bytes:
+                    self.wrong.append(f"{name} is at {address}, {other} at {place}")
+        self._compare(name, address, wanted.given.setdefault(name, address))
 
     def _compare(self, name: str, given: object, wanted: object) -> None:
         if given != wanted:
@@ -148,11 +189,15 @@ class DrivenPlugin:
         """Makes a CUDA context current; 0: none."""
         self.cuda.fake_set_context(number or None)
 
+    def use_multiprocessors(self, number: int) -> None:
+        """What the GPU of contexts that are not loaded into yet has."""
+        self.cuda.fake_set_multiprocessors(number)
+
     def refuse(self, call: str, result: int = 1) -> None:
         """Lets a function of the driver fail; "": none."""
         self.cuda.fake_refuse(ctypes.c_char_p(call.encode()), result)
 
-    def attach(self, fields: dict[str, int | float | str | bytes]) -> int | None:
+    def attach(self, fields: dict[str, Any]) -> int | None:
         """The plugin of a node of these attributes, in an engine's context; None: refused."""
         values = [_field_data(value) for value in fields.values()]
         array = (PluginField * len(fields))(
@@ -186,141 +231,190 @@ class DrivenPlugin:
         workspace: Tensor | None,
     ) -> int:
         """enqueue: 0, or -1 after a message."""
-        address = None if workspace is None else workspace.data_ptr()
+        address = None if workspace is None or not len(workspace) else workspace.data_ptr()
         pointers = ctypes.c_void_p(address), ctypes.c_void_p(STREAM)
         return self._host.host_enqueue(*_call(plugin, inputs, outputs), *pointers)
 
-    def attention(
+    def layer(
         self,
         query: Tensor,
         key: Tensor,
         value: Tensor,
-        state: GroupState,
-        policy: GroupPolicy,
+        states: Sequence[GroupState],
+        policies: Sequence[GroupPolicy],
         prompt_length: Tensor,
         position: Tensor,
+        num_multiprocessors: int = 1,
     ) -> Tensor:
-        """cache.attention.decode_attention by the plugin."""
-        token = [part.contiguous() for part in (query, key, value)]
-        group = policy.group
-        fields = fields_of(group, query, policy.score_decay, policy.grid_width)
-        plugin = self._attached_once(
-            json.dumps({k: v for k, v in fields.items() if k != "kernel_image"}), fields
-        )
+        """cache.attention.decode_layer by the plugin."""
+        heads = torch.cat([query, key, value], dim=1)
+        fields = fields_of(policies, query)
+        plugin = self._attached_once(fields, num_multiprocessors)
+        caches = [
+            cache
+            for state, policy in zip(states, policies, strict=True)
+            for cache in (state.key, state.value, state.position, state.score)[
+                : 3 + policy.group.rule.by_score
+            ]
+        ]
         lengths = [position.to(torch.int32), prompt_length.to(torch.int32)]
-        caches = [state.key, state.value, state.position, state.score][: 3 + group.rule.by_score]
-        inputs, outputs = [*token, *lengths, *caches], [torch.empty_like(token[0]), *caches]
+        inputs, outputs = [heads, *lengths, *caches], [torch.empty(query.shape).to(query), *caches]
         assert self.set_shapes(plugin, inputs, outputs) == 0
-        elements = self.workspace_bytes(plugin, inputs, outputs) // 4
-        workspace = torch.full((elements,), float("nan")) if elements else None
-        self.launches.expected = expected_launch(
-            inputs, outputs, workspace, group, policy.score_decay, policy.grid_width
+        workspace = self.workspace(plugin, inputs, outputs)
+        self.launches.expected = expected = expected_launches(
+            inputs, outputs, workspace, states, policies, num_multiprocessors
         )
         assert self.enqueue(plugin, inputs, outputs, workspace) == 0, self.launches.wrong
+        wanted = [LAYER] if expected.num_splits == 1 else [PART, SUM]
+        assert self.launches.kernels[-len(wanted) :] == wanted
         return outputs[0]
 
-    def _attached_once(self, name: object, fields: dict[str, Any]) -> int:
-        if name not in self._attached:
+    def attention(self, num_multiprocessors: int, *given: Any) -> Tensor:
+        """cache.attention.decode_attention by the plugin: a layer of one group."""
+        *token, state, policy, prompt_length, position = given
+        return self.layer(
+            *token, [state], [policy], prompt_length, position, num_multiprocessors
+        )
+
+    def workspace(
+        self, plugin: int, inputs: Sequence[Tensor], outputs: Sequence[Tensor]
+    ) -> Tensor:
+        """As much as the plugin asks for at these sizes, not a byte more, full of NaN."""
+        num_bytes = self.workspace_bytes(plugin, inputs, outputs)
+        return torch.full((-(-num_bytes // 4),), float("nan")).view(torch.uint8)[:num_bytes]
+
+    def _attached_once(self, fields: dict[str, Any], num_multiprocessors: int) -> int:
+        plain = {name: value for name, value in fields.items() if not isinstance(value, bytes)}
+        key = json.dumps([plain, num_multiprocessors])
+        if key not in self._attached:
+            self.use_multiprocessors(num_multiprocessors)
             plugin = self.attach(fields)
             assert plugin is not None
-            self._attached[name] = plugin
-        return self._attached[name]
+            self._attached[key] = plugin
+        return self._attached[key]
 
 
-def fields_of(
-    group: HeadGroup, query: Tensor, score_decay: float, grid_width: int
-) -> dict[str, Any]:
-    """The attributes of a node with a kernel attached."""
-    heads, dtype = query.shape[1], of_torch(query.dtype).name
-    node = AttentionNode(
-        group.rule,
-        group.num_slots,
-        group.num_heads,
-        group.evict_every,
-        score_decay,
-        heads // group.num_heads,
-        query.shape[2],
-        dtype,
-        True,
-        grid_width,
+def fields_of(policies: Sequence[GroupPolicy], query: Tensor) -> dict[str, Any]:
+    """The attributes of a layer's node with kernels attached."""
+    dtype, head_dim = of_torch(query.dtype).name, query.shape[2]
+    num_heads = sum(policy.group.num_heads for policy in policies)
+    nodes = [
+        AttentionNode(
+            policy.group.rule,
+            policy.group.num_slots,
+            policy.group.num_heads,
+            policy.group.evict_every,
+            policy.score_decay,
+            query.shape[1] // num_heads,
+            head_dim,
+            dtype,
+            True,
+            policy.grid_width,
+        ).attributes()
+        for policy in policies
+    ]
+    of_layer = {name: nodes[0][name] for name in OF_LAYER}
+    of_groups = {name: [int(node.get(name, 0)) for node in nodes] for name in OF_GROUPS}
+    return of_layer | of_groups | image_of(dtype, head_dim).attributes(IMAGES)
+
+
+def image_of(dtype: str, head_dim: int) -> KernelImage:
+    """Kernels that were never compiled."""
+    codes = {
+        name: KernelCode(SOURCES[name].__name__, SHARED_BYTES[name], "", "", "", "")
+        for name in KERNELS
+    }
+    blocks = constants(head_dim, MAX_SLOTS, 4)["BLOCK_SLOTS"]
+    return KernelImage(
+        75, Variant(dtype, head_dim), NUM_WARPS, blocks, MAX_SLOTS, MAX_SPLITS, 80, codes
     )
-    image = KernelImage(
-        target=75,
-        variant=Variant(dtype, query.shape[2]),
-        kernel_name="decode_attention_kernel",
-        num_warps=NUM_WARPS,
-        shared_bytes=SHARED_BYTES,
-        block_slots=32,
-        max_slots=MAX_SLOTS,
-        ptx_version=80,
-        ptx="",
-        ptx_sha256="",
-        cubin="",
-        cubin_sha256="",
-    )
-    return node.attributes() | image.attributes(IMAGE)
 
 
-def expected_launch(
+def expected_launches(
     inputs: Sequence[Tensor],
     outputs: Sequence[Tensor],
     workspace: Tensor | None,
-    group: HeadGroup,
-    score_decay: float,
-    grid_width: int,
+    states: Sequence[GroupState],
+    policies: Sequence[GroupPolicy],
+    num_multiprocessors: int = 1,
 ) -> Expected:
-    """What the kernel's source says its parameters are, from the tensors."""
-    query, key, value, position, prompt_length, *caches = inputs
-    rows, query_heads, head_dim = query.shape
-    rule = group.rule
-    pointers = {
-        "query_ptr": query,
-        "key_ptr": key,
-        "value_ptr": value,
-        "position_ptr": position,
-        "prompt_length_ptr": prompt_length,
-        "cache_key_ptr": caches[0],
-        "cache_value_ptr": caches[1],
-        "cache_position_ptr": caches[2],
-        "cache_score_ptr": caches[3] if rule.by_score else None,
-        "logits_ptr": workspace,
-        "out_ptr": outputs[0],
+    """What the kernels' sources say their parameters are, from the tensors."""
+    heads, position, prompt_length = inputs[:3]
+    rows, query_heads, head_dim = outputs[0].shape
+    num_heads = (heads.shape[1] - query_heads) // 2
+    query, key, value = heads.split([query_heads, num_heads, num_heads], dim=1)
+    numbers = LayerNumbers.of(query, key, value, policies)
+    slots, programs = numbers.most_slots, rows * num_heads
+    compiled_in = constants(head_dim, slots, query.element_size())
+    num_splits = splits(programs, -(-slots // compiled_in["BLOCK_SLOTS"]), num_multiprocessors)
+    padded = [*states, *[states[0]] * (MAX_GROUPS - len(states))]
+    scored = [policy.group.rule.by_score for policy in policies]
+    scored += [scored[0]] * (MAX_GROUPS - len(scored))
+    parts = rows * query_heads * num_splits
+    kept = {
+        "present_ptr": (torch.int32, 4 * programs * slots),
+        "score_ptr": (torch.float32, 4 * programs * slots),
+        "logits_ptr": (torch.float32, 4 * rows * query_heads * slots),
+        "sums_ptr": (torch.float32, 4 * parts * head_dim),
+        "largest_ptr": (torch.float32, 4 * parts),
+        "total_ptr": (torch.float32, 4 * parts),
     }
-    scalars = {
-        "query_stride": query_heads * head_dim,
-        "key_stride": group.num_heads * head_dim,
-        "value_stride": group.num_heads * head_dim,
-        "num_heads": group.num_heads,
-        "query_group_size": query_heads // group.num_heads,
-        "num_slots": group.num_slots,
-        "num_sinks": rule.num_sinks,
-        "num_recent": rule.num_recent,
-        "by_score": int(rule.by_score),
-        "pinned_columns": pinned_bits(rule.pinned_columns),
-        "grid_width": grid_width,
-        "age_quota": int(rule.age_quota),
-        "evict_every": group.evict_every,
-        "score_decay": score_decay,
-    }
-    sizes = [rows * group.num_heads, 1, 1, 32 * NUM_WARPS, 1, 1, SHARED_BYTES]
-    compiled_in = constants(head_dim, group.num_slots, query.element_size())
-    return Expected(pointers, scalars, sizes, compiled_in)
-
-
-def _interpret(wanted: Expected) -> None:
-    absent = torch.empty(0, dtype=torch.float32)
-    pointers = [absent if tensor is None else tensor for tensor in wanted.pointers.values()]
-    decode_attention_kernel[(wanted.sizes[0],)](
-        *pointers, *wanted.scalars.values(), **wanted.constants, num_warps=NUM_WARPS
+    if num_splits == 1:
+        kept = {"logits_ptr": (torch.float32, 4 * programs * slots * any(scored))}
+    return Expected(
+        tensors={
+            "query_ptr": query,
+            "key_ptr": key,
+            "value_ptr": value,
+            "position_ptr": position,
+            "prompt_length_ptr": prompt_length,
+            "cache_keys": tuple(state.key for state in padded),
+            "cache_values": tuple(state.value for state in padded),
+            "cache_positions": tuple(state.position for state in padded),
+            "cache_scores": tuple(
+                state.score if is_scored else None
+                for state, is_scored in zip(padded, scored, strict=True)
+            ),
+            "out_ptr": outputs[0],
+            "global_scratch": None,
+            "profile_scratch": None,
+        },
+        numbers={**vars(numbers), "num_splits": num_splits},
+        kept=kept,
+        workspace=workspace,
+        programs=programs,
+        num_splits=num_splits,
+        constants=compiled_in,
     )
+
+
+def _interpret(name: str, wanted: Expected) -> None:
+    kernel = SOURCES[name]
+    absent = torch.empty(0, dtype=torch.float32)
+    given: dict[str, Any] = dict(wanted.numbers)
+    for parameter, tensor in wanted.tensors.items():
+        of_groups = tensor if isinstance(tensor, tuple) else (tensor,)
+        present = tuple(absent if one is None else one for one in of_groups)
+        given[parameter] = present if isinstance(tensor, tuple) else present[0]
+    for parameter, (dtype, num_bytes) in wanted.kept.items():
+        given[parameter] = absent
+        if num_bytes:
+            assert wanted.workspace is not None
+            first = wanted.given[parameter] - wanted.workspace.data_ptr()
+            given[parameter] = wanted.workspace[first : first + num_bytes].view(dtype)
+    given |= combining(wanted.constants) if name == SUM else wanted.constants
+    grid = wanted.grid(name)
+    kernel[grid](**{key: given[key] for key in kernel.arg_names}, num_warps=NUM_WARPS)
 
 
 def _pointer(address: int) -> int | None:
     return ctypes.c_void_p.from_address(address).value
 
 
-def _field_data(value: int | float | str | bytes) -> tuple[Any, int, int]:
+def _field_data(value: int | float | str | bytes | list[int]) -> tuple[Any, int, int]:
     """As the ONNX parser hands them over: a string's length counts its terminating zero."""
+    if isinstance(value, list):
+        return (ctypes.c_int32 * len(value))(*value), INT32, len(value)
     if isinstance(value, bytes):
         return ctypes.create_string_buffer(value, len(value)), INT8, len(value)
     if isinstance(value, str):

@@ -11,26 +11,23 @@ from typing import Any
 
 from ssd_export.export.functions import DOMAIN, OP_TYPE
 
-VERSION = "3"
-CACHES = ("past_key", "past_value", "past_position", "past_score")
-FIRST_CACHE = 5  # after query, key, value, position, prompt_length
+VERSION = "4"
+PARTS = 3  # of the cache of a head group, beside the score
+FIRST_CACHE = 3  # after heads, position, prompt_length
+KERNELS = ("layer", "part", "sum")
+LISTS = ("num_sinks", "num_recent", "by_score", "pinned_columns", "age_quota", "evict_every")
 INTEGERS = (
-    "num_sinks",
-    "num_recent",
-    "by_score",
-    "pinned_columns",
     "grid_width",
-    "age_quota",
-    "evict_every",
     "kernel_head_dim",
     "kernel_max_slots",
+    "kernel_block_slots",
+    "kernel_max_splits",
     "kernel_num_warps",
-    "kernel_shared_bytes",
+    *(f"kernel_{kernel}_shared_bytes" for kernel in KERNELS),
 )
-WITH_DEFAULT = {"age_quota"}
 REALS = ("score_decay",)
-IMAGES = ("kernel_image",)
-TEXTS = ("kernel_name", "kernel_dtype")
+IMAGES = tuple(f"kernel_{kernel}_image" for kernel in KERNELS)
+TEXTS = ("kernel_dtype", *(f"kernel_{kernel}_name" for kernel in KERNELS))
 
 
 def register(trt: Any) -> Any:
@@ -51,7 +48,10 @@ def plugin_creator(trt: Any) -> Any:
                 base.__init__(self)
             self.fields = fields
             self.plugin_name, self.plugin_namespace, self.plugin_version = OP_TYPE, DOMAIN, VERSION
-            self.num_outputs = len(CACHES) + fields["by_score"]  # attention out, then the caches
+            parts = [PARTS + by_score for by_score in fields["by_score"]]
+            self.num_outputs = 1 + sum(parts)  # attention out, then the caches
+            firsts = (sum(parts[:place]) for place in range(len(parts)))
+            self.keys = [FIRST_CACHE + first for first in firsts]
 
         def get_capability_interface(self, kind: Any) -> Plugin:
             return self
@@ -65,8 +65,14 @@ def plugin_creator(trt: Any) -> Any:
         def get_output_shapes(
             self, inputs: list[Any], shape_inputs: list[Any], expressions: Any
         ) -> list[Any]:
-            same_as = [0, *range(FIRST_CACHE, FIRST_CACHE + self.num_outputs - 1)]
-            return [trt.DimsExprs(inputs[place]) for place in same_as]
+            out, kinds = trt.DimsExprs(inputs[0]), trt.DimensionOperation
+            for key in self.keys:
+                both = expressions.operation(
+                    kinds.PROD, expressions.constant(2), inputs[key][1]
+                )
+                out[1] = expressions.operation(kinds.SUB, out[1], both)
+            caches = range(FIRST_CACHE, FIRST_CACHE + self.num_outputs - 1)
+            return [out, *(trt.DimsExprs(inputs[place]) for place in caches)]
 
         def supports_format_combination(
             self, place: int, tensors: list[Any], num_inputs: int
@@ -110,10 +116,10 @@ def plugin_creator(trt: Any) -> Any:
 
         def create_plugin(self, name: str, fields: Any, phase: Any) -> Plugin:
             given = {field.name: field for field in fields}
-            missing = declared_fields(trt).keys() - given.keys() - WITH_DEFAULT
+            missing = declared_fields(trt).keys() - given.keys()
             if missing:
                 raise ValueError(f"{name} lacks the fields {sorted(missing)}")
-            return Plugin({"by_score": int(given["by_score"].data[0])})
+            return Plugin({"by_score": [int(one) for one in given["by_score"].data]})
 
     return Creator()
 
@@ -122,7 +128,7 @@ def declared_fields(trt: Any) -> dict[str, Any]:
     """Field name -> its type."""
     kinds = trt.PluginFieldType
     return {
-        **dict.fromkeys(INTEGERS, kinds.INT32),
+        **dict.fromkeys((*LISTS, *INTEGERS), kinds.INT32),
         **dict.fromkeys(REALS, kinds.FLOAT32),
         **dict.fromkeys(IMAGES, kinds.INT8),
         **dict.fromkeys(TEXTS, kinds.CHAR),

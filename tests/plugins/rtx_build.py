@@ -12,24 +12,24 @@ import json
 import re
 import sys
 from pathlib import Path
+from typing import Any
 
 import onnx_ir as ir
 import tensorrt_rtx as trt
 
 from ssd_export.export.functions import DOMAIN, OP_TYPE, AttentionNode
-from ssd_export.export.plugin_flavor import PLUGIN_VERSION
-from ssd_export.kernels.image import KernelImage, Variant, attach_kernel
+from ssd_export.export.plugin_flavor import OF_GROUPS, OF_LAYER, PLUGIN_VERSION
+from ssd_export.kernels.image import KERNELS, KernelCode, KernelImage, Variant, attach_kernel
 from ssd_export.model.families.janus import GRID
 from ssd_export.policy.table import Rule
 
-PTX = (
-    b".version 8.0\n.target sm_75\n.address_size 64\n.visible .entry decode_attention_kernel() {"
-    b" ret; }\n"
-)
-IMAGE = KernelImage(
-    75, Variant("float16", 64), "decode_attention_kernel", 4, 512, 64, 1024, 80, "", "", "", ""
-)
+PTX = b".version 8.0\n.target sm_75\n.address_size 64\n.visible .entry k() { ret; }\n"
+CODES = dict.fromkeys(KERNELS, KernelCode("k", 512, "", "", "", ""))
+IMAGE = KernelImage(75, Variant("float16", 64), 4, 16, 1024, 32, 80, CODES)
 ROWS = (2, 4, 8)
+
+
+Group = tuple[Rule, int, int]  # rule, num_slots, evict_every
 
 
 class Log(trt.ILogger):
@@ -41,49 +41,69 @@ class Log(trt.ILogger):
         self.lines.append(message)
 
 
-def model(groups: list[tuple[Rule, int, int]], changed: dict, shapes: dict) -> ir.Model:
-    """A graph of one node for each (rule, num_slots, evict_every): 2 KV heads, 4 query heads,
-    head_dim 64, float16.
+def model(layers: list[list[Group]], changed: dict, shapes: dict) -> ir.Model:
+    """A graph of one node for each layer, a list of (rule, num_slots, evict_every): 2 KV heads a
+    group, two query heads each, head_dim 64, float16.
     """
     inputs, outputs, nodes = [], [], []
-    float16, float32, int32 = ir.DataType.FLOAT16, ir.DataType.FLOAT, ir.DataType.INT32
-    for number, (rule, num_slots, evict_every) in enumerate(groups):
-        attributes = (
-            AttentionNode(
-                rule, num_slots, 2, evict_every, 1.0, 2, 64, "float16", True, GRID.width
-            ).attributes()
-            | changed
-        )
-        slots = ("rows", 2, num_slots)
+    for number, groups in enumerate(layers):
+        heads = 2 * len(groups)
         caches = {
-            "key": (float16, (*slots, 64)),
-            "value": (float16, (*slots, 64)),
-            "position": (int32, slots),
+            f"{name}.{number}.{place}": spec
+            for place, group in enumerate(groups)
+            for name, spec in caches_of(group).items()
         }
-        caches |= {"score": (float32, slots)} if rule.by_score else {}
         token = {
-            "query": (float16, ("rows", 4, 64)),
-            "key": (float16, ("rows", 2, 64)),
-            "value": (float16, ("rows", 2, 64)),
-            "position": (int32, ("rows",)),
-            "prompt_length": (int32, ("rows",)),
+            "heads": (ir.DataType.FLOAT16, ("rows", 4 * heads, 64)),
+            "position": (ir.DataType.INT32, ("rows",)),
+            "prompt_length": (ir.DataType.INT32, ("rows",)),
         }
         token |= {name: (token[name][0], shape) for name, shape in shapes.items()}
+        out = ir.DataType.FLOAT16, ("rows", 2 * heads, 64)
         given = [value(f"{name}.{number}", *spec) for name, spec in token.items()]
-        given += [value(f"past_{name}.{number}", *spec) for name, spec in caches.items()]
-        made = [value(f"out.{number}", *token["query"])]
-        made += [value(f"present_{name}.{number}", *spec) for name, spec in caches.items()]
-        onnx = [
-            ir.AttrFloat32(k, v) if isinstance(v, float) else ir.AttrInt64(k, v)
-            for k, v in attributes.items()
-        ]
-        onnx.append(ir.AttrString("plugin_version", PLUGIN_VERSION))
-        nodes.append(ir.Node(DOMAIN, OP_TYPE, given, onnx, outputs=made, name=f"attend.{number}"))
+        given += [value(f"past_{name}", *spec) for name, spec in caches.items()]
+        made = [value(f"out.{number}", *out)]
+        made += [value(f"present_{name}", *spec) for name, spec in caches.items()]
+        attributes = onnx_attributes(attributes_of(groups) | changed)
+        nodes.append(
+            ir.Node(DOMAIN, OP_TYPE, given, attributes, outputs=made, name=f"attend.{number}")
+        )
         inputs, outputs = inputs + given, outputs + made
     return ir.Model(
         ir.Graph(inputs, outputs, nodes=nodes, opset_imports={"": 18, DOMAIN: 1}, name="step"),
         ir_version=10,
     )
+
+
+def caches_of(group: Group) -> dict[str, tuple[ir.DataType, tuple[int | str, ...]]]:
+    """Type and shape of each part of a group's cache."""
+    rule, num_slots, _ = group
+    slots = ("rows", 2, num_slots)
+    caches: dict[str, tuple[ir.DataType, tuple[int | str, ...]]] = {
+        "key": (ir.DataType.FLOAT16, (*slots, 64)),
+        "value": (ir.DataType.FLOAT16, (*slots, 64)),
+        "position": (ir.DataType.INT32, slots),
+    }
+    return caches | ({"score": (ir.DataType.FLOAT, slots)} if rule.by_score else {})
+
+
+def attributes_of(groups: list[Group]) -> dict[str, Any]:
+    """As export/plugin_flavor.py joins those of the groups' nodes."""
+    nodes = [
+        AttentionNode(
+            rule, num_slots, 2, evict_every, 1.0, 2, 64, "float16", True, GRID.width
+        ).attributes()
+        for rule, num_slots, evict_every in groups
+    ]
+    lists = {name: [int(node.get(name, 0)) for node in nodes] for name in OF_GROUPS}
+    return lists | {name: nodes[0][name] for name in OF_LAYER}
+
+
+def onnx_attributes(values: dict[str, Any]) -> list[ir.Attr]:
+    """Attributes of a node."""
+    kinds = {list: ir.AttrInt64s, int: ir.AttrInt64, float: ir.AttrFloat32}
+    attributes = [kinds[type(value)](name, value) for name, value in values.items()]
+    return [*attributes, ir.AttrString("plugin_version", PLUGIN_VERSION)]
 
 
 def value(name: str, dtype: ir.DataType, shape: tuple[int | str, ...]) -> ir.Value:
@@ -93,13 +113,13 @@ def value(name: str, dtype: ir.DataType, shape: tuple[int | str, ...]) -> ir.Val
 def build(
     library: str,
     log: Log,
-    groups: list,
+    layers: list[list[Group]],
     kernel: dict,
     changed: dict | None = None,
     shapes: dict | None = None,
 ) -> dict:
     log.lines.clear()
-    onnx = model(groups, changed or {}, shapes or {})
+    onnx = model(layers, changed or {}, shapes or {})
     if kernel:
         attach_kernel(onnx, kernel, DOMAIN, OP_TYPE)
     builder = trt.Builder(log)
@@ -141,47 +161,36 @@ def main(library: str) -> None:
         if c.name == OP_TYPE
     ]
     print(json.dumps({"name": "registry", "creators": found}))
-    kernel, scored, window = (
-        IMAGE.attributes(PTX),
-        (Rule(-1, 6, True), 180, 6),
-        (Rule(4, 0, False), 64, 1),
-    )
+    kernel = IMAGE.attributes(dict.fromkeys(KERNELS, PTX))
+    scored, window = (Rule(-1, 6, True), 180, 6), (Rule(4, 0, False), 64, 1)
+    pinned = (Rule(-1, 6, True, 1 | 1 << 22), 300, 24)
+    of_scored: dict[str, dict] = {
+        "no kernel": {"kernel": {}},
+        "not an image": {"kernel": kernel | {"kernel_part_image": b"something else"}},
+        "unknown dtype": {"kernel": kernel | {"kernel_dtype": "int8"}},
+        "too much shared memory": {"kernel": kernel | {"kernel_sum_shared_bytes": 50000}},
+        "evict_every": {"changed": {"evict_every": [0]}},
+        "evicts more than all": {"changed": {"evict_every": [181]}},
+        "score_decay": {"changed": {"score_decay": 1.5}},
+        "pinned_columns": {"changed": {"pinned_columns": [1 << GRID.width]}},
+        "groups differ": {"changed": {"num_recent": [6, 6]}},
+        "four groups": {"changed": {"num_sinks": [-1] * 4}},
+    }
     runs: dict[str, dict] = {
-        "both": {"groups": [window, scored], "kernel": kernel},
-        "no kernel": {"groups": [scored], "kernel": {}},
-        "not an image": {
-            "groups": [scored],
-            "kernel": kernel | {"kernel_image": b"something else"},
-        },
-        "unknown dtype": {"groups": [scored], "kernel": kernel | {"kernel_dtype": "int8"}},
-        "too much shared memory": {
-            "groups": [scored],
-            "kernel": kernel | {"kernel_shared_bytes": 50000},
-        },
-        "evict_every": {"groups": [scored], "kernel": kernel, "changed": {"evict_every": 0}},
-        "evicts more than all": {
-            "groups": [scored],
-            "kernel": kernel,
-            "changed": {"evict_every": 181},
-        },
-        "score_decay": {"groups": [scored], "kernel": kernel, "changed": {"score_decay": 1.5}},
-        "pinned_columns": {
-            "groups": [scored],
-            "kernel": kernel,
-            "changed": {"pinned_columns": 1 << GRID.width},
-        },
-        "score missing": {"groups": [window], "kernel": kernel, "changed": {"by_score": 1}},
-        "too many slots": {"groups": [(window[0], 1025, 1)], "kernel": kernel},
-        "head_dim": {"groups": [window], "kernel": kernel | {"kernel_head_dim": 128}},
-        "query heads": {"groups": [window], "kernel": kernel, "shapes": {"query": ("rows", 3, 64)}},
-        "key shape": {"groups": [window], "kernel": kernel, "shapes": {"key": ("rows", 1, 64)}},
+        "both": {"layers": [[window, scored], [pinned, scored, window], [window]]},
+        **{name: {"layers": [[scored]], **run} for name, run in of_scored.items()},
+        "score missing": {"layers": [[window]], "changed": {"by_score": [1]}},
+        "too many slots": {"layers": [[(window[0], 1025, 1)]]},
+        "head_dim": {"layers": [[window]], "kernel": kernel | {"kernel_head_dim": 128}},
+        "query heads": {"layers": [[window]], "shapes": {"heads": ("rows", 7, 64)}},
+        "heads shape": {"layers": [[window]], "shapes": {"heads": ("rows", 8, 32)}},
     }
     for name, run in runs.items():
         print(
             f"== {name}", file=sys.stderr, flush=True
         )  # the plugin's messages, which go there, stand below it
         print(
-            json.dumps({"name": name, **build(str(Path(library).resolve()), log, **run)}),
+            json.dumps({"name": name, **build(str(Path(library).resolve()), log, **{"kernel": kernel, **run})}),
             flush=True,
         )
 

@@ -19,6 +19,8 @@ from pathlib import Path
 
 import pytest
 
+from ssd_export.export.plugin_flavor import PLUGIN_VERSION
+
 ROOT = Path(__file__).parents[2]
 PLUGINS = ROOT / "plugins"
 
@@ -141,34 +143,37 @@ def built(
 
 
 def test_the_creator_has_the_node_s_name(built: tuple) -> None:
-    assert built[0]["registry"]["creators"] == [["DecodeAttention", "ssd_export", "2"]]
+    assert built[0]["registry"]["creators"] == [["DecodeAttention", "ssd_export", PLUGIN_VERSION]]
 
 
 def test_every_node_becomes_one_plugin_layer(built: tuple) -> None:
+    """Of two head groups, of three (14 inputs, 12 outputs) and of one."""
     result = built[0]["both"]
-    assert result["network"] == ["LayerType.PLUGIN_V3"] * 2
-    assert result["layers"] == ["PluginV3"] * 2, "no copies of caches, no reformats"
+    assert result["network"] == ["LayerType.PLUGIN_V3"] * 3
+    assert result["layers"] == ["PluginV3"] * 3, "no copies of caches, no reformats"
     assert result["engine_bytes"] and result["holds_library"]
 
 
 REJECTED = {
     "no kernel": r"field kernel_\w+ is missing; attach a compiled kernel",
-    "not an image": "kernel_image is neither a cubin nor a fatbin nor PTX",
+    "not an image": "kernel_part_image is neither a cubin nor a fatbin nor PTX",
     "unknown dtype": "kernel_dtype=int8 is unknown; use float16, bfloat16 or float32",
-    "too much shared memory": r"kernel_shared_bytes=50000 is outside 0\.\.49152",
+    "too much shared memory": r"kernel_sum_shared_bytes=50000 is outside 0\.\.49152",
     "evict_every": r"evict_every=0 is outside 1\.\.",
     "evicts more than all": "evict_every=181 evicts more than the 180 slots there are",
     "score_decay": r"score_decay=1\.5\d* is outside",
     "pinned_columns": "pinned_columns=16777216 pins columns that a grid of width 24 does not have",
-    "score missing": r"8 inputs where 9 were expected \(past_score goes with by_score=1\)",
-    "too many slots": "past_key has 1025 slots; the kernel holds 1 to 1024",
+    "score missing": r"6 inputs where 7 were expected \(past_score goes with by_score=1\)",
+    "too many slots": "past_key of group 0 has 1025 slots; the kernel holds 1 to 1024",
     "head_dim": (
         "the kernel is for head_dim 128, the model has 64; compile the kernels with --head-dims 64"
     ),
     "query heads": (
-        r"query has shape \[-1 x 3 x 64\]: no whole number of query heads for each of 2 KV heads"
+        r"heads has shape \[-1 x 7 x 64\]: no whole number of query heads for each of 2 KV heads"
     ),
-    "key shape": r"key has shape \[-1 x 1 x 64\] where \[-1 x 2 x 64\] was expected",
+    "heads shape": r"heads has shape \[-1 x 8 x 32\] where \[-1 x 8 x 64\] was expected",
+    "groups differ": "field num_recent has 2 numbers for 1 head groups; export the bundle again",
+    "four groups": "field num_sinks must be 1 to 3 integers, one for each head group",
 }
 
 

@@ -12,7 +12,6 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -22,10 +21,11 @@ from tests.plugins.test_build import ROOT, configure, library, pytestmark
 
 __all__ = ["library", "pytestmark"]
 pytest.importorskip("triton", reason="needs Triton: pip install ssd-export[kernels]")
-from tests.kernels.interpret import wanted_runs
+from tests.kernels.interpret import ThreeGroups
+from tests.plugins.drive_cases import IN_PARTS, LAYER, driven_runs
 
 LAUNCHER = ROOT / "tests" / "plugins" / "launcher"
-RUNS = wanted_runs()
+RUNS = driven_runs()
 
 
 @pytest.fixture(scope="module")
@@ -56,14 +56,16 @@ def driven(library: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[lis
 
 
 @pytest.fixture(scope="module")
-def lines(driven: tuple[list[dict], dict]) -> Iterator[dict[tuple[str, str | None], dict]]:
-    yield {(line["case"], line.get("dtype")): line for line in driven[0]}
+def lines(driven: tuple[list[dict], dict]) -> dict[tuple[str | None, str, str | None], dict]:
+    return {(line.get("form"), line["case"], line.get("dtype")): line for line in driven[0]}
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("case", "dtype"), RUNS, ids=map("-".join, RUNS))
-def test_an_enqueue_is_the_reference_s_step(lines: dict, case: str, dtype: str) -> None:
-    result = lines[case, dtype]
+@pytest.mark.parametrize(("form", "case", "dtype"), RUNS, ids=map("-".join, RUNS))
+def test_an_enqueue_is_the_reference_s_step(
+    lines: dict, form: str, case: str, dtype: str
+) -> None:
+    result = lines[form, case, dtype]
     assert result["wrong"] == [], "an argument of the launch"
     assert result["slots_equal"] and result["caches_equal"]
     assert result["out_error"] <= TOLERANCES[dtype].kernel
@@ -71,18 +73,39 @@ def test_an_enqueue_is_the_reference_s_step(lines: dict, case: str, dtype: str) 
 
 
 @pytest.mark.slow
-def test_an_image_is_loaded_once_a_context_and_unloaded_with_its_last_plugin(lines: dict) -> None:
-    found = lines["lifetimes", None]
-    assert (found["loads"], found["unloads_before"], found["unloads"]) == (2, 0, 2)
-    assert found["same_image"] and found["wrong"] == []
+@pytest.mark.parametrize(
+    ("form", "kernels"), [(LAYER, ["layer"]), (IN_PARTS, ["part", "sum"])]
+)
+def test_groups_of_a_layer_are_served_by_one_enqueue(
+    lines: dict, form: str, kernels: list[str]
+) -> None:
+    result = lines[form, "three groups", "float32"]
+    assert result["wrong"] == [] and result["kernels"] == kernels
+    assert result["slots_equal"] and result["evicted"] == len(ThreeGroups.GROUPS)
+    assert result["error"] <= TOLERANCES["float32"].kernel
+
+
+@pytest.mark.slow
+def test_a_workspace_for_the_most_rows_is_enough_for_fewer_on_any_gpu(lines: dict) -> None:
+    found = {case: line for (_, case, _), line in lines.items() if "multiprocessors" in case}
+    assert len(found) == 24 and {line["splits"] for line in found.values()} > {1}
+    assert not [(case, line["wrong"]) for case, line in found.items() if line["wrong"]]
+
+
+@pytest.mark.slow
+def test_images_are_loaded_once_a_context_and_unloaded_with_its_last_plugin(lines: dict) -> None:
+    found = lines[None, "lifetimes", None]
+    assert (found["loads"], found["unloads_before"], found["unloads"]) == (6, 0, 6)
+    assert found["same_images"] and found["wrong"] == []
 
 
 REFUSED = {
-    "a copied cache": ([0, -1], "past_value and its output have different buffers; build with"),
-    "not aligned": ([0, -1], "query is not aligned to 16 bytes"),
-    "no workspace": ([0, -1], "TensorRT gave no workspace for the logits"),
-    "another shape": ([-1, -1], r"key has shape \[3 x 1 x 8\] where \[3 x 2 x 8\] was expected"),
+    "a copied cache": ([0, -1], "past_value of group 0 and its output have different buffers; build with"),
+    "not aligned": ([0, -1], "past_value of group 0 is not aligned to 16 bytes"),
+    "no workspace": ([0, -1], r"TensorRT gave no workspace of \d+ bytes"),
+    "another shape": ([-1, -1], "the kernel is for head_dim 8, the model has 7"),
     "no context": ([-1, -1], "no CUDA context is current on this thread; call cudaSetDevice"),
+    "no such device": ([-1, -1], "cuDeviceGetAttribute: a reason"),
     "another GPU": ([-1, -1], "cuModuleLoadData: a reason; the engine carries a kernel for anoth"),
     "no such kernel": ([-1, -1], "cuModuleGetFunction: a reason"),
     "a failed launch": ([0, -1], "cuLaunchKernel: a reason"),
@@ -93,10 +116,12 @@ REFUSED = {
 @pytest.mark.parametrize("fault", REFUSED)
 def test_what_cannot_be_launched_is_refused(lines: dict, driven: tuple, fault: str) -> None:
     results, message = REFUSED[fault]
-    assert lines[fault, None]["results"] == results and lines[fault, None]["launches"] == 0
+    found = lines[None, fault, None]
+    assert found["results"] == results and found["launches"] == []
     assert re.search(message, driven[1][fault]), driven[1][fault]
 
 
 @pytest.mark.slow
 def test_without_a_fault_the_same_step_is_launched(lines: dict) -> None:
-    assert lines["nothing", None] == {"case": "nothing", "results": [0, 0], "launches": 1}
+    found = lines[None, "nothing", None]
+    assert found == {"case": "nothing", "results": [0, 0], "launches": ["layer"]}

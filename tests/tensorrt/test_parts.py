@@ -284,10 +284,10 @@ def test_the_kernel_is_a_cubin_for_one_gpu_and_ptx_for_several(
         "SSD_EXPORT_KERNELS", str(write_kernels(tmp_path, targets=(75, 80, 120), head_dim=32))
     )
     variant = Variant("float16", 32)
-    assert kernel_for((120,), variant)[1].startswith(b"cubin of 120")
-    assert b".target sm_80" in kernel_for((86,), variant)[1]
+    assert kernel_for((120,), variant)[1]["layer"].startswith(b"cubin of 120")
+    assert all(b".target sm_80" in code for code in kernel_for((86,), variant)[1].values())
     image, data = kernel_for((86, 89, 120), variant)
-    assert image.target == 80 and b".target sm_80" in data
+    assert image.target == 80 and b".target sm_80" in data["layer"]
     assert kernel_for((120, 121), variant)[0].target == 80
     with pytest.raises(UserError, match="no kernel image"):
         kernel_for((86, 89), Variant("float16", 64))

@@ -1,5 +1,5 @@
 """Both flavors of one bundle, layer by layer: the plugin flavor has one plugin layer for each
-head group, the plain none.
+layer of the model, whose head groups share it, the plain none.
 
 Needs TensorRT-RTX and nothing else: the plugin is a Python class here
 (tests/plugins/python_plugin.py); with the C++ library the same is tested in test_engines.py. Layers
@@ -63,8 +63,8 @@ def built(
 
 def test_the_plugin_flavor_has_one_plugin_layer_for_each_attention(built: tuple) -> None:
     _, plugin, made = built
-    wanted = num_attention_nodes(made)
-    assert wanted == plugin.plugin.num_nodes > 1
+    wanted, layers = num_attention_nodes(made), made.config.policy.layers
+    assert wanted == plugin.plugin.num_nodes == len(layers) and max(map(len, layers)) > 1
     for name, graph in plugin.graphs.items():
         assert graph.layers.get("PluginV3", 0) == (wanted if name in DECODE_STEPS else 0)
         assert bool(graph.aliases) == (name in DECODE_STEPS), (

@@ -1,28 +1,31 @@
 #pragma once
 
 #include <memory>
+#include <utility>
 #include <vector>
 
 #include <NvInferRuntime.h>
 
 #include "ssd_export/attention_fields.h"
 #include "ssd_export/kernel.h"
+#include "ssd_export/layer_shapes.h"
 
 namespace ssd_export {
 
 constexpr char kPluginName[] = "DecodeAttention";
 constexpr char kPluginNamespace[] = "ssd_export";
-constexpr char kPluginVersion[] = "3";  // 2 had no age_quota
+constexpr char kPluginVersion[] = "4";  // 3 had a node for each head group
 
-// The node ssd_export::DecodeAttention (contract: ssd_export/export/functions.py): one launch of
-// the kernel that the node carries. Every present_* output is its past_* input, written in place;
-// nothing is copied.
+// The node ssd_export::DecodeAttention (contract: ssd_export/export/plugin_flavor.py), the
+// attention of a layer: one launch of the kernel that the node carries or, where heads are few, the
+// two of a split. Every present_* output is its past_* input, written in place; nothing is copied.
 class DecodeAttentionPlugin final : public nvinfer1::IPluginV3,
                                     public nvinfer1::IPluginV3OneCore,
                                     public nvinfer1::IPluginV3OneBuildV2,
                                     public nvinfer1::IPluginV3OneRuntime {
 public:
-    explicit DecodeAttentionPlugin(AttentionFields fields) : fields_(std::move(fields)) {}
+    explicit DecodeAttentionPlugin(AttentionFields fields)
+        : fields_(std::move(fields)), tensors_(fields_) {}
 
     // IPluginV3
     nvinfer1::IPluginCapability* getCapabilityInterface(
@@ -65,11 +68,10 @@ public:
     nvinfer1::PluginFieldCollection const* getFieldsToSerialize() noexcept override;
 
 private:
-    int32_t num_inputs() const { return 8 + fields_.by_score; }
-
     AttentionFields fields_;
+    NodeTensors tensors_;
     // loaded when shapes are set, before any stream is captured
-    std::shared_ptr<Kernel const> kernel_;
+    std::shared_ptr<LayerKernels const> kernels_;
     std::vector<nvinfer1::PluginField> serialized_;
     nvinfer1::PluginFieldCollection collection_{};
 };

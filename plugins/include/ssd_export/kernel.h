@@ -10,29 +10,48 @@
 
 namespace ssd_export {
 
+// Programs of a launch: grid_x for each head of each row, grid_y for the slots of a head.
+struct Grid {
+    int64_t x = 1;
+    int32_t y = 1;
+};
+
 // A kernel image loaded into the current CUDA context; unloads when the last owner is gone.
 class Kernel {
 public:
-    // The image of these fields in the current context, loaded at most once per context. Opens the
-    // CUDA driver. Throws std::runtime_error where there is no driver, no GPU, or the image does
-    // not run on this GPU.
-    static std::shared_ptr<Kernel const> load(AttentionFields const& fields);
+    // An image in the current context, loaded at most once per context. Opens the CUDA driver.
+    // Throws std::runtime_error where there is no driver, no GPU, or the image does not run on this
+    // GPU.
+    static std::shared_ptr<Kernel const> load(std::string const& image, std::string const& name,
+                                              int32_t shared_bytes, int32_t num_warps);
 
     Kernel(Kernel const&) = delete;
     Kernel& operator=(Kernel const&) = delete;
     ~Kernel();
 
-    // Starts num_programs programs of num_warps warps. Throws std::runtime_error where the driver
-    // refuses.
-    void launch(int64_t num_programs, AttentionFields const& fields, void const* const* arguments,
-                CUstream stream) const;
+    // Starts the programs of a grid. Throws std::runtime_error where the driver refuses.
+    void launch(Grid grid, void const* const* arguments, CUstream stream) const;
 
 private:
-    Kernel(CUcontext context, AttentionFields const& fields);
+    Kernel(CUcontext context, std::string const& image, std::string const& name,
+           int32_t shared_bytes, int32_t num_warps);
 
     CUcontext context_;
     CUmodule module_ = nullptr;
     CUfunction function_ = nullptr;
+    int32_t shared_bytes_;
+    int32_t num_warps_;
+};
+
+// The kernels of a layer in the current CUDA context, and how many multiprocessors its GPU has.
+struct LayerKernels {
+    // Throws as Kernel::load.
+    static std::shared_ptr<LayerKernels const> load(AttentionFields const& fields);
+
+    std::shared_ptr<Kernel const> layer;
+    std::shared_ptr<Kernel const> part;
+    std::shared_ptr<Kernel const> sum;
+    int32_t num_multiprocessors;
 };
 
 }  // namespace ssd_export

@@ -15,6 +15,7 @@ static void* current;
 static char refused[64];
 static Result reason;
 static int num_loads, num_unloads;
+static int num_multiprocessors = 1;
 
 PUBLIC void fake_listen(OnLoad load, OnLaunch launch) {
     on_load = load;
@@ -25,6 +26,7 @@ PUBLIC void fake_refuse(char const* call, Result result) {
     strncpy(refused, call, sizeof refused - 1);
     reason = result;
 }
+PUBLIC void fake_set_multiprocessors(int number) { num_multiprocessors = number; }
 PUBLIC int fake_num_loads(void) { return num_loads; }
 PUBLIC int fake_num_unloads(void) { return num_unloads; }
 
@@ -41,6 +43,17 @@ PUBLIC Result cuCtxGetCurrent(void** context) {
 }
 PUBLIC Result cuCtxPushCurrent_v2(void* context) { return REFUSED_OR_OK(); }
 PUBLIC Result cuCtxPopCurrent_v2(void** context) { return REFUSED_OR_OK(); }
+PUBLIC Result cuCtxGetDevice(int* device) {
+    *device = 3;
+    return REFUSED_OR_OK();
+}
+PUBLIC Result cuDeviceGetAttribute(int* value, int attribute, int device) {
+    if (attribute != 16 || device != 3) {  // CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT
+        return 1;
+    }
+    *value = num_multiprocessors;
+    return REFUSED_OR_OK();
+}
 PUBLIC Result cuModuleLoadData(void** module, void const* image) {
     if (REFUSED_OR_OK() != 0) {
         return reason;

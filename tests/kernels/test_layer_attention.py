@@ -19,9 +19,9 @@ from ssd_export.verify.tolerances import TOLERANCES
 from tests.cases import CASES
 
 pytest.importorskip("triton", reason="needs Triton: pip install ssd-export[kernels]")
-from ssd_export.kernels.decode_attention import decode_attention
-from ssd_export.kernels.layer_attention import decode_layer, splits
-from tests.kernels.interpret import ALL_CASES, FORMS, GROUP, LAYER, PARTS, wanted_forms
+from ssd_export.kernels.constants import splits
+from ssd_export.kernels.layer_attention import decode_layer
+from tests.kernels.interpret import ALL_CASES, FORMS, LAYER, PARTS, wanted_forms
 
 pytestmark = pytest.mark.slow
 
@@ -54,7 +54,7 @@ def test_kernel_equals_the_reference(interpreted: dict, form: str, case: str, dt
     assert result["score_error"] <= TOLERANCES["float32"].op
 
 
-@pytest.mark.parametrize("form", [GROUP, PARTS])
+@pytest.mark.parametrize("form", [LAYER, PARTS])
 def test_the_table_is_covered_and_evictions_are_crossed(interpreted: dict, form: str) -> None:
     assert set(ALL_CASES) >= {case.name for case in CASES}
     assert {case for ran, case, _ in interpreted if ran == form} >= set(ALL_CASES)
@@ -118,7 +118,8 @@ def call(**changed: torch.Tensor) -> None:
         "position": torch.zeros(3, dtype=torch.int64),
     }
     state.score = changed.pop("score", state.score)
-    decode_attention(**(given | changed), state=state, policy=GroupPolicy(OF_TWO, 1.0, 4))
+    policy = GroupPolicy(OF_TWO, 1.0, 4)
+    decode_layer(**(given | changed), states=[state], policies=[policy])
 
 
 @pytest.mark.parametrize(
