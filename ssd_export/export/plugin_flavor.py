@@ -36,7 +36,9 @@ def plugin_flavor(model: ir.Model) -> ir.Model:
     layers: dict[ir.Node | None, list[ir.Node]] = {}
     for node in model.graph:
         if node.domain == DOMAIN:
-            layers.setdefault(node.inputs[0].producer(), []).append(node)
+            query = node.inputs[0]
+            split = None if query is None else query.producer()
+            layers.setdefault(split, []).append(node)
     for split, nodes in layers.items():
         _join(model.graph, split, nodes)
     return model
