@@ -51,8 +51,8 @@ def decode_layer(
     position: Tensor,
     num_splits: int | None = None,
 ) -> Tensor:
-    """One decode step of the head groups of a layer (R7), as cache.attention.decode_layer but on the
-    GPU. Changes the states.
+    """One decode step of the head groups of a layer (R7), as cache.attention.decode_layer but on
+    the GPU. Changes the states.
 
     Args: query [B, H*G, D]; key, value [B, H, D], after RoPE, heads of a row contiguous;
     prompt_length, position int [B], position being the new token's; num_splits: programs for the

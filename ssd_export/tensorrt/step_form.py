@@ -1,7 +1,7 @@
 """The forms in which a decode step attends over its caches, and what each means for their memory.
 
-plugin      the plugin's kernels: read a cache once and write all of it in place; a block owns a head
-            of a row, or a part of its slots
+plugin      the plugin's kernels: read a cache once and write all of it in place; a block owns a
+            head of a row, or a part of its slots
 kv-update   the KV-cache-update layer of TensorRT-RTX and TensorRT 10.15 or newer
 (export/kv_update.py):
             keys and values are [rows x heads, 1, slots, head_dim] and written in place

@@ -27,8 +27,7 @@ from ssd_export.cache.attention import decode_attention
 from ssd_export.cache.state import GroupState
 from ssd_export.errors import UserError
 from ssd_export.export import temporary_bundle as exported
-from ssd_export.model.families.janus import GRID
-from ssd_export.policy.table import GroupPolicy, HeadGroup
+from ssd_export.policy.table import HeadGroup
 from ssd_export.runtime.torch_batch import fill_on_host
 from ssd_export.runtime.torch_runner import TorchRunner
 from ssd_export.tensorrt import build as engine

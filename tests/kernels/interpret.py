@@ -1,5 +1,5 @@
-"""Runs the Triton kernels through Triton's interpreter beside the torch reference and prints how far
-they are apart.
+"""Runs the Triton kernels through Triton's interpreter beside the torch reference and prints how
+far they are apart.
 
 A separate process (TRITON_INTERPRET=1 python -m tests.kernels.interpret CASE...): Triton's
 interpreter and compiler do not mix. One JSON line for each form of the kernel, case and dtype.

@@ -99,7 +99,6 @@ class Step:
             self.driven.enqueue(self.plugin, self.inputs, self.outputs, self.workspace),
         ]
 
-
     def run_rows(self, rows: int, most: int, num_multiprocessors: int) -> int:
         """An enqueue of so many rows in the workspace of the most rows; the parts of a head."""
         inputs, outputs = (

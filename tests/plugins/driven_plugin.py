@@ -156,9 +156,9 @@ class Launches:
             self.wrong.append(f"{name} of {num_bytes} bytes is at {address}, not {start} to {end}")
             return
         for other, place in wanted.given.items():
-            if other != name and address < place + wanted.kept[other][1]:
-                if place < address + num_bytes:
-                    self.wrong.append(f"{name} is at {address}, {other} at {place}")
+            is_apart = address >= place + wanted.kept[other][1] or place >= address + num_bytes
+            if other != name and not is_apart:
+                self.wrong.append(f"{name} is at {address}, {other} at {place}")
         self._compare(name, address, wanted.given.setdefault(name, address))
 
     def _compare(self, name: str, given: object, wanted: object) -> None:
@@ -272,13 +272,9 @@ class DrivenPlugin:
     def attention(self, num_multiprocessors: int, *given: Any) -> Tensor:
         """cache.attention.decode_attention by the plugin: a layer of one group."""
         *token, state, policy, prompt_length, position = given
-        return self.layer(
-            *token, [state], [policy], prompt_length, position, num_multiprocessors
-        )
+        return self.layer(*token, [state], [policy], prompt_length, position, num_multiprocessors)
 
-    def workspace(
-        self, plugin: int, inputs: Sequence[Tensor], outputs: Sequence[Tensor]
-    ) -> Tensor:
+    def workspace(self, plugin: int, inputs: Sequence[Tensor], outputs: Sequence[Tensor]) -> Tensor:
         """As much as the plugin asks for at these sizes, not a byte more, full of NaN."""
         num_bytes = self.workspace_bytes(plugin, inputs, outputs)
         return torch.full((-(-num_bytes // 4),), float("nan")).view(torch.uint8)[:num_bytes]

@@ -67,9 +67,7 @@ def plugin_creator(trt: Any) -> Any:
         ) -> list[Any]:
             out, kinds = trt.DimsExprs(inputs[0]), trt.DimensionOperation
             for key in self.keys:
-                both = expressions.operation(
-                    kinds.PROD, expressions.constant(2), inputs[key][1]
-                )
+                both = expressions.operation(kinds.PROD, expressions.constant(2), inputs[key][1])
                 out[1] = expressions.operation(kinds.SUB, out[1], both)
             caches = range(FIRST_CACHE, FIRST_CACHE + self.num_outputs - 1)
             return [out, *(trt.DimsExprs(inputs[place]) for place in caches)]

@@ -190,7 +190,12 @@ def main(library: str) -> None:
             f"== {name}", file=sys.stderr, flush=True
         )  # the plugin's messages, which go there, stand below it
         print(
-            json.dumps({"name": name, **build(str(Path(library).resolve()), log, **{"kernel": kernel, **run})}),
+            json.dumps(
+                {
+                    "name": name,
+                    **build(str(Path(library).resolve()), log, **{"kernel": kernel, **run}),
+                }
+            ),
             flush=True,
         )
 

@@ -62,9 +62,7 @@ def lines(driven: tuple[list[dict], dict]) -> dict[tuple[str | None, str, str | 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("form", "case", "dtype"), RUNS, ids=map("-".join, RUNS))
-def test_an_enqueue_is_the_reference_s_step(
-    lines: dict, form: str, case: str, dtype: str
-) -> None:
+def test_an_enqueue_is_the_reference_s_step(lines: dict, form: str, case: str, dtype: str) -> None:
     result = lines[form, case, dtype]
     assert result["wrong"] == [], "an argument of the launch"
     assert result["slots_equal"] and result["caches_equal"]
@@ -73,9 +71,7 @@ def test_an_enqueue_is_the_reference_s_step(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("form", "kernels"), [(LAYER, ["layer"]), (IN_PARTS, ["part", "sum"])]
-)
+@pytest.mark.parametrize(("form", "kernels"), [(LAYER, ["layer"]), (IN_PARTS, ["part", "sum"])])
 def test_groups_of_a_layer_are_served_by_one_enqueue(
     lines: dict, form: str, kernels: list[str]
 ) -> None:
@@ -100,7 +96,10 @@ def test_images_are_loaded_once_a_context_and_unloaded_with_its_last_plugin(line
 
 
 REFUSED = {
-    "a copied cache": ([0, -1], "past_value of group 0 and its output have different buffers; build with"),
+    "a copied cache": (
+        [0, -1],
+        "past_value of group 0 and its output have different buffers; build with",
+    ),
     "not aligned": ([0, -1], "past_value of group 0 is not aligned to 16 bytes"),
     "no workspace": ([0, -1], r"TensorRT gave no workspace of \d+ bytes"),
     "another shape": ([-1, -1], "the kernel is for head_dim 8, the model has 7"),
