@@ -20,7 +20,7 @@ constexpr int32_t kMostSharedBytes = 48 * 1024;
 
 struct ListField {
     char const* name;
-    OfGroups Fields::*member;
+    OfGroups Fields::* member;
     int32_t least;
     int32_t most;
 };
@@ -36,7 +36,7 @@ constexpr ListField kLists[] = {
 
 struct IntegerField {
     char const* name;
-    int32_t Fields::*member;
+    int32_t Fields::* member;
     int32_t least;
     int32_t most;
 };
@@ -55,7 +55,7 @@ constexpr IntegerField kIntegers[] = {
 
 struct RealField {
     char const* name;
-    float Fields::*member;
+    float Fields::* member;
     float least;
     float most;
 };
@@ -66,7 +66,7 @@ constexpr RealField kReals[] = {
 
 struct TextField {
     char const* name;
-    std::string Fields::*member;
+    std::string Fields::* member;
     PluginFieldType type;
 };
 
