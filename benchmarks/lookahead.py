@@ -174,7 +174,7 @@ def compare(
     runner = generator.runner
     decode_window = runner.decode_window
 
-    def watched(first: np.ndarray, *rest: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def watched(first: np.ndarray, *rest: Any) -> tuple[np.ndarray, np.ndarray]:
         sampled, counts = decode_window(first, *rest)
         reached = int(first[0] + counts[0])
         slots_differ[0] |= not equal(slots_of(generator), steps.after[reached], [0, 1])

@@ -54,6 +54,10 @@ class TensorSpec:
         """The shape in numbers. Raises: KeyError for a dimension without one."""
         return tuple(size if isinstance(size, int) else dimensions[size] for size in self.shape)
 
+    def resolved(self, dimensions: Mapping[str, int]) -> TensorSpec:
+        """The same with a shape in numbers. Raises: KeyError for a dimension without one."""
+        return TensorSpec(self.name, self.dtype, self.sizes(dimensions))
+
 
 @dataclass(frozen=True)
 class GraphSpec:

@@ -35,7 +35,7 @@ ROOMS: dict[str, set[str]] = {
     "model": {"policy"},
     "export": {"bundle", "model", "plan", "policy"},
     "runtime": {"bundle", "cache", "kernels", "model", "plan", "policy"},
-    "tensorrt": {"bundle", "export", "kernels", "plan", "runtime"},
+    "tensorrt": {"bundle", "export", "kernels", "plan", "policy", "runtime"},
     "demo": {"model"},
     "calibrate": {"cache", "model", "policy", "runtime"},
     "report": {"bundle", "runtime"},

@@ -10,6 +10,7 @@ import click
 
 from ssd_export.cli import options
 from ssd_export.cli.verb import option, verb
+from ssd_export.errors import UserError
 
 if TYPE_CHECKING:
     from ssd_export.tensorrt.engine_manifest import EngineEntry
@@ -52,6 +53,15 @@ PLUGIN = ("auto", "on", "off")
             " among all codes."
         ),
     ),
+    options.lookahead.but(
+        default="auto",
+        metavar="auto|off|TOKENS",
+        help=(
+            "Also build the graph that generate --lookahead needs, for passes of so many tokens;"
+            " needs --plugin off. auto: 16, with plain operators, where the bundle was exported for"
+            " lookahead or evicts nothing."
+        ),
+    ),
     options.batch.but(
         type=str, metavar="MIN:OPT:MAX", help="Images at once.  [default: the target's]"
     ),
@@ -76,7 +86,9 @@ PLUGIN = ("auto", "on", "off")
         "--dry-run", is_flag=True, help="Say what would be built and what it needs; build nothing."
     ),
 )
-def command(bundle: Path | None, batch: str | None, dry_run: bool, **asked: Any) -> None:
+def command(
+    bundle: Path | None, batch: str | None, lookahead: str, dry_run: bool, **asked: Any
+) -> None:
     """Build TensorRT engines of a bundle, into the bundle.
 
     Prefill and decode step share one copy of the weights on the device (quantized matrices
@@ -93,7 +105,9 @@ def command(bundle: Path | None, batch: str | None, dry_run: bool, **asked: Any)
     from ssd_export.tensorrt.target import Batch
 
     sizes = None if batch is None else Batch.parse(batch)
-    spec = BuildSpec(bundle=resolve_bundle(bundle), batch=sizes, **asked)
+    spec = BuildSpec(
+        bundle=resolve_bundle(bundle), batch=sizes, lookahead=window_of(lookahead), **asked
+    )
     plan = plan_build(spec)
     for line in plan_lines(plan):
         click.echo(line, err=True)
@@ -118,6 +132,14 @@ def command(bundle: Path | None, batch: str | None, dry_run: bool, **asked: Any)
     for text in manifest.warnings:
         click.echo(f"warning: {text}", err=True)
     click.echo(plan.bundle.path / plan.folder)
+
+
+def window_of(text: str) -> int | None:
+    """Tokens of a pass: 1 where there is none, None for auto. Raises: UserError."""
+    mode = None if text == "auto" else options.lookahead_of(text)
+    if isinstance(mode, str):
+        raise UserError(f"build-engine has no --lookahead {mode}; use auto, off or 16")
+    return mode
 
 
 def plan_lines(plan: BuildPlan) -> list[str]:
@@ -145,6 +167,11 @@ def plan_lines(plan: BuildPlan) -> list[str]:
             f" {_tuned_for(plan)}; prompts of up to {plan.prompt_slots} tokens"
         ),
         f"graphs: {', '.join(spec.name for spec in plan.graphs)}",
+        (
+            f"lookahead: {plan.window} tokens a pass"
+            if plan.window
+            else f"lookahead: none ({plan.no_window})"
+        ),
         (
             f"memory: about {gib(plan.needed_bytes)} needed, {free} free; workspace"
             f" {plan.workspace_mib} MiB"

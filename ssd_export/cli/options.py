@@ -142,9 +142,9 @@ lookahead = option(
     metavar="auto|off|TOKENS|zipar:S",
     help=(
         "Tokens of an image that one pass tries: the same tokens in fewer passes, up to near ties."
-        " With --runner ort and torch. auto chooses, for one image at a time, where that is"
-        " expected to be faster. zipar:S begins a grid row when the row above has S tokens, which"
-        " is not lossless: fewer passes, other images; full caches only."
+        " With --runner trt it needs engines that were built for it. auto chooses, for one image at"
+        " a time, where that is expected to be faster. zipar:S begins a grid row when the row"
+        " above has S tokens, which is not lossless: fewer passes, other images; full caches only."
     ),
 )
 force_memory = option(

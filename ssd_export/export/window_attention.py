@@ -60,13 +60,15 @@ class WindowPlaces(Places):
 class AttendedGroup:
     """A group whose window waits to be settled.
 
-    present: what is written already: key, value and their scales; tentative: int32, [B, H, S], or
+    present: what is written already: key, value and their scales; past_position: int32 [B, H, S];
+    tentative: int32, [B, H, S], or
     [S] where slot and position are one; is_new: bool, alike, the slots that were empty; score:
     float32 [B, H, S] before the window; probs: float32 [B, H, G W, S].
     """
 
     node: AttentionNode
     present: dict[str, ir.Value]
+    past_position: ir.Value
     tentative: ir.Value
     is_new: ir.Value
     score: ir.Value | None
@@ -93,7 +95,8 @@ def attend_window(
     later = ops.op("Greater", of_slot, places.position)  # [B, H, W, S]
     probs = _probabilities(ops, node, query, present, later)
     out = _weighted_values(ops, node, probs, present)
-    return out, AttendedGroup(node, present, tentative, is_new, score, probs)
+    before = past["position"]
+    return out, AttendedGroup(node, present, before, tentative, is_new, score, probs)
 
 
 def attend_rows(
@@ -145,12 +148,12 @@ def settle_window(
     for the queries that count, else 0.
     """
     node, tentative = group.node, group.tentative
-    is_left = ops.op("Greater", tentative, last)
-    position = ops.op("Where", is_left, ops.constant(-1, "int32"), tentative)
-    if not node.evicts:
-        position = ops.op(
-            "Expand", position, ops.constant([1, node.num_heads, node.num_slots])
-        )  # [B, 1, S] to [B, H, S]
+    if node.evicts:
+        is_left = ops.op("Greater", tentative, last)
+        position = ops.op("Where", is_left, ops.constant(-1, "int32"), tentative)
+    else:  # what was there before stays as it is
+        is_kept = ops.op("And", group.is_new, ops.op("LessOrEqual", tentative, last))  # [B, 1, S]
+        position = ops.op("Where", is_kept, tentative, group.past_position)
     present = group.present | {"position": position}
     if group.score is None:
         return present

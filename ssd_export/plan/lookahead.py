@@ -43,17 +43,25 @@ GPU = Rates(1e12, 50e12, 3e-6)
 @dataclass(frozen=True)
 class PassCost:
     """Seconds of a pass by its window. written: what each token of a window costs beside its
-    operations, in steps, where a runner writes them one at a time.
+    operations, in steps, where a runner writes them one at a time; fixed: tokens that a pass
+    computes whatever its window, 0 where it has no more.
     """
 
     overhead: float
     moving: float
     computing: float
     written: float = 0.0
+    fixed: int = 0
 
     @classmethod
     def of(
-        cls, bundle: Bundle, num_images: int, num_threads: int, on_gpu: bool, written: float = 0.0
+        cls,
+        bundle: Bundle,
+        num_images: int,
+        num_threads: int,
+        on_gpu: bool,
+        written: float = 0.0,
+        fixed: int = 0,
     ) -> PassCost:
         """The cost for so many images at once."""
         rates, config, table = GPU, bundle.config.model, bundle.config.policy
@@ -65,7 +73,13 @@ class PassCost:
             step_bytes(bundle, num_images) / rates.bandwidth,
             step_operations(config, table, num_images) / rates.matrix_rate,
             written,
+            fixed,
         )
+
+    @property
+    def windows(self) -> tuple[int, ...]:
+        """Windows to choose from."""
+        return (self.fixed,) if self.fixed else WINDOWS
 
     @property
     def step(self) -> float:
@@ -74,8 +88,9 @@ class PassCost:
 
     def of_window(self, window: int) -> float:
         """Seconds of a pass over so many tokens of each image."""
-        own = MORE_OPERATORS * self.overhead + self.moving + window * self.computing
-        return own + window * self.written * self.step
+        tokens = max(window, self.fixed)
+        own = MORE_OPERATORS * self.overhead + self.moving + tokens * self.computing
+        return own + tokens * self.written * self.step
 
 
 def step_operations(config: ModelConfig, table: PolicyTable, num_images: int) -> int:
@@ -113,6 +128,11 @@ class AutoWindow:
     share: float = FIRST_GUESS
     _best: dict[int, int] = field(default_factory=dict)
 
+    @property
+    def windows(self) -> tuple[int, ...]:
+        """Windows that it chooses from."""
+        return self.cost.windows
+
     def __call__(self) -> int:
         """Tokens of the next pass, OFF for a single step."""
         rounded = round(self.share * SHARES)
@@ -128,7 +148,7 @@ class AutoWindow:
     def _choose(self, share: float) -> int:
         seconds = {
             window: sum(map(self.cost.of_window, expected_widths(self.rooms, window, share)))
-            for window in WINDOWS
+            for window in self.windows
         }
         best = min(seconds, key=lambda window: seconds[window])
         limit = (1 - HAS_TO_SAVE) * (len(self.rooms) - 1) * self.cost.step

@@ -244,10 +244,10 @@ class ImageGenerator:
             decoder_batch: images decoded to pixels at once; at 384 x 384 the decoder's activations
                 are 0.4 GB an image.
             lookahead: tokens of an image that a pass tries at once; the tokens are the same, up to
-                near ties. 1 takes them one by one, more needs a runner that can (ort, torch);
-                auto chooses for one image at a time, and takes them one by one where that is
-                faster. zipar:S begins a grid row when the row above has S tokens: fewer passes, and
-                other images; it needs a bundle that keeps everything.
+                near ties. 1 takes them one by one, more needs a runner that can (ort, torch, trt
+                with engines for it); auto chooses for one image at a time, and takes them one by
+                one where that is faster. zipar:S begins a grid row when the row above has S tokens:
+                fewer passes, and other images; it needs a bundle that keeps everything.
             image_done: called with the number of each image, and the image, in order, before the
                 first event after its pixels are there.
             progress: told the stages, in steps.
@@ -337,6 +337,11 @@ class ImageGenerator:
         tokens = as_count(lookahead, "lookahead", way_out="use auto", most=MAX_LOOKAHEAD)
         if tokens != OFF and self.runner.no_window:
             raise UserError(self.runner.no_window)
+        if self.runner.fixed_window and tokens > self.runner.fixed_window:
+            raise UserError(
+                f"a pass of this runner has up to {self.runner.fixed_window} tokens, not {tokens};"
+                f" use --lookahead {self.runner.fixed_window}, or build-engine --lookahead {tokens}"
+            )
         return tokens
 
     def check_requests(self, requests: Sequence[ImageRequest]) -> list[int]:
@@ -471,7 +476,9 @@ class ImageGenerator:
         if batch.num_images > 1 or self.runner.no_window:
             return OFF
         runner, threads = self.runner, self.runner.num_threads or num_cpus()
-        cost = PassCost.of(self.bundle, 1, threads, runner.on_gpu, runner.window_writes)
+        cost = PassCost.of(
+            self.bundle, 1, threads, runner.on_gpu, runner.window_writes, runner.fixed_window
+        )
         room = rooms(self.table, batch.lengths.tolist())
         pays = AutoWindow(cost, room, share=1.0)() != OFF
         return AutoWindow(cost, room) if pays else OFF

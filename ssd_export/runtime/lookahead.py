@@ -9,13 +9,14 @@ a pass ends where an eviction is due.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 
 import numpy as np
 
 from ssd_export.config import Grid
 from ssd_export.errors import UserError
 from ssd_export.noise import GumbelNoise
-from ssd_export.plan.lookahead import OFF, WINDOWS, AutoWindow
+from ssd_export.plan.lookahead import OFF, AutoWindow
 from ssd_export.policy.schedule import rooms
 from ssd_export.policy.table import PolicyTable
 from ssd_export.runtime.prompt_batch import PromptBatch
@@ -50,7 +51,7 @@ class Lookahead:
         if runner.no_window:
             raise UserError(runner.no_window)
         most = table.grid.num_tokens
-        widest = window if isinstance(window, int) else min(max(WINDOWS), most)
+        widest = window if isinstance(window, int) else min(max(window.windows), most)
         if not 2 <= widest <= most:
             raise UserError(f"a window of {widest} tokens is outside 2 .. {most}; use 8")
         self._runner, self._batch, self._grid, self._window = runner, batch, table.grid, window
@@ -81,7 +82,8 @@ class Lookahead:
         rooms_here = self._rooms[np.arange(len(first)), first]
         limit = np.minimum(rooms_here, window)
         width = int(limit.max())
-        inputs, noise = self._drafts.inputs(first, width), self._noise(first, width)
+        inputs = self._drafts.inputs(first, width)
+        noise = partial(self._noise, first, width)
         sampled, counts = self._runner.decode_window(first, limit, inputs, noise)
         self.passes, self.accepted = self.passes + 1, self.accepted + int(counts.sum())
         if isinstance(self._window, AutoWindow):

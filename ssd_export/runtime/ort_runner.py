@@ -32,7 +32,7 @@ from ssd_export.runtime.ort_errors import check_contract, computing
 from ssd_export.runtime.ort_operators import find_operators
 from ssd_export.runtime.ort_session import PROVIDERS, open_session, session_entries
 from ssd_export.runtime.prompt_batch import PromptBatch
-from ssd_export.runtime.runner import Runner
+from ssd_export.runtime.runner import Runner, WindowNoise
 from ssd_export.runtime.small_models import chosen_threads, is_small
 
 EVICT = "evict"  # what these graphs sort is too short for a second thread
@@ -200,13 +200,13 @@ class OrtRunner(Runner):
         self._run(name, step)
 
     def decode_window(
-        self, first: np.ndarray, limit: np.ndarray, inputs: np.ndarray, noise: np.ndarray
+        self, first: np.ndarray, limit: np.ndarray, inputs: np.ndarray, noise: WindowNoise
     ) -> tuple[np.ndarray, np.ndarray]:
         """Samples several tokens of every image in one pass (runner.py)."""
         name = f"decode_window{self._suffix}"
         self._leave_only(name)
         self._evict_images(first, limit > 0)
-        feeds = {"window_tokens": inputs, "first": first, "limit": limit, "noise": noise}
+        feeds = {"window_tokens": inputs, "first": first, "limit": limit, "noise": noise()}
         values = self._run_window(name, feeds)
         sampled, kept = values["sampled"].numpy(), values["kept"].numpy()
         tokens = self._values["tokens"].numpy().copy()

@@ -7,7 +7,7 @@ numpy on the host.
 from __future__ import annotations
 
 import sys
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from typing import Protocol
 
 import numpy as np
@@ -15,6 +15,8 @@ import numpy as np
 from ssd_export.bundle import Bundle
 from ssd_export.graph_spec import CacheTensor
 from ssd_export.runtime.prompt_batch import PromptBatch
+
+WindowNoise = Callable[[], np.ndarray]
 
 
 class Runner(Protocol):
@@ -25,7 +27,9 @@ class Runner(Protocol):
     max_images: the most images of one batch; no_top_k: why it does not sample among the top k
     codes, "" where it does; no_window: why there is no decode_window, with the
     way out, "" where there is one; no_rows: the same of decode_rows; window_writes: what each token
-    of a window costs beside its operations, in decode steps; on_gpu: where it computes;
+    of a window costs beside its operations, in decode steps; fixed_window: tokens that every pass
+    computes, and the most that one can keep, 0 where a pass has those asked for; on_gpu: where it
+    computes;
     num_threads: of the CPU, 0 where the library takes as many as it likes; queues_steps: decode_row
     returns before the steps are taken, and is the faster the more steps it is given;
     decodes_beside_steps: another thread may call decode_image meanwhile; a core is there for it.
@@ -34,6 +38,7 @@ class Runner(Protocol):
     max_images: int = sys.maxsize
     no_top_k: str = ""
     window_writes: float = 0.0
+    fixed_window: int = 0
     on_gpu: bool = False
     no_window: str = "this runner takes one token a pass; use --runner ort, or --lookahead off"
     no_rows: str = "this runner takes one token a pass; use --runner ort, or --lookahead off"
@@ -62,7 +67,7 @@ class Runner(Protocol):
             self.decode_step(step)
 
     def decode_window(
-        self, first: np.ndarray, limit: np.ndarray, inputs: np.ndarray, noise: np.ndarray
+        self, first: np.ndarray, limit: np.ndarray, inputs: np.ndarray, noise: WindowNoise
     ) -> tuple[np.ndarray, np.ndarray]:
         """Samples several tokens of every image in one pass, and keeps those that single steps
         would sample: (sampled int32 [N, W], how many of each image are kept, int64 [N]).
@@ -71,8 +76,8 @@ class Runner(Protocol):
         Args: first: each image's next step, int64 [N], the number of image tokens where it is done;
         limit: the most tokens to keep, int64 [N], 0 where it is done, and no more than the caches
         have room for; inputs: int32 [N, W], the token before that step, then drafts of those from
-        it on, or the token written last where an image is done; noise: float32 [N, W, V] of the
-        steps.
+        it on, or the token written last where an image is done; noise: makes float32 [N, W, V] of
+        the steps, where the backend makes none.
         """
         raise NotImplementedError(self.no_window)
 

@@ -31,7 +31,7 @@ from ssd_export.policy.table import GroupPolicy, HeadGroup, PolicyTable
 from ssd_export.runtime.captured_step import CapturedStep, Step, cuda_graph
 from ssd_export.runtime.finite import to_pixels
 from ssd_export.runtime.prompt_batch import PromptBatch
-from ssd_export.runtime.runner import Runner
+from ssd_export.runtime.runner import Runner, WindowNoise
 from ssd_export.runtime.small_models import chosen_threads
 from ssd_export.runtime.torch_batch import BatchSize, TorchBatch, fill_on_gpu
 
@@ -164,12 +164,12 @@ class TorchRunner(Runner):
 
     @torch.inference_mode()
     def decode_window(
-        self, first: np.ndarray, limit: np.ndarray, inputs: np.ndarray, noise: np.ndarray
+        self, first: np.ndarray, limit: np.ndarray, inputs: np.ndarray, noise: WindowNoise
     ) -> tuple[np.ndarray, np.ndarray]:
         """Samples several tokens of every image in one pass (runner.py)."""
         rows, ready = self._config.rows_per_image, self._ready
         steps, limits, drafts, of_places = (
-            torch.from_numpy(array).to(self._device) for array in (first, limit, inputs, noise)
+            torch.from_numpy(array).to(self._device) for array in (first, limit, inputs, noise())
         )
         active = limits > 0
         position = ready.lengths + (steps - 1).repeat(rows)

@@ -4,20 +4,22 @@ step.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import ExitStack
 
 import numpy as np
 
 from ssd_export.tensorrt.batch_memory import BatchMemory
 from ssd_export.tensorrt.cuda_device import CudaDevice
+from ssd_export.tensorrt.device_noise import DeviceNoise
 from ssd_export.tensorrt.engine import TrtContext
 from ssd_export.tensorrt.engine_files import EngineFiles
 from ssd_export.tensorrt.loaded_engines import LoadedEngines
 from ssd_export.tensorrt.profiles import IMAGE_DECODER
 from ssd_export.tensorrt.prompt_rows import prompt_sizes
-from ssd_export.tensorrt.step_graphs import StepGraphs
-
-EVICT = "evict"
+from ssd_export.tensorrt.step_form import DECODE_WINDOW
+from ssd_export.tensorrt.step_graphs import EVICT, EVICT_AND_STEP, STEP, StepGraphs
+from ssd_export.tensorrt.window_pass import WindowPass
 
 
 class AllocatedBatch:
@@ -61,8 +63,15 @@ class AllocatedBatch:
             undo.callback(self.memory.close)
             self._try_out(rows)
             captures = all(context.is_capturable() for context in (self._decode, *self._evicts))
-            self.graphs = StepGraphs(device, self.queue_step, self.queue_evict, captures)
+            kinds = {
+                STEP: self.queue_step,
+                EVICT: self.queue_evict,
+                EVICT_AND_STEP: self._queue_evict_and_step,
+            }
+            self.graphs = StepGraphs(device, kinds, captures)
             undo.pop_all()
+        self._engines, self._rows, self._pass_window = engines, rows, files.window
+        self.window: WindowPass | None = None
 
     def run_prefill(self, embeds: np.ndarray, lengths: np.ndarray) -> None:
         """Queues the prefill of these rows, as many as a number of prompt_sizes has.
@@ -87,15 +96,49 @@ class AllocatedBatch:
             context.enqueue()
             self.memory.carry(context)
 
+    def queue_evict_rows(self, rows: Sequence[int]) -> None:
+        """The same for some rows of the batch alone."""
+        for context in self._evicts:
+            context.enqueue()
+            self.memory.carry_rows(context, rows)
+
+    def window_pass(self, noise: DeviceNoise) -> WindowPass:
+        """The pass of lookahead, allocated when it is first asked for.
+
+        Raises: UserError where its engine does not take this many images, or for too little device
+        memory.
+        """
+        if self.window is None:
+            context = self._engines.context(
+                f"{DECODE_WINDOW}{'_top_k' * self.top_k}", self.num_images
+            )
+            sizes = {"images": self.num_images, "rows": self._rows, "window": self._pass_window}
+            self.window = WindowPass(self._device, context, self.memory, sizes, noise.windows())
+        return self.window
+
     def close(self) -> None:
         """Frees graphs and buffers; contexts are the engines'."""
         with ExitStack() as last_first:
-            last_first.callback(self.memory.close)
+            last_first.callback(self.close_memory)
             last_first.callback(self.close_graphs)
+
+    def close_memory(self) -> None:
+        """Frees the buffers alone, after what runs on them."""
+        with ExitStack() as last_first:
+            last_first.callback(self.memory.close)
+            if self.window is not None:
+                last_first.callback(self.window.close_memory)
 
     def close_graphs(self) -> None:
         """Frees the graphs alone: what runs goes before what it runs on."""
-        self.graphs.close()
+        with ExitStack() as last_first:
+            last_first.callback(self.graphs.close)
+            if self.window is not None:
+                last_first.callback(self.window.close_graphs)
+
+    def _queue_evict_and_step(self) -> None:
+        self.queue_evict()
+        self.queue_step()
 
     @property
     def _evicts(self) -> list[TrtContext]:

@@ -25,6 +25,7 @@ from ssd_export.tensorrt.step_form import carried
 
 PROMPT_POSITIONS = "prompt_positions"  # to fill position caches from, for each number of heads
 EMPTY = 0xFF  # every byte of the position -1
+Copy = tuple[int, int, int]  # target, source, bytes
 SAME_AS = {"token": "tokens"}  # the prefill's token is the first row of the token grid
 
 
@@ -49,7 +50,7 @@ class BatchMemory:
             f"a batch of {num_images}", self.plan.num_bytes, device.memory_bytes()[0], WAYS_OUT
         )
         self._address = device.allocate(self.plan.num_bytes)
-        self._copies: dict[str, list[tuple[int, int, int]]] = {}
+        self._copies: dict[str, list[Copy]] = {}
         with ExitStack() as undo:
             undo.callback(self.close)
             for context in (decode, *others):
@@ -153,7 +154,32 @@ class BatchMemory:
         """Queues the copies of what a run leaves for the next one beside its inputs: positions,
         scores, tokens, the step. They lie in one order on both sides, so that it is one copy.
         """
-        for target, source, num_bytes in self._copies[context.name]:
+        self.copy(self._copies[context.name])
+
+    def carry_rows(self, context: TrtContext, rows: Sequence[int]) -> None:
+        """The same of some rows of the batch alone."""
+        for output, past in carried(context.spec, context.aliases).items():
+            target, source = self.buffer(past), self.buffer(output)
+            size = target.num_bytes // target.shape[0]
+            for row in rows:
+                start = self._address + row * size
+                self._device.copy(start + target.offset, start + source.offset, size)
+
+    def copies_of(self, context: TrtContext) -> list[Copy]:
+        """Copies that carry what a run leaves among the shared buffers to where the next reads."""
+        pairs = [
+            (self.buffer(past), self.buffer(output))
+            for output, past in carried(context.spec, context.aliases).items()
+            if output in self.plan.shared
+        ]
+        return [
+            (self._address + target, self._address + source, num_bytes)
+            for target, source, num_bytes in merged(pairs)
+        ]
+
+    def copy(self, copies: Sequence[Copy]) -> None:
+        """Queues copies."""
+        for target, source, num_bytes in copies:
             self._device.copy(target, source, num_bytes)
 
     def resize(self, context: TrtContext, sizes: Mapping[str, int]) -> None:
@@ -168,6 +194,11 @@ class BatchMemory:
             )
         context.use_scratch(self._address + start, planned)
 
+    def holds(self, tensor: TensorSpec, sizes: Mapping[str, int]) -> bool:
+        """Whether a tensor is among the shared buffers, in the shape that it has at these sizes."""
+        buffer = self.plan.shared.get(tensor.name)
+        return buffer is not None and buffer.shape == tensor.sizes(sizes)
+
     def _bind(self, context: TrtContext) -> None:
         spec, name = context.spec, context.name
         start, num_bytes = self.plan.scratch[name]
@@ -175,14 +206,7 @@ class BatchMemory:
         for tensor in (*spec.inputs, *spec.outputs):
             place = context.aliases.get(tensor.name, tensor.name)
             context.bind(tensor.name, self.address(SAME_AS.get(place, place), name))
-        pairs = [
-            (self.buffer(past), self.buffer(output))
-            for output, past in carried(spec, context.aliases).items()
-        ]
-        self._copies[name] = [
-            (self._address + target, self._address + source, num_bytes)
-            for target, source, num_bytes in merged(pairs)
-        ]
+        self._copies[name] = self.copies_of(context)
 
 
 def _plan(contexts: Sequence[TrtContext], sizes: Mapping[str, Mapping[str, int]]) -> BufferPlan:
@@ -192,7 +216,7 @@ def _plan(contexts: Sequence[TrtContext], sizes: Mapping[str, Mapping[str, int]]
     tensors = {tensor.name: tensor for tensor in (*decode.inputs, *decode.outputs)}
     others = [name for name in tensors if name not in {*left, *left.values(), *aliases}]
     order = [*left.values(), *others, *left]
-    shared = [_sized(tensors[name], sizes[contexts[0].name]) for name in order]
+    shared = [tensors[name].resolved(sizes[contexts[0].name]) for name in order]
     private, scratch = {}, {}
     for context in contexts:
         spec, size = context.spec, sizes[context.name]
@@ -205,20 +229,12 @@ def _plan(contexts: Sequence[TrtContext], sizes: Mapping[str, Mapping[str, int]]
             and tensors.get(tensor.name)
             != tensor  # of the same name and another shape: the prompt's
         ]
-        private[context.name] = [_sized(tensor, size) for tensor in own]
+        private[context.name] = [tensor.resolved(size) for tensor in own]
         if "prompt_tokens" in size:
             for heads in sorted({int(t.shape[1]) for t in decode.cache_inputs.values()}):
                 shape = (size["rows"], heads, size["prompt_tokens"])
                 private[context.name].append(TensorSpec(_positions(heads), "int32", shape))
     return plan_buffers(shared, private, scratch)
-
-
-def _sized(tensor: TensorSpec, sizes: Mapping[str, int]) -> TensorSpec:
-    return TensorSpec(
-        tensor.name,
-        tensor.dtype,
-        tensor.sizes(sizes),
-    )
 
 
 def _positions(heads: int) -> str:

@@ -25,9 +25,9 @@ from ssd_export.tensorrt.messages import judge, logger, one_line
 from ssd_export.tensorrt.network import check_interface, lift_weights, parse_graph
 from ssd_export.tensorrt.plan import DECODE_STEPS, BuildPlan
 from ssd_export.tensorrt.plugin import num_attention_nodes
-from ssd_export.tensorrt.step_form import AS_BUNDLED, KV_UPDATE, in_place
+from ssd_export.tensorrt.step_form import AS_BUNDLED, DECODE_WINDOW, KV_UPDATE, in_place
 
-WITH_SHARED_WEIGHTS = ("prefill", "decode_step", "prefill_top_k", "decode_step_top_k")
+WITH_SHARED_WEIGHTS = ("prefill", "decode_step", DECODE_WINDOW)  # and those with top-k
 PLUGIN_LAYER = "PluginV3"
 
 
@@ -80,7 +80,7 @@ def read_graph(plan: BuildPlan, spec: GraphSpec) -> ReadGraph:
     model = plan.step.models.get(spec.name)
     builder, network, parser = parse_graph(trt, log, messages, source, model)
     shared = {}
-    if plan.target.shared_weights and spec.name in WITH_SHARED_WEIGHTS:
+    if plan.target.shared_weights and spec.name.startswith(WITH_SHARED_WEIGHTS):
         shared = shared_weights(plan.bundle)
     names = lift_weights(trt, network, {name: weight.shape for name, weight in shared.items()})
     lifted = {name: shared[name] for name in names}
@@ -128,6 +128,8 @@ def write_engine(plan: BuildPlan, graph: ReadGraph, engine: Any, scratch: Path) 
     warnings = judge(graph.spec.name, messages.warnings) + graph.warnings
     if plan.step.form == AS_BUNDLED and graph.spec.name in DECODE_STEPS and not aliases:
         warnings.append("every cache is copied after each step, and held twice; use --plugin on")
+    if graph.spec.name.startswith(DECODE_WINDOW) and not aliases:
+        warnings.append("every cache is copied after each pass of lookahead, and held twice")
     if plan.builder_flavor.lists_layers:
         warnings += _unchecked_order(by_profile, aliases)
     if plan.step.form == KV_UPDATE and graph.spec.name in plan.step.models:

@@ -8,7 +8,7 @@ be installed. The module is an argument: tests run the same calls over host memo
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
@@ -133,11 +133,19 @@ class CudaDevice:
 
     def download(self, address: int, shape: tuple[int, ...], dtype: np.dtype | type) -> np.ndarray:
         """A copy of device memory. Waits for everything before."""
-        self.use()
-        array = np.empty(shape, dtype)
-        self._call("cuMemcpyDtoHAsync", array.ctypes.data, address, array.nbytes, self._stream)
-        self.synchronize()
+        (array,) = self.download_all([(address, shape, dtype)])
         return array
+
+    def download_all(
+        self, parts: Sequence[tuple[int, tuple[int, ...], np.dtype | type]]
+    ) -> list[np.ndarray]:
+        """Copies of parts of device memory, each (address, shape, dtype), for a single wait."""
+        self.use()
+        arrays = [np.empty(shape, dtype) for _, shape, dtype in parts]
+        for array, (address, _, _) in zip(arrays, parts, strict=True):
+            self._call("cuMemcpyDtoHAsync", array.ctypes.data, address, array.nbytes, self._stream)
+        self.synchronize()
+        return arrays
 
     def fill(self, address: int, byte: int, num_bytes: int) -> None:
         """Queues the filling of device memory with a byte."""

@@ -29,7 +29,7 @@ from ssd_export.tensorrt.engine_manifest import (
 from ssd_export.tensorrt.flavors import EXTRAS, Flavor, is_installed, load_flavor
 from ssd_export.tensorrt.plugin import load_library
 from ssd_export.tensorrt.profiles import IMAGE_DECODER, Profile
-from ssd_export.tensorrt.step_form import Form
+from ssd_export.tensorrt.step_form import DECODE_WINDOW, Form
 
 
 @dataclass(frozen=True)
@@ -77,6 +77,11 @@ class EngineFiles:
     def decoder_images(self) -> int:
         """Number of images that the image decoder takes at a time, where there are as many."""
         return max(profile.images[2] for profile in self.profiles(IMAGE_DECODER))
+
+    @property
+    def window(self) -> int:
+        """Places of a pass of lookahead, 0 where there is no engine for it."""
+        return self.profiles(DECODE_WINDOW)[0].window if self.has(DECODE_WINDOW) else 0
 
     def profiles(self, graph: str) -> tuple[Profile, ...]:
         """Sizes that the engine of a graph is tuned for, in the order of its profiles."""

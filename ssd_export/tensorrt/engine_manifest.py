@@ -16,8 +16,9 @@ from ssd_export.bundle import Bundle
 from ssd_export.dtypes import DTYPES
 from ssd_export.errors import UserError
 from ssd_export.plan.sizes import StoredWeight
+from ssd_export.policy.table import MAX_LOOKAHEAD
 from ssd_export.tensorrt.profiles import Bounds, Profile
-from ssd_export.tensorrt.step_form import Form
+from ssd_export.tensorrt.step_form import DECODE_WINDOW, Form
 from ssd_export.typed_json import parse_json, wrong_value
 
 SCHEMA = 3
@@ -183,6 +184,9 @@ def _check(manifest: EngineManifest, source: str, again: str) -> None:
             place = f"graphs.{graph}.profiles[{index}]"
             bounds[f"{place}.images"] = (profile.images, MAX_IMAGES)
             bounds[f"{place}.prompt_tokens"] = (profile.prompt_tokens, MAX_PROMPT_TOKENS)
+            if graph.startswith(DECODE_WINDOW) and not 2 <= profile.window <= MAX_LOOKAHEAD:
+                expected = f"2 to {MAX_LOOKAHEAD}"
+                raise wrong_value(source, f"{place}.window", expected, profile.window, again)
         for name, weight in entry.weights.items():
             if weight.dtype not in DTYPES or min(weight.offset, weight.num_bytes) < 0:
                 place, expected = f"graphs.{graph}.weights.{name}", "a dtype, an offset and a size"

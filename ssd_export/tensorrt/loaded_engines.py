@@ -18,7 +18,7 @@ from ssd_export.tensorrt.engine import TrtContext, TrtEngine, open_runtime
 from ssd_export.tensorrt.engine_files import EngineFiles
 from ssd_export.tensorrt.profiles import profile_for
 from ssd_export.tensorrt.runtime_cache import RuntimeCache
-from ssd_export.tensorrt.step_form import engine_spec
+from ssd_export.tensorrt.step_form import DECODE_WINDOW, engine_spec
 
 
 class LoadedEngines:
@@ -48,7 +48,11 @@ class LoadedEngines:
         offsets, self.weight_bytes = place_weights(
             {name: weight.num_bytes for name, weight in weights.items()}
         )
-        always = files.num_bytes(name for name in self._specs if not name.endswith("_top_k"))
+        always = files.num_bytes(
+            name
+            for name in self._specs
+            if not name.endswith("_top_k") and not name.startswith(DECODE_WINDOW)
+        )
         check_device_memory(
             "the model", self.weight_bytes + always, device.memory_bytes()[0], WAYS_OUT
         )

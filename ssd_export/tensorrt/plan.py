@@ -18,7 +18,7 @@ from ssd_export.tensorrt.flavors import Flavor, is_installed, load_flavor, missi
 from ssd_export.tensorrt.kv_update import kv_update_graph
 from ssd_export.tensorrt.plugin import find_library, plugin_graph
 from ssd_export.tensorrt.profiles import Profile, profiles_of
-from ssd_export.tensorrt.step_form import AS_BUNDLED, KV_UPDATE, PLUGIN, Form
+from ssd_export.tensorrt.step_form import AS_BUNDLED, DECODE_WINDOW, KV_UPDATE, PLUGIN, Form
 from ssd_export.tensorrt.target import (
     AUTO,
     FIRST_WITH_FP8,
@@ -29,15 +29,19 @@ from ssd_export.tensorrt.target import (
     fp8_targets,
     gpu_here,
 )
+from ssd_export.tensorrt.window_plan import OFF, TAKES_ONE, planned_window
 
 GRAPHS = ("prefill", "decode_step", "evict", "image_decoder")
-TOP_K_GRAPHS = ("prefill_top_k", "decode_step_top_k")
+WINDOW_GRAPHS = (DECODE_WINDOW,)
+TOP_K = "_top_k"  # the graphs that sample among the likeliest codes
 DECODE_STEPS = ("decode_step", "decode_step_top_k")  # the graphs that attend over caches
 
 
 @dataclass(frozen=True)
 class BuildSpec:
-    """Options of build-engine; None leaves a number to the target's recipe."""
+    """Options of build-engine; None leaves a number to the target's recipe, and the window of
+    lookahead (window_plan.py) to the bundle.
+    """
 
     bundle: Path
     target: str = AUTO
@@ -48,6 +52,7 @@ class BuildSpec:
     workspace_mib: int | None = None
     timing_cache: Path | None = None
     force_memory: bool = False
+    lookahead: int | None = None
 
 
 @dataclass(frozen=True)
@@ -73,7 +78,8 @@ class StepPlan:
 @dataclass(frozen=True)
 class BuildPlan:
     """A settled and checked build. flavor: None where this machine can only prepare
-    (engine.prepare).
+    (engine.prepare); window: tokens of a pass of lookahead, 0 without an engine for it, and then
+    no_window says why.
     """
 
     bundle: Bundle
@@ -88,6 +94,8 @@ class BuildPlan:
     needed_bytes: int
     free_bytes: int | None
     force_memory: bool
+    window: int = 0
+    no_window: str = ""
 
     @property
     def builder_flavor(self) -> Flavor:
@@ -108,7 +116,9 @@ class BuildPlan:
 
     def profiles(self, graph: str) -> tuple[Profile, ...]:
         """The sizes that the engine of a graph is tuned for."""
-        return profiles_of(graph, self.batch, self.prompt_slots, self.target.decoder_images)
+        return profiles_of(
+            graph, self.batch, self.prompt_slots, self.target.decoder_images, self.window
+        )
 
     @property
     def graphs(self) -> list[GraphSpec]:
@@ -116,7 +126,9 @@ class BuildPlan:
         (R7).
         """
         contracts = self.bundle.config.graphs
-        names = GRAPHS + TOP_K_GRAPHS * self.top_k
+        names = GRAPHS + WINDOW_GRAPHS * bool(self.window)
+        if self.top_k:
+            names += tuple(f"{name}{TOP_K}" for name in names if f"{name}{TOP_K}" in contracts)
         return [
             contracts[name]
             for name in names
@@ -144,6 +156,7 @@ def plan_build(spec: BuildSpec, library: Callable[[], Path | None] = find_librar
     if flavor is not None:
         step = _plan_step(spec, bundle, flavor, capabilities, library)
     batch = spec.batch or target.batch
+    window, no_window = planned_window(spec.lookahead, bundle, batch, step.has_plugin)
     return BuildPlan(
         bundle=bundle,
         target=target,
@@ -157,6 +170,8 @@ def plan_build(spec: BuildSpec, library: Callable[[], Path | None] = find_librar
         needed_bytes=needed_bytes(bundle, target, flavor) if flavor else 0,
         free_bytes=free_bytes(),
         force_memory=spec.force_memory,
+        window=window,
+        no_window=no_window,
     )
 
 
@@ -219,7 +234,9 @@ def _plan_step(
     """
     names = DECODE_STEPS[: 1 + spec.top_k]
     why_not = "--plugin off"
-    if spec.plugin != "off":
+    if spec.plugin == AUTO and spec.lookahead not in (None, OFF):
+        why_not = TAKES_ONE
+    elif spec.plugin != "off":
         try:
             found = library()
             models = {name: plugin_graph(bundle, name, capabilities) for name in names}

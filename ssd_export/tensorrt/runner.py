@@ -9,7 +9,7 @@ one.
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from contextlib import ExitStack
 
 import numpy as np
@@ -18,17 +18,22 @@ from ssd_export.bundle import Bundle
 from ssd_export.bundle.graphs import num_sorted_codes
 from ssd_export.errors import UserError
 from ssd_export.graph_spec import CacheTensor
+from ssd_export.noise import ImageSeed
+from ssd_export.policy.schedule import eviction_steps
 from ssd_export.runtime.draw import draw_tokens
 from ssd_export.runtime.finite import to_pixels
 from ssd_export.runtime.prompt_batch import PromptBatch
-from ssd_export.runtime.runner import Runner
-from ssd_export.tensorrt.allocated_batch import EVICT, AllocatedBatch
+from ssd_export.runtime.runner import Runner, WindowNoise
+from ssd_export.tensorrt.allocated_batch import AllocatedBatch
 from ssd_export.tensorrt.cuda_device import NO_GPU, CudaDevice, open_driver
 from ssd_export.tensorrt.device_noise import DeviceNoise
 from ssd_export.tensorrt.engine_files import EngineFiles, find_engines
 from ssd_export.tensorrt.loaded_engines import LoadedEngines
+from ssd_export.tensorrt.profiles import MOST_WITH_WINDOWS
 from ssd_export.tensorrt.prompt_rows import rows_to_compute
+from ssd_export.tensorrt.step_graphs import EVICT, EVICT_AND_STEP, STEP
 from ssd_export.tensorrt.target import gpu_here
+from ssd_export.tensorrt.window_plan import TAKES_ONE, USUAL
 
 
 def open_device(bundle: Bundle) -> tuple[EngineFiles, CudaDevice]:
@@ -41,6 +46,14 @@ def open_device(bundle: Bundle) -> tuple[EngineFiles, CudaDevice]:
     if capability is None:
         raise UserError(NO_GPU)
     return find_engines(bundle, capability), CudaDevice(open_driver())
+
+
+def _no_window(files: EngineFiles) -> str:
+    """Why these engines take one token a pass, with the way out; "" where they take more."""
+    if files.window:
+        return ""
+    why = TAKES_ONE if files.evicts_in_step else "these engines take one token a pass"
+    return f"{why}; {files.rebuild} --plugin off --lookahead {USUAL}, or use --lookahead off"
 
 
 def limited_top_k(top_k: np.ndarray, codebook_size: int) -> np.ndarray:
@@ -66,14 +79,18 @@ class TrtRunner(Runner):
     Raises: UserError for a plugin library that is missing, or too little device memory.
     """
 
-    queues_steps = True
+    queues_steps, on_gpu = True, True
+    no_rows = (
+        "TensorRT has no engine for grid rows in parallel; use --runner ort, or --lookahead off"
+    )
 
     def __init__(self, bundle: Bundle, files: EngineFiles, device: CudaDevice) -> None:
         self._device, self._files, self._dtype = device, files, bundle.config.dtype
         self.max_images = files.max_images
         if not files.has("prefill_top_k"):
             self.no_top_k = "engines for top-k are built with build-engine --top-k"
-        self._config = bundle.config.model
+        self._config, self._table = bundle.config.model, bundle.config.policy
+        self.fixed_window, self.no_window = files.window, _no_window(files)
         self._evicts = EVICT in bundle.config.graphs and not files.evicts_in_step
         with ExitStack() as undo:
             undo.callback(device.close)
@@ -83,6 +100,8 @@ class TrtRunner(Runner):
             undo.pop_all()
         self._allocated: AllocatedBatch | None = None
         self._step, self._needs_noise, self._is_open = 0, False, True
+        self._seeds: Sequence[ImageSeed] | None = None  # of a batch whose windows are not begun
+        self._evictions: frozenset[int] = frozenset()
 
     @classmethod
     def from_bundle(
@@ -118,7 +137,8 @@ class TrtRunner(Runner):
         memory.fill_caches(ready.prefill.name, batch.lengths, place)
         if len(rows) < len(batch.lengths):
             self._draw_first(batch, place)
-        self._step = 1
+        self._step, self._seeds = 1, batch.images
+        self._evictions = eviction_steps(self._table, batch.lengths.tolist())
 
     def _draw_first(self, batch: PromptBatch, place: np.ndarray) -> None:
         """Token 0 of every image, from logits of other rows than the batch's, of which the engine
@@ -149,8 +169,44 @@ class TrtRunner(Runner):
         self._go_to(steps.start)
         self._reach_noise(steps.start)
         for step in steps:
-            self._ready.graphs.launch(self._evicts and step in evictions)
+            self._ready.graphs.launch(
+                EVICT_AND_STEP if self._evicts and step in evictions else STEP
+            )
         self._step = steps.stop
+
+    def decode_window(
+        self, first: np.ndarray, limit: np.ndarray, inputs: np.ndarray, noise: WindowNoise
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Samples several tokens of every image in one pass (runner.py); makes its own noise."""
+        ready = self._ready
+        if ready.window is None and ready.num_images > MOST_WITH_WINDOWS:
+            raise UserError(
+                f"engines take passes of lookahead for up to {MOST_WITH_WINDOWS} images at once,"
+                f" not {ready.num_images}; use --batch {MOST_WITH_WINDOWS}, or --lookahead off"
+            )
+        window = ready.window_pass(self._noise)
+        if self._seeds is not None:
+            window.start(self._seeds, is_greedy=not self._needs_noise)
+            self._seeds = None
+        self._evict_images(first, limit > 0)
+        return window(first, limit, inputs)
+
+    def _evict_images(self, first: np.ndarray, active: np.ndarray) -> None:
+        """Evicts what is due before each image's own step. Of other images no head is full, but for
+        those that are due at another step, or done.
+        """
+        if not self._evicts:
+            return
+        ready, due = self._ready, sorted(set(first[active].tolist()) & self._evictions)
+        for step in due:
+            self._go_to(step)
+            if len(due) == 1 and active.all():
+                ready.graphs.launch(EVICT)
+                continue
+            images = np.flatnonzero(active & (first == step))
+            places = range(self._config.rows_per_image)
+            rows = [image + place * len(first) for place in places for image in images.tolist()]
+            ready.queue_evict_rows(rows)
 
     def tokens(self) -> np.ndarray:
         """int32 [N, image tokens]; what is not generated yet is 0. Waits for the device."""
@@ -205,10 +261,11 @@ class TrtRunner(Runner):
         """Device bytes: engine files, the weights they share, the buffers of this batch and the
         caches among these, and CUDA graphs.
         """
+        window = self._ready.window
         return {
             "engines": self._engines.file_bytes,
             "weights": self._engines.weight_bytes,
-            "buffers": self._ready.memory.plan.num_bytes,
+            "buffers": self._ready.memory.plan.num_bytes + (window.num_bytes if window else 0),
             "caches": self.cache_bytes(),
             "graphs": self._ready.graphs.num_bytes,
         }
@@ -231,7 +288,7 @@ class TrtRunner(Runner):
         with ExitStack() as last_first:
             last_first.callback(self._device.close)
             if allocated is not None:
-                last_first.callback(allocated.memory.close)
+                last_first.callback(allocated.close_memory)
             last_first.callback(self._engines.close)
             last_first.callback(self._noise.close)
             if allocated is not None:

@@ -32,7 +32,7 @@ KV_UPDATE: Form = "kv-update"
 AS_BUNDLED: Form = "as bundled"
 STEP, NEXT_STEP = "step", "next_step"
 WRITTEN_BY_ROWS = ("key", "value")
-DECODE_STEP = "decode_step"
+DECODE_STEP, DECODE_WINDOW = "decode_step", "decode_window"
 CELLS = re.compile(r"rows_x(\d+)")  # rows times heads of a head group, as one dimension
 
 
@@ -72,9 +72,11 @@ def in_place(spec: GraphSpec, form: Form, lists_layers: bool = True) -> dict[str
 
     Args: lists_layers: whether the builder says which layers read and write a tensor, in what
     order. Plugin and kv-update declare to TensorRT what they overwrite; the bundle's form declares
-    nothing, so that only a listing shows that its caches may be shared.
+    nothing, so that only a listing shows that its caches may be shared. A pass of lookahead has
+    always that form.
     """
-    if form == AS_BUNDLED and not lists_layers:
+    is_as_bundled = form == AS_BUNDLED or spec.name.startswith(DECODE_WINDOW)
+    if is_as_bundled and not lists_layers:
         return {}
     caches = (CacheTensor.parse(output) for output in spec.aliases)
     return {

@@ -1,5 +1,5 @@
-"""The decode step as a CUDA graph, with an eviction before it and without: captured once each,
-launched for every token.
+"""What is launched again and again, as CUDA graphs captured once: the decode step with an eviction
+before it and without, an eviction, and a pass of lookahead.
 
 Nothing in a step depends on the host: the step's number is counted on the device, and each head
 decides there whether it evicts (R7). The host only leaves out evictions that would find no full
@@ -11,29 +11,25 @@ copies.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 
 from ssd_export.tensorrt.cuda_device import CudaDevice, CudaGraph
 
-STEP, EVICT_AND_STEP = "step", "evict and step"
+STEP, EVICT_AND_STEP, EVICT = "step", "evict and step", "evict"
 
 
 class StepGraphs:
     """The graphs of one batch size; their addresses and sizes are those of the capture.
 
-    Args: captures: False queues every step by itself, which takes the host longer.
+    Args: work: what queues each kind; captures: False queues it anew every time, which takes the
+    host longer.
     """
 
     def __init__(
-        self,
-        device: CudaDevice,
-        decode_step: Callable[[], None],
-        evict: Callable[[], None],
-        captures: bool = True,
+        self, device: CudaDevice, work: Mapping[str, Callable[[], None]], captures: bool = True
     ) -> None:
-        self._device, self._decode_step, self._evict = device, decode_step, evict
-        self._captures = captures
+        self._device, self._work, self._captures = device, work, captures
         self._graphs: dict[str, CudaGraph] = {}
         self.num_bytes = 0
         if not captures:
@@ -44,15 +40,14 @@ class StepGraphs:
         """Nodes of each graph that was captured; empty where steps are queued one by one."""
         return {kind: graph.num_nodes for kind, graph in self._graphs.items()}
 
-    def launch(self, evict: bool) -> None:
-        """Queues a step; waits for nothing."""
-        kind = EVICT_AND_STEP if evict else STEP
+    def launch(self, kind: str) -> None:
+        """Queues work of a kind; waits for nothing."""
         if self._captures and kind not in self._graphs:
-            self._capture(kind, evict)
+            self._capture(kind)
         if kind in self._graphs:
             self._device.launch(self._graphs[kind])
         else:
-            self._queue(evict)
+            self._work[kind]()
 
     def close(self) -> None:
         """Destroys the captured graphs."""
@@ -61,19 +56,14 @@ class StepGraphs:
                 all_of_them.callback(self._device.destroy, graph)
             self._graphs = {}
 
-    def _capture(self, kind: str, evict: bool) -> None:
+    def _capture(self, kind: str) -> None:
         free = self._device.memory_bytes()[0]
         try:
-            self._graphs[kind] = self._device.capture(lambda: self._queue(evict))
+            self._graphs[kind] = self._device.capture(self._work[kind])
         except RuntimeError as error:
             self._captures = False
             _warn(str(error))
         self.num_bytes += max(0, free - self._device.memory_bytes()[0])
-
-    def _queue(self, evict: bool) -> None:
-        if evict:
-            self._evict()
-        self._decode_step()
 
 
 def _warn(reason: str) -> None:

@@ -31,7 +31,6 @@ from ssd_export.runtime.loop import decode
 from ssd_export.runtime.ort_runner import OrtRunner
 from ssd_export.runtime.prompt_batch import PromptBatch, PromptBatches, bundle_sampling
 from ssd_export.sampling import Sampling
-from ssd_export.tensorrt.runner import TrtRunner
 from tests.janus_checkpoints import TinyJanus
 from tests.llamagen_checkpoints import TinyLlamaGen, write_llamagen_checkpoint
 from tests.runtime.checkpoints import PROMPTS, bundle, checkpoint, export_spec, scratch
@@ -327,7 +326,3 @@ def test_a_bundle_without_the_graph_says_how_to_get_it() -> None:
         pytest.raises(UserError, match="without the graph that lookahead needs; export it again"),
     ):
         next(generator.stream(PROMPTS[:1], lookahead=8))
-
-
-def test_tensorrt_says_that_it_takes_one_token_a_pass() -> None:
-    assert "one token a pass; use --runner ort" in TrtRunner.no_window

@@ -29,7 +29,7 @@ from ssd_export.typed_json import to_json
 from ssd_export.version import TOOL_VERSION
 from tests.tensorrt.trt_double import CAPABILITY, VERSION
 
-WITH_WEIGHTS = ("prefill", "decode_step")
+WITH_WEIGHTS = ("prefill", "decode_step", "decode_window")
 PLUGIN_LIBRARY = "libssd_export_plugin.so"
 
 
@@ -42,6 +42,7 @@ def write_engines(
     in_engine: bool = True,
     decoder_images: int = 2,
     form: str = KV_UPDATE,
+    window: int = 0,
     **changes: Any,
 ) -> Bundle:
     """Adds to a bundle the files that a build leaves there, their content being the name of the
@@ -54,6 +55,7 @@ def write_engines(
     form = PLUGIN if plugin else form
     graphs = [name for name in bundle.config.graphs if top_k or not name.endswith("_top_k")]
     graphs = [name for name in graphs if not (plugin and name == "evict")]
+    graphs = [name for name in graphs if window or not name.startswith("decode_window")]
     folder = folder_name(flavor, VERSION, (CAPABILITY,))
     shared = shared_weights(bundle)
     content = {name: f"the engine of {name}".encode() for name in graphs}
@@ -82,7 +84,7 @@ def write_engines(
                 onnx=f"onnx/{name}.onnx",
                 onnx_sha256=bundle.files[f"onnx/{name}.onnx"].sha256,
                 layers={},
-                profiles=profiles_of(name, Batch(*images), prompt_slots, decoder_images),
+                profiles=profiles_of(name, Batch(*images), prompt_slots, decoder_images, window),
                 aliases=in_place(bundle.config.graphs[name], form, flavor == "tensorrt-rtx"),
                 weights=shared if name.startswith(WITH_WEIGHTS) else {},
                 activation_bytes=None,

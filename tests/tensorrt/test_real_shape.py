@@ -42,7 +42,7 @@ pytestmark = [
     ),
 ]
 ONE_LAYER = replace(PUBLISHED["janus-pro-1b"], vocab_size=1024, num_layers=1)
-LENDER = "ada"
+LENDER, WINDOW = "ada", 16
 MAX_TRAFFIC = 1.3  # of the bytes of weights and caches, read once
 
 
@@ -77,7 +77,12 @@ def plan(path: Path, target: str) -> BuildPlan:
     recipe = read_target(target)
     made = plan_build(
         BuildSpec(
-            path, LENDER, plugin="off", batch=recipe.batch, workspace_mib=recipe.workspace_mib
+            path,
+            LENDER,
+            plugin="off",
+            batch=recipe.batch,
+            workspace_mib=recipe.workspace_mib,
+            lookahead=WINDOW,
         )
     )
     return replace(made, target=replace(made.target, decoder_images=recipe.decoder_images))
@@ -103,7 +108,7 @@ def built(made: BuildPlan, graph: str, tmp_path: Path) -> tuple[GraphEngine, lis
     return engine, profiles
 
 
-@pytest.mark.parametrize("graph", ["decode_step", "evict"])
+@pytest.mark.parametrize("graph", ["decode_step", "decode_window", "evict"])
 def test_what_is_shared_in_place_is_read_before_it_is_overwritten(
     path: Path, tmp_path: Path, graph: str
 ) -> None:
