@@ -15,6 +15,7 @@ from tests.runtime.checkpoints import bundle
 pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).parents[1]
+PIP = ("-m", "pip", "--quiet", "--disable-pip-version-check")
 EXPORTER_ONLY = ("torch", "onnx", "onnx_ir", "matplotlib", "huggingface_hub", "safetensors")
 # An installed huggingface_hub (tokenizers asks for it) must not be needed either.
 REFUSE = f"""
@@ -36,8 +37,18 @@ def run(*command: str | Path, cwd: Path) -> str:
     return done.stdout
 
 
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("wheel")
+    run(sys.executable, *PIP, "wheel", "--no-deps", "--wheel-dir", folder, ROOT, cwd=folder)
+    (built,) = folder.glob("ssd_export-*.whl")
+    return built
+
+
 @pytest.fixture(scope="module", params=["tested", "lowest", "newest"])
-def board(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def board(
+    request: pytest.FixtureRequest, wheel: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
     """The Python of an environment that has the wheel and ONNX Runtime, and nothing else of ours:
     in the versions tested together, in the lower bounds that pyproject.toml declares, and in the
     newest that pip finds.
@@ -45,17 +56,14 @@ def board(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     if request.param == "lowest" and sys.version_info >= (3, 13):
         pytest.skip("the lower bounds of numpy and pillow have no wheels for Python 3.13 or newer")
     folder = tmp_path_factory.mktemp("board")
-    install = (sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check")
-    run(*install, "wheel", "--no-deps", "--wheel-dir", folder, ROOT, cwd=folder)
     run(sys.executable, "-m", "venv", folder / "venv", cwd=folder)
-    (wheel,) = folder.glob("ssd_export-*.whl")
     python = folder / "venv" / "bin" / "python"
     versions = ROOT / "constraints.txt"
     if request.param == "lowest":
         versions = folder / "lowest.txt"
         versions.write_text(run(sys.executable, ROOT / ".ci/lowest_versions.py", "ort", cwd=folder))
     constraints = () if request.param == "newest" else ("-c", versions)
-    run(python, *install[1:], "install", *constraints, f"{wheel}[ort]", cwd=folder)
+    run(python, *PIP, "install", *constraints, f"{wheel}[ort]", cwd=folder)
     return python
 
 
