@@ -3,6 +3,9 @@
 namespace ssd_operators {
 
 HeadAttention const& head_attention() {
+#if defined(SSD_OPERATORS_ONLY)
+    return SSD_OPERATORS_ONLY;
+#else
 #if defined(SSD_OPERATORS_X86)
     __builtin_cpu_init();
     static bool const has_avx512 =
@@ -19,6 +22,7 @@ HeadAttention const& head_attention() {
     }
 #endif
     return baseline_attention;
+#endif
 }
 
 }  // namespace ssd_operators

@@ -32,16 +32,12 @@ from tests.runtime.near_ties import assert_same_tokens
 CAPTIONS = ["a red circle above a blue square", "two green triangles"]
 
 
-@pytest.fixture(scope="module")
-def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """$SSD_EXPORT_OPERATORS, else built now."""
-    if LIBRARY_VARIABLE in os.environ:
-        return Path(os.environ[LIBRARY_VARIABLE])
-    folder = tmp_path_factory.mktemp("operators")
+def build(folder: Path, *options: str) -> Path:
+    """The library; skips with what this machine lacks."""
     headers = onnxruntime_headers(folder)
     source = ROOT / "engines" / "operators"
     try:
-        made = run(["cmake", "-S", source, "-B", folder, f"-DONNXRUNTIME_ROOT={headers}"])
+        made = run(["cmake", "-S", source, "-B", folder, f"-DONNXRUNTIME_ROOT={headers}", *options])
     except FileNotFoundError:
         pytest.skip(NEEDS)
     if made.returncode:
@@ -50,6 +46,14 @@ def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
     assert built.returncode == 0, built.stdout[-2000:] + built.stderr[-4000:]
     assert "warning:" not in built.stdout + built.stderr, built.stderr[-4000:]
     return folder / LIBRARY
+
+
+@pytest.fixture(scope="module")
+def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """$SSD_EXPORT_OPERATORS, else built now."""
+    if LIBRARY_VARIABLE in os.environ:
+        return Path(os.environ[LIBRARY_VARIABLE])
+    return build(tmp_path_factory.mktemp("operators"))
 
 
 class FusedBackend(OrtBackend):
@@ -116,6 +120,18 @@ def is_meant(case: Case) -> bool:
 @pytest.mark.parametrize("case", list(filter(is_meant, CASES)), ids=lambda case: case.name)
 def test_the_operator_is_the_oracle(case: Case, library: Path) -> None:
     assert_matches_oracle(case, FusedBackend(case, library))
+
+
+@pytest.mark.parametrize("instructions", ["baseline", "avx2"])
+def test_other_processors_compute_the_same(instructions: str, tmp_path: Path) -> None:
+    if instructions == "avx2":
+        processor = Path("/proc/cpuinfo")
+        flags = processor.read_text(encoding="utf-8").split() if processor.exists() else []
+        if not {"avx2", "fma", "bmi2"} <= set(flags):
+            pytest.skip("needs a processor with AVX2")
+    only = build(tmp_path, f"-DSSD_OPERATORS_ONLY={instructions}")
+    for case in filter(is_meant, CASES):
+        assert_matches_oracle(case, FusedBackend(case, only))
 
 
 @pytest.fixture(scope="module")
