@@ -35,6 +35,8 @@ FENCE = re.compile(
 )
 EXECUTED = ("bash", "python", "diff")
 IN_A_COPY = ("diff",)
+# The command that many documents begin with: one runs it, the others are given what it made.
+COMMON_EXPORT = ".venv/bin/python cli.py export --model demo --budget 0.2 --force\n"
 COPIED = ("*.md", "*.py", "ssd_export", "tests", "docs", "benchmarks", "pyproject.toml")
 
 
@@ -84,11 +86,15 @@ class Scratch:
     """A folder in which the blocks of one document are executed, one after the other.
 
     It looks like a checkout: cli.py stands there, as a link, or with copy=True a copy of the
-    sources that a block may change.
+    sources that a block may change. common: a folder for what COMMON_EXPORT makes of the sources
+    as they are.
     """
 
-    def __init__(self, folder: Path, copy: bool, replaced: Mapping[str, str]) -> None:
+    def __init__(
+        self, folder: Path, copy: bool, replaced: Mapping[str, str], common: Path | None = None
+    ) -> None:
         self.folder, self.said = folder, ""
+        self._common = None if copy else common
         self._replaced = {".venv/bin/python": shlex.quote(sys.executable), **replaced}
         if copy:
             for name in COPIED:
@@ -117,7 +123,7 @@ class Scratch:
         return module is None or importlib.util.find_spec(module) is not None
 
     def _run(self, snippet: Snippet) -> None:
-        text = snippet.text
+        text = self._with_common_export(snippet.text)
         for written, meant in self._replaced.items():
             text = text.replace(written, meant)
         commands = {
@@ -137,6 +143,17 @@ class Scratch:
         )
         self.said = done.stdout
         assert done.returncode == 0, f"{snippet.where}: exit code {done.returncode}\n{self.said}"
+
+    def _with_common_export(self, text: str) -> str:
+        """The block, with the first export into an empty folder run or copied."""
+        if self._common is None or (self.folder / "bundles").exists():
+            return text
+        said, made = (shlex.quote(str(self._common / name)) for name in ("said", "bundles"))
+        if (self._common / "said").exists():
+            return text.replace(COMMON_EXPORT, f"cp -r {made} . && cat {said}\n", 1)
+        keep = f"cp -r bundles {made} && mv {said}.now {said}"
+        once = f"{COMMON_EXPORT.strip()} 2>&1 | tee {said}.now && {keep}\n"
+        return text.replace(COMMON_EXPORT, once, 1)
 
 
 def copy_tracked(name: str, folder: Path) -> None:

@@ -10,6 +10,7 @@ import pytest
 from ssd_export.model.checkpoint import open_checkpoint
 from ssd_export.policy.head_map import SHAPE, HeadMap
 from tests.docs.snippets import (
+    COMMON_EXPORT,
     EXECUTED,
     ROOT,
     Scratch,
@@ -41,12 +42,19 @@ def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="module")
+def common(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("common")
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("document", DOCUMENTS)
-def test_every_block_runs(document: str, tmp_path: Path, tiny_checkpoint: Path) -> None:
+def test_every_block_runs(
+    document: str, tmp_path: Path, tiny_checkpoint: Path, common: Path
+) -> None:
     blocks = snippets(document)
     copy = any(block.needs_a_copy for block in blocks)
-    scratch = Scratch(tmp_path, copy, {"path/to/Janus-Pro-1B": str(tiny_checkpoint)})
+    scratch = Scratch(tmp_path, copy, {"path/to/Janus-Pro-1B": str(tiny_checkpoint)}, common)
     for block in blocks:
         scratch.execute(block)
 
@@ -109,6 +117,34 @@ def test_a_failing_block_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         scratch.execute(output)
     with pytest.raises(AssertionError, match=r"page\.md:9: exit code 1"):
         scratch.execute(second)
+
+
+def test_the_common_export_runs_once_and_not_over_a_bundle(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "page.md").write_text(f"```bash\necho before\n{COMMON_EXPORT}echo after\n```\n")
+    (tmp_path / "cli.py").write_text(
+        "from pathlib import Path\n"
+        "Path('bundles').mkdir(exist_ok=True)\n"
+        "with Path('bundles/runs').open('a') as file:\n"
+        "    file.write('one\\n')\n"
+        "with Path(__file__).resolve().with_name('runs').open('a') as file:\n"
+        "    file.write('one\\n')\n"
+        "print('exported')\n"
+    )
+    monkeypatch.setattr("tests.docs.snippets.ROOT", tmp_path)
+    (tmp_path / "common").mkdir()
+    (block,) = snippets("page.md")
+    for number, runs in enumerate((1, 1, 2)):
+        name = min(number, 1)  # the second folder twice: there a bundle is, and --force counts
+        folder = tmp_path / f"scratch{name}"
+        folder.mkdir(exist_ok=True)
+        (folder / "cli.py").unlink(missing_ok=True)
+        scratch = Scratch(folder, False, {}, tmp_path / "common")
+        scratch.execute(block)
+        assert scratch.said == "before\nexported\nafter\n"
+        assert len((tmp_path / "runs").read_text().split()) == runs
+    assert (tmp_path / "scratch0" / "bundles" / "runs").read_text() == "one\n"
 
 
 def test_options_that_do_not_exist_are_found() -> None:
