@@ -13,31 +13,31 @@ from hypothesis import HealthCheck, settings
 pytest_plugins = ["tests.scene_bundles"]
 
 ROOT = Path(__file__).parents[1]
-# Files of half a minute and more on one core, the longest first. A worker takes a file at a time:
-# one of these at the end would run while the others have nothing left. Files that wait for the
-# same build stand apart.
+# Files of about half a minute and more on one core, the longest first. A worker takes a file at a
+# time: one of these at the end would run while the others have nothing left. The first two of
+# tests/engines compile, which the others there wait for: they stand apart.
 LONGEST = (
     "tests/docs/test_snippets.py",
     "tests/engines/test_generate.py",
-    "tests/kernels/test_decode_attention.py",
-    "tests/engines/test_tensorrt.py",
-    "tests/plugins/test_launcher.py",
-    "tests/plan/test_against_measurement.py",
+    "tests/kernels/test_layer_attention.py",
     "tests/engines/test_refusals.py",
+    "tests/plugins/test_launcher.py",
     "tests/prompt_files/test_on_ray.py",
     "tests/test_packaging.py",
     "tests/demo/test_recipe.py",
+    "tests/sweep/test_sweep.py",
+    "tests/engines/test_tensorrt.py",
+    "tests/plan/test_against_measurement.py",
+    "tests/interruption/test_places.py",
+    "tests/model/test_hub.py",
+    "tests/interruption/test_moments.py",
+    "tests/kernels/test_compile.py",
+    "tests/tensorrt/test_runner.py",
+    "tests/model/test_transformers_parity.py",
+    "tests/cli/test_eval.py",
+    "tests/serve/test_server.py",
     "tests/engines/test_package.py",
     "tests/engines/test_misuse.py",
-    "tests/kernels/test_compile.py",
-    "tests/runtime/test_foreign_files.py",
-    "tests/runtime/test_runners_agree.py",
-    "tests/runtime/test_lookahead.py",
-    "tests/tensorrt/test_runner.py",
-    "tests/model/test_conversion.py",
-    "tests/serve/test_server.py",
-    "tests/sweep/test_sweep.py",
-    "tests/benchmarks/test_gpu_report.py",
 )
 
 # The same examples on every run, however slow the machine is, and no database of them in the

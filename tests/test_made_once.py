@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -16,6 +17,7 @@ ROOT = Path(__file__).parents[1]
 MAKE = """
 import sys, time
 from pathlib import Path
+from types import SimpleNamespace
 from tests.made_once import made_once
 def make(folder):
     with (folder / "makers").open("a") as file:
@@ -89,3 +91,17 @@ def test_a_warning_is_printed_in_every_build_and_an_error_fails_each(tmp_path: P
         assert warned.returncode == 0 and "warning: unused variable" in warned.stderr
         failed = compiled("int main(void) { return nothing; }\n")
         assert failed.returncode != 0 and "error:" in failed.stderr
+
+
+def test_the_longest_files_are_there_and_come_first(pytestconfig: pytest.Config) -> None:
+    """One that was renamed would lose its place without a word."""
+    conftest = pytestconfig.pluginmanager.get_plugin(str(ROOT / "tests" / "conftest.py"))
+    gone = [name for name in conftest.LONGEST if not (ROOT / name).is_file()]
+    assert not gone, "name them anew in tests/conftest.py"
+    items = [
+        SimpleNamespace(path=ROOT / name) for name in ("tests/test_x.py", *conftest.LONGEST[::-1])
+    ]
+    conftest.pytest_collection_modifyitems(items)
+    assert [item.path for item in items] == [
+        ROOT / name for name in (*conftest.LONGEST, "tests/test_x.py")
+    ]
