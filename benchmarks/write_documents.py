@@ -35,7 +35,7 @@ REPOSITORY = Path(__file__).parent.parent
 MEASUREMENTS, BENCHMARKS = Path("docs/measurements"), Path("docs/reference/benchmarks.md")
 MARKED = ("README.md", "docs/**/*.md", "plugins/README.md", "ssd_export/demo/*checkpoint/README.md")
 REGION = re.compile(
-    r"(<!-- measured:([\w-]+)(?:\.([\w.-]+))? -->)(.*?)(<!-- /measured -->)", re.DOTALL
+    r"(<!-- measured:([\w-]+)(?:\.([\w.@=-]+))? -->)(.*?)(<!-- /measured -->)", re.DOTALL
 )
 
 
@@ -165,17 +165,24 @@ def figures(results: dict[str, Any]) -> dict[str, Any]:
 
 
 def sweep_figures(results: dict[str, Any]) -> dict[str, str]:
-    """The scene score of every policy and budget, POLICY-BUDGET-score, what it was measured on, and
-    the goals' figures.
+    """The scene score of every policy and budget, POLICY-BUDGET-score, passes and times faster of
+    its lookahead modes, POLICY-BUDGET-MODE-passes, what it was measured on, and the goals' figures.
     """
     scores = {
         f"{row['policy']}-{row['budget']:g}-score": f"{100 * row['score']['share']:.1f} %"
         for row in results["rows"]
         if "score" in row
     }
+    modes = {
+        f"{row['policy']}-{row['budget']:g}-{mode['mode']}": mode
+        for row in results["rows"]
+        for mode in row.get("lookahead", ())
+    }
     return {
         "captions": str(results["settings"]["num_prompts"]),
         **scores,
+        **{f"{name}-passes": f"{mode['passes']:.0f}" for name, mode in modes.items()},
+        **{f"{name}-times_faster": f"{mode['times_faster']:.1f}" for name, mode in modes.items()},
         **goal_figures(results["rows"]),
     }
 
