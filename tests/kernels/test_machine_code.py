@@ -5,8 +5,10 @@ the table in the documents says: read from its machine code, which needs no GPU.
 from __future__ import annotations
 
 import json
+import re
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -21,6 +23,7 @@ from benchmarks.sass import (
 
 ROOT = Path(__file__).parents[2]
 LEAST_IN_FLIGHT = 6
+LEAST_PROGRAMS = 3  # fewer leave a multiprocessor idle while one of them waits
 COMPILED = (80, 87, 90, 120)  # here; the table is checked for all of them
 needs_triton = pytest.mark.skipif(
     find_spec("triton") is None, reason="needs Triton: pip install ssd-export[kernels]"
@@ -31,6 +34,17 @@ def published() -> dict[tuple[str, int, str], KernelCode]:
     kernels = json.loads((ROOT / JSON).read_text())["results"]["kernels"]
     read = [KernelCode(**row) for row in kernels]
     return {(kernel.serves, kernel.target, kernel.dtype): kernel for kernel in read}
+
+
+def faults(kernel: KernelCode) -> list[str]:
+    """What is wrong with a kernel that attends, naming it."""
+    name = f"{kernel.serves}, sm_{kernel.target}, {kernel.dtype}"
+    found = {
+        f"{kernel.loads_in_flight} loads in flight": kernel.loads_in_flight < LEAST_IN_FLIGHT,
+        f"{kernel.stack_bytes} bytes spilled": kernel.stack_bytes > 0,
+        f"{kernel.programs} programs a multiprocessor": kernel.programs < LEAST_PROGRAMS,
+    }
+    return [f"{name}: {what}" for what, is_wrong in found.items() if is_wrong]
 
 
 @needs_triton
@@ -44,18 +58,39 @@ def test_enough_loads_are_in_flight_and_nothing_is_spilled(
     import triton
 
     kernel = read_kernel(target, dtype, serves)
-    assert kernel.loads_in_flight >= LEAST_IN_FLIGHT and kernel.stack_bytes == 0
-    assert kernel.programs >= 3, "fewer leave a multiprocessor idle while one of them waits"
+    assert faults(kernel) == []
     if triton.__version__.startswith("3.9."):  # another compiler chooses other registers
         assert kernel == published()[serves, target, dtype]
 
 
 @needs_triton
-def test_a_loop_that_loads_when_it_uses_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("stages", "said"),
+    [(1, r"\d loads in flight"), (10, r"[12] programs a multiprocessor")],
+    ids=["loads when it uses", "loads too far ahead"],
+)
+def test_a_loop_that_loads_too_late_or_too_much_is_seen(
+    stages: int, said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from ssd_export.kernels import constants
 
-    monkeypatch.setattr(constants, "NUM_STAGES", {2: 1, 4: 1})
-    assert read_kernel(80, "float16").loads_in_flight < LEAST_IN_FLIGHT
+    monkeypatch.setattr(constants, "NUM_STAGES", {2: stages, 4: stages})
+    found = faults(read_kernel(80, "float16"))
+    assert any(re.fullmatch(rf"[\w ]+, sm_80, float16: {said}", fault) for fault in found), found
+
+
+@needs_triton
+def test_a_kernel_that_spills_registers_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    import triton
+
+    compiled = triton.compile
+
+    def with_few_registers(source: Any, target: Any, options: dict[str, Any]) -> Any:
+        return compiled(source, target=target, options=options | {"maxnreg": 64})
+
+    monkeypatch.setattr(triton, "compile", with_few_registers)
+    found = faults(read_kernel(80, "float16"))
+    assert re.fullmatch(r"[\w ]+, sm_80, float16: \d+ bytes spilled", found[0]), found
 
 
 def test_the_table_is_what_registers_and_shared_memory_allow() -> None:

@@ -22,9 +22,17 @@ from torch import Tensor
 
 from ssd_export.cache.state import GroupState
 from ssd_export.dtypes import DTYPES
+from ssd_export.kernels.compile import kernel_arguments
+from ssd_export.kernels.image import LAYER as LAYER_KERNEL
 from ssd_export.policy.table import GroupPolicy, HeadGroup, Rule
 from tests.kernels.interpret import ALL_CASES, Comparison, ThreeGroups, small_blocks, wanted_runs
-from tests.plugins.driven_plugin import IMAGES, DrivenPlugin, expected_launches, fields_of
+from tests.plugins.driven_plugin import (
+    IMAGES,
+    DrivenPlugin,
+    Expected,
+    expected_launches,
+    fields_of,
+)
 
 POLICY = GroupPolicy(HeadGroup(Rule(-1, 2, True), 9, 1, num_heads=2), 1.0, 24)
 NO_BINARY_FOR_GPU, ILLEGAL_ADDRESS = 209, 700
@@ -88,11 +96,12 @@ class Step:
         self.plugin = plugin
         self.workspace: Tensor | None = driven.workspace(plugin, self.inputs, self.outputs)
 
-    def run(self) -> list[int]:
-        """Results of onShapeChange and enqueue."""
-        self.driven.launches.expected = expected_launches(
+    def run(self, change: Callable[[Expected], None] = lambda expected: None) -> list[int]:
+        """Results of onShapeChange and enqueue. change: of what the launch is compared with."""
+        self.driven.launches.expected = expected = expected_launches(
             self.inputs, self.outputs, self.workspace, [self.state], [POLICY]
         )
+        change(expected)
         shapes = self.driven.set_shapes(self.plugin, self.inputs, self.outputs)
         return [
             shapes,
@@ -162,6 +171,39 @@ def refusals(driven: DrivenPlugin) -> Iterator[dict[str, object]]:
         yield {"case": name, "results": results, "launches": driven.launches.kernels[before:]}
 
 
+def _other(value: Any) -> Any:
+    """Another argument of the kind; of a tuple, its first one."""
+    if isinstance(value, tuple):
+        return (_other(value[0]), *value[1:])
+    return torch.empty(1) if value is None or isinstance(value, Tensor) else value + 1
+
+
+def _with_another(side: str, name: str) -> Callable[[Expected], None]:
+    def change(expected: Expected) -> None:
+        values = getattr(expected, side)
+        values[name] = _other(values[name])
+
+    return change
+
+
+def mismatches(driven: DrivenPlugin) -> Iterator[dict[str, object]]:
+    """What the comparison says of a launch that differs from the one expected in one argument."""
+    step, wrong = Step(driven), driven.launches.wrong
+    assert step.run() == [0, 0] and not wrong
+    expected = driven.launches.expected
+    assert expected is not None
+    parameters = {argument["name"].partition("[")[0] for argument in kernel_arguments(LAYER_KERNEL)}
+    for side in ("tensors", "numbers"):
+        for name in sorted(getattr(expected, side).keys() & parameters):
+            results = step.run(_with_another(side, name))
+            yield {"case": f"another {name}", "results": results, "wrong": list(wrong)}
+            wrong.clear()
+    grid = step.run(lambda expected: setattr(expected, "programs", expected.programs + 1))
+    yield {"case": "another grid", "results": grid, "wrong": list(wrong)}
+    wrong.clear()
+    driven.destroy(step.plugin)
+
+
 def lifetimes(driven: DrivenPlugin) -> Iterator[dict[str, object]]:
     """How often images are loaded and unloaded: once a context, until the last plugin is gone."""
 
@@ -208,7 +250,7 @@ def workspaces(driven: DrivenPlugin) -> Iterator[dict[str, object]]:
 def main(library: str, folder: str) -> None:
     """Prints all of it."""
     driven = DrivenPlugin(Path(library), Path(folder))
-    for part in (lifetimes, refusals, workspaces, layers, cases):
+    for part in (lifetimes, refusals, mismatches, workspaces, layers, cases):
         for line in part(driven):
             print(json.dumps(line), flush=True)
 

@@ -16,6 +16,8 @@ from pathlib import Path
 
 import pytest
 
+from ssd_export.kernels.compile import kernel_arguments
+from ssd_export.kernels.image import LAYER as LAYER_KERNEL
 from ssd_export.verify.tolerances import TOLERANCES
 from tests.plugins.test_build import ROOT, configure, library, pytestmark
 
@@ -93,6 +95,21 @@ def test_images_are_loaded_once_a_context_and_unloaded_with_its_last_plugin(line
     found = lines[None, "lifetimes", None]
     assert (found["loads"], found["unloads_before"], found["unloads"]) == (6, 0, 6)
     assert found["same_images"] and found["wrong"] == []
+
+
+@pytest.mark.slow
+def test_every_argument_that_is_not_as_expected_is_named(lines: dict) -> None:
+    """Else the comparison above would show nothing."""
+    found = {case: line for (_, case, _), line in lines.items() if case.startswith("another ")}
+    compared = {case: line for case, line in found.items() if "wrong" in line}
+    parameters = {argument["name"].partition("[")[0] for argument in kernel_arguments(LAYER_KERNEL)}
+    kept = {"logits_ptr"}  # compared with the bounds of the workspace
+    assert compared.keys() == {f"another {name}" for name in parameters - kept | {"grid"}}
+    for case, line in compared.items():
+        name = case.removeprefix("another ")
+        said = "layer: grid, block, shared is" if name == "grid" else rf"{name}(\[0\])? is"
+        assert line["results"] == [0, -1] and len(line["wrong"]) == 1
+        assert re.match(rf"{said} .*, not ", line["wrong"][0]), line["wrong"]
 
 
 REFUSED = {
