@@ -79,7 +79,7 @@ def test_positions_in_place_are_refused_where_one_kernel_ranks_and_overwrites_th
     graph: str, path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """All that the graph's contract aliases, as ONNX Runtime may share it."""
-    monkeypatch.setattr(module, "in_place", lambda spec, form: spec.aliases)
+    monkeypatch.setattr(module, "in_place", lambda spec, *others: spec.aliases)
     said = (
         rf"{graph} would overwrite what it still reads \({LAYER} reads"
         r" past_key_values\.0\.\d\.position and overwrites it in the same kernel\)"
