@@ -2,7 +2,8 @@
 
 It is `libssd_export_operators.so` (engines/README.md): $SSD_EXPORT_OPERATORS, else build/operators
 in the source tree that this package runs from. Never one in the folder where somebody happens to
-stand: a library is code. Without it the ordinary operators of the bundle's decode step do the same.
+stand: a library is code. Without it the ordinary operators of the bundle's decode step do the same,
+but for rounding.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ LIBRARY_VARIABLE = "SSD_EXPORT_OPERATORS"
 SOURCE_TREE = Path(__file__).parents[2]
 HOW_TO_BUILD = (
     "cmake -S engines/operators -B build/operators && cmake --build build/operators, or leave out"
-    f" {LIBRARY_VARIABLE} for the same tokens in more time"
+    f" {LIBRARY_VARIABLE} for ordinary operators"
 )
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -117,7 +118,16 @@ def is_meant(case: Case) -> bool:
     return case.head_dim % 2 == 0 and not (case.rule.age_quota and case.evict_every == 1)
 
 
-@pytest.mark.parametrize("case", list(filter(is_meant, CASES)), ids=lambda case: case.name)
+# The widths that are compiled apart, beside those of the cases.
+WIDE = [
+    replace(case, name=f"{case.name}-{width}", head_dim=width)
+    for case in CASES
+    if case.name in ("scored-every-6", "scored-gqa-2")
+    for width in (32, 64, 128)
+]
+
+
+@pytest.mark.parametrize("case", [*filter(is_meant, CASES), *WIDE], ids=lambda case: case.name)
 def test_the_operator_is_the_oracle(case: Case, library: Path) -> None:
     assert_matches_oracle(case, FusedBackend(case, library))
 
@@ -130,7 +140,7 @@ def test_other_processors_compute_the_same(instructions: str, tmp_path: Path) ->
         if not {"avx2", "fma", "bmi2"} <= set(flags):
             pytest.skip("needs a processor with AVX2")
     only = build(tmp_path, f"-DSSD_OPERATORS_ONLY={instructions}")
-    for case in filter(is_meant, CASES):
+    for case in (*filter(is_meant, CASES), *WIDE):
         assert_matches_oracle(case, FusedBackend(case, only))
 
 
