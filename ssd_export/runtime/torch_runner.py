@@ -166,7 +166,9 @@ class TorchRunner(Runner):
     def decode_window(
         self, first: np.ndarray, limit: np.ndarray, inputs: np.ndarray, noise: WindowNoise
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Samples several tokens of every image in one pass (runner.py)."""
+        """Samples several tokens of every image in one pass (runner.py). On a GPU its operators are
+        queued one by one, not captured: its shapes change from pass to pass.
+        """
         rows, ready = self._config.rows_per_image, self._ready
         steps, limits, drafts, of_places = (
             torch.from_numpy(array).to(self._device) for array in (first, limit, inputs, noise())

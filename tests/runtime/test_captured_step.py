@@ -15,8 +15,12 @@ from torch import Tensor
 from ssd_export.bundle import open_bundle
 from ssd_export.cache.attention import decode_layer
 from ssd_export.model.decoder import ImageTokenModel
+from ssd_export.plan.lookahead import OFF, AutoWindow, PassCost
+from ssd_export.policy.schedule import rooms
 from ssd_export.runtime.captured_step import CapturedStep
 from ssd_export.runtime.generate import ImageGenerator
+from ssd_export.runtime.lookahead import Lookahead
+from ssd_export.runtime.prompt_batch import PromptBatches, bundle_sampling
 from ssd_export.runtime.torch_batch import BatchSize, TorchBatch
 from ssd_export.runtime.torch_runner import TorchRunner
 from ssd_export.runtime.torch_weights import load_modules
@@ -43,6 +47,30 @@ def runner_of(path: Path, recorder: RecordedStep | None) -> TorchRunner:
 def tokens_of(path: Path, runner: TorchRunner, runs: list[dict]) -> list[np.ndarray]:
     with ImageGenerator(open_bundle(path), runner) as generator:
         return [generator(**run).tokens for run in runs]
+
+
+class Alternating(AutoWindow):
+    """Windows and single steps in turns."""
+
+    def __call__(self) -> int:
+        self.turn = not getattr(self, "turn", False)
+        return 6 if self.turn else OFF
+
+
+@pytest.mark.slow
+def test_passes_of_lookahead_go_between_replayed_steps(path: Path) -> None:
+    """A pass is queued operator by operator; the captured step goes on from where it ended."""
+    recorder = RecordedStep()
+    (wanted,) = tokens_of(path, runner_of(path, None), [{"prompts": PROMPTS[:1], "seed": 7}])
+    runner, opened = runner_of(path, recorder), open_bundle(path)
+    batch = PromptBatches.from_bundle(opened)(PROMPTS[:1], bundle_sampling(opened), 7)
+    table, codes = opened.config.policy, opened.config.model.codebook_size
+    window = Alternating(PassCost(0.0, 1.0, 0.0), rooms(table, batch.lengths.tolist()))
+    ahead = Lookahead(runner, batch, table, window, codes)
+    for _ in ahead:
+        pass
+    np.testing.assert_array_equal(runner.tokens(), wanted)
+    assert recorder.num_captures == 1 and 0 < recorder.num_replays < ahead.passes
 
 
 @pytest.mark.slow

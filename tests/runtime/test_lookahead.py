@@ -240,6 +240,12 @@ def test_int8_keys_and_values_as_single_steps(monkeypatch: pytest.MonkeyPatch) -
         next(generator.stream(PROMPTS[:1], lookahead=8))
 
 
+def test_full_caches_keep_what_single_steps_leave() -> None:
+    path = bundle(checkpoint(TinyJanus(seed=3, num_kv_heads=2)), "full", 1.0)
+    ahead = check_same_as_single_steps(path, "ort", 8, {"temperature": 0}, 2, 0)
+    assert ahead.passes < 575
+
+
 @pytest.mark.slow
 def test_right_drafts_save_passes_and_a_policy_that_evicts_each_step_saves_none() -> None:
     model = checkpoint(TinyJanus(seed=3, num_kv_heads=2))
