@@ -70,7 +70,7 @@ def device_memory(
     """Memory that generating takes on a device; the text embeddings stay on the host.
 
     shared_weights: prefill and decode step are given one copy of their weights. Quantized matrices
-    stay inside the engines, one copy in each of the two.
+    stay inside the engines, one copy in each.
     """
     rows = config.rows_per_image * num_images
     keys_and_values: dict[str, int] = {}
@@ -95,7 +95,9 @@ def device_memory(
             keys_and_values[kind] = keys_and_values.get(kind, 0) + own - beside
     cache = table.cache_bytes(config, DTYPES[dtype].num_bytes, rows)
     return DeviceMemory(
-        weights=sizes.steps * (1 if shared_weights else 2) + 2 * sizes.codes + sizes.image_decoder,
+        weights=sizes.steps * (1 if shared_weights else num_engines(table))
+        + num_engines(table) * sizes.codes
+        + sizes.image_decoder,
         keys_and_values=keys_and_values,
         positions_and_scores=cache - sum(keys_and_values.values()),
         activations=activation_bytes(config, table, dtype, rows),
@@ -103,17 +105,23 @@ def device_memory(
     )
 
 
+def num_engines(table: PolicyTable) -> int:
+    """Engines that hold the language model: prefill, decode step and, in a bundle that is made for
+    it, the pass of lookahead.
+    """
+    return 2 if table.lookahead is None else 3
+
+
 def activation_bytes(config: ModelConfig, table: PolicyTable, dtype: str, rows: int) -> int:
     """Bytes of activations of prefill, the larger of the two graphs: the widest layer's inputs and
-    outputs, attention, keys and values.
+    outputs, attention, keys and values; and logits and noise of a pass of lookahead.
     """
     tokens = rows * table.prompt_slots
     numbers = tokens * (3 * config.hidden_size + 3 * config.intermediate_size)
     prompt = 2 * config.num_layers * config.num_kv_heads * config.head_dim * tokens
     scores = 4 * 2 * tokens * config.num_heads * table.prompt_slots
-    return (
-        (numbers + prompt) * DTYPES[dtype].num_bytes + scores + 4 * 3 * rows * config.codebook_size
-    )
+    drawn = 4 * 3 * rows * (table.lookahead or 1) * config.codebook_size
+    return (numbers + prompt) * DTYPES[dtype].num_bytes + scores + drawn
 
 
 def usable_bytes(memory_bytes: int, shared: bool) -> int:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from ssd_export.config import ModelConfig
 from ssd_export.dtypes import DTYPES
 from ssd_export.machine import total_bytes
-from ssd_export.plan.device import DeviceMemory, device_memory
+from ssd_export.plan.device import DeviceMemory, device_memory, num_engines
 from ssd_export.plan.memory import generation_bytes, widens_on_use
 from ssd_export.plan.sizes import WeightSizes
 from ssd_export.policy.table import PolicyTable
@@ -93,7 +93,7 @@ class Plan:
     def engine_bytes(self) -> int:
         """Bytes of all engines: their weights, but for those that are inputs."""
         inside = self.sizes.codes + (0 if self.shared_weights else self.sizes.steps)
-        return 2 * inside + self.sizes.image_decoder
+        return num_engines(self.table) * inside + self.sizes.image_decoder
 
     def stages(self) -> list[Stage]:
         """The stages in order, download to generation."""

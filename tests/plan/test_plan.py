@@ -4,6 +4,7 @@ says in order.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import cache
 
 import pytest
@@ -62,6 +63,15 @@ def test_quantized_codes_stand_in_both_engines() -> None:
     made = plan(Settings("int4", 0.2, 1), head_weights="none")
     assert made.sizes.codes == pytest.approx(1.233e9 / 2, rel=1e-3)
     assert made.device.weights == made.sizes.steps + 2 * made.sizes.codes + made.sizes.image_decoder
+
+
+def test_a_bundle_for_lookahead_counts_the_engine_of_a_pass() -> None:
+    made = plan(Settings("int4", 0.2, 1))
+    ahead = replace(made, table=replace(made.table, lookahead=16))
+    logits = 4 * 3 * 2 * made.config.codebook_size
+    assert ahead.device.weights == made.device.weights + made.sizes.codes
+    assert ahead.device.activations == made.device.activations + 15 * logits
+    assert ahead.engine_bytes == made.engine_bytes + made.sizes.codes
 
 
 @pytest.mark.slow

@@ -9,6 +9,7 @@ numbers (batch, images of the decoder, workspace) to one that it does.
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
 from importlib.util import find_spec
@@ -160,3 +161,15 @@ def test_the_bundle_s_own_form_moves_caches_several_times(path: Path, tmp_path: 
         move = r"__myl_Move_myl\d_\d+ \(stream 1\) reads past_key_values.* overwrites"
         assert re.match(move, hazards(together, shared)[0]), "as if no stream waited for another"
         assert unordered_dependencies(together)
+
+
+def test_a_pass_of_lookahead_copies_a_cache_and_reorders_it_once(
+    path: Path, tmp_path: Path
+) -> None:
+    """KV-cache-update layers write neighboring slots only, which a window's slots are not."""
+    engine, profiles = built(plan(path, "ada"), "decode_window", tmp_path)
+    assert engine.warnings == []
+    for layers in profiles:
+        copied = Counter(told.rpartition(".")[2] for told in cache_copies(layers))
+        assert set(copied) == {"key", "value"} and max(copied.values()) <= 2
+        assert max(map(len, cache_reads(layers).values())) <= 2
