@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import argparse
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from benchmarks.sass import (
     instructions,
@@ -81,11 +82,17 @@ def read_kernel(target: int, dtype: str, serves: str = LAYER) -> KernelCode:
     """One of the kernels as it is compiled for a target, for the plugin and, but for what torch
     knows of its tensors, for the torch runner.
     """
+    variant = image.Variant(dtype, HEAD_DIM)
+    return read_code(*kernel_source(KERNELS[serves], variant, MAX_SLOTS), target, dtype, serves)
+
+
+def read_code(
+    kernel: Any, compiled_in: Mapping[str, int], target: int, dtype: str, serves: str
+) -> KernelCode:
+    """Any of the kernels' sources as it is compiled for a target. compiled_in: its constants."""
     from ssd_export.kernels.constants import NUM_WARPS
 
-    variant = image.Variant(dtype, HEAD_DIM)
-    kernel, compiled_in = kernel_source(KERNELS[serves], variant, MAX_SLOTS)
-    types = argument_types(kernel, compiled_in)
+    variant, types = image.Variant(dtype, HEAD_DIM), argument_types(kernel, compiled_in)
     compiled = compile_kernel(kernel, types, compiled_in, target, variant)
     with tempfile.TemporaryDirectory() as folder:
         cubin = Path(folder) / "kernel.cubin"

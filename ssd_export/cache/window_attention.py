@@ -6,6 +6,7 @@ Nothing of the window is in a cache while it is attended: a token that is reject
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -14,6 +15,7 @@ from torch import Tensor
 from ssd_export.cache.attention import evict_full_heads
 from ssd_export.cache.rules import slot_for_new_token
 from ssd_export.cache.state import GroupState
+from ssd_export.policy.layout import group_slices, query_slices
 from ssd_export.policy.table import GroupPolicy
 
 
@@ -64,6 +66,39 @@ def attend_window(
     probs = logits.masked_fill(hidden[:, :, None], -torch.inf).softmax(dim=-1)
     out = (probs.to(value.dtype) @ values[:, :, None]).reshape(query.shape)
     return out, AttendedWindow(state, key, value, probs.sum(dim=2))
+
+
+def attend_layer_window(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    states: Sequence[GroupState],
+    policies: Sequence[GroupPolicy],
+    prompt_length: Tensor,
+    position: Tensor,
+    active: Tensor,
+) -> tuple[Tensor, Callable[[Tensor], None]]:
+    """(out [B, H*G, W, D], what writes the first counts [B] tokens of the window), of all head
+    groups of a layer.
+
+    Args: as attend_window; states, policies: by group.
+    """
+    groups, out = [policy.group for policy in policies], torch.empty_like(query)
+    members = query.shape[1] // key.shape[1]
+    parts = zip(states, policies, group_slices(groups), query_slices(groups, members), strict=True)
+    windows = []
+    for state, policy, heads, queries in parts:
+        token = query[:, queries], key[:, heads], value[:, heads]
+        out[:, queries], window = attend_window(
+            *token, state, policy, prompt_length, position, active
+        )
+        windows.append(window)
+
+    def write(counts: Tensor) -> None:
+        for window in windows:
+            write_window(window, position, counts)
+
+    return out, write
 
 
 def attend_rows(

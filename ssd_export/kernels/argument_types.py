@@ -9,8 +9,11 @@ from ssd_export.policy.presets import MAX_GROUPS
 
 # "*T" points to the dtype of the cache; a tuple has a type for each head group of a layer.
 ArgumentType = str | tuple[str, ...]
-INTEGERS = ("position_ptr", "prompt_length_ptr", "cache_position_ptr", "present_ptr")
-FLOATS = ("cache_score_ptr", "logits_ptr", "score_ptr", "sums_ptr", "largest_ptr", "total_ptr")
+INTEGERS = (
+    *("position_ptr", "prompt_length_ptr", "present_ptr"),
+    *("active_ptr", "counts_ptr", "held_ptr"),
+)
+FLOATS = ("logits_ptr", "score_ptr", "sums_ptr", "largest_ptr", "total_ptr")
 # The other pointers are to the cache's dtype, the other numbers are integers.
 TYPES = {
     **dict.fromkeys(INTEGERS, "*int32"),

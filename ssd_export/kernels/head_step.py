@@ -141,6 +141,56 @@ def place_token(
     """(the slot of the new token (R5, R6), positions before and after it is placed, scores before
     and after); writes nothing.
     """
+    position, present, score, kept_score = evict_if_full(
+        position_ptr,
+        score_ptr,
+        newest,
+        prompt_length,
+        num_slots,
+        num_sinks,
+        num_recent,
+        by_score,
+        pinned_columns,
+        grid_width,
+        age_quota,
+        evict_every,
+        score_decay,
+        SLOT_CAPACITY,
+    )
+    slot = tl.arange(0, SLOT_CAPACITY)
+    taken = lowest_empty(present, num_slots, SLOT_CAPACITY)
+    present = tl.where(slot == taken, newest, present)
+    present_score = tl.where(slot == taken, 0.0, kept_score)
+    return taken, position, present, score, present_score
+
+
+@triton.jit
+def lowest_empty(position, num_slots, SLOT_CAPACITY: tl.constexpr):
+    """The slot of the next token (R6); never outside, whatever the tensors hold."""
+    slot = tl.arange(0, SLOT_CAPACITY)
+    return tl.min(tl.where(position < 0, slot, num_slots - 1), 0)
+
+
+@triton.jit
+def evict_if_full(
+    position_ptr,
+    score_ptr,
+    newest,
+    prompt_length,
+    num_slots,
+    num_sinks,
+    num_recent,
+    by_score,
+    pinned_columns,
+    grid_width,
+    age_quota,
+    evict_every,
+    score_decay,
+    SLOT_CAPACITY: tl.constexpr,
+):
+    """(positions before and after the eviction that a full head needs (R5), 0 beyond the slots,
+    scores before and after); writes nothing.
+    """
     slot = tl.arange(0, SLOT_CAPACITY)
     is_slot = slot < num_slots
     is_scored = tl.where(is_slot, by_score, 0) != 0
@@ -168,12 +218,7 @@ def place_token(
         least = tl.argmin(tl.where(is_turn, retention, EVICTED), 0, tie_break_left=True)
         retention = tl.where(slot == least, EVICTED, retention)
     present = tl.where(is_slot & (retention == EVICTED), NO_TOKEN, position)
-    taken = tl.min(
-        tl.where(present < 0, slot, num_slots - 1), 0
-    )  # never outside, whatever the tensors hold
-    present = tl.where(slot == taken, newest, present)
-    present_score = tl.where(slot == taken, 0.0, score * tl.where(is_full, score_decay, 1.0))
-    return taken, position, present, score, present_score
+    return position, present, score, score * tl.where(is_full, score_decay, 1.0)
 
 
 @triton.jit

@@ -60,7 +60,7 @@ def decode_layer(
     Returns: out [B, H*G, D].
     Raises: ValueError where shapes, dtypes, strides or devices do not fit the states.
     """
-    _check(query, key, value, states, policies, prompt_length, position)
+    check_layer(query, key, value, states, policies, prompt_length, position)
     rows, num_heads, head_dim = key.shape
     numbers = LayerNumbers.of(query, key, value, policies)
     compiled_in = constants(head_dim, numbers.most_slots, query.element_size())
@@ -93,7 +93,7 @@ def multiprocessors(device: torch.device) -> int:
     return torch.cuda.get_device_properties(device).multi_processor_count
 
 
-def _check(
+def check_layer(
     query: Tensor,
     key: Tensor,
     value: Tensor,
@@ -102,6 +102,10 @@ def _check(
     prompt_length: Tensor,
     position: Tensor,
 ) -> None:
+    """Returns if the kernels may run on these tensors of a layer.
+
+    Raises: ValueError, naming the first that does not fit.
+    """
     groups = [policy.group for policy in policies]
     num_heads = sum(group.num_heads for group in groups)
     if not 1 <= len(states) == len(groups) <= MAX_GROUPS or key.shape[1:2] != (num_heads,):

@@ -130,7 +130,8 @@ def check_group(
                 f" wants {dtypes[0]} {shape} on {state.key.device}"
             )
     for name, tensor in (("query", query), ("key", key), ("value", value)):
-        if tensor.stride(2) != 1 or tensor.stride(1) != head_dim:
+        heads_apart = tensor.shape[1] > 1 and tensor.stride(1) != head_dim
+        if heads_apart or (head_dim > 1 and tensor.stride(2) != 1):
             raise ValueError(
                 f"{name} has strides {tensor.stride()}; the heads of a row must be contiguous"
             )

@@ -14,12 +14,7 @@ from torch import Tensor
 from ssd_export.bundle import Bundle
 from ssd_export.cache.attention import decode_layer, fill_from_prompt, prefill_attention
 from ssd_export.cache.state import GroupState
-from ssd_export.cache.window_attention import (
-    AttendedWindow,
-    attend_rows,
-    attend_window,
-    write_window,
-)
+from ssd_export.cache.window_attention import attend_layer_window, attend_rows
 from ssd_export.errors import UserError
 from ssd_export.graph_spec import CacheTensor
 from ssd_export.model.decoder import ImageTokenModel
@@ -57,6 +52,23 @@ class StepAttention(Protocol):
         """Attends a layer's new tokens over the caches of its groups; changes the states."""
 
 
+class WindowAttention(Protocol):
+    """What cache.window_attention.attend_layer_window takes and returns."""
+
+    def __call__(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        states: Sequence[GroupState],
+        policies: Sequence[GroupPolicy],
+        prompt_length: Tensor,
+        position: Tensor,
+        active: Tensor,
+    ) -> tuple[Tensor, Callable[[Tensor], None]]:
+        """Attends a layer's window; what it returns writes the tokens that count."""
+
+
 class TorchRunner(Runner):
     """Evictions happen inside the step (R7), so `evict` has nothing to do."""
 
@@ -70,19 +82,22 @@ class TorchRunner(Runner):
         device: str = "cpu",
         attention: StepAttention | None = None,
         capture: Callable[[Step], Step] | None = None,
+        window: WindowAttention | None = None,
     ) -> None:
         """Takes over a model in eager torch.
 
         Args: model: its heads in the table's order; image_decoder: None where no pixels are wanted;
         attention: of a decode step. None: the reference on the CPU, the Triton kernel on a GPU;
         capture: makes one launch of a step. None: a CUDA graph with the kernel; nothing with the
-        reference, which asks the host in every layer.
+        reference, which asks the host in every layer; window: attention of a pass over several
+        tokens. None: the kernel where `attention` is one by itself, else the reference.
         Raises: UserError for a kernel that is missing, or that has not this cache's dtype.
         """
         self._model, self._image_decoder, self._table = model, image_decoder, table
         self._config, self._device = model.config, device
         self._dtype = next(model.parameters()).dtype
         self._attention = attention or step_attention(device, table)
+        self._attend_window = window or window_attention(device if attention is None else "cpu")
         on_gpu = torch.device(device).type == "cuda"
         self._capture = capture or (cuda_graph if on_gpu and attention is None else None)
         self._fill_noise = fill_on_gpu if on_gpu and attention is None else None
@@ -345,27 +360,26 @@ class _WindowPass:
 
     def __init__(self, runner: TorchRunner, position: Tensor, active: Tensor) -> None:
         self._runner, self._position, self._active = runner, position, active
-        self._windows: list[AttendedWindow] = []
+        self._writes: list[Callable[[Tensor], None]] = []
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        runner, out = self._runner, torch.empty_like(query)
-        for group, state, heads, queries in runner._groups(layer):
-            out[:, queries], window = attend_window(
-                query[:, queries],
-                key[:, heads],
-                value[:, heads],
-                state,
-                runner._table.of_group(group),
-                runner._ready.lengths,
-                self._position,
-                self._active,
-            )
-            self._windows.append(window)
+        runner = self._runner
+        out, write = runner._attend_window(
+            query,
+            key,
+            value,
+            runner._ready.states[layer],
+            [runner._table.of_group(group) for group in runner._table.layers[layer]],
+            runner._ready.lengths,
+            self._position,
+            self._active,
+        )
+        self._writes.append(write)
         return out
 
     def write(self, counts: Tensor) -> None:
-        for window in self._windows:
-            write_window(window, self._position, counts)
+        for write in self._writes:
+            write(counts)
 
 
 @torch.inference_mode()
@@ -399,6 +413,17 @@ def step_attention(device: str, table: PolicyTable) -> StepAttention:
             f' "ssd-export[kernels]", or {way_out}'
         ) from error
     return kernel.decode_layer
+
+
+def window_attention(device: str) -> WindowAttention:
+    """The attention of a pass over several tokens: the reference on the CPU, the Triton kernels on
+    a GPU, where step_attention has found Triton.
+    """
+    if torch.device(device).type == "cpu":
+        return attend_layer_window
+    from ssd_export.kernels import window_attention as kernel
+
+    return kernel.attend_layer_window
 
 
 def draw_tokens(

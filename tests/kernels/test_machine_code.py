@@ -12,7 +12,17 @@ from typing import Any
 
 import pytest
 
-from benchmarks.kernel_code import ATTENDING, COMBINE, JSON, TARGETS, KernelCode, read_kernel
+from benchmarks.kernel_code import (
+    ATTENDING,
+    COMBINE,
+    HEAD_DIM,
+    JSON,
+    MAX_SLOTS,
+    TARGETS,
+    KernelCode,
+    read_code,
+    read_kernel,
+)
 from benchmarks.sass import (
     Instruction,
     KernelUse,
@@ -20,6 +30,7 @@ from benchmarks.sass import (
     programs_per_multiprocessor,
     wide_loads_in_flight,
 )
+from ssd_export.dtypes import DTYPES
 
 ROOT = Path(__file__).parents[2]
 LEAST_IN_FLIGHT = 6
@@ -105,6 +116,26 @@ def test_the_table_is_what_registers_and_shared_memory_allow() -> None:
         assert kernel.programs == programs_per_multiprocessor(
             kernel.target, use, kernel.shared_bytes, kernel.num_warps
         )
+
+
+@needs_triton
+@pytest.mark.parametrize("dtype", ["float16", "float32"])
+def test_the_kernels_of_a_window_spill_nothing(dtype: str) -> None:
+    from ssd_export.kernels import window_attention as window
+    from ssd_export.kernels.constants import constants
+
+    compiled_in = constants(HEAD_DIM, MAX_SLOTS, DTYPES[dtype].num_bytes)
+    kernels = (
+        window.evict_window_kernel,
+        window.attend_window_kernel,
+        window.write_window_kernel,
+    )
+    for kernel in kernels:
+        own = {name: compiled_in[name] for name in kernel.arg_names if name in compiled_in}
+        code = read_code(kernel, own, 90, dtype, "a window")
+        assert code.stack_bytes == 0 and code.programs >= 3
+        if kernel is window.attend_window_kernel:
+            assert code.loads_in_flight >= LEAST_IN_FLIGHT
 
 
 @needs_triton

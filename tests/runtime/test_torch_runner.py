@@ -15,6 +15,7 @@ import torch
 
 from ssd_export.bundle import open_bundle
 from ssd_export.cache.attention import decode_layer
+from ssd_export.cache.window_attention import attend_layer_window
 from ssd_export.errors import UserError
 from ssd_export.model.checkpoint import open_checkpoint
 from ssd_export.model.load import load_image_decoder, load_model
@@ -23,7 +24,7 @@ from ssd_export.policy.make import make_policy
 from ssd_export.policy.schedule import eviction_steps
 from ssd_export.runtime.generate import ImageGenerator
 from ssd_export.runtime.prompt_batch import PromptBatches
-from ssd_export.runtime.torch_runner import TorchRunner, step_attention
+from ssd_export.runtime.torch_runner import TorchRunner, step_attention, window_attention
 from ssd_export.runtime.torch_weights import load_modules
 from ssd_export.sampling import Sampling
 from tests.janus_checkpoints import TinyJanus
@@ -62,6 +63,7 @@ def test_without_an_image_decoder_there_are_no_pixels() -> None:
 
 def test_the_cpu_has_the_reference() -> None:
     assert step_attention("cpu", TABLE) is decode_layer
+    assert window_attention("cpu") is attend_layer_window
     assert step_attention("cpu", replace(TABLE, kv_dtype="int8")) is decode_layer
 
 
@@ -71,6 +73,9 @@ def test_a_gpu_has_the_kernel() -> None:
     )
     assert step_attention("cuda", TABLE) is step_attention("cuda:1", TABLE)
     assert step_attention("cuda", TABLE) is kernel.decode_layer
+    from ssd_export.kernels.window_attention import attend_layer_window as of_window
+
+    assert window_attention("cuda") is of_window
 
 
 def test_a_gpu_without_the_kernel_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -83,15 +88,16 @@ def test_a_gpu_without_the_kernel_is_an_error(monkeypatch: pytest.MonkeyPatch) -
         step_attention("cuda", TABLE)
 
 
-COMPARISON = """
+PREPARED = """
 import numpy as np, sys, torch
 from ssd_export.bundle import open_bundle
 from ssd_export.graph_spec import CacheTensor
 from functools import partial
 from ssd_export.kernels.layer_attention import decode_layer
+from ssd_export.kernels.window_attention import attend_layer_window
+from ssd_export.policy.schedule import rooms
 from ssd_export.runtime.loop import decode, single_steps
 from ssd_export.runtime.prompt_batch import PromptBatches, bundle_sampling
-from ssd_export.runtime.prompt_batch import PromptBatches
 from ssd_export.runtime.torch_runner import TorchRunner
 from ssd_export.runtime.torch_weights import load_modules
 
@@ -101,7 +107,8 @@ table, start = opened.config.policy, int(sys.argv[2])
 modules = load_modules(opened, opened.config.model, "cpu")
 batch = PromptBatches.from_bundle(opened)(["a red circle"], bundle_sampling(opened), 1)
 kernel = partial(decode_layer, num_splits=int(sys.argv[3]))
-reference, runner = TorchRunner(*modules, table), TorchRunner(*modules, table, attention=kernel)
+reference = TorchRunner(*modules, table)
+runner = TorchRunner(*modules, table, attention=kernel, window=attend_layer_window)
 places = [
     CacheTensor(layer, index, kind)
     for layer, groups in enumerate(table.layers)
@@ -118,18 +125,38 @@ for place in places:
     runner.write_cache(place, reference.read_cache(place))
 for step in range(start):
     runner.force_tokens(step, reference.tokens()[:, step])
-for (step,), _ in zip(loop, ours, strict=True):
-    np.testing.assert_array_equal(runner.tokens(), reference.tokens(), f"step {step}")
+
+def compare(what):
+    np.testing.assert_array_equal(runner.tokens(), reference.tokens(), what)
     np.testing.assert_allclose(runner.logits(), reference.logits(), atol=1e-4)
     for place in places:
         values = runner.read_cache(place), reference.read_cache(place)
         np.testing.assert_allclose(*values, atol=0 if place.kind == "position" else 1e-4)
 """
+STEPS = """
+for (step,), _ in zip(loop, ours, strict=True):
+    compare(f"step {step}")
+"""
+WINDOWS = """
+room = np.array([rooms(table, lengths) for lengths in batch.lengths.reshape(2, 1).T.tolist()])
+first, seen = np.array([start]), set()
+for number in range(4):
+    limit = np.minimum(room[[0], first], 3)
+    drafts = np.repeat(reference.tokens()[:, first[0] - 1 : first[0]], 3, axis=1)[:, : limit[0]]
+    noise = np.zeros((1, limit[0], opened.config.model.codebook_size), np.float32)
+    wanted, ours = (one.decode_window(first, limit, drafts, noise) for one in (reference, runner))
+    for given, expected in zip(ours, wanted):
+        np.testing.assert_array_equal(given, expected)
+    compare(f"window {number}")
+    seen.add((limit[0], wanted[1][0]))
+    first = first + wanted[1]
+assert any(kept < most for most, kept in seen), "drafts that are rejected"
+"""
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("num_splits", [1, 3])
-def test_the_kernel_generates_what_the_reference_does(num_splits: int) -> None:
+@pytest.mark.parametrize(("work", "num_splits"), [(STEPS, 1), (STEPS, 3), (WINDOWS, 1)])
+def test_the_kernels_generate_what_the_reference_does(work: str, num_splits: int) -> None:
     """Interpreted on the CPU, over the steps in which the scored groups evict."""
     pytest.importorskip("triton", reason="needs Triton: ssd-export[kernels]")
     folder = checkpoint(TINY)
@@ -139,7 +166,7 @@ def test_the_kernel_generates_what_the_reference_does(num_splits: int) -> None:
     start = min(eviction_steps(opened.config.policy, [length])) - 2
     environment = os.environ | {"TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
-        [sys.executable, "-c", COMPARISON, str(path), str(start), str(num_splits)],
+        [sys.executable, "-c", PREPARED + work, str(path), str(start), str(num_splits)],
         cwd=Path(__file__).parents[2],
         env=environment,
         capture_output=True,
