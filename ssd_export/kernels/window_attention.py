@@ -2,7 +2,7 @@
 the GPU: W queries of each row in one pass, and afterwards as many tokens written as are accepted.
 
 A first kernel evicts in full heads, for the first token of the window. The second has a program for
-each KV head of each row and each place of the window: it attends over the cache, then over the
+each query head of each row and each place of the window: it attends over the cache, then over the
 window's tokens up to its place, which are in no cache yet. All places of a head read the same keys
 out of the caches of the GPU. Logits stay in a workspace until the tokens are accepted; then the
 third kernel, a program a head, writes the tokens that count into the slots of single steps (R6) and
@@ -123,7 +123,7 @@ def attend_layer_window(
         query.new_empty(queries, dtype=torch.float32),
         query.new_empty(queries, dtype=torch.float32),
     )
-    attend_window_kernel[(rows * num_heads, num_places)](
+    attend_window_kernel[(rows * num_heads, numbers.query_group_size * num_places)](
         query,
         key,
         value,
@@ -243,53 +243,53 @@ def attend_window_kernel(
     BLOCK_SLOTS: tl.constexpr,
     NUM_STAGES: tl.constexpr,
 ):
-    """One place of the window, of one KV head of one row."""
+    """One place of the window, of one query head of one row."""
     # query, out: [B, H*G, W, D]; key, value: [B, H, W, D]; held: int32 [W] of zeros, positions that
     # say that the window's tokens are there; logits, largest, total as in AttendedLayer
-    program, place, num_places = tl.program_id(0), tl.program_id(1), tl.num_programs(1)
+    program, num_places = tl.program_id(0), tl.num_programs(1) // query_group_size
+    place = tl.program_id(1) % num_places
     row, head = (program // num_heads).to(tl.int64), program % num_heads
     group = group_of(head, first_heads)
     num_slots, is_by_score = of_group(group_slots, group), of_group(by_score, group)
     first_slot = first_slot_of(row, head, group, first_heads, group_heads, group_slots)
     first_token = program.to(tl.int64) * num_places * HEAD_DIM
-    for member in range(query_group_size):
-        at = (program.to(tl.int64) * query_group_size + member) * num_places + place
-        query = load_query(query_ptr + at * HEAD_DIM, HEAD_DIM)
-        kept = logits_ptr + at * (most_slots + num_places)
-        sums, largest, total = attend(
-            query,
-            of_group(cache_keys, group) + first_slot * HEAD_DIM,
-            of_group(cache_values, group) + first_slot * HEAD_DIM,
-            of_group(cache_positions, group) + first_slot,
-            kept,
-            0,
-            num_slots,
-            tl.where(is_by_score != 0, num_slots, 0),
-            HEAD_DIM,
-            BLOCK_SLOTS,
-            NUM_STAGES,
-        )
-        sums_of_window, largest_of_window, total_of_window = attend(
-            query,
-            key_ptr + first_token,
-            value_ptr + first_token,
-            held_ptr,
-            kept + most_slots,
-            0,
-            place + 1,
-            tl.where(is_by_score != 0, place + 1, 0),
-            HEAD_DIM,
-            BLOCK_SLOTS,
-            NUM_STAGES,
-        )
-        largest_of_all = tl.maximum(largest, largest_of_window)
-        weight = tl.exp(largest - largest_of_all)
-        weight_of_window = tl.exp(largest_of_window - largest_of_all)
-        total_of_all = total * weight + total_of_window * weight_of_window
-        out = (sums * weight + sums_of_window * weight_of_window) / total_of_all
-        store_out(out_ptr + at * HEAD_DIM, out, HEAD_DIM)
-        tl.store(largest_ptr + at, largest_of_all)
-        tl.store(total_ptr + at, total_of_all)
+    at = program.to(tl.int64) * tl.num_programs(1) + tl.program_id(1)
+    query = load_query(query_ptr + at * HEAD_DIM, HEAD_DIM)
+    kept = logits_ptr + at * (most_slots + num_places)
+    sums_of_window, largest_of_window, total_of_window = attend(
+        query,
+        key_ptr + first_token,
+        value_ptr + first_token,
+        held_ptr,
+        kept + most_slots,
+        0,
+        place + 1,
+        tl.where(is_by_score != 0, place + 1, 0),
+        HEAD_DIM,
+        BLOCK_SLOTS,
+        NUM_STAGES,
+    )
+    sums, largest, total = attend(
+        query,
+        of_group(cache_keys, group) + first_slot * HEAD_DIM,
+        of_group(cache_values, group) + first_slot * HEAD_DIM,
+        of_group(cache_positions, group) + first_slot,
+        kept,
+        0,
+        num_slots,
+        tl.where(is_by_score != 0, num_slots, 0),
+        HEAD_DIM,
+        BLOCK_SLOTS,
+        NUM_STAGES,
+    )
+    largest_of_all = tl.maximum(largest, largest_of_window)
+    weight = tl.exp(largest - largest_of_all)
+    weight_of_window = tl.exp(largest_of_window - largest_of_all)
+    total_of_all = total * weight + total_of_window * weight_of_window
+    out = (sums * weight + sums_of_window * weight_of_window) / total_of_all
+    store_out(out_ptr + at * HEAD_DIM, out, HEAD_DIM)
+    tl.store(largest_ptr + at, largest_of_all)
+    tl.store(total_ptr + at, total_of_all)
 
 
 @triton.jit(do_not_specialize=(*OF_HEADS, "num_places"))
