@@ -15,12 +15,13 @@ PYTEST := OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(RUN) -m pytest
 PARALLEL := --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 PLATFORM := $(shell uname -sm)
 
-.PHONY: help demo demo-engine test test-fast test-lowest fuzz lint types format docs bench clean
+.PHONY: help demo demo-engine operators test test-fast test-lowest fuzz lint types format docs bench clean
 .NOTPARALLEL:
 
 help:
 	@echo "make demo       export the demo model at a fifth of its KV cache and generate PROMPT=\"$(PROMPT)\","
 	@echo "                then build a TensorRT-RTX engine (Linux on x86-64, no GPU needed; that alone: make demo-engine)"
+	@echo "make operators  build the operators that make steps on a CPU shorter (cmake, a C++ compiler, ONNX Runtime's headers)"
 	@echo "make test       run the tests (a part: make test TESTS=tests/cli)"
 	@echo "make test-fast  run the tests that take no more than a few seconds each"
 	@echo "make test-lowest  the lower bounds of all packages: export, generate, verify (6 GB, minutes)"
@@ -37,6 +38,11 @@ demo: $(VENV)/installed
 	$(RUN) cli.py export --budget 0.2 --force
 	$(RUN) cli.py generate "$(PROMPT)" --out out.png
 	@$(MAKE) --no-print-directory demo-engine
+
+# The Python runner loads it from there. ONNXRUNTIME_ROOT names an unpacked archive of ONNX Runtime, if no package has its headers.
+operators:
+	cmake -S engines/operators -B build/operators
+	cmake --build build/operators
 
 # After the image, because TensorRT-RTX is 104 MB to download. It builds for GPUs that are not there.
 demo-engine: $(VENV)/installed

@@ -19,6 +19,7 @@ from ssd_export.doctor.child import Answer, ask
 from ssd_export.extras import fix
 from ssd_export.machine import free_bytes, free_disk_bytes, gib, num_cpus, total_bytes
 from ssd_export.report.environment import device_name
+from ssd_export.runtime.ort_operators import BUILD, HOW_TO_BUILD
 from ssd_export.runtime.runners import KINDS, RunnerKind
 from ssd_export.version import TOOL_VERSION
 
@@ -144,6 +145,16 @@ class _Trials:
                 yield Finding(name, there, tried.problem, CUDA_LIBRARIES)
             else:
                 yield Finding(name, "broken", tried.problem, fix("ort"))
+        yield self._operators()
+
+    def _operators(self) -> Finding:
+        """The library that makes steps on the CPU shorter."""
+        found = self(probes.operators)
+        if not found.works:
+            return Finding("operators", "broken", found.problem, HOW_TO_BUILD)
+        if path := found.facts["path"]:
+            return Finding("operators", "ok", f"{path}: one for the attention of a layer")
+        return Finding("operators", "absent", "not built: steps on the CPU take longer", BUILD)
 
     def torch(self) -> Finding:
         """torch, and the GPU that it sees."""

@@ -42,6 +42,20 @@ def provider(name: str) -> Facts:
     return {}
 
 
+def operators() -> Facts:
+    """Loads the library of operators that the CPU is given. {"path"}: "" where none was built."""
+    import onnxruntime as ort
+
+    from ssd_export.runtime.ort_operators import add_operators, find_operators
+
+    library, options = find_operators(), ort.SessionOptions()
+    if library is None:
+        return {"path": ""}
+    add_operators(options, library)
+    ort.InferenceSession(one_node_model(), options)
+    return {"path": str(library)}
+
+
 def torch() -> Facts:
     """{"version", "cuda", "gpu", "threads"}: of CUDA, the version that it was built for; gpu is
     None where it finds none.

@@ -10,18 +10,20 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import onnxruntime as ort
-
+from ssd_export.bundle import Bundle
+from ssd_export.bundle.graphs import FUSED
 from ssd_export.errors import UserError, first_line
+
+if TYPE_CHECKING:
+    import onnxruntime as ort
 
 LIBRARY = "libssd_export_operators.so"
 LIBRARY_VARIABLE = "SSD_EXPORT_OPERATORS"
 SOURCE_TREE = Path(__file__).parents[2]
-HOW_TO_BUILD = (
-    "cmake -S engines/operators -B build/operators && cmake --build build/operators, or leave out"
-    f" {LIBRARY_VARIABLE} for ordinary operators"
-)
+BUILD = "make operators, in the source tree of this package (engines/README.md)"
+HOW_TO_BUILD = f"{BUILD}, or leave out {LIBRARY_VARIABLE} for ordinary operators"
 
 
 def find_operators() -> Path | None:
@@ -37,8 +39,15 @@ def find_operators() -> Path | None:
     return None
 
 
+def has_fused_step(bundle: Bundle) -> bool:
+    """Whether the bundle has a decode step that uses the operators."""
+    return f"onnx/decode_step{FUSED}.onnx" in bundle.files
+
+
 def add_operators(options: ort.SessionOptions, library: Path) -> None:
     """Gives the library's operators to a session. Raises: UserError where it does not load."""
+    import onnxruntime as ort
+
     try:
         options.register_custom_ops_library(str(library))
     except Exception as error:  # onnxruntime's own classes, of no common base

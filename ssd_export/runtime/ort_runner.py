@@ -29,7 +29,7 @@ from ssd_export.policy.schedule import eviction_kinds, full_before
 from ssd_export.runtime.finite import to_pixels
 from ssd_export.runtime.grid_row_noise import GridRowNoise
 from ssd_export.runtime.ort_errors import check_contract, computing
-from ssd_export.runtime.ort_operators import find_operators
+from ssd_export.runtime.ort_operators import find_operators, has_fused_step
 from ssd_export.runtime.ort_session import PROVIDERS, open_session, session_entries
 from ssd_export.runtime.prompt_batch import PromptBatch
 from ssd_export.runtime.runner import Runner, WindowNoise
@@ -70,12 +70,12 @@ class OrtRunner(Runner):
         exact: bool = False,
         profile: Path | None = None,
         widen_on_use: bool | None = None,
-        uses_operators: bool = True,
+        uses_operators: bool | None = None,
     ) -> None:
         """Opens the sessions. profile: the beginning of the names of profiles, one of each graph,
         complete after end_profiling. widen_on_use: how float16 weights meet the CPU
         (runtime/widen_on_use.py); None decides by this machine's memory. uses_operators: those of
-        ort_operators.py, where they are there and it need not be exact.
+        ort_operators.py, where they are there; None: unless it has to be exact.
         """
         if provider not in PROVIDERS:
             raise UserError(f"unknown provider {provider!r}; use one of {', '.join(PROVIDERS)}")
@@ -100,8 +100,8 @@ class OrtRunner(Runner):
         )
         self._decoder = INT8_DECODER if self._can_decode_in_int8(exact) else IMAGE_DECODER
         self._profile = profile
-        uses_operators = uses_operators and not self.on_gpu and not exact
-        self._operators = find_operators() if uses_operators else None
+        uses_operators = not exact if uses_operators is None else uses_operators
+        self._operators = find_operators() if uses_operators and not self.on_gpu else None
         self._sessions: dict[str, ort.InferenceSession] = {}
         self._opening = threading.Lock()  # images may be decoded beside the steps
         self._session(
@@ -121,7 +121,7 @@ class OrtRunner(Runner):
     @property
     def fuses_attention(self) -> bool:
         """Whether a layer's attention is one operator (ort_operators.py)."""
-        return self._operators is not None and f"onnx/decode_step{FUSED}.onnx" in self._bundle.files
+        return self._operators is not None and has_fused_step(self._bundle)
 
     def _can_decode_in_int8(self, exact: bool) -> bool:
         """Whether the int8 decoder is there and serves; a processor that it does not is named."""

@@ -54,6 +54,7 @@ class Ladder:
         self._dtype = bundle.config.dtype
         self.tolerance = tolerance_of(self._dtype, self.table.kv_dtype)
         self.subject, self.reference, self._progress = subject, reference, progress
+        self._bundle, self._seed = bundle, seed
         self.batch = prompt_batch(bundle, seed)
         self._groups = list(head_groups(self.table))
         self._num_tokens = self.config.grid.num_tokens
@@ -63,6 +64,10 @@ class Ladder:
         self._borders: set[tuple[int, int]] = (
             set()
         )  # (image, step) where rounding explains another token
+
+    def with_subject(self, subject: InspectableRunner) -> Ladder:
+        """Another subject beside the same reference, on the same prompts."""
+        return Ladder(self._bundle, subject, self.reference, self._seed, self._progress)
 
     def compression(self) -> Rung:
         """Slots, bytes and budget of the caches of a running batch."""

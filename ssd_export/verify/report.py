@@ -118,6 +118,12 @@ def _image(figures: Figures, tolerances: Figures) -> str:
     )
 
 
+def _operators(figures: Figures, tolerances: Figures) -> str:
+    if "not_run" in figures:
+        return f"not run: {figures['not_run']}"
+    return f"one operator a layer: {_logits(figures, tolerances)}"
+
+
 def _int8_decoder(figures: Figures, tolerances: Figures) -> str:
     if "not_run" in figures:
         return f"not run: {figures['not_run']}"
@@ -142,5 +148,6 @@ _SENTENCES: dict[str, Callable[[Figures, Figures], str]] = {
     "logits": _logits,
     "tokens": _tokens,
     "image": _image,
+    "operators": _operators,
     "int8_decoder": _int8_decoder,
 }

@@ -10,6 +10,7 @@
     logits       all steps with the reference's tokens, slots exact; tokens evicted are counted
     tokens       generated alone from the same seed; the first ones with top-k, too
     image        pixels
+    operators    the decode step with one operator a layer, where bundle and machine have it
     int8_decoder pixels of the int8 image decoder, where the bundle has one
 The first rung that fails ends the climb: what stands above it cannot be right.
 """
@@ -30,6 +31,7 @@ from ssd_export.model.checkpoint import Checkpoint
 from ssd_export.model.find import DEMOS
 from ssd_export.runtime import runners
 from ssd_export.runtime.finite import NotFiniteError
+from ssd_export.runtime.ort_operators import has_fused_step
 from ssd_export.runtime.runner import InspectableRunner
 from ssd_export.typed_json import report_json
 from ssd_export.verify.attention_op import check_ops
@@ -38,6 +40,7 @@ from ssd_export.verify.checks import Divergence, Rung
 from ssd_export.verify.contract import check_contract, check_weights
 from ssd_export.verify.generation import Ladder, Progress
 from ssd_export.verify.int8_decoder import check_int8_decoder
+from ssd_export.verify.operators import check_operators
 from ssd_export.verify.origin import check_origin
 from ssd_export.verify.spec import CHECKPOINT, LEVELS, VerifySpec, check_spec
 from ssd_export.verify.tolerances import Tolerance, tolerance_of
@@ -163,6 +166,9 @@ def _climb(
         steps.append(("weights", lambda: check_weights(bundle, checkpoint, progress)))
     levels = LEVELS[1 : LEVELS.index(spec.level) + 1]
     steps += [(level, partial(_climb_to, climb, level)) for level in levels]
+    is_on_cpu = provider_of(runners.DEFAULT, spec.provider) == "cpu"
+    if "logits" in levels and has_fused_step(bundle) and is_on_cpu:
+        steps.append(("operators", lambda: check_operators(bundle, climb(), spec.threads)))
     if spec.level == LEVELS[-1] and bundle.config.int8_decoder is not None:
         steps.append(("int8_decoder", lambda: check_int8_decoder(bundle, climb(), spec.threads)))
     rungs: list[Rung] = []

@@ -15,6 +15,7 @@ ALL = {
     ("onnxruntime",): Answer(facts={"version": "1.31", "providers": [CUDA, CPU]}),
     ("provider", CPU): Answer(),
     ("provider", CUDA): Answer(),
+    ("operators",): Answer(facts={"path": "/x/libssd_export_operators.so"}),
     ("torch",): Answer(facts={"version": "2.6", "cuda": "13.0", "gpu": "H100", "threads": 2}),
     ("exporter",): Answer(),
     ("runner", "ort"): Answer(),
@@ -53,7 +54,26 @@ def test_with_everything_there_everything_works(machine: Machine) -> None:
     assert working(found) == list(ABILITIES) and found.exit_code(ABILITIES) == 0
     assert {one.name: one.says for one in found.abilities}["ort"] == "on cpu and cuda"
     states = {one.name: one.state for one in found.findings}
-    assert states[CPU] == states[CUDA] == states["plugin library"] == states["GPU"] == "ok"
+    assert (
+        states["operators"]
+        == states[CPU]
+        == states[CUDA]
+        == states["plugin library"]
+        == states["GPU"]
+        == "ok"
+    )
+
+
+def test_operators_that_do_not_load_and_none(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They are no fault of the runner: it has others."""
+    broken = machine("operators")
+    assert [one.state for one in broken.findings if one.name == "operators"] == ["broken"]
+    monkeypatch.setitem(ALL, ("operators",), Answer(facts={"path": ""}))
+    absent = machine()
+    assert [one.state for one in absent.findings if one.name == "operators"] == ["absent"]
+    assert "ort" in working(broken) and "ort" in working(absent)
 
 
 @pytest.mark.parametrize(

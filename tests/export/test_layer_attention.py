@@ -5,10 +5,11 @@ beside the ordinary operators token by token, and what is said where it is not t
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -16,8 +17,9 @@ import onnxruntime as ort
 import pytest
 
 from ssd_export.errors import UserError
+from ssd_export.export import onnx_writer
 from ssd_export.export.exporter import export_bundle
-from ssd_export.export.functions import DOMAIN
+from ssd_export.export.functions import DOMAIN, AttentionNode
 from ssd_export.export.layer_attention import layer_attention
 from ssd_export.export.operators import IR_VERSION, OPSET, Operators, onnx_dtype
 from ssd_export.export.temporary_bundle import PolicyChoice
@@ -25,6 +27,8 @@ from ssd_export.runtime import ort_operators
 from ssd_export.runtime.generate import ImageGenerator
 from ssd_export.runtime.ort_operators import LIBRARY, LIBRARY_VARIABLE, add_operators
 from ssd_export.runtime.prompt_batch import PromptBatches, bundle_sampling
+from ssd_export.verify.spec import VerifySpec
+from ssd_export.verify.verify import verify
 from tests.cases import CASES, Case, assert_matches_oracle
 from tests.engines.builds import NEEDS, ROOT, one_line, onnxruntime_headers, run
 from tests.export.test_functions import OrtBackend
@@ -183,6 +187,29 @@ def test_tokens_are_those_of_ordinary_operators(
         assert_same_tokens(*results, batch)
 
 
+@pytest.mark.parametrize("decay", [None, 0.5])
+def test_verify_compares_its_step_with_the_reference(
+    decay: float | None,
+    exported: Callable[[PolicyChoice], Path],
+    library: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A graph whose operator forgets scores is found, though the ordinary operators are right."""
+    if decay is not None:
+
+        def forgetful(ops: Operators, nodes: Sequence[AttentionNode], *rest: Any) -> Any:
+            return layer_attention(ops, [replace(n, score_decay=decay) for n in nodes], *rest)
+
+        monkeypatch.setattr(onnx_writer, "layer_attention", forgetful)
+    path = exported(PolicyChoice(policy="h2o"))
+    monkeypatch.setenv(LIBRARY_VARIABLE, str(library))
+    report = verify(VerifySpec(path, against="torch", level="logits"))
+    *others, last = report["rungs"]
+    assert last["name"] == "operators" and "not_run" not in last["figures"]
+    assert all(rung["ok"] for rung in others)
+    assert last["ok"] == (decay is None), last["first_divergence"]
+
+
 def test_rules_that_the_operator_lacks_keep_ordinary_operators(
     exported: Callable[[PolicyChoice], Path], library: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -194,7 +221,7 @@ def test_rules_that_the_operator_lacks_keep_ordinary_operators(
 
 @pytest.mark.parametrize(
     "content, message",
-    [(None, "is no library; build it: cmake"), (b"ELF", "build it again: cmake")],
+    [(None, "is no library; build it: make operators"), (b"ELF", "build it again: make operators")],
 )
 def test_a_library_that_is_asked_for_and_not_there_is_an_error(
     content: bytes | None,

@@ -40,6 +40,7 @@ RIGHT = [
     ),
     Rung("tokens", {"agreement": 0.75, "rounding_parts_them_at_step": [432]}),
     Rung("image", {"psnr": 89.5, "ssim": 1.0}),
+    Rung("operators", {"not_run": "its library is not built"}),
 ]
 
 

@@ -1,0 +1,26 @@
+"""Rung `operators`: the decode step that ONNX Runtime takes on a CPU where the library of operators
+was built.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from ssd_export.bundle import Bundle
+from ssd_export.runtime.ort_operators import BUILD, find_operators
+from ssd_export.runtime.ort_runner import OrtRunner
+from ssd_export.verify.checks import Rung
+from ssd_export.verify.generation import Ladder
+
+NOT_BUILT = f"its library is not built, so no step uses it; {BUILD}"
+
+
+def check_operators(bundle: Bundle, ladder: Ladder, num_threads: int | None) -> Rung:
+    """Compares slots, logits and draws of all steps with those of the ladder's reference."""
+    if find_operators() is None:
+        return Rung("operators", {"not_run": NOT_BUILT})
+    runner = OrtRunner(bundle, num_threads=num_threads, exact=True, uses_operators=True)
+    try:
+        return replace(ladder.with_subject(runner).logits(), name="operators")
+    finally:
+        runner.close()
