@@ -34,7 +34,8 @@ INTRODUCTION = f"""# Command line
 
 def page() -> str:
     """The whole page."""
-    context = click.Context(ssd_export, info_name="ssd-export")
+    # click remembers the help option of a command's first context: as a user would see it.
+    context = click.Context(ssd_export, info_name="ssd-export", **ssd_export.context_settings)
     verbs = [(verb, ssd_export.get_command(context, verb)) for verb in VERBS]
     listed = [f"| [`{verb}`](#{verb}) | {first_line(command)} |" for verb, command in verbs]
     parts = [INTRODUCTION + "\n| verb | what it does |\n|---|---|\n" + "\n".join(listed)]

@@ -195,5 +195,5 @@ def parse(arguments: list[str]) -> None:
     command = ssd_export.get_command(click.Context(ssd_export), verb)
     if command is None:
         raise click.UsageError(f"no verb {verb}")
-    context = click.Context(command, info_name=verb)
+    context = click.Context(command, info_name=verb, **ssd_export.context_settings)
     command.make_parser(context).parse_args(list(rest))
