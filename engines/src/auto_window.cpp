@@ -18,7 +18,8 @@ constexpr int64_t windows[] = {4, 6, 8, 12, 16, AutoWindow::widest};
 constexpr int64_t operators_of_a_layer = 65;
 constexpr double more_operators = 1.4;  // of a pass than of a step
 constexpr double has_to_save = 0.05;    // of a step's time, for what the model does not know
-constexpr double memory = 0.97;         // about the last 33 drafts count
+constexpr int64_t remembered = 32;      // drafts before the newest one that count
+constexpr double opening_steps = 30;    // of a graph where only one is open at a time, in steps
 constexpr double shares = 20;           // of which the share of right drafts is a multiple
 
 struct Rates {
@@ -87,7 +88,7 @@ int64_t step_operations(Config const& config) {
 
 }  // namespace
 
-PassCost PassCost::of(Bundle const& bundle, int cpu_threads) {
+PassCost PassCost::of(Bundle const& bundle, int cpu_threads, bool opens_again) {
     Config const& config = bundle.config();
     Rates rates = gpu;
     if (cpu_threads > 0) {
@@ -98,29 +99,37 @@ PassCost PassCost::of(Bundle const& bundle, int cpu_threads) {
         config.model.head_dim, item_bytes(config.dtype), config.model.rows_per_image));
     return {static_cast<double>(operators_of_a_layer * config.model.num_layers) * rates.op,
             static_cast<double>(weight_bytes(bundle) + cache) / rates.bandwidth,
-            static_cast<double>(step_operations(config)) / rates.matrix_rate};
+            static_cast<double>(step_operations(config)) / rates.matrix_rate,
+            opens_again ? opening_steps : 0};
 }
 
 double PassCost::of_window(int64_t window) const {
     return more_operators * overhead + moving + static_cast<double>(window) * computing;
 }
 
-int64_t AutoWindow::next() {
+int64_t AutoWindow::at(int64_t step) {
     auto const rounded = static_cast<int64_t>(std::nearbyint(share_ * shares));
-    auto const found = best_.find(rounded);
-    if (found != best_.end()) {
-        return found->second;
+    auto found = best_.find(rounded);
+    if (found == best_.end()) {
+        found = best_.emplace(rounded, choose(static_cast<double>(rounded) / shares)).first;
     }
-    return best_[rounded] = choose(static_cast<double>(rounded) / shares);
+    auto const num_steps = static_cast<double>(rooms_.size());
+    double const saved =
+        found->second.saved * ((num_steps - static_cast<double>(step)) / num_steps);
+    bool const is_worth_it = saved > (window_ == off ? cost_.opening : -cost_.opening);
+    window_ = is_worth_it ? found->second.window : off;
+    return window_;
 }
 
 void AutoWindow::drafts(int64_t right, bool then_wrong) {
     for (int64_t draft = 0; draft < right + (then_wrong ? 1 : 0); ++draft) {
-        share_ = memory * share_ + (1 - memory) * (draft < right ? 1.0 : 0.0);
+        double const was_right = draft < right ? 1.0 : 0.0;
+        share_ += (was_right - share_) / static_cast<double>(counted_ + 1);
+        counted_ = std::min(counted_ + 1, remembered);
     }
 }
 
-int64_t AutoWindow::choose(double share) const {
+AutoWindow::Choice AutoWindow::choose(double share) const {
     int64_t best = off;
     double least = std::numeric_limits<double>::infinity();
     for (int64_t const window : windows) {
@@ -141,7 +150,7 @@ int64_t AutoWindow::choose(double share) const {
         }
     }
     double const limit = (1 - has_to_save) * static_cast<double>(rooms_.size() - 1) * cost_.step();
-    return least < limit ? best : off;
+    return {best, (limit - least) / cost_.step()};
 }
 
 }  // namespace ssd_runtime

@@ -12,15 +12,18 @@ namespace ssd_runtime {
 // (ssd_export/plan/lookahead.py has the model and its reasons).
 struct PassCost {
     double overhead, moving, computing;
+    double opening;  // decode steps that going from single steps to passes takes, or back
 
-    // Of one image. cpu_threads: that a step computes with; 0: a GPU does.
-    static PassCost of(Bundle const& bundle, int cpu_threads);
+    // Of one image. cpu_threads: that a step computes with; 0: a GPU does. opens_again: whether
+    // one graph is open at a time.
+    static PassCost of(Bundle const& bundle, int cpu_threads, bool opens_again);
 
     double step() const { return overhead + moving + computing; }
     double of_window(int64_t window) const;
 };
 
-// The window that pays best for one image, chosen anew as drafts turn out right or wrong.
+// The window that pays best for one image, chosen anew as drafts turn out right or wrong. It begins
+// with single steps.
 class AutoWindow {
 public:
     static constexpr int64_t off = 1, widest = 24;
@@ -28,20 +31,26 @@ public:
     // rooms: as PolicyTable::rooms.
     AutoWindow(PassCost cost, std::vector<int64_t> rooms) : cost_(cost), rooms_(std::move(rooms)) {}
 
-    // Tokens of the next pass; off for a single step.
-    int64_t next();
+    // Tokens of the pass from a step on; off for a single step.
+    int64_t at(int64_t step);
     // Whether some window pays where every draft is right.
-    bool could_pay() const { return choose(1.0) != off; }
+    bool could_pay() const { return choose(1.0).saved > cost_.opening; }
     // Takes how the drafts of a pass turned out, up to the first wrong one.
     void drafts(int64_t right, bool then_wrong);
 
 private:
-    int64_t choose(double share) const;
+    struct Choice {
+        int64_t window;
+        double saved;  // single steps' time of an image; less than 0 where it has to save more
+    };
+    Choice choose(double share) const;
 
     PassCost cost_;
     std::vector<int64_t> rooms_;
-    double share_ = 0.85;  // of how often a draft is right: a first guess
-    std::map<int64_t, int64_t> best_;
+    double share_ = 0.3;   // of how often a draft is right: a first guess
+    int64_t counted_ = 4;  // drafts behind the share
+    int64_t window_ = off;
+    std::map<int64_t, Choice> best_;
 };
 
 }  // namespace ssd_runtime

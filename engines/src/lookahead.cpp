@@ -150,7 +150,7 @@ Lookahead::Lookahead(Runner& runner, PromptBatch const& batch, Config const& con
 void Lookahead::reach(int64_t end, std::atomic<bool> const& stop) {
     while (!stop && *std::min_element(first_.begin(), first_.end()) < end) {
         if (auto_ != nullptr) {
-            window_ = auto_->next();
+            window_ = auto_->at(first_[0]);
         }
         window_ == AutoWindow::off ? step() : pass();
         ++passes_;

@@ -21,8 +21,10 @@ OFF = 1
 OPERATORS_OF_A_LAYER = 65
 MORE_OPERATORS = 1.4  # of a pass than of a step
 HAS_TO_SAVE = 0.05  # of a step's time, for what the model does not know
-FIRST_GUESS = 0.85  # of how often a draft is right
-MEMORY = 0.97  # about the last 33 drafts count
+FIRST_GUESS = 0.3  # of how often a draft is right: single steps, which compare drafts at no cost
+GUESSED = 4  # drafts that the guess counts for
+REMEMBERED = 32  # drafts before the newest one that count
+OPENING = 30  # decode steps that opening a graph takes where only one is open at a time
 SHARES = 20  # of which the share of right drafts is a multiple
 
 
@@ -44,7 +46,8 @@ GPU = Rates(1e12, 50e12, 3e-6)
 class PassCost:
     """Seconds of a pass by its window. written: what each token of a window costs beside its
     operations, in steps, where a runner writes them one at a time; fixed: tokens that a pass
-    computes whatever its window, 0 where it has no more.
+    computes whatever its window, 0 where it has no more; opening: decode steps that going from
+    single steps to passes takes, or back.
     """
 
     overhead: float
@@ -52,6 +55,7 @@ class PassCost:
     computing: float
     written: float = 0.0
     fixed: int = 0
+    opening: int = 0
 
     @classmethod
     def of(
@@ -62,8 +66,9 @@ class PassCost:
         on_gpu: bool,
         written: float = 0.0,
         fixed: int = 0,
+        opens_again: bool = False,
     ) -> PassCost:
-        """The cost for so many images at once."""
+        """The cost for so many images at once. opens_again: whether one graph is open at a time."""
         rates, config, table = GPU, bundle.config.model, bundle.config.policy
         if not on_gpu:
             bandwidth = CORE.bandwidth * min(num_threads, CORES_OF_BANDWIDTH)
@@ -74,6 +79,7 @@ class PassCost:
             step_operations(config, table, num_images) / rates.matrix_rate,
             written,
             fixed,
+            OPENING * opens_again,
         )
 
     @property
@@ -121,35 +127,52 @@ def expected_widths(rooms: Sequence[int], window: int, share: float) -> list[int
 
 @dataclass
 class AutoWindow:
-    """The window that pays best for one image, chosen anew as drafts turn out right or wrong."""
+    """The window that pays best for one image, chosen anew as drafts turn out right or wrong. It
+    begins with single steps.
+    """
 
     cost: PassCost
     rooms: Sequence[int]
     share: float = FIRST_GUESS
-    _best: dict[int, int] = field(default_factory=dict)
+    _counted: int = GUESSED  # drafts behind the share
+    _window: int = OFF
+    _best: dict[int, tuple[int, float]] = field(default_factory=dict)
 
     @property
     def windows(self) -> tuple[int, ...]:
         """Windows that it chooses from."""
         return self.cost.windows
 
-    def __call__(self) -> int:
-        """Tokens of the next pass, OFF for a single step."""
+    @property
+    def could_pay(self) -> bool:
+        """Whether some window pays where every draft is right."""
+        return self._choose(1.0)[1] > self.cost.opening
+
+    def __call__(self, step: int) -> int:
+        """Tokens of the pass from a step on, OFF for a single step."""
         rounded = round(self.share * SHARES)
         if rounded not in self._best:
             self._best[rounded] = self._choose(rounded / SHARES)
-        return self._best[rounded]
+        window, saved = self._best[rounded]
+        saved *= (len(self.rooms) - step) / len(self.rooms)
+        is_worth_it = saved > (self.cost.opening if self._window == OFF else -self.cost.opening)
+        self._window = window if is_worth_it else OFF
+        return self._window
 
     def drafts(self, right: int, wrong: int) -> None:
         """Takes how the drafts of a pass turned out, up to the first wrong one."""
         for was_right in (True,) * right + (False,) * wrong:
-            self.share = MEMORY * self.share + (1 - MEMORY) * was_right
+            self.share += (was_right - self.share) / (self._counted + 1)
+            self._counted = min(self._counted + 1, REMEMBERED)
 
-    def _choose(self, share: float) -> int:
+    def _choose(self, share: float) -> tuple[int, float]:
+        """The best window if drafts are right with this share, and the single steps' time of an
+        image that it saves; less than 0 where it has to save more.
+        """
         seconds = {
             window: sum(map(self.cost.of_window, expected_widths(self.rooms, window, share)))
             for window in self.windows
         }
         best = min(seconds, key=lambda window: seconds[window])
         limit = (1 - HAS_TO_SAVE) * (len(self.rooms) - 1) * self.cost.step
-        return best if seconds[best] < limit else OFF
+        return best, (limit - seconds[best]) / self.cost.step

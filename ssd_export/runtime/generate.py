@@ -477,11 +477,16 @@ class ImageGenerator:
             return OFF
         runner, threads = self.runner, self.runner.num_threads or num_cpus()
         cost = PassCost.of(
-            self.bundle, 1, threads, runner.on_gpu, runner.window_writes, runner.fixed_window
+            self.bundle,
+            1,
+            threads,
+            runner.on_gpu,
+            runner.window_writes,
+            runner.fixed_window,
+            runner.opens_again,
         )
-        room = rooms(self.table, batch.lengths.tolist())
-        pays = AutoWindow(cost, room, share=1.0)() != OFF
-        return AutoWindow(cost, room) if pays else OFF
+        window = AutoWindow(cost, rooms(self.table, batch.lengths.tolist()))
+        return window if window.could_pay else OFF
 
     def _decode_while_open(self, tokens: np.ndarray) -> np.ndarray:
         """Decodes images in another thread, unless the generator was closed meanwhile."""

@@ -76,7 +76,7 @@ class Lookahead:
 
     def _pass(self, first: np.ndarray) -> np.ndarray:
         """Runs one pass; the number of tokens that each image gained."""
-        window = self._window if isinstance(self._window, int) else self._window()
+        window = self._window if isinstance(self._window, int) else self._window(int(first[0]))
         if window == OFF:
             return self._step(first)
         rooms_here = self._rooms[np.arange(len(first)), first]

@@ -93,7 +93,7 @@ class OrtRunner(Runner):
         self.no_rows = "" if "decode_rows" in self._specs else NO_ROWS
         self.num_threads = chosen_threads(self._config, num_threads)
         self.decodes_beside_steps = not self.on_gpu and num_threads != 1 and num_cpus() > 1
-        self._holds_one_session = provider == "cpu" and not is_small(self._config)
+        self.opens_again = provider == "cpu" and not is_small(self._config)
         self._session_entries = session_entries(bundle.config.precision.main_format, exact)
         self.widens_on_use = provider == "cpu" and (
             chooses_to_widen_on_use(bundle) if widen_on_use is None else widen_on_use
@@ -283,7 +283,7 @@ class OrtRunner(Runner):
         """Closes the sessions whose turn is over where weights are large: each holds its own
         copy of them.
         """
-        if not self._holds_one_session or self._profile is not None:
+        if not self.opens_again or self._profile is not None:
             return
         with self._opening:
             held = list(self._sessions)

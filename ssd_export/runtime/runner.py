@@ -28,8 +28,8 @@ class Runner(Protocol):
     codes, "" where it does; no_window: why there is no decode_window, with the
     way out, "" where there is one; no_rows: the same of decode_rows; window_writes: what each token
     of a window costs beside its operations, in decode steps; fixed_window: tokens that every pass
-    computes, and the most that one can keep, 0 where a pass has those asked for; on_gpu: where it
-    computes;
+    computes, and the most that one can keep, 0 where a pass has those asked for; opens_again:
+    whether going from single steps to passes opens a graph, every time; on_gpu: where it computes;
     num_threads: of the CPU, 0 where the library takes as many as it likes; queues_steps: decode_row
     returns before the steps are taken, and is the faster the more steps it is given;
     decodes_beside_steps: another thread may call decode_image meanwhile; a core is there for it.
@@ -39,6 +39,7 @@ class Runner(Protocol):
     no_top_k: str = ""
     window_writes: float = 0.0
     fixed_window: int = 0
+    opens_again: bool = False
     on_gpu: bool = False
     no_window: str = "this runner takes one token a pass; use --runner ort, or --lookahead off"
     no_rows: str = "this runner takes one token a pass; use --runner ort, or --lookahead off"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from ssd_export.plan.lookahead import OFF, WINDOWS, AutoWindow, PassCost, expected_widths
 
 FULL_CACHE = list(range(576, 0, -1))  # no eviction ends a window
@@ -18,24 +20,47 @@ def test_widths_of_passes_whose_drafts_are_always_or_never_right() -> None:
     assert len(middle) == 575 // sum(0.8**place for place in range(8)) + 1
 
 
+def chosen(cost: PassCost, rooms: list[int], share: float = 0.85, step: int = 1) -> int:
+    return AutoWindow(cost, rooms, share)(step)
+
+
 def test_reading_memory_pays_for_wide_windows_and_arithmetic_for_none() -> None:
-    assert AutoWindow(READING, FULL_CACHE)() == max(WINDOWS)
-    assert AutoWindow(COMPUTING, FULL_CACHE)() == OFF
-    assert AutoWindow(READING, [1] * 576)() == OFF, "a policy that evicts in every step"
+    assert chosen(READING, FULL_CACHE) == max(WINDOWS)
+    assert chosen(COMPUTING, FULL_CACHE) == OFF
+    assert chosen(READING, [1] * 576) == OFF, "a policy that evicts in every step"
+    could = [AutoWindow(cost, FULL_CACHE).could_pay for cost in (READING, COMPUTING)]
+    assert could == [True, False]
 
 
 def test_a_runner_that_writes_a_token_at_a_time_has_to_save_more() -> None:
     slow = PassCost(0.001, 1.0, 0.001, written=0.6)
-    assert AutoWindow(slow, FULL_CACHE, share=0.3)() == OFF
+    assert chosen(slow, FULL_CACHE, share=0.3) == OFF
     assert slow.of_window(8) > READING.of_window(8) + 4
 
 
-def test_wrong_drafts_end_it_and_right_ones_bring_it_back() -> None:
+def test_it_begins_when_drafts_are_right_and_ends_when_they_are_wrong() -> None:
     choose = AutoWindow(PassCost(0.4, 0.4, 0.2), FULL_CACHE)
-    assert choose() != OFF
+    assert choose(1) == OFF, "nothing is known yet"
+    for _ in range(8):
+        choose.drafts(1, 0)
+    assert choose(9) != OFF
     for _ in range(60):
         choose.drafts(0, 1)
-    assert choose() == OFF
+    assert choose(90) == OFF
     for _ in range(30):
         choose.drafts(4, 0)
-    assert choose() != OFF
+    assert choose(120) != OFF
+
+
+def test_where_a_graph_is_opened_for_it_more_has_to_be_saved() -> None:
+    """Near the border it stays as it is, and near the end of an image, too."""
+    border = PassCost(0.2, 0.6, 0.2)
+    share = next(n / 20 for n in range(21) if chosen(border, FULL_CACHE, n / 20) != OFF)
+    dear = replace(border, opening=100)
+    assert chosen(dear, FULL_CACHE, share) == OFF
+    for window in (AutoWindow(dear, FULL_CACHE, 1.0), AutoWindow(border, FULL_CACHE, 1.0)):
+        assert window(1) != OFF
+        window.share = share - 0.05
+        assert (window(2) != OFF) == (window.cost is dear)
+    assert chosen(dear, FULL_CACHE, 1.0, step=1) != OFF
+    assert chosen(dear, FULL_CACHE, 1.0, step=500) == OFF

@@ -52,7 +52,7 @@ def tokens_of(path: Path, runner: TorchRunner, runs: list[dict]) -> list[np.ndar
 class Alternating(AutoWindow):
     """Windows and single steps in turns."""
 
-    def __call__(self) -> int:
+    def __call__(self, step: int) -> int:
         self.turn = not getattr(self, "turn", False)
         return 6 if self.turn else OFF
 
