@@ -6,8 +6,7 @@ costs time where it does not pay, and gains it where it does.
 Weights are random. Sampled at the usual temperature drafts are then hardly ever right: the worst
 case, in which `auto` has to turn off. Greedy, an image soon repeats itself and drafts are right:
 the best case. Off, auto and a fixed window run in turns, on the same prompt and random numbers; the
-clock runs from the prompt to the last grid row that is asked for, since `auto` tries its windows at
-the beginning: of fewer rows they are a greater share than of an image. The exit code is 1 where
+clock runs from the prompt to the last grid row that is asked for. The exit code is 1 where
 auto took more than 3 % longer than off, by the median of the rounds' ratios of CPU time.
 """
 
