@@ -60,6 +60,7 @@ def test_a_right_bundle_is_verified_up_to_the_image(
         "logits",
         "tokens",
         "image",
+        "operators",
     ]
     proof = rungs["compression"]
     assert proof["bytes_allocated"] == proof["bytes_promised"] < proof["bytes_full_cache"]
