@@ -1,6 +1,7 @@
 """Lookahead beside one token at a time: the same tokens and slots, how many passes, what time.
 
     python -m benchmarks.lookahead [--captions 64] [--passes 300] [--rounds 7]
+        [--caches "full,0.2,0.2 for 8"] [--windows 4,8,16,24]
 
 Captions are those of held-out scenes of the demo model; caches are full and ssd-auto at 0.2 and
 0.1, as they are and for lookahead (export --lookahead 8, 16 and 24). Tokens and slots are compared
@@ -205,18 +206,20 @@ def equal(ours: list[np.ndarray], theirs: list[np.ndarray], rows: list[int]) -> 
     return all(np.array_equal(a[rows], b[rows]) for a, b in zip(ours, theirs, strict=True))
 
 
-def equality_rows(captions: Sequence[str], cache: str, mode: str) -> list[list[Any]]:
+def equality_rows(
+    captions: Sequence[str], cache: str, mode: str, windows: Sequence[int]
+) -> list[list[Any]]:
     """A row for each batch and window."""
     rows = []
     with opened(cache) as generator:
         for size in (1, 8):
-            found = {window: Equality() for window in WINDOWS}
+            found = {window: Equality() for window in windows}
             for batch in batches(generator, captions, size, mode):
                 steps = one_by_one(generator, batch, every_step=size == 1)
-                for window in WINDOWS:
+                for window in windows:
                     compare(generator, batch, window, steps, found[window])
             rows += [[cache, mode, size, w, *summary(e)] for w, e in found.items()]
-            say(f"{rows[-len(WINDOWS) :]}")
+            say(f"{rows[-len(windows) :]}")
     return rows
 
 
@@ -234,13 +237,15 @@ def summary(found: Equality) -> list[Any]:
     ]
 
 
-def passes_rows(captions: Sequence[str], cache: str, drafts: Sequence[str]) -> list[list[Any]]:
+def passes_rows(
+    captions: Sequence[str], cache: str, drafts: Sequence[str], windows: Sequence[int]
+) -> list[list[Any]]:
     """Mean and most passes of an image, by first draft and window."""
     rows = []
     with opened(cache) as generator:
         every = list(batches(generator, captions, 1, "sampled"))
         for draft in drafts:
-            for window in WINDOWS:
+            for window in windows:
                 passes = [passes_of(generator, batch, window, draft) for batch in every]
                 mean, most = round(statistics.fmean(passes), 1), max(passes)
                 gained = round((generator.table.grid.num_tokens - 1) / mean, 2)
@@ -294,9 +299,15 @@ def main() -> None:
         "--passes", type=int, default=300, help="of the passes at the default draft"
     )
     parser.add_argument("--rounds", type=int, default=7, help="of the times")
+    parser.add_argument("--caches", default=",".join(CACHES), help="comma-separated; default: all")
+    parser.add_argument("--windows", default=",".join(map(str, WINDOWS)))
     parser.add_argument("--note", default="")
     parser.add_argument("--out", type=Path, default=OUT)
     asked = parser.parse_args()
+    windows = [int(window) for window in asked.windows.split(",")]
+    caches = asked.caches.split(",")
+    if unknown := set(caches) - set(CACHES):
+        parser.error(f"no cache {', '.join(unknown)}; choose of {', '.join(CACHES)}")
     captions = [scene.caption for scene in draw_scenes(max(asked.captions, asked.passes), 0)]
     own = captions[: asked.captions]
     speed = Table("Time of an image", SPEED_COLUMNS)
@@ -309,20 +320,21 @@ def main() -> None:
         tables = [one.as_dict() for one in (equality, passes, speed) if one.rows]
         write_measurement(asked.out, measurement(command, {"tables": tables}, asked.note))
 
-    for cache in CACHES:
+    for cache in caches if asked.rounds else ():
         speed.rows += speed_rows(captions, cache, asked.rounds)
         write()
-    for cache in CACHES:
-        passes.rows += passes_rows(captions[: asked.passes], cache, (WINNER,))
-        if cache in ("full", "0.2"):
-            passes.rows += passes_rows(captions[: asked.drafts], cache, DRAFTS)
+    for cache in caches:
+        if asked.passes:
+            passes.rows += passes_rows(captions[: asked.passes], cache, (WINNER,), windows)
+        if asked.drafts and cache in ("full", "0.2"):
+            passes.rows += passes_rows(captions[: asked.drafts], cache, DRAFTS, windows)
         write()
     for mode in MODES:
-        for cache in CACHES if mode == "sampled" else PLAIN:
-            equality.rows += equality_rows(
-                own[: None if mode == "sampled" else asked.others], cache, mode
-            )
-            write()
+        some = own[: None if mode == "sampled" else asked.others]
+        for cache in caches if some else ():
+            if mode == "sampled" or cache in PLAIN:
+                equality.rows += equality_rows(some, cache, mode, windows)
+                write()
 
 
 if __name__ == "__main__":

@@ -105,7 +105,7 @@ SECTIONS = (
         "Lookahead",
         "Several tokens of an image in one pass, compared with single steps of the same runner"
         " (ONNX Runtime, one thread).",
-        ("lookahead", "sweep-lookahead", "lookahead_real_size", "zipar"),
+        ("lookahead", "lookahead-passes", "sweep-lookahead", "lookahead_real_size", "zipar"),
     ),
     Section(
         "The C++ library beside Python",

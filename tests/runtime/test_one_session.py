@@ -26,7 +26,7 @@ def test_one_copy_of_the_weights_whatever_the_batches(monkeypatch: pytest.Monkey
     held: list[set[str]] = []
     open_session = ort_runner.open_session
     small, large = OrtRunner(opened), OrtRunner(opened)
-    large._holds_one_session = True
+    large.opens_again = True
     large._leave_only("none of them")
 
     def opening(path: Path, *arguments: Any) -> Any:
