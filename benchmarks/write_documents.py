@@ -105,7 +105,15 @@ SECTIONS = (
         "Lookahead",
         "Several tokens of an image in one pass, compared with single steps of the same runner"
         " (ONNX Runtime, one thread).",
-        ("lookahead", "lookahead-passes", "sweep-lookahead", "lookahead_real_size", "zipar"),
+        (
+            "lookahead",
+            "lookahead-equality-full",
+            "lookahead-equality-0.2",
+            "lookahead-passes",
+            "sweep-lookahead",
+            "lookahead_real_size",
+            "zipar",
+        ),
     ),
     Section(
         "The C++ library beside Python",
