@@ -30,6 +30,7 @@ from ssd_export.graph_spec import CacheTensor
 from ssd_export.metrics.scene_score import draw_scenes
 from ssd_export.noise import GumbelNoise
 from ssd_export.report.measurement import measurement, table, write_measurement
+from ssd_export.runtime.draw import race_of
 from ssd_export.runtime.generate import ImageGenerator
 from ssd_export.runtime.lookahead import DRAFTS, WINNER, Lookahead
 from ssd_export.runtime.loop import decode, single_steps
@@ -143,26 +144,12 @@ def one_by_one(generator: ImageGenerator, batch: PromptBatch, every_step: bool) 
     after = {}
     parts = single_steps(num_tokens)
     for steps in decode(generator.runner, batch, generator.table, parts):
-        race = race_of(generator.runner.logits(), batch, noise(steps)[0])
+        race = race_of(generator.runner.logits(), noise(steps)[0], batch.sampling_inputs())
         best = np.partition(race, -2, axis=1)[:, -2:]
         margins[:, steps.start] = best[:, 1] - best[:, 0]
         if every_step:
             after[steps.stop] = slots_of(generator)
     return Steps(generator.runner.tokens(), margins, slots_of(generator), after)
-
-
-def race_of(logits: np.ndarray, batch: PromptBatch, noise: np.ndarray) -> np.ndarray:
-    """Numbers of which the sampler takes the arg-max, float32 [N, V]."""
-    conditional, unconditional = np.split(logits, 2)
-    numbers = batch.sampling_inputs()
-    cfg_scale, temperature = numbers["cfg_scale"][:, None], numbers["temperature"][:, None]
-    guided = unconditional + cfg_scale * (conditional - unconditional)
-    race = guided + temperature * noise
-    for image, top_k in enumerate(numbers["top_k"].tolist()):
-        if top_k:
-            threshold = np.sort(guided[image])[-top_k]
-            race[image, guided[image] < threshold] = -np.inf
-    return race
 
 
 def compare(

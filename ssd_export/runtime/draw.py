@@ -12,7 +12,15 @@ import numpy as np
 def draw_tokens(
     logits: np.ndarray, noise: np.ndarray, sampling: Mapping[str, np.ndarray]
 ) -> np.ndarray:
-    """int32 [N] of logits float32 [2 N, V], or [N, V] without guidance, and noise float32 [N, V].
+    """int32 [N]: the codes that win the race. Args: as race_of."""
+    return race_of(logits, noise, sampling).argmax(axis=1).astype(np.int32)
+
+
+def race_of(
+    logits: np.ndarray, noise: np.ndarray, sampling: Mapping[str, np.ndarray]
+) -> np.ndarray:
+    """Numbers of which the sampler takes the arg-max, float32 [N, V], of logits float32 [2 N, V],
+    or [N, V] without guidance, and noise float32 [N, V].
 
     Args: sampling: prompt_batch.sampling_inputs of the images.
     """
@@ -24,4 +32,4 @@ def draw_tokens(
     for image, kept in enumerate(sampling["top_k"].tolist()):
         if 0 < kept < guided.shape[1]:
             race[image, guided[image] < np.partition(guided[image], -kept)[-kept]] = -np.inf
-    return race.argmax(axis=1).astype(np.int32)
+    return race

@@ -12,6 +12,7 @@ from ssd_export.bundle import Bundle, open_bundle
 from ssd_export.errors import UserError
 from ssd_export.graph_spec import GraphSpec
 from ssd_export.machine import free_bytes
+from ssd_export.plan.lookahead import OFF
 from ssd_export.tensorrt import engine_manifest as provenance
 from ssd_export.tensorrt.build_memory import needed_bytes
 from ssd_export.tensorrt.flavors import Flavor, is_installed, load_flavor, missing
@@ -29,7 +30,7 @@ from ssd_export.tensorrt.target import (
     fp8_targets,
     gpu_here,
 )
-from ssd_export.tensorrt.window_plan import OFF, TAKES_ONE, planned_window
+from ssd_export.tensorrt.window_plan import TAKES_ONE, planned_window
 
 GRAPHS = ("prefill", "decode_step", "evict", "image_decoder")
 WINDOW_GRAPHS = (DECODE_WINDOW,)

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from ssd_export.bundle import Bundle
 from ssd_export.errors import UserError
+from ssd_export.plan.lookahead import OFF
 from ssd_export.policy.table import MAX_LOOKAHEAD, PolicyTable
 from ssd_export.tensorrt.profiles import MOST_WITH_WINDOWS
 from ssd_export.tensorrt.step_form import DECODE_WINDOW
 from ssd_export.tensorrt.target import Batch
 
 USUAL = 16  # tokens of a pass: of an image on a GPU they still cost little beside the weights
-OFF = 1
 TAKES_ONE = "the plugin's kernel takes one token a pass"
 
 

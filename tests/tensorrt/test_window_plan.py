@@ -8,9 +8,10 @@ import pytest
 
 from ssd_export.bundle import Bundle, open_bundle
 from ssd_export.errors import UserError
+from ssd_export.plan.lookahead import OFF
 from ssd_export.tensorrt.profiles import Profile, profiles_of
 from ssd_export.tensorrt.target import Batch
-from ssd_export.tensorrt.window_plan import OFF, USUAL, planned_window
+from ssd_export.tensorrt.window_plan import USUAL, planned_window
 from tests.janus_checkpoints import TinyJanus
 from tests.runtime.checkpoints import bundle, checkpoint
 
