@@ -428,7 +428,8 @@ def made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Doubles:
 def test_tokens_equal_those_of_onnxruntime(made: Doubles) -> None:
     result = gpu_engines.check_tokens("off")
     assert result["ok"] and result["same_tokens"] == 1 and "step 2 nodes" in result["graphs"]
-    assert [rung["name"] for rung in result["rungs"]][-3:] == ["logits", "tokens", "image"]
+    names = [rung["name"] for rung in result["rungs"]]
+    assert names[-4:] == ["logits", "tokens", "image", "operators"]
 
 
 def test_an_engine_that_computes_something_else_is_seen(
