@@ -1,8 +1,7 @@
 """Runs the noise kernel through Triton's interpreter and prints how many numbers differ from
 numpy's in their bits.
 
-A separate process (TRITON_INTERPRET=1 python -m tests.kernels.interpret_noise): Triton's
-interpreter and compiler do not mix. One JSON line for each case.
+python -m tests.kernels.interpreted -m tests.kernels.interpret_noise. One JSON line for each case.
 """
 
 from __future__ import annotations
@@ -33,7 +32,5 @@ def result(codebook_size: int, steps: range) -> dict[str, int]:
 
 
 if __name__ == "__main__":
-    torch.set_num_threads(1)
-    with np.errstate(over="ignore"):  # words wrap
-        for case in CASES:
-            print(json.dumps(result(*case)), flush=True)
+    for case in CASES:
+        print(json.dumps(result(*case)), flush=True)

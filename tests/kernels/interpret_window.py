@@ -1,8 +1,8 @@
 """Runs the kernels of a window through Triton's interpreter beside the torch reference and prints
 how far they are apart.
 
-A separate process (TRITON_INTERPRET=1 python -m tests.kernels.interpret_window CASE...): Triton's
-interpreter and compiler do not mix. One JSON line for each case and dtype.
+python -m tests.kernels.interpreted -m tests.kernels.interpret_window CASE... One JSON line for
+each case and dtype.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ import json
 import sys
 from collections.abc import Iterator, Sequence
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -142,7 +141,5 @@ def results(names: Sequence[str]) -> Iterator[dict[str, object]]:
 
 
 if __name__ == "__main__":
-    torch.set_num_threads(1)
-    with np.errstate(all="ignore"):  # the interpreter computes masked lanes, too
-        for line in results(sys.argv[1:] or [*ALL_CASES, LAYER]):
-            print(json.dumps(line), flush=True)
+    for line in results(sys.argv[1:] or [*ALL_CASES, LAYER]):
+        print(json.dumps(line), flush=True)

@@ -3,33 +3,18 @@ and fuses nothing."""
 
 from __future__ import annotations
 
-import json
-import os
 import re
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 
 from ssd_export.kernels.noise_image import ENTRY, NUM_WARPS, PTX_FILE, compile_noise_kernel
+from tests.kernels.interpreted import interpreted_lines
 
-ROOT = Path(__file__).parents[2]
 PTX = PTX_FILE.read_text(encoding="ascii")
 
 
 def test_the_kernel_writes_the_bits_of_numpy() -> None:
-    pytest.importorskip("triton", reason="needs Triton: pip install ssd-export[kernels]")
-    run = subprocess.run(
-        [sys.executable, "-m", "tests.kernels.interpret_noise"],
-        cwd=ROOT,
-        env=os.environ | {"TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert run.returncode == 0, run.stderr
-    lines = [json.loads(line) for line in run.stdout.splitlines()]
+    lines = interpreted_lines("-m", "tests.kernels.interpret_noise")
     assert [line["codebook_size"] for line in lines] == [50, 1664, 2051, 4]
     for line in lines:
         assert line["different"] == 0 and line["written_outside"] == 0, line

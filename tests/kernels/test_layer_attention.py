@@ -4,12 +4,6 @@ case by case.
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 import torch
 
@@ -22,25 +16,14 @@ pytest.importorskip("triton", reason="needs Triton: pip install ssd-export[kerne
 from ssd_export.kernels.constants import splits
 from ssd_export.kernels.layer_attention import decode_layer
 from tests.kernels.interpret import ALL_CASES, FORMS, LAYER, PARTS, wanted_forms
+from tests.kernels.interpreted import interpreted_lines
 
 pytestmark = pytest.mark.slow
-
-ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
 def interpreted() -> dict[tuple[str, str, str], dict[str, object]]:
-    environment = os.environ | {"TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
-    run = subprocess.run(
-        [sys.executable, "-m", "tests.kernels.interpret"],
-        cwd=ROOT,
-        env=environment,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert run.returncode == 0, run.stderr
-    lines = [json.loads(line) for line in run.stdout.splitlines()]
+    lines = interpreted_lines("-m", "tests.kernels.interpret")
     return {(line["form"], line["case"], line["dtype"]): line for line in lines}
 
 

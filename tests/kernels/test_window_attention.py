@@ -4,12 +4,6 @@ case by case.
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 import torch
 
@@ -21,22 +15,12 @@ pytest.importorskip("triton", reason="needs Triton: pip install ssd-export[kerne
 from ssd_export.kernels.window_attention import attend_layer_window
 from tests.kernels.interpret import ALL_CASES, ThreeGroups
 from tests.kernels.interpret_window import LAYER, wanted_windows
-
-ROOT = Path(__file__).parents[2]
+from tests.kernels.interpreted import interpreted_lines
 
 
 @pytest.fixture(scope="module")
 def interpreted() -> dict[tuple[str, str], dict[str, object]]:
-    run = subprocess.run(
-        [sys.executable, "-m", "tests.kernels.interpret_window"],
-        cwd=ROOT,
-        env=os.environ | {"TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert run.returncode == 0, run.stderr
-    lines = [json.loads(line) for line in run.stdout.splitlines()]
+    lines = interpreted_lines("-m", "tests.kernels.interpret_window")
     return {(line["case"], line["dtype"]): line for line in lines}
 
 

@@ -1,9 +1,9 @@
 """Drives the C++ plugin through every case of the kernel's and through what it has to refuse, and
 prints what came out.
 
-A process of its own: TRITON_INTERPRET=1 LD_LIBRARY_PATH=FOLDER python -m tests.plugins.drive_cases
-LIBRARY FOLDER, with libcuda.so.1 (the fake) and host.so in the folder. One JSON line for each case
-and dtype, then one for each refusal; the plugin's messages go to stderr, below "== NAME".
+LD_LIBRARY_PATH=FOLDER python -m tests.kernels.interpreted -m tests.plugins.drive_cases LIBRARY
+FOLDER, with libcuda.so.1 (the fake) and host.so in the folder. One JSON line for each case and
+dtype, then one for each refusal; the plugin's messages go to stderr, below "== NAME".
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -256,6 +255,4 @@ def main(library: str, folder: str) -> None:
 
 
 if __name__ == "__main__":
-    torch.set_num_threads(1)
-    with np.errstate(all="ignore"):  # the interpreter computes masked lanes, too
-        main(*sys.argv[1:])
+    main(*sys.argv[1:])

@@ -11,7 +11,6 @@ import json
 import os
 import re
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -24,6 +23,7 @@ from tests.plugins.test_build import ROOT, configure, library, pytestmark
 __all__ = ["library", "pytestmark"]
 pytest.importorskip("triton", reason="needs Triton: pip install ssd-export[kernels]")
 from tests.kernels.interpret import ThreeGroups
+from tests.kernels.interpreted import interpreted
 from tests.plugins.drive_cases import IN_PARTS, LAYER, driven_runs
 
 LAUNCHER = ROOT / "tests" / "plugins" / "launcher"
@@ -39,20 +39,8 @@ def driven(library: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[lis
         ["cmake", "--build", str(folder)], capture_output=True, text=True, check=False
     )
     assert built.returncode == 0, built.stdout + built.stderr
-    environment = os.environ | {
-        "TRITON_INTERPRET": "1",
-        "OMP_NUM_THREADS": "1",
-        "LD_LIBRARY_PATH": f"{folder}:{os.environ.get('LD_LIBRARY_PATH', '')}",
-    }
-    run = subprocess.run(
-        [sys.executable, "-m", "tests.plugins.drive_cases", str(library), str(folder)],
-        cwd=ROOT,
-        env=environment,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert run.returncode == 0, run.stderr
+    libraries = f"{folder}:{os.environ.get('LD_LIBRARY_PATH', '')}"
+    run = interpreted("-m", "tests.plugins.drive_cases", library, folder, LD_LIBRARY_PATH=libraries)
     said = re.findall(r"^== (.*?)\n(.*?)(?=^== |\Z)", run.stderr, re.DOTALL | re.MULTILINE)
     return [json.loads(line) for line in run.stdout.splitlines()], dict(said)
 

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
 import sys
 from contextlib import closing
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -28,6 +25,7 @@ from ssd_export.runtime.torch_runner import TorchRunner, step_attention, window_
 from ssd_export.runtime.torch_weights import load_modules
 from ssd_export.sampling import Sampling
 from tests.janus_checkpoints import TinyJanus
+from tests.kernels.interpreted import interpreted
 from tests.runtime.checkpoints import PROMPTS, bundle, checkpoint, head_map_file
 
 TINY = TinyJanus(seed=3, num_kv_heads=2)
@@ -101,7 +99,6 @@ from ssd_export.runtime.prompt_batch import PromptBatches, bundle_sampling
 from ssd_export.runtime.torch_runner import TorchRunner
 from ssd_export.runtime.torch_weights import load_modules
 
-torch.set_num_threads(1)
 opened = open_bundle(sys.argv[1])
 table, start = opened.config.policy, int(sys.argv[2])
 modules = load_modules(opened, opened.config.model, "cpu")
@@ -163,23 +160,13 @@ def test_the_kernels_generate_what_the_reference_does(
     work: str, num_splits: int, lookahead: int | None
 ) -> None:
     """Interpreted on the CPU, over the steps in which the scored groups evict."""
-    pytest.importorskip("triton", reason="needs Triton: ssd-export[kernels]")
     folder = checkpoint(TINY)
     head_map = str(head_map_file(folder))
     path = bundle(folder, "ssd-row", 0.06, head_map=head_map, lookahead=lookahead)
     opened = open_bundle(path)
     length = PromptBatches.from_bundle(opened)(["a red circle"], Sampling(), 1).lengths[0]
     start = min(eviction_steps(opened.config.policy, [length])) - 2
-    environment = os.environ | {"TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [sys.executable, "-c", PREPARED + work, str(path), str(start), str(num_splits)],
-        cwd=Path(__file__).parents[2],
-        env=environment,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
+    interpreted("-c", PREPARED + work, path, str(start), str(num_splits))
 
 
 def test_a_prompt_is_computed_once_however_many_rows_have_it(
