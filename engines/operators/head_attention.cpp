@@ -1,36 +1,17 @@
-// Compiled once for each instruction set, SSD_ATTENTION being the name of its table. Plain loops
-// that compilers turn into vectors; nothing of the standard library, whose inline functions the
-// linker would take from any of the sets.
-#include "head_attention.h"
-
+// Attention of one head over its slots. Compiled once for each instruction set, SSD_SET being its
+// name. Plain loops that compilers turn into vectors; nothing of the standard library, whose inline
+// functions the linker would take from any of the sets.
 #include <cstring>
+
+#include "fast_exp.h"
+#include "kernels.h"
 
 namespace ssd_operators {
 namespace {
 
 constexpr float masked = -3.0e38F;
-
-// exp(x) for x <= 0, to about one unit in the last place, down to float32's least: among tokens
-// that hardly anybody looks at, too, the least is evicted.
-inline float exp_of(float x) {
-    float const clamped = x < -104.0F ? -104.0F : x;
-    auto const whole = static_cast<int32_t>(clamped * 1.44269504F - 0.5F);
-    auto const n = static_cast<float>(whole);
-    float r = clamped - n * 0.693359375F;
-    r = r + n * 2.12194440e-4F;
-    float p = 1.9875691500e-4F;
-    p = p * r + 1.3981999507e-3F;
-    p = p * r + 8.3334519073e-3F;
-    p = p * r + 4.1665795894e-2F;
-    p = p * r + 1.6666665459e-1F;
-    p = p * r + 5.0000001201e-1F;
-    p = p * r * r + r + 1.0F;
-    int32_t const half = whole / 2;
-    int32_t const bits[] = {(half + 127) * (1 << 23), (whole - half + 127) * (1 << 23)};
-    float scales[2];
-    std::memcpy(scales, bits, sizeof(scales));
-    return p * scales[0] * scales[1];
-}
+constexpr float negligible = 0x1p-40F;  // of a head's attention: far below what a sum rounds off
+constexpr int ahead = 8;                // value rows that are on their way
 
 // logits -> probabilities over the slots that hold a token, in place. NaN stays NaN.
 void softmax(float* logits, int32_t const* position, int count) {
@@ -61,6 +42,16 @@ inline void fetch(float const* row, int width) {
     }
 }
 
+// The slots whose values count, in their order. NaN counts.
+int heavy_slots(float const* weights, int count, int32_t* heavy) {
+    int found = 0;
+    for (int slot = 0; slot < count; ++slot) {
+        heavy[found] = slot;
+        found += weights[slot] < negligible ? 0 : 1;
+    }
+    return found;
+}
+
 // size: the head's width where it is known when this is compiled, so that sums stay in registers.
 template <int size>
 void attend_of(Slots const& slots, float const* query, int head_dim, int count, float* scratch,
@@ -68,7 +59,6 @@ void attend_of(Slots const& slots, float const* query, int head_dim, int count, 
     int const width = size > 0 ? size : head_dim;
     for (int slot = 0; slot < count; ++slot) {
         float const* key = slots.key + static_cast<int64_t>(slot) * width;
-        fetch(slots.value + static_cast<int64_t>(slot) * width, width);
         float sum = 0;
 #pragma omp simd reduction(+ : sum)
         for (int i = 0; i < width; ++i) {
@@ -77,16 +67,19 @@ void attend_of(Slots const& slots, float const* query, int head_dim, int count, 
         scratch[slot] = sum;
     }
     softmax(scratch, slots.position, count);
+    auto* const heavy = reinterpret_cast<int32_t*>(scratch + slots.num_slots);
+    int const num_heavy = heavy_slots(scratch, count, heavy);
     float sums[size > 0 ? size : 1] = {};
     float* const total = size > 0 ? sums : out;
     if (size == 0) {
         std::memset(out, 0, sizeof(float) * static_cast<size_t>(width));
     }
-    for (int slot = 0; slot < count; ++slot) {
-        float const* value = slots.value + static_cast<int64_t>(slot) * width;
-        float const weight = scratch[slot];
-        fetch(slots.key + static_cast<int64_t>(slots.num_slots + slot) * width,
-              width);  // next head
+    for (int place = 0; place < num_heavy; ++place) {
+        float const* value = slots.value + static_cast<int64_t>(heavy[place]) * width;
+        float const weight = scratch[heavy[place]];
+        if (place + ahead < num_heavy) {
+            fetch(slots.value + static_cast<int64_t>(heavy[place + ahead]) * width, width);
+        }
 #pragma omp simd
         for (int i = 0; i < width; ++i) {
             total[i] += weight * value[i];
@@ -96,6 +89,10 @@ void attend_of(Slots const& slots, float const* query, int head_dim, int count, 
         std::memcpy(out, sums, sizeof(sums));
     }
 }
+
+}  // namespace
+
+namespace SSD_SET {
 
 void attend(Slots const& slots, float const* queries, int num_queries, int head_dim, float* scratch,
             float* out) {
@@ -131,9 +128,15 @@ int lowest(int32_t const* numbers, int count) {
     return place;
 }
 
-}  // namespace
+void gated_silu(float const* gate_up, int64_t size, float* out) {
+#pragma omp simd
+    for (int64_t i = 0; i < size; ++i) {
+        float const gate = gate_up[i];
+        float const small = exp_of(gate < 0 ? gate : -gate);
+        float const sigmoid = (gate < 0 ? small : 1.0F) / (1.0F + small);
+        out[i] = gate * sigmoid * gate_up[size + i];
+    }
+}
 
-extern HeadAttention const SSD_ATTENTION;
-HeadAttention const SSD_ATTENTION = {attend, lowest, SSD_ATTENTION_NAME};
-
+}  // namespace SSD_SET
 }  // namespace ssd_operators

@@ -2,31 +2,41 @@
 // attention and scores in one operator, in float32.
 //
 // Inputs:  qkv [B, (HQ + 2 H) * D]: queries, keys and values of all heads, group after group;
-//          cos, sin [B, HQ + 2 H, D]: of RoPE, sin with the signs of the rotation;
+//          cos, sin of RoPE: D / 2 numbers of each row;
 //          position, prompt_length int32 [B]; then of each group past key, value [B, h, S, D],
 //          position int32 [B, h, S] and, where it ranks by score, score [B, h, S].
 // Outputs: out [B, HQ * D], then the present of each past, which may share its memory.
-// A group evicts in the step where ranks is 1; elsewhere it has an empty slot (the evict graph ran
-// before), or it is a ring, whose oldest token goes.
+// A head without an empty slot evicts as many tokens as its group does at once, so that no graph
+// has to run between steps; where one did, there is an empty slot.
 #include "layer_attention.h"
 
+#include <algorithm>
 #include <cmath>
 #include <cstring>
-#include <string>
+#include <limits>
 #include <vector>
 
-#include "head_attention.h"
+#include "kernels.h"
+#include "packed_product.h"
+#include "step_operators.h"
 
 namespace ssd_operators {
 namespace {
 
 constexpr float protected_rank = 3.0e38F;
+constexpr float gone = std::numeric_limits<float>::infinity();  // rank of what was evicted
 
 struct Group {
-    int num_heads, num_sinks, num_recent;
-    bool by_score, ranks;
+    int num_heads, num_sinks, num_recent, evict_every;
+    bool by_score, age_quota;
     int64_t pinned_columns;
     int first_head;  // of all KV heads of the layer
+
+    // Whether the oldest token always goes.
+    bool is_ring() const {
+        return evict_every == 1 && !by_score && !age_quota && num_sinks == 0 && num_recent <= 1 &&
+               pinned_columns == 0;
+    }
 };
 
 struct Step {
@@ -43,15 +53,16 @@ public:
           query_group_size_(static_cast<int>(info.GetAttribute<int64_t>("query_group_size"))),
           grid_width_(static_cast<int>(info.GetAttribute<int64_t>("grid_width"))),
           score_decay_(info.GetAttribute<float>("score_decay")),
-          kernel_(head_attention()) {
+          kernels_(kernels()) {
         auto const numbers = [&](char const* name) { return info.GetAttributes<int64_t>(name); };
         auto const heads = numbers("num_heads"), sinks = numbers("num_sinks"),
                    recent = numbers("num_recent"), by_score = numbers("by_score"),
-                   ranks = numbers("ranks"), pinned = numbers("pinned_columns");
+                   every = numbers("evict_every"), quota = numbers("age_quota"),
+                   pinned = numbers("pinned_columns");
         for (size_t i = 0; i < heads.size(); ++i) {
             groups_.push_back({static_cast<int>(heads[i]), static_cast<int>(sinks.at(i)),
-                               static_cast<int>(recent.at(i)), by_score.at(i) != 0,
-                               ranks.at(i) != 0, pinned.at(i), num_heads_});
+                               static_cast<int>(recent.at(i)), static_cast<int>(every.at(i)),
+                               by_score.at(i) != 0, quota.at(i) != 0, pinned.at(i), num_heads_});
             for (int head = 0; head < groups_.back().num_heads; ++head) {
                 group_of_head_.push_back(i);
             }
@@ -72,6 +83,14 @@ public:
         step.qkv = qkv.GetTensorData<float>();
         step.cos = context.GetInput(1).GetTensorData<float>();
         step.sin = context.GetInput(2).GetTensorData<float>();
+        for (size_t table : {1, 2}) {
+            auto const count =
+                context.GetInput(table).GetTensorTypeAndShapeInfo().GetElementCount();
+            if (count != static_cast<size_t>(shape[0] * (head_dim_ / 2))) {
+                throw Ort::Exception("LayerAttention: cos and sin have half a head a row",
+                                     ORT_INVALID_ARGUMENT);
+            }
+        }
         step.position = context.GetInput(3).GetTensorData<int32_t>();
         step.prompt_length = context.GetInput(4).GetTensorData<int32_t>();
         int64_t const out_shape[] = {shape[0], static_cast<int64_t>(num_queries) * head_dim_};
@@ -87,14 +106,7 @@ public:
             }
             step.slots.push_back(slots);
         }
-        using Work = std::pair<LayerAttention const*, Step const*>;
-        Work work{this, &step};
-        context.ParallelFor(
-            [](void* data, size_t number) {
-                auto const* const of = static_cast<Work const*>(data);
-                of->first->head(*of->second, static_cast<int64_t>(number));
-            },
-            static_cast<size_t>(shape[0] * num_heads_), 0, &work);
+        parallel_for(context, shape[0] * num_heads_, [&](int64_t number) { head(step, number); });
     }
 
 private:
@@ -128,61 +140,98 @@ private:
         int const slot = place_of_token(group, slots, step.position[row], step.prompt_length[row]);
         int const first_query = head * query_group_size_;
         int const first_key = num_heads_ * query_group_size_;
-        int64_t const first = row * (first_key + 2 * num_heads_);
-        turn(step, first + first_key + head, 1.0F, slots.key + slot * head_dim_);
-        turn(step, first + first_key + num_heads_ + head, 1.0F, slots.value + slot * head_dim_);
+        float const* const qkv = step.qkv + row * (first_key + 2 * num_heads_) * head_dim_;
+        float const* const value = qkv + (first_key + num_heads_ + head) * head_dim_;
+        turn(step, row, qkv + (first_key + head) * head_dim_, 1.0F, slots.key + slot * head_dim_);
+        std::copy_n(value, head_dim_, slots.value + slot * head_dim_);
         slots.position[slot] = step.position[row];
         if (slots.score != nullptr) {
             slots.score[slot] = 0;
         }
-        std::vector<float> scratch(
-            static_cast<size_t>(slots.num_slots + query_group_size_ * head_dim_));
-        float* const queries = scratch.data() + slots.num_slots;
+        float* const scratch = scratch_of(2 * slots.num_slots + query_group_size_ * head_dim_);
+        float* const queries = scratch + 2 * slots.num_slots;
         float const factor = 1 / std::sqrt(static_cast<float>(head_dim_));
         for (int query = 0; query < query_group_size_; ++query) {
-            turn(step, first + first_query + query, factor, queries + query * head_dim_);
+            turn(step, row, qkv + (first_query + query) * head_dim_, factor,
+                 queries + query * head_dim_);
         }
         int64_t const out = row * first_key + first_query;
-        kernel_.attend(slots, queries, query_group_size_, head_dim_, scratch.data(),
-                       step.out + out * head_dim_);
+        kernels_.attend(slots, queries, query_group_size_, head_dim_, scratch,
+                        step.out + out * head_dim_);
     }
 
-    // RoPE of a head, by its number among those of all rows, times a factor.
-    void turn(Step const& step, int64_t head, float factor, float* out) const {
+    // RoPE of a head of a row, times a factor.
+    void turn(Step const& step, int64_t row, float const* in, float factor, float* out) const {
         int const half = head_dim_ / 2;
-        float const *in = step.qkv + head * head_dim_, *cos = step.cos + head * head_dim_,
-                    *sin = step.sin + head * head_dim_;
+        float const *cos = step.cos + row * half, *sin = step.sin + row * half;
         for (int i = 0; i < half; ++i) {
-            float const first = in[i] * cos[i] + in[half + i] * sin[i];
-            float const second = in[half + i] * cos[half + i] + in[i] * sin[half + i];
+            float const first = in[i] * cos[i] - in[half + i] * sin[i];
+            float const second = in[half + i] * cos[i] + in[i] * sin[i];
             out[i] = first * factor;
             out[half + i] = second * factor;
         }
     }
 
-    // The slot that the new token takes: the lowest empty one (R6), else that of least retention,
-    // whose eviction decays the scores (R5, R2).
+    // The slot that the new token takes: the lowest empty one (R6), after an eviction where there
+    // is none (R7). A ring's is the oldest token's.
     int place_of_token(Group const& group, Slots const& slots, int32_t position,
                        int32_t prompt_length) const {
-        int const oldest = kernel_.lowest(slots.position, slots.num_slots);
-        if (!group.ranks || slots.position[oldest] < 0) {
+        int const oldest = kernels_.lowest(slots.position, slots.num_slots);
+        if (group.is_ring() || slots.position[oldest] < 0) {
             return oldest;
         }
-        int place = 0;
-        float least = rank(group, slots, 0, position, prompt_length);
-        for (int slot = 1; slot < slots.num_slots; ++slot) {
-            float const own = rank(group, slots, slot, position, prompt_length);
-            if (own < least) {
-                place = slot;
-                least = own;
-            }
+        float* const ranks = scratch_of(2 * slots.num_slots);
+        for (int slot = 0; slot < slots.num_slots; ++slot) {
+            ranks[slot] = rank(group, slots, slot, position, prompt_length);
+        }
+        if (!group.age_quota) {
+            evict(slots, ranks, group.evict_every);
+        } else {
+            float* const leading = ranks + slots.num_slots;
+            divide_by_age(slots, position, ranks, leading);
+            evict(slots, leading, group.evict_every - group.evict_every / 2);
+            evict(slots, ranks, group.evict_every / 2);
         }
         if (slots.score != nullptr && score_decay_ != 1) {
             for (int slot = 0; slot < slots.num_slots; ++slot) {
                 slots.score[slot] *= score_decay_;
             }
         }
-        return place;
+        return kernels_.lowest(slots.position, slots.num_slots);
+    }
+
+    // Empties the slots of least rank, of equal ones the lower first (R4, R5).
+    static void evict(Slots const& slots, float* ranks, int count) {
+        for (int done = 0; done < count; ++done) {
+            float* const least = std::min_element(ranks, ranks + slots.num_slots);
+            slots.position[least - ranks] = -1;
+            *least = gone;
+        }
+    }
+
+    // Divides what is not protected by age (R3, age_quota): the ranks of the half that leads go to
+    // leading, those of the other stay; elsewhere a slot counts as protected.
+    static void divide_by_age(Slots const& slots, int32_t newest, float* ranks, float* leading) {
+        std::vector<int32_t> ages;
+        for (int slot = 0; slot < slots.num_slots; ++slot) {
+            if (ranks[slot] < protected_rank) {
+                ages.push_back(slots.position[slot]);
+            }
+        }
+        if (ages.empty()) {  // no numbers at all
+            std::copy_n(ranks, slots.num_slots, leading);
+            return;
+        }
+        std::sort(ages.begin(), ages.end());
+        size_t const half = (ages.size() + 1) / 2;
+        bool const oldest_lead = newest % 2 == 0;
+        int32_t const border = oldest_lead ? ages[half - 1] : ages[ages.size() - half];
+        for (int slot = 0; slot < slots.num_slots; ++slot) {
+            int32_t const held = slots.position[slot];
+            bool const leads = oldest_lead ? held <= border : held >= border;
+            leading[slot] = leads ? ranks[slot] : protected_rank;
+            ranks[slot] = leads ? protected_rank : ranks[slot];
+        }
     }
 
     // Retention of a slot that holds a token (R3).
@@ -202,39 +251,14 @@ private:
 
     int head_dim_, query_group_size_, grid_width_;
     float score_decay_;
-    HeadAttention const& kernel_;
+    Kernels const& kernels_;
     int num_heads_ = 0;
     std::vector<Group> groups_;
     std::vector<size_t> group_of_head_;
 };
 
-// Runs something of C++ for ONNX Runtime, which is C.
-template <class Work>
-OrtStatus* status_of(Work&& work) noexcept {
-    try {
-        work();
-        return nullptr;
-    } catch (Ort::Exception const& error) {
-        return Ort::GetApi().CreateStatus(error.GetOrtErrorCode(), error.what());
-    } catch (std::exception const& error) {
-        return Ort::GetApi().CreateStatus(ORT_FAIL, error.what());
-    }
-}
-
-struct Kernel {
-    LayerAttention attention;
-
-    OrtStatusPtr ComputeV2(OrtKernelContext* context) {
-        return status_of([&] { attention.compute(Ort::KernelContext(context)); });
-    }
-};
-
-struct Operator : Ort::CustomOpBase<Operator, Kernel, true> {
-    OrtStatusPtr CreateKernelV2(OrtApi const&, OrtKernelInfo const* info, void** kernel) const {
-        return status_of([&] { *kernel = new Kernel{LayerAttention(Ort::ConstKernelInfo(info))}; });
-    }
+struct Operator : CustomOperator<Operator, LayerAttention> {
     char const* GetName() const { return "LayerAttention"; }
-    char const* GetExecutionProviderType() const { return "CPUExecutionProvider"; }
     size_t GetInputTypeCount() const { return 6; }
     size_t GetOutputTypeCount() const { return 2; }
     ONNXTensorElementDataType GetInputType(size_t index) const {
@@ -265,6 +289,9 @@ OrtStatus* add_operators(OrtSessionOptions* options) {
         static Ort::CustomOpDomain const& domain = *[] {
             auto* made = new Ort::CustomOpDomain("ssd_export");
             made->Add(&layer_attention);
+            made->Add(packed_product_operator());
+            made->Add(gated_silu_operator());
+            made->Add(draw_token_operator());
             return made;
         }();
         Ort::ThrowOnError(Ort::GetApi().AddCustomOpDomain(options, domain));

@@ -1,9 +1,7 @@
-// ssd_export::LayerAttention for ONNX Runtime on the CPU.
+// The operators of ssd_export for ONNX Runtime on the CPU; ssd_export::LayerAttention among them.
 #pragma once
 
-#define ORT_API_MANUAL_INIT
-#include <onnxruntime_cxx_api.h>
-#undef ORT_API_MANUAL_INIT
+#include "custom_operator.h"
 
 namespace ssd_operators {
 

@@ -1,6 +1,5 @@
 #pragma once
 
-#include <array>
 #include <cstddef>
 #include <cstdint>
 #include <vector>
@@ -12,9 +11,6 @@ struct ImageSeed {
     uint64_t seed;
     uint32_t image;
 };
-
-// Philox4x32-10: four output words of a counter.
-std::array<uint32_t, 4> philox4x32(std::array<uint32_t, 4> counter, uint64_t key);
 
 // Writes Gumbel noise float32 [num_steps, images, codebook] of steps from first_step on: the bits
 // that ssd_export/noise.py defines.

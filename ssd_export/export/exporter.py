@@ -27,6 +27,7 @@ from ssd_export.bundle.graphs import FUSED, evict_specs, keeps_rows
 from ssd_export.config import EMBED_TOKENS, ModelConfig
 from ssd_export.dtypes import MODEL_DTYPES, ModelDtype
 from ssd_export.errors import UserError
+from ssd_export.export.fused_step import write_fused_step
 from ssd_export.export.image_decoder_writer import write_image_decoder
 from ssd_export.export.int8_decoder import check_can_make, make_int8_decoder
 from ssd_export.export.journal import Journal, unfinished_folder
@@ -421,7 +422,7 @@ def write_graphs(
     if can_fuse(table, dtype):
         for top_k in (False, True):
             writer = GraphWriter(config, table, dtype, by_name, places)
-            spec, model = write_decode_step(writer, top_k, fused=True)
+            spec, model = write_fused_step(writer, top_k)
             ir.save(model, folder / f"{spec.name}{FUSED}.onnx")
     return specs
 

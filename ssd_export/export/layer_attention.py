@@ -2,8 +2,8 @@
 from a library (engines/operators).
 
 It stands for RoPE, R3 to R7, attention and scores of all head groups of the layer, which are 40 to
-60 ordinary operators (functions.py). Its contract is decode_step's, and so is its arithmetic but
-for the order of sums; runners without the library run decode_step itself.
+60 ordinary operators (functions.py), and evicts where a head has no empty slot, so that no evict
+graph runs before its step.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 import onnx_ir as ir
 
-from ssd_export.export.functions import DOMAIN, AttentionNode, ranks_in_step
+from ssd_export.export.functions import DOMAIN, AttentionNode
 from ssd_export.export.operators import Operators
 from ssd_export.policy.table import PolicyTable, pinned_bits
 
@@ -20,16 +20,8 @@ OP_TYPE = "LayerAttention"
 
 
 def can_fuse(table: PolicyTable, dtype: str) -> bool:
-    """Whether the operator knows this dtype and every rule of the table."""
-    in_step = (group for layer in table.layers for group in layer if group.evict_every == 1)
-    return (
-        dtype == "float32"
-        and table.kv_dtype == "model"
-        and not any(
-            group.rule.age_quota and group.can_fill(table.prompt_slots, table.grid)
-            for group in in_step
-        )
-    )
+    """Whether the operator knows this dtype."""
+    return dtype == "float32" and table.kv_dtype == "model"
 
 
 def layer_attention(
@@ -40,7 +32,7 @@ def layer_attention(
 ) -> tuple[ir.Value, list[ir.Value]]:
     """Adds the operator of a layer: (out [B, HQ*D], the present of each past).
 
-    Args: token: qkv [B, (HQ + 2 H) * D], cos and sin of RoPE [B, HQ + 2 H, 2, D/2], position and
+    Args: token: qkv [B, (HQ + 2 H) * D], cos and sin of RoPE [B, 1, 1, D/2], position and
     prompt_length int32 [B]; past: of all groups, in the order of their parts.
     """
     first = nodes[0]
@@ -59,6 +51,7 @@ def layer_attention(
         num_recent=[node.rule.num_recent for node in nodes],
         by_score=[int(node.rule.by_score) for node in nodes],
         pinned_columns=[pinned_bits(node.rule.pinned_columns) for node in nodes],
-        ranks=[int(ranks_in_step(node)) for node in nodes],
+        age_quota=[int(node.rule.age_quota) for node in nodes],
+        evict_every=[node.evict_every for node in nodes],
     )
     return out, present

@@ -26,7 +26,6 @@ from ssd_export.export.functions import (
     eviction_nodes,
     quantize_rows,
 )
-from ssd_export.export.layer_attention import layer_attention
 from ssd_export.export.operators import IR_VERSION, Operators, onnx_dtype
 from ssd_export.export.quantize import dequantize_node, onnx_type, opset_of, scale_name
 from ssd_export.export.sampler import draw_tokens, noise_of_step, num_sorted_input
@@ -37,6 +36,7 @@ from ssd_export.policy.layout import query_slices
 from ssd_export.policy.table import HeadGroup, PolicyTable
 
 MASKED = -3.0e38
+FINAL_NORM = "language_model.norm.weight"
 
 
 @dataclass
@@ -50,6 +50,7 @@ class GraphWriter:
     dtype: str
     weights: dict[str, Weight]
     places: dict[str, tuple[int, int]]
+    packs_products: bool = False  # with an operator of engines/operators
     ops: Operators = field(default_factory=Operators)
     _initializers: dict[str, ir.Value] = field(default_factory=dict)
     _defaults: list[ir.Value] = field(default_factory=list)
@@ -85,6 +86,11 @@ class GraphWriter:
 
     def linear(self, x: ir.Value, name: str, bias: bool = False) -> ir.Value:
         """x [..., in] times the weight of a linear layer, plus its bias: [..., out]."""
+        if self.packs_products and self.weights[name].scheme is None:
+            operands = [x, self.weight(name)]
+            if bias:
+                operands.append(self.weight(f"{name}.bias"))
+            return self.ops.many("PackedMatMul", *operands, domain=DOMAIN, num_outputs=1)[0]
         product = self.ops.op("MatMul", x, self.matrix(name), name=f"{name}.product")
         return self.ops.op("Add", product, self.weight(f"{name}.bias")) if bias else product
 
@@ -125,49 +131,51 @@ def _value(tensor: TensorSpec) -> ir.Value:
     )
 
 
-def write_decode_step(
-    writer: GraphWriter, top_k: bool = False, fused: bool = False
-) -> tuple[GraphSpec, ir.Model]:
-    """One step: the token before -> the next token, every cache written in place. fused: with one
-    operator for the attention of a layer (layer_attention.py).
-    """
+def write_decode_step(writer: GraphWriter, top_k: bool = False) -> tuple[GraphSpec, ir.Model]:
+    """One step: the token before -> the next token, every cache written in place."""
     config, ops = writer.config, writer.ops
     spec = graphs.decode_step_spec(config, writer.table, writer.dtype, top_k)
     inputs = graph_inputs(spec)
-    step, prompt_length = inputs["step"], inputs["prompt_length"]
-    before = ops.op(
-        "Gather", inputs["tokens"], ops.op("Sub", step, ops.constant([1])), axis=0
-    )  # [1, N]
-    one = embed_image_token(writer, ops.reshape(before, [-1]))
-    rows = [one] * config.rows_per_image
-    hidden = ops.op("Concat", *rows, axis=0) if len(rows) > 1 else one
-    position = ops.op(
-        "Add", prompt_length, ops.cast(ops.op("Sub", step, ops.constant([1])), "int32")
-    )
+    hidden, position = token_before(writer, inputs)
+    prompt_length = inputs["prompt_length"]
     end = ops.reshape(prompt_length, [-1, 1, 1, 1])
     cos, sin = rope_tables(writer, ops.reshape(position, [-1, 1, 1, 1]), end)
     functions = AttentionFunctions()
     outputs: dict[str, ir.Value] = {}
     for layer in range(config.num_layers):
-        normed = rms_norm(writer, hidden, f"language_model.layers.{layer}.input_layernorm.weight")
+        normed = rms_norm(writer, hidden, norm_name(layer))
         of_token = [cos, sin, position, prompt_length]
-        attend = _fused_attention if fused else _attention
-        merged, present = attend(writer, functions, layer, normed, of_token, inputs)
+        merged, present = _attention(writer, functions, layer, normed, of_token, inputs)
         outputs |= present
         hidden = after_attention(writer, hidden, merged, layer)
-    logits = image_logits(writer, hidden)
-    token = _draw(writer, logits, step, inputs)
-    outputs |= {
+    logits = image_logits(writer, rms_norm(writer, hidden, FINAL_NORM))
+    outputs |= step_outputs(writer, inputs, draw(writer, logits, inputs["step"], inputs), logits)
+    return spec, writer.model(spec, inputs, outputs, functions.all(writer.opset))
+
+
+def token_before(writer: GraphWriter, inputs: dict[str, ir.Value]) -> tuple[ir.Value, ir.Value]:
+    """(hidden states [B, hidden_size] of the token before a step, its position int32 [B])."""
+    config, ops = writer.config, writer.ops
+    place = ops.op("Sub", inputs["step"], ops.constant([1]))
+    before = ops.op("Gather", inputs["tokens"], place, axis=0)  # [1, N]
+    one = embed_image_token(writer, ops.reshape(before, [-1]))
+    rows = [one] * config.rows_per_image
+    hidden = ops.op("Concat", *rows, axis=0) if len(rows) > 1 else one
+    return hidden, ops.op("Add", inputs["prompt_length"], ops.cast(place, "int32"))
+
+
+def step_outputs(
+    writer: GraphWriter, inputs: dict[str, ir.Value], token: ir.Value, logits: ir.Value
+) -> dict[str, ir.Value]:
+    """The outputs of a step beside its caches. token: int32 [N]."""
+    ops, step = writer.ops, inputs["step"]
+    return {
         "present_tokens": ops.op(
             "ScatterND", inputs["tokens"], ops.reshape(step, [1, 1]), ops.reshape(token, [1, -1])
         ),
         "next_step": ops.op("Add", step, ops.constant([1])),
         "logits": logits,
     }
-    model = writer.model(spec, inputs, outputs, functions.all(writer.opset))
-    if fused:
-        model.graph.opset_imports[DOMAIN] = 1
-    return spec, model
 
 
 def _attention(
@@ -186,8 +194,8 @@ def _attention(
     queries, keys, values = heads_of(writer, normed, layer, cos, sin)
     attended: list[ir.Value] = []
     outputs: dict[str, ir.Value] = {}
-    for index, node in enumerate(_nodes(writer, layer)):
-        caches = _caches(layer, index, node)
+    for index, node in enumerate(attention_nodes(writer, layer)):
+        caches = cache_tensors(layer, index, node)
         rows = queries[index], keys[index], values[index]
         past = [inputs[cache.past] for cache in caches]
         out, *present = functions.call(ops, node, *rows, *place, *past)
@@ -197,31 +205,15 @@ def _attention(
     return ops.reshape(merged, [0, -1]), outputs
 
 
-def _fused_attention(
-    writer: GraphWriter,
-    functions: AttentionFunctions,
-    layer: int,
-    normed: ir.Value,
-    token: Sequence[ir.Value],
-    inputs: dict[str, ir.Value],
-) -> tuple[ir.Value, dict[str, ir.Value]]:
-    """One node for the layer; arguments and result as _attention's."""
-    nodes = _nodes(writer, layer)
-    caches = [cache for index, node in enumerate(nodes) for cache in _caches(layer, index, node)]
-    qkv = writer.linear(normed, f"layers.{layer}.qkv")
-    past = [inputs[cache.past] for cache in caches]
-    out, present = layer_attention(writer.ops, nodes, [qkv, *token], past)
-    return out, {cache.present: value for cache, value in zip(caches, present, strict=True)}
-
-
-def _nodes(writer: GraphWriter, layer: int) -> list[AttentionNode]:
+def attention_nodes(writer: GraphWriter, layer: int) -> list[AttentionNode]:
     """The node of each head group of a layer."""
     config, table = writer.config, writer.table
     sizes = config.query_group_size, config.head_dim, writer.dtype
     return [AttentionNode.of(group, table, *sizes) for group in table.layers[layer]]
 
 
-def _caches(layer: int, index: int, node: AttentionNode) -> list[CacheTensor]:
+def cache_tensors(layer: int, index: int, node: AttentionNode) -> list[CacheTensor]:
+    """The caches of a head group, in the order of its parts."""
     parts = graphs.part_names(node.rule, node.kv_dtype)
     return [CacheTensor(layer, index, part) for part in parts]
 
@@ -252,7 +244,7 @@ def write_prefill(writer: GraphWriter, top_k: bool = False) -> tuple[GraphSpec, 
     hidden = project_condition(writer, hidden)
     outputs: dict[str, ir.Value] = {}
     for layer in range(config.num_layers):
-        normed = rms_norm(writer, hidden, f"language_model.layers.{layer}.input_layernorm.weight")
+        normed = rms_norm(writer, hidden, norm_name(layer))
         queries, keys, values = heads_of(writer, normed, layer, cos, sin, leading=(0, 0))
         attended = []
         for index, group in enumerate(writer.table.layers[layer]):
@@ -274,9 +266,9 @@ def write_prefill(writer: GraphWriter, top_k: bool = False) -> tuple[GraphSpec, 
         hidden = after_attention(writer, hidden, ops.reshape(merged, [0, 0, -1]), layer)
     last = ops.op("Sub", prompt_length, ops.constant([1], "int32"))
     hidden = ops.op("GatherND", hidden, ops.reshape(ops.cast(last, "int64"), [-1, 1]), batch_dims=1)
-    logits = image_logits(writer, hidden)
+    logits = image_logits(writer, rms_norm(writer, hidden, FINAL_NORM))
     outputs |= {
-        "token": _draw(writer, logits, ops.constant([0]), inputs),
+        "token": draw(writer, logits, ops.constant([0]), inputs),
         "logits": logits,
     }
     return spec, writer.model(spec, inputs, outputs)
@@ -319,7 +311,7 @@ def write_evict(writer: GraphWriter, spec: GraphSpec) -> tuple[GraphSpec, ir.Mod
     )
 
 
-def _draw(
+def draw(
     writer: GraphWriter, logits: ir.Value, step: ir.Value, inputs: dict[str, ir.Value]
 ) -> ir.Value:
     """The tokens of a step, int32 [N]."""
@@ -373,6 +365,23 @@ def rope_tables(
     Runtime goes over a broadcast in pieces of D/2 numbers (2 to 4 times longer, twice a layer).
     """
     config, ops = writer.config, writer.ops
+    turned = np.repeat([1.0, 0.0], [config.num_heads + config.num_kv_heads, config.num_kv_heads])[
+        :, None, None
+    ]
+    cos, sin = rope_angles(writer, position, prompt_length)
+    cos = ops.op("Mul", cos, ops.constant(turned * [[1.0], [1.0]], "float32"))
+    cos = ops.op("Add", cos, ops.constant(1 - turned, "float32"))
+    sin = ops.op("Mul", sin, ops.constant(turned * [[-1.0], [1.0]], "float32"))
+    if writer.dtype == "float32":
+        return cos, sin
+    return ops.cast(cos, writer.dtype), ops.cast(sin, writer.dtype)
+
+
+def rope_angles(
+    writer: GraphWriter, position: ir.Value, prompt_length: ir.Value
+) -> tuple[ir.Value, ir.Value]:
+    """cos and sin float32 [..., 1, 1, D/2] of positions; arguments as those of rope_tables."""
+    config, ops = writer.config, writer.ops
     # torch's own float32 numbers: at position 600 one unit in the last place of a frequency moves
     # tokens
     frequencies = [ops.constant(own, "float32") for own in rope_of(config).frequencies.numpy()]
@@ -392,20 +401,10 @@ def rope_tables(
         )
         is_image = ops.op("GreaterOrEqual", index, ops.constant(0, "int32"))
         visible = ops.cast(is_image, "float32")
-    turned = np.repeat([1.0, 0.0], [config.num_heads + config.num_kv_heads, config.num_kv_heads])[
-        :, None, None
-    ]
     cos, sin = ops.op("Cos", angles), ops.op("Sin", angles)
-    if visible is not None:
-        cos, sin = ops.op("Mul", cos, visible), ops.op("Mul", sin, visible)
-    cos = ops.op("Mul", cos, ops.constant(turned * [[1.0], [1.0]], "float32"))
-    cos = ops.op("Add", cos, ops.constant(1 - turned, "float32"))
-    sin = ops.op("Mul", sin, ops.constant(turned * [[-1.0], [1.0]], "float32"))
-    return (
-        (cos, sin)
-        if writer.dtype == "float32"
-        else (ops.cast(cos, writer.dtype), ops.cast(sin, writer.dtype))
-    )
+    if visible is None:
+        return cos, sin
+    return ops.op("Mul", cos, visible), ops.op("Mul", sin, visible)
 
 
 def heads_of(
@@ -486,6 +485,11 @@ def prompt_scores(ops: Operators, probs: ir.Value, is_prompt: ir.Value) -> ir.Va
     return ops.op("ReduceSum", given, ops.constant([2, 3]), keepdims=0)
 
 
+def norm_name(layer: int) -> str:
+    """The weight of the RMSNorm that a layer begins with."""
+    return f"language_model.layers.{layer}.input_layernorm.weight"
+
+
 def after_attention(
     writer: GraphWriter, hidden: ir.Value, attended: ir.Value, layer: int
 ) -> ir.Value:
@@ -539,9 +543,8 @@ def embed_image_token(writer: GraphWriter, token: ir.Value) -> ir.Value:
     return writer.linear(inner, "generation_aligner.hidden_layers.0", bias=True)
 
 
-def image_logits(writer: GraphWriter, hidden: ir.Value) -> ir.Value:
-    """float32 [B, V] from hidden states [B, hidden_size] before the final norm."""
-    normed = rms_norm(writer, hidden, "language_model.norm.weight")
+def image_logits(writer: GraphWriter, normed: ir.Value) -> ir.Value:
+    """float32 [B, V] from hidden states [B, hidden_size] after the final norm."""
     has_mlp = writer.config.has_aligner
     if has_mlp:
         normed = gelu(writer, writer.linear(normed, "generation_head.proj_out", bias=True))

@@ -15,6 +15,7 @@ import onnx_ir as ir
 from ssd_export.bundle import graphs
 from ssd_export.export.functions import AttentionNode
 from ssd_export.export.onnx_writer import (
+    FINAL_NORM,
     GraphWriter,
     after_attention,
     embed_image_token,
@@ -54,7 +55,7 @@ def write_decode_window(writer: GraphWriter, top_k: bool = False) -> tuple[Graph
         return out
 
     hidden = _through_layers(writer, inputs, _of_rows(writer, one), places, attend)
-    logits = image_logits(writer, hidden)
+    logits = image_logits(writer, rms_norm(writer, hidden, FINAL_NORM))
     sampled = _sample(writer, logits, inputs)
     counts = _counts(ops, inputs, places, tokens, sampled)  # bool [N, W]
     kept = ops.op("ReduceSum", ops.cast(counts, "int64"), ops.constant([1]), keepdims=0)
@@ -84,7 +85,7 @@ def write_decode_rows(writer: GraphWriter, top_k: bool = False) -> tuple[GraphSp
         return out
 
     hidden = _through_layers(writer, inputs, _of_rows(writer, one), places, attend)
-    logits = image_logits(writer, hidden)
+    logits = image_logits(writer, rms_norm(writer, hidden, FINAL_NORM))
     outputs = {"sampled": _sample(writer, logits, inputs), "logits": logits}
     for (layer, index), present in presents.items():
         outputs |= {CacheTensor(layer, index, part).present: v for part, v in present.items()}

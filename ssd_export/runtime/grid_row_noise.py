@@ -17,11 +17,15 @@ class GridRowNoise:
     """
 
     def __init__(
-        self, images: Sequence[ImageSeed], config: ModelConfig, is_greedy: bool = False
+        self,
+        images: Sequence[ImageSeed],
+        config: ModelConfig,
+        is_greedy: bool = False,
+        make: type[GumbelNoise] = GumbelNoise,
     ) -> None:
         self._grid = config.grid
         self._shape = (config.grid.width, len(images), config.codebook_size)
-        self._noise = None if is_greedy else GumbelNoise(images, config.codebook_size)
+        self._noise = None if is_greedy else make(images, config.codebook_size)
         self._row: int | None = None
 
     def reach(self, step: int) -> np.ndarray | None:

@@ -58,7 +58,7 @@ class Lookahead:
         lengths = batch.lengths.reshape(-1, batch.num_images).T.tolist()
         done = [0]  # after the last step
         self._rooms = np.array([rooms(table, own) + done for own in lengths], np.int64)
-        self._noise = WindowNoise(batch, table.grid, widest, codebook_size)
+        self._noise = WindowNoise(batch, table.grid, widest, codebook_size, runner.make_noise)
         self._drafts = Drafts(batch.num_images, table.grid, draft)
         self.passes = self.accepted = 0
 
@@ -175,9 +175,16 @@ class WindowNoise:
     ring of as many rows as a window can touch.
     """
 
-    def __init__(self, batch: PromptBatch, grid: Grid, window: int, codebook_size: int) -> None:
+    def __init__(
+        self,
+        batch: PromptBatch,
+        grid: Grid,
+        window: int,
+        codebook_size: int,
+        make: type[GumbelNoise] = GumbelNoise,
+    ) -> None:
         self._grid, self._num_rows = grid, 1 + -(-(window - 1) // grid.width)
-        self._images = [GumbelNoise([image], codebook_size) for image in batch.images]
+        self._images = [make([image], codebook_size) for image in batch.images]
         self._next_row = [0] * batch.num_images
         self._is_greedy = batch.is_greedy
         steps = window if batch.is_greedy else self._num_rows * grid.width

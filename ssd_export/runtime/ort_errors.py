@@ -16,7 +16,8 @@ from ssd_export.graph_spec import GraphSpec, TensorSpec
 
 EXPORT_AGAIN = "export it again with --force, or copy it again from where it came"
 OUT_OF_MEMORY = ("failed to allocate", "bad_alloc", "out of memory", "bfcarena", "bad allocation")
-TOO_NEW = ("unsupported model ir version", "opset", "not a registered function/op")
+NO_OPERATOR = "not a registered function/op"
+TOO_NEW = ("unsupported model ir version", "opset", NO_OPERATOR)
 NOT_IMPLEMENTED = ("NotImplemented",)
 DAMAGED = ("InvalidProtobuf", "InvalidGraph", "NoSuchFile", "InvalidArgument", "NoModel")
 ELEMENT_TYPES = {  # of session.get_inputs(), where they differ from numpy's names
@@ -40,6 +41,11 @@ def open_error(error: Exception, path: str, gpu_help: str) -> UserError:
     if kind in DAMAGED or not gpu_help:
         return UserError(f"onnxruntime cannot read {path} ({reason}); {EXPORT_AGAIN}")
     return UserError(f"onnxruntime could not open {path} ({reason}); {gpu_help}")
+
+
+def lacks_operator(error: Exception) -> bool:
+    """Whether a graph could not be opened for an operator that nobody registered."""
+    return _says(error, (NO_OPERATOR,))
 
 
 @contextmanager

@@ -8,13 +8,17 @@ but for rounding.
 
 from __future__ import annotations
 
+import ctypes
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from ssd_export.bundle import Bundle
 from ssd_export.bundle.graphs import FUSED
 from ssd_export.errors import UserError, first_line
+from ssd_export.noise import GumbelNoise
 
 if TYPE_CHECKING:
     import onnxruntime as ort
@@ -55,3 +59,31 @@ def add_operators(options: ort.SessionOptions, library: Path) -> None:
             f"{library} does not load into onnxruntime {ort.__version__} ({first_line(error)});"
             f" build it again: {HOW_TO_BUILD}"
         ) from error
+
+
+def noise_maker(library: Path) -> type[GumbelNoise]:
+    """GumbelNoise with the same bits from the library's own code, 3 to 8 times as fast as numpy's;
+    GumbelNoise itself where the library does not load, which opening a graph says.
+    """
+    try:
+        fill = ctypes.CDLL(str(library)).ssd_export_fill_noise
+    except (OSError, AttributeError):
+        return GumbelNoise
+    words = ctypes.c_uint64, ctypes.c_uint32, ctypes.c_uint32, ctypes.c_int64
+    fill.argtypes, fill.restype = (*words, ctypes.c_void_p), None
+
+    class NativeNoise(GumbelNoise):
+        """Noise that the library fills in."""
+
+        def fill(self, noise: np.ndarray, steps: range) -> None:
+            """Writes g of these steps to the first rows of noise, float32 [any, images,
+            codebook].
+            """
+            assert noise.dtype == np.float32 and noise.flags.c_contiguous
+            row_bytes, place = 4 * self.codebook_size, noise.ctypes.data
+            for step in steps:
+                for seed, image in self.images:
+                    fill(seed, image, step, self.codebook_size, place)
+                    place += row_bytes
+
+    return NativeNoise

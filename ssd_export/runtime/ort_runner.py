@@ -23,13 +23,14 @@ from ssd_export.dtypes import DTYPES
 from ssd_export.errors import UserError
 from ssd_export.graph_spec import NUM_SORTED_CODES, CacheTensor, GraphSpec, TensorSpec
 from ssd_export.machine import multiplies_int8_exactly, num_cpus, total_bytes
+from ssd_export.noise import GumbelNoise
 from ssd_export.plan.memory import widens_on_use
 from ssd_export.plan.sizes import WeightSizes
 from ssd_export.policy.schedule import eviction_kinds, full_before
 from ssd_export.runtime.finite import to_pixels
 from ssd_export.runtime.grid_row_noise import GridRowNoise
 from ssd_export.runtime.ort_errors import check_contract, computing
-from ssd_export.runtime.ort_operators import find_operators, has_fused_step
+from ssd_export.runtime.ort_operators import find_operators, has_fused_step, noise_maker
 from ssd_export.runtime.ort_session import PROVIDERS, open_session, session_entries
 from ssd_export.runtime.prompt_batch import PromptBatch
 from ssd_export.runtime.runner import Runner, WindowNoise
@@ -102,6 +103,7 @@ class OrtRunner(Runner):
         self._profile = profile
         uses_operators = not exact if uses_operators is None else uses_operators
         self._operators = find_operators() if uses_operators and not self.on_gpu else None
+        self.make_noise = noise_maker(self._operators) if self._operators else GumbelNoise
         self._sessions: dict[str, ort.InferenceSession] = {}
         self._opening = threading.Lock()  # images may be decoded beside the steps
         self._session(
@@ -120,7 +122,7 @@ class OrtRunner(Runner):
 
     @property
     def fuses_attention(self) -> bool:
-        """Whether a layer's attention is one operator (ort_operators.py)."""
+        """Whether decode steps use the operators of ort_operators.py, which evict as well."""
         return self._operators is not None and has_fused_step(self._bundle)
 
     def _can_decode_in_int8(self, exact: bool) -> bool:
@@ -149,7 +151,7 @@ class OrtRunner(Runner):
     def prefill(self, batch: PromptBatch) -> None:
         """Fills fresh caches from the prompts and generates token 0."""
         self._allocate(batch)
-        self._noise = GridRowNoise(batch.images, self._config, batch.is_greedy)
+        self._noise = GridRowNoise(batch.images, self._config, batch.is_greedy, self.make_noise)
         suffix = "_top_k" if batch.uses_top_k else ""
         name = f"prefill{suffix}"
         self._leave_only(name)
@@ -182,7 +184,11 @@ class OrtRunner(Runner):
         self._lengths, self._suffix = batch.lengths, suffix
 
     def evict(self, step: int) -> None:
-        """Runs the evict graphs that are due before a step."""
+        """Runs the evict graphs that are due before a step; a fused step evicts by itself."""
+        if not self.fuses_attention:
+            self._evict(step)
+
+    def _evict(self, step: int) -> None:
         for name in self._evictions.get(step, ()):
             self._run(name, step)
             spec = self._specs[name]
@@ -359,7 +365,7 @@ class OrtRunner(Runner):
     def _evict_images(self, first: np.ndarray, active: np.ndarray) -> None:
         """Evicts what is due before each image's own step."""
         if len(first) == 1:
-            return self.evict(int(first[0]))
+            return self._evict(int(first[0]))
         for step in sorted(set(first[active].tolist()) & self._evictions.keys()):
             images = np.flatnonzero(active & (first == step))
             rows = np.concatenate(

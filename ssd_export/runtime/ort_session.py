@@ -18,9 +18,9 @@ from types import MappingProxyType
 
 import onnxruntime as ort
 
-from ssd_export.errors import UserError
-from ssd_export.runtime.ort_errors import open_error
-from ssd_export.runtime.ort_operators import add_operators
+from ssd_export.errors import UserError, first_line
+from ssd_export.runtime.ort_errors import lacks_operator, open_error
+from ssd_export.runtime.ort_operators import HOW_TO_BUILD, add_operators
 
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 GPU_HELP = (
@@ -89,6 +89,11 @@ def open_session(
     try:
         session = ort.InferenceSession(model, options, providers=[wanted])
     except Exception as error:  # its own classes, of no common base
+        if operators is not None and lacks_operator(error):
+            raise UserError(
+                f"{operators} was built without an operator of {path} ({first_line(error)});"
+                f" build it again: {HOW_TO_BUILD}"
+            ) from error
         raise open_error(error, str(path), "" if provider == "cpu" else GPU_HELP) from error
     _give_back_freed_memory()
     if session.get_providers()[0] != wanted:

@@ -14,6 +14,7 @@ import numpy as np
 
 from ssd_export.bundle import Bundle
 from ssd_export.graph_spec import CacheTensor
+from ssd_export.noise import GumbelNoise
 from ssd_export.runtime.prompt_batch import PromptBatch
 
 WindowNoise = Callable[[], np.ndarray]
@@ -32,7 +33,8 @@ class Runner(Protocol):
     whether going from single steps to passes opens a graph, every time; on_gpu: where it computes;
     num_threads: of the CPU, 0 where the library takes as many as it likes; queues_steps: decode_row
     returns before the steps are taken, and is the faster the more steps it is given;
-    decodes_beside_steps: another thread may call decode_image meanwhile; a core is there for it.
+    decodes_beside_steps: another thread may call decode_image meanwhile; a core is there for it;
+    make_noise: what fills the noise of a pass the fastest.
     """
 
     max_images: int = sys.maxsize
@@ -46,6 +48,7 @@ class Runner(Protocol):
     num_threads: int = 0
     queues_steps: bool = False
     decodes_beside_steps: bool = False
+    make_noise: type[GumbelNoise] = GumbelNoise
 
     def prefill(self, batch: PromptBatch) -> None:
         """Fills fresh caches from the prompts and generates token 0."""

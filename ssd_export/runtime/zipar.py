@@ -75,7 +75,7 @@ class ParallelRows:
         """
         check_rows(runner, table, start)
         self._runner, self._batch, self._grid, self._start = runner, batch, table.grid, start
-        self._noise = RowsNoise(batch, table.grid, codebook_size)
+        self._noise = RowsNoise(batch, table.grid, codebook_size, runner.make_noise)
         self.passes = self.accepted = 0
 
     def __iter__(self) -> Iterator[range]:
@@ -99,9 +99,15 @@ class ParallelRows:
 class RowsNoise:
     """Noise of places in several grid rows: a row is made when it begins and kept until it ends."""
 
-    def __init__(self, batch: PromptBatch, grid: Grid, codebook_size: int) -> None:
+    def __init__(
+        self,
+        batch: PromptBatch,
+        grid: Grid,
+        codebook_size: int,
+        make: type[GumbelNoise] = GumbelNoise,
+    ) -> None:
         self._width, self._images = grid.width, batch.num_images
-        self._make = None if batch.is_greedy else GumbelNoise(batch.images, codebook_size)
+        self._make = None if batch.is_greedy else make(batch.images, codebook_size)
         self._codes = codebook_size
         self._rows: dict[int, np.ndarray] = {}
 

@@ -17,15 +17,21 @@ import onnxruntime as ort
 import pytest
 
 from ssd_export.errors import UserError
-from ssd_export.export import onnx_writer
+from ssd_export.export import fused_step
 from ssd_export.export.exporter import export_bundle
 from ssd_export.export.functions import DOMAIN, AttentionNode
 from ssd_export.export.layer_attention import layer_attention
 from ssd_export.export.operators import IR_VERSION, OPSET, Operators, onnx_dtype
 from ssd_export.export.temporary_bundle import PolicyChoice
+from ssd_export.noise import GumbelNoise, ImageSeed
 from ssd_export.runtime import ort_operators
 from ssd_export.runtime.generate import ImageGenerator
-from ssd_export.runtime.ort_operators import LIBRARY, LIBRARY_VARIABLE, add_operators
+from ssd_export.runtime.ort_operators import (
+    LIBRARY,
+    LIBRARY_VARIABLE,
+    add_operators,
+    noise_maker,
+)
 from ssd_export.runtime.prompt_batch import PromptBatches, bundle_sampling
 from ssd_export.verify.spec import VerifySpec
 from ssd_export.verify.verify import verify
@@ -71,16 +77,18 @@ class FusedBackend(OrtBackend):
         add_operators(options, library)
         model = ir.to_proto(self._layer_model()).SerializeToString()
         self.step_session = ort.InferenceSession(model, options)
+        self.evict_session = None  # the operator evicts
 
     def _run(
         self, session: ort.InferenceSession, given: dict[str, np.ndarray]
     ) -> np.ndarray | None:
         if "query" in given:
             rows = np.concatenate([given.pop(name) for name in ("query", "key", "value")], axis=1)
+            angles = (len(rows), 1, 1, self.case.head_dim // 2)
             given |= {
                 "qkv": rows.reshape(len(rows), -1),
-                "cos": np.ones(rows.shape, np.float32),
-                "sin": np.zeros(rows.shape, np.float32),
+                "cos": np.ones(angles, np.float32),
+                "sin": np.zeros(angles, np.float32),
             }
         found = super()._run(session, given)
         if found is None:
@@ -92,8 +100,8 @@ class FusedBackend(OrtBackend):
         num_rows = case.num_heads * (case.query_group_size + 2)
         token = {
             "qkv": ("B", num_rows * case.head_dim),
-            "cos": ("B", num_rows, case.head_dim),
-            "sin": ("B", num_rows, case.head_dim),
+            "cos": ("B", 1, 1, case.head_dim // 2),
+            "sin": ("B", 1, 1, case.head_dim // 2),
         }
         of_token = [_float(name, shape) for name, shape in token.items()]
         of_token += [values["position"], values["prompt_length"]]
@@ -118,8 +126,8 @@ def _float(name: str, shape: tuple[str | int, ...]) -> ir.Value:
 
 
 def is_meant(case: Case) -> bool:
-    """RoPE turns pairs, and can_fuse leaves steps that evict by age and score to the others."""
-    return case.head_dim % 2 == 0 and not (case.rule.age_quota and case.evict_every == 1)
+    """RoPE turns pairs, and can_fuse leaves caches in int8 to the ordinary operators."""
+    return case.head_dim % 2 == 0 and case.kv_dtype == "model"
 
 
 # The widths that are compiled apart, beside those of the cases.
@@ -146,6 +154,119 @@ def test_other_processors_compute_the_same(instructions: str, tmp_path: Path) ->
     only = build(tmp_path, f"-DSSD_OPERATORS_ONLY={instructions}")
     for case in (*filter(is_meant, CASES), *WIDE):
         assert_matches_oracle(case, FusedBackend(case, only))
+    check_single_operators(only)
+
+
+def run_node(
+    library: Path, op_type: str, feeds: dict[str, np.ndarray], constant: str = ""
+) -> np.ndarray:
+    """What one operator of the library makes of its inputs, one of which may be a constant."""
+    given = {
+        name: ir.Value(
+            name=name,
+            shape=ir.Shape(array.shape),
+            type=ir.TensorType(onnx_dtype(array.dtype.name)),
+            const_value=ir.tensor(array, name=name) if name == constant else None,
+        )
+        for name, array in feeds.items()
+    }
+    ops = Operators()
+    (out,) = ops.many(op_type, *given.values(), domain=DOMAIN, num_outputs=1)
+    out.name = "out"
+    out.type = ir.TensorType(onnx_dtype("int32" if op_type == "DrawToken" else "float32"))
+    constants = [value for name, value in given.items() if name == constant]
+    graph = ir.Graph(
+        [value for name, value in given.items() if name != constant],
+        [out],
+        nodes=ops.tape.nodes,
+        initializers=constants,
+        opset_imports={"": OPSET, DOMAIN: 1},
+        name="one",
+    )
+    options = ort.SessionOptions()
+    add_operators(options, library)
+    model = ir.to_proto(ir.Model(graph, ir_version=IR_VERSION)).SerializeToString()
+    wanted = {name: array for name, array in feeds.items() if name != constant}
+    return ort.InferenceSession(model, options).run(None, wanted)[0]
+
+
+def check_single_operators(library: Path) -> None:
+    """Products of awkward sizes in each storage, gates, draws and noise against numpy."""
+    rng = np.random.default_rng(5)
+    for rows, depth, width, storage in PRODUCTS:
+        exact = rng.standard_normal((depth, width)).astype(np.float32)
+        if storage == "bfloat16":  # down to numbers that float16 has not
+            exact = (exact * np.float32(1e-7)).view(np.uint32) & np.uint32(0xFFFF0000)
+            exact = exact.view(np.float32)
+        elif storage == "float16":
+            exact = exact.astype(np.float16).astype(np.float32)
+        x = rng.standard_normal((rows, depth)).astype(np.float32)
+        bias = rng.standard_normal(width).astype(np.float32) * exact.std()
+        given = {"x": x, "matrix": exact, **({"bias": bias} if width % 2 else {})}
+        found = run_node(library, "PackedMatMul", given, "matrix")
+        wide = x.astype(np.float64) @ exact + (bias if width % 2 else 0)
+        bound = np.abs(x).astype(np.float64) @ np.abs(exact) + np.abs(bias)
+        assert np.all(np.abs(found - wide) <= 1e-6 * bound), (rows, depth, width, storage)
+    for size in (1, 7, 352):
+        gate_up = (10 * rng.standard_normal((3, 2 * size))).astype(np.float32)
+        gate, up = np.split(gate_up.astype(np.float64), 2, axis=1)
+        found = run_node(library, "GatedSilu", {"gate_up": gate_up})
+        np.testing.assert_allclose(found, gate / (1 + np.exp(-gate)) * up, 2e-6, 1e-30)
+    for images, codes, guided in ((1, 5, True), (3, 1664, True), (2, 33, False)):
+        logits = rng.standard_normal(((2 if guided else 1) * images, codes)).astype(np.float32)
+        noise = rng.standard_normal((4, images, codes)).astype(np.float32)
+        scale, heat = (rng.random(images).astype(np.float32) for _ in range(2))
+        step = np.array([6], np.int64)
+        inputs = {"logits": logits, "noise": noise, "step": step, "scale": scale, "heat": heat}
+        mixed = logits
+        if guided:
+            with_prompt, without = np.split(logits, 2)
+            mixed = without + scale[:, None] * (with_prompt - without)
+        wanted = np.argmax(mixed + heat[:, None] * noise[2], axis=1)
+        np.testing.assert_array_equal(run_node(library, "DrawToken", inputs), wanted)
+    seeds = [ImageSeed(2**63 + 5, 7), ImageSeed(1, 0)]
+    for codes in (1, 4, 1023, 1664, 5001):
+        native = noise_maker(library)(seeds, codes)(range(570, 574))
+        np.testing.assert_array_equal(native, GumbelNoise(seeds, codes)(range(570, 574)))
+
+
+# Rows, depth, width, and what holds the matrix exactly.
+PRODUCTS = [
+    (rows, depth, width, storage)
+    for storage in ("float16", "bfloat16", "float32")
+    for rows, depth, width in ((1, 1, 1), (2, 128, 704), (5, 3, 33), (13, 19, 31), (64, 128, 97))
+]
+
+
+def test_products_gates_draws_and_noise_are_numpys(library: Path) -> None:
+    assert noise_maker(library) is not GumbelNoise
+    check_single_operators(library)
+
+
+@pytest.mark.parametrize(
+    "name, broken",
+    [
+        ("matrix", {"matrix": np.zeros((3, 2), np.float32)}),
+        ("noise", {"noise": np.zeros((4, 3, 5), np.float32)}),
+    ],
+)
+def test_shapes_that_do_not_fit_are_refused(
+    name: str, broken: dict[str, np.ndarray], library: Path
+) -> None:
+    zeros = {"x": np.zeros((2, 4), np.float32), "matrix": np.zeros((4, 2), np.float32)}
+    draw = {
+        "logits": np.zeros((2, 5), np.float32),
+        "noise": np.zeros((4, 1, 5), np.float32),
+        "step": np.zeros(1, np.int64),
+        "scale": np.zeros(1, np.float32),
+        "heat": np.zeros(1, np.float32),
+    }
+    given, op_type, constant = (
+        (zeros, "PackedMatMul", "matrix") if name == "matrix" else (draw, "DrawToken", "")
+    )
+    run_node(library, op_type, given, constant)
+    with pytest.raises(Exception, match=op_type):
+        run_node(library, op_type, given | broken, constant)
 
 
 @pytest.fixture(scope="module")
@@ -163,6 +284,7 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Callable[[PolicyChoice
         PolicyChoice(policy="h2o"),
         PolicyChoice(policy="streaming-llm"),
         PolicyChoice(policy="tova"),
+        PolicyChoice(policy="headkv"),
         PolicyChoice(weights="int8"),
     ],
     ids=lambda choice: f"{choice.policy}-{choice.weights}",
@@ -200,7 +322,7 @@ def test_verify_compares_its_step_with_the_reference(
         def forgetful(ops: Operators, nodes: Sequence[AttentionNode], *rest: Any) -> Any:
             return layer_attention(ops, [replace(n, score_decay=decay) for n in nodes], *rest)
 
-        monkeypatch.setattr(onnx_writer, "layer_attention", forgetful)
+        monkeypatch.setattr(fused_step, "layer_attention", forgetful)
     path = exported(PolicyChoice(policy="h2o"))
     monkeypatch.setenv(LIBRARY_VARIABLE, str(library))
     report = verify(VerifySpec(path, against="torch", level="logits"))

@@ -317,7 +317,9 @@ void OrtRunner::decode_row(int64_t first, int64_t last, std::atomic<bool> const&
     }
     noise_row_ = row;
     for (int64_t step = first; step < last && !stop; ++step) {
-        evict(step);
+        if (!sessions_->fuses(step_graph_)) {  // it evicts by itself
+            evict(step);
+        }
         run(step_graph_, step);
     }
     if (!stop) {

@@ -24,6 +24,10 @@ std::string one_line(std::string message) {
     return message;
 }
 
+std::string file_of(std::string const& graph, bool is_fused) {
+    return "onnx/" + graph + (is_fused ? "_fused.onnx" : ".onnx");
+}
+
 // Opening a session frees about as much memory as it keeps (weights before they were packed), which
 // glibc would hold.
 void give_back_freed_memory() {
@@ -141,10 +145,13 @@ Ort::SessionOptions OrtSessions::options() const {
     return options;
 }
 
+bool OrtSessions::fuses(std::string const& graph) const {
+    return !is_cuda_ && bundle_.has(file_of(graph, true));
+}
+
 std::shared_ptr<Ort::Session> OrtSessions::open(std::string const& graph) const {
-    std::string const fused = "onnx/" + graph + "_fused.onnx";
-    bool const is_fused = !is_cuda_ && bundle_.has(fused);
-    std::string const path = bundle_.file(is_fused ? fused : "onnx/" + graph + ".onnx");
+    bool const is_fused = fuses(graph);
+    std::string const path = bundle_.file(file_of(graph, is_fused));
     bundle_.config().graph(graph);  // a graph without a contract is refused
     try {
         Ort::SessionOptions session_options = options();

@@ -24,6 +24,9 @@ public:
     // Shared, so that a session that is dropped here ends with its last user. Thread-safe.
     std::shared_ptr<Ort::Session> get(std::string const& graph);
 
+    // Whether a graph is opened in the form that the operators of engines/operators compute.
+    bool fuses(std::string const& graph) const;
+
     bool is_cuda() const { return is_cuda_; }
     int device() const { return device_; }
     // Threads that a graph computes with on the CPU.

@@ -1,0 +1,91 @@
+// What the processor's widest vectors are worth having for. The same sources are compiled for
+// several instruction sets, each in a namespace of its name, and chosen when the library is loaded.
+#pragma once
+
+#include <cstdint>
+
+namespace ssd_operators {
+
+// What is attended to. key, value: float [num_slots, head_dim]; position: -1 is an empty slot, and
+// at least one is not. score: float [num_slots], to which the probabilities of all queries are
+// added; null where the head does not rank by it.
+struct Slots {
+    float* key;
+    float* value;
+    int32_t* position;
+    float* score;
+    int num_slots;
+};
+
+// How a constant matrix is held: in two bytes where these have every one of its numbers.
+enum class Storage { float16, bfloat16, float32 };
+
+// A matrix [depth, width] in panels of so many columns, each [depth, columns], the last filled up
+// with zeros.
+struct Panels {
+    void const* weights;
+    Storage storage;
+    int64_t depth, width;
+};
+
+// Rows x float [num_rows, depth] times the panels, plus a bias [width] unless it is null, into
+// out [num_rows, width].
+struct Product {
+    float const* x;
+    float const* bias;
+    float* out;
+    int64_t num_rows;
+};
+
+// Codes that race to be an image's token: its rows of logits, the second null without guidance.
+struct Race {
+    float const* conditional;
+    float const* unconditional;
+    float const* noise;
+    float cfg_scale, temperature;
+};
+
+struct Kernels {
+    // out [num_queries, head_dim] of queries [num_queries, head_dim], scaled already. scratch:
+    // 2 * num_slots numbers.
+    void (*attend)(Slots const& slots, float const* queries, int num_queries, int head_dim,
+                   float* scratch, float* out);
+    // The first of the lowest numbers.
+    int (*lowest)(int32_t const* numbers, int count);
+    // out [size] = silu(gate_up[:size]) * gate_up[size:].
+    void (*gated_silu)(float const* gate_up, int64_t size, float* out);
+    // Columns of a panel.
+    int64_t columns;
+    // Writes a matrix [depth, width] as panels; false where the storage does not hold it.
+    bool (*pack)(float const* matrix, Storage storage, int64_t depth, int64_t width, void* panels);
+    // One panel of a product. scratch: depth * columns floats.
+    void (*multiply)(Product const& product, Panels const& panels, int64_t panel, float* scratch);
+    // Gumbel noise float [num_codes] of an image's step (ssd_export/noise.py).
+    void (*fill_noise)(uint64_t seed, uint32_t image, uint32_t step, int64_t num_codes,
+                       float* noise);
+    // The first of the codes that win. scratch: num_codes floats.
+    int64_t (*draw)(Race const& race, int64_t num_codes, float* scratch);
+    char const* name;
+};
+
+#define SSD_DECLARE_KERNELS(set)                                       \
+    namespace set {                                                    \
+    void attend(Slots const&, float const*, int, int, float*, float*); \
+    int lowest(int32_t const*, int);                                   \
+    void gated_silu(float const*, int64_t, float*);                    \
+    int64_t panel_columns();                                           \
+    bool pack(float const*, Storage, int64_t, int64_t, void*);         \
+    void multiply(Product const&, Panels const&, int64_t, float*);     \
+    void fill_noise(uint64_t, uint32_t, uint32_t, int64_t, float*);    \
+    int64_t draw(Race const&, int64_t, float*);                        \
+    }
+SSD_DECLARE_KERNELS(baseline)
+#if defined(SSD_OPERATORS_X86)
+SSD_DECLARE_KERNELS(avx2)
+SSD_DECLARE_KERNELS(avx512)
+#endif
+
+// The best ones that this processor runs.
+Kernels const& kernels();
+
+}  // namespace ssd_operators

@@ -1,0 +1,101 @@
+"""The decode step with operators of engines/operators (C++): one for a layer's attention, one for a
+product, one for the gate of an MLP, one that draws the token.
+
+Its contract is decode_step's, and so is its arithmetic but for the order of sums; runners without
+the library run decode_step itself. It evicts by itself (layer_attention.py).
+"""
+
+from __future__ import annotations
+
+import onnx_ir as ir
+
+from ssd_export.bundle import graphs
+from ssd_export.export.functions import DOMAIN
+from ssd_export.export.layer_attention import layer_attention
+from ssd_export.export.onnx_writer import (
+    FINAL_NORM,
+    GraphWriter,
+    attention_nodes,
+    cache_tensors,
+    draw,
+    graph_inputs,
+    image_logits,
+    norm_name,
+    rms_norm,
+    rope_angles,
+    step_outputs,
+    token_before,
+)
+from ssd_export.graph_spec import GraphSpec
+
+CONTRIBUTED = "com.microsoft"  # operators that every ONNX Runtime has
+
+
+def write_fused_step(writer: GraphWriter, top_k: bool = False) -> tuple[GraphSpec, ir.Model]:
+    """Writes decode_step with these operators. Changes the writer: products are packed."""
+    config, ops = writer.config, writer.ops
+    writer.packs_products = True
+    spec = graphs.decode_step_spec(config, writer.table, writer.dtype, top_k)
+    inputs = graph_inputs(spec)
+    hidden, position = token_before(writer, inputs)
+    prompt_length = inputs["prompt_length"]
+    end = ops.reshape(prompt_length, [-1, 1, 1, 1])
+    cos, sin = rope_angles(writer, ops.reshape(position, [-1, 1, 1, 1]), end)
+    outputs: dict[str, ir.Value] = {}
+    normed = rms_norm(writer, hidden, norm_name(0))
+    for layer in range(config.num_layers):
+        nodes = attention_nodes(writer, layer)
+        caches = [
+            cache for index, node in enumerate(nodes) for cache in cache_tensors(layer, index, node)
+        ]
+        qkv = writer.linear(normed, f"layers.{layer}.qkv")
+        token = [qkv, cos, sin, position, prompt_length]
+        past = [inputs[cache.past] for cache in caches]
+        merged, present = layer_attention(ops, nodes, token, past)
+        outputs |= {cache.present: own for cache, own in zip(caches, present, strict=True)}
+        hidden, normed = _after_attention(writer, hidden, merged, layer)
+    logits = image_logits(writer, normed)
+    token_drawn = (
+        draw(writer, logits, inputs["step"], inputs) if top_k else _draw(writer, logits, inputs)
+    )
+    outputs |= step_outputs(writer, inputs, token_drawn, logits)
+    model = writer.model(spec, inputs, outputs)
+    model.graph.opset_imports.update({DOMAIN: 1, CONTRIBUTED: 1})
+    return spec, model
+
+
+def _after_attention(
+    writer: GraphWriter, hidden: ir.Value, attended: ir.Value, layer: int
+) -> tuple[ir.Value, ir.Value]:
+    """(the residual stream after a layer, the same normed for what comes next)."""
+    source = f"language_model.layers.{layer}"
+    projected = writer.linear(attended, f"layers.{layer}.o")
+    weight = f"{source}.post_attention_layernorm.weight"
+    hidden, normed = _add_and_norm(writer, hidden, projected, weight)
+    gate_up = writer.linear(normed, f"layers.{layer}.gate_up")
+    gated = writer.ops.many("GatedSilu", gate_up, domain=DOMAIN, num_outputs=1)[0]
+    is_last = layer == writer.config.num_layers - 1
+    following = FINAL_NORM if is_last else norm_name(layer + 1)
+    return _add_and_norm(writer, hidden, writer.linear(gated, f"layers.{layer}.down"), following)
+
+
+def _add_and_norm(
+    writer: GraphWriter, hidden: ir.Value, change: ir.Value, weight: str
+) -> tuple[ir.Value, ir.Value]:
+    """(hidden + change, its RMSNorm)."""
+    normed, _, _, added = writer.ops.many(
+        "SkipSimplifiedLayerNormalization",
+        hidden,
+        change,
+        writer.weight(weight),
+        domain=CONTRIBUTED,
+        num_outputs=4,
+        epsilon=float(writer.config.rms_norm_eps),
+    )
+    return added, normed
+
+
+def _draw(writer: GraphWriter, logits: ir.Value, inputs: dict[str, ir.Value]) -> ir.Value:
+    """The tokens of a step, int32 [N]."""
+    operands = [inputs[name] for name in ("noise", "step", "cfg_scale", "temperature")]
+    return writer.ops.many("DrawToken", logits, *operands, domain=DOMAIN, num_outputs=1)[0]
