@@ -28,10 +28,9 @@ from ssd_export.config import ModelConfig
 from ssd_export.machine import num_cpus
 from ssd_export.model.families import PUBLISHED, assumed_head_map
 from ssd_export.model.find import DEMO_CHECKPOINT
-from ssd_export.policy.allocation import allocate
 from ssd_export.policy.head_map import HeadMap, find_head_map
-from ssd_export.policy.make import make_policy
 from ssd_export.policy.table import PolicyTable
+from ssd_export.policy.usual import usual_policy
 from ssd_export.report.environment import busy_note
 from ssd_export.report.measurement import measurement, write_measurement
 from ssd_export.report.measurement import table as table_of
@@ -44,17 +43,9 @@ def policy_table(name: str, config: ModelConfig, budget: float) -> PolicyTable:
     model's heads.
     """
     head_map = find_head_map(config, assumed=assumed_head_map(config, ()))
-    allocation = None
     if name == "ssd-auto":
         head_map = stretched(HeadMap.load(DEMO_CHECKPOINT / "head_map.json"), config)
-        allocation = allocate(head_map, budget).heads
-    return make_policy(
-        name,
-        config,
-        budget=1.0 if name == "full" else budget,
-        head_map=head_map,
-        allocation=allocation,
-    )
+    return usual_policy(name, config, budget=1.0 if name == "full" else budget, head_map=head_map)
 
 
 def stretched(small: HeadMap, config: ModelConfig) -> HeadMap:

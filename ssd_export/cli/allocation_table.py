@@ -11,11 +11,19 @@ if TYPE_CHECKING:
 
 
 def group_lines(table: PolicyTable) -> list[str]:
-    """One line a layer: heads x image slots and rule of each group."""
+    """One line a layer: heads x image slots and rule of each group; and when they evict."""
     wide = len(str(len(table.layers) - 1))
+    together = (
+        "each head evicts as suits it"
+        if table.lookahead is None
+        else f"all heads evict before the same steps, {table.lookahead} tokens apart or a multiple"
+    )
     return [
-        f"layer {index:>{wide}}  " + "   ".join(_group(group, table) for group in groups)
-        for index, groups in enumerate(table.layers)
+        *(
+            f"layer {index:>{wide}}  " + "   ".join(_group(group, table) for group in groups)
+            for index, groups in enumerate(table.layers)
+        ),
+        together,
     ]
 
 

@@ -10,7 +10,6 @@ import click
 
 from ssd_export.cli import options
 from ssd_export.cli.verb import option, verb
-from ssd_export.errors import UserError
 
 if TYPE_CHECKING:
     from ssd_export.tensorrt.engine_manifest import EngineEntry
@@ -106,7 +105,10 @@ def command(
 
     sizes = None if batch is None else Batch.parse(batch)
     spec = BuildSpec(
-        bundle=resolve_bundle(bundle), batch=sizes, lookahead=window_of(lookahead), **asked
+        bundle=resolve_bundle(bundle),
+        batch=sizes,
+        lookahead=options.window_of(lookahead, "build-engine"),
+        **asked,
     )
     plan = plan_build(spec)
     for line in plan_lines(plan):
@@ -132,14 +134,6 @@ def command(
     for text in manifest.warnings:
         click.echo(f"warning: {text}", err=True)
     click.echo(plan.bundle.path / plan.folder)
-
-
-def window_of(text: str) -> int | None:
-    """Tokens of a pass: 1 where there is none, None for auto. Raises: UserError."""
-    mode = None if text == "auto" else options.lookahead_of(text)
-    if isinstance(mode, str):
-        raise UserError(f"build-engine has no --lookahead {mode}; use auto, off or 16")
-    return mode
 
 
 def plan_lines(plan: BuildPlan) -> list[str]:

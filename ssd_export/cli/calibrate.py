@@ -446,14 +446,12 @@ def _comparison(head_map: HeadMap, other: HeadMap, name: str) -> str:
 
 def _predictions(head_map: HeadMap, config: ModelConfig, prompt_slots: int) -> list[str]:
     from ssd_export.cli.allocation_table import predicted_lines
-    from ssd_export.policy.allocation import allocate
-    from ssd_export.policy.make import make_policy
+    from ssd_export.policy.usual import usual_policy
 
     lines = []
     for budget in (0.1, 0.2):
-        chosen = allocate(head_map, budget).heads
-        table = make_policy(
-            "ssd-auto", config, budget=budget, prompt_slots=prompt_slots, allocation=chosen
+        table = usual_policy(
+            "ssd-auto", config, budget=budget, prompt_slots=prompt_slots, head_map=head_map
         )
         lines += [f"budget {budget}: {line}" for line in predicted_lines(head_map, config, table)]
     return lines

@@ -61,14 +61,15 @@ from ssd_export.runtime.runners import check_threads
             " mostly half]"
         ),
     ),
-    option(
-        "--lookahead",
-        type=int,
-        metavar="TOKENS",
+    options.lookahead.but(
+        default="auto",
+        metavar="auto|off|TOKENS",
         help=(
             "Let all heads evict before the same steps, so many tokens apart or a multiple: passes"
             " of `generate --lookahead` are then seldom cut short. Heads' sizes change for it, and"
-            " with them the images; the budget is kept.  [default: each head evicts as suits it]"
+            " with them the images; the budget is kept. auto: ssd-auto takes a third of a grid row,"
+            " or a sixth, where the head map predicts at most twice the loss; off: each head evicts"
+            " as suits it."
         ),
     ),
     options.head_map,
@@ -120,7 +121,7 @@ from ssd_export.runtime.runners import check_threads
         help=(
             "The bundle's folder.  [default:"
             " bundles/<model>-<policy>-b<budget>-<dtype>[-<weights>][-kv-<kv-dtype>]"
-            "[-lookahead<tokens>]]"
+            "[-lookahead<tokens>|-no-lookahead]]"
         )
     ),
     option(
@@ -168,6 +169,7 @@ def command(threads: int | None, **asked: Any) -> None:
     from ssd_export.model.torch_threads import set_torch_threads
 
     set_torch_threads(threads)
+    asked["lookahead"] = options.window_of(asked["lookahead"], "export")
     spec = ExportSpec(**asked)
     with ProgressReport(in_bytes=("weights",)) as progress:
         path = export_bundle(spec, progress=progress, kept=_say_kept)

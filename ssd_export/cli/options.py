@@ -381,6 +381,16 @@ def lookahead_of(text: str) -> int | str:
     return int(text)
 
 
+def window_of(text: str, verb: str) -> int | None:
+    """Tokens of a pass that a verb prepares for: 1 where there is none, None for auto. Raises:
+    UserError.
+    """
+    mode = None if text == "auto" else lookahead_of(text)
+    if isinstance(mode, str):
+        raise UserError(f"{verb} has no --lookahead {mode}; use auto, off or 16")
+    return mode
+
+
 def lossless_lookahead_of(text: str) -> int | str:
     """lookahead_of for images that do not say how they were decoded. Raises: UserError."""
     mode = lookahead_of(text)

@@ -50,11 +50,10 @@ from ssd_export.model.find import Model, find_model, local_folder
 from ssd_export.model.hub import is_hub_id
 from ssd_export.os_errors import is_file, is_folder, os_error
 from ssd_export.plan.memory import check_fits, export_bytes
-from ssd_export.policy.allocation import allocate
 from ssd_export.policy.head_map import HeadMap
-from ssd_export.policy.make import make_policy
-from ssd_export.policy.presets import DEFAULT_GROUPS, Heads, default_policy, policy_of
+from ssd_export.policy.presets import DEFAULT_GROUPS, default_policy, policy_of
 from ssd_export.policy.table import PolicyTable
+from ssd_export.policy.usual import EACH_FOR_ITSELF, usual_policy
 from ssd_export.sampling import Sampling
 from ssd_export.typed_json import read_json
 from ssd_export.version import TOOL_VERSION
@@ -73,7 +72,8 @@ class ExportSpec:
         policy: a name; None takes ssd-auto where the head map has costs, else ssd-row.
         budget: mean image slots of a head, as a share of the image tokens.
         window, evict_every, num_recent, num_sinks: replace the policy's numbers.
-        lookahead: tokens between two steps before which heads evict.
+        lookahead: tokens between two steps before which heads evict; 1 lets each evict for itself,
+            None takes what the head map predicts no harm of.
         head_map: a file, a built-in map or a control; None takes the model's.
         groups: rules and sizes that ssd-auto may use in a layer.
         prompt_slots: slots for the prompt; None takes the family's.
@@ -280,7 +280,8 @@ def precision_name(spec: ExportSpec) -> str:
         + [spec.precision.name] * (spec.precision.name != "none")
         + [f"decoder-{spec.decoder_weights}"] * (spec.decoder_weights != "none")
         + [f"kv-{spec.kv_dtype}"] * (spec.kv_dtype != "model")
-        + [f"lookahead{spec.lookahead}"] * (spec.lookahead is not None)
+        + ["no-lookahead" if spec.lookahead == EACH_FOR_ITSELF else f"lookahead{spec.lookahead}"]
+        * (spec.lookahead is not None)
     )
     return "-".join(parts)
 
@@ -298,7 +299,7 @@ def settle_policy(spec: ExportSpec, checkpoint: Checkpoint) -> tuple[PolicyTable
             f" the model's {config.max_positions} positions; use --prompt-slots"
             f" {config.max_positions - num_tokens} or less"
         )
-    head_map = allocation = None
+    head_map = None
     if spec.policy is None or policy_of(spec.policy).needs_head_map:
         head_map = checkpoint.head_map(spec.head_map)
     if spec.num_layers is not None:
@@ -310,22 +311,14 @@ def settle_policy(spec: ExportSpec, checkpoint: Checkpoint) -> tuple[PolicyTable
     has_options = any(value is not None for value in asked.values())
     has_costs = head_map is not None and bool(head_map.cost_options)
     policy = spec.policy or default_policy(has_costs, has_options)
-    if (
-        policy_of(policy).heads is Heads.ALLOCATED
-        and head_map
-        and has_costs
-        and 0 < spec.budget < 1
-    ):
-        allocation = allocate(head_map, spec.budget, spec.groups, spec.lookahead).heads
-    table = make_policy(
+    table = usual_policy(
         policy,
         config,
         budget=spec.budget,
-        prompt_slots=prompt_slots,
+        lookahead=spec.lookahead,
         head_map=head_map,
         groups=spec.groups,
-        allocation=allocation,
-        lookahead=spec.lookahead,
+        prompt_slots=prompt_slots,
         **asked,
     )
     return replace(table, kv_dtype=spec.kv_dtype).validate(), head_map

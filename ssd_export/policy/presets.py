@@ -56,8 +56,9 @@ class Policy:
 
     by_score: heads rank by score, else by position (R3); num_recent: R3's default of it;
     score_decay: R2; pinned_columns, age_quota: R3's; row_buffer: an eviction frees a grid row of
-    slots unless told otherwise, else one (R7); options: numbers that a user may set. Where head
-    types are told apart, all of this is about semantic heads.
+    slots unless told otherwise, else one (R7); options: numbers that a user may set;
+    evicts_together: heads may evict before the same steps without being asked to. Where head types
+    are told apart, all of this is about semantic heads.
     """
 
     name: str
@@ -69,6 +70,7 @@ class Policy:
     age_quota: bool = False
     row_buffer: bool = False
     options: tuple[str, ...] = ("evict_every", "num_recent", "num_sinks", "lookahead")
+    evicts_together: bool = False
 
     @property
     def needs_head_map(self) -> bool:
@@ -81,13 +83,14 @@ POLICIES: dict[str, Policy] = {
     row.name: row
     for row in (
         Policy(FULL, Heads.EVERYTHING, options=()),
-        Policy("ssd-auto", Heads.ALLOCATED, options=("lookahead",)),
+        Policy("ssd-auto", Heads.ALLOCATED, options=("lookahead",), evicts_together=True),
         Policy(
             "ssd-row",
             Heads.BY_TYPE,
             num_recent=half_of_the_slots,
             row_buffer=True,
             options=BY_TYPE_OPTIONS,
+            evicts_together=True,
         ),
         Policy("ssd", Heads.BY_TYPE, num_recent=half_of_the_slots, options=BY_TYPE_OPTIONS),
         Policy("streaming-llm", Heads.ALIKE, by_score=False),

@@ -1,10 +1,10 @@
 """A policy, and what is changed of it, in one word: h2o@evict-every=24, ssd-row@head-map=swapped,
 ssd-auto@groups=1.
 
-Keys are the options of `export` that decide a policy: window, evict-every, num-recent, lookahead,
-groups and head-map (a file, a built-in map, random:SEED, swapped). Two more are for comparisons:
-num-sinks (first prompt tokens that are never evicted; -1 is the whole prompt) and groups=unlimited,
-which no bundle holds: torch alone replays it.
+Keys are the options of `export` that decide a policy: window, evict-every, num-recent, lookahead (1
+is off), groups and head-map (a file, a built-in map, random:SEED, swapped). Two more are for
+comparisons: num-sinks (first prompt tokens that are never evicted; -1 is the whole prompt) and
+groups=unlimited, which no bundle holds: torch alone replays it.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ LEAST = {
     "num-recent": 0,
     "num-sinks": -1,
     "groups": 1,
-    "lookahead": 2,
+    "lookahead": 1,
 }
 NUMBERS = tuple(LEAST)
 KEYS = (*NUMBERS, "head-map")
