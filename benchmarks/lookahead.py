@@ -4,10 +4,10 @@
         [--caches "full,0.2,0.2 for 8"] [--windows 4,8,16,24]
 
 Captions are those of held-out scenes of the demo model; caches are full and ssd-auto at 0.2 and
-0.1, as they are and for lookahead (export --lookahead 8, 16 and 24). Tokens and slots are compared
-with single steps of the same runner, for batch 1 the slots after every pass. Where an image is
-parted from its twin, the margin is that of the two best codes of the race where they part. Passes
-are counted with sampling as the demo does it.
+0.1, heads evicting each for itself and for lookahead (export --lookahead off, 8, 16 and 24). Tokens
+and slots are compared with single steps of the same runner, for batch 1 the slots after every pass.
+Where an image is parted from its twin, the margin is that of the two best codes of the race where
+they part. Passes are counted with sampling as the demo does it.
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ from ssd_export.report.measurement import measurement, table, write_measurement
 from ssd_export.runtime.draw import race_of
 from ssd_export.runtime.generate import ImageGenerator
 from ssd_export.runtime.lookahead import DRAFTS, WINNER, Lookahead
+from ssd_export.policy.usual import EACH_FOR_ITSELF
 from ssd_export.runtime.loop import decode, single_steps
 from ssd_export.runtime.ort_runner import OrtRunner
 from ssd_export.runtime.prompt_batch import PromptBatch, PromptBatches, bundle_sampling
@@ -40,8 +41,8 @@ from ssd_export.runtime.prompt_batch import PromptBatch, PromptBatches, bundle_s
 OUT = Path("docs/measurements/lookahead.json")
 PLAIN = {
     "full": PolicyChoice(policy="full", budget=1.0),
-    "0.2": PolicyChoice(budget=0.2),
-    "0.1": PolicyChoice(budget=0.1),
+    "0.2": PolicyChoice(budget=0.2, lookahead=EACH_FOR_ITSELF),
+    "0.1": PolicyChoice(budget=0.1, lookahead=EACH_FOR_ITSELF),
 }
 FOR_LOOKAHEAD = {
     f"{budget} for {tokens}": PolicyChoice(budget=budget, lookahead=tokens)
