@@ -29,11 +29,11 @@ from ssd_export.export.temporary_bundle import PolicyChoice, temporary_bundle
 from ssd_export.graph_spec import CacheTensor
 from ssd_export.metrics.scene_score import draw_scenes
 from ssd_export.noise import GumbelNoise
+from ssd_export.policy.usual import EACH_FOR_ITSELF
 from ssd_export.report.measurement import measurement, table, write_measurement
 from ssd_export.runtime.draw import race_of
 from ssd_export.runtime.generate import ImageGenerator
 from ssd_export.runtime.lookahead import DRAFTS, WINNER, Lookahead
-from ssd_export.policy.usual import EACH_FOR_ITSELF
 from ssd_export.runtime.loop import decode, single_steps
 from ssd_export.runtime.ort_runner import OrtRunner
 from ssd_export.runtime.prompt_batch import PromptBatch, PromptBatches, bundle_sampling

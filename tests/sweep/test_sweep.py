@@ -428,7 +428,7 @@ def test_jobs_follow_cores_memory_and_the_model(
         (dict(policies=("h2o@num-recent=many",)), "wants a whole number, not 'many'"),
         (dict(policies=("ssd-auto@groups=4",)), "outside 1..3; use groups=3 or unlimited"),
         (dict(lookahead=(8,), num_prompts=0), "--lookahead generates images; use --num-prompts"),
-        (dict(policies=("h2o@lookahead=1",)), "lookahead=1 is below 2; use lookahead=2 or more"),
+        (dict(policies=("h2o@lookahead=0",)), "lookahead=0 is below 1; use lookahead=1 or more"),
         (dict(policies=("h2o@groups=unlimited",)), "only ssd-auto, with nothing else"),
     ],
 )

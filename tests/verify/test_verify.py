@@ -20,6 +20,7 @@ from ssd_export.export.exporter import export_bundle
 from ssd_export.export.temporary_bundle import PolicyChoice
 from ssd_export.policy.head_map import HeadMap
 from ssd_export.policy.table import HeadGroup, PolicyTable
+from ssd_export.policy.usual import EACH_FOR_ITSELF
 from ssd_export.runtime import loop
 from ssd_export.runtime.ort_runner import OrtRunner
 from ssd_export.verify import generation as ladder
@@ -219,7 +220,8 @@ def export_with_other_graphs(
         return write_graphs(folder, config, edited_groups(table, edit), *rest)
 
     monkeypatch.setattr(exporter, "write_graphs", faulty)
-    return export_bundle(PolicyChoice(str(checkpoint), policy, 0.1).export_spec(out))
+    choice = PolicyChoice(str(checkpoint), policy, 0.1, lookahead=EACH_FOR_ITSELF)
+    return export_bundle(choice.export_spec(out))
 
 
 def guard_off_by_one(group: HeadGroup) -> HeadGroup:
