@@ -36,7 +36,7 @@ def compare(bundle: Bundle, num_images: int, num_threads: int, num_steps: int) -
     runners = [
         OrtRunner(bundle, num_threads=num_threads, uses_operators=uses) for uses in (False, True)
     ]
-    if not runners[1].fuses_attention:
+    if not runners[1].fuses_steps:
         raise SystemExit("this bundle has no steps for these operators; export it again")
     turns: list[list[tuple[float, float]]] = [[], []]
     for runner in runners:

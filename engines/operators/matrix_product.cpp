@@ -21,7 +21,7 @@ constexpr int lanes = 8, most_rows = 6;
 constexpr int lanes = 4, most_rows = 4;
 #endif
 constexpr int columns = 2 * lanes;
-constexpr int64_t few_rows = most_rows;  // more use a panel often enough to widen it once
+constexpr int64_t few_rows = 2 * most_rows;  // more use a panel often enough to widen it once
 
 typedef float Vector __attribute__((vector_size(4 * lanes)));
 typedef uint32_t Words __attribute__((vector_size(4 * lanes)));

@@ -16,11 +16,14 @@ namespace {
 
 constexpr int64_t windows[] = {4, 6, 8, 12, 16, AutoWindow::widest};
 constexpr int64_t operators_of_a_layer = 65;
-constexpr double more_operators = 1.4;  // of a pass than of a step
-constexpr double has_to_save = 0.05;    // of a step's time, for what the model does not know
-constexpr int64_t remembered = 32;      // drafts before the newest one that count
-constexpr double opening_steps = 30;    // of a graph where only one is open at a time, in steps
-constexpr double shares = 20;           // of which the share of right drafts is a multiple
+constexpr int64_t operators_of_a_fused_layer = 8;  // of a step with the operators of ../operators
+constexpr uint64_t glance = 1024;                  // numbers of a matrix
+constexpr uint32_t lost_bits = 0x1FFF;             // of a float32 that float16 has not
+constexpr double more_operators = 1.4;             // of a pass than of a step
+constexpr double has_to_save = 0.05;  // of a step's time, for what the model does not know
+constexpr int64_t remembered = 32;    // drafts before the newest one that count
+constexpr double opening_steps = 30;  // of a graph where only one is open at a time, in steps
+constexpr double shares = 20;         // of which the share of right drafts is a multiple
 
 struct Rates {
     double bandwidth, matrix_rate, op;
@@ -32,8 +35,25 @@ constexpr int cores_of_bandwidth = 3;  // more read no faster
 char const* const not_of_a_step[] = {"language_model.embed_tokens.weight", "generation_embeddings.",
                                      "caption_projection.", "vqmodel."};
 
-// Bytes of the weights that a step multiplies by, from the header of the weights file.
-int64_t weight_bytes(Bundle const& bundle) {
+// Bytes of the weights that a step multiplies by, and how many less the operators of ../operators
+// read of them: half of float32 matrices that came in two bytes a number.
+struct WeightBytes {
+    int64_t read = 0, packed = 0;
+};
+
+// Whether the first numbers of a float32 tensor have the bits of float16 alone.
+bool came_in_two_bytes(std::byte const* numbers, uint64_t count) {
+    uint32_t seen = 0;
+    for (uint64_t i = 0; i < std::min(count, glance); ++i) {
+        uint32_t bits = 0;
+        std::memcpy(&bits, numbers + i * sizeof bits, sizeof bits);
+        seen |= bits;
+    }
+    return (seen & lost_bits) == 0;
+}
+
+// From the header of the weights file.
+WeightBytes weight_bytes(Bundle const& bundle) {
     std::string const& name = bundle.config().text_embeddings.file;
     MappedFile const file(bundle.file(name));
     uint64_t length = 0;
@@ -45,7 +65,8 @@ int64_t weight_bytes(Bundle const& bundle) {
              " has no header; export it again with --force");
     }
     auto const* text = reinterpret_cast<char const*>(file.data()) + sizeof length;
-    uint64_t sum = 0;
+    WeightBytes bytes;
+    std::byte const* const data = file.data() + sizeof length + length;
     try {
         auto const header = nlohmann::json::parse(text, text + length);
         for (auto const& [tensor, entry] : header.items()) {
@@ -57,15 +78,24 @@ int64_t weight_bytes(Bundle const& bundle) {
             if (counts) {
                 auto const& offsets = entry.at("data_offsets");
                 using Offset = nlohmann::json::number_unsigned_t;  // get_ref throws for another
-                sum += offsets.at(1).get_ref<Offset const&>();
-                sum -= offsets.at(0).get_ref<Offset const&>();
+                uint64_t const begin = offsets.at(0).get_ref<Offset const&>();
+                uint64_t const end = offsets.at(1).get_ref<Offset const&>();
+                if (begin > end || end > file.size() - sizeof length - length) {
+                    fail(SSD_BAD_BUNDLE, "bundle ", bundle.path(), ": ", name, " has no ", tensor,
+                         "; export it again with --force");
+                }
+                bytes.read += static_cast<int64_t>(end - begin);
+                if (entry.at("dtype") == "F32" && entry.at("shape").size() == 2 &&
+                    came_in_two_bytes(data + begin, (end - begin) / sizeof(float))) {
+                    bytes.packed += static_cast<int64_t>((end - begin) / 2);
+                }
             }
         }
     } catch (nlohmann::json::exception const&) {
         fail(SSD_BAD_BUNDLE, "bundle ", bundle.path(), ": the header of ", name,
              " is damaged; export it again with --force");
     }
-    return static_cast<int64_t>(sum);
+    return bytes;
 }
 
 // Float operations of a decode step of one image.
@@ -88,7 +118,7 @@ int64_t step_operations(Config const& config) {
 
 }  // namespace
 
-PassCost PassCost::of(Bundle const& bundle, int cpu_threads, bool opens_again) {
+PassCost PassCost::of(Bundle const& bundle, int cpu_threads, bool opens_again, bool fuses_steps) {
     Config const& config = bundle.config();
     Rates rates = gpu;
     if (cpu_threads > 0) {
@@ -97,10 +127,18 @@ PassCost PassCost::of(Bundle const& bundle, int cpu_threads, bool opens_again) {
     }
     auto const cache = static_cast<int64_t>(config.policy.cache_bytes(
         config.model.head_dim, item_bytes(config.dtype), config.model.rows_per_image));
+    WeightBytes const weights = weight_bytes(bundle);
+    double saved = 0;
+    if (fuses_steps) {
+        int64_t const fewer =
+            (operators_of_a_layer - operators_of_a_fused_layer) * config.model.num_layers;
+        saved = static_cast<double>(fewer) * rates.op +
+                static_cast<double>(weights.packed) / rates.bandwidth;
+    }
     return {static_cast<double>(operators_of_a_layer * config.model.num_layers) * rates.op,
-            static_cast<double>(weight_bytes(bundle) + cache) / rates.bandwidth,
+            static_cast<double>(weights.read + cache) / rates.bandwidth,
             static_cast<double>(step_operations(config)) / rates.matrix_rate,
-            opens_again ? opening_steps : 0};
+            opens_again ? opening_steps : 0, saved};
 }
 
 double PassCost::of_window(int64_t window) const {

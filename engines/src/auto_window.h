@@ -13,12 +13,13 @@ namespace ssd_runtime {
 struct PassCost {
     double overhead, moving, computing;
     double opening;  // decode steps that going from single steps to passes takes, or back
+    double saved;    // by operators that single steps have and a pass has not
 
     // Of one image. cpu_threads: that a step computes with; 0: a GPU does. opens_again: whether
-    // one graph is open at a time.
-    static PassCost of(Bundle const& bundle, int cpu_threads, bool opens_again);
+    // one graph is open at a time. fuses_steps: whether steps have the operators of ../operators.
+    static PassCost of(Bundle const& bundle, int cpu_threads, bool opens_again, bool fuses_steps);
 
-    double step() const { return overhead + moving + computing; }
+    double step() const { return overhead + moving + computing - saved; }
     double of_window(int64_t window) const;
 };
 

@@ -116,9 +116,9 @@ void Generation::choose_passes(PromptBatch const& batch) {
     if (lookahead_ != SSD_LOOKAHEAD_AUTO || count_ > 1 || !runner_->why_no_window().empty()) {
         return;
     }
-    AutoWindow window(
-        PassCost::of(model_->bundle(), runner_->cpu_threads(), runner_->opens_again()),
-        config.policy.rooms(batch.lengths));
+    AutoWindow window(PassCost::of(model_->bundle(), runner_->cpu_threads(), runner_->opens_again(),
+                                   runner_->fuses_steps()),
+                      config.policy.rooms(batch.lengths));
     if (window.could_pay()) {
         ahead_ = std::make_unique<Lookahead>(*runner_, batch, config, std::move(window));
     }

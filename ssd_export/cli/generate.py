@@ -284,10 +284,12 @@ def _speed_line(generator: ImageGenerator, spec: GenerateSpec, seconds: float) -
     what.
     """
     from ssd_export.machine import num_cpus
-    from ssd_export.plan.step_speed import read_bandwidth, speed_line, step_bytes
+    from ssd_export.plan.step_speed import packed_bytes, read_bandwidth, speed_line, step_bytes
 
     num_images = min(spec.batch, generator.runner.max_images, spec.total_images)
     num_bytes = step_bytes(generator.bundle, num_images)
+    if generator.runner.fuses_steps:
+        num_bytes -= packed_bytes(generator.bundle)
     bandwidth = read_bandwidth(num_bytes, generator.runner.num_threads or num_cpus())
     tokens = options.lookahead_of(spec.lookahead)
     mode = "one token a pass" if tokens == 1 else f"up to {tokens} tokens a pass"

@@ -10,15 +10,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
+from itertools import accumulate
 
 from ssd_export.bundle import Bundle
 from ssd_export.config import ModelConfig
-from ssd_export.plan.step_speed import step_bytes
+from ssd_export.plan.step_speed import packed_bytes, step_bytes
 from ssd_export.policy.table import PolicyTable
 
 WINDOWS = (4, 6, 8, 12, 16, 24)
 OFF = 1
 OPERATORS_OF_A_LAYER = 65
+OPERATORS_OF_A_FUSED_LAYER = 8  # of a decode step with the operators of engines/operators
 MORE_OPERATORS = 1.4  # of a pass than of a step
 HAS_TO_SAVE = 0.05  # of a step's time, for what the model does not know
 FIRST_GUESS = 0.3  # of how often a draft is right: single steps, which compare drafts at no cost
@@ -47,7 +50,8 @@ class PassCost:
     """Seconds of a pass by its window. written: what each token of a window costs beside its
     operations, in steps, where a runner writes them one at a time; fixed: tokens that a pass
     computes whatever its window, 0 where it has no more; opening: decode steps that going from
-    single steps to passes takes, or back.
+    single steps to passes takes, or back; saved: what single steps save by operators that a pass
+    does without.
     """
 
     overhead: float
@@ -56,6 +60,7 @@ class PassCost:
     written: float = 0.0
     fixed: int = 0
     opening: int = 0
+    saved: float = 0.0
 
     @classmethod
     def of(
@@ -67,12 +72,19 @@ class PassCost:
         written: float = 0.0,
         fixed: int = 0,
         opens_again: bool = False,
+        fuses_steps: bool = False,
     ) -> PassCost:
-        """The cost for so many images at once. opens_again: whether one graph is open at a time."""
+        """The cost for so many images at once. opens_again: whether one graph is open at a time;
+        fuses_steps: whether single steps have the operators of engines/operators.
+        """
         rates, config, table = GPU, bundle.config.model, bundle.config.policy
         if not on_gpu:
             bandwidth = CORE.bandwidth * min(num_threads, CORES_OF_BANDWIDTH)
             rates = Rates(bandwidth, CORE.matrix_rate * num_threads, CORE.operator)
+        saved = 0.0
+        if fuses_steps:
+            fewer = (OPERATORS_OF_A_LAYER - OPERATORS_OF_A_FUSED_LAYER) * config.num_layers
+            saved = fewer * rates.operator + packed_bytes(bundle) / rates.bandwidth
         return cls(
             OPERATORS_OF_A_LAYER * config.num_layers * rates.operator,
             step_bytes(bundle, num_images) / rates.bandwidth,
@@ -80,6 +92,7 @@ class PassCost:
             written,
             fixed,
             OPENING * opens_again,
+            saved,
         )
 
     @property
@@ -90,7 +103,7 @@ class PassCost:
     @property
     def step(self) -> float:
         """Seconds of a decode step."""
-        return self.overhead + self.moving + self.computing
+        return self.overhead + self.moving + self.computing - self.saved
 
     def of_window(self, window: int) -> float:
         """Seconds of a pass over so many tokens of each image."""
@@ -118,10 +131,12 @@ def expected_widths(rooms: Sequence[int], window: int, share: float) -> list[int
 
     Args: rooms: as policy/schedule.py has them.
     """
-    step, widths = 1.0, []
-    while step < len(rooms):
-        widths.append(min(window, rooms[int(step)]))
-        step += sum(share**place for place in range(widths[-1]))
+    gained = [0.0, *accumulate(share**place for place in range(window))]  # tokens by width
+    step, widths, num_steps = 1.0, [], len(rooms)
+    while step < num_steps:
+        width = min(window, rooms[int(step)])
+        widths.append(width)
+        step += gained[width]
     return widths
 
 
@@ -169,10 +184,17 @@ class AutoWindow:
         """The best window if drafts are right with this share, and the single steps' time of an
         image that it saves; less than 0 where it has to save more.
         """
-        seconds = {
-            window: sum(map(self.cost.of_window, expected_widths(self.rooms, window, share)))
-            for window in self.windows
-        }
-        best = min(seconds, key=lambda window: seconds[window])
-        limit = (1 - HAS_TO_SAVE) * (len(self.rooms) - 1) * self.cost.step
-        return best, (limit - seconds[best]) / self.cost.step
+        return _best_window(self.cost, tuple(self.rooms), share)
+
+
+@lru_cache(maxsize=256)  # one image after the other asks the same
+def _best_window(cost: PassCost, rooms: tuple[int, ...], share: float) -> tuple[int, float]:
+    """The choice of AutoWindow."""
+    seconds = {}
+    for window in cost.windows:
+        of_width = [cost.of_window(width) for width in range(window + 1)]
+        widths = expected_widths(rooms, window, share)
+        seconds[window] = sum(of_width[width] for width in widths)
+    best = min(seconds, key=lambda window: seconds[window])
+    limit = (1 - HAS_TO_SAVE) * (len(rooms) - 1) * cost.step
+    return best, (limit - seconds[best]) / cost.step

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from ssd_export.errors import UserError
 from ssd_export.prompt_files.results import Results
 from ssd_export.prompt_files.tasks import ImageTask
-from ssd_export.prompt_files.worker import Outcome, make_images
+from ssd_export.prompt_files.worker import Outcome, OverlappedImages
 from ssd_export.runtime.generate import ImageGenerator, Progress
 from ssd_export.runtime.prompt_batch import ImageRequest
 
@@ -86,13 +86,16 @@ def run_here(
     progress: Progress,
     lookahead: int | str = 1,
 ) -> Summary:
-    """Makes the images that are left, in full batches.
+    """Makes the images that are left, in full batches; a batch's pixels beside the tokens of the
+    next.
 
     Raises: UserError where results cannot be written, or nothing works any more.
     """
     ledger = Ledger(results, progress)
     pending = ledger.pending(tasks, generator.check_requests)
     size = min(batch, generator.runner.max_images)
-    for start in range(0, len(pending), size):
-        make_images(generator, pending[start : start + size], ledger, lookahead)
+    with OverlappedImages(generator, ledger, lookahead) as images:
+        for start in range(0, len(pending), size):
+            images.make(pending[start : start + size])
+        images.finish()
     return ledger.summary

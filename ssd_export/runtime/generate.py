@@ -300,12 +300,15 @@ class ImageGenerator:
         wants_preview: Callable[[int, int], bool] = lambda place, row: False,
         image_done: ImageDone = lambda place, image: None,
         lookahead: int | str = 1,
+        decodes: bool = True,
     ) -> Generator[RequestRow, None, None]:
         """Generates one batch, each image with its own prompt, sampling and random numbers.
 
         Args: requests: at most runner.max_images; wants_preview: of (place in the batch, row);
         image_done: called with the place of each image, and the image, as soon as its pixels are
-        there; lookahead: as for stream.
+        there; lookahead: as for stream; decodes: whether the last row has the images; where not,
+        decode_tokens makes them from its tokens, in any thread while other batches are generated,
+        if runner.decodes_beside_steps.
         Raises: UserError as stream.
         """
         mode = self.check_lookahead(lookahead)
@@ -315,13 +318,18 @@ class ImageGenerator:
             for row, cache in self._rows(batch, lookahead=mode):
                 tokens, images = self.runner.tokens(), {}
                 if row == last:
-                    for place, image in enumerate(self._images(tokens, 1)):
+                    own = tokens if decodes else tokens[:0]
+                    for place, image in enumerate(self._images(own, 1)):
                         images[place] = image
                         image_done(place, image)
                 elif places := [place for place in everywhere if wants_preview(place, row)]:
                     images = dict(zip(places, self._previews(tokens[places], row, 1)))
                 with turn.suspended():
                     yield RequestRow(row, tokens, images, cache)
+
+    def decode_tokens(self, tokens: np.ndarray) -> Image.Image:
+        """The image of int32 [image tokens]. Raises: UserError once the generator is closed."""
+        return Image.fromarray(self._decode_while_open(tokens[None])[0])
 
     def check_lookahead(self, lookahead: int | str) -> int | str:
         """Returns the tokens of a pass, or auto, or zipar:S.
@@ -484,6 +492,7 @@ class ImageGenerator:
             runner.window_writes,
             runner.fixed_window,
             runner.opens_again,
+            runner.fuses_steps,
         )
         window = AutoWindow(cost, rooms(self.table, batch.lengths.tolist()))
         return window if window.could_pay else OFF

@@ -25,6 +25,7 @@ from ssd_export.runtime.runner import Runner
 NONE_YET = -1
 WINNER, PREVIOUS, ABOVE, LEFT = "winner", "previous", "above", "left"
 DRAFTS = (WINNER, PREVIOUS, ABOVE, LEFT)
+ONE_TOKEN = np.ones(1, np.int64)
 MEMORY = 0.8  # of how often a source of drafts was right: about the last five tokens count
 
 
@@ -94,14 +95,14 @@ class Lookahead:
         """A decode step of the one image; its draft is compared with what is sampled, too."""
         assert isinstance(self._window, AutoWindow) and len(first) == 1
         step = int(first[0])
-        draft = self._drafts.inputs(first, 2)[0, 1]
+        draft = self._drafts.guess(0, step)
         self._runner.evict(step)
         self._runner.decode_step(step)
         token = self._runner.tokens()[:, step : step + 1]
         self.passes, self.accepted = self.passes + 1, self.accepted + 1
-        right = bool(token[0, 0] == draft)
+        right = int(token[0, 0]) == draft
         self._window.drafts(int(right), int(not right))
-        return self._drafts.sampled(first, token, np.ones_like(first))
+        return self._drafts.sampled(first, token, ONE_TOKEN)
 
 
 class Drafts:
@@ -135,6 +136,10 @@ class Drafts:
             end = min(start + len(samples), self._num_tokens)
             self._previous[image][start + count : end] = samples[count : end - start]
         return counts
+
+    def guess(self, image: int, step: int) -> int:
+        """The draft of an image's next step."""
+        return self._best(image, self._guesses(image, step, self._tokens[image]))
 
     def inputs(self, first: np.ndarray, width: int) -> np.ndarray:
         """int32 [N, W]: the token before each image's step, then drafts of those from it on; of an

@@ -103,6 +103,7 @@ class OrtRunner(Runner):
         self._profile = profile
         uses_operators = not exact if uses_operators is None else uses_operators
         self._operators = find_operators() if uses_operators and not self.on_gpu else None
+        self.fuses_steps = self._operators is not None and has_fused_step(bundle)
         self.make_noise = noise_maker(self._operators) if self._operators else GumbelNoise
         self._sessions: dict[str, ort.InferenceSession] = {}
         self._opening = threading.Lock()  # images may be decoded beside the steps
@@ -119,11 +120,6 @@ class OrtRunner(Runner):
     def decodes_in_int8(self) -> bool:
         """Whether images are decoded by the int8 decoder of the bundle."""
         return self._decoder == INT8_DECODER
-
-    @property
-    def fuses_attention(self) -> bool:
-        """Whether decode steps use the operators of ort_operators.py, which evict as well."""
-        return self._operators is not None and has_fused_step(self._bundle)
 
     def _can_decode_in_int8(self, exact: bool) -> bool:
         """Whether the int8 decoder is there and serves; a processor that it does not is named."""
@@ -185,7 +181,7 @@ class OrtRunner(Runner):
 
     def evict(self, step: int) -> None:
         """Runs the evict graphs that are due before a step; a fused step evicts by itself."""
-        if not self.fuses_attention:
+        if not self.fuses_steps:
             self._evict(step)
 
     def _evict(self, step: int) -> None:

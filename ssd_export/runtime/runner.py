@@ -34,7 +34,8 @@ class Runner(Protocol):
     num_threads: of the CPU, 0 where the library takes as many as it likes; queues_steps: decode_row
     returns before the steps are taken, and is the faster the more steps it is given;
     decodes_beside_steps: another thread may call decode_image meanwhile; a core is there for it;
-    make_noise: what fills the noise of a pass the fastest.
+    make_noise: what fills the noise of a pass the fastest; fuses_steps: whether decode steps have
+    the operators of ort_operators.py, which passes do without.
     """
 
     max_images: int = sys.maxsize
@@ -49,6 +50,7 @@ class Runner(Protocol):
     queues_steps: bool = False
     decodes_beside_steps: bool = False
     make_noise: type[GumbelNoise] = GumbelNoise
+    fuses_steps: bool = False
 
     def prefill(self, batch: PromptBatch) -> None:
         """Fills fresh caches from the prompts and generates token 0."""

@@ -5,7 +5,8 @@ while it runs waits for the next one. Callers take turns, an image each, so that
 many does not hold up the others. An image keeps its prompt, random numbers and sampling, so its
 tokens do not depend on what shares its batch (docs/how-to/serve.md says where rounding shows).
 
-One thread generates; events reach a caller through the function it gave, on that thread.
+One thread generates; where the generator says so, a second one makes the pixels of a batch, at most
+one batch behind. Events reach a caller through the function it gave, on one of these threads.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import threading
 import time
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -48,11 +50,14 @@ class ClosingError(UserError):
 @dataclass(frozen=True)
 class BatchRow:
     """A grid row of a batch is there. images: of the images that asked for one at this row; all
-    of them at the last."""
+    of them at the last, unless there is `decode`, which makes them by their places, in another
+    thread while other batches are generated.
+    """
 
     row: int
     num_rows: int
     images: dict[int, Image.Image]
+    decode: Callable[[int], Image.Image] | None = None
 
     @property
     def is_last(self) -> bool:
@@ -135,6 +140,37 @@ class _Place:
                 self.ticket.cancel()
 
 
+@dataclass
+class _Batch:
+    """Images that are generated together. failed, completed: by their places."""
+
+    places: list[_Place]
+    began: float
+    failed: set[int] = field(default_factory=set)
+    completed: set[int] = field(default_factory=set)
+
+    def is_wanted(self, number: int) -> bool:
+        """Whether somebody still waits for the image."""
+        is_over = number in self.failed or number in self.completed
+        return not (is_over or self.places[number].ticket.is_cancelled)
+
+    def wanted(self) -> list[int]:
+        """The places of images that somebody waits for."""
+        return [number for number in range(len(self.places)) if self.is_wanted(number)]
+
+    def wants_preview(self, number: int, row: int) -> bool:
+        """Whether an image asked for a preview after this row."""
+        return self.is_wanted(number) and row in self.places[number].ticket.preview_rows
+
+    def tell(self, number: int, row: int, image: Image.Image, is_last: bool) -> None:
+        """Gives an image or its preview to its caller."""
+        if self.is_wanted(number):
+            if is_last:
+                self.completed.add(number)
+            place = self.places[number]
+            place.tell(ImageEvent(place.index, row, image, is_last))
+
+
 class BatchObserver:
     """Hears of the batcher's work; the metrics inherit it."""
 
@@ -178,6 +214,8 @@ class MicroBatcher:
         self._opened: BatchGenerator | None = None
         self._opening_error: BaseException | None = None
         self._is_open = threading.Event()
+        self._decoder = ThreadPoolExecutor(1, "ssd-export-decoder")
+        self._decoding: Future[None] | None = None  # of the batch before
         self._thread = threading.Thread(target=self._work, name="ssd-export-batcher", daemon=True)
         self._thread.start()
         self._is_open.wait()
@@ -207,7 +245,7 @@ class MicroBatcher:
     ) -> Ticket:
         """Puts images into the queue.
 
-        Args: deliver: called on the batcher's thread with each event; it must not block. caller:
+        Args: deliver: called on a thread of the batcher with each event; it must not block. caller:
         callers take turns. seconds: after which an unfinished image fails with DeadlineError.
         preview_rows: grid rows after which previews are wanted.
         Raises: QueueFullError, ClosingError.
@@ -263,6 +301,8 @@ class MicroBatcher:
         while (places := self._next_batch()) is not None:
             if places:
                 self._generate(places)
+        self._finish_decoding()
+        self._decoder.shutdown()
         self._opened.close()
 
     def _next_batch(self) -> list[_Place] | None:
@@ -285,6 +325,7 @@ class MicroBatcher:
             log.exception("the bundle could not be opened again; the old one stays")
             return
         assert self._opened is not None
+        self._finish_decoding()
         self._opened.close()
         self._opened = opened
         log.info("the bundle was opened again")
@@ -315,51 +356,69 @@ class MicroBatcher:
 
     def _generate(self, places: list[_Place]) -> None:
         assert self._opened is not None
-        began = self._clock()
-        finished: set[int] = set()  # of images that failed
-        completed = 0
-
-        def is_wanted(place: int) -> bool:
-            ticket = places[place].ticket
-            return not ticket.is_cancelled and place not in finished
-
-        def wants_preview(place: int, row: int) -> bool:
-            return is_wanted(place) and row in places[place].ticket.preview_rows
-
-        rows = self._opened.rows([place.request for place in places], wants_preview)
+        batch = _Batch(places, self._clock())
+        rows = self._opened.rows([place.request for place in places], batch.wants_preview)
         try:
             for row in rows:
-                self._expire(places, finished)
+                self._expire(batch)
                 for number, image in row.images.items():
-                    if is_wanted(number):
-                        completed += row.is_last
-                        event = ImageEvent(places[number].index, row.row, image, row.is_last)
-                        places[number].tell(event)
-                if not row.is_last and not any(map(is_wanted, range(len(places)))):
+                    batch.tell(number, row.row, image, row.is_last)
+                if row.is_last and row.decode is not None:
+                    self._finish_decoding()
+                    self._seconds_an_image = (self._clock() - batch.began) / len(places)
+                    self._decoding = self._decoder.submit(self._decode, batch, row)
+                    return
+                if not row.is_last and not batch.wanted():
                     break
         except Exception as error:
-            log.exception("a batch of %d images failed", len(places))
-            wanted = [place for number, place in enumerate(places) if is_wanted(number)]
-            self._fail(wanted, error, "failed")
+            self._fail_all(batch, error)
             return
         finally:
             close = getattr(rows, "close", None)
             if close is not None:
                 close()
-        seconds = self._clock() - began
-        self._seconds_an_image = seconds / len(places)
-        gone = len(places) - completed - len(finished)
+        self._seconds_an_image = (self._clock() - batch.began) / len(places)
+        self._count(batch)
+
+    def _decode(self, batch: _Batch, row: BatchRow) -> None:
+        """Delivers the images of a batch as their pixels are there, on the decoder's thread."""
+        assert row.decode is not None
+        try:
+            for number in batch.wanted():
+                if batch.is_wanted(number):
+                    image = row.decode(number)
+                    self._expire(batch)
+                    batch.tell(number, row.row, image, is_last=True)
+        except Exception as error:
+            self._fail_all(batch, error)
+            return
+        self._expire(batch)
+        self._count(batch)
+
+    def _finish_decoding(self) -> None:
+        """Waits for the pixels of the batch before."""
+        if self._decoding is not None:
+            self._decoding.result()
+            self._decoding = None
+
+    def _count(self, batch: _Batch) -> None:
+        gone = len(batch.places) - len(batch.completed) - len(batch.failed)
         if gone:
             self._observer.dropped(gone, "cancelled")
-        self._observer.generated(completed, seconds)
+        self._observer.generated(len(batch.completed), self._clock() - batch.began)
 
-    def _expire(self, places: list[_Place], finished: set[int]) -> None:
+    def _fail_all(self, batch: _Batch, error: Exception) -> None:
+        log.error("a batch of %d images failed", len(batch.places), exc_info=error)
+        self._fail([batch.places[number] for number in batch.wanted()], error, "failed")
+
+    def _expire(self, batch: _Batch) -> None:
         """Fails the images of a running batch whose time is over."""
         now = self._clock()
-        for number, place in enumerate(places):
+        for number, place in enumerate(batch.places):
             deadline = place.ticket.deadline
-            if number not in finished and deadline is not None and now >= deadline:
-                finished.add(number)
+            is_over = deadline is not None and now >= deadline
+            if is_over and number not in batch.failed and number not in batch.completed:
+                batch.failed.add(number)
                 self._fail([place], DeadlineError("the image was not finished in time"), "deadline")
 
     def _fail(self, places: Sequence[_Place], error: Exception, why: str) -> None:

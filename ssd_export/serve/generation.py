@@ -4,6 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
+from functools import partial
+
+import numpy as np
+from PIL import Image
 
 from ssd_export.model.families import check_takes_classes, family_of, num_classes
 from ssd_export.noise import ImageSeed
@@ -36,14 +40,20 @@ class GeneratorBatches:
         self, requests: Sequence[ImageRequest], wants_preview: Callable[[int, int], bool]
     ) -> Iterator[BatchRow]:
         """Generates the images; previews of those alone that want one are decoded."""
+        later = self.generator.runner.decodes_beside_steps
         generated = self.generator.stream_requests(
-            requests, wants_preview=wants_preview, lookahead=self._lookahead
+            requests, wants_preview=wants_preview, lookahead=self._lookahead, decodes=not later
         )
         with closing(generated) as rows:
             for event in rows:
                 self._metrics.cache_bytes(event.cache.bytes)
                 self.tokens_evicted = event.cache.tokens_evicted
-                yield BatchRow(event.row, self.num_rows, event.images)
+                is_last = event.row == self.num_rows - 1
+                decode = partial(self._decode, event.tokens) if later and is_last else None
+                yield BatchRow(event.row, self.num_rows, event.images, decode)
+
+    def _decode(self, tokens: np.ndarray, place: int) -> Image.Image:
+        return self.generator.decode_tokens(tokens[place])
 
     def warm(self) -> None:
         """Makes the first row and a preview, so that no request waits for sessions to open."""

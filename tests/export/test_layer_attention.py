@@ -302,7 +302,7 @@ def test_tokens_are_those_of_ordinary_operators(
             monkeypatch.setenv(LIBRARY_VARIABLE, place)
             opened = ImageGenerator.from_bundle(path, num_threads=1)
             generator = stack.enter_context(opened)
-            assert generator.runner.fuses_attention == bool(place)
+            assert generator.runner.fuses_steps == bool(place)
             results.append((generator(CAPTIONS, seed=1).tokens, generator))
         batches = PromptBatches.from_bundle(generator.bundle)
         batch = batches(CAPTIONS, bundle_sampling(generator.bundle), 1)
@@ -338,7 +338,7 @@ def test_rules_that_the_operator_lacks_keep_ordinary_operators(
     monkeypatch.setenv(LIBRARY_VARIABLE, str(library))
     path = exported(PolicyChoice(kv_dtype="int8"))
     with ImageGenerator.from_bundle(path, num_threads=1) as generator:
-        assert not generator.runner.fuses_attention
+        assert not generator.runner.fuses_steps
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from ssd_export.bundle import open_bundle
+from ssd_export.export.temporary_bundle import PolicyChoice, temporary_bundle
 from ssd_export.plan.lookahead import OFF, WINDOWS, AutoWindow, PassCost, expected_widths
+from ssd_export.plan.sizes import stored_weights
+from ssd_export.plan.step_speed import packed_bytes
 
 FULL_CACHE = list(range(576, 0, -1))  # no eviction ends a window
 READING = PassCost(overhead=0.001, moving=1.0, computing=0.001)  # a large model at batch 1
@@ -64,3 +68,28 @@ def test_where_a_graph_is_opened_for_it_more_has_to_be_saved() -> None:
         assert (window(2) != OFF) == (window.cost is dear)
     assert chosen(dear, FULL_CACHE, 1.0, step=1) != OFF
     assert chosen(dear, FULL_CACHE, 1.0, step=500) == OFF
+
+
+def test_where_single_steps_have_operators_of_their_own_passes_have_to_give_more() -> None:
+    """A pass of the same cost beside steps that take half the time."""
+    plain = PassCost(0.4, 0.4, 0.02)
+    fused = replace(plain, saved=0.41)
+    assert fused.step == plain.step - 0.41 and fused.of_window(8) == plain.of_window(8)
+    first = [
+        next(n / 20 for n in range(21) if chosen(cost, FULL_CACHE, n / 20) != OFF)
+        for cost in (plain, fused)
+    ]
+    assert first[1] > first[0] + 0.1, first
+
+
+def test_the_cost_of_fused_steps_is_less_by_their_operators_and_packed_weights() -> None:
+    with temporary_bundle(PolicyChoice()) as path:
+        bundle = open_bundle(path)
+        plain, fused = (
+            PassCost.of(bundle, 1, 1, on_gpu=False, fuses_steps=fuses) for fuses in (False, True)
+        )
+        assert replace(fused, saved=0.0) == plain
+        weights = stored_weights(bundle).items()
+        matrices = [one.num_bytes for name, one in weights if len(one.shape) == 2]
+        assert 0 < packed_bytes(bundle) < sum(matrices) / 2, "the demo came in float16"
+        assert 1.7 < plain.step / fused.step < 3.5, "measured: 2.96 on a busy machine"

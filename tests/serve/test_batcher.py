@@ -60,6 +60,28 @@ class SteppedGenerator:
         self.is_closed = True
 
 
+class DecodingGenerator(SteppedGenerator):
+    """One whose pixels are made later, when the test lets them."""
+
+    def __init__(self, max_images: int = 8) -> None:
+        super().__init__(max_images)
+        self.go_on, self.decoded = threading.Semaphore(0), 0
+        self.fails_at_image: int | None = None
+
+    def rows(
+        self, requests: Sequence[ImageRequest], wants_preview: Callable[[int, int], bool]
+    ) -> Iterator[BatchRow]:
+        for row in super().rows(requests, wants_preview):
+            yield BatchRow(row.row, ROWS, {}, self.decode) if row.is_last else row
+
+    def decode(self, place: int) -> Image.Image:
+        assert self.go_on.acquire(timeout=WAIT) and not self.is_closed
+        if place == self.fails_at_image:
+            raise RuntimeError("no memory for pixels")
+        self.decoded += 1
+        return Image.new("RGB", (1, 1), place)
+
+
 class Counted(BatchObserver):
     def __init__(self) -> None:
         self.ends: dict[str, int] = {}
@@ -304,3 +326,110 @@ def test_a_generator_that_cannot_be_opened_is_said_at_once() -> None:
 
     with pytest.raises(ValueError, match="no bundle"):
         MicroBatcher(fail, max_batch=1, max_waiting=1)
+
+
+@pytest.fixture
+def decoding(counted: Counted) -> Iterator[tuple[MicroBatcher, DecodingGenerator]]:
+    generator = DecodingGenerator()
+    with MicroBatcher(
+        lambda: generator, max_batch=2, max_waiting=9, observer=counted, clock=Clock()
+    ) as batcher:
+        yield batcher, generator
+        generator.let(9 * ROWS)
+        generator.go_on.release(99)
+
+
+def test_a_batch_begins_while_the_pixels_of_the_one_before_are_made(
+    decoding: tuple[MicroBatcher, DecodingGenerator], counted: Counted
+) -> None:
+    batcher, generator = decoding
+    callers = [Caller() for _ in range(3)]
+    batcher.submit(requests("a", "b"), callers[0])
+    generator.let(ROWS)
+    assert generator.arrived.acquire(timeout=WAIT)
+    for caller in callers[1:]:
+        batcher.submit(requests("c", "d"), caller)
+    assert generator.arrived.acquire(timeout=WAIT), "the second begins"
+    assert generator.decoded == 0 and not callers[0].events
+    generator.let(ROWS)
+    assert not generator.arrived.acquire(timeout=0.2), "at most one batch waits for its pixels"
+    generator.go_on.release(2)
+    assert [event.index for event in callers[0].wait(2)] == [0, 1]
+    assert all(event.is_done and event.image for event in callers[0].events)
+    assert generator.arrived.acquire(timeout=WAIT), "the third begins"
+    generator.go_on.release(2)
+    callers[1].wait(2)
+    generator.let(ROWS)
+    generator.go_on.release(2)
+    callers[2].wait(2)
+    batcher.close()
+    assert counted.ends == {"finished": 6} and generator.is_closed
+
+
+def test_pixels_that_fail_fail_the_images_that_are_left(
+    decoding: tuple[MicroBatcher, DecodingGenerator], counted: Counted
+) -> None:
+    batcher, generator = decoding
+    generator.fails_at_image = 1
+    caller, following = Caller(), Caller()
+    batcher.submit(requests("a", "b"), caller)
+    generator.let(ROWS)
+    generator.go_on.release(2)
+    first, second = caller.wait(2)
+    assert first.is_done and str(second.error) == "no memory for pixels"
+    batcher.submit(requests("c"), following)
+    generator.let(ROWS)
+    generator.go_on.release()
+    assert following.wait()[-1].is_done
+
+
+def test_a_deadline_counts_while_pixels_are_made_and_a_cancel_saves_them(counted: Counted) -> None:
+    generator, clock = DecodingGenerator(), Clock()
+    with MicroBatcher(
+        lambda: generator, max_batch=3, max_waiting=9, observer=counted, clock=clock
+    ) as batcher:
+        first, late, fine, gone = (Caller() for _ in range(4))
+        batcher.submit(requests("x"), first, caller="x")
+        assert generator.arrived.acquire(timeout=WAIT)
+        batcher.submit(requests("a"), late, caller="a", seconds=5)
+        batcher.submit(requests("b"), fine, caller="b")
+        ticket = batcher.submit(requests("c"), gone, caller="c")
+        generator.let(2 * ROWS)
+        generator.go_on.release()
+        assert first.wait()[-1].is_done and generator.arrived.acquire(timeout=WAIT)
+        ticket.cancel()
+        clock.now = 6.0
+        generator.go_on.release(3)
+        assert isinstance(late.wait()[-1].error, DeadlineError)
+        assert fine.wait()[-1].is_done
+        assert generator.decoded <= 3, "the pixels of what was cancelled are not made"
+    assert not gone.events and counted.ends["cancelled"] == 1
+
+
+def test_reload_and_close_wait_for_pixels(counted: Counted) -> None:
+    made: list[DecodingGenerator] = []
+
+    def opened() -> DecodingGenerator:
+        made.append(DecodingGenerator())
+        return made[-1]
+
+    caller = Caller()
+    with MicroBatcher(opened, max_batch=1, max_waiting=9, observer=counted) as batcher:
+        batcher.submit(requests("a"), caller)
+        made[0].let(ROWS)
+        assert made[0].arrived.acquire(timeout=WAIT)
+        batcher.reload()
+        made[0].go_on.release()
+        assert caller.wait()[-1].is_done, "the old one is open until its pixels are made"
+        last = Caller()
+        batcher.submit(requests("b"), last)
+        for generator in made:
+            generator.let(ROWS)
+            generator.go_on.release()
+        for _ in range(100):
+            if len(made) == 2:
+                made[1].let(ROWS)
+                made[1].go_on.release()
+                break
+            threading.Event().wait(0.05)
+    assert last.wait()[-1].is_done and made[0].is_closed and made[1].is_closed

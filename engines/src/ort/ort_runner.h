@@ -26,6 +26,7 @@ public:
     void decode_row(int64_t first, int64_t last, std::atomic<bool> const& stop) override;
     std::string why_no_window() const override;
     bool opens_again() const override { return sessions_->holds_one(); }
+    bool fuses_steps() const override { return sessions_->fuses("decode_step"); }
     int cpu_threads() const override { return sessions_->is_cuda() ? 0 : sessions_->num_threads(); }
     SampledWindow decode_window(Window const& window) override;
     std::vector<int32_t> tokens() override;
