@@ -27,6 +27,7 @@ LONGEST = (
     "tests/demo/test_recipe.py",
     "tests/sweep/test_sweep.py",
     "tests/engines/test_tensorrt.py",
+    "tests/engines/test_trt_lookahead.py",
     "tests/plan/test_against_measurement.py",
     "tests/interruption/test_places.py",
     "tests/model/test_hub.py",

@@ -43,12 +43,14 @@ if("tensorrt" IN_LIST SSD_RUNTIME_BACKENDS OR "tensorrt-rtx" IN_LIST SSD_RUNTIME
   target_sources(ssd_runtime PRIVATE
     ${CMAKE_CURRENT_BINARY_DIR}/noise_kernel.cpp
     src/trt/buffer_plan.cpp
+    src/trt/captured_work.cpp
     src/trt/cuda_device.cpp
     src/trt/device_noise.cpp
     src/trt/engine_files.cpp
     src/trt/engine_manifest.cpp
     src/trt/loaded_engines.cpp
     src/trt/trt_runner.cpp
+    src/trt/window_pass.cpp
     src/trt/workspace.cpp)
   target_include_directories(ssd_runtime SYSTEM PRIVATE ${CUDA_INCLUDE_DIR})
 endif()

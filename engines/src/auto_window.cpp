@@ -14,7 +14,6 @@
 namespace ssd_runtime {
 namespace {
 
-constexpr int64_t windows[] = {4, 6, 8, 12, 16, AutoWindow::widest};
 constexpr int64_t operators_of_a_layer = 65;
 constexpr int64_t operators_of_a_fused_layer = 8;  // of a step with the operators of ../operators
 constexpr uint64_t glance = 1024;                  // numbers of a matrix
@@ -118,7 +117,8 @@ int64_t step_operations(Config const& config) {
 
 }  // namespace
 
-PassCost PassCost::of(Bundle const& bundle, int cpu_threads, bool opens_again, bool fuses_steps) {
+PassCost PassCost::of(Bundle const& bundle, int cpu_threads, int64_t fixed, bool opens_again,
+                      bool fuses_steps) {
     Config const& config = bundle.config();
     Rates rates = gpu;
     if (cpu_threads > 0) {
@@ -138,11 +138,18 @@ PassCost PassCost::of(Bundle const& bundle, int cpu_threads, bool opens_again, b
     return {static_cast<double>(operators_of_a_layer * config.model.num_layers) * rates.op,
             static_cast<double>(weights.read + cache) / rates.bandwidth,
             static_cast<double>(step_operations(config)) / rates.matrix_rate,
-            opens_again ? opening_steps : 0, saved};
+            fixed,
+            opens_again ? opening_steps : 0,
+            saved};
 }
 
 double PassCost::of_window(int64_t window) const {
-    return more_operators * overhead + moving + static_cast<double>(window) * computing;
+    auto const tokens = static_cast<double>(std::max(window, fixed));
+    return more_operators * overhead + moving + tokens * computing;
+}
+
+std::vector<int64_t> PassCost::windows() const {
+    return fixed > 0 ? std::vector<int64_t>{fixed} : std::vector<int64_t>{4, 6, 8, 12, 16, 24};
 }
 
 int64_t AutoWindow::at(int64_t step) {
@@ -170,7 +177,7 @@ void AutoWindow::drafts(int64_t right, bool then_wrong) {
 AutoWindow::Choice AutoWindow::choose(double share) const {
     int64_t best = off;
     double least = std::numeric_limits<double>::infinity();
-    for (int64_t const window : windows) {
+    for (int64_t const window : cost_.windows()) {
         double seconds = 0;
         double step = 1;
         while (step < static_cast<double>(rooms_.size())) {

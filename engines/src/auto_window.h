@@ -12,26 +12,32 @@ namespace ssd_runtime {
 // (ssd_export/plan/lookahead.py has the model and its reasons).
 struct PassCost {
     double overhead, moving, computing;
+    int64_t fixed;   // tokens that a pass computes whatever its window; 0 where it has no more
     double opening;  // decode steps that going from single steps to passes takes, or back
     double saved;    // by operators that single steps have and a pass has not
 
     // Of one image. cpu_threads: that a step computes with; 0: a GPU does. opens_again: whether
     // one graph is open at a time. fuses_steps: whether steps have the operators of ../operators.
-    static PassCost of(Bundle const& bundle, int cpu_threads, bool opens_again, bool fuses_steps);
+    static PassCost of(Bundle const& bundle, int cpu_threads, int64_t fixed, bool opens_again,
+                       bool fuses_steps);
 
     double step() const { return overhead + moving + computing - saved; }
     double of_window(int64_t window) const;
+    // To choose from.
+    std::vector<int64_t> windows() const;
 };
 
 // The window that pays best for one image, chosen anew as drafts turn out right or wrong. It begins
 // with single steps.
 class AutoWindow {
 public:
-    static constexpr int64_t off = 1, widest = 24;
+    static constexpr int64_t off = 1;
 
     // rooms: as PolicyTable::rooms.
     AutoWindow(PassCost cost, std::vector<int64_t> rooms) : cost_(cost), rooms_(std::move(rooms)) {}
 
+    // The most tokens of a pass.
+    int64_t widest() const { return cost_.windows().back(); }
     // Tokens of the pass from a step on; off for a single step.
     int64_t at(int64_t step);
     // Whether some window pays where every draft is right.

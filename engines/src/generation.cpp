@@ -65,6 +65,11 @@ void Generation::check_lookahead() const {
     if (!runner_->why_no_window().empty()) {
         fail(SSD_INVALID_ARGUMENT, runner_->why_no_window());
     }
+    int64_t const fixed = runner_->fixed_window();
+    if (fixed > 0 && lookahead_ > fixed) {
+        fail(SSD_INVALID_ARGUMENT, "a pass of these engines has up to ", fixed, " tokens, not ",
+             lookahead_, "; use lookahead ", fixed, ", or build-engine --lookahead ", lookahead_);
+    }
 }
 
 void Generation::place_pixels(ssd_generate_params const& params) {
@@ -116,9 +121,10 @@ void Generation::choose_passes(PromptBatch const& batch) {
     if (lookahead_ != SSD_LOOKAHEAD_AUTO || count_ > 1 || !runner_->why_no_window().empty()) {
         return;
     }
-    AutoWindow window(PassCost::of(model_->bundle(), runner_->cpu_threads(), runner_->opens_again(),
-                                   runner_->fuses_steps()),
-                      config.policy.rooms(batch.lengths));
+    AutoWindow window(
+        PassCost::of(model_->bundle(), runner_->cpu_threads(), runner_->fixed_window(),
+                     runner_->opens_again(), runner_->fuses_steps()),
+        config.policy.rooms(batch.lengths));
     if (window.could_pay()) {
         ahead_ = std::make_unique<Lookahead>(*runner_, batch, config, std::move(window));
     }

@@ -85,11 +85,7 @@ WindowNoise::WindowNoise(PromptBatch const& batch, ModelConfig const& model, int
       is_greedy_(batch.sampling.temperature == 0),
       images_(batch.images),
       next_row_(images_.size(), 0),
-      rings_(images_.size()) {
-    for (std::vector<float>& ring : rings_) {
-        ring.resize(is_greedy_ ? 0 : static_cast<size_t>(num_rows_ * grid_.width) * codebook_);
-    }
-}
+      rings_(images_.size()) {}
 
 std::vector<float> WindowNoise::of(std::vector<int64_t> const& first, int64_t width) {
     std::vector<float> noise(images_.size() * static_cast<size_t>(width) * codebook_, 0.0F);
@@ -109,6 +105,7 @@ std::vector<float> WindowNoise::of(std::vector<int64_t> const& first, int64_t wi
 // Makes the rows of an image up to that of a step.
 void WindowNoise::reach(size_t image, int64_t step) {
     int64_t const last = std::min(step / grid_.width, grid_.height - 1);
+    rings_[image].resize(static_cast<size_t>(num_rows_ * grid_.width) * codebook_);
     for (int64_t& row = next_row_[image]; row <= last; ++row) {
         auto const start = static_cast<size_t>(row % num_rows_ * grid_.width) * codebook_;
         fill_noise({images_[image]}, codebook_, row * grid_.width, grid_.width,
@@ -142,8 +139,7 @@ Lookahead::Lookahead(Runner& runner, PromptBatch const& batch, Config const& con
 
 Lookahead::Lookahead(Runner& runner, PromptBatch const& batch, Config const& config,
                      AutoWindow window)
-    : Lookahead(runner, batch, config,
-                std::min(AutoWindow::widest, config.model.grid.num_tokens())) {
+    : Lookahead(runner, batch, config, std::min(window.widest(), config.model.grid.num_tokens())) {
     auto_ = std::make_unique<AutoWindow>(std::move(window));
 }
 
@@ -158,14 +154,14 @@ void Lookahead::reach(int64_t end, std::atomic<bool> const& stop) {
 }
 
 void Lookahead::pass() {
-    Window window{first_, {}, {}, {}};
+    Window window{first_, {}, {}, nullptr};
     for (size_t image = 0; image < first_.size(); ++image) {
         window.limit.push_back(
             std::min(rooms_[image][static_cast<size_t>(first_[image])], window_));
     }
     int64_t const width = *std::max_element(window.limit.begin(), window.limit.end());
     window.inputs = drafts_.inputs(first_, width);
-    window.noise = noise_.of(first_, width);
+    window.noise = [this, width] { return noise_.of(first_, width); };
     SampledWindow const sampled = runner_.decode_window(window);
     if (auto_ != nullptr) {
         auto_->drafts(sampled.kept[0] - 1, sampled.kept[0] < window.limit[0]);

@@ -47,7 +47,8 @@ class WindowNoise {
 public:
     WindowNoise(PromptBatch const& batch, ModelConfig const& model, int64_t widest);
 
-    // float32 [N, width, V] of each image's steps from `first` on; zeros for a greedy batch.
+    // float32 [N, width, V] of each image's steps from `first` on; zeros for a greedy batch. The
+    // ring of an image is allocated when it is first asked for.
     std::vector<float> of(std::vector<int64_t> const& first, int64_t width);
 
 private:

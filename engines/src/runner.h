@@ -2,6 +2,7 @@
 
 #include <atomic>
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <set>
 #include <string>
@@ -35,13 +36,23 @@ struct PromptBatch {
 // What a pass over several steps of every image takes. first: the next step of each, the number of
 // tokens where it is done; limit: the most tokens to keep, 0 where it is done, and no more than the
 // caches have room for; inputs: [N, width], the token before that step, then drafts of those from
-// it on; noise: [N, width, codebook] of the steps.
+// it on; noise: makes [N, width, codebook] of the steps, for a backend that does not make its own.
 struct Window {
     std::vector<int64_t> first, limit;
     std::vector<int32_t> inputs;
-    std::vector<float> noise;
+    std::function<std::vector<float>()> noise;
 
     int64_t width() const { return static_cast<int64_t>(inputs.size() / first.size()); }
+
+    // Throws Failure SSD_BAD_BUNDLE where a graph kept more tokens of an image than it may.
+    void check_kept(std::string const& graph, std::vector<int64_t> const& kept) const {
+        for (size_t image = 0; image < limit.size(); ++image) {
+            if (kept[image] < 0 || kept[image] > limit[image]) {
+                fail(SSD_BAD_BUNDLE, "graph ", graph, " kept ", kept[image], " tokens of at most ",
+                     limit[image], "; export the bundle again");
+            }
+        }
+    }
 };
 
 // tokens: [N, width]; kept: how many of each image are those that single steps would sample.
@@ -66,6 +77,10 @@ public:
     virtual std::string why_no_window() const {
         return "this backend takes one token a pass; use lookahead 1";
     }
+
+    // Tokens that every pass computes, whatever is asked of it, and the most that can be; 0 where a
+    // pass has as many as it is asked for.
+    virtual int64_t fixed_window() const { return 0; }
 
     // CPU threads that a step computes with; 0: a GPU does.
     virtual int cpu_threads() const { return 0; }

@@ -11,6 +11,7 @@ import pytest
 from ssd_export.export.exporter import export_bundle
 from ssd_export.export.temporary_bundle import PolicyChoice
 from tests.engines.builds import Builds
+from tests.engines.trt_builds import TrtBuild, trt_build
 from tests.made_once import made_once, run_folder
 
 CHOICES = {
@@ -35,6 +36,11 @@ def build(tmp_path_factory: pytest.TempPathFactory) -> Builds:
     folder = Path(kept) if kept else run_folder(tmp_path_factory) / "engines"
     folder.mkdir(parents=True, exist_ok=True)
     return Builds(folder, kept is not None)
+
+
+@pytest.fixture(scope="session")
+def trt(build: Builds) -> TrtBuild:
+    return trt_build(build)
 
 
 @pytest.fixture(scope="session")

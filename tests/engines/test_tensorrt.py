@@ -44,11 +44,6 @@ LIBRARY = "libssd_export_plugin.so"
 IN_OTHER_WORDS = {"--runner ort": "the backend onnxruntime"}
 
 
-@pytest.fixture(scope="module")
-def trt(build: Builds) -> TrtBuild:
-    return trt_build(build)
-
-
 @dataclass(frozen=True)
 class Engines:
     """bundle: a name of the fixture `bundles`; options: of write_engines."""

@@ -22,6 +22,7 @@ from ssd_export.bundle import Bundle, open_bundle
 from ssd_export.tensorrt.kv_update import kv_update_graph
 from tests.engines.builds import ROOT, Builds, onnxruntime_library, run
 from tests.engines.cases import Made, run_cases
+from tests.made_once import held, made_once
 from tests.tensorrt.engine_doubles import write_engines
 from tests.tensorrt.trt_double import VERSION, WITH_KV_UPDATE
 
@@ -62,10 +63,12 @@ def rtx_headers(folder: Path) -> Path:
     newest = max(include_folders(), key=header_version, default=None)
     if newest is None or header_version(newest) < FIRST_WITH_RUNTIME_CONFIG:
         pytest.skip(NEEDS_RTX)
-    target = folder / "rtx_headers"
-    made = run([sys.executable, DOUBLES / "rtx_headers.py", newest, target / "include"])
-    assert made.returncode == 0, made.stderr
-    return target
+
+    def make(target: Path) -> None:
+        made = run([sys.executable, DOUBLES / "rtx_headers.py", newest, target / "include"])
+        assert made.returncode == 0, made.stderr
+
+    return made_once(folder / "rtx_headers", make)
 
 
 @dataclass(frozen=True)
@@ -133,6 +136,12 @@ def trt_build(build: Builds, name: str = "tensorrt", *options: str) -> TrtBuild:
 def doubles(build: Builds, include: Path, rtx: Path) -> Path:
     """The folder of the doubles."""
     folder = build.folder / "doubles"
+    with held(build.folder / "doubles.lock"):  # what is there already is not compiled again
+        _build_doubles(build, folder, include, rtx)
+    return folder
+
+
+def _build_doubles(build: Builds, folder: Path, include: Path, rtx: Path) -> None:
     configured = run(
         ["cmake", "-S", DOUBLES, "-B", folder, *build.options("-DCMAKE_BUILD_TYPE=Release")]
         + [f"-DSSD_DOUBLE_TENSORRT={include}", f"-DSSD_DOUBLE_RTX={rtx / 'include'}"]
@@ -140,7 +149,6 @@ def doubles(build: Builds, include: Path, rtx: Path) -> Path:
     assert configured.returncode == 0, configured.stderr
     built = run(["cmake", "--build", folder])
     assert built.returncode == 0, built.stdout[-2000:] + built.stderr[-4000:]
-    return folder
 
 
 def add_engines(path: Path, build: TrtBuild, flavor: str, **engines: Any) -> Bundle:

@@ -179,7 +179,8 @@ typedef struct ssd_generate_params {
                               each prompt or each image; without text and ids, the model's own */
     size_t num_negative_prompts;
     int32_t lookahead; /* tokens of an image that a pass tries at once, for the same tokens up to
-                          near ties: 0 or 1 takes them one by one; or SSD_LOOKAHEAD_AUTO */
+                          near ties: 0 or 1 takes them one by one; or SSD_LOOKAHEAD_AUTO. TensorRT
+                          takes engines of `build-engine --lookahead` and no more than theirs */
     float const* const* embeddings; /* in place of prompts, num_prompts times float32
                               [embedding_tokens[i], embedding_width] of a caption; or NULL */
     size_t const* embedding_tokens;

@@ -355,21 +355,17 @@ SampledWindow OrtRunner::decode_window(Window const& window) {
     give("window_tokens", window.inputs);
     give("first", window.first);
     give("limit", window.limit);
-    give("noise", window.noise);
+    give("noise", window.noise());
     Bound& to_run = bound(graph, window.width());
     to_run.session->Run(run_options_, to_run.binding);
     SampledWindow sampled{items_of<int32_t>(values.at("sampled")),
                           items_of<int64_t>(values.at("kept"))};
+    window.check_kept(graph, sampled.kept);
     std::vector<int32_t> tokens = items_of<int32_t>(values_.at("tokens"));
     size_t const images = window.first.size();
     for (size_t image = 0; image < images; ++image) {
         int64_t const first = window.first[image];
-        int64_t const kept = sampled.kept[image];
-        if (kept < 0 || kept > window.limit[image]) {
-            fail(SSD_BAD_BUNDLE, "graph ", graph, " kept ", kept, " tokens of at most ",
-                 window.limit[image], "; export the bundle again");
-        }
-        for (int64_t place = 0; place < kept; ++place) {
+        for (int64_t place = 0; place < sampled.kept[image]; ++place) {
             tokens[static_cast<size_t>(first + place) * images + image] =
                 sampled.tokens[image * static_cast<size_t>(window.width()) +
                                static_cast<size_t>(place)];

@@ -33,34 +33,6 @@ Placed place(Tensors const& tensors, uint64_t& end) {
     return placed;
 }
 
-// Output and the input of the next run that it is copied to, where they share no memory; positions
-// first.
-std::vector<std::pair<std::string, std::string>> carried(GraphSpec const& spec,
-                                                         Aliases const& shared) {
-    std::vector<std::pair<std::string, std::string>> following;
-    for (bool const positions : {true, false}) {
-        for (TensorSpec const& output : spec.outputs) {
-            if (is_present(output.name) && (kind_of(output.name) == "position") == positions) {
-                following.emplace_back(output.name, past_of(output.name));
-            }
-        }
-    }
-    for (auto const& [output, input] : spec.aliases) {
-        if (!is_present(output)) {
-            following.emplace_back(output, input);
-        }
-    }
-    following.emplace_back("next_step", "step");
-    std::vector<std::pair<std::string, std::string>> copied;
-    for (auto const& pair : following) {
-        if (spec.output(pair.first) != nullptr && spec.input(pair.second) != nullptr &&
-            shared.count(pair.first) == 0) {
-            copied.push_back(pair);
-        }
-    }
-    return copied;
-}
-
 std::vector<TensorSpec> tensors_of(GraphSpec const& spec) {
     std::vector<TensorSpec> tensors = spec.inputs;
     tensors.insert(tensors.end(), spec.outputs.begin(), spec.outputs.end());
@@ -123,6 +95,16 @@ Tensors own_tensors(PlannedGraph const& graph, PlannedGraph const& decode) {
     return own;
 }
 
+// Throws Failure SSD_BAD_BUNDLE for buffers of different sizes.
+std::pair<Buffer, Buffer> to_copy(std::string const& graph, std::string const& name,
+                                  Buffer const& target, Buffer const& source) {
+    if (target.num_bytes() != source.num_bytes()) {
+        fail(SSD_BAD_BUNDLE, "the bundle's ", name, " of graph ", graph,
+             " has another size than what it is copied to; export the bundle again");
+    }
+    return {target, source};
+}
+
 // Copies of each second buffer to its first, neighbors at once: where one begins at the next
 // multiple of 256 bytes behind the other on both sides, what lies between is copied along.
 std::vector<Copy> merged(std::vector<std::pair<Buffer, Buffer>> pairs) {
@@ -146,6 +128,32 @@ std::vector<Copy> merged(std::vector<std::pair<Buffer, Buffer>> pairs) {
 }
 
 }  // namespace
+
+std::vector<std::pair<std::string, std::string>> carried(GraphSpec const& spec,
+                                                         Aliases const& shared) {
+    std::vector<std::pair<std::string, std::string>> following;
+    for (bool const positions : {true, false}) {
+        for (TensorSpec const& output : spec.outputs) {
+            if (is_present(output.name) && (kind_of(output.name) == "position") == positions) {
+                following.emplace_back(output.name, past_of(output.name));
+            }
+        }
+    }
+    for (auto const& [output, input] : spec.aliases) {
+        if (!is_present(output)) {
+            following.emplace_back(output, input);
+        }
+    }
+    following.emplace_back("next_step", "step");
+    std::vector<std::pair<std::string, std::string>> copied;
+    for (auto const& pair : following) {
+        if (spec.output(pair.first) != nullptr && spec.input(pair.second) != nullptr &&
+            shared.count(pair.first) == 0) {
+            copied.push_back(pair);
+        }
+    }
+    return copied;
+}
 
 uint64_t aligned(uint64_t offset) {
     return (offset + device_alignment - 1) / device_alignment * device_alignment;
@@ -180,10 +188,47 @@ BufferPlan plan_buffers(std::vector<PlannedGraph> const& graphs) {
         plan.num_bytes = std::max(plan.num_bytes, aligned(end + graph.scratch_bytes));
         std::vector<std::pair<Buffer, Buffer>> pairs;
         for (auto const& [output, input] : carried(*graph.spec, *graph.aliases)) {
-            pairs.emplace_back(plan.buffer(input), plan.buffer(output));
+            pairs.push_back(
+                to_copy(graph.spec->name, output, plan.buffer(input), plan.buffer(output)));
         }
         plan.copies[graph.name] = merged(std::move(pairs));
     }
+    return plan;
+}
+
+PassPlan plan_pass(PlannedGraph const& pass, BufferPlan const& batch) {
+    PassPlan plan;
+    Tensors own;
+    for (TensorSpec const& tensor : tensors_of(*pass.spec)) {
+        auto const shared = batch.shared.find(tensor.name);
+        bool const is_shared = shared != batch.shared.end() &&
+                               shared->second.shape == tensor.shape_with(pass.sizes) &&
+                               shared->second.dtype == tensor.dtype;
+        if (!is_shared && is_past(tensor.name)) {
+            fail(SSD_BAD_BUNDLE, "graph ", pass.spec->name, " takes ", tensor.name,
+                 " in another shape than a decode step; export the bundle again");
+        }
+        if (!is_shared && pass.aliases->count(tensor.name) == 0) {
+            own.emplace_back(tensor, &pass.sizes);
+        }
+    }
+    plan.own = place(own, plan.num_bytes);
+    plan.scratch = {plan.num_bytes, pass.scratch_bytes};
+    plan.num_bytes = aligned(plan.num_bytes + pass.scratch_bytes);
+    std::vector<std::pair<Buffer, Buffer>> shared;
+    for (auto const& [output, input] : carried(*pass.spec, *pass.aliases)) {
+        auto const found = plan.own.find(output);
+        bool const is_own = found != plan.own.end();
+        auto const pair = to_copy(pass.spec->name, output, batch.buffer(input),
+                                  is_own ? found->second : batch.buffer(output));
+        if (is_own) {
+            plan.own_copies.push_back(
+                {pair.first.offset, pair.second.offset, pair.first.num_bytes()});
+        } else {
+            shared.push_back(pair);
+        }
+    }
+    plan.copies = merged(std::move(shared));
     return plan;
 }
 

@@ -64,6 +64,22 @@ struct BufferPlan {
 // graphs: the decode step first, whose tensors live on between runs.
 BufferPlan plan_buffers(std::vector<PlannedGraph> const& graphs);
 
+// What a pass of lookahead has beside the shared buffers of its batch, in another stretch of
+// memory. copies: within the batch's, after a run; own_copies: from the pass's into the batch's.
+struct PassPlan {
+    std::map<std::string, Buffer> own;
+    std::pair<uint64_t, uint64_t> scratch;  // offset and bytes
+    std::vector<Copy> copies, own_copies;
+    uint64_t num_bytes = 0;
+};
+
+PassPlan plan_pass(PlannedGraph const& pass, BufferPlan const& batch);
+
+// Output and the input of the next run that it is copied to, where they share no memory; positions
+// first.
+std::vector<std::pair<std::string, std::string>> carried(GraphSpec const& spec,
+                                                         Aliases const& shared);
+
 // The shape of an engine's tensor: with kv-update rows and heads are one dimension of the decode
 // step's keys and values.
 std::vector<int64_t> engine_shape(GraphSpec const& graph, TensorSpec const& tensor, Form form,

@@ -134,10 +134,14 @@ void DeviceQueue::upload(DeviceAddress target, void const* source, size_t num_by
     }
 }
 
-void DeviceQueue::download(void* target, DeviceAddress source, size_t num_bytes) {
+void DeviceQueue::queue_download(void* target, DeviceAddress source, size_t num_bytes) {
     device_.use();
     device_.check(device_.calls().cuMemcpyDtoHAsync(target, source, num_bytes, of(stream_)),
                   "cuMemcpyDtoHAsync");
+}
+
+void DeviceQueue::download(void* target, DeviceAddress source, size_t num_bytes) {
+    queue_download(target, source, num_bytes);
     synchronize();
 }
 

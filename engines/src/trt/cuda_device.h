@@ -79,6 +79,8 @@ public:
         sources_.emplace_back(bytes, bytes + items.size() * sizeof(Item));
         upload(target, sources_.back().data(), sources_.back().size());
     }
+    // The target is written by the next wait.
+    void queue_download(void* target, DeviceAddress source, size_t num_bytes);
     void download(void* target, DeviceAddress source, size_t num_bytes);
     void fill(DeviceAddress target, unsigned char byte, size_t num_bytes);
     void copy(DeviceAddress target, DeviceAddress source, size_t num_bytes);

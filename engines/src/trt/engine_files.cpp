@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <vector>
 
+#include "cache_names.h"
 #include "failure.h"
 
 namespace ssd_runtime {
@@ -10,6 +11,7 @@ namespace {
 
 char const image_decoder[] = "image_decoder";
 char const top_k_suffix[] = "_top_k";
+constexpr int usual_window = 16;  // as ssd_export/tensorrt/window_plan.py says
 
 bool has_top_k(std::string const& graph) {
     size_t const size = sizeof top_k_suffix - 1;
@@ -26,6 +28,28 @@ int64_t EngineFiles::decoder_images() const {
         }
     }
     return most;
+}
+
+int64_t EngineFiles::window() const {
+    return has(window_graph) ? entry(window_graph).profiles.front().window : 0;
+}
+
+int64_t EngineFiles::window_images() const {
+    int64_t most = 0;
+    for (Profile const& profile : entry(window_graph).profiles) {
+        most = std::max(most, profile.images.most);
+    }
+    return most;
+}
+
+std::string EngineFiles::why_no_window() const {
+    if (window() > 0) {
+        return "";
+    }
+    return text(evicts_in_step() ? "the plugin's kernel takes one token a pass"
+                                 : "these engines take one token a pass",
+                "; ", rebuild(bundle_), " --plugin off --lookahead ", usual_window,
+                ", or use lookahead 1");
 }
 
 void EngineFiles::need(std::string const& graph) const {
@@ -81,10 +105,11 @@ std::map<std::string, StoredWeight> EngineFiles::weights() const {
     return all;
 }
 
-uint64_t EngineFiles::num_bytes(bool with_top_k) const {
+uint64_t EngineFiles::num_bytes() const {
     uint64_t sum = 0;
     for (auto const& [graph, entry] : manifest_.graphs) {
-        sum += with_top_k || !has_top_k(graph) ? entry.num_bytes : 0;
+        bool const is_extra = has_top_k(graph) || starts_with(graph, window_graph);
+        sum += is_extra ? 0 : entry.num_bytes;
     }
     return sum;
 }

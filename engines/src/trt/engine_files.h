@@ -25,6 +25,12 @@ public:
     // How many images the image decoder takes at a time, where there are as many.
     int64_t decoder_images() const;
 
+    // Tokens of a pass of lookahead, 0 where there is no engine for it; and the most images of one.
+    int64_t window() const;
+    int64_t window_images() const;
+    // Why these engines take one token a pass, with the way out; "" where they take more.
+    std::string why_no_window() const;
+
     // Throws Failure where there is no engine of that graph.
     void need(std::string const& graph) const;
 
@@ -42,8 +48,8 @@ public:
     std::string weights_path() const { return bundle_.file(manifest_.weights_file); }
     // The weights that any engine takes as inputs, by name.
     std::map<std::string, StoredWeight> weights() const;
-    // Bytes of the engine files that every generation without top-k loads, and of all others.
-    uint64_t num_bytes(bool with_top_k) const;
+    // Bytes of the engine files that every generation loads, without top-k and lookahead.
+    uint64_t num_bytes() const;
 
 private:
     bool is_file(std::string const& name, std::string const& sha256) const;

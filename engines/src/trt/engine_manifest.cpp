@@ -16,7 +16,7 @@ namespace ssd_runtime {
 namespace {
 
 // As in ssd_export/tensorrt/engine_manifest.py.
-constexpr int64_t schema = 3, max_images = 1 << 16, max_prompt_tokens = 1 << 24;
+constexpr int64_t schema = 3, max_images = 1 << 16, max_prompt_tokens = 1 << 24, max_window = 64;
 constexpr int64_t any_least = std::numeric_limits<int64_t>::min();
 constexpr int64_t any_most = std::numeric_limits<int64_t>::max();
 constexpr size_t max_json_bytes = size_t{64} << 20U;
@@ -48,7 +48,18 @@ StoredWeight parse_weight(JsonReader const& json) {
     return {*dtype, static_cast<uint64_t>(offset), static_cast<uint64_t>(num_bytes)};
 }
 
-EngineEntry parse_entry(JsonReader const& json) {
+// has_window: whether the graph is a pass of lookahead.
+Profile parse_profile(JsonReader const& json, bool has_window) {
+    int64_t const window = json.has("window") ? json["window"].integer(any_least, any_most) : 0;
+    Profile const profile{parse_bounds(json["images"], max_images),
+                          parse_bounds(json["prompt_tokens"], max_prompt_tokens), window};
+    if (has_window && (window < 2 || window > max_window)) {
+        json["window"].wrong(text(2, " to ", max_window));
+    }
+    return profile;
+}
+
+EngineEntry parse_entry(std::string const& graph, JsonReader const& json) {
     EngineEntry entry{json["engine"].string(),
                       json["sha256"].string(),
                       static_cast<uint64_t>(json["bytes"].integer(0, any_most)),
@@ -56,9 +67,8 @@ EngineEntry parse_entry(JsonReader const& json) {
                       {},
                       {},
                       0};
-    json["profiles"].each([&entry](JsonReader const& profile) {
-        entry.profiles.push_back({parse_bounds(profile["images"], max_images),
-                                  parse_bounds(profile["prompt_tokens"], max_prompt_tokens)});
+    json["profiles"].each([&entry, &graph](JsonReader const& profile) {
+        entry.profiles.push_back(parse_profile(profile, starts_with(graph, window_graph)));
     });
     if (entry.profiles.empty()) {
         json["profiles"].wrong("one or more");
@@ -117,7 +127,7 @@ EngineManifest parse(JsonReader const& json) {
         manifest.compute_capabilities.push_back(capability.integer(any_least, any_most));
     });
     json["graphs"].members([&manifest](std::string const& name, JsonReader const& entry) {
-        manifest.graphs.emplace(name, parse_entry(entry));
+        manifest.graphs.emplace(name, parse_entry(name, entry));
     });
     return manifest;
 }

@@ -20,9 +20,13 @@ struct Bounds {
     bool hold(int64_t number) const { return least <= number && number <= most; }
 };
 
+// window: places of a pass of lookahead; 0 in graphs that have none.
 struct Profile {
     Bounds images, prompt_tokens;
+    int64_t window;
 };
+
+constexpr char window_graph[] = "decode_window";
 
 // A tensor of the weights file that engines take as an input. offset: from the file's start.
 struct StoredWeight {

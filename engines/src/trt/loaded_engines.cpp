@@ -120,7 +120,7 @@ void LoadedEngines::place_weights() {
         offsets[name] = weight_bytes_;
         weight_bytes_ = aligned(weight_bytes_ + weight.num_bytes);
     }
-    check_device_memory("the model", weight_bytes_ + files_.num_bytes(false), device_.free_bytes());
+    check_device_memory("the model", weight_bytes_ + files_.num_bytes(), device_.free_bytes());
     weights_ = std::make_unique<DeviceMemory>(device_, std::max<uint64_t>(weight_bytes_, 1));
     std::string const path = files_.weights_path();
     MappedFile const stored(path);

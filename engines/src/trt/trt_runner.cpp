@@ -1,6 +1,7 @@
 #include "trt/trt_runner.h"
 
 #include <algorithm>
+#include <map>
 #include <mutex>
 #include <set>
 
@@ -55,6 +56,11 @@ public:
 
     void prefill(PromptBatch const& batch) override;
     void decode_row(int64_t first, int64_t last, std::atomic<bool> const& stop) override;
+    std::string why_no_window() const override {
+        return shared_->engines().files().why_no_window();
+    }
+    int64_t fixed_window() const override { return shared_->engines().files().window(); }
+    SampledWindow decode_window(Window const& window) override;
     std::vector<int32_t> tokens() override;
     void decode_image(int32_t const* codes, int64_t count, uint8_t* pixels) override;
     uint64_t cache_bytes() const override { return workspace_->cache_bytes(); }
@@ -81,12 +87,15 @@ private:
     int64_t limited_top_k(int64_t top_k) const;
     void go_to(int64_t step);
     void reach_noise(int64_t step);
+    void evict_images(Window const& window);
+    void check_finite(int64_t step);
 
     std::shared_ptr<SharedEngines> shared_;
     Config const& config_;
     std::unique_ptr<Workspace> workspace_;
-    std::set<int64_t> evictions_;  // steps before which some head is full
-    int64_t step_ = 0;             // the next one, as the device counts
+    std::vector<ImageSeed> seeds_;  // of a batch whose passes of lookahead are not begun
+    std::set<int64_t> evictions_;   // steps before which some head is full
+    int64_t step_ = 0;              // the next one, as the device counts
     bool needs_noise_ = false, is_whole_ = true;
 };
 
@@ -122,6 +131,7 @@ void TrtRunner::prefill(PromptBatch const& batch) {
     prefill.enqueue();
     workspace.fill_caches(batch.lengths);
     step_ = 1;
+    seeds_ = batch.images;
     evictions_.clear();
     for (EvictionKind const& kind : config_.policy.eviction_kinds()) {
         evictions_.merge(config_.policy.full_before(kind, batch.lengths));
@@ -172,14 +182,66 @@ void TrtRunner::decode_row(int64_t first, int64_t last, std::atomic<bool> const&
         workspace_->launch_step(evictions_.count(step) > 0);
         step_ = step + 1;
     }
-    if (!stop) {
-        Buffer const& logits = workspace_->buffer("logits");
-        std::vector<float> values(logits.num_bytes() / sizeof(float));
-        workspace_->queue().download(values.data(), workspace_->address("logits"),
-                                     values.size() * sizeof(float));
-        check_logits(values.data(), values.size(), last - 1, config_.dtype);
+    if (!stop && last % config_.model.grid.width == 0) {  // the host waits after a grid row alone
+        check_finite(last - 1);
     }
     attempt.succeeded();
+}
+
+void TrtRunner::check_finite(int64_t step) {
+    Buffer const& logits = workspace_->buffer("logits");
+    std::vector<float> values(logits.num_bytes() / sizeof(float));
+    workspace_->queue().download(values.data(), workspace_->address("logits"),
+                                 values.size() * sizeof(float));
+    check_logits(values.data(), values.size(), step, config_.dtype);
+}
+
+SampledWindow TrtRunner::decode_window(Window const& window) {
+    Attempt attempt(is_whole_);
+    WindowPass& pass = workspace_->window_pass();
+    if (!seeds_.empty()) {
+        pass.start(seeds_, !needs_noise_);
+        seeds_.clear();
+    }
+    evict_images(window);
+    SampledWindow sampled = pass.run(window);
+    int64_t const before = *std::min_element(window.first.begin(), window.first.end());
+    int64_t after = config_.model.grid.num_tokens();
+    for (size_t image = 0; image < window.first.size(); ++image) {
+        after = std::min(after, window.first[image] + sampled.kept[image]);
+    }
+    if (after / config_.model.grid.width > before / config_.model.grid.width) {
+        check_finite(after - 1);
+    }
+    attempt.succeeded();
+    return sampled;
+}
+
+// Evicts what is due before each image's own step. Of other images no head is full, but for those
+// that are due at another step, or done.
+void TrtRunner::evict_images(Window const& window) {
+    if (!workspace_->has_evictions()) {
+        return;
+    }
+    size_t const images = window.first.size();
+    std::map<int64_t, std::vector<size_t>> due;  // step -> rows
+    bool all_are_active = true;
+    for (size_t row = 0; row < static_cast<size_t>(workspace_->sizes().at("rows")); ++row) {
+        bool const is_active = window.limit[row % images] > 0;
+        int64_t const step = window.first[row % images];
+        all_are_active = all_are_active && is_active;
+        if (is_active && evictions_.count(step) > 0) {
+            due[step].push_back(row);
+        }
+    }
+    for (auto const& [step, rows] : due) {
+        go_to(step);
+        if (due.size() == 1 && all_are_active) {
+            workspace_->launch_evict();
+        } else {
+            workspace_->evict_rows(rows);
+        }
+    }
 }
 
 std::vector<int32_t> TrtRunner::tokens() {
@@ -251,7 +313,7 @@ private:
 
 // peak_bytes: of the device. The image decoder takes its own number of images at a time.
 void TrtBackend::estimate(uint32_t, ssd_memory_plan& plan) const {
-    plan.weight_bytes = shared_->engines().weight_bytes() + files().num_bytes(false);
+    plan.weight_bytes = shared_->engines().weight_bytes() + files().num_bytes();
     plan.decoder_bytes =
         files().has("image_decoder") ? files().entry("image_decoder").activation_bytes : 0;
     plan.peak_bytes = plan.weight_bytes + Workspace::planned_bytes(files(), plan.num_images);

@@ -55,7 +55,8 @@ void Workspace::allocate(int64_t num_images, bool top_k) {
     }
     EngineFiles const& files = engines_->files();
     check_batch(files.manifest(), num_images, files.bundle());
-    graphs_.clear();
+    window_.reset();
+    work_.clear();
     memory_.reset();
     num_images_ = num_images;
     top_k_ = top_k;
@@ -76,7 +77,7 @@ void Workspace::allocate(int64_t num_images, bool top_k) {
     }
     plan_memory(contexts);
     try_out();
-    captures_ = decode_->is_capturable() && (evict_ == nullptr || evict_->is_capturable());
+    prepare_work();
 }
 
 GraphContext& Workspace::context(std::string const& graph, int64_t num_images) {
@@ -131,8 +132,23 @@ void Workspace::try_out() {
     clear();
     upload("prompt_length", std::vector<int32_t>(static_cast<size_t>(sizes_.at("rows")), 1));
     upload("step", std::vector<int64_t>{1});
-    queue_step(true);
+    queue_evict();
+    queue_step();
     queue_.synchronize();
+}
+
+void Workspace::prepare_work() {
+    bool const captures =
+        decode_->is_capturable() && (evict_ == nullptr || evict_->is_capturable());
+    auto const add = [&](Work kind, std::function<void()> work) {
+        work_.emplace(kind, CapturedWork(queue_, std::move(work), captures));
+    };
+    add(Work::step, [this] { queue_step(); });
+    add(Work::evict, [this] { queue_evict(); });
+    add(Work::evict_and_step, [this] {
+        queue_evict();
+        queue_step();
+    });
 }
 
 void Workspace::clear() {
@@ -202,27 +218,53 @@ uint64_t Workspace::cache_bytes() const {
 }
 
 void Workspace::launch_step(bool evict) {
-    bool const evicts = evict && evict_ != nullptr;
-    if (captures_ && graphs_[evicts] == nullptr) {
-        try {
-            graphs_[evicts] = std::make_unique<DeviceQueue::Graph>(
-                queue_, [this, evicts] { queue_step(evicts); });
-        } catch (Failure const&) {
-            captures_ = false;  // step_is_captured tells: kernels are queued one by one, slower
-        }
-    }
-    if (graphs_[evicts] != nullptr) {
-        graphs_[evicts]->launch();
-    } else {
-        queue_step(evicts);
+    work_.at(evict && has_evictions() ? Work::evict_and_step : Work::step).launch();
+}
+
+bool Workspace::step_is_captured() const {
+    bool const all = std::all_of(work_.begin(), work_.end(),
+                                 [](auto const& work) { return work.second.captures(); });
+    return !work_.empty() && all && (window_ == nullptr || window_->is_captured());
+}
+
+void Workspace::queue_step() { run(*decode_); }
+
+// Nothing where the decode step evicts by itself (R7).
+void Workspace::queue_evict() {
+    if (has_evictions()) {
+        run(*evict_);
     }
 }
 
-void Workspace::queue_step(bool evict) {
-    if (evict && evict_ != nullptr) {
-        run(*evict_);
+void Workspace::evict_rows(std::vector<size_t> const& rows) {
+    engines_->device().use();
+    evict_->enqueue();
+    for (auto const& [output, past] : carried(evict_->spec(), evict_->aliases())) {
+        Buffer const &target = buffer(past), &source = buffer(output, evict_->name());
+        size_t const size = target.num_bytes() / static_cast<size_t>(target.shape.at(0));
+        for (size_t const row : rows) {
+            queue_.copy(memory_->address() + target.offset + row * size,
+                        memory_->address() + source.offset + row * size, size);
+        }
     }
-    run(*decode_);
+}
+
+WindowPass& Workspace::window_pass() {
+    if (window_ == nullptr) {
+        EngineFiles const& files = engines_->files();
+        int64_t const most = files.window_images();
+        if (num_images_ > most) {
+            fail(SSD_INVALID_ARGUMENT, "engines take passes of lookahead for up to ", most,
+                 " images at once, not ", num_images_, "; use max_batch ", most,
+                 ", or lookahead 1");
+        }
+        Sizes sizes = sizes_;
+        sizes["window"] = files.window();
+        window_ = std::make_unique<WindowPass>(
+            queue_, context(std::string(window_graph) + (top_k_ ? "_top_k" : ""), num_images_),
+            sizes, plan_, *memory_, noise_.windows());
+    }
+    return *window_;
 }
 
 // Queues a graph, then the copies of what it leaves for the next run beside its inputs.

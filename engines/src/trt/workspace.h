@@ -8,8 +8,10 @@
 #include <vector>
 
 #include "trt/buffer_plan.h"
+#include "trt/captured_work.h"
 #include "trt/device_noise.h"
 #include "trt/loaded_engines.h"
+#include "trt/window_pass.h"
 
 namespace ssd_runtime {
 
@@ -17,8 +19,8 @@ namespace ssd_runtime {
 // one batch size, the noise, and the decode step as CUDA graphs. Kept between generations.
 //
 // A step is captured with an eviction before it and without, once each, and launched for every
-// token: its number is counted on the device, and each head decides there whether it evicts (R7).
-// The host only leaves out evictions that would find no full head.
+// token (captured_work.h): its number is counted on the device, and each head decides there whether
+// it evicts (R7). The host only leaves out evictions that would find no full head.
 class Workspace {
 public:
     explicit Workspace(std::shared_ptr<LoadedEngines> engines);
@@ -60,19 +62,31 @@ public:
 
     // Queues a decode step, with an eviction before it or without.
     void launch_step(bool evict);
-    // Whether a step is one CUDA graph; otherwise its kernels are queued one by one.
-    bool step_is_captured() const { return captures_; }
+    // Whether evictions have their own engine.
+    bool has_evictions() const { return evict_ != nullptr; }
+    // Queues an eviction of all rows, where some head is full; and of some rows alone.
+    void launch_evict() { work_.at(Work::evict).launch(); }
+    void evict_rows(std::vector<size_t> const& rows);
+    // The pass of lookahead, allocated when it is first asked for. Throws Failure where its engine
+    // does not take this many images, or for too little device memory.
+    WindowPass& window_pass();
+    // Whether a step, and a pass, is one CUDA graph; otherwise its kernels are queued one by one.
+    bool step_is_captured() const;
 
     // What a batch takes beside engines and weights, from engine.json alone.
     static uint64_t planned_bytes(EngineFiles const& files, int64_t num_images);
 
 private:
+    enum class Work { step, evict, evict_and_step };
+
     GraphContext& context(std::string const& graph, int64_t num_images);
     void plan_memory(std::vector<GraphContext*> const& contexts);
     void bind(GraphContext& context);
     void run(GraphContext& context);
-    void queue_step(bool evict);
+    void queue_step();
+    void queue_evict();
     void try_out();
+    void prepare_work();
     void check_size(std::string const& tensor, std::string const& context, size_t size) const;
     void copy_prompt(std::string const& past, std::vector<int32_t> const& lengths);
 
@@ -83,10 +97,11 @@ private:
     std::unique_ptr<DeviceMemory> memory_;
     std::map<std::pair<std::string, int32_t>, std::unique_ptr<GraphContext>> contexts_;
     DeviceNoise noise_;
-    std::map<bool, std::unique_ptr<DeviceQueue::Graph>> graphs_;  // evicts -> captured step
+    std::map<Work, CapturedWork> work_;
+    std::unique_ptr<WindowPass> window_;
 
     int64_t num_images_ = 0;
-    bool top_k_ = false, captures_ = false;
+    bool top_k_ = false;
     Sizes sizes_;
     GraphContext *prefill_ = nullptr, *decode_ = nullptr, *evict_ = nullptr;
     std::map<int64_t, GraphContext*> decoders_;

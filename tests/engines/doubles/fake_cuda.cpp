@@ -304,7 +304,7 @@ PUBLIC CUresult cuMemcpyDtoDAsync(CUdeviceptr target, CUdeviceptr source, size_t
     return CUDA_SUCCESS;
 }
 PUBLIC CUresult cuMemcpy2DAsync(CUDA_MEMCPY2D const* given, CUstream s) {
-    CALL(true)
+    CALL(true, true)
     CUDA_MEMCPY2D const what = *given;
     if (what.srcMemoryType != CU_MEMORYTYPE_DEVICE || what.dstMemoryType != CU_MEMORYTYPE_DEVICE ||
         what.WidthInBytes > std::min(what.srcPitch, what.dstPitch)) {

@@ -5,7 +5,9 @@
 // scratch memory (whose content is destroyed), weights as in their file. Every call and every
 // destruction wants the device's context current in its thread.
 //
-// SSD_FAKE_VERSION (that of the headers). A twin of tests/tensorrt/trt_double.py.
+// SSD_FAKE_VERSION (that of the headers); SSD_FAKE_SLOTS: a file for the positions that the caches
+// hold when an image is decoded, int32, in the order of a decode step's inputs. A twin of
+// tests/tensorrt/trt_double.py.
 #ifdef SSD_TENSORRT_RTX
 #define nvinfer1 nvinfer1_rtx
 #endif
@@ -17,6 +19,7 @@
 #include <cstring>
 #include <filesystem>
 #include <fstream>
+#include <functional>
 #include <map>
 #include <memory>
 #include <mutex>
@@ -278,6 +281,12 @@ public:
 
 class EngineDouble;
 
+// Writes the positions of the caches that the last decode step had.
+std::function<void()>& positions() {
+    static std::function<void()> made;
+    return made;
+}
+
 class ContextDouble : public IExecutionContext, public VExecutionContextStub {
 public:
     explicit ContextDouble(EngineDouble& engine);
@@ -305,6 +314,7 @@ private:
     std::map<std::string, std::byte*> views() const;
     void check_overlaps(std::map<std::string, std::byte*> const& views) const;
     void run(std::map<std::string, std::byte*> const& views, Shapes const& shapes) const;
+    void write_positions(std::map<std::string, std::byte*> const& views) const;
 
     EngineDouble& engine_;
     OnDevice alive_;
@@ -429,6 +439,8 @@ bool ContextDouble::setInputShape(char const* name, Dims const& dims) noexcept {
         int64_t least = 0, most = 0;
         if (wanted.is_number()) {
             least = most = wanted;
+        } else if (wanted == "window") {
+            least = most = sizes_["window"] = profile["window"];
         } else {
             std::string const dimension = wanted;
             Json const& bounds = profile[dimension == "prompt_tokens" ? "prompt_tokens" : "images"];
@@ -584,6 +596,11 @@ void ContextDouble::run(std::map<std::string, std::byte*> const& views,
         }
     }
     std::memset(fake::memory(scratch_, scratch_bytes_), 0xCD, scratch_bytes_);
+    if (begins(graph, "decode_step")) {
+        positions() = [this, views] { write_positions(views); };
+    } else if (graph == "image_decoder" && positions()) {
+        positions()();
+    }
     bool const evicts = !content.engines["plugin"].is_null() &&
                         content.config["graphs"].contains("evict") && begins(graph, "decode_step");
     if (evicts) {  // what the plugin does before it writes: heads without an empty slot evict (R7)
@@ -596,6 +613,25 @@ void ContextDouble::run(std::map<std::string, std::byte*> const& views,
     }
     content.run(graph, views, shapes);
     std::memset(fake::memory(scratch_, scratch_bytes_), 0xCD, scratch_bytes_);
+}
+
+// To $SSD_FAKE_SLOTS.
+void ContextDouble::write_positions(std::map<std::string, std::byte*> const& views) const {
+    char const* const path = std::getenv("SSD_FAKE_SLOTS");
+    if (path == nullptr) {
+        return;
+    }
+    std::ofstream file(path, std::ios::binary);
+    for (Tensor const& tensor : engine_.tensors) {
+        if (begins(tensor.name, "past_key_values.") && kind_of(tensor.name) == "position") {
+            size_t size = tensor.type.size;
+            for (int64_t const dimension : shape_of(tensor, false)) {
+                size *= static_cast<size_t>(dimension);
+            }
+            file.write(reinterpret_cast<char const*>(views.at(tensor.name)),
+                       static_cast<std::streamsize>(size));
+        }
+    }
 }
 
 class RuntimeDouble : public IRuntime, public VRuntimeStub {
