@@ -1,7 +1,6 @@
 #include "ort/ort_session.h"
 
 #include <algorithm>
-#include <thread>
 #include <vector>
 
 #if defined(__GLIBC__)
@@ -10,6 +9,7 @@
 
 #include "failure.h"
 #include "layer_attention.h"
+#include "machine.h"
 
 namespace ssd_runtime {
 namespace {
@@ -91,15 +91,13 @@ OrtSessions::OrtSessions(Bundle const& bundle, std::string const& provider, int 
              "--dtype fp32");
     }
     bool const is_small = bundle.config().model.hidden_size <= small_hidden_size;
-    num_threads_ = num_threads > 0 ? num_threads : is_small ? 1 : 0;
+    int const limit = thread_limit(num_cpus(), cpus_of_machine());
+    num_threads_ = num_threads > 0 ? num_threads : is_small ? 1 : limit;
     holds_one_ = !is_cuda_ && !is_small;
     get("prefill");  // a provider that cannot start says so before anything is allocated
 }
 
-int OrtSessions::num_threads() const {
-    auto const available = static_cast<int>(std::thread::hardware_concurrency());
-    return num_threads_ > 0 ? num_threads_ : std::max(available, 1);
-}
+int OrtSessions::num_threads() const { return num_threads_ > 0 ? num_threads_ : num_cpus(); }
 
 std::shared_ptr<Ort::Session> OrtSessions::get(std::string const& graph) {
     std::lock_guard<std::mutex> const lock(mutex_);
