@@ -17,6 +17,7 @@ constexpr int32_t kLeast = std::numeric_limits<int32_t>::min();
 constexpr int32_t kMaskBits = 32;  // bit 31 of pinned_columns is its sign
 // What every GPU grants without being asked for more.
 constexpr int32_t kMostSharedBytes = 48 * 1024;
+constexpr PluginFieldType kImage = PluginFieldType::kINT8;  // ONNX strings are UTF-8
 
 struct ListField {
     char const* name;
@@ -48,9 +49,6 @@ constexpr IntegerField kIntegers[] = {
     {"kernel_block_slots", &Fields::kernel_block_slots, 1, kMost},
     {"kernel_max_splits", &Fields::kernel_max_splits, 1, 1024},
     {"kernel_num_warps", &Fields::kernel_num_warps, 1, 32},
-    {"kernel_layer_shared_bytes", &Fields::kernel_layer_shared_bytes, 0, kMostSharedBytes},
-    {"kernel_part_shared_bytes", &Fields::kernel_part_shared_bytes, 0, kMostSharedBytes},
-    {"kernel_sum_shared_bytes", &Fields::kernel_sum_shared_bytes, 0, kMostSharedBytes},
 };
 
 struct RealField {
@@ -67,18 +65,10 @@ constexpr RealField kReals[] = {
 struct TextField {
     char const* name;
     std::string Fields::* member;
-    PluginFieldType type;
 };
 
 constexpr TextField kTexts[] = {
-    {"kernel_dtype", &Fields::kernel_dtype, PluginFieldType::kCHAR},
-    // images are int8 tensors: ONNX strings are UTF-8
-    {"kernel_layer_image", &Fields::kernel_layer_image, PluginFieldType::kINT8},
-    {"kernel_layer_name", &Fields::kernel_layer_name, PluginFieldType::kCHAR},
-    {"kernel_part_image", &Fields::kernel_part_image, PluginFieldType::kINT8},
-    {"kernel_part_name", &Fields::kernel_part_name, PluginFieldType::kCHAR},
-    {"kernel_sum_image", &Fields::kernel_sum_image, PluginFieldType::kINT8},
-    {"kernel_sum_name", &Fields::kernel_sum_name, PluginFieldType::kCHAR},
+    {"kernel_dtype", &Fields::kernel_dtype},
 };
 
 [[noreturn]] void reject(std::string const& message) { throw std::invalid_argument(message); }
@@ -160,14 +150,13 @@ float read_real(PluginField const& field, RealField const& wanted) {
 }
 
 // ONNX strings arrive with a terminating zero counted in their length; serialized ones have none.
-std::string read_text(PluginField const& field, TextField const& wanted) {
-    if (field.type != wanted.type || field.length < 1) {
+std::string read_text(PluginField const& field, PluginFieldType type) {
+    if (field.type != type || field.length < 1) {
         reject(std::string("field ") + field.name + " must be " +
-               (wanted.type == PluginFieldType::kINT8 ? "an int8 tensor" : "a string") +
-               " that is not empty");
+               (type == kImage ? "an int8 tensor" : "a string") + " that is not empty");
     }
     std::string text(static_cast<char const*>(field.data), static_cast<size_t>(field.length));
-    if (wanted.type == PluginFieldType::kCHAR && text.back() == '\0') {
+    if (type == PluginFieldType::kCHAR && text.back() == '\0') {
         text.pop_back();
     }
     return text;
@@ -198,6 +187,21 @@ void check_image(std::string const& image, char const* name) {
     }
 }
 
+KernelFields read_kernel(nvinfer1::PluginFieldCollection const& collection,
+                         KernelNames const& names) {
+    KernelFields kernel;
+    kernel.image = read_text(find(collection, names.image), kImage);
+    check_image(kernel.image, names.image);
+    kernel.name = read_text(find(collection, names.name), PluginFieldType::kCHAR);
+    IntegerField const shared{names.shared_bytes, nullptr, 0, kMostSharedBytes};
+    kernel.shared_bytes = read_integer(find(collection, names.shared_bytes), shared);
+    return kernel;
+}
+
+PluginField text_field(char const* name, std::string const& text, PluginFieldType type) {
+    return PluginField(name, text.data(), type, static_cast<int32_t>(text.size()));
+}
+
 }  // namespace
 
 nvinfer1::DataType AttentionFields::data_type() const {
@@ -220,7 +224,7 @@ bool AttentionFields::has_scores() const {
                        [](int32_t one) { return one != 0; });
 }
 
-std::vector<PluginField> field_names() {
+std::vector<PluginField> field_names(NodeKind const& kind) {
     std::vector<PluginField> names;
     for (auto const& field : kLists) {
         names.emplace_back(field.name, nullptr, PluginFieldType::kINT32, kMaxGroups);
@@ -232,12 +236,17 @@ std::vector<PluginField> field_names() {
         names.emplace_back(field.name, nullptr, PluginFieldType::kFLOAT32, 1);
     }
     for (auto const& field : kTexts) {
-        names.emplace_back(field.name, nullptr, field.type, 1);
+        names.emplace_back(field.name, nullptr, PluginFieldType::kCHAR, 1);
+    }
+    for (auto const& kernel : kind.kernels) {
+        names.emplace_back(kernel.image, nullptr, kImage, 1);
+        names.emplace_back(kernel.name, nullptr, PluginFieldType::kCHAR, 1);
+        names.emplace_back(kernel.shared_bytes, nullptr, PluginFieldType::kINT32, 1);
     }
     return names;
 }
 
-std::vector<PluginField> fields_to_serialize(AttentionFields const& fields) {
+std::vector<PluginField> fields_to_serialize(NodeKind const& kind, AttentionFields const& fields) {
     std::vector<PluginField> filled;
     for (auto const& field : kLists) {
         filled.emplace_back(field.name, (fields.*field.member).data(), PluginFieldType::kINT32,
@@ -250,13 +259,20 @@ std::vector<PluginField> fields_to_serialize(AttentionFields const& fields) {
         filled.emplace_back(field.name, &(fields.*field.member), PluginFieldType::kFLOAT32, 1);
     }
     for (auto const& field : kTexts) {
-        std::string const& text = fields.*field.member;
-        filled.emplace_back(field.name, text.data(), field.type, static_cast<int32_t>(text.size()));
+        filled.push_back(text_field(field.name, fields.*field.member, PluginFieldType::kCHAR));
+    }
+    for (int32_t place = 0; place < kind.kernels.size; ++place) {
+        KernelNames const& names = kind.kernels[place];
+        KernelFields const& kernel = fields.kernels[place];
+        filled.push_back(text_field(names.image, kernel.image, kImage));
+        filled.push_back(text_field(names.name, kernel.name, PluginFieldType::kCHAR));
+        filled.emplace_back(names.shared_bytes, &kernel.shared_bytes, PluginFieldType::kINT32, 1);
     }
     return filled;
 }
 
-AttentionFields read_fields(nvinfer1::PluginFieldCollection const& collection) {
+AttentionFields read_fields(NodeKind const& kind,
+                            nvinfer1::PluginFieldCollection const& collection) {
     AttentionFields fields;
     for (auto const& wanted : kLists) {
         fields.*wanted.member = read_list(find(collection, wanted.name), wanted, fields.num_groups);
@@ -268,10 +284,10 @@ AttentionFields read_fields(nvinfer1::PluginFieldCollection const& collection) {
         fields.*wanted.member = read_real(find(collection, wanted.name), wanted);
     }
     for (auto const& wanted : kTexts) {
-        fields.*wanted.member = read_text(find(collection, wanted.name), wanted);
-        if (wanted.type == PluginFieldType::kINT8) {
-            check_image(fields.*wanted.member, wanted.name);
-        }
+        fields.*wanted.member = read_text(find(collection, wanted.name), PluginFieldType::kCHAR);
+    }
+    for (auto const& names : kind.kernels) {
+        fields.kernels.push_back(read_kernel(collection, names));
     }
     check_columns(fields);
     fields.data_type();  // throws for an unknown one

@@ -156,14 +156,11 @@ void Kernel::launch(Grid grid, void const* const* arguments, CUstream stream) co
 }
 
 std::shared_ptr<LayerKernels const> LayerKernels::load(AttentionFields const& fields) {
-    int32_t const warps = fields.kernel_num_warps;
-    LayerKernels loaded{Kernel::load(fields.kernel_layer_image, fields.kernel_layer_name,
-                                     fields.kernel_layer_shared_bytes, warps),
-                        Kernel::load(fields.kernel_part_image, fields.kernel_part_name,
-                                     fields.kernel_part_shared_bytes, warps),
-                        Kernel::load(fields.kernel_sum_image, fields.kernel_sum_name,
-                                     fields.kernel_sum_shared_bytes, warps),
-                        0};
+    LayerKernels loaded;
+    for (KernelFields const& kernel : fields.kernels) {
+        loaded.kernels.push_back(
+            Kernel::load(kernel.image, kernel.name, kernel.shared_bytes, fields.kernel_num_warps));
+    }
     Driver const& driver = Driver::get();
     CUdevice device = 0;
     driver.check(driver.current_device_(&device), "cuCtxGetDevice");

@@ -1,15 +1,17 @@
 #include "ssd_export/layer_launch.h"
 
 #include <algorithm>
-#include <array>
 #include <cstdint>
 #include <stdexcept>
+#include <string>
 #include <vector>
+
+#include "ssd_export/kernel.h"
+#include "ssd_export/launch_arguments.h"
+#include "ssd_export/layer_shapes.h"
 
 namespace ssd_export {
 namespace {
-
-using Pointers = std::array<void const*, kMaxGroups>;
 
 constexpr int64_t kProgramsAMultiprocessor = 2;  // that a split fills a GPU with
 // More multiprocessors than any GPU has: workspaces are asked for before a GPU is known, and a
@@ -17,64 +19,7 @@ constexpr int64_t kProgramsAMultiprocessor = 2;  // that a split fills a GPU wit
 constexpr int64_t kMostMultiprocessors = 256;
 constexpr size_t kAlignment = 256;  // of arrays in the workspace
 
-// Arguments of all kernels, named as their parameters (ssd_export/kernels).
-struct Arguments {
-    void const* query_ptr;
-    void const* key_ptr;
-    void const* value_ptr;
-    void const* position_ptr;
-    void const* prompt_length_ptr;
-    Pointers cache_keys;
-    Pointers cache_values;
-    Pointers cache_positions;
-    Pointers cache_scores;
-    void* present_ptr;
-    void* score_ptr;
-    void* logits_ptr;
-    void* sums_ptr;
-    void* largest_ptr;
-    void* total_ptr;
-    void* out_ptr;
-    int32_t query_stride;
-    int32_t key_stride;
-    int32_t value_stride;
-    int32_t num_splits;
-    int32_t num_heads;
-    int32_t query_group_size;
-    int32_t grid_width;
-    float score_decay;
-    int32_t most_slots;
-    OfGroups first_heads;
-    OfGroups group_heads;
-    OfGroups group_slots;
-    OfGroups num_sinks;
-    OfGroups num_recent;
-    OfGroups by_score;
-    OfGroups pinned_columns;
-    OfGroups age_quota;
-    OfGroups evict_every;
-    void* scratch = nullptr;  // compiled Triton kernels end with two pointers; these need none
-};
-
-template <typename Value>
-void add(std::vector<void const*>& places, Value const& value) {
-    places.push_back(&value);
-}
-
-template <typename Value>
-void add(std::vector<void const*>& places, std::array<Value, kMaxGroups> const& values) {
-    for (Value const& value : values) {
-        places.push_back(&value);
-    }
-}
-
-// Where the arguments of a launch are, in order; a head group's one by one.
-template <typename... Values>
-std::vector<void const*> places_of(Values const&... values) {
-    std::vector<void const*> places;
-    (add(places, values), ...);
-    return places;
-}
+enum StepKernel { kLayer, kPart, kSum };  // in the order of the kind's table
 
 // In the order of kernels.json.
 std::vector<void const*> of_layer(Arguments const& a) {
@@ -163,45 +108,6 @@ private:
     size_t present_, score_, logits_, sums_, largest_, total_;
 };
 
-Arguments arguments_of(AttentionFields const& fields, NodeTensors const& tensors,
-                       LayerSizes const& sizes, void const* const* inputs, void* out) {
-    Arguments a{};
-    int32_t const dim = fields.kernel_head_dim,
-                  query_heads = sizes.num_heads * sizes.query_group_size;
-    size_t const head_bytes = static_cast<size_t>(dim) * fields.element_bytes();
-    auto const* const heads = static_cast<char const*>(inputs[tensors.kHeads]);
-    a.query_ptr = heads;
-    a.key_ptr = heads + query_heads * head_bytes;
-    a.value_ptr = heads + (query_heads + sizes.num_heads) * head_bytes;
-    a.position_ptr = inputs[tensors.kPosition];
-    a.prompt_length_ptr = inputs[tensors.kPromptLength];
-    for (int32_t group = 0; group < kMaxGroups; ++group) {
-        int32_t const there = group < fields.num_groups ? group : 0;  // the others are never read
-        int32_t const score = tensors.input_of(there, kPastScore);
-        a.cache_keys[group] = inputs[tensors.input_of(there, kPastKey)];
-        a.cache_values[group] = inputs[tensors.input_of(there, kPastValue)];
-        a.cache_positions[group] = inputs[tensors.input_of(there, kPastPosition)];
-        a.cache_scores[group] = score < 0 ? nullptr : inputs[score];
-    }
-    a.out_ptr = out;
-    a.query_stride = a.key_stride = a.value_stride = (query_heads + 2 * sizes.num_heads) * dim;
-    a.num_heads = sizes.num_heads;
-    a.query_group_size = sizes.query_group_size;
-    a.grid_width = fields.grid_width;
-    a.score_decay = fields.score_decay;
-    a.most_slots = sizes.most_slots;
-    a.first_heads = sizes.first_heads;
-    a.group_heads = sizes.group_heads;
-    a.group_slots = sizes.group_slots;
-    a.num_sinks = fields.num_sinks;
-    a.num_recent = fields.num_recent;
-    a.by_score = fields.by_score;
-    a.pinned_columns = fields.pinned_columns;
-    a.age_quota = fields.age_quota;
-    a.evict_every = fields.evict_every;
-    return a;
-}
-
 void check_workspace(void const* workspace, size_t num_bytes) {
     if (workspace == nullptr && num_bytes > 0) {
         throw std::runtime_error("TensorRT gave no workspace of " + std::to_string(num_bytes) +
@@ -211,7 +117,7 @@ void check_workspace(void const* workspace, size_t num_bytes) {
 
 }  // namespace
 
-size_t workspace_bytes(AttentionFields const& fields, LayerSizes const& most) {
+size_t layer_workspace_bytes(AttentionFields const& fields, LayerSizes const& most) {
     auto const heads = static_cast<size_t>(most.rows) * most.num_heads;
     // Slots are split where a GPU has a multiprocessor for each head, or more.
     size_t const split = std::min<size_t>(heads, kMostMultiprocessors);
@@ -221,23 +127,25 @@ size_t workspace_bytes(AttentionFields const& fields, LayerSizes const& most) {
     return std::max(logits_bytes(fields, most), arrays.num_bytes());
 }
 
-void launch_layer(AttentionFields const& fields, NodeTensors const& tensors,
-                  LayerSizes const& sizes, LayerKernels const& kernels, void const* const* inputs,
-                  void* out, void* workspace, CUstream stream) {
-    Arguments a = arguments_of(fields, tensors, sizes, inputs, out);
+void launch_layer(Launch const& launch) {
+    AttentionFields const& fields = launch.fields;
+    LayerSizes const& sizes = launch.sizes;
+    Arguments a(launch);
+    a.prompt_length_ptr = launch.inputs[kPromptLength];
+    a.out_ptr = launch.outputs[0];
     int64_t const heads = sizes.rows * sizes.num_heads;
-    a.num_splits = splits(fields, sizes, kernels.num_multiprocessors);
+    a.num_splits = splits(fields, sizes, launch.kernels.num_multiprocessors);
     if (a.num_splits == 1) {
-        check_workspace(workspace, logits_bytes(fields, sizes));
-        a.logits_ptr = workspace;
-        kernels.layer->launch({heads}, of_layer(a).data(), stream);
+        check_workspace(launch.workspace, logits_bytes(fields, sizes));
+        a.logits_ptr = launch.workspace;
+        launch.kernels[kLayer].launch({heads}, of_layer(a).data(), launch.stream);
         return;
     }
     SplitArrays const arrays(fields, sizes, heads, heads * a.num_splits);
-    check_workspace(workspace, arrays.num_bytes());
-    arrays.place(workspace, a);
-    kernels.part->launch({heads, a.num_splits}, of_part(a).data(), stream);
-    kernels.sum->launch({heads}, of_sum(a).data(), stream);
+    check_workspace(launch.workspace, arrays.num_bytes());
+    arrays.place(launch.workspace, a);
+    launch.kernels[kPart].launch({heads, a.num_splits}, of_part(a).data(), launch.stream);
+    launch.kernels[kSum].launch({heads}, of_sum(a).data(), launch.stream);
 }
 
 }  // namespace ssd_export

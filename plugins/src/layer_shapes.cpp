@@ -69,25 +69,69 @@ void add_group(AttentionFields const& fields, int32_t group, Dims const& cache,
     sizes.group_slots[group] = static_cast<int32_t>(slots);
     sizes.num_heads += static_cast<int32_t>(heads);
     sizes.most_slots = std::max(sizes.most_slots, static_cast<int32_t>(slots));
+    if (fields.by_score[group] != 0) {
+        sizes.kept_slots = std::max(sizes.kept_slots, static_cast<int32_t>(slots));
+    }
 }
 
-// Checks the queries, keys and values of all groups and returns the query heads of a KV head.
-int32_t query_group_size(AttentionFields const& fields, Dims const& heads,
-                         LayerSizes const& sizes) {
-    int64_t const dim = fields.kernel_head_dim, num_heads = sizes.num_heads;
-    int64_t const query_heads = heads.nbDims == 3 ? heads.d[1] - 2 * num_heads : 0;
+// Sets the places and the query heads of a KV head from the queries, keys and values of all groups.
+void add_heads(bool has_places, Dims const& heads, LayerSizes& sizes) {
+    int64_t const num_heads = sizes.num_heads;
+    bool const fits = heads.nbDims == (has_places ? 4 : 3);
+    int64_t const query_heads = fits ? heads.d[1] - 2 * num_heads : 0;
     if (query_heads < num_heads || query_heads % num_heads != 0) {
         reject("heads has shape " + text_of(heads) +
                ": no whole number of query heads for each of " + std::to_string(num_heads) +
                " KV heads; export the bundle again");
     }
-    check_dims(heads, {sizes.rows, query_heads + 2 * num_heads, dim}, "heads");
-    return static_cast<int32_t>(query_heads / num_heads);
+    sizes.query_group_size = static_cast<int32_t>(query_heads / num_heads);
+    sizes.num_places = has_places ? static_cast<int32_t>(heads.d[2]) : 1;
+}
+
+// Checks a tensor that stands before the caches.
+void check_token(TensorForm form, Dims const& given, std::string const& name, int64_t dim,
+                 LayerSizes const& sizes, bool has_places) {
+    int64_t const rows = sizes.rows, places = sizes.num_places;
+    int64_t const query_heads = sizes.num_heads * sizes.query_group_size;
+    int64_t const heads = query_heads + 2 * sizes.num_heads;
+    switch (form) {
+    case TensorForm::kHeads:
+        if (has_places) {
+            check_dims(given, {rows, heads, places, dim}, name);
+        } else {
+            check_dims(given, {rows, heads, dim}, name);
+        }
+        return;
+    case TensorForm::kOfRows: check_dims(given, {rows}, name); return;
+    case TensorForm::kLogits:
+        check_dims(given, {rows, query_heads, places, places < 0 ? -1 : sizes.kept_slots + places},
+                   name);
+        return;
+    case TensorForm::kOfQuery: check_dims(given, {rows, query_heads, places}, name); return;
+    case TensorForm::kOut: return;  // no input is one
+    }
+}
+
+DataType token_type(TensorForm form, DataType data_type) {
+    switch (form) {
+    case TensorForm::kOfRows: return DataType::kINT32;
+    case TensorForm::kLogits:
+    case TensorForm::kOfQuery: return DataType::kFLOAT;
+    default: return data_type;
+    }
+}
+
+DataType cache_type(CachePart part, DataType data_type) {
+    switch (part) {
+    case kPastPosition: return DataType::kINT32;
+    case kPastScore: return DataType::kFLOAT;
+    default: return data_type;
+    }
 }
 
 }  // namespace
 
-NodeTensors::NodeTensors(AttentionFields const& fields) {
+NodeTensors::NodeTensors(NodeKind const& kind, AttentionFields const& fields) : kind_(kind) {
     for (int32_t group = 0; group < fields.num_groups; ++group) {
         for (CachePart const part : {kPastKey, kPastValue, kPastPosition, kPastScore}) {
             if (part != kPastScore || fields.by_score[group] != 0) {
@@ -100,7 +144,7 @@ NodeTensors::NodeTensors(AttentionFields const& fields) {
 int32_t NodeTensors::input_of(int32_t group, CachePart part) const {
     for (size_t place = 0; place < caches_.size(); ++place) {
         if (caches_[place].group == group && caches_[place].part == part) {
-            return kFirstCache + static_cast<int32_t>(place);
+            return first_cache() + static_cast<int32_t>(place);
         }
     }
     return -1;
@@ -108,27 +152,23 @@ int32_t NodeTensors::input_of(int32_t group, CachePart part) const {
 
 DataType NodeTensors::type_of(int32_t place, DataType data_type) const {
     if (place >= num_inputs()) {
-        int32_t const alias = aliased_input(place - num_inputs());
-        place = alias < 0 ? kHeads : alias;
+        int32_t const output = place - num_inputs(), alias = aliased_input(output);
+        if (alias < 0) {
+            return token_type(kind_.outputs[output].form, data_type);
+        }
+        place = alias;
     }
-    if (place == kPosition || place == kPromptLength) {
-        return DataType::kINT32;
+    if (place < first_cache()) {
+        return token_type(kind_.inputs[place].form, data_type);
     }
-    if (place >= kFirstCache && caches_[place - kFirstCache].part == kPastPosition) {
-        return DataType::kINT32;
-    }
-    if (place >= kFirstCache && caches_[place - kFirstCache].part == kPastScore) {
-        return DataType::kFLOAT;
-    }
-    return data_type;
+    return cache_type(caches_[place - first_cache()].part, data_type);
 }
 
 std::string NodeTensors::name_of(int32_t input) const {
-    if (input < kFirstCache) {
-        char const* const names[] = {"heads", "position", "prompt_length"};
-        return names[input];
+    if (input < first_cache()) {
+        return kind_.inputs[input].name;
     }
-    CacheInput const& cache = caches_[input - kFirstCache];
+    CacheInput const& cache = caches_[input - first_cache()];
     return std::string(kPartNames[cache.part]) + " of group " + std::to_string(cache.group);
 }
 
@@ -151,12 +191,15 @@ LayerSizes sizes_of(AttentionFields const& fields, NodeTensors const& tensors,
         sizes.first_heads[group] = sizes.num_heads;  // which no program is in
         sizes.group_heads[group] = sizes.group_slots[group] = 1;
     }
-    int64_t const rows = sizes.rows = dims_of(tensors.kFirstCache).d[0];
-    sizes.query_group_size = query_group_size(fields, dims_of(tensors.kHeads), sizes);
-    check_dims(dims_of(tensors.kPosition), {rows}, "position");
-    check_dims(dims_of(tensors.kPromptLength), {rows}, "prompt_length");
-    for (int32_t input = tensors.kFirstCache; input < tensors.num_inputs(); ++input) {
-        CacheInput const& cache = tensors.caches()[input - tensors.kFirstCache];
+    NodeKind const& kind = tensors.kind();
+    int64_t const rows = sizes.rows = dims_of(tensors.first_cache()).d[0];
+    add_heads(kind.has_places, dims_of(kHeads), sizes);
+    for (int32_t input = 0; input < tensors.first_cache(); ++input) {
+        check_token(kind.inputs[input].form, dims_of(input), tensors.name_of(input),
+                    fields.kernel_head_dim, sizes, kind.has_places);
+    }
+    for (int32_t input = tensors.first_cache(); input < tensors.num_inputs(); ++input) {
+        CacheInput const& cache = tensors.caches()[input - tensors.first_cache()];
         int64_t const heads = sizes.group_heads[cache.group],
                       slots = sizes.group_slots[cache.group];
         if (cache.part == kPastKey || cache.part == kPastValue) {

@@ -4,16 +4,45 @@ Needs onnx_ir, not torch.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import onnx_ir as ir
 
 from ssd_export.export.functions import DOMAIN, OP_TYPE
 
-PLUGIN_VERSION = "4"  # kPluginVersion of the library
 OF_GROUPS = ("num_sinks", "num_recent", "by_score", "pinned_columns", "age_quota", "evict_every")
 OF_LAYER = ("grid_width", "score_decay")
 NUM_TOKEN_INPUTS = 5  # of a head group's node: query, key, value, position, prompt_length
+
+
+@dataclass(frozen=True)
+class NodeKind:
+    """A kind of node of the plugin. inputs, outputs: before the caches of each group, past_key,
+    past_value, past_position and, where it ranks by score, past_score, and the present_* in their
+    memory.
+    """
+
+    op_type: str
+    version: str
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+
+
+STEP = NodeKind(OP_TYPE, "4", ("heads", "position", "prompt_length"), ("out",))
+WINDOW = NodeKind(
+    "WindowAttention",
+    "1",
+    ("heads", "position", "prompt_length", "active"),
+    ("out", "logits", "largest", "total"),
+)
+SETTLE = NodeKind(
+    "WindowSettle",
+    "1",
+    ("heads", "position", "counts", "logits", "largest", "total"),
+    (),
+)
+KINDS = (STEP, WINDOW, SETTLE)
 
 
 def plugin_flavor(model: ir.Model) -> ir.Model:
@@ -57,7 +86,12 @@ def _join(graph: ir.Graph, split: ir.Node | None, nodes: Sequence[ir.Node]) -> N
     replaced += [present for node in nodes for present in node.outputs[1:]]
     outputs = [ir.Value(name=old.name, type=old.type, shape=old.shape) for old in replaced]
     joined = ir.Node(
-        DOMAIN, OP_TYPE, inputs, _attributes(nodes), outputs=outputs, name=f"{nodes[0].name}_layer"
+        DOMAIN,
+        OP_TYPE,
+        inputs,
+        node_attributes(STEP, [_numbers(node) for node in nodes]),
+        outputs=outputs,
+        name=f"{nodes[0].name}_layer",
     )
     graph.insert_before(nodes[0], joined)
     of_new = dict(zip(replaced, outputs, strict=True))
@@ -76,17 +110,24 @@ def _merging(attended: Sequence[ir.Value]) -> ir.Node | None:
     return merge
 
 
-def _attributes(nodes: Sequence[ir.Node]) -> list[ir.Attr]:
-    """Attributes of a layer's node."""
-    lists = {name: [_integer(node, name) for node in nodes] for name in OF_GROUPS}
+def node_attributes(
+    kind: NodeKind, of_groups: Sequence[Mapping[str, int | float]]
+) -> list[ir.Attr]:
+    """Attributes of a layer's node. of_groups: those of each group's; what is left out is 0."""
+    lists = {name: [int(group.get(name, 0)) for group in of_groups] for name in OF_GROUPS}
     return [
         *(ir.AttrInt64s(name, values) for name, values in lists.items()),
-        *(nodes[0].attributes[name] for name in OF_LAYER),
+        ir.AttrInt64("grid_width", int(of_groups[0]["grid_width"])),
+        ir.AttrFloat32("score_decay", float(of_groups[0]["score_decay"])),
         ir.AttrString("plugin_namespace", DOMAIN),
-        ir.AttrString("plugin_version", PLUGIN_VERSION),
+        ir.AttrString("plugin_version", kind.version),
     ]
 
 
-def _integer(node: ir.Node, name: str) -> int:
-    """An attribute of a group's node; 0 where the node leaves it out."""
-    return node.attributes[name].as_int() if name in node.attributes else 0
+def _numbers(node: ir.Node) -> dict[str, int | float]:
+    """Attributes of a group's node."""
+    return {
+        name: node.attributes[name].value
+        for name in (*OF_GROUPS, *OF_LAYER)
+        if name in node.attributes
+    }

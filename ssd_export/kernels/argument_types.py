@@ -11,7 +11,7 @@ from ssd_export.policy.presets import MAX_GROUPS
 ArgumentType = str | tuple[str, ...]
 INTEGERS = (
     *("position_ptr", "prompt_length_ptr", "present_ptr"),
-    *("active_ptr", "counts_ptr", "held_ptr"),
+    *("active_ptr", "counts_ptr"),
 )
 FLOATS = ("logits_ptr", "score_ptr", "sums_ptr", "largest_ptr", "total_ptr")
 # The other pointers are to the cache's dtype, the other numbers are integers.

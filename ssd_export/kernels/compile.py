@@ -29,12 +29,15 @@ from ssd_export.dtypes import DTYPES, MODEL_DTYPES
 from ssd_export.errors import UserError
 from ssd_export.kernels.argument_types import ArgumentType, argument_types
 from ssd_export.kernels.image import (
+    ATTEND,
+    EVICT,
     KERNELS,
     LAYER,
     MANIFEST_FILE,
     PART,
     SCHEMA,
     SUM,
+    WRITE,
     KernelCode,
     KernelImage,
     Variant,
@@ -62,6 +65,9 @@ GRIDS = {
     LAYER: ["rows * num_heads"],
     PART: ["rows * num_heads", "num_splits"],
     SUM: ["rows * num_heads"],
+    EVICT: ["rows * num_heads"],
+    ATTEND: ["rows * num_heads", "query_group_size * num_places"],
+    WRITE: ["rows * num_heads"],
 }
 PARTS_OF_A_TENSOR = ("query_ptr", "key_ptr", "value_ptr")  # which begin where its heads happen to
 SCRATCH = ({"name": "global_scratch", "type": "null"}, {"name": "profile_scratch", "type": "null"})
@@ -203,12 +209,24 @@ def kernel_source(name: str, variant: Variant, max_slots: int) -> tuple[Any, dic
     from ssd_export.kernels import constants
     from ssd_export.kernels.layer_attention import decode_layer_kernel
     from ssd_export.kernels.split_attention import attend_split_kernel, combine_splits_kernel
+    from ssd_export.kernels.window_attention import (
+        attend_window_kernel,
+        evict_window_kernel,
+        write_window_kernel,
+    )
 
     num_bytes = DTYPES[variant.dtype].num_bytes
     attending = constants.constants(variant.head_dim, max_slots, num_bytes)
     if name == SUM:
         return combine_splits_kernel, constants.combining(attending)
-    return {LAYER: decode_layer_kernel, PART: attend_split_kernel}[name], attending
+    kernel = {
+        LAYER: decode_layer_kernel,
+        PART: attend_split_kernel,
+        EVICT: evict_window_kernel,
+        ATTEND: attend_window_kernel,
+        WRITE: write_window_kernel,
+    }[name]
+    return kernel, {part: attending[part] for part in kernel.arg_names if part in attending}
 
 
 def kernel_arguments(name: str) -> list[dict[str, str]]:

@@ -275,7 +275,7 @@ def attend(
 ):
     """Over the slots from first to end: weighted sum of the values [D] of query [D], largest logit
     and total weight, the weights being relative to that logit; the logits of slots below num_kept
-    stay in the workspace.
+    stay in the workspace. position_ptr: None where every slot has a token.
     """
     BLOCK_DIM: tl.constexpr = query.shape[0]
     largest = tl.full([BLOCK_SLOTS], NOTHING_YET, tl.float32)
@@ -313,8 +313,11 @@ def _logits(query, key_ptr, position_ptr, slot, num_slots, HEAD_DIM: tl.constexp
     them.
     """
     key = _load_slots(key_ptr, slot, num_slots, HEAD_DIM, query.shape[0])
-    position = tl.load(position_ptr + slot, mask=slot < num_slots, other=NO_TOKEN)
-    return tl.where(position >= 0, tl.sum(query[None, :] * key, 1), float("-inf"))
+    if position_ptr is None:
+        has_token = slot < num_slots
+    else:
+        has_token = tl.load(position_ptr + slot, mask=slot < num_slots, other=NO_TOKEN) >= 0
+    return tl.where(has_token, tl.sum(query[None, :] * key, 1), float("-inf"))
 
 
 @triton.jit

@@ -1,8 +1,8 @@
 """Kernel images that were compiled ahead of time: reads kernels.json, picks one, hands it to the
 plugin's nodes.
 
-Needs neither Triton nor torch nor a GPU. An image is the three kernels of a layer for one target,
-dtype and head_dim. kernels.json (schema 4) holds `arguments` (of each kernel, name and type in the
+Needs neither Triton nor torch nor a GPU. An image is the kernels of a layer for one target, dtype
+and head_dim. kernels.json (schema 5) holds `arguments` (of each kernel, name and type in the
 order of a launch: "*T" points to the dtype of the cache, "null" is a null pointer), `grids` (number
 of programs of each; 32 x num_warps threads each) and `images`, each a KernelImage; file names are
 relative to its folder.
@@ -23,10 +23,19 @@ if TYPE_CHECKING:
     import onnx_ir as ir
 
 MANIFEST_FILE = "kernels.json"
-SCHEMA = 4
+SCHEMA = 5
 LAYER, PART, SUM = "layer", "part", "sum"
+EVICT, ATTEND, WRITE = "evict", "attend", "write"
 # A launch for a layer; where its slots are split, one for the parts and one that adds them up.
-KERNELS = (LAYER, PART, SUM)
+STEP_KERNELS = (LAYER, PART, SUM)
+# Of a pass over several tokens: before it, over all of them, and for those that count.
+WINDOW_KERNELS, SETTLE_KERNELS = (EVICT, ATTEND), (WRITE,)
+KERNELS = (*STEP_KERNELS, *WINDOW_KERNELS, *SETTLE_KERNELS)
+NODE_KERNELS = {  # by the operator of a node (export/plugin_flavor.py)
+    "DecodeAttention": STEP_KERNELS,
+    "WindowAttention": WINDOW_KERNELS,
+    "WindowSettle": SETTLE_KERNELS,
+}
 FIRST_EXACT_TARGET = 90  # from here on PTX is for one architecture alone
 
 
@@ -65,10 +74,13 @@ class KernelImage:
     ptx_version: int
     kernels: dict[str, KernelCode]
 
-    def attributes(self, data: dict[str, bytes]) -> dict[str, int | str | bytes]:
+    def attributes(
+        self, data: Mapping[str, bytes], op_type: str = "DecodeAttention"
+    ) -> dict[str, int | str | bytes]:
         """Attributes of a node that tell the plugin its kernels; data: the bytes of the cubin or
-        the PTX of each.
+        the PTX of each; op_type: the node's operator.
         """
+        kernels = NODE_KERNELS[op_type]
         return {
             "kernel_dtype": self.variant.dtype,
             "kernel_head_dim": self.variant.head_dim,
@@ -76,9 +88,9 @@ class KernelImage:
             "kernel_block_slots": self.block_slots,
             "kernel_max_splits": self.max_splits,
             "kernel_num_warps": self.num_warps,
-            **{f"kernel_{name}_image": data[name] for name in KERNELS},
-            **{f"kernel_{name}_name": self.kernels[name].name for name in KERNELS},
-            **{f"kernel_{name}_shared_bytes": self.kernels[name].shared_bytes for name in KERNELS},
+            **{f"kernel_{name}_image": data[name] for name in kernels},
+            **{f"kernel_{name}_name": self.kernels[name].name for name in kernels},
+            **{f"kernel_{name}_shared_bytes": self.kernels[name].shared_bytes for name in kernels},
         }
 
 

@@ -43,12 +43,13 @@ from ssd_export.policy.table import GroupPolicy
 OF_HEADS = (
     "num_heads",
     "query_group_size",
-    "most_slots",
     "first_heads",
     "group_heads",
     "group_slots",
     "by_score",
 )
+OF_ATTENTION = (*OF_HEADS, "query_stride", "key_stride", "value_stride", "kept_slots")
+OF_WRITE = (*OF_HEADS, "key_stride", "value_stride", "num_places", "kept_slots")
 OF_EVICTION = (
     "num_heads",
     "grid_width",
@@ -67,12 +68,14 @@ OF_EVICTION = (
 
 @dataclass(frozen=True)
 class AttendedLayer:
-    """A window of a layer that waits to be written. key, value [B, H, W, D]; logits float32 [B,
-    H*G, W, most slots + W]; largest, total float32 [B, H*G, W], of each query's softmax.
+    """A window of a layer that waits to be written. kept_slots: of the largest group that ranks by
+    score, 0 where none does; key, value [B, H, W, D]; logits float32 [B, H*G, W, kept slots + W],
+    of such groups alone; largest, total float32 [B, H*G, W], of each query's softmax.
     """
 
     states: Sequence[GroupState]
     numbers: LayerNumbers
+    kept_slots: int
     key: Tensor
     value: Tensor
     logits: Tensor
@@ -114,12 +117,14 @@ def attend_layer_window(
         num_warps=NUM_WARPS,
     )
     queries, out = query.shape[:3], torch.empty_like(query)
+    kept = max((one.group.num_slots for one in policies if one.group.rule.by_score), default=0)
     window = AttendedLayer(
         states,
         numbers,
+        kept,
         key,
         value,
-        query.new_empty(*queries, numbers.most_slots + num_places, dtype=torch.float32),
+        query.new_empty(*queries, kept + num_places, dtype=torch.float32),
         query.new_empty(queries, dtype=torch.float32),
         query.new_empty(queries, dtype=torch.float32),
     )
@@ -127,12 +132,15 @@ def attend_layer_window(
         query,
         key,
         value,
-        torch.zeros(num_places, dtype=torch.int32, device=query.device),
         *caches[:3],
         window.logits,
         window.largest,
         window.total,
         out,
+        query.stride(0),
+        key.stride(0),
+        value.stride(0),
+        kept_slots=kept,
         **_some(numbers, OF_HEADS),
         **{name: compiled_in[name] for name in ("HEAD_DIM", "BLOCK_SLOTS", "NUM_STAGES")},
         num_warps=NUM_WARPS,
@@ -155,7 +163,10 @@ def _write_window(window: AttendedLayer, position: Tensor, counts: Tensor) -> No
         window.logits,
         window.largest,
         window.total,
+        window.key.stride(0),
+        window.value.stride(0),
         num_places,
+        kept_slots=window.kept_slots,
         **_some(window.numbers, OF_HEADS),
         **{name: compiled_in[name] for name in ("HEAD_DIM", "SLOT_CAPACITY")},
         num_warps=NUM_WARPS,
@@ -219,12 +230,11 @@ def evict_window_kernel(
     tl.store(score_of_head + slot, present_score, mask=is_scored & (present_score != score))
 
 
-@triton.jit(do_not_specialize=OF_HEADS)
+@triton.jit(do_not_specialize=OF_ATTENTION)
 def attend_window_kernel(
     query_ptr,
     key_ptr,
     value_ptr,
-    held_ptr,
     cache_keys,
     cache_values,
     cache_positions,
@@ -232,9 +242,12 @@ def attend_window_kernel(
     largest_ptr,
     total_ptr,
     out_ptr,
+    query_stride,
+    key_stride,
+    value_stride,
+    kept_slots,
     num_heads,
     query_group_size,
-    most_slots,
     first_heads,
     group_heads,
     group_slots,
@@ -244,24 +257,25 @@ def attend_window_kernel(
     NUM_STAGES: tl.constexpr,
 ):
     """One place of the window, of one query head of one row."""
-    # query, out: [B, H*G, W, D]; key, value: [B, H, W, D]; held: int32 [W] of zeros, positions that
-    # say that the window's tokens are there; logits, largest, total as in AttendedLayer
+    # query, out: [B, H*G, W, D]; key, value: [B, H, W, D], heads and places of a row contiguous;
+    # logits, largest, total as in AttendedLayer
     program, num_places = tl.program_id(0), tl.num_programs(1) // query_group_size
     place = tl.program_id(1) % num_places
     row, head = (program // num_heads).to(tl.int64), program % num_heads
     group = group_of(head, first_heads)
     num_slots, is_by_score = of_group(group_slots, group), of_group(by_score, group)
     first_slot = first_slot_of(row, head, group, first_heads, group_heads, group_slots)
-    first_token = program.to(tl.int64) * num_places * HEAD_DIM
+    first_token = head * num_places * HEAD_DIM
+    of_row = head * tl.num_programs(1) + tl.program_id(1)
     at = program.to(tl.int64) * tl.num_programs(1) + tl.program_id(1)
-    query = load_query(query_ptr + at * HEAD_DIM, HEAD_DIM)
-    kept = logits_ptr + at * (most_slots + num_places)
+    query = load_query(query_ptr + row * query_stride + of_row * HEAD_DIM, HEAD_DIM)
+    kept = logits_ptr + at * (kept_slots + num_places)
     sums_of_window, largest_of_window, total_of_window = attend(
         query,
-        key_ptr + first_token,
-        value_ptr + first_token,
-        held_ptr,
-        kept + most_slots,
+        key_ptr + row * key_stride + first_token,
+        value_ptr + row * value_stride + first_token,
+        None,
+        kept + kept_slots,
         0,
         place + 1,
         tl.where(is_by_score != 0, place + 1, 0),
@@ -292,7 +306,7 @@ def attend_window_kernel(
     tl.store(total_ptr + at, total_of_all)
 
 
-@triton.jit(do_not_specialize=(*OF_HEADS, "num_places"))
+@triton.jit(do_not_specialize=OF_WRITE)
 def write_window_kernel(
     key_ptr,
     value_ptr,
@@ -305,10 +319,12 @@ def write_window_kernel(
     logits_ptr,
     largest_ptr,
     total_ptr,
+    key_stride,
+    value_stride,
     num_places,
+    kept_slots,
     num_heads,
     query_group_size,
-    most_slots,
     first_heads,
     group_heads,
     group_slots,
@@ -337,10 +353,10 @@ def write_window_kernel(
         position = tl.where(slot == taken, first + place, position)
         score = tl.where(slot == taken, 0.0, score)
         number = tl.where(slot == taken, place, number)
-        token = (program.to(tl.int64) * num_places + place) * HEAD_DIM
+        token = (head * num_places + place) * HEAD_DIM
         write_token(
-            key_ptr + token,
-            value_ptr + token,
+            key_ptr + row * key_stride + token,
+            value_ptr + row * value_stride + token,
             of_group(cache_keys, group) + first_slot * HEAD_DIM,
             of_group(cache_values, group) + first_slot * HEAD_DIM,
             taken,
@@ -348,8 +364,8 @@ def write_window_kernel(
         )
         for member in range(query_group_size):
             at = (program.to(tl.int64) * query_group_size + member) * num_places + place
-            kept = logits_ptr + at * (most_slots + num_places)
-            at_slot = tl.where(number >= 0, most_slots + number, slot)
+            kept = logits_ptr + at * (kept_slots + num_places)
+            at_slot = tl.where(number >= 0, kept_slots + number, slot)
             logits = tl.load(kept + at_slot, mask=is_scored, other=float("-inf"))
             largest, total = tl.load(largest_ptr + at), tl.load(total_ptr + at)
             score += tl.where(is_scored, tl.exp(logits - largest) / total, 0.0)

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -60,13 +61,15 @@ class Window:
         accepted = torch.clamp(places - 1 - torch.arange(len(room)), min=1)
         return torch.minimum(room, accepted) * self.active
 
-    def compare(self, dtype: torch.dtype) -> dict[str, object]:
-        """What differs."""
+    def compare(
+        self, dtype: torch.dtype, attend: Callable[..., Any] = kernel.attend_layer_window
+    ) -> dict[str, object]:
+        """What differs. attend: as the kernels' attend_layer_window."""
         given = [state.copied(dtype) for state in self.states]
         token = [part.to(dtype) for part in self.token]
         place = self.prompt_length, self.position, self.active
         before = [state.position.clone() for state in self.states]
-        out, write = kernel.attend_layer_window(*token, given, self.policies, *place)
+        out, write = attend(*token, given, self.policies, *place)
         wanted, write_wanted = reference.attend_layer_window(
             *self.token, self.states, self.policies, *place
         )

@@ -14,6 +14,7 @@ import pytest
 from ssd_export.errors import UserError
 from ssd_export.kernels.image import (
     KERNELS,
+    STEP_KERNELS,
     KernelCode,
     KernelImage,
     Variant,
@@ -90,9 +91,11 @@ def test_arguments_are_the_launcher_s(folder: Path) -> None:
         kernel: [argument["name"] for argument in arguments]
         for kernel, arguments in manifest["arguments"].items()
     }
-    assert list(names) == list(manifest["grids"]) == ["layer", "part", "sum"]
+    assert list(names) == list(manifest["grids"]) == [*KERNELS]
     assert all(of_one[-2:] == ["global_scratch", "profile_scratch"] for of_one in names.values())
     assert names["layer"][:2] == names["part"][:2] == ["query_ptr", "key_ptr"]
+    assert names["evict"][-3] == "evict_every[2]" and names["attend"][:2] == names["layer"][:2]
+    assert names["write"][:4] == ["key_ptr", "value_ptr", "position_ptr", "counts_ptr"]
     assert names["layer"][-3] == "evict_every[2]" and names["sum"][0] == "cache_positions[0]"
 
 
@@ -133,7 +136,7 @@ def test_attached_images_survive_a_file(folder: Path, tmp_path: Path) -> None:
         name: attribute.value
         for name, attribute in ir.load(tmp_path / "model.onnx").graph[0].attributes.items()
     }
-    for name in KERNELS:
+    for name in STEP_KERNELS:
         read[f"kernel_{name}_image"] = read[f"kernel_{name}_image"].numpy().tobytes()
     assert read == given
 
@@ -150,7 +153,7 @@ def test_attached_images_survive_a_file(folder: Path, tmp_path: Path) -> None:
     ],
 )
 def test_a_damaged_folder_says_what_to_do(tmp_path: Path, damage: object, message: str) -> None:
-    (tmp_path / "kernels.json").write_text('{"schema": 4, "images": []}')
+    (tmp_path / "kernels.json").write_text('{"schema": 5, "images": []}')
     damage(tmp_path)
     with pytest.raises(UserError, match=message):
         read_manifest(tmp_path)

@@ -21,13 +21,18 @@ from torch import Tensor
 
 from ssd_export.cache.state import GroupState
 from ssd_export.dtypes import DTYPES
+from ssd_export.export.plugin_flavor import SETTLE, WINDOW
 from ssd_export.kernels.compile import kernel_arguments
 from ssd_export.kernels.image import LAYER as LAYER_KERNEL
+from ssd_export.kernels.image import NODE_KERNELS, STEP_KERNELS
 from ssd_export.policy.table import GroupPolicy, HeadGroup, Rule
 from tests.kernels.interpret import ALL_CASES, Comparison, ThreeGroups, small_blocks, wanted_runs
+from tests.kernels.interpret_window import LAYER as THREE_GROUPS
+from tests.kernels.interpret_window import of_case, of_layer, wanted_windows
 from tests.plugins.driven_plugin import (
     IMAGES,
     DrivenPlugin,
+    DrivenWindow,
     Expected,
     expected_launches,
     fields_of,
@@ -39,6 +44,7 @@ MOST_MULTIPROCESSORS = 256  # that the plugin counts
 PARTS = 3
 LAYER, IN_PARTS = "a layer", "a layer in parts"
 IN_PARTS_EVERY = 4  # cases: the split itself is compared on all of them in tests/kernels
+A_WINDOW, WINDOWS_EVERY = "a window", 4
 
 
 def driven_runs() -> list[tuple[str, str, str]]:
@@ -46,6 +52,13 @@ def driven_runs() -> list[tuple[str, str, str]]:
     runs = [(LAYER, *run) for run in wanted_runs()]
     float32 = [run for run in wanted_runs() if run[1] == "float32"]
     return runs + [(IN_PARTS, *run) for run in float32[::IN_PARTS_EVERY]]
+
+
+def driven_windows() -> list[tuple[str, str]]:
+    """(case, dtype) of the windows: what they compute is compared on all of them in tests/kernels,
+    so that here are enough for every form of a layer.
+    """
+    return wanted_windows()[::-WINDOWS_EVERY]
 
 
 def cases(driven: DrivenPlugin) -> Iterator[dict[str, object]]:
@@ -78,6 +91,21 @@ def layers(driven: DrivenPlugin) -> Iterator[dict[str, object]]:
             result = ThreeGroups().compare(form, attend)
         kernels = sorted(set(driven.launches.kernels[before:]))
         yield {**result, "kernels": kernels, "wrong": driven.launches.wrong}
+
+
+def windows(driven: DrivenPlugin) -> Iterator[dict[str, object]]:
+    """A window of a layer of three groups, and of every case whose dtype is driven."""
+    for name, dtype in driven_windows():
+        window = of_layer() if name == THREE_GROUPS else of_case(name)
+        with small_blocks(max(state.position.shape[2] for state in window.states)):
+            result = window.compare(DTYPES[dtype].torch, driven.window)
+        yield {
+            "form": A_WINDOW,
+            "case": name,
+            "dtype": dtype,
+            **result,
+            "wrong": driven.launches.wrong,
+        }
 
 
 class Step:
@@ -203,6 +231,43 @@ def mismatches(driven: DrivenPlugin) -> Iterator[dict[str, object]]:
     driven.destroy(step.plugin)
 
 
+def window_mismatches(driven: DrivenPlugin) -> Iterator[dict[str, object]]:
+    """The same of the two nodes of a window."""
+    window, wrong = of_layer(), driven.launches.wrong
+    window.compare(torch.float32, driven.window)
+    assert not wrong
+    driven.launches.interprets = False
+    made = DrivenWindow(*window.token, window.states, window.policies)
+    made.of_rows(position=window.position, prompt_length=window.prompt_length)
+    made.of_rows(active=window.active, counts=window.active)
+    for kind in (WINDOW, SETTLE):
+        parameters = {
+            argument["name"].partition("[")[0]
+            for kernel in NODE_KERNELS[kind.op_type]
+            for argument in kernel_arguments(kernel)
+        }
+        whole = made.expected()
+        changes = {
+            f"another {name}": _with_another(side, name)
+            for side in ("tensors", "numbers")
+            for name in sorted(getattr(whole, side).keys() & parameters)
+        }
+        changes["another grid"] = lambda one: setattr(one, "programs", one.programs + 1)
+        if kind is WINDOW:
+            changes["another number of queries"] = lambda one: setattr(one, "queries", 1)
+        plugin = driven.attach(fields_of(made.policies, made.query, kind), kind)
+        assert plugin is not None
+        inputs, outputs = made.inputs(kind), made.outputs(kind)
+        for case, change in changes.items():
+            driven.launches.expected = expected = made.expected()
+            change(expected)
+            result = driven.enqueue(plugin, inputs, outputs, None)
+            yield {"form": kind.op_type, "case": case, "results": [result], "wrong": list(wrong)}
+            wrong.clear()
+        driven.destroy(plugin)
+    driven.launches.interprets = True
+
+
 def lifetimes(driven: DrivenPlugin) -> Iterator[dict[str, object]]:
     """How often images are loaded and unloaded: once a context, until the last plugin is gone."""
 
@@ -223,7 +288,7 @@ def lifetimes(driven: DrivenPlugin) -> Iterator[dict[str, object]]:
         "loads": loaded[0] - before[0],
         "unloads_before": loaded[1] - before[1],
         "unloads": unloaded[1] - before[1],
-        "same_images": set(driven.launches.images) == set(IMAGES.values()),
+        "same_images": set(driven.launches.images) == {IMAGES[name] for name in STEP_KERNELS},
         "wrong": driven.launches.wrong,
     }
 
@@ -249,7 +314,8 @@ def workspaces(driven: DrivenPlugin) -> Iterator[dict[str, object]]:
 def main(library: str, folder: str) -> None:
     """Prints all of it."""
     driven = DrivenPlugin(Path(library), Path(folder))
-    for part in (lifetimes, refusals, mismatches, workspaces, layers, cases):
+    parts = (lifetimes, refusals, mismatches, window_mismatches, workspaces, layers, windows, cases)
+    for part in parts:
         for line in part(driven):
             print(json.dumps(line), flush=True)
 

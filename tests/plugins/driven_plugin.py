@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import ctypes
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,20 +22,44 @@ from torch import Tensor
 from ssd_export.cache.state import GroupState
 from ssd_export.dtypes import of_torch
 from ssd_export.export.functions import AttentionNode
-from ssd_export.export.plugin_flavor import OF_GROUPS, OF_LAYER
+from ssd_export.export.plugin_flavor import OF_GROUPS, OF_LAYER, SETTLE, STEP, WINDOW, NodeKind
 from ssd_export.kernels.compile import kernel_arguments
 from ssd_export.kernels.constants import MAX_SPLITS, NUM_WARPS, combining, constants, splits
-from ssd_export.kernels.image import KERNELS, LAYER, PART, SUM, KernelCode, KernelImage, Variant
+from ssd_export.kernels.image import (
+    ATTEND,
+    EVICT,
+    KERNELS,
+    LAYER,
+    NODE_KERNELS,
+    PART,
+    SUM,
+    WRITE,
+    KernelCode,
+    KernelImage,
+    Variant,
+)
 from ssd_export.kernels.layer_attention import decode_layer_kernel
 from ssd_export.kernels.layer_groups import LayerNumbers
 from ssd_export.kernels.split_attention import attend_split_kernel, combine_splits_kernel
+from ssd_export.kernels.window_attention import (
+    attend_window_kernel,
+    evict_window_kernel,
+    write_window_kernel,
+)
 from ssd_export.policy.presets import MAX_GROUPS
 from ssd_export.policy.table import GroupPolicy
 
 STREAM = 0x77
-SOURCES = {LAYER: decode_layer_kernel, PART: attend_split_kernel, SUM: combine_splits_kernel}
+SOURCES = {
+    LAYER: decode_layer_kernel,
+    PART: attend_split_kernel,
+    SUM: combine_splits_kernel,
+    EVICT: evict_window_kernel,
+    ATTEND: attend_window_kernel,
+    WRITE: write_window_kernel,
+}
 IMAGES = {name: b"\x7fELF" + name.encode().ljust(119, b".") for name in KERNELS}
-SHARED_BYTES = {LAYER: 4096, PART: 5120, SUM: 2048}
+SHARED_BYTES = {LAYER: 4096, PART: 5120, SUM: 2048, EVICT: 1024, ATTEND: 3072, WRITE: 512}
 INT32, FLOAT32, INT8, CHAR = 5, 1, 3, 6  # of PluginFieldType
 TENSORRT_TYPES = {"float32": 0, "float16": 1, "int32": 3, "bfloat16": 7}  # of DataType
 MAX_SLOTS = 2048
@@ -78,7 +102,7 @@ class Expected:
 
     tensors: by parameter, None for a null pointer, a tuple by head group; numbers: alike; kept:
     bytes of each array in the workspace, by parameter; programs: rows x heads;
-    num_splits: 1 for a launch of the layer's kernel.
+    num_splits: 1 for a launch of the layer's kernel; queries: of a head, of all places of a window.
     """
 
     tensors: dict[str, Any]
@@ -88,11 +112,12 @@ class Expected:
     programs: int
     num_splits: int
     constants: dict[str, int]
+    queries: int = 1
     given: dict[str, int] = field(default_factory=dict)  # where the plugin put its arrays
 
     def grid(self, name: str) -> tuple[int, int, int]:
         """Programs of a kernel."""
-        return (self.programs, self.num_splits if name == PART else 1, 1)
+        return (self.programs, {PART: self.num_splits, ATTEND: self.queries}.get(name, 1), 1)
 
 
 @dataclass
@@ -197,7 +222,7 @@ class DrivenPlugin:
         """Lets a function of the driver fail; "": none."""
         self.cuda.fake_refuse(ctypes.c_char_p(call.encode()), result)
 
-    def attach(self, fields: dict[str, Any]) -> int | None:
+    def attach(self, fields: dict[str, Any], kind: NodeKind = STEP) -> int | None:
         """The plugin of a node of these attributes, in an engine's context; None: refused."""
         values = [_field_data(value) for value in fields.values()]
         array = (PluginField * len(fields))(
@@ -207,7 +232,7 @@ class DrivenPlugin:
             )
         )
         library = ctypes.c_void_p(self._library._handle)
-        return self._host.host_attached(library, array, len(fields))
+        return self._host.host_attached(library, kind.op_type.encode(), array, len(fields))
 
     def destroy(self, plugin: int) -> None:
         """As with its engine's context."""
@@ -250,13 +275,7 @@ class DrivenPlugin:
         heads = torch.cat([query, key, value], dim=1)
         fields = fields_of(policies, query)
         plugin = self._attached_once(fields, num_multiprocessors)
-        caches = [
-            cache
-            for state, policy in zip(states, policies, strict=True)
-            for cache in (state.key, state.value, state.position, state.score)[
-                : 3 + policy.group.rule.by_score
-            ]
-        ]
+        caches = caches_of_node(states, policies)
         lengths = [position.to(torch.int32), prompt_length.to(torch.int32)]
         inputs, outputs = [heads, *lengths, *caches], [torch.empty(query.shape).to(query), *caches]
         assert self.set_shapes(plugin, inputs, outputs) == 0
@@ -274,25 +293,150 @@ class DrivenPlugin:
         *token, state, policy, prompt_length, position = given
         return self.layer(*token, [state], [policy], prompt_length, position, num_multiprocessors)
 
+    def window(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        states: Sequence[GroupState],
+        policies: Sequence[GroupPolicy],
+        prompt_length: Tensor,
+        position: Tensor,
+        active: Tensor,
+    ) -> tuple[Tensor, Callable[[Tensor], None]]:
+        """kernels.window_attention.attend_layer_window by the plugin."""
+        window = DrivenWindow(query, key, value, states, policies)
+        window.of_rows(position=position, prompt_length=prompt_length, active=active)
+        self.enqueue_window(window, WINDOW)
+
+        def write(counts: Tensor) -> None:
+            window.of_rows(counts=counts)
+            self.enqueue_window(window, SETTLE)
+
+        return window.tensors["out"], write
+
+    def enqueue_window(self, window: DrivenWindow, kind: NodeKind) -> None:
+        """A node of a window, which has to launch each of its kernels once."""
+        plugin = self._attached_once(fields_of(window.policies, window.query, kind), 1, kind)
+        inputs, outputs = window.inputs(kind), window.outputs(kind)
+        assert self.set_shapes(plugin, inputs, outputs) == 0
+        assert self.workspace_bytes(plugin, inputs, outputs) == 0
+        self.launches.expected = window.expected()
+        assert self.enqueue(plugin, inputs, outputs, None) == 0, self.launches.wrong
+        wanted = list(NODE_KERNELS[kind.op_type])
+        assert self.launches.kernels[-len(wanted) :] == wanted
+
     def workspace(self, plugin: int, inputs: Sequence[Tensor], outputs: Sequence[Tensor]) -> Tensor:
         """As much as the plugin asks for at these sizes, not a byte more, full of NaN."""
         num_bytes = self.workspace_bytes(plugin, inputs, outputs)
         return torch.full((-(-num_bytes // 4),), float("nan")).view(torch.uint8)[:num_bytes]
 
-    def _attached_once(self, fields: dict[str, Any], num_multiprocessors: int) -> int:
+    def _attached_once(
+        self, fields: dict[str, Any], num_multiprocessors: int, kind: NodeKind = STEP
+    ) -> int:
         plain = {name: value for name, value in fields.items() if not isinstance(value, bytes)}
-        key = json.dumps([plain, num_multiprocessors])
+        key = json.dumps([plain, num_multiprocessors, kind.op_type])
         if key not in self._attached:
             self.use_multiprocessors(num_multiprocessors)
-            plugin = self.attach(fields)
+            plugin = self.attach(fields, kind)
             assert plugin is not None
             self._attached[key] = plugin
         return self._attached[key]
 
 
-def fields_of(policies: Sequence[GroupPolicy], query: Tensor) -> dict[str, Any]:
+class DrivenWindow:
+    """The tensors of the two nodes of a window. query [B, H*G, W, D]; key, value [B, H, W, D]."""
+
+    def __init__(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        states: Sequence[GroupState],
+        policies: Sequence[GroupPolicy],
+    ) -> None:
+        self.states, self.policies = states, policies
+        heads = torch.cat([query, key, value], dim=1)
+        parts = [query.shape[1], key.shape[1], key.shape[1]]
+        self.query, self.key, self.value = heads.split(parts, dim=1)
+        ranked = [policy.group.num_slots for policy in policies if policy.group.rule.by_score]
+        self.kept = max(ranked, default=0)
+        of_queries = query.shape[:3]
+        self.tensors = {
+            "heads": heads,
+            "out": torch.empty(query.shape, dtype=query.dtype),
+            "logits": torch.full((*of_queries, self.kept + query.shape[2]), float("nan")),
+            "largest": torch.empty(of_queries),
+            "total": torch.empty(of_queries),
+        }
+
+    def of_rows(self, **given: Tensor) -> None:
+        """Takes numbers of rows."""
+        self.tensors |= {name: values.to(torch.int32) for name, values in given.items()}
+
+    def inputs(self, kind: NodeKind) -> list[Tensor]:
+        """Of a node."""
+        return [*(self.tensors[name] for name in kind.inputs), *self._caches()]
+
+    def outputs(self, kind: NodeKind) -> list[Tensor]:
+        """Of a node."""
+        return [*(self.tensors[name] for name in kind.outputs), *self._caches()]
+
+    def expected(self) -> Expected:
+        """What the kernels of both nodes should be given."""
+        numbers = LayerNumbers.of(self.query, self.key, self.value, self.policies)
+        rows, num_heads, num_places, head_dim = self.key.shape
+        own = {f"{name}_ptr": tensor for name, tensor in self.tensors.items() if name != "heads"}
+        own |= {"query_ptr": self.query, "key_ptr": self.key, "value_ptr": self.value}
+        return Expected(
+            tensors=own | cache_tensors(self.states, self.policies),
+            numbers={**vars(numbers), "num_places": num_places, "kept_slots": self.kept},
+            kept={},
+            workspace=None,
+            programs=rows * num_heads,
+            num_splits=1,
+            constants=constants(head_dim, numbers.most_slots, self.query.element_size()),
+            queries=numbers.query_group_size * num_places,
+        )
+
+    def _caches(self) -> list[Tensor]:
+        return caches_of_node(self.states, self.policies)
+
+
+def caches_of_node(states: Sequence[GroupState], policies: Sequence[GroupPolicy]) -> list[Tensor]:
+    """In the order of a node's inputs."""
+    return [
+        cache
+        for state, policy in zip(states, policies, strict=True)
+        for cache in (state.key, state.value, state.position, state.score)[
+            : 3 + policy.group.rule.by_score
+        ]
+    ]
+
+
+def cache_tensors(states: Sequence[GroupState], policies: Sequence[GroupPolicy]) -> dict[str, Any]:
+    """The caches that a kernel should be given, by group, and the null pointers at its end."""
+    padded = [*states, *[states[0]] * (MAX_GROUPS - len(states))]
+    scored = [policy.group.rule.by_score for policy in policies]
+    scored += [scored[0]] * (MAX_GROUPS - len(scored))
+    return {
+        "cache_keys": tuple(state.key for state in padded),
+        "cache_values": tuple(state.value for state in padded),
+        "cache_positions": tuple(state.position for state in padded),
+        "cache_scores": tuple(
+            state.score if is_scored else None
+            for state, is_scored in zip(padded, scored, strict=True)
+        ),
+        "global_scratch": None,
+        "profile_scratch": None,
+    }
+
+
+def fields_of(
+    policies: Sequence[GroupPolicy], query: Tensor, kind: NodeKind = STEP
+) -> dict[str, Any]:
     """The attributes of a layer's node with kernels attached."""
-    dtype, head_dim = of_torch(query.dtype).name, query.shape[2]
+    dtype, head_dim = of_torch(query.dtype).name, query.shape[-1]
     num_heads = sum(policy.group.num_heads for policy in policies)
     nodes = [
         AttentionNode(
@@ -311,7 +455,7 @@ def fields_of(policies: Sequence[GroupPolicy], query: Tensor) -> dict[str, Any]:
     ]
     of_layer = {name: nodes[0][name] for name in OF_LAYER}
     of_groups = {name: [int(node.get(name, 0)) for node in nodes] for name in OF_GROUPS}
-    return of_layer | of_groups | image_of(dtype, head_dim).attributes(IMAGES)
+    return of_layer | of_groups | image_of(dtype, head_dim).attributes(IMAGES, kind.op_type)
 
 
 def image_of(dtype: str, head_dim: int) -> KernelImage:
@@ -343,9 +487,7 @@ def expected_launches(
     slots, programs = numbers.most_slots, rows * num_heads
     compiled_in = constants(head_dim, slots, query.element_size())
     num_splits = splits(programs, -(-slots // compiled_in["BLOCK_SLOTS"]), num_multiprocessors)
-    padded = [*states, *[states[0]] * (MAX_GROUPS - len(states))]
-    scored = [policy.group.rule.by_score for policy in policies]
-    scored += [scored[0]] * (MAX_GROUPS - len(scored))
+    is_scored = any(policy.group.rule.by_score for policy in policies)
     parts = rows * query_heads * num_splits
     kept = {
         "present_ptr": (torch.int32, 4 * programs * slots),
@@ -356,7 +498,7 @@ def expected_launches(
         "total_ptr": (torch.float32, 4 * parts),
     }
     if num_splits == 1:
-        kept = {"logits_ptr": (torch.float32, 4 * programs * slots * any(scored))}
+        kept = {"logits_ptr": (torch.float32, 4 * programs * slots * is_scored)}
     return Expected(
         tensors={
             "query_ptr": query,
@@ -364,16 +506,8 @@ def expected_launches(
             "value_ptr": value,
             "position_ptr": position,
             "prompt_length_ptr": prompt_length,
-            "cache_keys": tuple(state.key for state in padded),
-            "cache_values": tuple(state.value for state in padded),
-            "cache_positions": tuple(state.position for state in padded),
-            "cache_scores": tuple(
-                state.score if is_scored else None
-                for state, is_scored in zip(padded, scored, strict=True)
-            ),
             "out_ptr": outputs[0],
-            "global_scratch": None,
-            "profile_scratch": None,
+            **cache_tensors(states, policies),
         },
         numbers={**vars(numbers), "num_splits": num_splits},
         kept=kept,

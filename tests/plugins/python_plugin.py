@@ -9,12 +9,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from ssd_export.export.functions import DOMAIN, OP_TYPE
+from ssd_export.export.functions import DOMAIN
+from ssd_export.export.plugin_flavor import KINDS, NodeKind
+from ssd_export.kernels.image import NODE_KERNELS
 
-VERSION = "4"
 PARTS = 3  # of the cache of a head group, beside the score
-FIRST_CACHE = 3  # after heads, position, prompt_length
-KERNELS = ("layer", "part", "sum")
 LISTS = ("num_sinks", "num_recent", "by_score", "pinned_columns", "age_quota", "evict_every")
 INTEGERS = (
     "grid_width",
@@ -23,22 +22,22 @@ INTEGERS = (
     "kernel_block_slots",
     "kernel_max_splits",
     "kernel_num_warps",
-    *(f"kernel_{kernel}_shared_bytes" for kernel in KERNELS),
 )
 REALS = ("score_decay",)
-IMAGES = tuple(f"kernel_{kernel}_image" for kernel in KERNELS)
-TEXTS = ("kernel_dtype", *(f"kernel_{kernel}_name" for kernel in KERNELS))
+TEXTS = ("kernel_dtype",)
 
 
 def register(trt: Any) -> Any:
-    """Registers the creator with TensorRT; hold on to what is returned while anything is built."""
-    creator = plugin_creator(trt)
-    assert trt.get_plugin_registry().register_creator(creator, DOMAIN)
-    return creator
+    """Registers the creators with TensorRT; hold on to what is returned while anything is built."""
+    creators = [plugin_creator(trt, kind) for kind in KINDS]
+    registry = trt.get_plugin_registry()
+    assert all(registry.register_creator(creator, DOMAIN) for creator in creators)
+    return creators
 
 
-def plugin_creator(trt: Any) -> Any:
-    """The IPluginCreatorV3One of one module: tensorrt or tensorrt_rtx."""
+def plugin_creator(trt: Any, kind: NodeKind) -> Any:
+    """The IPluginCreatorV3One of a kind of node, of one module: tensorrt or tensorrt_rtx."""
+    first_cache, num_own = len(kind.inputs), len(kind.outputs)
 
     class Plugin(
         trt.IPluginV3, trt.IPluginV3OneCore, trt.IPluginV3OneBuildV2, trt.IPluginV3OneRuntime
@@ -47,30 +46,41 @@ def plugin_creator(trt: Any) -> Any:
             for base in Plugin.__bases__:
                 base.__init__(self)
             self.fields = fields
-            self.plugin_name, self.plugin_namespace, self.plugin_version = OP_TYPE, DOMAIN, VERSION
+            self.plugin_name, self.plugin_namespace = kind.op_type, DOMAIN
+            self.plugin_version = kind.version
             parts = [PARTS + by_score for by_score in fields["by_score"]]
-            self.num_outputs = 1 + sum(parts)  # attention out, then the caches
+            self.num_outputs = num_own + sum(parts)
             firsts = (sum(parts[:place]) for place in range(len(parts)))
-            self.keys = [FIRST_CACHE + first for first in firsts]
+            self.keys = [first_cache + first for first in firsts]
 
         def get_capability_interface(self, kind: Any) -> Plugin:
             return self
 
         def get_aliased_input(self, output: int) -> int:
-            return FIRST_CACHE + output - 1 if output else -1
+            return -1 if output < num_own else first_cache + output - num_own
 
         def get_output_data_types(self, inputs: list[Any]) -> list[Any]:
-            return [inputs[0], *inputs[FIRST_CACHE : FIRST_CACHE + self.num_outputs - 1]]
+            own = [inputs[0] if name == "out" else trt.float32 for name in kind.outputs]
+            return [*own, *inputs[first_cache:]]
 
         def get_output_shapes(
             self, inputs: list[Any], shape_inputs: list[Any], expressions: Any
         ) -> list[Any]:
             out, kinds = trt.DimsExprs(inputs[0]), trt.DimensionOperation
-            for key in self.keys:
+            kept = expressions.constant(0)
+            for key, by_score in zip(self.keys, self.fields["by_score"], strict=True):
                 both = expressions.operation(kinds.PROD, expressions.constant(2), inputs[key][1])
                 out[1] = expressions.operation(kinds.SUB, out[1], both)
-            caches = range(FIRST_CACHE, FIRST_CACHE + self.num_outputs - 1)
-            return [out, *(trt.DimsExprs(inputs[place]) for place in caches)]
+                if by_score:
+                    kept = expressions.operation(kinds.MAX, kept, inputs[key][2])
+            shapes = {"out": out}
+            if num_own > 1:
+                kept = expressions.operation(kinds.SUM, kept, out[2])
+                of_queries = list(out)[:3]
+                shapes |= {name: trt.DimsExprs(of_queries) for name in ("largest", "total")}
+                shapes["logits"] = trt.DimsExprs([*of_queries, kept])
+            caches = (trt.DimsExprs(one) for one in inputs[first_cache:])
+            return [*(shapes[name] for name in kind.outputs), *caches]
 
         def supports_format_combination(
             self, place: int, tensors: list[Any], num_inputs: int
@@ -107,14 +117,16 @@ def plugin_creator(trt: Any) -> Any:
     class Creator(trt.IPluginCreatorV3One):
         def __init__(self) -> None:
             trt.IPluginCreatorV3One.__init__(self)
-            self.name, self.plugin_namespace, self.plugin_version = OP_TYPE, DOMAIN, VERSION
+            self.name, self.plugin_namespace = kind.op_type, DOMAIN
+            self.plugin_version = kind.version
+            declared = declared_fields(trt, kind).items()
             self.field_names = trt.PluginFieldCollection(
-                [trt.PluginField(name, b"", kind) for name, kind in declared_fields(trt).items()]
+                [trt.PluginField(name, b"", own) for name, own in declared]
             )
 
         def create_plugin(self, name: str, fields: Any, phase: Any) -> Plugin:
             given = {field.name: field for field in fields}
-            missing = declared_fields(trt).keys() - given.keys()
+            missing = declared_fields(trt, kind).keys() - given.keys()
             if missing:
                 raise ValueError(f"{name} lacks the fields {sorted(missing)}")
             return Plugin({"by_score": [int(one) for one in given["by_score"].data]})
@@ -122,12 +134,14 @@ def plugin_creator(trt: Any) -> Any:
     return Creator()
 
 
-def declared_fields(trt: Any) -> dict[str, Any]:
+def declared_fields(trt: Any, kind: NodeKind) -> dict[str, Any]:
     """Field name -> its type."""
     kinds = trt.PluginFieldType
     return {
         **dict.fromkeys((*LISTS, *INTEGERS), kinds.INT32),
         **dict.fromkeys(REALS, kinds.FLOAT32),
-        **dict.fromkeys(IMAGES, kinds.INT8),
         **dict.fromkeys(TEXTS, kinds.CHAR),
+        **{f"kernel_{kernel}_image": kinds.INT8 for kernel in NODE_KERNELS[kind.op_type]},
+        **{f"kernel_{kernel}_name": kinds.CHAR for kernel in NODE_KERNELS[kind.op_type]},
+        **{f"kernel_{kernel}_shared_bytes": kinds.INT32 for kernel in NODE_KERNELS[kind.op_type]},
     }

@@ -17,16 +17,26 @@ from typing import Any
 import onnx_ir as ir
 import tensorrt_rtx as trt
 
-from ssd_export.export.functions import DOMAIN, OP_TYPE, AttentionNode
-from ssd_export.export.plugin_flavor import OF_GROUPS, OF_LAYER, PLUGIN_VERSION
-from ssd_export.kernels.image import KERNELS, KernelCode, KernelImage, Variant, attach_kernel
+from ssd_export.export import plugin_flavor
+from ssd_export.export.functions import DOMAIN, AttentionNode
+from ssd_export.export.plugin_flavor import OF_GROUPS, OF_LAYER, NodeKind
+from ssd_export.kernels.image import (
+    KERNELS,
+    NODE_KERNELS,
+    KernelCode,
+    KernelImage,
+    Variant,
+    attach_kernel,
+)
 from ssd_export.model.families.janus import GRID
 from ssd_export.policy.table import Rule
 
 PTX = b".version 8.0\n.target sm_75\n.address_size 64\n.visible .entry k() { ret; }\n"
 CODES = dict.fromkeys(KERNELS, KernelCode("k", 512, "", "", "", ""))
 IMAGE = KernelImage(75, Variant("float16", 64), 4, 16, 1024, 32, 80, CODES)
+DATA = dict.fromkeys(KERNELS, PTX)
 ROWS = (2, 4, 8)
+WINDOW = 5
 
 
 Group = tuple[Rule, int, int]  # rule, num_slots, evict_every
@@ -41,38 +51,67 @@ class Log(trt.ILogger):
         self.lines.append(message)
 
 
-def model(layers: list[list[Group]], changed: dict, shapes: dict) -> ir.Model:
-    """A graph of one node for each layer, a list of (rule, num_slots, evict_every): 2 KV heads a
-    group, two query heads each, head_dim 64, float16.
+def model(layers: list[list[Group]], changed: dict, shapes: dict, window: bool) -> ir.Model:
+    """A graph of one node for each layer, a list of (rule, num_slots, evict_every), or of two for a
+    window: 2 KV heads a group, two query heads each, head_dim 64, float16.
     """
-    inputs, outputs, nodes = [], [], []
-    for number, groups in enumerate(layers):
-        heads = 2 * len(groups)
-        caches = {
-            f"{name}.{number}.{place}": spec
-            for place, group in enumerate(groups)
-            for name, spec in caches_of(group).items()
-        }
-        token = {
-            "heads": (ir.DataType.FLOAT16, ("rows", 4 * heads, 64)),
-            "position": (ir.DataType.INT32, ("rows",)),
-            "prompt_length": (ir.DataType.INT32, ("rows",)),
-        }
-        token |= {name: (token[name][0], shape) for name, shape in shapes.items()}
-        out = ir.DataType.FLOAT16, ("rows", 2 * heads, 64)
-        given = [value(f"{name}.{number}", *spec) for name, spec in token.items()]
-        given += [value(f"past_{name}", *spec) for name, spec in caches.items()]
-        made = [value(f"out.{number}", *out)]
-        made += [value(f"present_{name}", *spec) for name, spec in caches.items()]
-        attributes = onnx_attributes(attributes_of(groups) | changed)
-        nodes.append(
-            ir.Node(DOMAIN, OP_TYPE, given, attributes, outputs=made, name=f"attend.{number}")
-        )
-        inputs, outputs = inputs + given, outputs + made
+    made = [
+        layer_of(number, groups, changed, shapes, window) for number, groups in enumerate(layers)
+    ]
+    inputs, outputs, nodes = ([one for layer in made for one in layer[part]] for part in range(3))
     return ir.Model(
         ir.Graph(inputs, outputs, nodes=nodes, opset_imports={"": 18, DOMAIN: 1}, name="step"),
         ir_version=10,
     )
+
+
+def layer_of(
+    number: int, groups: list[Group], changed: dict, shapes: dict, window: bool
+) -> tuple[list[ir.Value], list[ir.Value], list[ir.Node]]:
+    """Inputs, outputs and nodes of a layer."""
+    heads, places = 2 * len(groups), (WINDOW,) if window else ()
+    caches = {
+        f"{name}.{number}.{place}": spec
+        for place, group in enumerate(groups)
+        for name, spec in caches_of(group).items()
+    }
+    of_rows, of_queries = (ir.DataType.INT32, ("rows",)), ("rows", 2 * heads, *places)
+    kept = max((slots for rule, slots, _ in groups if rule.by_score), default=0) + WINDOW
+    specs: dict[str, tuple[ir.DataType, tuple[int | str, ...]]] = {
+        "heads": (ir.DataType.FLOAT16, ("rows", 4 * heads, *places, 64)),
+        **dict.fromkeys(("position", "prompt_length", "active", "counts"), of_rows),
+        "out": (ir.DataType.FLOAT16, (*of_queries, 64)),
+        "logits": (ir.DataType.FLOAT, (*of_queries, kept)),
+        **dict.fromkeys(("largest", "total"), (ir.DataType.FLOAT, of_queries)),
+    }
+    specs |= {name: (specs[name][0], shape) for name, shape in shapes.items()}
+    there = {f"past_{name}": value(f"past_{name}", *spec) for name, spec in caches.items()}
+    attributes = attributes_of(groups) | changed
+    nodes, given = [], dict(there)
+    for kind in (plugin_flavor.WINDOW, plugin_flavor.SETTLE) if window else (plugin_flavor.STEP,):
+        for name in kind.inputs:
+            given.setdefault(name, value(f"{name}.{number}", *specs[name]))
+        last = kind is not plugin_flavor.WINDOW
+        made = [value(f"{name}.{number}", *specs[name]) for name in kind.outputs]
+        made += [
+            value(f"{'present' if last else 'between'}_{name}", *spec)
+            for name, spec in caches.items()
+        ]
+        own = [given[name] for name in kind.inputs] + [given[name] for name in there]
+        nodes.append(
+            ir.Node(
+                DOMAIN,
+                kind.op_type,
+                own,
+                onnx_attributes(attributes, kind),
+                outputs=made,
+                name=f"{kind.op_type}.{number}",
+            )
+        )
+        given |= dict(zip([*kind.outputs, *there], made, strict=True))
+    inputs = dict.fromkeys(one for node in nodes for one in node.inputs)
+    inputs = [one for one in inputs if one.producer() is None]
+    return inputs, [nodes[0].outputs[0], *nodes[-1].outputs[-len(caches) :]], nodes
 
 
 def caches_of(group: Group) -> dict[str, tuple[ir.DataType, tuple[int | str, ...]]]:
@@ -99,11 +138,11 @@ def attributes_of(groups: list[Group]) -> dict[str, Any]:
     return lists | {name: nodes[0][name] for name in OF_LAYER}
 
 
-def onnx_attributes(values: dict[str, Any]) -> list[ir.Attr]:
+def onnx_attributes(values: dict[str, Any], kind: NodeKind) -> list[ir.Attr]:
     """Attributes of a node."""
     kinds = {list: ir.AttrInt64s, int: ir.AttrInt64, float: ir.AttrFloat32}
     attributes = [kinds[type(value)](name, value) for name, value in values.items()]
-    return [*attributes, ir.AttrString("plugin_version", PLUGIN_VERSION)]
+    return [*attributes, ir.AttrString("plugin_version", kind.version)]
 
 
 def value(name: str, dtype: ir.DataType, shape: tuple[int | str, ...]) -> ir.Value:
@@ -114,14 +153,17 @@ def build(
     library: str,
     log: Log,
     layers: list[list[Group]],
-    kernel: dict,
+    kernel: dict | None = None,
     changed: dict | None = None,
     shapes: dict | None = None,
+    window: bool = False,
 ) -> dict:
+    """kernel: attributes beside those of the kernels; None: no kernels."""
     log.lines.clear()
-    onnx = model(layers, changed or {}, shapes or {})
-    if kernel:
-        attach_kernel(onnx, kernel, DOMAIN, OP_TYPE)
+    onnx = model(layers, changed or {}, shapes or {}, window)
+    if kernel is not None:
+        for op_type in NODE_KERNELS:
+            attach_kernel(onnx, IMAGE.attributes(DATA, op_type) | kernel, DOMAIN, op_type)
     builder = trt.Builder(log)
     network = builder.create_network(0)
     parser = trt.OnnxParser(network, log)
@@ -158,17 +200,16 @@ def main(library: str) -> None:
     found = [
         (c.name, c.plugin_namespace, c.plugin_version)
         for c in registry.all_creators
-        if c.name == OP_TYPE
+        if c.plugin_namespace == DOMAIN
     ]
     print(json.dumps({"name": "registry", "creators": found}))
-    kernel = IMAGE.attributes(dict.fromkeys(KERNELS, PTX))
     scored, window = (Rule(-1, 6, True), 180, 6), (Rule(4, 0, False), 64, 1)
     pinned = (Rule(-1, 6, True, 1 | 1 << 22), 300, 24)
     of_scored: dict[str, dict] = {
-        "no kernel": {"kernel": {}},
-        "not an image": {"kernel": kernel | {"kernel_part_image": b"something else"}},
-        "unknown dtype": {"kernel": kernel | {"kernel_dtype": "int8"}},
-        "too much shared memory": {"kernel": kernel | {"kernel_sum_shared_bytes": 50000}},
+        "no kernel": {"kernel": None},
+        "not an image": {"kernel": {"kernel_part_image": b"something else"}},
+        "unknown dtype": {"kernel": {"kernel_dtype": "int8"}},
+        "too much shared memory": {"kernel": {"kernel_sum_shared_bytes": 50000}},
         "evict_every": {"changed": {"evict_every": [0]}},
         "evicts more than all": {"changed": {"evict_every": [181]}},
         "score_decay": {"changed": {"score_decay": 1.5}},
@@ -181,9 +222,14 @@ def main(library: str) -> None:
         **{name: {"layers": [[scored]], **run} for name, run in of_scored.items()},
         "score missing": {"layers": [[window]], "changed": {"by_score": [1]}},
         "too many slots": {"layers": [[(window[0], 1025, 1)]]},
-        "head_dim": {"layers": [[window]], "kernel": kernel | {"kernel_head_dim": 128}},
+        "head_dim": {"layers": [[window]], "kernel": {"kernel_head_dim": 128}},
         "query heads": {"layers": [[window]], "shapes": {"heads": ("rows", 7, 64)}},
         "heads shape": {"layers": [[window]], "shapes": {"heads": ("rows", 8, 32)}},
+        "windows": {
+            "layers": [[window, scored], [pinned, scored, window], [window]],
+            "window": True,
+        },
+        "no places": {"layers": [[scored]], "shapes": {"heads": ("rows", 8, 64)}, "window": True},
     }
     for name, run in runs.items():
         print(
@@ -193,7 +239,7 @@ def main(library: str) -> None:
             json.dumps(
                 {
                     "name": name,
-                    **build(str(Path(library).resolve()), log, **{"kernel": kernel, **run}),
+                    **build(str(Path(library).resolve()), log, **{"kernel": {}, **run}),
                 }
             ),
             flush=True,

@@ -19,7 +19,7 @@ from pathlib import Path
 
 import pytest
 
-from ssd_export.export.plugin_flavor import PLUGIN_VERSION
+from ssd_export.export.plugin_flavor import KINDS
 
 ROOT = Path(__file__).parents[2]
 PLUGINS = ROOT / "plugins"
@@ -142,8 +142,9 @@ def built(
     return results, said
 
 
-def test_the_creator_has_the_node_s_name(built: tuple) -> None:
-    assert built[0]["registry"]["creators"] == [["DecodeAttention", "ssd_export", PLUGIN_VERSION]]
+def test_the_creators_have_the_nodes_names(built: tuple) -> None:
+    wanted = [[kind.op_type, "ssd_export", kind.version] for kind in KINDS]
+    assert sorted(built[0]["registry"]["creators"]) == wanted
 
 
 def test_every_node_becomes_one_plugin_layer(built: tuple) -> None:
@@ -151,6 +152,17 @@ def test_every_node_becomes_one_plugin_layer(built: tuple) -> None:
     result = built[0]["both"]
     assert result["network"] == ["LayerType.PLUGIN_V3"] * 3
     assert result["layers"] == ["PluginV3"] * 3, "no copies of caches, no reformats"
+    assert result["engine_bytes"] and result["holds_library"]
+
+
+def test_a_window_of_a_layer_becomes_two_plugin_layers(built: tuple) -> None:
+    """Of three head groups: 16 and 18 inputs, 16 and 12 outputs; the second takes over the caches
+    that the first has in place.
+    """
+    result = built[0]["windows"]
+    assert result["network"] == ["LayerType.PLUGIN_V3"] * 6
+    assert result["layers"].count("PluginV3") == 6
+    assert {*result["layers"]} <= {"PluginV3", "NoOp"}, "no copies of caches, no reformats"
     assert result["engine_bytes"] and result["holds_library"]
 
 
@@ -172,6 +184,7 @@ REJECTED = {
         r"heads has shape \[-1 x 7 x 64\]: no whole number of query heads for each of 2 KV heads"
     ),
     "heads shape": r"heads has shape \[-1 x 8 x 32\] where \[-1 x 8 x 64\] was expected",
+    "no places": r"heads has shape \[-1 x 8 x 64\]: no whole number of query heads for each of 2",
     "groups differ": "field num_recent has 2 numbers for 1 head groups; export the bundle again",
     "four groups": "field num_sinks must be 1 to 3 integers, one for each head group",
 }

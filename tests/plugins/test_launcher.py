@@ -15,8 +15,10 @@ from pathlib import Path
 
 import pytest
 
+from ssd_export.export.plugin_flavor import SETTLE, WINDOW, NodeKind
 from ssd_export.kernels.compile import kernel_arguments
 from ssd_export.kernels.image import LAYER as LAYER_KERNEL
+from ssd_export.kernels.image import NODE_KERNELS
 from ssd_export.verify.tolerances import TOLERANCES
 from tests.plugins.test_build import ROOT, configure, library, pytestmark
 
@@ -24,7 +26,7 @@ __all__ = ["library", "pytestmark"]
 pytest.importorskip("triton", reason="needs Triton: pip install ssd-export[kernels]")
 from tests.kernels.interpret import ThreeGroups
 from tests.kernels.interpreted import interpreted
-from tests.plugins.drive_cases import IN_PARTS, LAYER, driven_runs
+from tests.plugins.drive_cases import A_WINDOW, IN_PARTS, LAYER, driven_runs, driven_windows
 
 LAUNCHER = ROOT / "tests" / "plugins" / "launcher"
 RUNS = driven_runs()
@@ -88,7 +90,11 @@ def test_images_are_loaded_once_a_context_and_unloaded_with_its_last_plugin(line
 @pytest.mark.slow
 def test_every_argument_that_is_not_as_expected_is_named(lines: dict) -> None:
     """Else the comparison above would show nothing."""
-    found = {case: line for (_, case, _), line in lines.items() if case.startswith("another ")}
+    found = {
+        case: line
+        for (form, case, _), line in lines.items()
+        if form is None and case.startswith("another ")
+    }
     compared = {case: line for case, line in found.items() if "wrong" in line}
     parameters = {argument["name"].partition("[")[0] for argument in kernel_arguments(LAYER_KERNEL)}
     kept = {"logits_ptr"}  # compared with the bounds of the workspace
@@ -97,6 +103,36 @@ def test_every_argument_that_is_not_as_expected_is_named(lines: dict) -> None:
         name = case.removeprefix("another ")
         said = "layer: grid, block, shared is" if name == "grid" else rf"{name}(\[0\])? is"
         assert line["results"] == [0, -1] and len(line["wrong"]) == 1
+        assert re.match(rf"{said} .*, not ", line["wrong"][0]), line["wrong"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("case", "dtype"), driven_windows(), ids=map("-".join, driven_windows()))
+def test_a_window_is_the_reference_s(lines: dict, case: str, dtype: str) -> None:
+    result = lines[A_WINDOW, case, dtype]
+    assert result["wrong"] == [], "an argument of a launch"
+    assert result["slots_equal"], "of positions, keys and values"
+    assert result["out_error"] <= TOLERANCES[dtype].kernel
+    assert result["score_error"] <= TOLERANCES["float32"].op
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", [WINDOW, SETTLE], ids=lambda kind: kind.op_type)
+def test_every_argument_of_a_window_that_is_not_as_expected_is_named(
+    lines: dict, kind: NodeKind
+) -> None:
+    found = {case: line for (form, case, _), line in lines.items() if form == kind.op_type}
+    parameters = {
+        argument["name"].partition("[")[0]
+        for kernel in NODE_KERNELS[kind.op_type]
+        for argument in kernel_arguments(kernel)
+    }
+    grids = {"grid", "number of queries"} if kind is WINDOW else {"grid"}
+    assert found.keys() == {f"another {name}" for name in parameters | grids}
+    for case, line in found.items():
+        name = case.removeprefix("another ")
+        said = r"\w+: grid, block, shared is" if name in grids else rf"{name}(\[0\])? is"
+        assert line["results"] == [-1] and len(line["wrong"]) == 1
         assert re.match(rf"{said} .*, not ", line["wrong"][0]), line["wrong"]
 
 

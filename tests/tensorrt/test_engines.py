@@ -25,7 +25,7 @@ from onnx import TensorProto, helper
 from ssd_export.bundle import Precision, open_bundle
 from ssd_export.errors import UserError
 from ssd_export.export.functions import DOMAIN, OP_TYPE
-from ssd_export.export.plugin_flavor import PLUGIN_VERSION
+from ssd_export.export.plugin_flavor import STEP
 from ssd_export.tensorrt import build as engine
 from ssd_export.tensorrt import plan as build_plan
 from ssd_export.tensorrt.build import build_engines, prepare
@@ -232,7 +232,7 @@ def test_a_board_s_decode_step_is_prepared_here(
     assert not model.functions
     for node in nodes:  # JetPack 6.2's parser looks for a plugin's namespace here alone
         texts = {a.name: a.s.decode() for a in node.attribute if a.type == a.STRING}
-        assert texts["plugin_namespace"] == DOMAIN and texts["plugin_version"] == PLUGIN_VERSION
+        assert texts["plugin_namespace"] == DOMAIN and texts["plugin_version"] == STEP.version
     monkeypatch.setenv("SSD_EXPORT_KERNELS", str(tmp_path / "nowhere"))
     assert (
         plugin_graph(after, "decode_step", (87,))

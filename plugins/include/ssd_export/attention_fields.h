@@ -7,6 +7,8 @@
 
 #include <NvInferRuntime.h>
 
+#include "ssd_export/node_kind.h"
+
 namespace ssd_export {
 
 constexpr int32_t kMaxGroups = 3;  // head groups of a layer
@@ -14,9 +16,16 @@ constexpr int32_t kMaxGroups = 3;  // head groups of a layer
 // A number for each head group; those of groups that a layer has not got are never read.
 using OfGroups = std::array<int32_t, kMaxGroups>;
 
-// What a DecodeAttention node says about the head groups of its layer (rules R1 to R9:
-// ssd_export/policy/__init__.py) and about the kernels that serve it. One table in
-// attention_fields.cpp names, reads, checks and serializes the fields.
+// A kernel that a node carries: cubin, PTX or fatbin, entry point and shared memory.
+struct KernelFields {
+    std::string image;
+    std::string name;
+    int32_t shared_bytes = 0;
+};
+
+// What a node says about the head groups of its layer (rules R1 to R9:
+// ssd_export/policy/__init__.py) and about the kernels that serve it. Tables in
+// attention_fields.cpp and node_kind.cpp name the fields.
 struct AttentionFields {
     int32_t num_groups = 0;
     OfGroups num_sinks{};
@@ -33,17 +42,7 @@ struct AttentionFields {
     int32_t kernel_block_slots = 0;
     int32_t kernel_max_splits = 0;
     int32_t kernel_num_warps = 0;
-    // Cubin, PTX or fatbin, entry point and shared memory of each kernel: of a layer; of a part of
-    // the slots of its heads; of the sum of the parts.
-    std::string kernel_layer_image;
-    std::string kernel_layer_name;
-    int32_t kernel_layer_shared_bytes = 0;
-    std::string kernel_part_image;
-    std::string kernel_part_name;
-    int32_t kernel_part_shared_bytes = 0;
-    std::string kernel_sum_image;
-    std::string kernel_sum_name;
-    int32_t kernel_sum_shared_bytes = 0;
+    std::vector<KernelFields> kernels;  // in the order of the node's kind
 
     // The dtype of queries, keys and values.
     nvinfer1::DataType data_type() const;
@@ -56,13 +55,15 @@ struct AttentionFields {
 };
 
 // Names and types of all fields, without data: what the ONNX parser looks for in a node.
-std::vector<nvinfer1::PluginField> field_names();
+std::vector<nvinfer1::PluginField> field_names(NodeKind const& kind);
 
 // All fields with their data, which stays where it is in `fields`.
-std::vector<nvinfer1::PluginField> fields_to_serialize(AttentionFields const& fields);
+std::vector<nvinfer1::PluginField> fields_to_serialize(NodeKind const& kind,
+                                                       AttentionFields const& fields);
 
 // The fields of a node or of a serialized plugin. Throws std::invalid_argument, saying what is
 // wrong and the fix.
-AttentionFields read_fields(nvinfer1::PluginFieldCollection const& collection);
+AttentionFields read_fields(NodeKind const& kind,
+                            nvinfer1::PluginFieldCollection const& collection);
 
 }  // namespace ssd_export

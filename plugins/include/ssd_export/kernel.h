@@ -1,8 +1,10 @@
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 #include <memory>
 #include <string>
+#include <vector>
 
 #include <cuda.h>
 
@@ -10,7 +12,7 @@
 
 namespace ssd_export {
 
-// Programs of a launch: grid_x for each head of each row, grid_y for the slots of a head.
+// Programs of a launch: x for each head of each row, y for parts of its slots or for its queries.
 struct Grid {
     int64_t x = 1;
     int32_t y = 1;
@@ -43,15 +45,16 @@ private:
     int32_t num_warps_;
 };
 
-// The kernels of a layer in the current CUDA context, and how many multiprocessors its GPU has.
+// The kernels of a node in the current CUDA context, in the order of its kind, and how many
+// multiprocessors its GPU has.
 struct LayerKernels {
     // Throws as Kernel::load.
     static std::shared_ptr<LayerKernels const> load(AttentionFields const& fields);
 
-    std::shared_ptr<Kernel const> layer;
-    std::shared_ptr<Kernel const> part;
-    std::shared_ptr<Kernel const> sum;
-    int32_t num_multiprocessors;
+    Kernel const& operator[](size_t place) const { return *kernels[place]; }
+
+    std::vector<std::shared_ptr<Kernel const>> kernels;
+    int32_t num_multiprocessors = 0;
 };
 
 }  // namespace ssd_export

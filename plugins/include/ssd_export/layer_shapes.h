@@ -8,6 +8,7 @@
 #include <NvInferRuntime.h>
 
 #include "ssd_export/attention_fields.h"
+#include "ssd_export/node_kind.h"
 
 namespace ssd_export {
 
@@ -20,24 +21,27 @@ struct CacheInput {
     CachePart part;
 };
 
-// Inputs of a node: heads (queries, keys and values of all groups), position, prompt_length, then
-// past_key, past_value, past_position and, where the group ranks by score, past_score of each
-// group. Outputs: out, then the present_* of each past_*.
+// The tensors of a node: those of its kind, then past_key, past_value, past_position and, where the
+// group ranks by score, past_score of each group; outputs alike, with the present_* of each past_*.
 class NodeTensors {
 public:
-    static constexpr int32_t kHeads = 0, kPosition = 1, kPromptLength = 2, kFirstCache = 3;
+    NodeTensors(NodeKind const& kind, AttentionFields const& fields);
 
-    explicit NodeTensors(AttentionFields const& fields);
-
-    int32_t num_inputs() const { return kFirstCache + static_cast<int32_t>(caches_.size()); }
-    int32_t num_outputs() const { return 1 + static_cast<int32_t>(caches_.size()); }
-
-    // The input whose memory an output is, -1 for out.
-    static int32_t aliased_input(int32_t output) {
-        return output == 0 ? -1 : kFirstCache + output - 1;
+    int32_t first_cache() const { return kind_.inputs.size; }
+    int32_t num_inputs() const { return first_cache() + static_cast<int32_t>(caches_.size()); }
+    int32_t num_outputs() const {
+        return kind_.outputs.size + static_cast<int32_t>(caches_.size());
     }
 
-    // The cache tensors, from input kFirstCache on.
+    // The input whose memory an output is, -1 for those of the kind.
+    int32_t aliased_input(int32_t output) const {
+        int32_t const cache = output - kind_.outputs.size;
+        return cache < 0 ? -1 : first_cache() + cache;
+    }
+
+    NodeKind const& kind() const { return kind_; }
+
+    // The cache tensors, from input first_cache on.
     std::vector<CacheInput> const& caches() const { return caches_; }
 
     // The input of a part of a group; -1 where the group has none.
@@ -53,15 +57,18 @@ public:
     void check_num_inputs(int32_t given) const;
 
 private:
+    NodeKind const& kind_;
     std::vector<CacheInput> caches_;
 };
 
-// Sizes of a launch. rows is -1 where it is not known yet.
+// Sizes of a launch. rows and num_places are -1 where they are not known yet.
 struct LayerSizes {
     int64_t rows;
-    int32_t num_heads;  // KV heads of all groups
+    int32_t num_places;  // of a window; 1 in a step
+    int32_t num_heads;   // KV heads of all groups
     int32_t query_group_size;
     int32_t most_slots;
+    int32_t kept_slots;  // most slots of a group that ranks by score
     OfGroups first_heads;
     OfGroups group_heads;
     OfGroups group_slots;

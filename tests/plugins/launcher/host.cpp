@@ -52,11 +52,19 @@ private:
     PluginFieldCollection collection_{};
 };
 
-IPluginCreatorV3One* creator_of(void* library) {
+// The creator of a kind of node; null where the library has none of that name.
+IPluginCreatorV3One* creator_of(void* library, std::string const& kind) {
     using GetCreators = IPluginCreatorInterface* const* (*)(int32_t&);
     auto get = reinterpret_cast<GetCreators>(dlsym(library, "getCreators"));
     int32_t count = 0;
-    return static_cast<IPluginCreatorV3One*>(get(count)[0]);
+    IPluginCreatorInterface* const* creators = get(count);
+    for (int32_t i = 0; i < count; ++i) {
+        auto* creator = static_cast<IPluginCreatorV3One*>(creators[i]);
+        if (kind == creator->getPluginName()) {
+            return creator;
+        }
+    }
+    return nullptr;
 }
 
 IPluginV3OneRuntime* runtime_of(IPluginV3* plugin) {
@@ -78,8 +86,12 @@ std::vector<PluginTensorDesc> descs_of(Tensor const* tensors, int32_t count) {
 }  // namespace
 
 // The plugin of these fields as it stands in a running engine, or null after a message on stderr.
-PUBLIC void* host_attached(void* library, PluginField const* fields, int32_t num_fields) {
-    IPluginCreatorV3One* creator = creator_of(library);
+PUBLIC void* host_attached(void* library, char const* kind, PluginField const* fields,
+                           int32_t num_fields) {
+    IPluginCreatorV3One* creator = creator_of(library, kind);
+    if (creator == nullptr) {
+        return nullptr;
+    }
     PluginFieldCollection const given{num_fields, fields};
     IPluginV3* built = creator->createPlugin("node", &given, TensorRTPhase::kBUILD);
     if (built == nullptr) {

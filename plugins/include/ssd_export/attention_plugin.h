@@ -9,23 +9,19 @@
 #include "ssd_export/attention_fields.h"
 #include "ssd_export/kernel.h"
 #include "ssd_export/layer_shapes.h"
+#include "ssd_export/node_kind.h"
 
 namespace ssd_export {
 
-constexpr char kPluginName[] = "DecodeAttention";
-constexpr char kPluginNamespace[] = "ssd_export";
-constexpr char kPluginVersion[] = "4";  // 3 had a node for each head group
-
-// The node ssd_export::DecodeAttention (contract: ssd_export/export/plugin_flavor.py), the
-// attention of a layer: one launch of the kernel that the node carries or, where heads are few, the
-// two of a split. Every present_* output is its past_* input, written in place; nothing is copied.
-class DecodeAttentionPlugin final : public nvinfer1::IPluginV3,
-                                    public nvinfer1::IPluginV3OneCore,
-                                    public nvinfer1::IPluginV3OneBuildV2,
-                                    public nvinfer1::IPluginV3OneRuntime {
+// A node of any kind. Every present_* output is its past_* input, written in place; nothing is
+// copied.
+class AttentionPlugin final : public nvinfer1::IPluginV3,
+                              public nvinfer1::IPluginV3OneCore,
+                              public nvinfer1::IPluginV3OneBuildV2,
+                              public nvinfer1::IPluginV3OneRuntime {
 public:
-    explicit DecodeAttentionPlugin(AttentionFields fields)
-        : fields_(std::move(fields)), tensors_(fields_) {}
+    AttentionPlugin(NodeKind const& kind, AttentionFields fields)
+        : kind_(kind), fields_(std::move(fields)), tensors_(kind_, fields_) {}
 
     // IPluginV3
     nvinfer1::IPluginCapability* getCapabilityInterface(
@@ -33,8 +29,8 @@ public:
     nvinfer1::IPluginV3* clone() noexcept override;
 
     // IPluginV3OneCore
-    char const* getPluginName() const noexcept override { return kPluginName; }
-    char const* getPluginVersion() const noexcept override { return kPluginVersion; }
+    char const* getPluginName() const noexcept override { return kind_.name; }
+    char const* getPluginVersion() const noexcept override { return kind_.version; }
     char const* getPluginNamespace() const noexcept override { return kPluginNamespace; }
 
     // IPluginV3OneBuildV2
@@ -68,6 +64,7 @@ public:
     nvinfer1::PluginFieldCollection const* getFieldsToSerialize() noexcept override;
 
 private:
+    NodeKind const& kind_;
     AttentionFields fields_;
     NodeTensors tensors_;
     // loaded when shapes are set, before any stream is captured
