@@ -56,9 +56,8 @@ PLUGIN = ("auto", "on", "off")
         default="auto",
         metavar="auto|off|TOKENS",
         help=(
-            "Also build the graph that generate --lookahead needs, for passes of so many tokens;"
-            " needs --plugin off. auto: 16, with plain operators, where the bundle was exported for"
-            " lookahead or evicts nothing."
+            "Also build the graph that generate --lookahead needs, for passes of so many tokens."
+            " auto: 16, where the bundle was exported for lookahead or evicts nothing."
         ),
     ),
     options.batch.but(

@@ -26,7 +26,6 @@ from ssd_export.kernels.head_step import (
     attend,
     evict_if_full,
     load_query,
-    lowest_empty,
     store_out,
     write_token,
 )
@@ -40,6 +39,7 @@ from ssd_export.kernels.layer_groups import (
 )
 from ssd_export.policy.table import GroupPolicy
 
+NOT_TAKEN = tl.constexpr(1 << 30)  # the number of a slot that no token of the window takes
 OF_HEADS = (
     "num_heads",
     "query_group_size",
@@ -346,28 +346,28 @@ def write_window_kernel(
     is_scored = tl.where(is_slot, is_by_score, 0) != 0
     position = tl.load(position_of_head + slot, mask=is_slot, other=0)
     score = tl.load(score_of_head + slot, mask=is_scored, other=0.0)
-    number = slot * 0 - 1  # of the window's token that a slot has taken
-    first = tl.load(position_ptr + row)
-    for place in range(tl.load(counts_ptr + row)):
-        taken = lowest_empty(position, num_slots, SLOT_CAPACITY)
-        position = tl.where(slot == taken, first + place, position)
-        score = tl.where(slot == taken, 0.0, score)
-        number = tl.where(slot == taken, place, number)
+    count, is_empty = tl.load(counts_ptr + row), position < 0
+    rank = tl.cumsum(is_empty.to(tl.int32), 0) - 1
+    number = tl.where(is_empty & (rank < count), rank, NOT_TAKEN)  # of the token it takes (R6)
+    is_new = number < NOT_TAKEN
+    score = tl.where(is_new, 0.0, score)
+    for place in range(count):
+        for member in range(query_group_size):
+            at = (program.to(tl.int64) * query_group_size + member) * num_places + place
+            kept = logits_ptr + at * (kept_slots + num_places)
+            at_slot = tl.where(number <= place, kept_slots + number, slot)
+            logits = tl.load(kept + at_slot, mask=is_scored, other=float("-inf"))
+            largest, total = tl.load(largest_ptr + at), tl.load(total_ptr + at)
+            score += tl.where(is_scored, tl.exp(logits - largest) / total, 0.0)
+    tl.store(position_of_head + slot, tl.load(position_ptr + row) + number, mask=is_slot & is_new)
+    tl.store(score_of_head + slot, score, mask=is_scored)
+    for place in range(count):
         token = (head * num_places + place) * HEAD_DIM
         write_token(
             key_ptr + row * key_stride + token,
             value_ptr + row * value_stride + token,
             of_group(cache_keys, group) + first_slot * HEAD_DIM,
             of_group(cache_values, group) + first_slot * HEAD_DIM,
-            taken,
+            tl.min(tl.where(number == place, slot, num_slots - 1), 0),
             HEAD_DIM,
         )
-        for member in range(query_group_size):
-            at = (program.to(tl.int64) * query_group_size + member) * num_places + place
-            kept = logits_ptr + at * (kept_slots + num_places)
-            at_slot = tl.where(number >= 0, kept_slots + number, slot)
-            logits = tl.load(kept + at_slot, mask=is_scored, other=float("-inf"))
-            largest, total = tl.load(largest_ptr + at), tl.load(total_ptr + at)
-            score += tl.where(is_scored, tl.exp(logits - largest) / total, 0.0)
-    tl.store(position_of_head + slot, position, mask=is_slot & (number >= 0))
-    tl.store(score_of_head + slot, score, mask=is_scored)

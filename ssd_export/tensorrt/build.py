@@ -28,7 +28,7 @@ from ssd_export.tensorrt.builder_config import TIMING_CACHE
 from ssd_export.tensorrt.engine_manifest import FILE, EngineEntry, EngineManifest
 from ssd_export.tensorrt.engine_manifest_writer import engine_manifest
 from ssd_export.tensorrt.interruptible import run_interruptible
-from ssd_export.tensorrt.plan import BuildPlan
+from ssd_export.tensorrt.plan import BuildPlan, plugin_graphs
 from ssd_export.tensorrt.plugin import load_library, make_plugin_graph, prepared_name
 from ssd_export.typed_json import to_json
 
@@ -105,12 +105,12 @@ def _earlier_files(plan: BuildPlan) -> list[str]:
 
 
 def prepare(plan: BuildPlan) -> list[str]:
-    """Adds to the bundle what a board lacks to build with the plugin: the decode step with the
-    kernel inside.
+    """Adds to the bundle what a board lacks to build with the plugin: the decode step, and the pass
+    of lookahead where one is planned, with the kernels inside.
 
     Returns the files' names. Raises: UserError where there are no kernels for the target.
     """
-    names = ["decode_step"] + ["decode_step_top_k"] * plan.top_k
+    names = plugin_graphs(plan.top_k, bool(plan.window))
     files = {
         prepared_name(name, capability): make_plugin_graph(plan.bundle, name, (capability,))
         for name in names

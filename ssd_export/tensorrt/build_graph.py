@@ -24,7 +24,7 @@ from ssd_export.tensorrt.layer_listing import Layer, hazards, unordered_dependen
 from ssd_export.tensorrt.messages import judge, logger, one_line
 from ssd_export.tensorrt.network import check_interface, lift_weights, parse_graph
 from ssd_export.tensorrt.plan import DECODE_STEPS, BuildPlan
-from ssd_export.tensorrt.plugin import num_attention_nodes
+from ssd_export.tensorrt.plugin import num_plugin_nodes
 from ssd_export.tensorrt.step_form import AS_BUNDLED, DECODE_WINDOW, KV_UPDATE, in_place
 
 WITH_SHARED_WEIGHTS = ("prefill", "decode_step", DECODE_WINDOW)  # and those with top-k
@@ -86,7 +86,7 @@ def read_graph(plan: BuildPlan, spec: GraphSpec) -> ReadGraph:
     lifted = {name: shared[name] for name in names}
     check_interface(spec, network, lifted)
     has_plugin = model is not None and plan.step.has_plugin
-    num_plugin_layers = num_attention_nodes(plan.bundle) if has_plugin else 0
+    num_plugin_layers = num_plugin_nodes(plan.bundle, spec.name) if has_plugin else 0
     _check_plugin_layers(spec, _network_layers(trt, network), num_plugin_layers)
     judge(spec.name, messages.warnings)
     return ReadGraph(

@@ -15,7 +15,7 @@ from ssd_export.tensorrt.engine_manifest import (
     this_arch,
     this_os,
 )
-from ssd_export.tensorrt.plan import DECODE_STEPS, BuildPlan
+from ssd_export.tensorrt.plan import BuildPlan
 from ssd_export.tensorrt.plugin import num_attention_nodes
 from ssd_export.version import TOOL_VERSION
 
@@ -61,6 +61,6 @@ def _plugin(plan: BuildPlan, built: Mapping[str, GraphEngine]) -> PluginEntry | 
     return PluginEntry(
         library=library.name if library else None,
         sha256=sha256(library) if library else None,
-        in_engine=all(built[name].library_is_in_engine for name in DECODE_STEPS if name in built),
+        in_engine=all(built[name].library_is_in_engine for name in plan.step.models),
         num_nodes=num_attention_nodes(plan.bundle),
     )

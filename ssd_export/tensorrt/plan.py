@@ -12,7 +12,6 @@ from ssd_export.bundle import Bundle, open_bundle
 from ssd_export.errors import UserError
 from ssd_export.graph_spec import GraphSpec
 from ssd_export.machine import free_bytes
-from ssd_export.plan.lookahead import OFF
 from ssd_export.tensorrt import engine_manifest as provenance
 from ssd_export.tensorrt.build_memory import needed_bytes
 from ssd_export.tensorrt.flavors import Flavor, is_installed, load_flavor, missing
@@ -30,12 +29,18 @@ from ssd_export.tensorrt.target import (
     fp8_targets,
     gpu_here,
 )
-from ssd_export.tensorrt.window_plan import TAKES_ONE, planned_window
+from ssd_export.tensorrt.window_plan import planned_window
 
 GRAPHS = ("prefill", "decode_step", "evict", "image_decoder")
 WINDOW_GRAPHS = (DECODE_WINDOW,)
 TOP_K = "_top_k"  # the graphs that sample among the likeliest codes
 DECODE_STEPS = ("decode_step", "decode_step_top_k")  # the graphs that attend over caches
+
+
+def plugin_graphs(top_k: bool, window: bool) -> tuple[str, ...]:
+    """The graphs that attend by the plugin, in a build with top-k and lookahead."""
+    names = DECODE_STEPS[:1] + WINDOW_GRAPHS * window
+    return names + tuple(f"{name}{TOP_K}" for name in names if top_k)
 
 
 @dataclass(frozen=True)
@@ -60,15 +65,18 @@ class BuildSpec:
 class StepPlan:
     """The form of the decode step (step_form.py).
 
-    models: the decode steps in this form, by graph; empty where they are taken as bundled. library:
-    the plugin's; None also where this process has registered the plugin without one. why_not: what
-    speaks against the plugin and, where the form is the bundle's, against kv-update.
+    models: the decode steps in this form, and with the plugin the passes of lookahead, by graph;
+    empty where they are taken as bundled. library: the plugin's; None also where this process has
+    registered the plugin without one. why_not: what speaks against the plugin and, where the form
+    is the bundle's, against kv-update; no_window: what speaks against the plugin's pass of
+    lookahead.
     """
 
     form: Form
     models: dict[str, bytes] = field(default_factory=dict)
     library: Path | None = None
     why_not: str = ""
+    no_window: str = ""
 
     @property
     def has_plugin(self) -> bool:
@@ -154,10 +162,12 @@ def plan_build(spec: BuildSpec, library: Callable[[], Path | None] = find_librar
             f" run ssd-export build-engine --bundle DIR --target {target.name} --plugin off"
         )
     step = StepPlan(AS_BUNDLED)
-    if flavor is not None:
-        step = _plan_step(spec, bundle, flavor, capabilities, library)
     batch = spec.batch or target.batch
-    window, no_window = planned_window(spec.lookahead, bundle, batch, step.has_plugin)
+    window, no_window = planned_window(spec.lookahead, bundle, batch)
+    if flavor is not None:
+        step = _plan_step(spec, bundle, flavor, capabilities, bool(window), library)
+    if step.no_window:
+        window, no_window = 0, step.no_window
     return BuildPlan(
         bundle=bundle,
         target=target,
@@ -228,20 +238,23 @@ def _plan_step(
     bundle: Bundle,
     flavor: Flavor,
     capabilities: tuple[int, ...],
+    with_window: bool,
     library: Callable[[], Path | None],
 ) -> StepPlan:
     """The plugin where it is asked for, or for `auto` where library and kernel are at hand; else
     the best form of plain operators.
     """
-    names = DECODE_STEPS[: 1 + spec.top_k]
+    names = plugin_graphs(spec.top_k, window=False)
     why_not = "--plugin off"
-    if spec.plugin == AUTO and spec.lookahead not in (None, OFF):
-        why_not = TAKES_ONE
-    elif spec.plugin != "off":
+    if spec.plugin != "off":
         try:
             found = library()
             models = {name: plugin_graph(bundle, name, capabilities) for name in names}
-            return StepPlan(PLUGIN, models, found)
+            no_window = ""
+            if with_window:
+                windows, no_window = _plugin_windows(spec, bundle, capabilities)
+                models |= windows
+            return StepPlan(PLUGIN, models, found, no_window=no_window)
         except UserError as error:
             if spec.plugin == "on":
                 raise
@@ -251,3 +264,20 @@ def _plan_step(
     except UserError as error:
         return StepPlan(AS_BUNDLED, why_not=f"{why_not}; {error}")
     return StepPlan(KV_UPDATE, models, why_not=why_not)
+
+
+def _plugin_windows(
+    spec: BuildSpec, bundle: Bundle, capabilities: tuple[int, ...]
+) -> tuple[dict[str, bytes], str]:
+    """(the plugin's passes of lookahead by graph, why there are none).
+
+    Raises: UserError where a window is asked for and there are no kernels for it, as on a board for
+    which an earlier version prepared the decode step alone.
+    """
+    graphs = set(plugin_graphs(spec.top_k, window=True)) - {*DECODE_STEPS}
+    try:
+        return {name: plugin_graph(bundle, name, capabilities) for name in sorted(graphs)}, ""
+    except UserError as error:
+        if spec.lookahead is not None:
+            raise
+        return {}, str(error)

@@ -1,12 +1,13 @@
-"""The plugin's part of a build: where its library and kernel come from, and the decode step that
-uses it.
+"""The plugin's part of a build: where its library and kernels come from, and the graphs that use
+it.
 
 The library is `libssd_export_plugin.so` (plugins/README.md): $SSD_EXPORT_PLUGIN, else build/plugins
 in the source tree that this package runs from. Never one in the folder where somebody happens to
 stand: a library is code. The kernel is taken from the folder $SSD_EXPORT_KERNELS, else the tree's
 build/kernels, else compiled now where Triton is installed. A board has no Triton: `build-engine
---target jetson-orin` on a workstation leaves the finished decode step, kernel inside, in the bundle
-as engines/plugin-sm87/decode_step.onnx, and the board takes it from there.
+--target jetson-orin` on a workstation leaves the finished graphs, kernels inside, in the bundle as
+engines/plugin-sm87/decode_step.onnx and, for lookahead, decode_window.onnx, and the board takes
+them from there.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from ssd_export.bundle import Bundle
 from ssd_export.errors import UserError
 from ssd_export.kernels.image import (
     FIRST_EXACT_TARGET,
+    NODE_KERNELS,
     KernelImage,
     Variant,
     attach_kernel,
@@ -28,10 +30,11 @@ from ssd_export.kernels.image import (
     read_manifest,
 )
 from ssd_export.tensorrt.flavors import Flavor
+from ssd_export.tensorrt.step_form import DECODE_WINDOW
 
 LIBRARY = "libssd_export_plugin.so"
 LIBRARY_VARIABLE, KERNELS_VARIABLE = "SSD_EXPORT_PLUGIN", "SSD_EXPORT_KERNELS"
-PLUGIN_NAME = "DecodeAttention"  # export.functions.OP_TYPE, which a board cannot import
+PLUGIN_NAMES = tuple(NODE_KERNELS)
 SOURCE_TREE = Path(__file__).parents[2]
 HOW_TO_BUILD = (
     f"cmake -S plugins -B build/plugins && cmake --build build/plugins, or set {LIBRARY_VARIABLE}"
@@ -53,9 +56,13 @@ def load_library(flavor: Flavor, library: Path) -> None:
     not load.
     """
     registry = flavor.trt.get_plugin_registry()
-    if not any(creator.name == PLUGIN_NAME for creator in registry.all_creators):
+
+    def is_registered() -> bool:
+        return {*PLUGIN_NAMES} <= {creator.name for creator in registry.all_creators}
+
+    if not is_registered():
         registry.load_library(str(library))
-    if not any(creator.name == PLUGIN_NAME for creator in registry.all_creators):
+    if not is_registered():
         raise UserError(
             f"{library} does not load into {flavor.name} {flavor.version}; build it again:"
             f" {HOW_TO_BUILD}"
@@ -72,8 +79,13 @@ def num_attention_nodes(bundle: Bundle) -> int:
     return len(bundle.config.policy.layers)
 
 
+def num_plugin_nodes(bundle: Bundle, graph: str) -> int:
+    """Nodes of the plugin in a graph: two a layer in a pass of lookahead, one in a decode step."""
+    return num_attention_nodes(bundle) * (2 if graph.startswith(DECODE_WINDOW) else 1)
+
+
 def plugin_graph(bundle: Bundle, graph: str, capabilities: tuple[int, ...]) -> bytes:
-    """The decode step that was prepared for this GPU, else one made now. Raises: UserError as
+    """The graph that was prepared for this GPU, else one made now. Raises: UserError as
     make_plugin_graph.
     """
     if len(capabilities) == 1 and prepared_name(graph, capabilities[0]) in bundle.files:
@@ -82,10 +94,10 @@ def plugin_graph(bundle: Bundle, graph: str, capabilities: tuple[int, ...]) -> b
 
 
 def make_plugin_graph(bundle: Bundle, graph: str, capabilities: tuple[int, ...]) -> bytes:
-    """A decode step of the bundle as a ModelProto: a plugin node for each layer, the kernels for
-    these GPUs inside.
+    """A decode step or a pass of lookahead of the bundle as a ModelProto: plugin nodes for each
+    layer, the kernels for these GPUs inside.
 
-    Args: graph: decode_step or decode_step_top_k.
+    Args: graph: decode_step, decode_window, or one of these with _top_k.
 
     Raises: UserError where there is no kernel for them, or the kernel does not read such caches.
     """
@@ -98,12 +110,16 @@ def make_plugin_graph(bundle: Bundle, graph: str, capabilities: tuple[int, ...])
     image, data = kernel_for(capabilities, variant)
     import onnx_ir as ir
 
-    from ssd_export.export.functions import DOMAIN, OP_TYPE
+    from ssd_export.export.functions import DOMAIN
     from ssd_export.export.plugin_flavor import plugin_flavor
+    from ssd_export.export.plugin_window import window_flavor
 
-    model = plugin_flavor(ir.load(bundle.file(f"onnx/{graph}.onnx")))
-    if attach_kernel(model, image.attributes(data), DOMAIN, OP_TYPE) != num_attention_nodes(bundle):
-        raise ValueError(f"{graph}.onnx has not one {OP_TYPE} node for each layer")
+    model = ir.load(bundle.file(f"onnx/{graph}.onnx"))
+    is_window = graph.startswith(DECODE_WINDOW)
+    model = window_flavor(model, bundle.config) if is_window else plugin_flavor(model)
+    kinds = [attach_kernel(model, image.attributes(data, n), DOMAIN, n) for n in PLUGIN_NAMES]
+    if sum(kinds) != num_plugin_nodes(bundle, graph):
+        raise ValueError(f"{graph}.onnx has {sum(kinds)} nodes of the plugin")
     return ir.to_proto(model).SerializeToString()
 
 

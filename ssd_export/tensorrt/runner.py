@@ -33,7 +33,7 @@ from ssd_export.tensorrt.profiles import MOST_WITH_WINDOWS
 from ssd_export.tensorrt.prompt_rows import rows_to_compute
 from ssd_export.tensorrt.step_graphs import EVICT, EVICT_AND_STEP, STEP
 from ssd_export.tensorrt.target import gpu_here
-from ssd_export.tensorrt.window_plan import TAKES_ONE, USUAL
+from ssd_export.tensorrt.window_plan import USUAL
 
 
 def open_device(bundle: Bundle) -> tuple[EngineFiles, CudaDevice]:
@@ -52,8 +52,10 @@ def _no_window(files: EngineFiles) -> str:
     """Why these engines take one token a pass, with the way out; "" where they take more."""
     if files.window:
         return ""
-    why = TAKES_ONE if files.evicts_in_step else "these engines take one token a pass"
-    return f"{why}; {files.rebuild} --plugin off --lookahead {USUAL}, or use --lookahead off"
+    return (
+        f"these engines take one token a pass; {files.rebuild} --lookahead {USUAL}, or use"
+        " --lookahead off"
+    )
 
 
 def limited_top_k(top_k: np.ndarray, codebook_size: int) -> np.ndarray:

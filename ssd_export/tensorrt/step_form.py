@@ -72,10 +72,11 @@ def in_place(spec: GraphSpec, form: Form, lists_layers: bool = True) -> dict[str
 
     Args: lists_layers: whether the builder says which layers read and write a tensor, in what
     order. Plugin and kv-update declare to TensorRT what they overwrite; the bundle's form declares
-    nothing, so that only a listing shows that its caches may be shared. A pass of lookahead has
-    always that form.
+    nothing, so that only a listing shows that its caches may be shared. Without the plugin a pass
+    of lookahead has always that form.
     """
-    is_as_bundled = form == AS_BUNDLED or spec.name.startswith(DECODE_WINDOW)
+    is_window = spec.name.startswith(DECODE_WINDOW)
+    is_as_bundled = form == AS_BUNDLED or (is_window and form != PLUGIN)
     if is_as_bundled and not lists_layers:
         return {}
     caches = (CacheTensor.parse(output) for output in spec.aliases)

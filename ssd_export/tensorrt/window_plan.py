@@ -11,12 +11,9 @@ from ssd_export.tensorrt.step_form import DECODE_WINDOW
 from ssd_export.tensorrt.target import Batch
 
 USUAL = 16  # tokens of a pass: of an image on a GPU they still cost little beside the weights
-TAKES_ONE = "the plugin's kernel takes one token a pass"
 
 
-def planned_window(
-    asked: int | None, bundle: Bundle, batch: Batch, has_plugin: bool
-) -> tuple[int, str]:
+def planned_window(asked: int | None, bundle: Bundle, batch: Batch) -> tuple[int, str]:
     """(tokens of a pass, 0 for no engine of lookahead; why there is none).
 
     Args: asked: OFF for none, None for an engine where the bundle is made for lookahead.
@@ -24,7 +21,7 @@ def planned_window(
     """
     if asked == OFF:
         return 0, "--lookahead off"
-    why_not = _why_not(bundle, batch, has_plugin)
+    why_not = _why_not(bundle, batch)
     if asked is not None:
         if why_not:
             raise UserError(f"--lookahead {asked}: {why_not}, or --lookahead off")
@@ -47,9 +44,7 @@ def is_for_lookahead(table: PolicyTable) -> bool:
     )
 
 
-def _why_not(bundle: Bundle, batch: Batch, has_plugin: bool) -> str:
-    if has_plugin:
-        return f"{TAKES_ONE}; use --plugin off"
+def _why_not(bundle: Bundle, batch: Batch) -> str:
     if DECODE_WINDOW not in bundle.config.graphs:
         return "the bundle was exported without the graph that lookahead needs; export it again"
     if batch.min > MOST_WITH_WINDOWS:

@@ -30,7 +30,7 @@ from benchmarks.sass import (
     programs_per_multiprocessor,
     wide_loads_in_flight,
 )
-from ssd_export.dtypes import DTYPES
+from ssd_export.kernels.image import ATTEND, SETTLE_KERNELS, WINDOW_KERNELS, Variant
 
 ROOT = Path(__file__).parents[2]
 LEAST_IN_FLIGHT = 6
@@ -119,23 +119,18 @@ def test_the_table_is_what_registers_and_shared_memory_allow() -> None:
 
 
 @needs_triton
+@pytest.mark.slow
+@pytest.mark.parametrize("target", COMPILED)
 @pytest.mark.parametrize("dtype", ["float16", "float32"])
-def test_the_kernels_of_a_window_spill_nothing(dtype: str) -> None:
-    from ssd_export.kernels import window_attention as window
-    from ssd_export.kernels.constants import constants
+def test_the_kernels_of_a_window_spill_nothing(target: int, dtype: str) -> None:
+    from ssd_export.kernels.compile import kernel_source
 
-    compiled_in = constants(HEAD_DIM, MAX_SLOTS, DTYPES[dtype].num_bytes)
-    kernels = (
-        window.evict_window_kernel,
-        window.attend_window_kernel,
-        window.write_window_kernel,
-    )
-    for kernel in kernels:
-        own = {name: compiled_in[name] for name in kernel.arg_names if name in compiled_in}
-        code = read_code(kernel, own, 90, dtype, "a window")
-        assert code.stack_bytes == 0 and code.programs >= 3
-        if kernel is window.attend_window_kernel:
-            assert code.loads_in_flight >= LEAST_IN_FLIGHT
+    for name in (*WINDOW_KERNELS, *SETTLE_KERNELS):
+        source = kernel_source(name, Variant(dtype, HEAD_DIM), MAX_SLOTS)
+        code = read_code(*source, target, dtype, name)
+        assert code.stack_bytes == 0 and code.programs >= LEAST_PROGRAMS
+        if name == ATTEND:
+            assert faults(code) == []
 
 
 @needs_triton

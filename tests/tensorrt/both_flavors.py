@@ -25,7 +25,9 @@ def main(bundle: Path) -> None:
     build_plan.gpu_here = lambda: None  # the same engines on every machine
     creator = register(load_flavor("tensorrt-rtx").trt)
     for plugin in ("off", "on"):
-        spec = BuildSpec(bundle, "ada", plugin=plugin, top_k=True, batch=Batch(1, 1, 2))
+        spec = BuildSpec(
+            bundle, "ada", plugin=plugin, top_k=True, batch=Batch(1, 1, 2), lookahead=8
+        )
         print(json.dumps(asdict(build_engines(plan_build(spec, library=lambda: None)))), flush=True)
     del creator
 

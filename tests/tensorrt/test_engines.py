@@ -38,7 +38,7 @@ from ssd_export.tensorrt.network import parse_graph
 from ssd_export.tensorrt.plan import BuildSpec, plan_build
 from ssd_export.tensorrt.plugin import (
     LIBRARY_VARIABLE,
-    PLUGIN_NAME,
+    PLUGIN_NAMES,
     num_attention_nodes,
     plugin_graph,
     prepared_name,
@@ -226,13 +226,20 @@ def test_a_board_s_decode_step_is_prepared_here(
     after = open_bundle(path)
     model = onnx.load(after.file(prepared_name("decode_step", 87)), load_external_data=False)
     nodes = [node for node in model.graph.node if node.domain == DOMAIN]
-    assert {node.op_type for node in nodes} == {OP_TYPE} == {PLUGIN_NAME} and len(
+    assert {node.op_type for node in nodes} == {OP_TYPE} <= {*PLUGIN_NAMES} and len(
         nodes
     ) == num_attention_nodes(after)
     assert not model.functions
     for node in nodes:  # JetPack 6.2's parser looks for a plugin's namespace here alone
         texts = {a.name: a.s.decode() for a in node.attribute if a.type == a.STRING}
         assert texts["plugin_namespace"] == DOMAIN and texts["plugin_version"] == STEP.version
+    with_window = plan_build(spec(path, target="jetson-orin", plugin="auto", lookahead=8))
+    names = [prepared_name(name, 87) for name in ("decode_step", "decode_window")]
+    assert prepare(with_window) == names
+    window = onnx.load(open_bundle(path).file(names[1]), load_external_data=False)
+    nodes = [node for node in window.graph.node if node.domain == DOMAIN]
+    assert {node.op_type for node in nodes} == {*PLUGIN_NAMES} - {OP_TYPE}
+    assert len(nodes) == 2 * num_attention_nodes(after)
     monkeypatch.setenv("SSD_EXPORT_KERNELS", str(tmp_path / "nowhere"))
     assert (
         plugin_graph(after, "decode_step", (87,))

@@ -29,6 +29,7 @@ from tests.tensorrt.kernels import write_kernels
 ROOT = Path(__file__).parents[2]
 TINY = TinyJanus(seed=3, num_kv_heads=2)
 DECODE_STEPS = ("decode_step", "decode_step_top_k")
+WINDOWS = ("decode_window", "decode_window_top_k")
 
 NEEDS_RTX = "needs TensorRT-RTX: pip install ssd-export[rtx]"
 pytestmark = [
@@ -65,11 +66,13 @@ def test_the_plugin_flavor_has_one_plugin_layer_for_each_attention(built: tuple)
     _, plugin, made = built
     wanted, layers = num_attention_nodes(made), made.config.policy.layers
     assert wanted == plugin.plugin.num_nodes == len(layers) and max(map(len, layers)) > 1
+    nodes = dict.fromkeys(DECODE_STEPS, wanted) | dict.fromkeys(WINDOWS, 2 * wanted)
     for name, graph in plugin.graphs.items():
-        assert graph.layers.get("PluginV3", 0) == (wanted if name in DECODE_STEPS else 0)
-        assert bool(graph.aliases) == (name in DECODE_STEPS), (
-            "caches are written in place by the plugin alone"
-        )
+        assert graph.layers.get("PluginV3", 0) == nodes.get(name, 0)
+        caches = {tensor.name for tensor in made.config.graphs[name].cache_outputs.values()}
+        in_place = caches if name in nodes else set()
+        assert set(graph.aliases) == in_place, "caches are written in place by the plugin alone"
+    assert nodes.keys() <= plugin.graphs.keys()
     assert plugin.flags.aliased_plugin_io
     assert not any("not checked" in warning for warning in plugin.warnings)
     assert "evict" not in plugin.graphs, "the kernel evicts by itself"
@@ -86,10 +89,11 @@ def test_the_plain_flavor_has_none(built: tuple) -> None:
         "image_decoder",
         "prefill_top_k",
         DECODE_STEPS[1],
+        *WINDOWS,
     }
     for graph in plain.graphs.values():
         assert sum(graph.layers.values()) > 0 and "PluginV3" not in graph.layers
-    for name in DECODE_STEPS:
+    for name in (*DECODE_STEPS, *WINDOWS):
         assert sum(plain.graphs[name].layers.values()) > sum(plugin.graphs[name].layers.values())
 
 

@@ -24,27 +24,24 @@ def opened(policy: str, budget: float = 0.2, **changes: object) -> Bundle:
 
 
 def test_auto_follows_the_bundle() -> None:
-    assert planned_window(None, opened("full", 1.0), SMALL, False) == (USUAL, "")
-    assert planned_window(None, opened("h2o", 0.2, lookahead=8), SMALL, False) == (USUAL, "")
-    window, why = planned_window(None, opened("h2o"), SMALL, False)
+    assert planned_window(None, opened("full", 1.0), SMALL) == (USUAL, "")
+    assert planned_window(None, opened("h2o", 0.2, lookahead=8), SMALL) == (USUAL, "")
+    window, why = planned_window(None, opened("h2o"), SMALL)
     assert window == 0 and "export it with --lookahead 16, or build with --lookahead 16" in why
-    assert planned_window(OFF, opened("full", 1.0), SMALL, False) == (0, "--lookahead off")
+    assert planned_window(OFF, opened("full", 1.0), SMALL) == (0, "--lookahead off")
 
 
 def test_what_is_asked_for_is_built_or_refused() -> None:
     full = opened("full", 1.0)
-    assert planned_window(24, opened("h2o"), SMALL, False) == (24, "")
-    with pytest.raises(UserError, match="--lookahead 8: the plugin's kernel .* use --plugin off"):
-        planned_window(8, full, SMALL, has_plugin=True)
-    assert "one token a pass" in planned_window(None, full, SMALL, has_plugin=True)[1]
+    assert planned_window(24, opened("h2o"), SMALL) == (24, "")
     with pytest.raises(UserError, match=r"outside 2 \.\. .*; use 16"):
-        planned_window(10**6, full, SMALL, False)
+        planned_window(10**6, full, SMALL)
     with pytest.raises(UserError, match="up to 16 images at once; use --batch 1:32:64"):
-        planned_window(8, full, Batch(32, 32, 64), False)
+        planned_window(8, full, Batch(32, 32, 64))
     graphs = {n: g for n, g in full.config.graphs.items() if not n.startswith("decode_window")}
     earlier = replace(full, config=replace(full.config, graphs=graphs))
     with pytest.raises(UserError, match="without the graph that lookahead needs; export it again"):
-        planned_window(8, earlier, SMALL, False)
+        planned_window(8, earlier, SMALL)
 
 
 def test_a_pass_has_one_width_and_few_images() -> None:

@@ -12,14 +12,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from ssd_export.bundle import Bundle
 from ssd_export.errors import UserError
 from ssd_export.model.families.janus import GRID
 from ssd_export.runtime.generate import ImageGenerator
+from ssd_export.tensorrt import plan as build_plan
 from ssd_export.tensorrt.build import build_engines
-from ssd_export.tensorrt.plan import BuildSpec, plan_build
+from ssd_export.tensorrt.plan import BuildPlan, BuildSpec, plan_build
 from ssd_export.tensorrt.step_form import AS_BUNDLED, KV_UPDATE
 from ssd_export.tensorrt.target import Batch
 from ssd_export.tensorrt.window_pass import PASS
+from ssd_export.tensorrt.window_plan import USUAL
 from tests.runtime.checkpoints import PROMPTS
 from tests.runtime.test_lookahead import caches, lookahead_bundle, random_bundle
 from tests.tensorrt.cuda_double import CudaDouble, CUresult
@@ -73,13 +76,31 @@ def test_caches_that_evict_together(
     assert "evict" in made.trt.runs
 
 
+@pytest.mark.parametrize("plugin", [False, True])
 def test_images_that_evict_before_steps_of_their_own(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    plugin: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Random rules that decay scores; images leave one another behind."""
     whole = random_bundle(1, monkeypatch)
-    made = with_windows(monkeypatch, Path(shutil.copytree(whole, tmp_path / "bundle")))
+    path = Path(shutil.copytree(whole, tmp_path / "bundle"))
+    made = with_windows(monkeypatch, path, plugin=plugin)
     assert_same_passes(made, 2, temperature=0)
+
+
+def test_the_plugin_evicts_in_the_pass_and_leaves_no_cache_to_copy(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = lookahead_bundle(0, 8, monkeypatch)
+    path = Path(shutil.copytree(whole, tmp_path / "bundle"))
+    made = with_windows(monkeypatch, path, plugin=True, top_k=True)
+    entry = made.trt.engines.graphs["decode_window"]
+    assert set(entry.aliases) == {
+        t.name for t in made.bundle.config.graphs["decode_window"].cache_outputs.values()
+    }
+    assert_same_passes(made, 2, seed=1, temperature=0.3)
+    assert "evict" not in made.trt.runs and made.trt.runs.count("decode_window") > 1
+    assert_same_passes(made, 1, seed=3, top_k=3, temperature=0.3)
+    assert "decode_window_top_k" in made.trt.runs
 
 
 def test_full_heads_of_images_at_other_steps_are_left_alone(
@@ -198,22 +219,52 @@ def test_engines_as_they_are_really_built(tmp_path: Path, monkeypatch: pytest.Mo
     assert_same_passes(found_doubles(monkeypatch, path), 2, seed=5, temperature=0.5)
 
 
+@pytest.mark.skipif(
+    find_spec("tensorrt_rtx") is None, reason="needs TensorRT-RTX: pip install ssd-export[rtx]"
+)
+def test_a_pass_without_its_kernels_is_left_out_or_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on a board for which an earlier version prepared the decode step alone."""
+
+    def of_steps(bundle: Bundle, graph: str, capabilities: tuple[int, ...]) -> bytes:
+        if graph.startswith("decode_window"):
+            raise UserError("no kernel images in a folder")
+        return b"a graph"
+
+    monkeypatch.setattr(build_plan, "plugin_graph", of_steps)
+    spec = BuildSpec(copied_bundle(tmp_path, "full"), target="rtx", flavor="tensorrt-rtx")
+
+    def planned(plugin: str, lookahead: int | None) -> BuildPlan:
+        asked = replace(spec, plugin=plugin, lookahead=lookahead, batch=Batch(1, 1, 2))
+        return plan_build(asked, library=lambda: None)
+
+    for plugin in ("auto", "on"):
+        plan = planned(plugin, None)
+        assert plan.step.has_plugin and plan.window == 0 and "decode_step" in plan.step.models
+        assert plan.no_window == "no kernel images in a folder"
+    plain = planned("auto", WINDOW)
+    assert not plain.step.has_plugin and plain.window == WINDOW
+    assert "no kernel images in a folder" in plain.step.why_not
+    with pytest.raises(UserError, match="no kernel images in a folder"):
+        planned("on", WINDOW)
+    monkeypatch.setattr(build_plan, "plugin_graph", lambda *_: b"a graph")
+    plan = planned("on", None)
+    assert plan.window == USUAL and set(plan.step.models) == {"decode_step", "decode_window"}
+
+
 def test_what_engines_cannot_is_said_with_the_way_out(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    way_out = "build-engine --bundle .* --plugin off --lookahead 16"
-    (tmp_path / "plugin").mkdir()
-    for engines, said in (
-        ({}, "these engines take one token a pass"),
-        ({"plugin": True}, "the plugin's kernel takes one token a pass"),
-    ):
-        path = copied_bundle(tmp_path / "plugin" if engines else tmp_path, "full")
+    way_out = "build-engine --bundle .* --lookahead 16"
+    for plugin in (False, True):
+        path = copied_bundle(tmp_path / f"plugin {plugin}", "full")
         with (
-            doubles(monkeypatch, path, **engines).generator() as generator,
-            pytest.raises(UserError, match=f"{said}; .*{way_out}"),
+            doubles(monkeypatch, path, plugin=plugin).generator() as generator,
+            pytest.raises(UserError, match=f"these engines take one token a pass; .*{way_out}"),
         ):
             generator(PROMPTS[:1], lookahead=8)
-    made = with_windows(monkeypatch, copied_bundle(tmp_path / "plugin" / "again", "full"))
+    made = with_windows(monkeypatch, copied_bundle(tmp_path / "again", "full"))
     with made.generator() as generator:
         with pytest.raises(
             UserError, match="up to 8 tokens, not 9; use --lookahead 8, or build-en"

@@ -360,21 +360,31 @@ class ContextDouble(OnDevice):
         self._trt.runs.append(graph)
         self._trt.cuda.memory(*self._scratch).fill(0xCD)
         given = {tensor.name: views[tensor.name] for tensor in spec.inputs}
-        if (
-            graph.startswith("decode_step")
-            and self._trt.engines.plugin
-            and "evict" in self._trt.bundle.config.graphs
-        ):
-            given |= self._evicted(given)
+        if self._trt.engines.plugin and "evict" in self._trt.bundle.config.graphs:
+            if graph.startswith("decode_step"):
+                given |= self._evicted(given, given["step"])
+            elif graph.startswith("decode_window"):
+                given |= self._evicted_by_image(given)
         outputs = [tensor.name for tensor in spec.outputs]
         for name, values in zip(outputs, self._session(graph).run(outputs, given), strict=True):
             views[name][:] = values
         self._trt.cuda.memory(*self._scratch).fill(0xCD)
 
-    def _evicted(self, given: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    def _evicted_by_image(self, given: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """The same in the rows of images that do not rest, each before its own step."""
+        evicted: dict[str, np.ndarray] = {}
+        for image, (first, limit) in enumerate(zip(given["first"], given["limit"], strict=True)):
+            if limit:
+                for name, values in self._evicted(given, first[None]).items():
+                    own = evicted.setdefault(name, given[name].copy())
+                    own[image :: len(given["first"])] = values[image :: len(given["first"])]
+        return evicted
+
+    def _evicted(self, given: dict[str, np.ndarray], step: np.ndarray) -> dict[str, np.ndarray]:
         """What the plugin does before it writes: heads without an empty slot evict (R7)."""
         spec = self._trt.bundle.config.graphs["evict"]
         outputs = [tensor.name for tensor in spec.outputs]
+        given = given | {"step": step}
         feeds = {tensor.name: given[tensor.name] for tensor in spec.inputs}
         values = self._session("evict").run(outputs, feeds)
         return {
