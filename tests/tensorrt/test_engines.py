@@ -26,6 +26,7 @@ from ssd_export.bundle import Precision, open_bundle
 from ssd_export.errors import UserError
 from ssd_export.export.functions import DOMAIN, OP_TYPE
 from ssd_export.export.plugin_flavor import STEP
+from ssd_export.plan.lookahead import OFF
 from ssd_export.tensorrt import build as engine
 from ssd_export.tensorrt import plan as build_plan
 from ssd_export.tensorrt.build import build_engines, prepare
@@ -178,17 +179,20 @@ def test_every_attention_becomes_one_plugin_layer(
         "SSD_EXPORT_KERNELS",
         str(write_kernels(tmp_path / "kernels", targets=(75, 80), head_dim=TINY.head_dim)),
     )
-    values = build_engines(plan_build(spec(path, plugin="on")))
-    step = values.graphs["decode_step"]
+    values = build_engines(plan_build(spec(path, plugin="on", lookahead=8)))
+    step, window = values.graphs["decode_step"], values.graphs["decode_window"]
     caches = list(step.aliases)
     assert set(values.graphs) == {
         "prefill",
         "decode_step",
+        "decode_window",
         "image_decoder",
     }, "the kernel evicts by itself"
     assert (
         step.layers["PluginV3"] == values.plugin.num_nodes == num_attention_nodes(open_bundle(path))
     )
+    assert window.layers["PluginV3"] == 2 * values.plugin.num_nodes
+    assert window.aliases == step.aliases and values.warnings == ()
     assert values.plugin.in_engine and values.flags.host_code and values.flags.aliased_plugin_io
     assert caches and all(
         name.startswith("present.") and step.aliases[name] == f"past_key_values{name[7:]}"
@@ -220,7 +224,7 @@ def test_a_board_s_decode_step_is_prepared_here(
         "SSD_EXPORT_KERNELS",
         str(write_kernels(tmp_path / "kernels", targets=(87,), head_dim=TINY.head_dim)),
     )
-    plan = plan_build(spec(path, target="jetson-orin", plugin="auto"))
+    plan = plan_build(spec(path, target="jetson-orin", plugin="auto", lookahead=OFF))
     assert plan.flavor is None
     assert prepare(plan) == [prepared_name("decode_step", 87)]
     after = open_bundle(path)
