@@ -15,7 +15,7 @@ from tests.runtime.checkpoints import bundle
 pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).parents[1]
-PIP = ("-m", "pip", "--quiet", "--disable-pip-version-check")
+PIP = (sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check")
 EXPORTER_ONLY = ("torch", "onnx", "onnx_ir", "matplotlib", "huggingface_hub", "safetensors")
 # An installed huggingface_hub (tokenizers asks for it) must not be needed either.
 REFUSE = f"""
@@ -40,7 +40,7 @@ def run(*command: str | Path, cwd: Path) -> str:
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("wheel")
-    run(sys.executable, *PIP, "wheel", "--no-deps", "--wheel-dir", folder, ROOT, cwd=folder)
+    run(*PIP, "wheel", "--no-deps", "--wheel-dir", folder, ROOT, cwd=folder)
     (built,) = folder.glob("ssd_export-*.whl")
     return built
 
@@ -56,19 +56,22 @@ def board(
     if request.param == "lowest" and sys.version_info >= (3, 13):
         pytest.skip("the lower bounds of numpy and pillow have no wheels for Python 3.13 or newer")
     folder = tmp_path_factory.mktemp("board")
-    run(sys.executable, "-m", "venv", folder / "venv", cwd=folder)
+    # Neither pip nor compiled files, most of which nobody would import: half of the time.
+    run(sys.executable, "-m", "venv", "--without-pip", folder / "venv", cwd=folder)
     python = folder / "venv" / "bin" / "python"
     versions = ROOT / "constraints.txt"
     if request.param == "lowest":
         versions = folder / "lowest.txt"
         versions.write_text(run(sys.executable, ROOT / ".ci/lowest_versions.py", "ort", cwd=folder))
     constraints = () if request.param == "newest" else ("-c", versions)
-    run(python, *PIP, "install", *constraints, f"{wheel}[ort]", cwd=folder)
+    install = (*PIP, "--python", python, "install", "--no-compile")
+    run(*install, *constraints, f"{wheel}[ort]", cwd=folder)
     return python
 
 
 def test_a_board_installs_nothing_of_the_exporter(board: Path) -> None:
-    listed = run(board, "-m", "pip", "list", "--format=freeze", cwd=board.parent)
+    pip = (sys.executable, "-m", "pip", "--python", board)
+    listed = run(*pip, "list", "--format=freeze", cwd=board.parent)
     installed = {line.split("==")[0].replace("-", "_") for line in listed.splitlines()}
     assert "onnxruntime" in installed
     assert not installed & {*EXPORTER_ONLY} - {"huggingface_hub"}
