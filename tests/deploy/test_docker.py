@@ -74,7 +74,7 @@ def test_what_the_image_starts_starts_here(context: Path) -> None:
     command = [sys.executable, *(changes.get(word, word) for word in json.loads(entry)[1:])]
     environment = {**os.environ, "PYTHONPATH": str(context / "app"), "OMP_NUM_THREADS": "1"}
     process = subprocess.Popen(command, cwd=context, env=environment, stderr=subprocess.PIPE)
-    ends = time.monotonic() + 120
+    ends = time.monotonic() + 600
     try:
         while time.monotonic() < ends and process.poll() is None:
             try:

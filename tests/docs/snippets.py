@@ -139,7 +139,7 @@ class Scratch:
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
-            timeout=540,
+            timeout=1800,  # ends what hangs, on the busiest machine
         )
         self.said = done.stdout
         assert done.returncode == 0, f"{snippet.where}: exit code {done.returncode}\n{self.said}"

@@ -30,7 +30,7 @@ from tests.interruption.verbs import VERBS, WritingVerb, write_inputs
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGKILL)
 CODES = {signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGKILL: -signal.SIGKILL}
-MOST_SECONDS = 60.0  # from the signal to the end, on a busy machine
+MOST_SECONDS = 300.0  # from the signal to the end, on the busiest machine
 
 
 @dataclass

@@ -49,22 +49,26 @@ def test_everything_in_one_other_thread() -> None:
 
 
 def test_the_loop_is_free_meanwhile() -> None:
-    async def both() -> int:
-        ticks = 0
-        events = in_thread(Steps(10))
+    """Each step waits for a tick of the loop."""
+    ticked = threading.Event()
 
+    def steps() -> Iterator[bool]:
+        for _ in range(3):
+            ticked.clear()
+            yield ticked.wait(60)
+
+    async def both() -> list[bool]:
         async def tick() -> None:
-            nonlocal ticks
             while True:
-                ticks += 1
+                ticked.set()
                 await asyncio.sleep(0.001)
 
         ticking = asyncio.create_task(tick())
-        _ = [step async for step in events]
+        found = [step async for step in in_thread(steps)]
         ticking.cancel()
-        return ticks
+        return found
 
-    assert asyncio.run(both()) > 10
+    assert asyncio.run(both()) == [True] * 3
 
 
 def test_leaving_early_closes_the_iterator() -> None:
@@ -99,7 +103,7 @@ def test_a_cancelled_task_closes_the_iterator() -> None:
             await task
 
     asyncio.run(cancelled())
-    assert steps.closed.wait(5)
+    assert steps.closed.wait(60)
 
 
 def test_an_error_reaches_the_caller() -> None:

@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
 
 import pytest
 
@@ -66,15 +67,19 @@ def test_a_failure_gives_the_turn_back() -> None:
         pass
 
 
-def test_another_thread_waits_while_the_stream_goes_on() -> None:
+def test_another_thread_waits_while_the_stream_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
     """Patience counts from the last event on, not from when the waiting began."""
+    now = [0.0]
+    clock = SimpleNamespace(monotonic=lambda: now[0])
+    monkeypatch.setattr("ssd_export.runtime.turns.time", clock)
     turns, log = Turns(patience=0.5), []
     first = events(turns, log, count=10)
     next(first)
     with ThreadPoolExecutor(1) as pool:
         waiting = pool.submit(lambda: list(events(turns, log, "b")))
         for _ in first:
-            time.sleep(0.1)
+            now[0] += 0.4
+            time.sleep(0.01)  # the other thread looks at the clock
         assert waiting.result(timeout=30) == [0, 1, 2]
     assert log.index("b in") == 20
 

@@ -22,7 +22,7 @@ from ssd_export.serve.batcher import (
 )
 
 ROWS = 4
-WAIT = 20.0  # seconds, for what should happen at once
+WAIT = 120.0  # seconds, for what should happen at once, on the busiest machine
 
 
 class SteppedGenerator:
