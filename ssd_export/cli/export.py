@@ -68,8 +68,8 @@ from ssd_export.runtime.runners import check_threads
             "Let all heads evict before the same steps, so many tokens apart or a multiple: passes"
             " of `generate --lookahead` are then seldom cut short. Heads' sizes change for it, and"
             " with them the images; the budget is kept. auto: ssd-auto takes a third of a grid row,"
-            " or a sixth, where the head map predicts at most twice the loss; off: each head evicts"
-            " as suits it."
+            " or a sixth, where the head map predicts at most twice the loss, ssd-row where heads"
+            " have four grid rows of slots; off: each head evicts as suits it."
         ),
     ),
     options.head_map,

@@ -22,7 +22,7 @@ from ssd_export.policy.table import PolicyTable
 EACH_FOR_ITSELF = 1  # the lookahead of heads that evict before steps of their own
 PARTS_OF_A_ROW = (3, 6)  # usual lookaheads: a third of a grid row, else a sixth
 MOST_LOSS = 2.0  # times the predicted loss of heads that evict each for itself
-LEAST_SLOTS = 12  # mean image slots of a head for each token of lookahead, where none is predicted
+LEAST_ROWS = 4  # of mean image slots of a head, where no loss is predicted; fewer lose images
 
 
 def usual_policy(
@@ -76,17 +76,15 @@ def usual_policy(
 
 
 def _suitable(name: str, config: ModelConfig, budget: float) -> Iterator[int]:
-    """Lookaheads to try, large before small: none where a policy is published otherwise, and where
-    no loss is predicted none that is much of a head's slots.
+    """Lookaheads to try, large before small: none where a policy is published otherwise, or where
+    few slots are shared out without predicting what is lost.
     """
-    policy = policy_of(name)
+    policy, width = policy_of(name), config.grid.width
     if not policy.evicts_together or budget == 1:
         return
     slots = Fraction(str(budget)) * config.grid.num_tokens
-    for part in PARTS_OF_A_ROW:
-        tokens = config.grid.width // part
-        if tokens > 1 and (policy.heads is Heads.ALLOCATED or slots >= LEAST_SLOTS * tokens):
-            yield tokens
+    if policy.heads is Heads.ALLOCATED or slots >= LEAST_ROWS * width:
+        yield from (width // part for part in PARTS_OF_A_ROW if width // part > 1)
 
 
 def _is_harmless(together: Allocation, alone: Allocation) -> bool:
