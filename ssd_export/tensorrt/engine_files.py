@@ -27,7 +27,7 @@ from ssd_export.tensorrt.engine_manifest import (
     this_os,
 )
 from ssd_export.tensorrt.flavors import EXTRAS, Flavor, is_installed, load_flavor
-from ssd_export.tensorrt.plugin import load_library
+from ssd_export.tensorrt.plugin import PLUGIN_NAMES, load_library
 from ssd_export.tensorrt.profiles import IMAGE_DECODER, Profile
 from ssd_export.tensorrt.step_form import DECODE_WINDOW, Form
 
@@ -151,7 +151,8 @@ class EngineFiles:
                 f"the engines need the plugin library {name}, which is not there as it was built;"
                 f" {self.rebuild}"
             )
-        load_library(self.flavor, self.bundle.file(name).resolve())
+        names = PLUGIN_NAMES if self.window else PLUGIN_NAMES[:1]
+        load_library(self.flavor, self.bundle.file(name).resolve(), names)
         return False
 
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import os
 import tempfile
+from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -51,21 +52,23 @@ def find_library() -> Path:
     raise UserError(f"no plugin library at {place}; build it: {HOW_TO_BUILD}")
 
 
-def load_library(flavor: Flavor, library: Path) -> None:
-    """Registers the plugin with TensorRT, once a process. Raises: UserError where the library does
-    not load.
+def load_library(flavor: Flavor, library: Path, names: Sequence[str] = PLUGIN_NAMES) -> None:
+    """Registers the plugin with TensorRT, once a process.
+
+    Args: names: the nodes that are needed; libraries of earlier versions have the first alone.
+    Raises: UserError where the library does not load, or has not all of them.
     """
     registry = flavor.trt.get_plugin_registry()
 
     def is_registered() -> bool:
-        return {*PLUGIN_NAMES} <= {creator.name for creator in registry.all_creators}
+        return {*names} <= {creator.name for creator in registry.all_creators}
 
     if not is_registered():
         registry.load_library(str(library))
     if not is_registered():
         raise UserError(
-            f"{library} does not load into {flavor.name} {flavor.version}; build it again:"
-            f" {HOW_TO_BUILD}"
+            f"{library} does not load into {flavor.name} {flavor.version} with {', '.join(names)};"
+            f" build it again: {HOW_TO_BUILD}"
         )
 
 

@@ -67,6 +67,9 @@ CASES = {
     "steps write in place, passes do not": Case(
         full, 1, {"seed": 7, "temperature": 0.5}, TENSORRT, {"form": KV_UPDATE}
     ),
+    "full caches, all written in place by the plugin": Case(
+        full, 2, {"seed": 5, "temperature": 0.5}, engines={"plugin": True}
+    ),
     "top-k": Case(full, 2, {"seed": 3, "top_k": 3, "temperature": 0.3}, engines={"top_k": True}),
     "fewer tokens than there are places": Case(full, 2, {"seed": 5}, lookahead=3),
     "heads that evict together": Case(evicting_together, 1, {"seed": 1, "temperature": 0.3}),
@@ -203,13 +206,8 @@ REFUSALS = {
     "engines without it": Refusal(
         INVALID,
         "these engines take one token a pass; build it here: ssd-export build-engine --bundle .*"
-        " --plugin off --lookahead 16, or use lookahead 1",
+        " --lookahead 16, or use lookahead 1",
         {},
-    ),
-    "the plugin": Refusal(
-        INVALID,
-        "the plugin's kernel takes one token a pass; .* --plugin off --lookahead 16, .*",
-        {"plugin": True},
     ),
     "a wider pass": Refusal(
         INVALID,

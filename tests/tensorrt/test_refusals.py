@@ -120,12 +120,15 @@ def test_a_plugin_library_beside_the_engine_is_registered(
         name.rsplit("/", 1)[0] for name in made.bundle.files if name.startswith("engines/")
     }
     made.bundle = made.bundle.add_files({f"{folder}/{PLUGIN_LIBRARY}": b"library"})
-    registered: list[Path] = []
+    registered: list[tuple[Path, tuple[str, ...]]] = []
     monkeypatch.setattr(
-        engine_files, "load_library", lambda flavor, library: registered.append(library)
+        engine_files,
+        "load_library",
+        lambda flavor, library, names: registered.append((library, tuple(names))),
     )
     made.runner().close()
-    assert registered == [(made.path / folder / PLUGIN_LIBRARY).resolve()]
+    library = (made.path / folder / PLUGIN_LIBRARY).resolve()
+    assert registered == [(library, ("DecodeAttention",))], "all that engines of one token need"
 
 
 def test_a_batch_outside_the_profile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -46,10 +46,8 @@ std::string EngineFiles::why_no_window() const {
     if (window() > 0) {
         return "";
     }
-    return text(evicts_in_step() ? "the plugin's kernel takes one token a pass"
-                                 : "these engines take one token a pass",
-                "; ", rebuild(bundle_), " --plugin off --lookahead ", usual_window,
-                ", or use lookahead 1");
+    return text("these engines take one token a pass; ", rebuild(bundle_), " --lookahead ",
+                usual_window, ", or use lookahead 1");
 }
 
 void EngineFiles::need(std::string const& graph) const {
