@@ -11,16 +11,21 @@ public:
 
     void compute(Ort::KernelContext const& context) const {
         auto const gate_up = context.GetInput(0);
-        auto const shape = gate_up.GetTensorTypeAndShapeInfo().GetShape();
-        if (shape.size() != 2 || shape[1] % 2 != 0) {
+        auto shape = gate_up.GetTensorTypeAndShapeInfo().GetShape();
+        if (shape.empty() || shape.back() % 2 != 0) {
             throw Ort::Exception("GatedSilu: rows of gates and their factors are expected",
                                  ORT_INVALID_ARGUMENT);
         }
-        int64_t const size = shape[1] / 2;
-        int64_t const out_shape[] = {shape[0], size};
+        int64_t const size = shape.back() / 2;
+        int64_t num_rows = 1;
+        for (size_t i = 0; i + 1 < shape.size(); ++i) {
+            num_rows *= shape[i];
+        }
+        shape.back() = size;
         float const* const in = gate_up.GetTensorData<float>();
-        auto* const out = context.GetOutput(0, out_shape, 2).GetTensorMutableData<float>();
-        parallel_for(context, shape[0], [&](int64_t row) {
+        auto* const out =
+            context.GetOutput(0, shape.data(), shape.size()).GetTensorMutableData<float>();
+        parallel_for(context, num_rows, [&](int64_t row) {
             kernels_.gated_silu(in + row * 2 * size, size, out + row * size);
         });
     }

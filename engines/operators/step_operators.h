@@ -5,7 +5,7 @@
 
 namespace ssd_operators {
 
-// ssd_export::GatedSilu: gate_up [rows, 2 size] -> silu(gate) * up [rows, size].
+// ssd_export::GatedSilu: gate_up [..., 2 size] -> silu(gate) * up [..., size].
 OrtCustomOp const* gated_silu_operator();
 
 // ssd_export::DrawToken: logits [2 N or N, V] of images with guidance or without, noise [R, N, V],

@@ -18,7 +18,8 @@ constexpr int64_t operators_of_a_layer = 65;
 constexpr int64_t operators_of_a_fused_layer = 8;  // of a step with the operators of ../operators
 constexpr uint64_t glance = 1024;                  // numbers of a matrix
 constexpr uint32_t lost_bits = 0x1FFF;             // of a float32 that float16 has not
-constexpr double more_operators = 1.4;             // of a pass than of a step
+constexpr double more_operators = 1.9;             // of a pass than of a step
+constexpr int64_t operators_of_an_eviction = 13;   // of a head group, in an evict graph
 constexpr double has_to_save = 0.05;  // of a step's time, for what the model does not know
 constexpr int64_t remembered = 32;    // drafts before the newest one that count
 constexpr double opening_steps = 30;  // of a graph where only one is open at a time, in steps
@@ -115,6 +116,19 @@ int64_t step_operations(Config const& config) {
     return 2 * (model.rows_per_image * (weights + attended) + embedded);
 }
 
+// Evictions of head groups between steps, for each token.
+double evictions_a_token(PolicyTable const& table) {
+    double sum = 0;
+    for (auto const& groups : table.layers) {
+        for (HeadGroup const& group : groups) {
+            if (group.evict_every > 1 && table.can_fill(group)) {
+                sum += 1 / static_cast<double>(group.evict_every);
+            }
+        }
+    }
+    return sum;
+}
+
 }  // namespace
 
 PassCost PassCost::of(Bundle const& bundle, int cpu_threads, int64_t fixed, bool opens_again,
@@ -129,18 +143,22 @@ PassCost PassCost::of(Bundle const& bundle, int cpu_threads, int64_t fixed, bool
         config.model.head_dim, item_bytes(config.dtype), config.model.rows_per_image));
     WeightBytes const weights = weight_bytes(bundle);
     double saved = 0;
+    double evicting = 0;
+    int64_t num_bytes = weights.read + cache;
     if (fuses_steps) {
         int64_t const fewer =
             (operators_of_a_layer - operators_of_a_fused_layer) * config.model.num_layers;
-        saved = static_cast<double>(fewer) * rates.op +
-                static_cast<double>(weights.packed) / rates.bandwidth;
+        saved = static_cast<double>(fewer) * rates.op;
+        evicting = operators_of_an_eviction * evictions_a_token(config.policy) * rates.op;
+        num_bytes -= weights.packed;  // of a pass, too
     }
     return {static_cast<double>(operators_of_a_layer * config.model.num_layers) * rates.op,
-            static_cast<double>(weights.read + cache) / rates.bandwidth,
+            static_cast<double>(num_bytes) / rates.bandwidth,
             static_cast<double>(step_operations(config)) / rates.matrix_rate,
             fixed,
             opens_again ? opening_steps : 0,
-            saved};
+            saved,
+            evicting};
 }
 
 double PassCost::of_window(int64_t window) const {
@@ -189,6 +207,7 @@ AutoWindow::Choice AutoWindow::choose(double share) const {
             }
             step += gained;
         }
+        seconds += cost_.evicting * static_cast<double>(rooms_.size() - 1);
         if (seconds < least) {
             least = seconds;
             best = window;

@@ -12,9 +12,10 @@ namespace ssd_runtime {
 // (ssd_export/plan/lookahead.py has the model and its reasons).
 struct PassCost {
     double overhead, moving, computing;
-    int64_t fixed;   // tokens that a pass computes whatever its window; 0 where it has no more
-    double opening;  // decode steps that going from single steps to passes takes, or back
-    double saved;    // by operators that single steps have and a pass has not
+    int64_t fixed;    // tokens that a pass computes whatever its window; 0 where it has no more
+    double opening;   // decode steps that going from single steps to passes takes, or back
+    double saved;     // by operators that single steps have and a pass has not
+    double evicting;  // of each token, where passes evict by graphs and single steps do not
 
     // Of one image. cpu_threads: that a step computes with; 0: a GPU does. opens_again: whether
     // one graph is open at a time. fuses_steps: whether steps have the operators of ../operators.

@@ -57,12 +57,13 @@ struct PolicyTable {
     uint64_t cache_bytes(int64_t head_dim, size_t item_bytes, int64_t rows) const;
     // The same of the image slots alone.
     uint64_t image_cache_bytes(int64_t head_dim, size_t item_bytes, int64_t rows) const;
+    // Whether an image can take every slot of a group, so that evictions happen at all.
+    bool can_fill(HeadGroup const& group) const;
     // Keys and values of a cache that keeps so many tokens of every head.
     uint64_t full_cache_bytes(int64_t head_dim, size_t item_bytes, int64_t rows,
                               int64_t num_tokens) const;
 
 private:
-    bool can_fill(HeadGroup const& group) const;
     uint64_t slot_bytes(Rule const& rule, int64_t head_dim, size_t item_bytes) const;
 };
 

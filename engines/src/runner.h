@@ -86,7 +86,7 @@ public:
     virtual int cpu_threads() const { return 0; }
     // Whether going from single steps to passes opens a graph, every time.
     virtual bool opens_again() const { return false; }
-    // Whether steps have the operators of engines/operators, which passes do without.
+    // Whether steps have the operators of engines/operators, of which passes have but some.
     virtual bool fuses_steps() const { return false; }
 
     // Samples several tokens of every image in one pass, and keeps those that single steps would

@@ -391,7 +391,8 @@ def write_graphs(
     progress: Progress = lambda stage, done, total: None,
 ) -> list[GraphSpec]:
     """Writes every graph of the contract beside the weights file; evict graphs only where some
-    group needs them, and the fused forms of decode_step where there is an operator for them.
+    group needs them, and the forms of steps and windows with operators of engines/operators where
+    these know the caches.
     """
     by_name = {weight.name: weight for weight in weights}
     writers: list[Callable[[GraphWriter], tuple[GraphSpec, ir.Model]]] = [
@@ -413,10 +414,11 @@ def write_graphs(
         specs.append(spec)
         progress("graphs", done, len(writers))
     if can_fuse(table, dtype):
-        for top_k in (False, True):
-            writer = GraphWriter(config, table, dtype, by_name, places)
-            spec, model = write_fused_step(writer, top_k)
-            ir.save(model, folder / f"{spec.name}{FUSED}.onnx")
+        for write_fused in (write_fused_step, write_decode_window):
+            for top_k in (False, True):
+                writer = GraphWriter(config, table, dtype, by_name, places, uses_operators=True)
+                spec, model = write_fused(writer, top_k)
+                ir.save(model, folder / f"{spec.name}{FUSED}.onnx")
     return specs
 
 

@@ -2,7 +2,8 @@
 product, one for the gate of an MLP, one that draws the token.
 
 Its contract is decode_step's, and so is its arithmetic but for the order of sums; runners without
-the library run decode_step itself. It evicts by itself (layer_attention.py).
+the library run decode_step itself. It evicts by itself (layer_attention.py). Passes of lookahead
+have those for products and gates (window_writer.py).
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from ssd_export.export.onnx_writer import (
     draw,
     graph_inputs,
     image_logits,
+    mlp,
     norm_name,
     rms_norm,
     rope_angles,
@@ -32,9 +34,8 @@ CONTRIBUTED = "com.microsoft"  # operators that every ONNX Runtime has
 
 
 def write_fused_step(writer: GraphWriter, top_k: bool = False) -> tuple[GraphSpec, ir.Model]:
-    """Writes decode_step with these operators. Changes the writer: products are packed."""
+    """Writes decode_step with these operators; the writer uses them."""
     config, ops = writer.config, writer.ops
-    writer.packs_products = True
     spec = graphs.decode_step_spec(config, writer.table, writer.dtype, top_k)
     inputs = graph_inputs(spec)
     hidden, position = token_before(writer, inputs)
@@ -60,7 +61,7 @@ def write_fused_step(writer: GraphWriter, top_k: bool = False) -> tuple[GraphSpe
     )
     outputs |= step_outputs(writer, inputs, token_drawn, logits)
     model = writer.model(spec, inputs, outputs)
-    model.graph.opset_imports.update({DOMAIN: 1, CONTRIBUTED: 1})
+    model.graph.opset_imports[CONTRIBUTED] = 1
     return spec, model
 
 
@@ -72,11 +73,9 @@ def _after_attention(
     projected = writer.linear(attended, f"layers.{layer}.o")
     weight = f"{source}.post_attention_layernorm.weight"
     hidden, normed = _add_and_norm(writer, hidden, projected, weight)
-    gate_up = writer.linear(normed, f"layers.{layer}.gate_up")
-    gated = writer.ops.many("GatedSilu", gate_up, domain=DOMAIN, num_outputs=1)[0]
     is_last = layer == writer.config.num_layers - 1
     following = FINAL_NORM if is_last else norm_name(layer + 1)
-    return _add_and_norm(writer, hidden, writer.linear(gated, f"layers.{layer}.down"), following)
+    return _add_and_norm(writer, hidden, mlp(writer, normed, layer), following)
 
 
 def _add_and_norm(

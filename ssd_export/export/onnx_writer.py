@@ -50,7 +50,7 @@ class GraphWriter:
     dtype: str
     weights: dict[str, Weight]
     places: dict[str, tuple[int, int]]
-    packs_products: bool = False  # with an operator of engines/operators
+    uses_operators: bool = False  # those of engines/operators
     ops: Operators = field(default_factory=Operators)
     _initializers: dict[str, ir.Value] = field(default_factory=dict)
     _defaults: list[ir.Value] = field(default_factory=list)
@@ -86,7 +86,7 @@ class GraphWriter:
 
     def linear(self, x: ir.Value, name: str, bias: bool = False) -> ir.Value:
         """x [..., in] times the weight of a linear layer, plus its bias: [..., out]."""
-        if self.packs_products and self.weights[name].scheme is None:
+        if self.uses_operators and self.weights[name].scheme is None:
             operands = [x, self.weight(name)]
             if bias:
                 operands.append(self.weight(f"{name}.bias"))
@@ -106,7 +106,7 @@ class GraphWriter:
             outputs[out.name].name = out.name
             outputs[out.name].type = ir.TensorType(onnx_dtype(out.dtype))
             outputs[out.name].shape = ir.Shape(out.shape)
-        imports = {"": self.opset} | ({DOMAIN: 1} if functions else {})
+        imports = {"": self.opset} | ({DOMAIN: 1} if functions or self.uses_operators else {})
         graph = ir.Graph(
             [*(inputs[tensor.name] for tensor in spec.inputs), *self._defaults],
             [outputs[tensor.name] for tensor in spec.outputs],
@@ -497,10 +497,19 @@ def after_attention(
     ops, source = writer.ops, f"language_model.layers.{layer}"
     hidden = ops.op("Add", hidden, writer.linear(attended, f"layers.{layer}.o"))
     normed = rms_norm(writer, hidden, f"{source}.post_attention_layernorm.weight")
-    size = writer.config.intermediate_size
-    gate, up = ops.split(writer.linear(normed, f"layers.{layer}.gate_up"), [size, size], axis=-1)
-    gated = ops.op("Mul", ops.op("Mul", gate, ops.op("Sigmoid", gate)), up)
-    return ops.op("Add", hidden, writer.linear(gated, f"layers.{layer}.down"))
+    return ops.op("Add", hidden, mlp(writer, normed, layer))
+
+
+def mlp(writer: GraphWriter, normed: ir.Value, layer: int) -> ir.Value:
+    """down(silu(gate) * up) of a layer."""
+    ops, size = writer.ops, writer.config.intermediate_size
+    gate_up = writer.linear(normed, f"layers.{layer}.gate_up")
+    if writer.uses_operators:
+        gated = ops.many("GatedSilu", gate_up, domain=DOMAIN, num_outputs=1)[0]
+    else:
+        gate, up = ops.split(gate_up, [size, size], axis=-1)
+        gated = ops.op("Mul", ops.op("Mul", gate, ops.op("Sigmoid", gate)), up)
+    return writer.linear(gated, f"layers.{layer}.down")
 
 
 def gelu(writer: GraphWriter, x: ir.Value) -> ir.Value:

@@ -16,13 +16,15 @@ from itertools import accumulate
 from ssd_export.bundle import Bundle
 from ssd_export.config import ModelConfig
 from ssd_export.plan.step_speed import packed_bytes, step_bytes
+from ssd_export.policy.schedule import eviction_kind
 from ssd_export.policy.table import PolicyTable
 
 WINDOWS = (4, 6, 8, 12, 16, 24)
 OFF = 1
 OPERATORS_OF_A_LAYER = 65
 OPERATORS_OF_A_FUSED_LAYER = 8  # of a decode step with the operators of engines/operators
-MORE_OPERATORS = 1.4  # of a pass than of a step
+MORE_OPERATORS = 1.9  # of a pass than of a step
+OPERATORS_OF_AN_EVICTION = 13  # of a head group, in an evict graph
 HAS_TO_SAVE = 0.05  # of a step's time, for what the model does not know
 FIRST_GUESS = 0.3  # of how often a draft is right: single steps, which compare drafts at no cost
 GUESSED = 4  # drafts that the guess counts for
@@ -51,7 +53,7 @@ class PassCost:
     operations, in steps, where a runner writes them one at a time; fixed: tokens that a pass
     computes whatever its window, 0 where it has no more; opening: decode steps that going from
     single steps to passes takes, or back; saved: what single steps save by operators that a pass
-    does without.
+    does without; evicting: of each token, where passes evict by graphs and single steps do not.
     """
 
     overhead: float
@@ -61,6 +63,7 @@ class PassCost:
     fixed: int = 0
     opening: int = 0
     saved: float = 0.0
+    evicting: float = 0.0
 
     @classmethod
     def of(
@@ -81,18 +84,21 @@ class PassCost:
         if not on_gpu:
             bandwidth = CORE.bandwidth * min(num_threads, CORES_OF_BANDWIDTH)
             rates = Rates(bandwidth, CORE.matrix_rate * num_threads, CORE.operator)
-        saved = 0.0
+        saved, evicting, num_bytes = 0.0, 0.0, step_bytes(bundle, num_images)
         if fuses_steps:
             fewer = (OPERATORS_OF_A_LAYER - OPERATORS_OF_A_FUSED_LAYER) * config.num_layers
-            saved = fewer * rates.operator + packed_bytes(bundle) / rates.bandwidth
+            saved = fewer * rates.operator
+            evicting = OPERATORS_OF_AN_EVICTION * evictions_a_token(table) * rates.operator
+            num_bytes -= packed_bytes(bundle)  # of a pass, too
         return cls(
             OPERATORS_OF_A_LAYER * config.num_layers * rates.operator,
-            step_bytes(bundle, num_images) / rates.bandwidth,
+            num_bytes / rates.bandwidth,
             step_operations(config, table, num_images) / rates.matrix_rate,
             written,
             fixed,
             OPENING * opens_again,
             saved,
+            evicting,
         )
 
     @property
@@ -124,6 +130,13 @@ def step_operations(config: ModelConfig, table: PolicyTable, num_images: int) ->
     slots = sum(group.num_heads * group.num_slots for group in table.groups())
     attended = 2 * slots * config.query_group_size * head_dim
     return 2 * (rows * (weights + attended) + num_images * embedded)
+
+
+def evictions_a_token(table: PolicyTable) -> float:
+    """Evictions of head groups between steps, for each token."""
+    return sum(
+        1 / group.evict_every for group in table.groups() if eviction_kind(table, group) is not None
+    )
 
 
 def expected_widths(rooms: Sequence[int], window: int, share: float) -> list[int]:
@@ -195,6 +208,7 @@ def _best_window(cost: PassCost, rooms: tuple[int, ...], share: float) -> tuple[
         of_width = [cost.of_window(width) for width in range(window + 1)]
         widths = expected_widths(rooms, window, share)
         seconds[window] = sum(of_width[width] for width in widths)
+        seconds[window] += cost.evicting * (len(rooms) - 1)
     best = min(seconds, key=lambda window: seconds[window])
     limit = (1 - HAS_TO_SAVE) * (len(rooms) - 1) * cost.step
     return best, (limit - seconds[best]) / cost.step

@@ -71,7 +71,7 @@ class Lookahead:
         first += self._drafts.sampled(first, self._runner.tokens()[:, :1], np.ones_like(first))
         for row in range(grid.height):
             end = (row + 1) * grid.width
-            while first.min() < end:
+            while min(first.tolist()) < end:
                 first += self._pass(first)
             yield range(max(1, row * grid.width), end)
 
@@ -98,11 +98,11 @@ class Lookahead:
         draft = self._drafts.guess(0, step)
         self._runner.evict(step)
         self._runner.decode_step(step)
-        token = self._runner.tokens()[:, step : step + 1]
+        token = int(self._runner.tokens()[0, step])
         self.passes, self.accepted = self.passes + 1, self.accepted + 1
-        right = int(token[0, 0]) == draft
-        self._window.drafts(int(right), int(not right))
-        return self._drafts.sampled(first, token, ONE_TOKEN)
+        self._window.drafts(int(token == draft), int(token != draft))
+        self._drafts.took(0, step, token)
+        return ONE_TOKEN
 
 
 class Drafts:
@@ -128,14 +128,18 @@ class Drafts:
         for image, (start, samples, count) in enumerate(
             zip(first.tolist(), sampled.tolist(), counts.tolist(), strict=True)
         ):
-            tokens, right = self._tokens[image], self._right[image]
             for step, token in enumerate(samples[:count], start):
-                for source, guess in self._guesses(image, step, tokens).items():
-                    right[source] = MEMORY * right[source] + (1 - MEMORY) * (guess == token)
-                tokens[step] = token
+                self.took(image, step, token)
             end = min(start + len(samples), self._num_tokens)
             self._previous[image][start + count : end] = samples[count : end - start]
         return counts
+
+    def took(self, image: int, step: int, token: int) -> None:
+        """Takes the token of an image's next step."""
+        tokens, right = self._tokens[image], self._right[image]
+        for source, guess in self._guesses(image, step, tokens).items():
+            right[source] = MEMORY * right[source] + (1 - MEMORY) * (guess == token)
+        tokens[step] = token
 
     def guess(self, image: int, step: int) -> int:
         """The draft of an image's next step."""

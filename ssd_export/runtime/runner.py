@@ -35,7 +35,7 @@ class Runner(Protocol):
     returns before the steps are taken, and is the faster the more steps it is given;
     decodes_beside_steps: another thread may call decode_image meanwhile; a core is there for it;
     make_noise: what fills the noise of a pass the fastest; fuses_steps: whether decode steps have
-    the operators of ort_operators.py, which passes do without.
+    the operators of ort_operators.py, of which passes have but some.
     """
 
     max_images: int = sys.maxsize

@@ -309,6 +309,21 @@ def test_tokens_are_those_of_ordinary_operators(
         assert_same_tokens(*results, batch)
 
 
+def test_passes_of_lookahead_keep_the_tokens_of_fused_steps(
+    exported: Callable[[PolicyChoice], Path], library: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Passes evict by graphs, and have operators for products and gates alone."""
+    monkeypatch.setenv(LIBRARY_VARIABLE, str(library))
+    with ImageGenerator.from_bundle(exported(PolicyChoice()), num_threads=1) as generator:
+        assert "onnx/decode_window_fused.onnx" in generator.bundle.files
+        single, ahead = (generator(CAPTIONS, seed=1, lookahead=tokens).tokens for tokens in (1, 6))
+        assert generator.passes < 400
+        batch = PromptBatches.from_bundle(generator.bundle)(
+            CAPTIONS, bundle_sampling(generator.bundle), 1
+        )
+        assert_same_tokens((single, generator), (ahead, generator), batch)
+
+
 @pytest.mark.parametrize("decay", [None, 0.5])
 def test_verify_compares_its_step_with_the_reference(
     decay: float | None,
