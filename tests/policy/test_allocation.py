@@ -115,6 +115,33 @@ def test_keeps_the_budget_and_uses_it(groups: int) -> None:
     assert allocate(costs, 1.0).cost == 0
 
 
+RANKED_SIZES = (16, 32, 64, 128)
+
+
+def of_costs(layers: list[list[list[float]]]) -> HeadMap:
+    """A map of the costs of RANKED_SIZES: [layers][heads][sizes]."""
+    menu = tuple(HeadOption(Rule(-1, 4, True), size, 4) for size in RANKED_SIZES)
+    made = head_map(len(layers), len(layers[0]))
+    costs = tuple(tuple(map(tuple, layer)) for layer in layers)
+    return replace(made, cost_options=menu, costs=costs).validate()
+
+
+def test_the_last_slot_is_spent() -> None:
+    """Two equal heads do not both fit into what the price leaves, and one does exactly."""
+    steep, flat = [90.0, 60.0, 0.0, 0.0], [9.0, 9.0, 0.0, 0.0]
+    costs = of_costs([[steep, flat, flat]])
+    found = allocate(costs, (64 + 64 + 16 + 0.01) / (576 * 3))
+    assert found.image_slots == 64 + 64 + 16 and found.cost == 9.0
+
+
+def test_what_is_left_goes_where_a_slot_saves_most() -> None:
+    """Two small gains at 16 slots each are worth more than the greater one at 48."""
+    large, once, twice = [60.0] * 3 + [0.0], [10.0, 10.0, 0.0, 0.0], [6.0, 0.0, 0.0, 0.0]
+    costs = of_costs([[large], [once], [twice], [twice]])
+    found = allocate(costs, (4 * 16 + 48 + 0.01) / (576 * 4))
+    assert found.cost == 60.0 + 10.0 and found.image_slots == 4 * 16 + 2 * 16
+
+
 def test_more_groups_never_cost_much_more() -> None:
     costs = head_map(6, 8, 5)
     for budget in (0.05, 0.1, 0.2):

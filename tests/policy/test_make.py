@@ -158,6 +158,26 @@ def test_a_window_that_was_asked_for_is_kept() -> None:
     assert {slots for _, slots, _ in kinds(policy("ssd-row", 0.9, window=100))} == {100, 576}
 
 
+@pytest.mark.parametrize("mean", [40, 57, 90])
+def test_a_default_window_is_seven_tenths_of_a_small_budget(mean: int) -> None:
+    table = policy("ssd-row", (mean + 0.01) / 576, GQA, head_map=GQA_MAP)
+    windows = {slots for rule, slots, _ in kinds(table) if not rule.by_score}
+    assert windows == {max(25, min(64, 7 * mean // 10))}
+
+
+def test_the_least_budget_pays_for_the_guard_and_the_buffer() -> None:
+    """num_recent protects the newest token too, for which the buffer has a slot."""
+    heads, semantic = 6, 2
+    assert sum(map(sum, GQA_MAP.semantic())) == semantic
+    asked = dict(window=40, num_recent=8, evict_every=6)
+    least = 7 + 6
+    slots = (heads - semantic) * 40 + semantic * least
+    table = policy("ssd-row", (slots + 0.01) / (576 * heads), GQA, head_map=GQA_MAP, **asked)
+    assert (Rule(-1, 8, True), least, 6) in kinds(table)
+    with pytest.raises(UserError, match=f"at least {least} image slots"):
+        policy("ssd-row", (slots - 0.5) / (576 * heads), GQA, head_map=GQA_MAP, **asked)
+
+
 def test_cache_bytes() -> None:
     table = policy("streaming-llm")
     assert table.cache_bytes(JANUS_1B, 2, 2) == 2 * 24 * 16 * (64 + 115) * (2 * 128 * 2 + 4)
