@@ -1,4 +1,5 @@
-"""Times the image decoder in float32 and in int8, in turns in one process, on the CPU.
+"""Times the image decoder in float32 and in int8, with the operators of engines/operators and
+without, in turns in one process, on the CPU.
 
     python -m benchmarks.image_decoder BUNDLE [--threads 1] [--rounds 5] [--tokens FILE.npy]
     python -m benchmarks.image_decoder --shape janus-pro-1b
@@ -6,7 +7,8 @@
 BUNDLE is exported with --decoder-weights int8; without --tokens its image is random codes. --shape
 takes random weights of a published shape, calibrated on two grids of random codes: times are those
 of the real model, with no convolution after a doubling in float32 and with all of them; decibels
-are not. Prints CPU and wall seconds, the ratio of each turn's and its range, and the PSNR.
+are not. Prints CPU and wall seconds, the ratio of each turn's and its range, and the PSNR; --out
+writes them to a file. What the library of operators serves is left out where it is not built.
 """
 
 from __future__ import annotations
@@ -24,13 +26,15 @@ from typing import Any
 import numpy as np
 
 from ssd_export.bundle import open_bundle
+from ssd_export.bundle.graphs import FUSED
 from ssd_export.config import ModelConfig
 from ssd_export.metrics.similarity import psnr
 from ssd_export.model.families import PUBLISHED
+from ssd_export.runtime.ort_operators import find_operators
 from ssd_export.runtime.ort_runner import OrtRunner
 from ssd_export.runtime.ort_session import open_session
 
-FLOAT = "float32"
+FLOAT, WITH_OPERATORS = "float32", ", operators"
 Decode = Callable[[np.ndarray], np.ndarray]
 
 
@@ -56,13 +60,17 @@ def compare(decoders: Mapping[str, Decode], codes: np.ndarray, rounds: int) -> d
 def of_bundle(path: Path, num_threads: int) -> dict[str, Decode]:
     """Both decoders of a bundle. Raises: SystemExit where it has none in int8 for this machine."""
     opened = open_bundle(path)
-    fast = OrtRunner(opened, num_threads=num_threads)
+    fast = OrtRunner(opened, num_threads=num_threads, uses_operators=False)
     if not fast.decodes_in_int8:
         raise SystemExit(f"{path} does not decode in int8 here: see the warning, or export again")
-    return {
+    found = {
         FLOAT: OrtRunner(opened, num_threads=num_threads, exact=True).decode_image,
         "int8": fast.decode_image,
     }
+    fused = OrtRunner(opened, num_threads=num_threads)
+    if fused.decodes_by_operators:
+        found[f"int8{WITH_OPERATORS}"] = fused.decode_image
+    return found
 
 
 def of_shape(shape: str, folder: Path, num_threads: int) -> dict[str, Decode]:
@@ -70,7 +78,7 @@ def of_shape(shape: str, folder: Path, num_threads: int) -> dict[str, Decode]:
     import torch
 
     from ssd_export.export.decoder_ranges import measure_ranges
-    from ssd_export.export.int8_decoder_writer import write_int8_decoder
+    from ssd_export.export.int8_decoder import write_int8_decoder
     from ssd_export.model.image_decoder import ImageDecoder
 
     config = PUBLISHED[shape]
@@ -79,12 +87,19 @@ def of_shape(shape: str, folder: Path, num_threads: int) -> dict[str, Decode]:
     grids = np.concatenate([random_codes(config, seed) for seed in (1, 2)])
     ranges = measure_ranges(decoder, grids)
     kept = frozenset(name for name in ranges if name.endswith(".upsample.conv"))
-    paths = {FLOAT: _write_float_decoder(folder, config, decoder.state_dict())}
+    found = {
+        FLOAT: _decode_with(_write_float_decoder(folder, config, decoder.state_dict()), num_threads)
+    }
+    operators = find_operators()
     for name, own in (("int8", frozenset[str]()), ("int8, doublings float32", kept)):
         place = folder / f"{len(own)}-kept"
         place.mkdir()
-        paths[name] = write_int8_decoder(place, config, decoder.state_dict(), ranges, own)[1]
-    return {name: _decode_with(path, num_threads) for name, path in paths.items()}
+        path = write_int8_decoder(place, config, decoder.state_dict(), ranges, own)[1]
+        found[name] = _decode_with(path, num_threads)
+        if operators is not None:
+            fused = path.with_name(f"{path.stem}{FUSED}.onnx")
+            found[f"{name}{WITH_OPERATORS}"] = _decode_with(fused, num_threads, operators)
+    return found
 
 
 def _write_float_decoder(folder: Path, config: ModelConfig, tensors: dict[str, Any]) -> Path:
@@ -114,8 +129,8 @@ def random_codes(config: ModelConfig, seed: int) -> np.ndarray:
     return np.random.RandomState(seed).randint(config.codebook_size, size=shape).astype(np.int32)
 
 
-def _decode_with(path: Path, num_threads: int) -> Decode:
-    session = open_session(path, "cpu", num_threads)
+def _decode_with(path: Path, num_threads: int, operators: Path | None = None) -> Decode:
+    session = open_session(path, "cpu", num_threads, operators=operators)
     return lambda codes: session.run(["pixels"], {"codes": codes})[0]
 
 

@@ -6,7 +6,7 @@ namespace {
 #define SSD_KERNELS_OF(set)                                                                        \
     Kernels {                                                                                      \
         set::attend, set::lowest, set::gated_silu, set::panel_columns(), set::pack, set::multiply, \
-            set::fill_noise, set::draw, #set                                                       \
+            set::fill_noise, set::draw, set::measure, set::finish, #set                            \
     }
 
 Kernels chosen() {

@@ -4,6 +4,8 @@
 
 #include <cstdint>
 
+#include "group_norm.h"
+
 namespace ssd_operators {
 
 // What is attended to. key, value: float [num_slots, head_dim]; position: -1 is an empty slot, and
@@ -65,19 +67,28 @@ struct Kernels {
                        float* noise);
     // The first of the codes that win. scratch: num_codes floats.
     int64_t (*draw)(Race const& race, int64_t num_codes, float* scratch);
+    // totals [2, channels]: sums of number - pivot and of its square over num_places; pivot
+    // [channels]. Writes the numbers to kept, unless it is null.
+    void (*measure)(Feature const& feature, int64_t num_places, int channels, float const* pivot,
+                    float* kept, float* totals);
+    // Writes num_places to out, float or uint8.
+    void (*finish)(Feature const& feature, int64_t num_places, int channels, Finish const& how,
+                   void* out);
     char const* name;
 };
 
-#define SSD_DECLARE_KERNELS(set)                                       \
-    namespace set {                                                    \
-    void attend(Slots const&, float const*, int, int, float*, float*); \
-    int lowest(int32_t const*, int);                                   \
-    void gated_silu(float const*, int64_t, float*);                    \
-    int64_t panel_columns();                                           \
-    bool pack(float const*, Storage, int64_t, int64_t, void*);         \
-    void multiply(Product const&, Panels const&, int64_t, float*);     \
-    void fill_noise(uint64_t, uint32_t, uint32_t, int64_t, float*);    \
-    int64_t draw(Race const&, int64_t, float*);                        \
+#define SSD_DECLARE_KERNELS(set)                                              \
+    namespace set {                                                           \
+    void attend(Slots const&, float const*, int, int, float*, float*);        \
+    int lowest(int32_t const*, int);                                          \
+    void gated_silu(float const*, int64_t, float*);                           \
+    int64_t panel_columns();                                                  \
+    bool pack(float const*, Storage, int64_t, int64_t, void*);                \
+    void multiply(Product const&, Panels const&, int64_t, float*);            \
+    void fill_noise(uint64_t, uint32_t, uint32_t, int64_t, float*);           \
+    int64_t draw(Race const&, int64_t, float*);                               \
+    void measure(Feature const&, int64_t, int, float const*, float*, float*); \
+    void finish(Feature const&, int64_t, int, Finish const&, void*);          \
     }
 SSD_DECLARE_KERNELS(baseline)
 #if defined(SSD_OPERATORS_X86)

@@ -18,6 +18,7 @@
 
 #include "kernels.h"
 #include "packed_product.h"
+#include "residual_norm.h"
 #include "step_operators.h"
 
 namespace ssd_operators {
@@ -292,6 +293,8 @@ OrtStatus* add_operators(OrtSessionOptions* options) {
             made->Add(packed_product_operator());
             made->Add(gated_silu_operator());
             made->Add(draw_token_operator());
+            made->Add(residual_norm_operator());
+            made->Add(residual_norm_quantize_operator());
             return made;
         }();
         Ort::ThrowOnError(Ort::GetApi().AddCustomOpDomain(options, domain));

@@ -59,7 +59,8 @@ from ssd_export.policy.schedule import EvictionKind, eviction_kind, eviction_kin
 from ssd_export.policy.table import HeadGroup, PolicyTable, Rule
 
 IMAGE_DECODER, INT8_DECODER = "image_decoder", "image_decoder_int8"
-FUSED = "_fused"  # ends the file of a decode step with the operators of engines/operators
+INT8_DECODER_TENSORS = f"{INT8_DECODER}.data"  # file of the tensors of that graph's forms
+FUSED = "_fused"  # ends the file of a graph that uses the operators of engines/operators
 MAX_SORTED_CODES = 3840  # TensorRT's TopK takes no more
 
 

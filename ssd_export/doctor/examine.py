@@ -153,8 +153,12 @@ class _Trials:
         if not found.works:
             return Finding("operators", "broken", found.problem, HOW_TO_BUILD)
         if path := found.facts["path"]:
-            return Finding("operators", "ok", f"{path}: one for the attention of a layer")
-        return Finding("operators", "absent", "not built: steps on the CPU take longer", BUILD)
+            return Finding(
+                "operators", "ok", f"{path}: attention of a layer, norms of the image decoder"
+            )
+        return Finding(
+            "operators", "absent", "not built: steps and int8 images on the CPU take longer", BUILD
+        )
 
     def torch(self) -> Finding:
         """torch, and the GPU that it sees."""

@@ -12,12 +12,17 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import onnx_ir as ir
 import torch
 
 from ssd_export.bundle.config import LEAST_DECODER_PSNR, Int8Decoder
+from ssd_export.bundle.graphs import FUSED, INT8_DECODER_TENSORS
+from ssd_export.config import ModelConfig
 from ssd_export.errors import UserError
-from ssd_export.export.decoder_ranges import ENOUGH_IMAGES, calibration_grids, measure_ranges
-from ssd_export.export.int8_decoder_writer import write_int8_decoder
+from ssd_export.export.decoder_ranges import ENOUGH_IMAGES, Range, calibration_grids, measure_ranges
+from ssd_export.export.fused_decoder_writer import FusedInt8Writer
+from ssd_export.export.int8_decoder_writer import Int8Writer
+from ssd_export.export.tensor_file import TensorFile
 from ssd_export.graph_spec import GraphSpec
 from ssd_export.machine import multiplies_int8_exactly
 from ssd_export.model.checkpoint import Checkpoint
@@ -90,6 +95,29 @@ def least_psnr(path: Path, grids: np.ndarray, wanted: list[np.ndarray]) -> float
         error = float(np.mean((pixels[0].astype(np.float64) - levels) ** 2))
         found.append(min(SAME_PSNR, 10 * math.log10(255**2 / error)) if error else SAME_PSNR)
     return min(found)
+
+
+def write_int8_decoder(
+    folder: Path,
+    config: ModelConfig,
+    tensors: dict[str, torch.Tensor],
+    ranges: dict[str, Range],
+    kept: frozenset[str] = frozenset(),
+) -> tuple[GraphSpec, Path]:
+    """Writes the graph into a folder: its contract and its file.
+
+    Beside them: the file of its tensors and, over the same tensors, the graph for the library of
+    operators.
+    Args: tensors: float32, by the checkpoint's names. ranges: of measure_ranges. kept: convolutions
+    after a doubling that stay in float32.
+    """
+    file = TensorFile(folder / INT8_DECODER_TENSORS)
+    spec, model = Int8Writer(config, tensors, ranges, file, kept).model()
+    _, fused = FusedInt8Writer(config, tensors, ranges, file, kept).model()
+    path = folder / f"{spec.name}.onnx"
+    ir.save(model, path)
+    ir.save(fused, folder / f"{spec.name}{FUSED}.onnx")
+    return spec, path
 
 
 def check_can_make(checkpoint: Checkpoint, samples: Path | None) -> None:

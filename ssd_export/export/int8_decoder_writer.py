@@ -3,22 +3,21 @@
 The contract and, but for rounding, the arithmetic are those of image_decoder_writer.py. The 3 x 3
 convolutions between the first and the last multiply uint8 by int8 (com.microsoft.QLinearConv,
 channels last); the first and the last, the attention and the 1 x 1 shortcuts are float32, and so is
-the sum that residual blocks add to. Every tensor is in the graph's file: TensorRT reads none of
-these operators, and the float decoder stays beside it.
+the sum that residual blocks add to. The tensors are in a file that only int8 decoders read:
+TensorRT has none of these operators, and the float decoder stays beside it.
 
 Between two convolutions stands one Scan over a few groups of channels at a time: sum of the
 residual, GroupNorm, SiLU and rounding pass over numbers that the processor's cache still holds,
 where one operator after the other would fetch the whole tensor from memory each time.
 
-Scales: one of a convolution's input; one of each output channel, which costs nothing, since the
-weights' scales are divided by them; one of each output channel of the weights. A nearest doubling
-and its convolution are four 2 x 2 convolutions of the small tensor: 4 products instead of 9.
+Scales and weights: int8_scales.py. Where the library of operators is there, a graph of its own
+operators takes this one's place (fused_decoder_writer.py).
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 import onnx_ir as ir
@@ -27,20 +26,19 @@ from torch import Tensor
 from ssd_export.bundle.graphs import INT8_DECODER, image_decoder_spec
 from ssd_export.config import NUM_GROUPS, ModelConfig
 from ssd_export.export.decoder_ranges import Range
+from ssd_export.export.functions import DOMAIN
 from ssd_export.export.image_decoder_writer import EPS, decoder_latents, decoder_pixels
 from ssd_export.export.image_decoder_writer import attention as float_attention
 from ssd_export.export.image_decoder_writer import conv as float_conv
+from ssd_export.export.int8_scales import MIDDLE, InputScale, OutputScale, QuantizedWeights, phase
 from ssd_export.export.onnx_writer import graph_inputs
 from ssd_export.export.operators import IR_VERSION, OPSET, Operators
+from ssd_export.export.tensor_file import TensorFile
 from ssd_export.graph_spec import GraphSpec
 
 MICROSOFT = "com.microsoft"
 ROOT = "vqmodel.decoder"
-# How much wider than seen in calibration, for other images; twice as wide costs 6 dB.
-IN_MARGIN, OUT_MARGIN = 1.2, 1.5
-SILU_LEAST = -0.2785  # of x * sigmoid(x)
 CHUNK = 1 << 18  # numbers that one turn of a Scan takes: 1 MB in float32
-MIDDLE = 128  # zero point of every output; the channel's own is folded into its bias
 
 
 @dataclass(frozen=True)
@@ -70,7 +68,7 @@ class Size:
 class Pending:
     """A convolution's output that nobody has read yet.
 
-    codes: uint8 [N, height * width, C]; scale float32 and zero_point uint8, of each channel.
+    codes: uint8 [N, height, width, C]; scale float32 and zero_point uint8, of each channel.
     """
 
     codes: ir.Value
@@ -85,6 +83,7 @@ class Int8Writer:
     config: ModelConfig
     tensors: dict[str, Tensor]
     ranges: dict[str, Range]
+    file: TensorFile
     kept: frozenset[str] = frozenset()
     ops: Operators = field(default_factory=Operators)
     dtype: str = "float32"
@@ -98,7 +97,7 @@ class Int8Writer:
     def tensor(self, name: str, array: np.ndarray) -> ir.Value:
         """An initializer."""
         if name not in self._initializers:
-            tensor = ir.tensor(np.ascontiguousarray(array), name=name)
+            tensor = self.file.stored(name, array)
             self._initializers[name] = ir.Value(
                 name=name,
                 shape=ir.Shape(array.shape),
@@ -129,7 +128,7 @@ class Int8Writer:
             [pixels],
             nodes=self.ops.tape.nodes,
             initializers=list(self._initializers.values()),
-            opset_imports={"": OPSET, MICROSOFT: 1},
+            opset_imports={"": OPSET, MICROSOFT: 1, DOMAIN: 1},
             name=spec.name,
         )
         return spec, ir.Model(graph, ir_version=IR_VERSION, producer_name="ssd-export")
@@ -140,44 +139,60 @@ class Int8Writer:
         widths = [vq.base_channels * multiplier for multiplier in reversed(vq.channel_multipliers)]
         size = Size(widths[0], grid.height, grid.width)
         first = float_conv(self, decoder_latents(self, codes), f"{ROOT}.conv_in", 1)
-        state: State = first, None
+        state: State = self.from_channels_first(first), None
         state = self._residual(state, f"{ROOT}.mid.block_1", size, widths[0])
-        state = self._attention(state, f"{ROOT}.mid.attn_1", size)
+        state = self.attention(state, f"{ROOT}.mid.attn_1", size)
         state = self._residual(state, f"{ROOT}.mid.block_2", size, widths[0])
         for level, width in enumerate(widths):
             for block in range(vq.num_res_blocks + 1):
                 state = self._residual(state, f"{ROOT}.up.{level}.block.{block}", size, width)
                 size = Size(width, size.height, size.width)
                 if level == 0:
-                    state = self._attention(state, f"{ROOT}.up.{level}.attn.{block}", size)
+                    state = self.attention(state, f"{ROOT}.up.{level}.attn.{block}", size)
             if level < len(widths) - 1:
                 name = f"{ROOT}.up.{level}.upsample.conv"
                 double = self._float_doubled if name in self.kept else self._doubled
                 state = double(state, name, size)
                 size = Size(width, 2 * size.height, 2 * size.width)
-        last, _ = Between(self, state, size).normed(f"{ROOT}.norm_out", quantize_for="")
+        last = self.between(state, size).normed_image(f"{ROOT}.norm_out")
         return float_conv(self, last, f"{ROOT}.conv_out", 1)
 
+    def between(self, state: State, size: Size) -> Between:
+        """What stands between two convolutions."""
+        return Scanned(self, state, size)
+
+    def from_channels_first(self, x: ir.Value) -> ir.Value:
+        """A float feature map [N, C, H, W] as the stream of this writer has it."""
+        return x
+
+    def shortcut(self, x: ir.Value, name: str) -> ir.Value:
+        """A 1 x 1 convolution of the stream, in float32."""
+        return float_conv(self, x, name, 0)
+
+    def attention(self, state: State, name: str, size: Size) -> State:
+        """The attention block of a state, in float32."""
+        x = self.between(state, size).summed()
+        return float_attention(self, x, name, size.channels), None
+
+    def undoubled(self, phases: ir.Value, size: Size) -> ir.Value:
+        """The four phases of a doubling, float32 [N, 4 C, H, W], as the stream [N, C, 2 H, 2 W]."""
+        return self.ops.op("DepthToSpace", phases, blocksize=2, mode="DCR")
+
     def _residual(self, state: State, name: str, size: Size, width: int) -> State:
-        codes, x = Between(self, state, size).normed(f"{name}.norm1", f"{name}.conv1", keep=True)
+        codes, x = self.between(state, size).kept(f"{name}.norm1", f"{name}.conv1")
         changed = self._conv(codes, f"{name}.conv1")
         size = Size(width, size.height, size.width)
-        codes, _ = Between(self, (None, changed), size).normed(f"{name}.norm2", f"{name}.conv2")
+        codes = self.between((None, changed), size).normed(f"{name}.norm2", f"{name}.conv2")
         changed = self._conv(codes, f"{name}.conv2")
-        assert x is not None
         if f"{name}.nin_shortcut.weight" in self.tensors:
-            x = float_conv(self, x, f"{name}.nin_shortcut", 0)
+            x = self.shortcut(x, f"{name}.nin_shortcut")
         return x, changed
-
-    def _attention(self, state: State, name: str, size: Size) -> State:
-        _, x = Between(self, state, size).summed()
-        return float_attention(self, x, name, size.channels), None
 
     def _float_doubled(self, state: State, name: str, size: Size) -> State:
         """Nearest doubling and its convolution in float32: four phases as channels, then as
         places.
         """
-        _, x = Between(self, state, size).summed()
+        x = self.between(state, size).summed_channels_first()
         weight = self.tensors[f"{name}.weight"].numpy()
         bias = self.weight(f"{name}.bias")
         phases = [
@@ -185,7 +200,7 @@ class Int8Writer:
                 "Conv",
                 x,
                 self.tensor(
-                    f"{name}.{row}{column}.weight", _phase(_phase(weight, row, 2), column, 3)
+                    f"{name}.{row}{column}.weight", phase(phase(weight, row, 2), column, 3)
                 ),
                 bias,
                 pads=[1 - row, 1 - column, row, column],
@@ -194,11 +209,11 @@ class Int8Writer:
             for column in (0, 1)
         ]
         together = self.ops.op("Concat", *phases, axis=1)
-        return self.ops.op("DepthToSpace", together, blocksize=2, mode="DCR"), None
+        return self.undoubled(together, size), None
 
     def _doubled(self, state: State, name: str, size: Size) -> State:
         """Nearest doubling and its convolution."""
-        codes, _ = Between(self, state, size).summed(quantize_for=name)
+        codes = self.between(state, size).quantized(name)
         out = OutputScale.of(self.ranges[name])
         weight = self.tensors[f"{name}.weight"].numpy()
         rows = []
@@ -208,7 +223,7 @@ class Int8Writer:
                     codes,
                     name,
                     f".{row}{column}",
-                    _phase(_phase(weight, row, 2), column, 3),
+                    phase(phase(weight, row, 2), column, 3),
                     [1 - row, 1 - column, row, column],
                     out,
                 )
@@ -217,7 +232,7 @@ class Int8Writer:
             both = self.ops.op("Concat", *halves, axis=3)
             rows.append(self.ops.reshape(both, [-1, size.height, 2 * size.width * weight.shape[0]]))
         whole = self.ops.op("Concat", *rows, axis=2)
-        whole = self.ops.reshape(whole, [-1, 4 * size.places, weight.shape[0]])
+        whole = self.ops.reshape(whole, [-1, 2 * size.height, 2 * size.width, weight.shape[0]])
         return None, Pending(whole, out.scale, out.zero_point)
 
     def _conv(self, codes: ir.Value, name: str) -> Pending:
@@ -225,11 +240,7 @@ class Int8Writer:
         out = OutputScale.of(self.ranges[name])
         weight = self.tensors[f"{name}.weight"].numpy()
         product = self._multiply(codes, name, "", weight, [1] * 4, out)
-        return Pending(
-            self.ops.op("Reshape", product, self.ops.constant([0, -1, weight.shape[0]])),
-            out.scale,
-            out.zero_point,
-        )
+        return Pending(product, out.scale, out.zero_point)
 
     def _multiply(
         self,
@@ -266,9 +277,35 @@ class Int8Writer:
 State = tuple["ir.Value | None", "Pending | None"]  # float32 [N, C, H, W] and what is to be added
 
 
+class Between(Protocol):
+    """The operators between two convolutions: the sum of the residual, and what comes of it. Codes
+    are uint8 [N, H, W, C] for the convolution that is named; the stream is float32.
+    """
+
+    def kept(self, norm: str, quantize_for: str) -> tuple[ir.Value, ir.Value]:
+        """Codes of SiLU of GroupNorm of the sum, and the sum itself."""
+
+    def normed(self, norm: str, quantize_for: str) -> ir.Value:
+        """Codes of SiLU of GroupNorm of the sum."""
+
+    def normed_image(self, norm: str) -> ir.Value:
+        """SiLU of GroupNorm of the sum, float32 [N, C, H, W]."""
+
+    def quantized(self, quantize_for: str) -> ir.Value:
+        """Codes of the sum."""
+
+    def summed(self) -> ir.Value:
+        """The sum."""
+
+    def summed_channels_first(self) -> ir.Value:
+        """The sum, float32 [N, C, H, W]."""
+
+
 @dataclass
-class Between:
-    """The operators between two convolutions, written as one Scan over groups of channels."""
+class Scanned:
+    """The operators between two convolutions as one Scan over groups of channels; the stream is
+    [N, C, H, W].
+    """
 
     writer: Int8Writer
     state: State
@@ -281,12 +318,41 @@ class Between:
     def __post_init__(self) -> None:
         self._prefix = f"between_{len(self.writer.ops.tape.nodes)}"
 
-    def normed(
+    def kept(self, norm: str, quantize_for: str) -> tuple[ir.Value, ir.Value]:
+        """See Between."""
+        codes, x = self._normed(norm, quantize_for, keep=True)
+        assert x is not None
+        return codes, x
+
+    def normed(self, norm: str, quantize_for: str) -> ir.Value:
+        """See Between."""
+        return self._normed(norm, quantize_for)[0]
+
+    def normed_image(self, norm: str) -> ir.Value:
+        """See Between."""
+        return self._normed(norm, "")[0]
+
+    def quantized(self, quantize_for: str) -> ir.Value:
+        """See Between."""
+        total = self._sum()
+        flat = self._body.reshape(total, [1, self.size.rows, -1])
+        return self._scan(flat, quantize_for)[0]
+
+    def summed(self) -> ir.Value:
+        """See Between."""
+        x, pending = self.state
+        if pending is None:
+            assert x is not None
+            return x
+        return self.quantized("")
+
+    def summed_channels_first(self) -> ir.Value:
+        """See Between."""
+        return self.summed()
+
+    def _normed(
         self, norm: str, quantize_for: str, keep: bool = False
     ) -> tuple[ir.Value, ir.Value | None]:
-        """SiLU of GroupNorm of the sum: codes [N, height, width, C] for a convolution or, for none,
-        float32 [N, C, height, width]; and the sum where it is kept.
-        """
         ops, rows = self._body, self.size.rows
         x = self._sum()
         groups = rows * NUM_GROUPS // self.size.channels
@@ -313,22 +379,14 @@ class Between:
         silu = ops.many("QuickGelu", scaled, num_outputs=1, domain=MICROSOFT, alpha=1.0)[0]
         return self._scan(silu, quantize_for, x if keep else None)
 
-    def summed(self, quantize_for: str = "") -> tuple[ir.Value, ir.Value]:
-        """The sum, as codes for a convolution or, twice, in float32."""
-        x, pending = self.state
-        if pending is None and not quantize_for:
-            assert x is not None
-            return x, x
-        total = self._sum()
-        found, _ = self._scan(self._body.reshape(total, [1, self.size.rows, -1]), quantize_for)
-        return found, found
-
     def _sum(self) -> ir.Value:
         """The residual stream inside the body, float32 [rows, places]."""
         x, pending = self.state
         parts = []
         if pending is not None:
-            codes = self.writer.ops.op("Transpose", pending.codes, perm=[0, 2, 1])
+            ops = self.writer.ops
+            flat = ops.op("Reshape", pending.codes, ops.constant([0, -1, self.size.channels]))
+            codes = ops.op("Transpose", flat, perm=[0, 2, 1])
             parts.append(
                 self._body.op(
                     "DequantizeLinear",
@@ -399,97 +457,3 @@ class Between:
         values = (value for node in self._body.tape.nodes for value in node.outputs)
         for index, value in enumerate(values):
             value.name = value.name or f"{self._prefix}.{index}"
-
-
-@dataclass(frozen=True)
-class InputScale:
-    """Scale float32 of each input channel, and the zero point of all.
-
-    QLinearConv knows `common` alone; what a channel's scale differs by is in its weights. The
-    square root shares the range out between the channel and its weights.
-    """
-
-    scale: np.ndarray
-    common: float
-    zero_point: int
-
-    @classmethod
-    def of(cls, seen: Range) -> InputScale:
-        """The range that the channels have shown, and a margin."""
-        own = np.sqrt(np.maximum(np.maximum(seen.high, -seen.low), 1e-3))
-        own /= np.exp(np.log(own).mean())
-        least = np.where(seen.low < SILU_LEAST - 1e-3, IN_MARGIN * seen.low, seen.low)
-        low, high = float((least / own).min()), float((IN_MARGIN * seen.high / own).max())
-        common = max((high - low) / 255, 1e-8)
-        zero_point = int(np.clip(round(-low / common), 0, 255))
-        return cls((own * common).astype(np.float32), common, zero_point)
-
-
-@dataclass(frozen=True)
-class OutputScale:
-    """Scale float32 and zero point uint8 of each output channel."""
-
-    scale: np.ndarray
-    zero_point: np.ndarray
-
-    @classmethod
-    def of(cls, seen: Range) -> OutputScale:
-        """The range that each channel has shown, and a margin."""
-        scale = np.maximum(OUT_MARGIN * (seen.out_high - seen.out_low) / 255, 1e-8).astype(
-            np.float32
-        )
-        zero_point = np.clip(np.round(-OUT_MARGIN * seen.out_low / scale), 0, 255).astype(np.uint8)
-        return cls(scale, zero_point)
-
-
-@dataclass(frozen=True)
-class QuantizedWeights:
-    """codes int8 [O, I, h, w]; scale float32 [O], divided by the output's; bias int32 [O]."""
-
-    codes: np.ndarray
-    scale: np.ndarray
-    bias: np.ndarray
-
-    @classmethod
-    def of(
-        cls, weight: np.ndarray, bias: np.ndarray, seen: Range, into: InputScale, out: OutputScale
-    ) -> QuantizedWeights:
-        """Rounds weights [O, I, h, w]. The bias takes back what their rounding does to the mean,
-        and moves each channel from its own zero point to MIDDLE.
-        """
-        own = (into.scale / into.common)[None, :, None, None]
-        weight, mean = weight * own, seen.mean / own[0, :, 0, 0]
-        scale = np.maximum(np.abs(weight).max(axis=(1, 2, 3)), 1e-12) / 127
-        codes = np.round(weight / scale[:, None, None, None])
-        error = (codes * scale[:, None, None, None] - weight).sum(axis=(2, 3)) @ mean
-        moved = bias - error + (out.zero_point.astype(np.float64) - MIDDLE) * out.scale
-        return cls(
-            codes.astype(np.int8),
-            (scale / out.scale).astype(np.float32),
-            np.round(moved / (into.common * scale)).astype(np.int32),
-        )
-
-
-def _phase(weight: np.ndarray, odd: int, axis: int) -> np.ndarray:
-    """The two taps along an axis that 3 taps on doubled rows are for an even or an odd row."""
-    first, middle, last = np.split(weight, 3, axis)
-    pair = (first + middle, last) if odd else (first, middle + last)
-    return np.concatenate(pair, axis)
-
-
-def write_int8_decoder(
-    folder: Path,
-    config: ModelConfig,
-    tensors: dict[str, Tensor],
-    ranges: dict[str, Range],
-    kept: frozenset[str] = frozenset(),
-) -> tuple[GraphSpec, Path]:
-    """Writes the graph into a folder: its contract and its file.
-
-    Args: tensors: float32, by the checkpoint's names. ranges: of measure_ranges. kept: convolutions
-    after a doubling that stay in float32.
-    """
-    spec, model = Int8Writer(config, tensors, ranges, kept).model()
-    path = folder / f"{spec.name}.onnx"
-    ir.save(model, path)
-    return spec, path

@@ -18,7 +18,7 @@ import numpy as np
 import onnxruntime as ort
 
 from ssd_export.bundle import Bundle
-from ssd_export.bundle.graphs import FUSED, IMAGE_DECODER, INT8_DECODER
+from ssd_export.bundle.graphs import FUSED, IMAGE_DECODER, INT8_DECODER, INT8_DECODER_TENSORS
 from ssd_export.dtypes import DTYPES
 from ssd_export.errors import UserError
 from ssd_export.graph_spec import NUM_SORTED_CODES, CacheTensor, GraphSpec, TensorSpec
@@ -120,6 +120,11 @@ class OrtRunner(Runner):
     def decodes_in_int8(self) -> bool:
         """Whether images are decoded by the int8 decoder of the bundle."""
         return self._decoder == INT8_DECODER
+
+    @property
+    def decodes_by_operators(self) -> bool:
+        """Whether images are decoded by a graph that uses the operators (ort_operators.py)."""
+        return self._operators is not None and self._fused(self._decoder) in self._bundle.files
 
     def _can_decode_in_int8(self, exact: bool) -> bool:
         """Whether the int8 decoder is there and serves; a processor that it does not is named."""
@@ -301,9 +306,12 @@ class OrtRunner(Runner):
             return self._sessions[name]
 
     def _open(self, name: str) -> ort.InferenceSession:
-        weights, file = self._bundle.config.text_embeddings.file, f"onnx/{name}{FUSED}.onnx"
-        operators = self._operators if file in self._bundle.files else None
-        with self._bundle.using(file if operators else f"onnx/{name}.onnx", weights) as path:
+        files, fused = self._bundle.files, self._fused(name)
+        operators = self._operators if fused in files else None
+        tensors = f"onnx/{INT8_DECODER_TENSORS}"  # an earlier export has them in the graph
+        beside = [tensors] if name == INT8_DECODER and tensors in files else []
+        beside.append(self._bundle.config.text_embeddings.file)
+        with self._bundle.using(fused if operators else f"onnx/{name}.onnx", *beside) as path:
             session = open_session(
                 path,
                 self._provider,
@@ -315,6 +323,10 @@ class OrtRunner(Runner):
             )
             check_contract(session, self._specs[name], str(path))
         return session
+
+    @staticmethod
+    def _fused(name: str) -> str:
+        return f"onnx/{name}{FUSED}.onnx"
 
     def _evictions_of(self, lengths: Sequence[int]) -> dict[int, list[str]]:
         """The graphs that evict before each step: those of the full groups alone, where the

@@ -62,6 +62,24 @@ def onnxruntime_headers(folder: Path, architecture: str = "") -> Path:
     return target
 
 
+OTHER_INSTRUCTIONS = ("baseline", "avx2")
+
+
+def build_operators(folder: Path, *options: str) -> None:
+    """Builds the library of operators for Python; skips with what this machine lacks."""
+    headers = onnxruntime_headers(folder)
+    command = ["cmake", "-S", ENGINES / "operators", "-B", folder, f"-DONNXRUNTIME_ROOT={headers}"]
+    try:
+        made = run([*command, *options])
+    except FileNotFoundError:
+        pytest.skip(NEEDS)
+    if made.returncode:
+        pytest.skip(one_line(made))
+    built = run(["cmake", "--build", folder])
+    assert built.returncode == 0, built.stdout[-2000:] + built.stderr[-4000:]
+    assert "warning:" not in built.stdout + built.stderr, built.stderr[-4000:]
+
+
 class Builds:
     """Build folders by kind; each is configured and compiled when it is first asked for.
 

@@ -4,7 +4,6 @@ beside the ordinary operators token by token, and what is said where it is not t
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
@@ -36,35 +35,11 @@ from ssd_export.runtime.prompt_batch import PromptBatches, bundle_sampling
 from ssd_export.verify.spec import VerifySpec
 from ssd_export.verify.verify import verify
 from tests.cases import CASES, Case, assert_matches_oracle
-from tests.engines.builds import NEEDS, ROOT, one_line, onnxruntime_headers, run
+from tests.engines.builds import OTHER_INSTRUCTIONS
 from tests.export.test_functions import OrtBackend
 from tests.runtime.near_ties import assert_same_tokens
 
 CAPTIONS = ["a red circle above a blue square", "two green triangles"]
-
-
-def build(folder: Path, *options: str) -> Path:
-    """The library; skips with what this machine lacks."""
-    headers = onnxruntime_headers(folder)
-    source = ROOT / "engines" / "operators"
-    try:
-        made = run(["cmake", "-S", source, "-B", folder, f"-DONNXRUNTIME_ROOT={headers}", *options])
-    except FileNotFoundError:
-        pytest.skip(NEEDS)
-    if made.returncode:
-        pytest.skip(one_line(made))
-    built = run(["cmake", "--build", folder])
-    assert built.returncode == 0, built.stdout[-2000:] + built.stderr[-4000:]
-    assert "warning:" not in built.stdout + built.stderr, built.stderr[-4000:]
-    return folder / LIBRARY
-
-
-@pytest.fixture(scope="module")
-def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """$SSD_EXPORT_OPERATORS, else built now."""
-    if LIBRARY_VARIABLE in os.environ:
-        return Path(os.environ[LIBRARY_VARIABLE])
-    return build(tmp_path_factory.mktemp("operators"))
 
 
 class FusedBackend(OrtBackend):
@@ -144,14 +119,11 @@ def test_the_operator_is_the_oracle(case: Case, library: Path) -> None:
     assert_matches_oracle(case, FusedBackend(case, library))
 
 
-@pytest.mark.parametrize("instructions", ["baseline", "avx2"])
-def test_other_processors_compute_the_same(instructions: str, tmp_path: Path) -> None:
-    if instructions == "avx2":
-        processor = Path("/proc/cpuinfo")
-        flags = processor.read_text(encoding="utf-8").split() if processor.exists() else []
-        if not {"avx2", "fma", "bmi2"} <= set(flags):
-            pytest.skip("needs a processor with AVX2")
-    only = build(tmp_path, f"-DSSD_OPERATORS_ONLY={instructions}")
+@pytest.mark.parametrize("instructions", OTHER_INSTRUCTIONS)
+def test_other_processors_compute_the_same(
+    instructions: str, operators_of: Callable[[str], Path]
+) -> None:
+    only = operators_of(instructions)
     for case in (*filter(is_meant, CASES), *WIDE):
         assert_matches_oracle(case, FusedBackend(case, only))
     check_single_operators(only)
