@@ -76,6 +76,9 @@ CASES = {
     "two images, evicting together": Case(evicting_together, 2, {"seed": 1, "temperature": 0.3}),
     "evicting together, greedy": Case(evicting_together, 2, {"temperature": 0}),
     "evictions at steps of each image": Case(evicting_apart, 2, {"temperature": 0}),
+    "the plugin, evicting at steps of each image": Case(
+        evicting_apart, 2, {"temperature": 0}, engines={"plugin": True}
+    ),
 }
 
 

@@ -314,6 +314,8 @@ private:
     std::map<std::string, std::byte*> views() const;
     void check_overlaps(std::map<std::string, std::byte*> const& views) const;
     void run(std::map<std::string, std::byte*> const& views, Shapes const& shapes) const;
+    static void evict(std::map<std::string, std::byte*> const& views, Shapes const& shapes);
+    static void evict_images(std::map<std::string, std::byte*> const& views, Shapes shapes);
     void write_positions(std::map<std::string, std::byte*> const& views) const;
 
     EngineDouble& engine_;
@@ -601,18 +603,58 @@ void ContextDouble::run(std::map<std::string, std::byte*> const& views,
     } else if (graph == "image_decoder" && positions()) {
         positions()();
     }
-    bool const evicts = !content.engines["plugin"].is_null() &&
-                        content.config["graphs"].contains("evict") && begins(graph, "decode_step");
-    if (evicts) {  // what the plugin does before it writes: heads without an empty slot evict (R7)
-        std::map<std::string, std::string> in_place;
-        for (Json const& output : content.config["graphs"]["evict"]["outputs"]) {
-            std::string const name = output["name"];
-            in_place[name] = "past_key_values" + name.substr(std::strlen("present"));
+    if (!content.engines["plugin"].is_null() && content.config["graphs"].contains("evict")) {
+        if (begins(graph, "decode_step")) {
+            evict(views, shapes);
+        } else if (begins(graph, "decode_window")) {
+            evict_images(views, shapes);
         }
-        content.run("evict", views, shapes, in_place);
     }
     content.run(graph, views, shapes);
     std::memset(fake::memory(scratch_, scratch_bytes_), 0xCD, scratch_bytes_);
+}
+
+// What the plugin does before it writes: heads without an empty slot evict (R7).
+void ContextDouble::evict(std::map<std::string, std::byte*> const& views, Shapes const& shapes) {
+    Content& content = Content::get();
+    std::map<std::string, std::string> in_place;
+    for (Json const& output : content.config["graphs"]["evict"]["outputs"]) {
+        std::string const name = output["name"];
+        in_place[name] = "past_key_values" + name.substr(std::strlen("present"));
+    }
+    content.run("evict", views, shapes, in_place);
+}
+
+// The same in the rows of images that do not rest, each before its own step.
+void ContextDouble::evict_images(std::map<std::string, std::byte*> const& views, Shapes shapes) {
+    auto const images = static_cast<size_t>(shapes.at("first")[0]);
+    auto const* const first = reinterpret_cast<int64_t const*>(views.at("first"));
+    auto const* const limit = reinterpret_cast<int64_t const*>(views.at("limit"));
+    shapes["step"] = {1};
+    for (size_t image = 0; image < images; ++image) {
+        if (limit[image] == 0) {
+            continue;
+        }
+        int64_t step = first[image];
+        std::map<std::string, std::byte*> own = views;
+        own["step"] = reinterpret_cast<std::byte*>(&step);
+        std::map<std::string, std::vector<std::byte>> caches;  // of all rows, those of one kept
+        for (auto const& [name, shape] : shapes) {
+            if (begins(name, "past_key_values.") &&
+                (kind_of(name) == "position" || kind_of(name) == "score")) {
+                size_t const size = 4 * static_cast<size_t>(shape[0] * shape[1] * shape[2]);
+                caches[name].assign(views.at(name), views.at(name) + size);
+                own[name] = caches[name].data();
+            }
+        }
+        evict(own, shapes);
+        for (auto const& [name, cache] : caches) {
+            size_t const rows = static_cast<size_t>(shapes.at(name)[0]), size = cache.size() / rows;
+            for (size_t row = image; row < rows; row += images) {
+                std::memcpy(views.at(name) + row * size, cache.data() + row * size, size);
+            }
+        }
+    }
 }
 
 // To $SSD_FAKE_SLOTS.
