@@ -5,11 +5,14 @@
 #include <cmath>
 #include <cstring>
 #include <limits>
+#include <new>
+#include <stdexcept>
 
 #include <nlohmann/json.hpp>
 
 #include "failure.h"
 #include "files.h"
+#include "json_reader.h"
 
 namespace ssd_runtime {
 namespace {
@@ -35,86 +38,92 @@ constexpr int cores_of_bandwidth = 3;  // more read no faster
 char const* const not_of_a_step[] = {"language_model.embed_tokens.weight", "generation_embeddings.",
                                      "caption_projection.", "vqmodel."};
 
-// Bytes of the weights that a step multiplies by, and how many less the operators of ../operators
-// read of them: half of float32 matrices that came in two bytes a number.
-struct WeightBytes {
-    int64_t read = 0, packed = 0;
-};
-
 // Whether the first numbers of a float32 tensor have the bits of float16 alone.
-bool came_in_two_bytes(std::byte const* numbers, uint64_t count) {
+bool came_in_two_bytes(std::string_view numbers) {
     uint32_t seen = 0;
-    for (uint64_t i = 0; i < std::min(count, glance); ++i) {
+    for (uint64_t i = 0; i < std::min<uint64_t>(numbers.size() / sizeof(float), glance); ++i) {
         uint32_t bits = 0;
-        std::memcpy(&bits, numbers + i * sizeof bits, sizeof bits);
+        std::memcpy(&bits, numbers.data() + i * sizeof bits, sizeof bits);
         seen |= bits;
     }
     return (seen & lost_bits) == 0;
 }
 
-// From the header of the weights file.
-WeightBytes weight_bytes(Bundle const& bundle) {
-    std::string const& name = bundle.config().text_embeddings.file;
-    MappedFile const file(bundle.file(name));
+// Where a tensor lies behind the header. Throws for a place that is not in the file.
+std::string_view tensor_in(std::string_view data, nlohmann::ordered_json const& entry) {
+    using Offset = nlohmann::ordered_json::number_unsigned_t;  // get_ref throws for another
+    auto const& offsets = entry.at("data_offsets");
+    uint64_t const begin = offsets.at(0).get_ref<Offset const&>();
+    uint64_t const end = offsets.at(1).get_ref<Offset const&>();
+    if (begin > end || end > data.size()) {
+        throw std::out_of_range("a tensor that is not in the file");
+    }
+    return data.substr(begin, end - begin);
+}
+
+void count(std::string const& tensor, std::string_view data, nlohmann::ordered_json const& entry,
+           WeightBytes& bytes) {
+    bool const is_skipped =
+        tensor == "__metadata__" ||
+        std::any_of(std::begin(not_of_a_step), std::end(not_of_a_step),
+                    [&tensor](char const* beginning) { return tensor.rfind(beginning, 0) == 0; });
+    if (is_skipped) {
+        return;
+    }
+    std::string_view const content = tensor_in(data, entry);
+    bytes.read += content.size();
+    if (entry.at("dtype") == "F32" && entry.at("shape").size() == 2 && came_in_two_bytes(content)) {
+        bytes.packed += content.size() / 2;
+    }
+}
+
+}  // namespace
+
+WeightBytes weight_bytes(std::string_view file, std::string const& name,
+                         std::string const& bundle) {
     uint64_t length = 0;
     if (file.size() >= sizeof length) {
         std::memcpy(&length, file.data(), sizeof length);
     }
     if (length == 0 || length > file.size() - sizeof length) {
-        fail(SSD_BAD_BUNDLE, "bundle ", bundle.path(), ": ", name,
+        fail(SSD_BAD_BUNDLE, "bundle ", bundle, ": ", name,
              " has no header; export it again with --force");
     }
-    auto const* text = reinterpret_cast<char const*>(file.data()) + sizeof length;
     WeightBytes bytes;
-    std::byte const* const data = file.data() + sizeof length + length;
     try {
-        auto const header = nlohmann::json::parse(text, text + length);
+        auto const header = parse_json(file.substr(sizeof length, length));
         for (auto const& [tensor, entry] : header.items()) {
-            bool const counts = tensor != "__metadata__" &&
-                                std::none_of(std::begin(not_of_a_step), std::end(not_of_a_step),
-                                             [&tensor = tensor](char const* beginning) {
-                                                 return tensor.rfind(beginning, 0) == 0;
-                                             });
-            if (counts) {
-                auto const& offsets = entry.at("data_offsets");
-                using Offset = nlohmann::json::number_unsigned_t;  // get_ref throws for another
-                uint64_t const begin = offsets.at(0).get_ref<Offset const&>();
-                uint64_t const end = offsets.at(1).get_ref<Offset const&>();
-                if (begin > end || end > file.size() - sizeof length - length) {
-                    fail(SSD_BAD_BUNDLE, "bundle ", bundle.path(), ": ", name, " has no ", tensor,
-                         "; export it again with --force");
-                }
-                bytes.read += static_cast<int64_t>(end - begin);
-                if (entry.at("dtype") == "F32" && entry.at("shape").size() == 2 &&
-                    came_in_two_bytes(data + begin, (end - begin) / sizeof(float))) {
-                    bytes.packed += static_cast<int64_t>((end - begin) / 2);
-                }
-            }
+            count(tensor, file.substr(sizeof length + length), entry, bytes);
         }
-    } catch (nlohmann::json::exception const&) {
-        fail(SSD_BAD_BUNDLE, "bundle ", bundle.path(), ": the header of ", name,
+    } catch (std::bad_alloc const&) {
+        throw;
+    } catch (std::exception const&) {
+        fail(SSD_BAD_BUNDLE, "bundle ", bundle, ": the header of ", name,
              " is damaged; export it again with --force");
     }
     return bytes;
 }
 
-// Float operations of a decode step of one image.
-int64_t step_operations(Config const& config) {
+double step_operations(Config const& config) {
     ModelConfig const& model = config.model;
     int64_t const hidden = model.hidden_size;
     int64_t const attention = hidden * model.head_dim * 2 * (model.num_heads + model.num_kv_heads);
     int64_t weights = model.num_layers * (attention + 3 * hidden * model.intermediate_size);
     weights += hidden * hidden + hidden * model.codebook_size;  // the generation head
     int64_t const embedded = model.codebook_dim * hidden + hidden * hidden;
-    int64_t slots = 0;
+    double slots = 0;  // exact up to 2^53, and nothing overflows
     for (auto const& groups : config.policy.layers) {
         for (HeadGroup const& group : groups) {
-            slots += group.num_heads * group.num_slots;
+            slots += static_cast<double>(group.num_heads * group.num_slots);
         }
     }
-    int64_t const attended = 2 * slots * (model.num_heads / model.num_kv_heads) * model.head_dim;
-    return 2 * (model.rows_per_image * (weights + attended) + embedded);
+    auto const rows = static_cast<double>(model.rows_per_image);
+    auto const width = static_cast<double>(model.num_heads / model.num_kv_heads * model.head_dim);
+    return 2 * (rows * (static_cast<double>(weights) + 2 * slots * width) +
+                static_cast<double>(embedded));
 }
+
+namespace {
 
 // Evictions of head groups between steps, for each token.
 double evictions_a_token(PolicyTable const& table) {
@@ -139,12 +148,15 @@ PassCost PassCost::of(Bundle const& bundle, int cpu_threads, int64_t fixed, bool
         rates = {core.bandwidth * std::min(cpu_threads, cores_of_bandwidth),
                  core.matrix_rate * cpu_threads, core.op};
     }
-    auto const cache = static_cast<int64_t>(config.policy.cache_bytes(
-        config.model.head_dim, item_bytes(config.dtype), config.model.rows_per_image));
-    WeightBytes const weights = weight_bytes(bundle);
+    uint64_t const cache = config.policy.cache_bytes(
+        config.model.head_dim, item_bytes(config.dtype), config.model.rows_per_image);
+    std::string const& name = config.text_embeddings.file;
+    MappedFile const file(bundle.file(name));
+    WeightBytes const weights = weight_bytes(
+        {reinterpret_cast<char const*>(file.data()), file.size()}, name, bundle.path());
     double saved = 0;
     double evicting = 0;
-    int64_t num_bytes = weights.read + cache;
+    uint64_t num_bytes = weights.read + cache;
     if (fuses_steps) {
         int64_t const fewer =
             (operators_of_a_layer - operators_of_a_fused_layer) * config.model.num_layers;
@@ -154,7 +166,7 @@ PassCost PassCost::of(Bundle const& bundle, int cpu_threads, int64_t fixed, bool
     }
     return {static_cast<double>(operators_of_a_layer * config.model.num_layers) * rates.op,
             static_cast<double>(num_bytes) / rates.bandwidth,
-            static_cast<double>(step_operations(config)) / rates.matrix_rate,
+            step_operations(config) / rates.matrix_rate,
             fixed,
             opens_again ? opening_steps : 0,
             saved,

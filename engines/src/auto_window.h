@@ -2,11 +2,26 @@
 
 #include <cstdint>
 #include <map>
+#include <string>
+#include <string_view>
 #include <vector>
 
 #include "bundle.h"
 
 namespace ssd_runtime {
+
+// Bytes of the weights that a step multiplies by, and how many less the operators of ../operators
+// read of them: half of float32 matrices that came in two bytes a number.
+struct WeightBytes {
+    uint64_t read = 0, packed = 0;
+};
+
+// From the header of a weights file. name, bundle: for messages. Throws Failure SSD_BAD_BUNDLE for
+// a damaged one.
+WeightBytes weight_bytes(std::string_view file, std::string const& name, std::string const& bundle);
+
+// Float operations of a decode step of one image.
+double step_operations(Config const& config);
 
 // Seconds of a decode step and of a pass over several steps, from bytes and operations
 // (ssd_export/plan/lookahead.py has the model and its reasons).

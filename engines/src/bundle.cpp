@@ -27,8 +27,8 @@ Json read_json(std::string const& path, std::string const& if_missing, std::stri
         throw Failure(SSD_BAD_BUNDLE, if_missing);
     }
     try {
-        return Json::parse(content);
-    } catch (Json::exception const& error) {
+        return parse_json(content);
+    } catch (NotJson const& error) {
         fail(SSD_BAD_BUNDLE, path, ": not JSON (", error.what(), "); ", export_again);
     }
 }

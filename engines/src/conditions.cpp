@@ -6,6 +6,7 @@
 #include <nlohmann/json.hpp>
 
 #include "failure.h"
+#include "json_reader.h"
 
 namespace ssd_runtime {
 namespace {
@@ -21,11 +22,11 @@ std::string lower(std::string text) {
 
 std::vector<std::string> class_names(std::string const& content, std::string const& path) {
     try {
-        auto const parsed = nlohmann::json::parse(content);
+        auto const parsed = parse_json(content);
         bool const says_some = parsed.is_object() && parsed.contains("class_names");
         return says_some ? parsed["class_names"].get<std::vector<std::string>>()
                          : std::vector<std::string>();
-    } catch (nlohmann::json::parse_error const&) {
+    } catch (NotJson const&) {
         fail(SSD_BAD_BUNDLE, path, " is not JSON: copy it again from where it came");
     } catch (nlohmann::json::exception const&) {
         fail(SSD_BAD_BUNDLE, path,

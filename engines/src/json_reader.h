@@ -2,13 +2,25 @@
 
 #include <cstdint>
 #include <limits>
+#include <stdexcept>
 #include <string>
+#include <string_view>
 
 #include <nlohmann/json.hpp>
 
 #include "failure.h"
 
 namespace ssd_runtime {
+
+// Why a file is not read as JSON.
+class NotJson : public std::runtime_error {
+public:
+    using std::runtime_error::runtime_error;
+};
+
+// The value of a JSON text. Throws NotJson for what is none, and for one that is nested so deep
+// that copying or writing it, which is done by recursion, would overflow the stack.
+nlohmann::ordered_json parse_json(std::string_view content);
 
 // An object or array of a JSON file that knows where it stands, so that a wrong value is named by
 // its file and its place in it.

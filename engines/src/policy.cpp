@@ -14,7 +14,7 @@ void check_group(PolicyTable const& table, HeadGroup const& group, size_t layer,
     Rule const& rule = group.rule;
     std::string const where = text("layer ", layer, ": ");
     if (rule.num_sinks < -1 || rule.num_recent < 0 ||
-        (rule.pinned_columns >> table.grid.width) != 0) {
+        (table.grid.width < 64 && (rule.pinned_columns >> table.grid.width) != 0)) {
         fail(
             SSD_BAD_BUNDLE, where, "Rule(num_sinks=", rule.num_sinks,
             ", num_recent=", rule.num_recent, ", by_score=", rule.by_score ? "True" : "False",
@@ -97,13 +97,17 @@ std::set<int64_t> PolicyTable::full_before(EvictionKind kind,
 }
 
 std::vector<int64_t> PolicyTable::rooms(std::vector<int32_t> const& lengths) const {
-    std::set<int64_t> full;
+    std::set<EvictionKind> kinds;
     for (auto const& groups : layers) {
         for (HeadGroup const& group : groups) {
             if (can_fill(group)) {
-                full.merge(full_before({group.num_slots, group.evict_every}, lengths));
+                kinds.emplace(group.num_slots, group.evict_every);
             }
         }
+    }
+    std::set<int64_t> full;
+    for (EvictionKind const& kind : kinds) {
+        full.merge(full_before(kind, lengths));
     }
     std::vector<int64_t> found(static_cast<size_t>(grid.num_tokens()));
     int64_t room = 0;

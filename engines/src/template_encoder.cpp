@@ -4,6 +4,7 @@
 #include <limits>
 
 #include "failure.h"
+#include "json_reader.h"
 #include "unicode.h"
 
 namespace ssd_runtime {
@@ -51,7 +52,7 @@ int32_t token_id(Json const& value) {
 TemplateEncoder::TemplateEncoder(std::string const& content, std::string const& path,
                                  int64_t prompt_slots, int64_t vocabulary_size) try
     : prompt_slots_(prompt_slots), vocabulary_size_(vocabulary_size) {
-    Json const spec = Json::parse(content);
+    Json const spec = parse_json(content);
     std::vector<AddedToken> added = added_tokens(spec);
     for (AddedToken const& token : added) {
         if (token.is_control) {
@@ -72,6 +73,9 @@ TemplateEncoder::TemplateEncoder(std::string const& content, std::string const& 
         }
         reason_ = failure.what();
     }
+} catch (NotJson const& error) {
+    fail(SSD_BAD_BUNDLE, path, " is not a tokenizer.json (",
+         std::string(error.what()).substr(0, max_reason), "): download it again");
 } catch (Json::exception const& error) {
     fail(SSD_BAD_BUNDLE, path, " is not a tokenizer.json (",
          std::string(error.what()).substr(0, max_reason), "): download it again");

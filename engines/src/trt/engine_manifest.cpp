@@ -161,15 +161,12 @@ std::vector<std::string> engine_folders(Bundle const& bundle) {
     return folders;
 }
 
-EngineManifest read_engine_json(Bundle const& bundle, std::string const& folder) {
-    std::string const source = bundle.path() + "/" + folder + file_name;
-    std::string const again = rebuild(bundle);
-    std::string content;
-    read_file(bundle.file(folder + file_name), max_json_bytes, content);
+EngineManifest parse_engine_json(std::string const& content, std::string const& source,
+                                 std::string const& again) {
     nlohmann::ordered_json parsed;
     try {
-        parsed = nlohmann::ordered_json::parse(content);
-    } catch (nlohmann::json::exception const& error) {
+        parsed = parse_json(content);
+    } catch (NotJson const& error) {
         fail(SSD_BAD_BUNDLE, source, ": not JSON (", error.what(), "); ", again);
     }
     JsonReader const json(parsed, source, again);
@@ -179,6 +176,12 @@ EngineManifest read_engine_json(Bundle const& bundle, std::string const& folder)
              "; ", again);
     }
     return parse(json);
+}
+
+EngineManifest read_engine_json(Bundle const& bundle, std::string const& folder) {
+    std::string content;
+    read_file(bundle.file(folder + file_name), max_json_bytes, content);
+    return parse_engine_json(content, bundle.path() + "/" + folder + file_name, rebuild(bundle));
 }
 
 void check_provenance(EngineManifest const& manifest, Here const& here, Bundle const& bundle) {

@@ -71,6 +71,10 @@ struct Here {
 // The folders of engines in a bundle, whatever is in them.
 std::vector<std::string> engine_folders(Bundle const& bundle);
 
+// source, again: begin and end what Failure SSD_BAD_BUNDLE says of a wrong value.
+EngineManifest parse_engine_json(std::string const& content, std::string const& source,
+                                 std::string const& again);
+
 // Throws Failure SSD_BAD_BUNDLE, with the command that builds the engines again.
 EngineManifest read_engine_json(Bundle const& bundle, std::string const& folder);
 
