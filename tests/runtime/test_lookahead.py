@@ -9,6 +9,7 @@ import random
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -24,7 +25,7 @@ from ssd_export.noise import GumbelNoise, ImageSeed
 from ssd_export.plan.lookahead import AutoWindow, PassCost
 from ssd_export.policy.make import policy_from_head_options
 from ssd_export.policy.schedule import rooms
-from ssd_export.policy.table import HeadOption, Rule
+from ssd_export.policy.table import KEEP, HeadGroup, HeadOption, PolicyTable, Rule
 from ssd_export.runtime.generate import ImageGenerator
 from ssd_export.runtime.lookahead import ABOVE, LEFT, PREVIOUS, Drafts, Lookahead, WindowNoise
 from ssd_export.runtime.loop import decode
@@ -218,6 +219,59 @@ def test_auto_gives_the_same_tokens_and_takes_single_steps_where_windows_do_not_
         assert used[0] < used[1] <= 575, "wider windows where memory is what a step waits for"
         *_, event = generator.stream(PROMPTS[:1], temperature=0, cfg_scale=1, lookahead="auto")
         np.testing.assert_array_equal(event.tokens, one_by_one[0])
+
+
+class OfFour(AutoWindow):
+    """Windows of four tokens; keeps how drafts turned out."""
+
+    def __call__(self, step: int) -> int:
+        return 4
+
+    def drafts(self, right: int, wrong: int) -> None:
+        self.heard = [*getattr(self, "heard", []), (right, wrong)]
+
+
+class KnownImage:
+    """A runner of one image: a pass accepts drafts while they are its tokens."""
+
+    no_window, make_noise = "", GumbelNoise
+
+    def __init__(self, tokens: list[int]) -> None:
+        self._tokens = np.array([tokens], np.int32)
+        self.passes: list[tuple[int, int]] = []  # tokens accepted, and the most that fit
+
+    def prefill(self, batch: object) -> None:
+        pass
+
+    def tokens(self) -> np.ndarray:
+        return self._tokens
+
+    def decode_window(
+        self, first: np.ndarray, limit: np.ndarray, inputs: np.ndarray, noise: object
+    ) -> tuple[np.ndarray, np.ndarray]:
+        here = self._tokens[0, int(first[0]) :][: inputs.shape[1]]
+        wrong = np.flatnonzero(inputs[0, 1 : limit[0]] != here[: limit[0] - 1])
+        count = int(wrong[0]) + 1 if len(wrong) else int(limit[0])
+        self.passes.append((count, int(limit[0])))
+        sampled = np.zeros_like(inputs)
+        sampled[0, : len(here)] = here
+        return sampled, np.array([count])
+
+
+def test_auto_hears_of_the_drafts_up_to_the_first_wrong_one() -> None:
+    """A pass whose drafts were all right has no wrong one."""
+    grid = Grid(4, 6)
+    group = HeadGroup(KEEP, 3 + grid.num_tokens, 1, 1)
+    table = PolicyTable("full", 1.0, 3, 1.0, grid, ((group,),), ((0,),), ())
+    batch = SimpleNamespace(
+        lengths=np.array([3]), num_images=1, images=[ImageSeed(1, 0)], is_greedy=True
+    )
+    window = OfFour(PassCost(0.001, 1.0, 0.001), rooms(table, [3]))
+    runner = KnownImage([5] * 12 + [1, 2, 3, 4, 1, 2] + [5] * 6)
+    ahead = Lookahead(runner, batch, table, window, 8)
+    assert [steps.stop for steps in ahead] == [1, 6, 12, 18, 24]
+    assert window.heard == [(count - 1, int(count < limit)) for count, limit in runner.passes]
+    assert {(3, 0), (0, 1)} <= set(window.heard) and ahead.accepted == grid.num_tokens - 1
 
 
 def test_auto_where_the_library_chooses_its_threads(monkeypatch: pytest.MonkeyPatch) -> None:
