@@ -27,6 +27,7 @@ from pathlib import Path
 import click
 
 from ssd_export.cli.main import ssd_export
+from tests.forked import forked_python
 
 ROOT = Path(__file__).parents[2]
 FENCE = re.compile(
@@ -95,7 +96,8 @@ class Scratch:
     ) -> None:
         self.folder, self.said = folder, ""
         self._common = None if copy else common
-        self._replaced = {".venv/bin/python": shlex.quote(sys.executable), **replaced}
+        self._python = forked_python()
+        self._replaced = {".venv/bin/python": shlex.join(self._python), **replaced}
         if copy:
             for name in COPIED:
                 copy_tracked(name, folder)
@@ -128,7 +130,7 @@ class Scratch:
             text = text.replace(written, meant)
         commands = {
             "bash": ["bash", "-euo", "pipefail", "-c", text],
-            "python": [sys.executable, "-c", text],
+            "python": [*self._python, "-c", text],
             "diff": ["git", "apply", "--recount", "--verbose", "-"],
         }
         done = subprocess.run(

@@ -8,7 +8,6 @@ import json
 import os
 import shutil
 import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,6 +15,7 @@ import pytest
 
 from benchmarks.synthetic_checkpoint import write_checkpoint
 from ssd_export.model.hub import is_hub_id, wanted_files
+from tests.forked import forked_python
 from tests.model.fake_hub import COMMIT, NAME, FakeHub, serve
 
 pytestmark = pytest.mark.slow
@@ -44,7 +44,7 @@ def export(hub: FakeHub | None, home: Path, *args: str) -> subprocess.CompletedP
     imported.
     """
     command = [
-        sys.executable,
+        *forked_python(),
         str(ROOT / "cli.py"),
         "export",
         "--policy",
