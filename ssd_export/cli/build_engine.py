@@ -155,6 +155,12 @@ def plan_lines(plan: BuildPlan) -> list[str]:
             + (f", {plan.step.library}" if plan.step.library else "")
             + (f" (no plugin: {plan.step.why_not})" if plan.step.why_not else "")
         ),
+        "prefill: "
+        + (
+            f"keys and values copied into the caches ({plan.step.why_copies})"
+            if plan.step.why_copies
+            else "keys and values written into the caches"
+        ),
         (
             f"batch: {plan.batch.min} to {plan.batch.max} images, the decode step tuned for"
             f" {_tuned_for(plan)}; prompts of up to {plan.prompt_slots} tokens"

@@ -114,24 +114,30 @@ class BatchMemory:
         shape = (num_rows, *buffer.shape[1:])
         return self._device.download(self._address + buffer.offset, shape, buffer.stored_dtype)
 
-    def fill_caches(self, prefill: str, lengths: np.ndarray, place: np.ndarray) -> None:
+    def fill_caches(self, prefill: TrtContext, lengths: np.ndarray, place: np.ndarray) -> None:
         """Prompt token t to slot t of its row; all else stays as `clear` left it (R8).
 
-        A prompt's keys and values come as [rows, heads, tokens, D], contiguous, where a cache has
-        more slots than a prompt has tokens: no output of an engine can be the cache itself. So it
-        is a device copy for each run of rows whose prompts are equally long.
+        What the prefill has written into a cache by itself is there in the rows that it computed,
+        and copied to the rows that share a prompt. What it returns comes as [rows, heads, tokens,
+        ...], contiguous, where a cache has more slots: it is a device copy for each run of rows
+        whose prompts are equally long.
 
         Args: lengths: of the batch's rows; place: int64 [rows], the computed row that each takes.
         """
-        num_tokens, runs = self._prompt_positions(prefill, lengths), prompt_runs(place, lengths)
-        every_row = prompt_runs(np.arange(len(lengths)), np.full(len(lengths), num_tokens))
+        num_tokens = self._prompt_positions(prefill.name, lengths)
+        padded = np.full(len(lengths), num_tokens)
+        runs, padded_runs = prompt_runs(place, lengths), prompt_runs(place, padded)
+        every_row = prompt_runs(np.arange(len(lengths)), padded)
         for cache in self._decode.cache_inputs:
             buffer = self.buffer(cache.past)
             rows = CacheRows(self._device, self.address(cache.past), buffer, num_tokens)
+            if cache.present in prefill.aliases:
+                rows.spread(padded_runs)
+                continue
             is_position = cache.kind == "position"
             name = _positions(buffer.shape[1]) if is_position else cache.present
             for run in every_row if is_position else runs:
-                rows.fill(run, self.address(name, prefill))
+                rows.fill(run, self.address(name, prefill.name))
 
     def _prompt_positions(self, prefill: str, lengths: np.ndarray) -> int:
         """Uploads 0, 1, ... and then -1 for each row and head; returns the number of tokens."""

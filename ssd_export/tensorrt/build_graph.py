@@ -25,7 +25,7 @@ from ssd_export.tensorrt.messages import judge, logger, one_line
 from ssd_export.tensorrt.network import check_interface, lift_weights, parse_graph
 from ssd_export.tensorrt.plan import DECODE_STEPS, BuildPlan
 from ssd_export.tensorrt.plugin import num_plugin_nodes
-from ssd_export.tensorrt.step_form import AS_BUNDLED, DECODE_WINDOW, KV_UPDATE, in_place
+from ssd_export.tensorrt.step_form import AS_BUNDLED, DECODE_WINDOW, in_place
 
 WITH_SHARED_WEIGHTS = ("prefill", "decode_step", DECODE_WINDOW)  # and those with top-k
 PLUGIN_LAYER = "PluginV3"
@@ -85,8 +85,8 @@ def read_graph(plan: BuildPlan, spec: GraphSpec) -> ReadGraph:
     names = lift_weights(trt, network, {name: weight.shape for name, weight in shared.items()})
     lifted = {name: shared[name] for name in names}
     check_interface(spec, network, lifted)
-    has_plugin = model is not None and plan.step.has_plugin
-    num_plugin_layers = num_plugin_nodes(plan.bundle, spec.name) if has_plugin else 0
+    uses_plugin = plan.step.uses_plugin(spec.name)
+    num_plugin_layers = num_plugin_nodes(plan.bundle, spec.name) if uses_plugin else 0
     _check_plugin_layers(spec, _network_layers(trt, network), num_plugin_layers)
     judge(spec.name, messages.warnings)
     return ReadGraph(
@@ -132,9 +132,11 @@ def write_engine(plan: BuildPlan, graph: ReadGraph, engine: Any, scratch: Path) 
         warnings.append("every cache is copied after each pass of lookahead, and held twice")
     if plan.builder_flavor.lists_layers:
         warnings += _unchecked_order(by_profile, aliases)
-    if plan.step.form == KV_UPDATE and graph.spec.name in plan.step.models:
+    if graph.spec.name in plan.step.models and not plan.step.uses_plugin(graph.spec.name):
+        # the products of a prompt may be as large as a weight, and no copies of it
+        weights = graph.weights if graph.spec.name in DECODE_STEPS else {}
         for layers in by_profile:
-            warnings += wasted_traffic(layers, graph.weights)
+            warnings += wasted_traffic(layers, weights)
     layers = by_profile[0] if by_profile else []
     entry = _entry(plan, graph, path, layers, messages.activation_bytes)
     return GraphEngine(entry, path, warnings, messages.library_is_in_engine)

@@ -38,7 +38,7 @@ def builder_config(plan: BuildPlan, builder: Any, spec: GraphSpec) -> Any:
     capturable = trt.BuilderFlag.__members__.get(CAPTURABLE)
     if capturable is not None:
         config.set_flag(capturable)
-    if plan.step.has_plugin and spec.name in plan.step.models:
+    if plan.step.uses_plugin(spec.name):
         config.set_preview_feature(trt.PreviewFeature.ALIASED_PLUGIN_IO_10_03, True)
         if plan.step.library:
             config.plugins_to_serialize = [str(plan.step.library)]

@@ -57,8 +57,8 @@ def read_too_often(layers: Iterable[Layer]) -> list[str]:
 
 
 def wasted_traffic(layers: Sequence[Layer], weights: Collection[str]) -> list[str]:
-    """What a decode step moves beyond its weights and caches once, by layer. weights: those that
-    are inputs of the engine.
+    """What an engine that writes caches in place moves beyond its weights and caches once, by
+    layer. weights: those that are inputs of the engine and read once.
     """
     of_weights = copies(layers, lambda operand: operand.name in weights)
     return cache_copies(layers) + read_too_often(layers) + of_weights

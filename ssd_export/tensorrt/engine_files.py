@@ -29,7 +29,7 @@ from ssd_export.tensorrt.engine_manifest import (
 from ssd_export.tensorrt.flavors import EXTRAS, Flavor, is_installed, load_flavor
 from ssd_export.tensorrt.plugin import PLUGIN_NAMES, load_library
 from ssd_export.tensorrt.profiles import IMAGE_DECODER, Profile
-from ssd_export.tensorrt.step_form import DECODE_WINDOW, Form
+from ssd_export.tensorrt.step_form import DECODE_WINDOW, PREFILL, Form
 
 
 @dataclass(frozen=True)
@@ -122,6 +122,10 @@ class EngineFiles:
     def aliases(self, graph: str) -> dict[str, str]:
         """Output -> the input whose memory it is."""
         return self.manifest.graphs[graph].aliases
+
+    def fills_caches(self, graph: str) -> bool:
+        """Whether the engine is a prefill that writes keys and values into the caches."""
+        return graph.startswith(PREFILL) and bool(self.aliases(graph))
 
     def all_weights(self) -> dict[str, StoredWeight]:
         """Weights shared by all engines."""

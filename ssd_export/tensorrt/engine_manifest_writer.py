@@ -61,6 +61,8 @@ def _plugin(plan: BuildPlan, built: Mapping[str, GraphEngine]) -> PluginEntry | 
     return PluginEntry(
         library=library.name if library else None,
         sha256=sha256(library) if library else None,
-        in_engine=all(built[name].library_is_in_engine for name in plan.step.models),
+        in_engine=all(
+            made.library_is_in_engine for name, made in built.items() if plan.step.uses_plugin(name)
+        ),
         num_nodes=num_attention_nodes(plan.bundle),
     )

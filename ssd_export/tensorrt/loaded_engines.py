@@ -18,7 +18,7 @@ from ssd_export.tensorrt.engine import TrtContext, TrtEngine, open_runtime
 from ssd_export.tensorrt.engine_files import EngineFiles
 from ssd_export.tensorrt.profiles import profile_for
 from ssd_export.tensorrt.runtime_cache import RuntimeCache
-from ssd_export.tensorrt.step_form import DECODE_WINDOW, engine_spec
+from ssd_export.tensorrt.step_form import DECODE_WINDOW, engine_contract, engine_spec
 
 
 class LoadedEngines:
@@ -114,13 +114,14 @@ class LoadedEngines:
     def _engine(self, graph: str) -> TrtEngine:
         if graph not in self._engines:
             files = self._files
+            contract = engine_contract(self._specs, graph, files.fills_caches(graph))
             self._engines[graph] = TrtEngine(
                 files.flavor,
                 self._deserialize,
                 self._device,
                 files.path(graph),
-                self._specs[graph],
-                engine_spec(self._specs[graph], files.form),
+                contract,
+                engine_spec(contract, files.form),
                 files.weights(graph),
                 files.aliases(graph),
                 self._cache.give,

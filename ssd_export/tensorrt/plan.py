@@ -5,7 +5,7 @@ graphs, memory.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from ssd_export.bundle import Bundle, open_bundle
@@ -16,9 +16,16 @@ from ssd_export.tensorrt import engine_manifest as provenance
 from ssd_export.tensorrt.build_memory import needed_bytes
 from ssd_export.tensorrt.flavors import Flavor, is_installed, load_flavor, missing
 from ssd_export.tensorrt.kv_update import kv_update_graph
-from ssd_export.tensorrt.plugin import find_library, plugin_graph
+from ssd_export.tensorrt.plugin import check_prepared, find_library, plugin_graph
 from ssd_export.tensorrt.profiles import Profile, profiles_of
-from ssd_export.tensorrt.step_form import AS_BUNDLED, DECODE_WINDOW, KV_UPDATE, PLUGIN, Form
+from ssd_export.tensorrt.step_form import (
+    AS_BUNDLED,
+    DECODE_WINDOW,
+    KV_UPDATE,
+    PLUGIN,
+    Form,
+    engine_contract,
+)
 from ssd_export.tensorrt.target import (
     AUTO,
     FIRST_WITH_FP8,
@@ -35,6 +42,7 @@ GRAPHS = ("prefill", "decode_step", "evict", "image_decoder")
 WINDOW_GRAPHS = (DECODE_WINDOW,)
 TOP_K = "_top_k"  # the graphs that sample among the likeliest codes
 DECODE_STEPS = ("decode_step", "decode_step_top_k")  # the graphs that attend over caches
+PREFILLS = ("prefill", "prefill_top_k")
 
 
 def plugin_graphs(top_k: bool, window: bool) -> tuple[str, ...]:
@@ -63,13 +71,14 @@ class BuildSpec:
 
 @dataclass(frozen=True)
 class StepPlan:
-    """The form of the decode step (step_form.py).
+    """The form of the decode step (step_form.py), and whether the prefill writes into the caches.
 
-    models: the decode steps in this form, and with the plugin the passes of lookahead, by graph;
-    empty where they are taken as bundled. library: the plugin's; None also where this process has
-    registered the plugin without one. why_not: what speaks against the plugin and, where the form
-    is the bundle's, against kv-update; no_window: what speaks against the plugin's pass of
-    lookahead.
+    models: by graph, the decode steps in this form, with the plugin the passes of lookahead, and
+    the prefills that write into the caches; without those that are taken as bundled. library: the
+    plugin's; None also where this process has registered the plugin without one. why_not: what
+    speaks against the plugin and, where the form is the bundle's, against kv-update; no_window:
+    what speaks against the plugin's pass of lookahead; why_copies: why the prompt's keys and values
+    are copied into the caches after the prefill, "" where they are not.
     """
 
     form: Form
@@ -77,11 +86,16 @@ class StepPlan:
     library: Path | None = None
     why_not: str = ""
     no_window: str = ""
+    why_copies: str = ""
 
     @property
     def has_plugin(self) -> bool:
         """Whether attention is the plugin."""
         return self.form == PLUGIN
+
+    def uses_plugin(self, graph: str) -> bool:
+        """Whether a graph's attention is the plugin."""
+        return self.has_plugin and graph in self.models and graph not in PREFILLS
 
 
 @dataclass(frozen=True)
@@ -131,15 +145,15 @@ class BuildPlan:
 
     @property
     def graphs(self) -> list[GraphSpec]:
-        """The graphs to build, evict only where the plugin's kernel does not evict by itself
-        (R7).
+        """Contracts of the engines to build, evict only where the plugin's kernel does not evict by
+        itself (R7).
         """
         contracts = self.bundle.config.graphs
         names = GRAPHS + WINDOW_GRAPHS * bool(self.window)
         if self.top_k:
             names += tuple(f"{name}{TOP_K}" for name in names if f"{name}{TOP_K}" in contracts)
         return [
-            contracts[name]
+            engine_contract(contracts, name, is_in_place=name in self.step.models)
             for name in names
             if name in contracts and not (name == "evict" and self.step.has_plugin)
         ]
@@ -166,6 +180,7 @@ def plan_build(spec: BuildSpec, library: Callable[[], Path | None] = find_librar
     window, no_window = planned_window(spec.lookahead, bundle, batch)
     if flavor is not None:
         step = _plan_step(spec, bundle, flavor, capabilities, bool(window), library)
+        step = _with_prefill(step, spec, bundle, flavor)
     if step.no_window:
         window, no_window = 0, step.no_window
     return BuildPlan(
@@ -247,6 +262,8 @@ def _plan_step(
     names = plugin_graphs(spec.top_k, window=False)
     why_not = "--plugin off"
     if spec.plugin != "off":
+        for name in plugin_graphs(spec.top_k, with_window):
+            check_prepared(bundle, name, capabilities)
         try:
             found = library()
             models = {name: plugin_graph(bundle, name, capabilities) for name in names}
@@ -281,3 +298,14 @@ def _plugin_windows(
         if spec.lookahead is not None:
             raise
         return {}, str(error)
+
+
+def _with_prefill(step: StepPlan, spec: BuildSpec, bundle: Bundle, flavor: Flavor) -> StepPlan:
+    """The same with prefills that write into the caches, where there is a layer for it."""
+    try:
+        models = {
+            name: kv_update_graph(bundle, name, flavor) for name in PREFILLS[: 1 + spec.top_k]
+        }
+    except UserError as error:
+        return replace(step, why_copies=str(error))
+    return replace(step, models={**step.models, **models})

@@ -13,6 +13,7 @@ them from there.
 from __future__ import annotations
 
 import os
+import re
 import tempfile
 from collections.abc import Sequence
 from importlib.util import find_spec
@@ -32,10 +33,14 @@ from ssd_export.kernels.image import (
 )
 from ssd_export.tensorrt.flavors import Flavor
 from ssd_export.tensorrt.step_form import DECODE_WINDOW
+from ssd_export.tensorrt.target import AUTO, choose_target
 
 LIBRARY = "libssd_export_plugin.so"
 LIBRARY_VARIABLE, KERNELS_VARIABLE = "SSD_EXPORT_PLUGIN", "SSD_EXPORT_KERNELS"
 PLUGIN_NAMES = tuple(NODE_KERNELS)
+# Of the nodes in export/plugin_flavor.py, which a board cannot import.
+STEP_VERSION, WINDOW_VERSION = "4", "1"
+VERSION_IN_FILE = re.compile(rb'plugin_version".(\d+)', re.DOTALL)  # as protobuf writes it
 SOURCE_TREE = Path(__file__).parents[2]
 HOW_TO_BUILD = (
     f"cmake -S plugins -B build/plugins && cmake --build build/plugins, or set {LIBRARY_VARIABLE}"
@@ -94,6 +99,25 @@ def plugin_graph(bundle: Bundle, graph: str, capabilities: tuple[int, ...]) -> b
     if len(capabilities) == 1 and prepared_name(graph, capabilities[0]) in bundle.files:
         return bundle.file(prepared_name(graph, capabilities[0])).read_bytes()
     return make_plugin_graph(bundle, graph, capabilities)
+
+
+def check_prepared(bundle: Bundle, graph: str, capabilities: tuple[int, ...]) -> None:
+    """Raises UserError where a graph was prepared for another version of the plugin, of which
+    TensorRT would say no more than that it has no such plugin.
+    """
+    if len(capabilities) != 1 or prepared_name(graph, capabilities[0]) not in bundle.files:
+        return
+    prepared = bundle.file(prepared_name(graph, capabilities[0]))
+    versions = {found.decode() for found in VERSION_IN_FILE.findall(prepared.read_bytes())}
+    version = WINDOW_VERSION if graph.startswith(DECODE_WINDOW) else STEP_VERSION
+    if versions != {version}:
+        target = choose_target(AUTO, capabilities[0]).name
+        raise UserError(
+            f"{prepared} was prepared for version {', '.join(sorted(versions)) or 'none'} of the"
+            f" plugin's node, and this ssd-export has version {version}; where the bundle comes"
+            f" from, run ssd-export build-engine --bundle DIR --target {target} again and copy it"
+            " here, or use --plugin off"
+        )
 
 
 def make_plugin_graph(bundle: Bundle, graph: str, capabilities: tuple[int, ...]) -> bytes:

@@ -2,12 +2,12 @@
 
 A batch has two rows an image, and the unconditional rows of prompts of one length are the same.
 Each different prompt is computed once, by a smaller run of the same engine, and copied on the
-device.
+device: from what the engine returned, or among the rows of a cache that it wrote into by itself.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -77,7 +77,7 @@ def prompt_runs(place: np.ndarray, lengths: np.ndarray) -> list[PromptRun]:
 
 
 class CacheRows:
-    """Copies prompts, computed as [rows, heads, num_tokens, ...], to the first slots of a cache."""
+    """Copies prompts of num_tokens tokens, with padding, to the first slots of a cache's rows."""
 
     def __init__(self, device: CudaDevice, address: int, cache: Buffer, num_tokens: int) -> None:
         self._device, self._address = device, address
@@ -86,10 +86,40 @@ class CacheRows:
         self._pitch, self._source_pitch = slots * self._slot_bytes, num_tokens * self._slot_bytes
 
     def fill(self, run: PromptRun, source: int) -> None:
-        """Copies a run; of one prompt its first row, then twice as many rows in each copy."""
+        """Copies a run from prompts that were computed as [rows, heads, num_tokens, ...]."""
         count = 1 if run.is_one_prompt else run.count
         start = source + run.place * self._heads * self._source_pitch
         self._copy(run, run.first, start, self._source_pitch, count)
+        self._double(run, count)
+
+    def spread(self, runs: Sequence[PromptRun]) -> None:
+        """Copies prompts from the first rows of the cache, where they were computed, to all rows.
+
+        A prompt's place among those computed is never behind its first row, so that what is copied
+        from the last row on has not been overwritten.
+
+        Args: runs: of the whole batch, with the padding in their lengths: a row may hold a longer
+        prompt before.
+        """
+        for run in reversed(runs):
+            if run.is_one_prompt:
+                self._copy_down(run, run.first, 1, run.first - run.place)
+                self._double(run, 1)
+            else:
+                self._copy_down(run, run.first, run.count, run.first - run.place)
+
+    def _copy_down(self, run: PromptRun, first: int, count: int, distance: int) -> None:
+        """Copies rows from `distance` rows before, the last ones first and so many at once that no
+        copy reads what it writes.
+        """
+        end = first + count if distance else first
+        while end > first:
+            some = min(distance, end - first)
+            end -= some
+            self._copy(run, end, self._at(end - distance), self._pitch, some)
+
+    def _double(self, run: PromptRun, count: int) -> None:
+        """Repeats the first `count` rows of a run to its end, twice as many in each copy."""
         while count < run.count:
             some = min(count, run.count - count)
             self._copy(run, run.first + count, self._at(run.first), self._pitch, some)

@@ -136,7 +136,7 @@ class TrtRunner(Runner):
         self._reach_noise(0)
         rows, place = rows_to_compute(batch, ready.prompt_sizes)
         ready.run_prefill(self._padded(batch.embeds[rows]), batch.lengths[rows])
-        memory.fill_caches(ready.prefill.name, batch.lengths, place)
+        memory.fill_caches(ready.prefill, batch.lengths, place)
         if len(rows) < len(batch.lengths):
             self._draw_first(batch, place)
         self._step, self._seeds = 1, batch.images

@@ -14,6 +14,10 @@ an engine of plain operators shares only keys and values, which no kernel reduce
 once; positions and scores, a few bytes a slot, are copied to their inputs after a run. Every build
 is checked against its layer listing (layer_listing.hazards). TensorRT lists no such thing: there
 the bundle's form shares nothing, and every cache is copied to its input after a run.
+
+A prefill is separate from the form of the step: where there is a KV-cache-update layer, it takes
+the caches and writes the prompt's keys and values into them (export/prefill_caches.py). Elsewhere,
+and for caches in int8, it returns them and they are copied.
 """
 
 from __future__ import annotations
@@ -32,16 +36,43 @@ KV_UPDATE: Form = "kv-update"
 AS_BUNDLED: Form = "as bundled"
 STEP, NEXT_STEP = "step", "next_step"
 WRITTEN_BY_ROWS = ("key", "value")
-DECODE_STEP, DECODE_WINDOW = "decode_step", "decode_window"
+PREFILL, DECODE_STEP, DECODE_WINDOW = "prefill", "decode_step", "decode_window"
 CELLS = re.compile(r"rows_x(\d+)")  # rows times heads of a head group, as one dimension
 
 
+def engine_contract(contracts: Mapping[str, GraphSpec], graph: str, is_in_place: bool) -> GraphSpec:
+    """The contract of a graph's engine: the graph's, but for a prefill that writes its keys and
+    values into the caches, which are then inputs and outputs of it.
+    """
+    spec = contracts[graph]
+    if not (is_in_place and graph.startswith(PREFILL)):
+        return spec
+    caches = {
+        cache: tensor
+        for cache, tensor in contracts[DECODE_STEP].cache_inputs.items()
+        if cache.kind in WRITTEN_BY_ROWS
+    }
+    presents = {cache.present: replace(caches[cache], name=cache.present) for cache in caches}
+    return replace(
+        spec,
+        inputs=(*spec.inputs, *caches.values()),
+        outputs=tuple(presents.get(tensor.name, tensor) for tensor in spec.outputs),
+        aliases={cache.present: cache.past for cache in caches},
+    )
+
+
 def engine_spec(spec: GraphSpec, form: Form) -> GraphSpec:
-    """A graph's contract with the shapes that its engine has."""
-    if form != KV_UPDATE or not spec.name.startswith(DECODE_STEP):
+    """The contract of a graph's engine with the shapes that the engine has."""
+    is_step = form == KV_UPDATE and spec.name.startswith(DECODE_STEP)
+    if not (is_step or fills_caches(spec)):
         return spec
     inputs, outputs = (tuple(map(_in_cells, side)) for side in (spec.inputs, spec.outputs))
     return replace(spec, inputs=inputs, outputs=outputs)
+
+
+def fills_caches(spec: GraphSpec) -> bool:
+    """Whether a graph is a prefill that writes its keys and values into the caches."""
+    return spec.name.startswith(PREFILL) and bool(spec.aliases)
 
 
 def _in_cells(tensor: TensorSpec) -> TensorSpec:

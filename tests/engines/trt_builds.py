@@ -154,8 +154,8 @@ def _build_doubles(build: Builds, folder: Path, include: Path, rtx: Path) -> Non
 def add_engines(path: Path, build: TrtBuild, flavor: str, **engines: Any) -> Bundle:
     """Adds engines for the doubles, and the graphs that stand for those with KV-cache updates."""
     bundle = write_engines(path, flavor=flavor, version=build.version_of(flavor), **engines)
-    for graph in ("decode_step", "decode_step_top_k"):
+    for graph in ("decode_step", "decode_step_top_k", "prefill", "prefill_top_k"):
         updated = path / "onnx" / f"{graph}.kv_update.onnx"
-        if bundle.config.policy.kv_dtype == "model" and not engines.get("plugin"):
+        if bundle.config.policy.kv_dtype == "model":
             updated.write_bytes(kv_update_graph(bundle, graph, WITH_KV_UPDATE))
     return open_bundle(path)

@@ -23,7 +23,7 @@ from ssd_export.tensorrt.engine_manifest import (
     this_os,
 )
 from ssd_export.tensorrt.profiles import profiles_of
-from ssd_export.tensorrt.step_form import AS_BUNDLED, KV_UPDATE, PLUGIN, in_place
+from ssd_export.tensorrt.step_form import AS_BUNDLED, KV_UPDATE, PLUGIN, engine_contract, in_place
 from ssd_export.tensorrt.target import Batch
 from ssd_export.typed_json import to_json
 from ssd_export.version import TOOL_VERSION
@@ -43,15 +43,20 @@ def write_engines(
     decoder_images: int = 2,
     form: str = KV_UPDATE,
     window: int = 0,
+    fills_caches: bool = True,
     **changes: Any,
 ) -> Bundle:
     """Adds to a bundle the files that a build leaves there, their content being the name of the
     graph.
+
+    Args: fills_caches: whether the prefill writes into the caches, which the bundle's own form does
+    not.
     """
     bundle = open_bundle(path)
     prompt_slots = bundle.config.policy.prompt_slots
     if bundle.config.policy.kv_dtype != "model":
         form = AS_BUNDLED
+    fills_caches = fills_caches and form != AS_BUNDLED
     form = PLUGIN if plugin else form
     graphs = [name for name in bundle.config.graphs if top_k or not name.endswith("_top_k")]
     graphs = [name for name in graphs if not (plugin and name == "evict")]
@@ -85,7 +90,11 @@ def write_engines(
                 onnx_sha256=bundle.files[f"onnx/{name}.onnx"].sha256,
                 layers={},
                 profiles=profiles_of(name, Batch(*images), prompt_slots, decoder_images, window),
-                aliases=in_place(bundle.config.graphs[name], form, flavor == "tensorrt-rtx"),
+                aliases=in_place(
+                    engine_contract(bundle.config.graphs, name, fills_caches),
+                    form,
+                    flavor == "tensorrt-rtx",
+                ),
                 weights=shared if name.startswith(WITH_WEIGHTS) else {},
                 activation_bytes=None,
                 seconds=1.0,

@@ -25,7 +25,7 @@ from onnx import TensorProto, helper
 from ssd_export.bundle import Precision, open_bundle
 from ssd_export.errors import UserError
 from ssd_export.export.functions import DOMAIN, OP_TYPE
-from ssd_export.export.plugin_flavor import STEP
+from ssd_export.export.plugin_flavor import SETTLE, STEP, WINDOW
 from ssd_export.plan.lookahead import OFF
 from ssd_export.tensorrt import build as engine
 from ssd_export.tensorrt import plan as build_plan
@@ -40,6 +40,9 @@ from ssd_export.tensorrt.plan import BuildSpec, plan_build
 from ssd_export.tensorrt.plugin import (
     LIBRARY_VARIABLE,
     PLUGIN_NAMES,
+    STEP_VERSION,
+    WINDOW_VERSION,
+    check_prepared,
     num_attention_nodes,
     plugin_graph,
     prepared_name,
@@ -104,10 +107,11 @@ def spec(path: Path, **changes: object) -> BuildSpec:
 def test_plain_engines_are_built_with_one_copy_of_the_weights(path: Path) -> None:
     before = open_bundle(path).hash
     told: list[str] = []
-    values = build_engines(plan_build(spec(path)), lambda stage, done, total: told.append(stage))
+    plan = plan_build(spec(path, lookahead=OFF))
+    values = build_engines(plan, lambda stage, done, total: told.append(stage))
     after = open_bundle(path)  # every file is there as the manifest says
     assert after.hash == before == values.bundle_hash
-    assert read_engines(after) == {plan_build(spec(path)).folder: values}
+    assert read_engines(after) == {plan.folder: values}
     assert set(values.graphs) == {"prefill", "decode_step", "evict", "image_decoder"}
     assert values.plugin is None and values.warnings == () and values.flags.strongly_typed
     assert (values.batch, values.prompt_slots) == ((1, 1, 2), 32)
@@ -124,11 +128,10 @@ def test_plain_engines_are_built_with_one_copy_of_the_weights(path: Path) -> Non
     }
     for graph in values.graphs.values():
         assert sum(graph.layers.values()) > 0 and "PluginV3" not in graph.layers
-    caches = set(values.graphs["decode_step"].aliases)
+    caches = values.graphs["decode_step"].aliases
     assert caches and {name.rsplit(".")[-1] for name in caches} == {"key", "value"}
-    assert all(
-        graph.aliases == {} for name, graph in values.graphs.items() if name != "decode_step"
-    )
+    in_place = {name: graph.aliases for name, graph in values.graphs.items() if graph.aliases}
+    assert in_place == {"prefill": caches, "decode_step": caches}
     matrices = {name for name in values.graphs["prefill"].weights if name.startswith("layers.")}
     assert len(matrices) == 4 * TINY.num_layers
     assert matrices < set(values.graphs["decode_step"].weights)
@@ -251,6 +254,34 @@ def test_a_board_s_decode_step_is_prepared_here(
     ), "the board needs no kernels"
     with pytest.raises(UserError, match="copy the bundle there and run"):
         plan_build(spec(path, target="jetson-orin", plugin="off"))
+    assert (STEP.version, WINDOW.version, SETTLE.version) == (
+        STEP_VERSION,
+        WINDOW_VERSION,
+        WINDOW_VERSION,
+    )
+    assert_an_older_version_is_refused(path)
+
+
+def assert_an_older_version_is_refused(path: Path) -> None:
+    """Of the decode step that was prepared for sm_87."""
+    after, name = open_bundle(path), prepared_name("decode_step", 87)
+    for graph in ("decode_step", "decode_window"):
+        check_prepared(after, graph, (87,))
+    model = onnx.load(after.file(name), load_external_data=False)
+    for node in model.graph.node:
+        for attribute in node.attribute:
+            if attribute.name == "plugin_version":
+                attribute.s = b"3"
+    older = after.add_files({name: model.SerializeToString()}, instead_of=[name])
+    said = (
+        rf"{name} was prepared for version 3 of the plugin's node, and this ssd-export has version"
+        rf" {STEP_VERSION}; .* build-engine --bundle DIR --target jetson-orin again"
+    )
+    flavor = load_flavor("tensorrt-rtx")
+    for asked in ("on", "auto"):
+        choice = spec(path, plugin=asked)
+        with pytest.raises(UserError, match=said):
+            build_plan._plan_step(choice, older, flavor, (87,), False, lambda: None)
 
 
 BOARD = """
@@ -269,6 +300,7 @@ from ssd_export.tensorrt.build_graph import build_graph
 build_plan.gpu_here = lambda: None
 plan = build_plan.plan_build(build_plan.BuildSpec(Path(sys.argv[1]), "ada"))
 assert plan.step.form == "as bundled" and "pip install onnx-ir" in plan.step.why_not
+assert not plan.step.models and "pip install onnx-ir" in plan.step.why_copies
 decoder = next(spec for spec in plan.graphs if spec.name == "image_decoder")
 print(build_graph(plan, decoder, Path(sys.argv[2]), lambda *told: None, Event()).entry.bytes)
 """

@@ -18,7 +18,7 @@ import onnx_ir as ir
 import pytest
 
 from ssd_export.errors import UserError
-from ssd_export.export import kv_update
+from ssd_export.export import kv_update, prefill_caches
 from ssd_export.export.functions import AttentionNode
 from ssd_export.export.operators import Operators
 from ssd_export.tensorrt import build_graph as module
@@ -68,7 +68,7 @@ def build(made: BuildPlan, graph: str, folder: Path) -> GraphEngine:
 def test_the_step_as_it_is_has_no_fault(path: Path, tmp_path: Path) -> None:
     made = plan(path)
     assert made.step.form == KV_UPDATE
-    for graph in ("decode_step", "evict"):
+    for graph in ("prefill", "decode_step", "evict"):
         assert build(made, graph, tmp_path).warnings == []
         (layers,) = logger(made.flavor.trt)[1].layers(1)
         assert unordered_dependencies(layers) == []
@@ -105,6 +105,23 @@ def test_caches_copied_by_the_bundle_s_form_are_told(
 
 def told_of(warnings: list[str], said: str) -> bool:
     return any(re.fullmatch(said, warning) for warning in warnings)
+
+
+def test_a_prefill_that_reads_the_caches_it_overwrites_is_refused(
+    path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The prompt's rows before the other slots, by ordinary operators."""
+
+    def joined(ops: Operators, cache: ir.Value, rows: ir.Value, *others: object) -> ir.Value:
+        start, slots = (ops.op("Shape", value, start=2, end=3) for value in (rows, cache))
+        end = ops.op("Slice", cache, start, slots, ops.constant([2]))
+        update = ops.op("Reshape", rows, ops.constant([2, 1, -1, ONE_LAYER.head_dim]))
+        return ops.op("Concat", update, end, axis=2)
+
+    monkeypatch.setattr(prefill_caches, "_written", joined)
+    said = r"prefill would overwrite what it still reads \(.* reads past_key_values\.0\.\d\.\w+"
+    with pytest.raises(UserError, match=said):
+        build(plan(path), "prefill", tmp_path)
 
 
 def _k_at_q(ops: Operators, node: AttentionNode, *inputs: ir.Value) -> ir.Value:

@@ -250,7 +250,11 @@ def test_a_pass_without_its_kernels_is_left_out_or_refused(
         planned("on", WINDOW)
     monkeypatch.setattr(build_plan, "plugin_graph", lambda *_: b"a graph")
     plan = planned("on", None)
-    assert plan.window == USUAL and set(plan.step.models) == {"decode_step", "decode_window"}
+    assert plan.window == USUAL and set(plan.step.models) == {
+        "prefill",
+        "decode_step",
+        "decode_window",
+    }
 
 
 def test_what_engines_cannot_is_said_with_the_way_out(

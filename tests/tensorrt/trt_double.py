@@ -24,7 +24,7 @@ from ssd_export.runtime.ort_session import open_session, session_entries
 from ssd_export.tensorrt import engine_manifest as provenance
 from ssd_export.tensorrt.flavors import Flavor
 from ssd_export.tensorrt.kv_update import kv_update_graph
-from ssd_export.tensorrt.step_form import KV_UPDATE, engine_spec
+from ssd_export.tensorrt.step_form import KV_UPDATE, engine_contract, engine_spec, fills_caches
 from tests.tensorrt.cuda_double import CudaDouble
 
 VERSION, CAPABILITY = "1.7.1.116", 89
@@ -185,7 +185,8 @@ class EngineDouble(OnDevice):
         self.runtime, self.trt, self.graph = runtime, runtime._trt, graph
         entry = self.trt.engines.graphs[graph]
         self.profiles, self.aliases = entry.profiles, entry.aliases
-        self.spec = self.trt.bundle.config.graphs[graph]
+        contracts = self.trt.bundle.config.graphs
+        self.spec = engine_contract(contracts, graph, is_in_place=bool(self.aliases))
         self.shaped = engine_spec(self.spec, self.trt.engines.form)
         self.weights = {
             name: TensorSpec(name, weight.dtype, weight.shape)
@@ -218,7 +219,8 @@ class EngineDouble(OnDevice):
 
     def get_aliased_input_tensor(self, name: str) -> str | None:
         """What the KV-cache-update layer declares."""
-        return self.aliases.get(name) if self.trt.engines.form == KV_UPDATE else None
+        has_layer = self.trt.engines.form == KV_UPDATE or fills_caches(self.spec)
+        return self.aliases.get(name) if has_layer else None
 
     def create_runtime_config(self) -> RuntimeConfigDouble:
         assert self.trt.is_rtx, "TensorRT 10.3 has no runtime configuration"
@@ -395,7 +397,8 @@ class ContextDouble(OnDevice):
     def _session(self, graph: str) -> ort.InferenceSession:
         bundle = self._trt.bundle
         path = bundle.file(f"onnx/{graph}.onnx")
-        if self._trt.engines.form == KV_UPDATE and graph.startswith("decode_step"):
+        is_step = self._trt.engines.form == KV_UPDATE and graph.startswith("decode_step")
+        if is_step or (graph == self._engine.graph and fills_caches(self._engine.spec)):
             path = path.with_name(f"{graph}.kv_update.onnx")
             if not path.exists():
                 path.write_bytes(kv_update_graph(bundle, graph, WITH_KV_UPDATE))

@@ -19,6 +19,8 @@ char const ways_out[] =
 
 std::string buffer_name(std::string const& tensor) { return tensor == "token" ? "tokens" : tensor; }
 
+bool is_prefill(GraphSpec const& spec) { return starts_with(spec.name, "prefill"); }
+
 using Placed = std::map<std::string, Buffer>;
 // In the order in which they lie.
 using Tensors = std::vector<std::pair<TensorSpec, Sizes const*>>;
@@ -237,8 +239,10 @@ std::vector<int64_t> engine_shape(GraphSpec const& graph, TensorSpec const& tens
     std::vector<int64_t> shape = tensor.shape_with(sizes);
     bool const is_cache = is_past(tensor.name) || is_present(tensor.name);
     std::string const kind = is_cache ? kind_of(tensor.name) : "";
-    if (form == Form::kv_update && starts_with(graph.name, "decode_step") && shape.size() == 4 &&
-        (kind == "key" || kind == "value")) {
+    bool const is_in_place =
+        is_prefill(graph) ? !graph.aliases.empty()
+                          : form == Form::kv_update && starts_with(graph.name, "decode_step");
+    if (is_in_place && shape.size() == 4 && (kind == "key" || kind == "value")) {
         return {shape[0] * shape[1], 1, shape[2], shape[3]};
     }
     return shape;
@@ -249,6 +253,25 @@ void check_device_memory(std::string const& what, uint64_t needed, uint64_t free
         fail(SSD_OUT_OF_MEMORY, what, " needs ", gib(needed), " of device memory and ", gib(free),
              " are free: ", ways_out);
     }
+}
+
+GraphSpec engine_contract(Config const& config, std::string const& graph, Aliases const& aliases) {
+    GraphSpec spec = config.graph(graph);
+    if (!is_prefill(spec)) {
+        return spec;
+    }
+    GraphSpec const& decode = config.graph("decode_step");
+    for (TensorSpec& output : spec.outputs) {
+        auto const alias = aliases.find(output.name);
+        TensorSpec const* const cache =
+            alias == aliases.end() ? nullptr : decode.input(alias->second);
+        if (cache != nullptr) {
+            spec.inputs.push_back(*cache);
+            spec.aliases.insert(*alias);
+            output.shape = cache->shape;
+        }
+    }
+    return spec;
 }
 
 }  // namespace ssd_runtime

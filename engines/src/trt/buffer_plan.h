@@ -91,4 +91,9 @@ uint64_t aligned(uint64_t offset);
 // Throws Failure SSD_OUT_OF_MEMORY where less is free than is needed, before anything is allocated.
 void check_device_memory(std::string const& what, uint64_t needed, uint64_t free);
 
+// The contract of a graph's engine: the graph's, but for a prefill whose engine writes its keys and
+// values into the caches, by its aliases; these are then inputs and outputs of it, with rows and
+// heads as one dimension.
+GraphSpec engine_contract(Config const& config, std::string const& graph, Aliases const& aliases);
+
 }  // namespace ssd_runtime

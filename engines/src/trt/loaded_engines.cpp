@@ -96,6 +96,11 @@ void GraphContext::must(bool answer, std::string const& what) const {
 
 LoadedEngines::LoadedEngines(Bundle const& bundle, Nvinfer const& nvinfer, int device)
     : device_(device), nvinfer_(nvinfer), files_(files_of(bundle, nvinfer, device_)) {
+    for (auto const& [graph, entry] : files_.manifest().graphs) {
+        if (config().graphs.count(graph) > 0) {
+            contracts_.emplace(graph, engine_contract(config(), graph, entry.aliases));
+        }
+    }
     std::string const plugin = files_.plugin_library();
     device_.use();
     bool const host_code = files_.evicts_in_step() && plugin.empty();
@@ -151,7 +156,7 @@ std::unique_ptr<GraphContext> LoadedEngines::new_context(std::string const& grap
         fail(SSD_OUT_OF_MEMORY, "TensorRT cannot run ", graph, " here (", nvinfer_.reason(),
              "); free device memory, or use the backend onnxruntime");
     }
-    auto context = std::make_unique<GraphContext>(nvinfer_, files_, config().graph(graph), loaded,
+    auto context = std::make_unique<GraphContext>(nvinfer_, files_, contract(graph), loaded,
                                                   std::move(made), profile, stream);
     for (auto const& [name, weight] : files_.entry(graph).weights) {
         context->bind(name, addresses_.at(name));
@@ -181,7 +186,7 @@ Engine& LoadedEngines::engine(std::string const& graph) {
 void LoadedEngines::check_tensors(Engine const& engine, std::string const& graph,
                                   std::string const& path) const {
     std::map<std::string, std::optional<Dtype>> wanted;
-    GraphSpec const& spec = config().graph(graph);
+    GraphSpec const& spec = contract(graph);
     for (auto const* side : {&spec.inputs, &spec.outputs}) {
         for (TensorSpec const& tensor : *side) {
             wanted[tensor.name] = tensor.dtype;

@@ -60,6 +60,8 @@ public:
     CudaDevice const& device() const { return device_; }
     EngineFiles const& files() const { return files_; }
     Config const& config() const { return files_.bundle().config(); }
+    // Of a graph's engine.
+    GraphSpec const& contract(std::string const& graph) const { return contracts_.at(graph); }
     uint64_t weight_bytes() const { return weight_bytes_; }
 
     // A context of a graph's engine for so many images, weights bound.
@@ -76,6 +78,7 @@ private:
     CudaDevice device_;
     Nvinfer const& nvinfer_;
     EngineFiles files_;
+    std::map<std::string, GraphSpec> contracts_;
     uint64_t weight_bytes_ = 0;
     std::unique_ptr<DeviceMemory> weights_;
     std::map<std::string, DeviceAddress> addresses_;

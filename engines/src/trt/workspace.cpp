@@ -1,6 +1,7 @@
 #include "trt/workspace.h"
 
 #include <algorithm>
+#include <list>
 #include <numeric>
 
 #include "cache_names.h"
@@ -169,7 +170,7 @@ void Workspace::fill_caches(std::vector<int32_t> const& lengths) {
     }
     upload(prompt_positions, positions, prefill_->name());
     for (TensorSpec const& tensor : decode_->spec().inputs) {
-        if (is_past(tensor.name)) {
+        if (is_past(tensor.name) && prefill_->aliases().count(present_of(tensor.name)) == 0) {
             copy_prompt(tensor.name, lengths);
         }
     }
@@ -279,10 +280,12 @@ void Workspace::run(GraphContext& context) {
 
 uint64_t Workspace::planned_bytes(EngineFiles const& files, int64_t num_images) {
     std::vector<PlannedGraph> graphs;
+    std::list<GraphSpec> contracts;
     auto const add = [&](std::string const& graph, int64_t count) {
         if (files.has(graph)) {
             EngineEntry const& entry = files.entry(graph);
-            graphs.push_back({graph, &files.bundle().config().graph(graph), &entry.aliases,
+            contracts.push_back(engine_contract(files.bundle().config(), graph, entry.aliases));
+            graphs.push_back({graph, &contracts.back(), &entry.aliases,
                               sizes_of(files, graph, count), entry.activation_bytes});
         }
     };

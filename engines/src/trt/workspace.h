@@ -43,7 +43,8 @@ public:
 
     // Zeros in all shared buffers (0 x NaN would be NaN), and no token in any slot.
     void clear();
-    // Prompt token t to slot t of its row; all else stays as clear left it (R8).
+    // Prompt token t to slot t of its row; all else stays as clear left it (R8). What the prefill
+    // has written into a cache by itself is there.
     void fill_caches(std::vector<int32_t> const& lengths);
     DeviceAddress address(std::string const& tensor, std::string const& context = "") const {
         return memory_->address() + plan_.buffer(tensor, context).offset;

@@ -139,6 +139,13 @@ public:
     Json config, engines;
     std::string weights;  // the file that engines take as inputs
 
+    // Whether an engine writes its caches by KV-cache-update layers.
+    bool updates_caches(std::string const& graph) const {
+        return begins(graph, "prefill")
+                   ? !engines["graphs"][graph]["aliases"].empty()
+                   : engines["form"] == "kv-update" && begins(graph, "decode_step");
+    }
+
 private:
     explicit Content(fs::path const& bundle) : bundle_(bundle), env_(ORT_LOGGING_LEVEL_FATAL) {
         std::ifstream(bundle / "ssd_config.json") >> config;
@@ -147,8 +154,25 @@ private:
                 std::ifstream(entry.path() / "engine.json") >> engines;
             }
         }
+        for (auto const& [graph, entry] : engines["graphs"].items()) {
+            if (begins(graph, "prefill")) {
+                take_caches(config["graphs"][graph], entry["aliases"]);
+            }
+        }
         std::ifstream file(bundle / engines["weights_file"].get<std::string>(), std::ios::binary);
         weights.assign(std::istreambuf_iterator<char>(file), {});
+    }
+
+    // The keys and values that a prefill overwrites are inputs, and outputs of their shape.
+    void take_caches(Json& prefill, Json const& aliases) const {
+        for (Json const& input : config["graphs"]["decode_step"]["inputs"]) {
+            for (Json& output : prefill["outputs"]) {
+                if (aliases.value(output["name"].get<std::string>(), "") == input["name"]) {
+                    output["shape"] = input["shape"];
+                    prefill["inputs"].push_back(input);
+                }
+            }
+        }
     }
 
     Ort::Session& opened(std::string const& graph) {
@@ -156,7 +180,7 @@ private:
         if (found != sessions_.end()) {
             return *found->second;
         }
-        bool const updates = engines["form"] == "kv-update" && begins(graph, "decode_step");
+        bool const updates = updates_caches(graph);
         fs::path const path = bundle_ / "onnx" / (graph + (updates ? ".kv_update.onnx" : ".onnx"));
         Ort::SessionOptions options;
         options.SetIntraOpNumThreads(1);
@@ -335,7 +359,7 @@ public:
         Content& content = Content::get();
         spec = content.config["graphs"][graph];
         entry = content.engines["graphs"][graph];
-        bool const updates = content.engines["form"] == "kv-update" && begins(graph, "decode_step");
+        bool const updates = content.updates_caches(graph);
         for (auto const* side : {"inputs", "outputs"}) {
             for (Tensor tensor : tensors_of(spec[side])) {
                 std::string const kind = kind_of(tensor.name);
