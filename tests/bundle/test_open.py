@@ -116,15 +116,38 @@ def test_a_foreign_folder_is_no_bundle(tmp_path: Path, content: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["../outside", "/etc/passwd", "a/../../b", "a//b", "c:\\b", "a\x00b", "", "\ud800"]
+    "name",
+    ["../outside", "/etc/passwd", "a/../../b", "a//b", "c:\\b", "a\\b", "c:b", "a\x00b", ""],
 )
 def test_a_manifest_cannot_point_outside(tmp_path: Path, name: str) -> None:
     path = write(tmp_path / "b")
-    manifest = json.loads((path / MANIFEST).read_text())
-    manifest["files"][name] = {"bytes": 0, "sha256": hashlib.sha256(b"").hexdigest()}
-    (path / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n")
-    with pytest.raises(UserError, match="manifest.json is damaged"):
+    entry = {"bytes": 0, "sha256": hashlib.sha256(b"").hexdigest()}
+    add_entry(path, name, entry)
+    with pytest.raises(UserError, match="manifest.json is damaged: its entry of .* names no file"):
         open_bundle(path)
+
+
+@pytest.mark.parametrize(
+    ("name", "changed", "message"),
+    [
+        ("\ud800", {}, "manifest.json is damaged"),
+        ("a", {"bytes": -1}, "its entry of 'a' names no file"),
+        ("a", {"sha256": "0" * 63 + "G"}, "its entry of 'a' names no file"),
+    ],
+)
+def test_an_entry_that_is_none_is_damage(
+    tmp_path: Path, name: str, changed: dict, message: str
+) -> None:
+    path = write(tmp_path / "b")
+    add_entry(path, name, {"bytes": 0, "sha256": "0" * 64, **changed})
+    with pytest.raises(UserError, match=message):
+        open_bundle(path)
+
+
+def add_entry(path: Path, name: str, entry: dict) -> None:
+    manifest = json.loads((path / MANIFEST).read_text())
+    manifest["files"][name] = entry
+    (path / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n")
 
 
 def test_files_that_the_manifest_does_not_name_are_never_handed_out(tmp_path: Path) -> None:

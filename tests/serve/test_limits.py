@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from ssd_export.serve.limits import MAX_DISCARDED_BYTES, LimitBody, LimitSend
+from ssd_export.serve.limits import MAX_DISCARDED_BYTES, LimitBody, LimitSend, RequireKey
 
 SCOPE: dict[str, Any] = {"type": "http", "path": "/", "headers": []}
 
@@ -63,3 +63,33 @@ def test_a_client_that_reads_nothing_is_given_up() -> None:
 
     with pytest.raises(asyncio.TimeoutError):
         asyncio.run(LimitSend(echo, 0.02)(dict(SCOPE), receive, send))
+
+
+@pytest.mark.parametrize(
+    ("path", "header", "status"),
+    [
+        ("/v1/models", b"Bearer secret", 200),
+        ("/v1/models", b"bearer  secret ", 200),
+        ("/v1/models", b"Basic secret", 401),
+        ("/v1/models", b"secret", 401),
+        ("/v1/models", b"Bearer secre", 401),
+        ("/v1/models", b"Bearer ", 401),
+        ("/v1/models", None, 401),
+        ("/health", None, 200),
+        ("/", None, 200),
+        ("/health/more", None, 401),
+    ],
+)
+def test_a_key_is_a_bearer_s(path: str, header: bytes | None, status: int) -> None:
+    sent: list[MutableMapping[str, Any]] = []
+    headers = [] if header is None else [(b"authorization", header)]
+
+    async def receive() -> MutableMapping[str, Any]:
+        return {"type": "http.request", "body": b"x", "more_body": False}
+
+    async def send(message: MutableMapping[str, Any]) -> None:
+        sent.append(message)
+
+    scope = {"type": "http", "path": path, "headers": headers}
+    asyncio.run(RequireKey(echo, "secret")(scope, receive, send))
+    assert sent[0]["status"] == status
