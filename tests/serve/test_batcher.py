@@ -227,6 +227,25 @@ def test_a_batch_that_nobody_waits_for_is_stopped(
     assert generator.rows_done == [1, ROWS] and not caller.events
 
 
+def test_when_to_try_again_is_what_the_last_batch_took_an_image(
+    batcher: MicroBatcher, generator: SteppedGenerator, clock: Clock
+) -> None:
+    both, following = Caller(), Caller()
+    batcher.submit(requests("a", "b"), both)
+    assert generator.arrived.acquire(timeout=WAIT)
+    clock.now = 20
+    generator.let(ROWS)
+    both.wait(2)
+    batcher.submit(requests("c"), following)
+    assert generator.arrived.acquire(timeout=WAIT)  # the batch before is counted
+    batcher.submit(requests(*"defghi"), following)
+    with pytest.raises(QueueFullError) as full:
+        batcher.submit(requests("j"), following)
+    assert full.value.seconds == 6 * 10
+    generator.let(3 * ROWS)
+    following.wait(7)
+
+
 def test_an_image_that_is_not_begun_in_time_fails(
     batcher: MicroBatcher, generator: SteppedGenerator, clock: Clock, counted: Counted
 ) -> None:
