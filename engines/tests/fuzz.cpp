@@ -263,13 +263,19 @@ private:
         }
     }
 
-    // Another number or word in place of the value after the next colon, blank or comma.
+    // Another number, word or nest of lists in place of the value after the next colon, blank or
+    // comma.
     std::string number(std::string content, size_t at) {
         size_t const begin = content.find_first_of("0123456789tfn", at);
         if (begin == std::string::npos) {
             return content;
         }
         size_t const end = std::min(content.find_first_of(",]} \n", begin), content.size());
+        if (below(8) == 0) {
+            size_t const depth = below(100'000);
+            return content.replace(begin, end - begin,
+                                   std::string(depth, '[') + std::string(depth, ']'));
+        }
         return content.replace(begin, end - begin, words[below(std::size(words))]);
     }
 
