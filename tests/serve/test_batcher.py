@@ -32,6 +32,7 @@ class SteppedGenerator:
         self.max_images, self.num_rows = max_images, ROWS
         self.batches: list[list[str]] = []
         self.rows_done: list[int] = []
+        self.made: list[list[int]] = []  # places of the images of each row
         self.is_closed = False
         self.fails_at: int | None = None
         self._go = threading.Semaphore(0)
@@ -54,6 +55,7 @@ class SteppedGenerator:
             last = row == ROWS - 1
             places = [place for place in range(len(requests)) if last or wants_preview(place, row)]
             self.rows_done[-1] += 1
+            self.made.append(places)
             yield BatchRow(row, ROWS, {place: Image.new("RGB", (1, 1), row) for place in places})
 
     def close(self) -> None:
@@ -274,6 +276,24 @@ def test_an_image_that_is_not_finished_in_time_fails_and_stops_its_batch(
     generator.let(ROWS)
     following.wait()
     assert generator.rows_done == [1, ROWS]
+
+
+def test_an_image_that_is_late_fails_once_and_the_others_of_its_batch_go_on(
+    batcher: MicroBatcher, generator: SteppedGenerator, clock: Clock, counted: Counted
+) -> None:
+    first, late, stays = occupied(batcher, generator), Caller(), Caller()
+    batcher.submit(requests("late"), late, caller="a", seconds=10, preview_rows=(1, 2))
+    batcher.submit(requests("stays"), stays, caller="b")
+    generator.let(ROWS)
+    first.wait()
+    assert generator.arrived.acquire(timeout=WAIT)
+    clock.now = 11
+    generator.let(ROWS)
+    stays.wait(), late.wait()
+    assert [type(event.error) for event in late.events] == [DeadlineError]
+    assert generator.made[ROWS:] == [[], [], [], [0, 1]], "previews for nobody"
+    batcher.close()
+    assert counted.ends == {"finished": 2, "deadline": 1}
 
 
 def test_a_failed_batch_fails_its_images_and_the_next_one_is_generated(
