@@ -7,8 +7,8 @@ without, in turns in one process, on the CPU.
 BUNDLE is exported with --decoder-weights int8; without --tokens its image is random codes. --shape
 takes random weights of a published shape, calibrated on two grids of random codes: times are those
 of the real model, with no convolution after a doubling in float32 and with all of them; decibels
-are not. Prints CPU and wall seconds, the ratio of each turn's and its range, and the PSNR; --out
-writes them to a file. What the library of operators serves is left out where it is not built.
+are not. Prints CPU and wall seconds, the ratio of each turn's and its range, and the PSNR. What
+needs the library of operators is left out where it is not built.
 """
 
 from __future__ import annotations
