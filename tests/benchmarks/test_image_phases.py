@@ -8,6 +8,7 @@ import pytest
 
 from benchmarks.image_phases import measured
 from ssd_export.export.exporter import ExportSpec, export_bundle
+from ssd_export.runtime.ort_operators import LIBRARY_VARIABLE
 
 
 @pytest.fixture(scope="module")
@@ -31,6 +32,18 @@ def test_the_phases_are_the_image(bundle: Path) -> None:
     ]
     assert min(found.values()) > 0 and another > 0
     assert sum(found.values()) == pytest.approx(whole)
+
+
+def test_what_was_before_has_ordinary_operators(
+    bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A library that does not load is not asked for."""
+    library = bundle.parent / "no-library.so"
+    library.write_bytes(b"no library")
+    monkeypatch.setenv(LIBRARY_VARIABLE, str(library))
+    assert measured(bundle, 1, 5, ordinary=True)["image"] > 0
+    with pytest.raises(SystemExit, match="failed with exit code 1"):
+        measured(bundle, 1, 5)
 
 
 def test_a_bundle_that_does_not_open_is_named(tmp_path: Path) -> None:
