@@ -124,6 +124,7 @@ def test_a_dry_run_says_everything_and_writes_nothing(run: Run, path: Path) -> N
         "target: rtx",
         "flavor: tensorrt-rtx 1.",
         "decode step: kv-update (no plugin: --plugin off)",
+        "prefill: keys and values written into the caches",
         "1 to 3 images, the decode step tuned for 1 and 2",
         "up to 32 tokens",
         "graphs: prefill, decode_step, image_decoder, prefill_top_k, decode_step_top_k",

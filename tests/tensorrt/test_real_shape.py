@@ -129,6 +129,17 @@ def test_a_step_reads_every_cache_once_and_copies_none(path: Path, tmp_path: Pat
         assert {len(readers) for readers in cache_reads(layers).values()} == {1}
 
 
+def test_a_prefill_writes_its_keys_and_values_into_the_caches(path: Path, tmp_path: Path) -> None:
+    """By the kernels that make them: no layer reads a cache or copies one."""
+    engine, profiles = built(plan(path, "ada"), "prefill", tmp_path)
+    assert engine.warnings == [] and engine.entry.aliases
+    for layers in profiles:
+        assert unordered_dependencies(layers) == [] == hazards(layers, engine.entry.aliases)
+        assert cache_copies(layers) == [] and cache_reads(layers) == {}
+        for present in engine.entry.aliases:
+            assert sum(layer.writes(present) for layer in layers) == 1
+
+
 def traffic(made: BuildPlan, tmp_path: Path) -> float:
     """Bytes that a step of eight images moves, by those of its weights and caches read once; of one
     image a single layer's caches are a hundredth of its weights, and a copy of them is not seen.
