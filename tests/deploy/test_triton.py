@@ -16,7 +16,12 @@ import numpy as np
 import pytest
 
 from ssd_export.bundle import open_bundle
-from ssd_export.deploy.triton_repository import TritonSpec, write_repository
+from ssd_export.deploy.triton_repository import (
+    INPUTS,
+    TritonSpec,
+    config_text,
+    write_repository,
+)
 from ssd_export.errors import UserError
 from ssd_export.runtime.generate import ImageGenerator
 from tests.deploy import triton_backend
@@ -72,6 +77,30 @@ def test_the_configuration_is_what_tritons_schema_reads(repository: Path, source
     assert list(config.output[0].dims) == [size.image_height, size.image_width, 3]
     assert config.instance_group[0].kind == schema.ModelInstanceGroup.KIND_CPU
     assert config.parameters["runner"].string_value == "ort"
+
+
+@pytest.mark.parametrize(("provider", "kind"), [("cpu", "KIND_CPU"), ("cuda", "KIND_GPU")])
+def test_the_configuration_is_the_provider_s(
+    source: Path, tmp_path: Path, provider: str, kind: str
+) -> None:
+    spec = TritonSpec(tmp_path, "tiny", "ort", provider, None, max_batch=4, force=False)
+    text = config_text(open_bundle(source), spec)
+    assert f"instance_group [ {{ count: 1, kind: {kind} }} ]" in text
+    assert f'key: "provider", value {{ string_value: "{provider}" }}' in text
+    optional = [line for line in text.splitlines() if "optional: true" in line]
+    assert len(optional) == len(INPUTS) - 1 and not any('"prompt"' in line for line in optional)
+
+
+def test_requests_share_a_batch_as_far_as_it_holds(
+    model: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    batches: list[list[int]] = []
+    monkeypatch.setattr(model._generator.runner, "max_images", 3)
+    monkeypatch.setattr(
+        model, "_generate", lambda batch: batches.append([len(one.images) for one in batch])
+    )
+    model.execute([request(["a"] * count) for count in (1, 2, 2, 2, 1)])
+    assert batches == [[1, 2], [2], [2, 1]]
 
 
 @pytest.fixture(scope="module")
