@@ -165,11 +165,11 @@ def test_auto_takes_windows_and_single_steps(
 ) -> None:
     made = with_windows(monkeypatch, copied_bundle(tmp_path, "full"))
     with ImageGenerator.from_bundle(made.path, num_threads=1) as reference:
-        wanted = reference(PROMPTS[:1], seed=4).tokens
+        wanted = reference(PROMPTS[:1], temperature=0).tokens
     with made.generator() as generator:
         for lookahead in ("auto", 1):
             np.testing.assert_array_equal(
-                generator(PROMPTS[:1], seed=4, lookahead=lookahead).tokens, wanted
+                generator(PROMPTS[:1], temperature=0, lookahead=lookahead).tokens, wanted
             )
     runs = made.trt.runs
     assert "decode_window" in runs and "decode_step" in runs
