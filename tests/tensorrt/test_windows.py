@@ -15,6 +15,7 @@ import pytest
 from ssd_export.bundle import Bundle
 from ssd_export.errors import UserError
 from ssd_export.model.families.janus import GRID
+from ssd_export.plan import lookahead as lookahead_plan
 from ssd_export.runtime.generate import ImageGenerator
 from ssd_export.tensorrt import plan as build_plan
 from ssd_export.tensorrt.build import build_engines
@@ -163,16 +164,15 @@ def test_top_k(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_auto_takes_windows_and_single_steps(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """A pass that costs a step pays until the drafts of a random model turn out wrong."""
+    monkeypatch.setattr(lookahead_plan, "MORE_OPERATORS", 1.0)
     made = with_windows(monkeypatch, copied_bundle(tmp_path, "full"))
     with ImageGenerator.from_bundle(made.path, num_threads=1) as reference:
-        wanted = reference(PROMPTS[:1], temperature=0).tokens
+        wanted = reference(PROMPTS[:1], seed=4).tokens
     with made.generator() as generator:
-        for lookahead in ("auto", 1):
-            np.testing.assert_array_equal(
-                generator(PROMPTS[:1], temperature=0, lookahead=lookahead).tokens, wanted
-            )
-    runs = made.trt.runs
-    assert "decode_window" in runs and "decode_step" in runs
+        tokens = generator(PROMPTS[:1], seed=4, lookahead="auto").tokens
+    np.testing.assert_array_equal(tokens, wanted)
+    assert "decode_window" in made.trt.runs and "decode_step" in made.trt.runs
 
 
 def test_a_pass_is_one_launch_and_one_wait(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
