@@ -2,7 +2,7 @@
 without, in turns in one process, on the CPU.
 
     python -m benchmarks.image_decoder BUNDLE [--threads 1] [--rounds 5] [--tokens FILE.npy]
-    python -m benchmarks.image_decoder --shape janus-pro-1b
+    python -m benchmarks.image_decoder --shape janus-pro-1b [--out FILE.json]
 
 BUNDLE is exported with --decoder-weights int8; without --tokens its image is random codes. --shape
 takes random weights of a published shape, calibrated on two grids of random codes: times are those
@@ -15,7 +15,9 @@ from __future__ import annotations
 
 import argparse
 import json
+import shlex
 import statistics
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping
@@ -30,12 +32,14 @@ from ssd_export.bundle.graphs import FUSED
 from ssd_export.config import ModelConfig
 from ssd_export.metrics.similarity import psnr
 from ssd_export.model.families import PUBLISHED
+from ssd_export.report.measurement import measurement, table, write_measurement
 from ssd_export.runtime.ort_operators import find_operators
 from ssd_export.runtime.ort_runner import OrtRunner
 from ssd_export.runtime.ort_session import open_session
 
 FLOAT, WITH_OPERATORS = "float32", ", operators"
 Decode = Callable[[np.ndarray], np.ndarray]
+COLUMNS = ("decoder", "CPU s an image", "times as fast by CPU time", "range", "by the clock")
 
 
 def compare(decoders: Mapping[str, Decode], codes: np.ndarray, rounds: int) -> dict[str, Any]:
@@ -141,6 +145,30 @@ def _seconds(work: Callable[[], object]) -> tuple[float, float]:
     return time.process_time() - cpu, time.perf_counter() - wall
 
 
+def results_of(figures: dict[str, Any], what: str, num_threads: int, rounds: int) -> dict[str, Any]:
+    """Table and figures of a measurement, a row for each decoder."""
+    rows = [
+        [
+            name,
+            f"{one['cpu_s']:.2f}",
+            f"{one['cpu_times_as_fast']:.2f}",
+            "{:.2f} to {:.2f}".format(*one["cpu_range"]),
+            f"{one['wall_times_as_fast']:.2f}",
+        ]
+        for name, one in figures.items()
+    ]
+    note = f"{what}; {num_threads} thread, medians of {rounds} rounds in turns."
+    named = f"int8{WITH_OPERATORS}"
+    return {
+        "tables": [table("The image decoder", COLUMNS, rows, note)],
+        "figures": {
+            key: f"{figures[name]['cpu_times_as_fast']:.1f}"
+            for key, name in (("int8", "int8"), ("int8-operators", named))
+            if name in figures
+        },
+    }
+
+
 def main() -> None:
     """Runs the measurement that the module describes."""
     parser = argparse.ArgumentParser(
@@ -151,6 +179,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--tokens", type=Path, metavar="FILE.npy")
+    parser.add_argument("--out", type=Path, metavar="FILE.json")
     spec = parser.parse_args()
     if (spec.bundle is None) == (spec.shape is None):
         parser.error("give a BUNDLE or a --shape")
@@ -164,6 +193,11 @@ def main() -> None:
         codes = random_codes(config, 0) if spec.tokens is None else np.load(spec.tokens)[:1]
         figures = compare(decoders, codes.astype(np.int32), spec.rounds)
     print(json.dumps({"threads": spec.threads, **figures}, indent=1))
+    if spec.out is not None:
+        command = shlex.join(["python", "-m", "benchmarks.image_decoder", *sys.argv[1:]])
+        what = "the bundle's" if spec.shape is None else f"random weights of {spec.shape}'s shape"
+        results = results_of(figures, what, spec.threads, spec.rounds)
+        write_measurement(spec.out, measurement(command, results))
 
 
 if __name__ == "__main__":

@@ -89,6 +89,11 @@ SECTIONS = (
         ("bench-1b-fp32", "bench-1b-int4"),
     ),
     Section(
+        "With the library of operators for the CPU",
+        "`make operators` builds it; decoder and steps without it are the ordinary ones.",
+        ("step_operators", "image_decoder"),
+    ),
+    Section(
         "Attention of one decode step, full cache against a fifth",
         "The rows with two threads were measured when each head group had its own pool of threads,"
         " whose workers kept a core busy for 41 ms after every run, while the next group's pool"
