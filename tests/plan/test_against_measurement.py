@@ -78,13 +78,21 @@ def test_small_configurations(
     assert open_bundle(bundle)
 
 
+@pytest.fixture
+def as_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tables of heads that evict each for itself, which real_size.json was measured with."""
+    monkeypatch.setattr("ssd_export.policy.usual.PARTS_OF_A_ROW", ())
+
+
 MEASURED: dict[str, Any] = json.loads((ROOT / JSON).read_text(encoding="utf-8"))
 EXPORTS, GENERATIONS = (MEASURED["results"].get(kind, {}) for kind in ("exports", "generations"))
 SHAPES = {case.label: case.shape for case in CASES}
 
 
 @pytest.mark.parametrize("label", list(EXPORTS))
-def test_exports_of_real_size(label: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_exports_of_real_size(
+    label: str, as_measured: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """As planned by a process as large as the one that exported, from a checkpoint in fp16 of a
     published shape.
     """
@@ -103,7 +111,7 @@ def plan_of_row(shape: str, options: str) -> Plan:
 
 
 @pytest.mark.parametrize("label", list(GENERATIONS))
-def test_drawings_of_real_size(label: str) -> None:
+def test_drawings_of_real_size(label: str, as_measured: None) -> None:
     """With the memory of the machine that generated, or none where weights were widened at once
     whatever it has.
     """
