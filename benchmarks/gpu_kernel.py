@@ -151,7 +151,7 @@ def check_image(
     Args: device: a CudaDevice; None opens the GPU.
     """
     from ssd_export.kernels.compile import compile_kernels
-    from ssd_export.kernels.image import read_image
+    from ssd_export.kernels.image import STEP_KERNELS, read_image
     from ssd_export.tensorrt.cuda_device import CudaDevice, open_driver
 
     with tempfile.TemporaryDirectory() as folder:
@@ -162,7 +162,7 @@ def check_image(
     errors = []
     try:
         kernels = {
-            name: opened.load_kernel(code, image.kernels[name].name) for name, code in codes.items()
+            name: opened.load_kernel(codes[name], image.kernels[name].name) for name in STEP_KERNELS
         }
         for step, (state, token, lengths) in enumerate(steps_of(case, dtype)):
             wanted, policy = state.copied(torch.float32), case.policy

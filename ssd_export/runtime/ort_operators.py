@@ -13,15 +13,15 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from ssd_export.bundle import Bundle
 from ssd_export.bundle.graphs import FUSED
 from ssd_export.errors import UserError, first_line
-from ssd_export.noise import GumbelNoise
 
 if TYPE_CHECKING:
+    import numpy as np
     import onnxruntime as ort
+
+    from ssd_export.noise import GumbelNoise
 
 LIBRARY = "libssd_export_operators.so"
 LIBRARY_VARIABLE = "SSD_EXPORT_OPERATORS"
@@ -65,6 +65,8 @@ def noise_maker(library: Path) -> type[GumbelNoise]:
     """GumbelNoise with the same bits from the library's own code, 3 to 8 times as fast as numpy's;
     GumbelNoise itself where the library does not load, which opening a graph says.
     """
+    from ssd_export.noise import GumbelNoise
+
     try:
         fill = ctypes.CDLL(str(library)).ssd_export_fill_noise
     except (OSError, AttributeError):
@@ -79,7 +81,7 @@ def noise_maker(library: Path) -> type[GumbelNoise]:
             """Writes g of these steps to the first rows of noise, float32 [any, images,
             codebook].
             """
-            assert noise.dtype == np.float32 and noise.flags.c_contiguous
+            assert noise.dtype == "float32" and noise.flags.c_contiguous
             row_bytes, place = 4 * self.codebook_size, noise.ctypes.data
             for step in steps:
                 for seed, image in self.images:

@@ -125,7 +125,7 @@ class EngineFiles:
 
     def fills_caches(self, graph: str) -> bool:
         """Whether the engine is a prefill that writes keys and values into the caches."""
-        return graph.startswith(PREFILL) and bool(self.aliases(graph))
+        return self.has(graph) and graph.startswith(PREFILL) and bool(self.aliases(graph))
 
     def all_weights(self) -> dict[str, StoredWeight]:
         """Weights shared by all engines."""

@@ -56,18 +56,20 @@ def test_each_choice_takes_less() -> None:
     assert plan(Settings("none", 0.2, 4), num_layers=3).sizes.steps < big.sizes.steps / 3
 
 
-def test_quantized_codes_stand_in_both_engines() -> None:
+def test_quantized_codes_stand_in_every_engine() -> None:
     """TensorRT-RTX keeps a dequantized constant inside an engine; other weights are inputs of
-    both.
+    prefill, decode step and pass of lookahead.
     """
     made = plan(Settings("int4", 0.2, 1), head_weights="none")
     assert made.sizes.codes == pytest.approx(1.233e9 / 2, rel=1e-3)
-    assert made.device.weights == made.sizes.steps + 2 * made.sizes.codes + made.sizes.image_decoder
+    assert made.device.weights == made.sizes.steps + 3 * made.sizes.codes + made.sizes.image_decoder
 
 
 def test_a_bundle_for_lookahead_counts_the_engine_of_a_pass() -> None:
-    made = plan(Settings("int4", 0.2, 1))
-    ahead = replace(made, table=replace(made.table, lookahead=16))
+    usual = plan(Settings("int4", 0.2, 1))
+    made, ahead = (
+        replace(usual, table=replace(usual.table, lookahead=lookahead)) for lookahead in (None, 16)
+    )
     logits = 4 * 3 * 2 * made.config.codebook_size
     assert ahead.device.weights == made.device.weights + made.sizes.codes
     assert ahead.device.activations == made.device.activations + 15 * logits

@@ -178,9 +178,8 @@ typedef struct ssd_generate_params {
     ssd_prompt const* negative_prompts; /* what guidance leads away from: one for all, or one for
                               each prompt or each image; without text and ids, the model's own */
     size_t num_negative_prompts;
-    int32_t lookahead; /* tokens of an image that a pass tries at once, for the same tokens up to
-                          near ties: 0 or 1 takes them one by one; or SSD_LOOKAHEAD_AUTO. TensorRT
-                          takes engines of `build-engine --lookahead` and no more than theirs */
+    int32_t lookahead; /* tokens of an image that a pass tries, for the same up to near ties, or
+                          SSD_LOOKAHEAD_AUTO; 0 or 1: one by one. TensorRT: at most its engine's */
     float const* const* embeddings; /* in place of prompts, num_prompts times float32
                               [embedding_tokens[i], embedding_width] of a caption; or NULL */
     size_t const* embedding_tokens;
