@@ -1,32 +1,45 @@
-"""CPU seconds of one image by phase, on the CPU.
+"""CPU seconds of one image by phase, with ordinary operators and with those of engines/operators.
 
-    python -m benchmarks.image_phases BUNDLE... [--threads 1] [--tokens 96] [--before BUNDLE]
+    python -m benchmarks.image_phases BUNDLE... [--threads 1] [--tokens 96] [--rounds 3]
+        [--out docs/measurements/image_phases.json]
 
-Each BUNDLE is measured in a separate process, one after the other: exports of one
-model with other --weights, --head-weights or --decoder-weights show what each of them is worth.
-With --tokens the steps after the first two are those of fewer tokens, and are multiplied up.
---before BUNDLE is measured first, with ordinary operators instead of those of engines/operators.
+Every round measures each BUNDLE in two separate processes, one after the other; prints medians of
+the rounds as JSON. Exports of one model with other --weights, --head-weights or --decoder-weights
+show what each of them is worth; `python -m benchmarks.synthetic_checkpoint` writes random weights
+of a published shape. With --tokens the steps after the first two are those of fewer tokens, and are
+multiplied up. What needs the library of operators is left out where it is not built.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import shlex
+import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
+
+from benchmarks.measured_process import peak_bytes
+from ssd_export.report.measurement import measurement, table, write_measurement
+from ssd_export.runtime.ort_operators import find_operators
 
 PROMPT = "a red circle above a blue square on white"
+ORDINARY, WITH_OPERATORS = "ordinary operators", "with the library"
+ANOTHER, PEAK = "image decoder, another image", "peak bytes"
+Phases = dict[str, float]
 
 
 def phases(
     bundle: Path, num_threads: int, num_tokens: int | None, ordinary: bool = False
-) -> dict[str, float]:
-    """CPU seconds of all threads, by phase; `image` is their sum. ordinary: without the library of
-    operators.
+) -> Phases:
+    """CPU seconds of all threads, by phase; `image` is their sum. Beside them the decoder's seconds
+    of a second image, and the peak of resident bytes. ordinary: without the library of operators.
     """
-    found: dict[str, float] = {}
+    found: Phases = {}
     began = time.process_time()
 
     def mark(phase: str) -> None:
@@ -61,15 +74,15 @@ def phases(
     runner.decode_image(runner.tokens())
     mark("image decoder opened, first image")
     runner.decode_image(runner.tokens())
-    mark("image decoder, another image")
-    another = found.pop("image decoder, another image")
+    mark(ANOTHER)
+    another = found.pop(ANOTHER)
     found["image"] = sum(found.values())
-    return found | {"image decoder, another image": another}
+    return found | {ANOTHER: another, PEAK: peak_bytes()}
 
 
 def measured(
     bundle: Path, num_threads: int, num_tokens: int | None, ordinary: bool = False
-) -> dict[str, float]:
+) -> Phases:
     """`phases` in a separate process. Raises: SystemExit where it fails."""
     command = [sys.executable, "-m", "benchmarks.image_phases", str(bundle), "--here"]
     command += ["--threads", str(num_threads)]
@@ -81,15 +94,56 @@ def measured(
     return json.loads(done.stdout)
 
 
+def compare(
+    bundles: Mapping[str, Path], num_threads: int, num_tokens: int | None, rounds: int
+) -> dict[str, Phases]:
+    """Medians of the rounds, by bundle and operators; every round measures all of them in turn."""
+    kinds = [ORDINARY] + [WITH_OPERATORS] * (find_operators() is not None)
+    turns: dict[str, list[Phases]] = {}
+    for _ in range(rounds):
+        for name, path in bundles.items():
+            for kind in kinds:
+                found = measured(path, num_threads, num_tokens, kind == ORDINARY)
+                turns.setdefault(f"{name}, {kind}", []).append(found)
+    return {
+        name: {phase: statistics.median(turn[phase] for turn in own) for phase in own[0]}
+        for name, own in turns.items()
+    }
+
+
+def results_of(found: Mapping[str, Phases], note: str) -> dict[str, Any]:
+    """Table and figures of a measurement: a row for each phase, a column for each bundle."""
+    first = next(iter(found.values()))
+    rows = [
+        [phase, *(f"{own[phase]:.1f}" for own in found.values())]
+        for phase in first
+        if phase != PEAK
+    ]
+    rows.append(
+        ["peak of resident memory, GB", *(f"{own[PEAK] / 1e9:.2f}" for own in found.values())]
+    )
+    figures = {}
+    for name, own in found.items():
+        key = name.replace(", ", "-").replace(" ", "_")
+        figures |= {
+            f"{key}-image": f"{own['image']:.0f}",
+            f"{key}-gb": f"{own[PEAK] / 1e9:.1f}",
+            f"{key}-times_as_fast": f"{first['image'] / own['image']:.1f}",
+        }
+    title = "CPU seconds of one image by phase"
+    return {"tables": [table(title, ("phase", *found), rows, note)], "figures": figures}
+
+
 def main() -> None:
     """Runs the measurement that the module describes."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("bundles", type=Path, nargs="+", metavar="BUNDLE")
-    parser.add_argument("--before", type=Path, metavar="BUNDLE")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--tokens", type=int, help="of the image, at least 3  [default: all]")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--out", type=Path, metavar="FILE.json")
     for hidden in ("--here", "--ordinary"):
         parser.add_argument(hidden, action="store_true", help=argparse.SUPPRESS)
     spec = parser.parse_args()
@@ -98,12 +152,16 @@ def main() -> None:
     if spec.here:
         print(json.dumps(phases(spec.bundles[0], spec.threads, spec.tokens, spec.ordinary)))
         return
-    runs = {}
-    if spec.before is not None:
-        name = f"before: {spec.before}"
-        runs[name] = measured(spec.before, spec.threads, spec.tokens, ordinary=True)
-    runs |= {str(path): measured(path, spec.threads, spec.tokens) for path in spec.bundles}
-    print(json.dumps(runs, indent=1))
+    bundles = {path.name: path for path in spec.bundles}
+    if len(bundles) < len(spec.bundles):
+        parser.error("two bundles have the same name; the table tells them apart by it")
+    found = compare(bundles, spec.threads, spec.tokens, spec.rounds)
+    print(json.dumps(found, indent=1))
+    if spec.out is not None:
+        of = "all steps" if spec.tokens is None else f"steps of {spec.tokens} tokens multiplied up"
+        note = f"{spec.threads} thread(s), {of}; medians of {spec.rounds} rounds in turns."
+        command = shlex.join(["python", "-m", "benchmarks.image_phases", *sys.argv[1:]])
+        write_measurement(spec.out, measurement(command, results_of(found, note)))
 
 
 if __name__ == "__main__":

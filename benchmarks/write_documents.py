@@ -91,7 +91,7 @@ SECTIONS = (
     Section(
         "With the library of operators for the CPU",
         "`make operators` builds it; decoder and steps without it are the ordinary ones.",
-        ("step_operators", "image_decoder"),
+        ("image_phases", "step_operators", "image_decoder"),
     ),
     Section(
         "Attention of one decode step, full cache against a fifth",

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.image_phases import measured
+from benchmarks.image_phases import ANOTHER, PEAK, compare, measured, results_of
 from ssd_export.export.exporter import ExportSpec, export_bundle
-from ssd_export.runtime.ort_operators import LIBRARY_VARIABLE
+from ssd_export.runtime.ort_operators import LIBRARY_VARIABLE, find_operators
 
 
 @pytest.fixture(scope="module")
@@ -19,7 +19,7 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_the_phases_are_the_image(bundle: Path) -> None:
     found = measured(bundle, 1, 5)
-    another = found.pop("image decoder, another image")
+    another, peak = found.pop(ANOTHER), found.pop(PEAK)
     whole = found.pop("image")
     assert list(found) == [
         "imports",
@@ -30,8 +30,16 @@ def test_the_phases_are_the_image(bundle: Path) -> None:
         "steps",
         "image decoder opened, first image",
     ]
-    assert min(found.values()) > 0 and another > 0
+    assert min(found.values()) > 0 and another > 0 and peak > 2**26
     assert sum(found.values()) == pytest.approx(whole)
+
+
+def test_a_table_has_a_column_for_every_bundle_and_kind_of_operators(bundle: Path) -> None:
+    found = compare({"a": bundle, "b": bundle}, 1, 3, rounds=1)
+    (table,) = results_of(found, "")["tables"]
+    kinds = 2 if find_operators() else 1
+    assert table["columns"] == ["phase", *found] and len(found) == 2 * kinds
+    assert {len(row) for row in table["rows"]} == {1 + 2 * kinds}
 
 
 def test_what_was_before_has_ordinary_operators(
