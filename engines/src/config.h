@@ -47,6 +47,10 @@ struct TensorSpec {
 // Number of elements. Throws Failure where it overflows.
 size_t num_elements(std::vector<int64_t> const& shape);
 
+// The graphs that decode images; bundles of --decoder-weights int8 have the second one, too.
+constexpr char const image_decoder[] = "image_decoder";
+constexpr char const int8_decoder[] = "image_decoder_int8";
+
 // What goes into a graph and what comes out. aliases: output -> the input whose memory it shares.
 struct GraphSpec {
     std::string name;

@@ -83,6 +83,28 @@ int cpus_within_quota(int cpus, std::string const& root) {
     return std::max(cpus, 1);
 }
 
+bool multiplies_int8_exactly(std::string const& root) {
+#if defined(__aarch64__)
+    (void)root;
+    return true;
+#else
+    std::ifstream stream(root + "/proc/cpuinfo");
+    for (std::string line; std::getline(stream, line);) {
+        size_t const colon = line.find(':');
+        if (line.rfind("flags", 0) == 0 && colon != std::string::npos) {
+            std::istringstream flags(line.substr(colon + 1));
+            for (std::string flag; flags >> flag;) {
+                if (flag == "avx512_vnni" || flag == "avx_vnni") {
+                    return true;
+                }
+            }
+            return false;
+        }
+    }
+    return false;
+#endif
+}
+
 std::string processor_name() {
     std::ifstream stream("/proc/cpuinfo");
     for (std::string line; std::getline(stream, line);) {

@@ -27,6 +27,10 @@ inline int num_cpus() { return cpus_within_quota(cpus_of_affinity()); }
 // this process. cpus: that it may keep busy; all: of the machine.
 inline int thread_limit(int cpus, int all) { return cpus >= all ? 0 : cpus; }
 
+// Whether products of uint8 and int8 are summed without saturating at 16 bits, as x86 did before
+// VNNI; false where the system does not say. root: of the file system, as above.
+bool multiplies_int8_exactly(std::string const& root = "");
+
 // "Intel(R) Xeon(R) ...", or the architecture where the system does not say.
 std::string processor_name();
 

@@ -39,6 +39,10 @@ void Model::describe(ssd_model_info& info) const {
     copy_text(info.bundle_hash, bundle_.hash());
     info.embedding_width = static_cast<uint32_t>(known.model.caption_dim);
     info.num_classes = static_cast<uint32_t>(known.model.num_classes());
+    bool const has_int8_decoder = known.graphs.count(int8_decoder) > 0;
+    std::string const why_float = has_int8_decoder ? backend().why_float_decoder() : "";
+    info.decodes_in_int8 = has_int8_decoder && why_float.empty() ? 1 : 0;
+    copy_text(info.why_float_decoder, why_float);
 }
 
 void Model::plan(uint32_t num_images, uint32_t decoder_batch, ssd_memory_plan& plan) const {

@@ -118,6 +118,11 @@ public:
     virtual std::unique_ptr<Runner> make_runner() = 0;
     // The most images of one batch.
     virtual uint32_t max_images() const = 0;
+    // Why images are decoded in float although the bundle has an int8 decoder; "" where they are
+    // decoded in int8.
+    virtual std::string why_float_decoder() const {
+        return "images are decoded in float: the int8 image decoder is ONNX Runtime's on a CPU";
+    }
     // Fills in what weights, image decoder and all of a batch of plan.num_images take, and what is
     // free; plan.cache_bytes is known.
     virtual void estimate(uint32_t decoder_batch, ssd_memory_plan& plan) const = 0;

@@ -157,6 +157,7 @@ void generate(Json const& test, std::ostream& out) {
     double const seconds = seconds_since(began);
     ssd::Images const images = generation.images();
     ssd_cache_report const cache = generation.cache_bytes();
+    ssd_model_info const info = model.info();
     size_t const num_tokens = size_t{images.num_images} * images.num_tokens;
     size_t const num_pixels = size_t{images.num_images} * images.width * images.height * 3;
     out << Json{{"images", images.num_images},
@@ -170,6 +171,8 @@ void generate(Json const& test, std::ostream& out) {
                 {"step_is_captured", cache.step_is_captured},
                 {"planned_cache_bytes", model.plan(cache.num_images).cache_bytes},
                 {"row_seconds", row_seconds},
+                {"decodes_in_int8", info.decodes_in_int8},
+                {"why_float_decoder", info.why_float_decoder},
                 {"peak_kilobytes", peak_kilobytes()}}
         << "\n";
     out.write(reinterpret_cast<char const*>(images.tokens),

@@ -1,5 +1,6 @@
 // Prints what the library reads of a machine: `ssd_machine ROOT AFFINITY CPUS`, the root of its
-// file system, and how many CPUs the process may run on and the machine has.
+// file system, and how many CPUs the process may run on and the machine has. Last, whether it
+// multiplies int8 exactly.
 #include <cstdio>
 #include <cstdlib>
 
@@ -21,4 +22,5 @@ int main(int argc, char** argv) {
         std::printf(" %.17g", quota);
     }
     std::printf("\n%d %d\n", ssd_runtime::cpus_of_affinity(), ssd_runtime::cpus_of_machine());
+    std::printf("%d\n", ssd_runtime::multiplies_int8_exactly(root) ? 1 : 0);
 }

@@ -6,10 +6,13 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from ssd_export.export.exporter import export_bundle
+from ssd_export.demo.codes import encode_scene
+from ssd_export.export.exporter import ExportSpec, export_bundle
 from ssd_export.export.temporary_bundle import PolicyChoice
+from ssd_export.metrics.scene_score import draw_scenes
 from tests.engines.builds import Builds
 from tests.engines.trt_builds import TrtBuild, trt_build
 from tests.made_once import made_once, run_folder
@@ -30,6 +33,20 @@ CHOICES = {
 }
 
 
+INT8_DECODER = "int8-decoder"
+NUM_SAMPLES = 28  # images that the int8 image decoder is calibrated on
+
+
+def export(name: str, out: Path) -> None:
+    """Exports the bundle of a name of CHOICES, or the demo model with an int8 image decoder."""
+    if name != INT8_DECODER:
+        export_bundle(CHOICES[name].export_spec(out))
+        return
+    samples = out.parent / "samples.npy"
+    np.save(samples, np.stack([encode_scene(scene) for scene in draw_scenes(NUM_SAMPLES, 3)]))
+    export_bundle(ExportSpec(out=out, decoder_weights="int8", decoder_samples=samples))
+
+
 @pytest.fixture(scope="session")
 def build(tmp_path_factory: pytest.TempPathFactory) -> Builds:
     kept = os.environ.get("SSD_ENGINES_BUILD")
@@ -45,13 +62,10 @@ def trt(build: Builds) -> TrtBuild:
 
 @pytest.fixture(scope="session")
 def bundles(one_thread: None, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    """The bundle of a name of CHOICES, exported once a run; not to be changed."""
+    """The bundle of a name that `export` knows, exported once a run; not to be changed."""
     folder = run_folder(tmp_path_factory) / "engine-bundles"
 
     def bundle(name: str) -> Path:
-        made = made_once(
-            folder / name, lambda made: export_bundle(CHOICES[name].export_spec(made / "b"))
-        )
-        return made / "b"
+        return made_once(folder / name, lambda made: export(name, made / "b")) / "b"
 
     return bundle

@@ -5,12 +5,14 @@ tests/test_cgroups.py again, with what the library says in place of the function
 from __future__ import annotations
 
 import os
+import platform
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
+from ssd_export.machine import multiplies_int8_exactly
 from tests import test_cgroups
 from tests.engines.builds import Builds, run
 
@@ -34,11 +36,17 @@ def read(build: Builds) -> Read:
         affinity, cpus = len(os.sched_getaffinity(0)), os.cpu_count()
         ran = run([program, root, str(affinity), str(cpus)])
         assert ran.returncode == 0, ran.stderr
-        limits, here = (line.split() for line in ran.stdout.splitlines())
+        limits, here, exact = (line.split() for line in ran.stdout.splitlines())
         free, total, num_cpus, thread_limit = map(int, limits[:4])
         quotas = [float(quota) for quota in limits[4:]]
         return SimpleNamespace(
-            free=free, total=total, cpus=num_cpus, threads=thread_limit, quotas=quotas, here=here
+            free=free,
+            total=total,
+            cpus=num_cpus,
+            threads=thread_limit,
+            quotas=quotas,
+            here=here,
+            multiplies_int8_exactly=exact == ["1"],
         )
 
     return read
@@ -57,6 +65,17 @@ def of_the_library(read: Read, monkeypatch: pytest.MonkeyPatch) -> None:
     }
     for name, reading in readings.items():
         monkeypatch.setattr(test_cgroups, name, reading)
+
+
+@pytest.mark.skipif(
+    platform.machine() == "aarch64", reason="64-bit Arm multiplies int8 exactly, always"
+)
+def test_int8_is_exact_where_the_processor_says_so(read: Read, tmp_path: Path) -> None:
+    assert not read(tmp_path).multiplies_int8_exactly  # nothing says so
+    (tmp_path / "proc").mkdir()
+    for flags in ("fpu avx2 avx512f", "fpu avx2 avx_vnni", "fpu avx512_vnni fma", "avx_vnni2"):
+        (tmp_path / "proc" / "cpuinfo").write_text(f"model name\t: one\nflags\t\t: {flags}\n")
+        assert read(tmp_path).multiplies_int8_exactly is multiplies_int8_exactly(tmp_path)
 
 
 def test_affinity_and_cpus_of_this_machine(read: Read, tmp_path: Path) -> None:

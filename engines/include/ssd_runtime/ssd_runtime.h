@@ -97,9 +97,11 @@ typedef struct ssd_model_info {
     float cfg_scale, temperature; /* what ssd_generate_params_init takes */
     char policy[32];
     double budget;
-    char bundle_hash[65];     /* hexadecimal sha256 */
-    uint32_t num_classes;     /* prompts are classes 0 .. num_classes - 1; 0: they are not */
-    uint32_t embedding_width; /* of captions that are read as embeddings; 0: prompts are not */
+    char bundle_hash[65];        /* hexadecimal sha256 */
+    uint32_t num_classes;        /* prompts are classes 0 .. num_classes - 1; 0: they are not */
+    uint32_t embedding_width;    /* of captions that are read as embeddings; 0: prompts are not */
+    int32_t decodes_in_int8;     /* 1: images are decoded by the bundle's int8 decoder */
+    char why_float_decoder[256]; /* why not, where the bundle has one; else "" */
 } ssd_model_info;
 
 SSD_API void ssd_model_params_init(ssd_model_params* params);

@@ -91,6 +91,7 @@ public:
         return std::make_unique<OrtRunner>(bundle_, sessions_);
     }
     uint32_t max_images() const override { return UINT32_MAX; }
+    std::string why_float_decoder() const override { return sessions_->why_float_decoder(); }
     void estimate(uint32_t decoder_batch, ssd_memory_plan& plan) const override;
 
 private:
@@ -629,20 +630,21 @@ std::vector<int32_t> OrtRunner::tokens() {
 }
 
 void OrtRunner::decode_image(int32_t const* codes, int64_t count, uint8_t* pixels) {
-    GraphSpec const& spec = config_.graph("image_decoder");
+    std::string const& graph = sessions_->image_decoder();
+    GraphSpec const& spec = config_.graph(graph);
     TensorSpec const codes_spec{
         "codes", Dtype::int32, {{count, ""}, {config_.model.grid.num_tokens(), ""}}};
     size_t const num_codes = static_cast<size_t>(count * config_.model.grid.num_tokens());
     std::map<std::string, Ort::Value> feeds;
     feeds.emplace("codes", on_host(codes_spec, const_cast<int32_t*>(codes),
                                    num_codes * sizeof(int32_t), sizes_));
-    std::vector<Ort::Value> const results = run_once("image_decoder", feeds);
+    std::vector<Ort::Value> const results = run_once(graph, feeds);
     std::vector<int64_t> const wanted = {count, config_.model.image_height(),
                                          config_.model.image_width(), 3};
     if (spec.outputs.size() != 1 || spec.outputs[0].dtype != Dtype::float32 ||
         results[0].GetTensorTypeAndShapeInfo().GetShape() != wanted) {
-        fail(SSD_BAD_BUNDLE,
-             "image_decoder made no pixels of the bundle's size; export the bundle again");
+        fail(SSD_BAD_BUNDLE, graph,
+             " made no pixels of the bundle's size; export the bundle again");
     }
     to_pixels(results[0].GetTensorData<float>(), num_elements(wanted), config_.dtype, pixels);
 }

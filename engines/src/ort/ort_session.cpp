@@ -94,7 +94,22 @@ OrtSessions::OrtSessions(Bundle const& bundle, std::string const& provider, int 
     int const limit = thread_limit(num_cpus(), cpus_of_machine());
     num_threads_ = num_threads > 0 ? num_threads : is_small ? 1 : limit;
     holds_one_ = !is_cuda_ && !is_small;
+    choose_decoder();
     get("prefill");  // a provider that cannot start says so before anything is allocated
+}
+
+void OrtSessions::choose_decoder() {
+    image_decoder_ = ssd_runtime::image_decoder;
+    if (is_cuda_) {
+        why_float_decoder_ =
+            "images are decoded in float: the int8 image decoder is of the provider cpu";
+    } else if (!multiplies_int8_exactly()) {
+        why_float_decoder_ =
+            "images are decoded in float: this processor multiplies int8 without the instructions "
+            "that keep every bit (AVX-512 VNNI, AVX-VNNI, ARM)";
+    } else if (bundle_.config().graphs.count(int8_decoder) > 0) {
+        image_decoder_ = int8_decoder;
+    }
 }
 
 int OrtSessions::num_threads() const { return num_threads_ > 0 ? num_threads_ : num_cpus(); }
@@ -116,11 +131,16 @@ std::shared_ptr<Ort::Session> OrtSessions::get(std::string const& graph) {
     return session;
 }
 
-Ort::SessionOptions OrtSessions::options() const {
+Ort::SessionOptions OrtSessions::options(std::string const& graph) const {
+    bool const is_short = graph.rfind("evict", 0) == 0;  // what it sorts is: one thread does it
+    int const num_threads = is_short ? 1 : num_threads_;
     Ort::SessionOptions options;
-    options.SetIntraOpNumThreads(num_threads_);
+    options.SetIntraOpNumThreads(num_threads);
     options.SetInterOpNumThreads(1);
     options.SetLogSeverityLevel(ORT_LOGGING_LEVEL_FATAL);
+    if (num_threads != 1) {  // workers would spin after each run, on cores that others need
+        options.AddConfigEntry("session.intra_op.allow_spinning", "0");
+    }
     std::string const& weights = bundle_.config().weight_format;
     if (weights == "fp8") {  // no kernel on the CPU: multiplied out when the graph is opened
         options.AddConfigEntry("session.disable_quant_qdq", "1");
@@ -152,7 +172,7 @@ std::shared_ptr<Ort::Session> OrtSessions::open(std::string const& graph) const 
     std::string const path = bundle_.file(file_of(graph, is_fused));
     bundle_.config().graph(graph);  // a graph without a contract is refused
     try {
-        Ort::SessionOptions session_options = options();
+        Ort::SessionOptions session_options = options(graph);
         if (is_fused) {
             Ort::ThrowOnError(ssd_operators::add_operators(session_options));
         }

@@ -24,6 +24,10 @@ public:
     // Shared, so that a session that is dropped here ends with its last user. Thread-safe.
     std::shared_ptr<Ort::Session> get(std::string const& graph);
 
+    // The graph that decodes images, and why it is the float one although there is an int8 one.
+    std::string const& image_decoder() const { return image_decoder_; }
+    std::string const& why_float_decoder() const { return why_float_decoder_; }
+
     // Whether a graph is opened in the form that the operators of engines/operators compute.
     bool fuses(std::string const& graph) const;
 
@@ -36,13 +40,15 @@ public:
 
 private:
     std::shared_ptr<Ort::Session> open(std::string const& graph) const;
-    Ort::SessionOptions options() const;
+    Ort::SessionOptions options(std::string const& graph) const;
+    void choose_decoder();
     void check_interface(Ort::Session const& session, std::string const& graph) const;
 
     Bundle const& bundle_;
     Ort::Env env_;
     bool is_cuda_;
     int device_, num_threads_;
+    std::string image_decoder_, why_float_decoder_;
     bool holds_one_;  // where weights are large: each session has a packed copy of them
     std::mutex mutex_;
     std::map<std::string, std::shared_ptr<Ort::Session>> sessions_;

@@ -9,7 +9,6 @@
 namespace ssd_runtime {
 namespace {
 
-char const image_decoder[] = "image_decoder";
 char const top_k_suffix[] = "_top_k";
 constexpr int usual_window = 16;  // as ssd_export/tensorrt/window_plan.py says
 

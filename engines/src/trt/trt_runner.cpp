@@ -315,7 +315,7 @@ private:
 void TrtBackend::estimate(uint32_t, ssd_memory_plan& plan) const {
     plan.weight_bytes = shared_->engines().weight_bytes() + files().num_bytes();
     plan.decoder_bytes =
-        files().has("image_decoder") ? files().entry("image_decoder").activation_bytes : 0;
+        files().has(image_decoder) ? files().entry(image_decoder).activation_bytes : 0;
     plan.peak_bytes = plan.weight_bytes + Workspace::planned_bytes(files(), plan.num_images);
     plan.free_bytes = shared_->engines().device().free_bytes();
 }

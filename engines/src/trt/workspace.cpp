@@ -10,7 +10,7 @@
 namespace ssd_runtime {
 namespace {
 
-char const evict_graph[] = "evict", image_decoder[] = "image_decoder";
+char const evict_graph[] = "evict";
 constexpr unsigned char empty = 0xFF;  // every byte of the position -1
 
 bool has_own_evictions(EngineFiles const& files) {
