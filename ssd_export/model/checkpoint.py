@@ -24,6 +24,7 @@ from ssd_export.model.image_decoder import ImageDecoder
 from ssd_export.model.inventory import check_counts, check_inventory
 from ssd_export.model.lora import LoraMatrix, open_lora
 from ssd_export.model.quantized_checkpoint import refuse_quantized_config
+from ssd_export.model.uninitialized import shapes_alone
 from ssd_export.model.weight_files import WeightFile, open_weight_files, read_json, sample_of
 from ssd_export.os_errors import is_file, is_folder
 from ssd_export.policy.head_map import HeadMap, find_head_map
@@ -329,7 +330,7 @@ def permute_heads(
 
 def _expected(config: ModelConfig) -> dict[str, tuple[int, ...]]:
     """Shapes of all that generation needs, by canonical name, in the order of the modules."""
-    with torch.device("meta"):
+    with shapes_alone():
         modules = ImageTokenModel(config, text_embedding=True), ImageDecoder(config)
     return {
         name: tuple(value.shape)

@@ -7,6 +7,7 @@ import torch
 from ssd_export.model.checkpoint import Checkpoint
 from ssd_export.model.decoder import ImageTokenModel
 from ssd_export.model.image_decoder import ImageDecoder
+from ssd_export.model.uninitialized import shapes_alone
 
 SMALL = 500_000_000  # parameters; 2 GB in float32
 
@@ -23,7 +24,7 @@ def load_model(
     fp16, and leaves a large one in its own. text_embedding: without it the table of text tokens,
     which only prompts need, stays in the file.
     """
-    with torch.device("meta"):
+    with shapes_alone():
         model = ImageTokenModel(checkpoint.config, text_embedding)
     names = list(model.state_dict())
     own = checkpoint.tensor(next(name for name in names if name.endswith("q_proj.weight"))).dtype
@@ -38,7 +39,7 @@ def load_image_decoder(
     checkpoint: Checkpoint, device: str = "cpu", dtype: torch.dtype = torch.float32
 ) -> ImageDecoder:
     """The image decoder, from codes to pixels."""
-    with torch.device("meta"):
+    with shapes_alone():
         decoder = ImageDecoder(checkpoint.config)
     names = list(decoder.state_dict())
     decoder.load_state_dict(
