@@ -15,10 +15,11 @@ bool has_f16c() {
 }
 #endif
 
-#define SSD_KERNELS_OF(set)                                                                        \
-    Kernels {                                                                                      \
-        set::attend, set::lowest, set::gated_silu, set::panel_columns(), set::pack, set::multiply, \
-            set::fill_noise, set::draw, set::measure, set::finish, #set                            \
+#define SSD_KERNELS_OF(set)                                                               \
+    Kernels {                                                                             \
+        set::attend, set::write_row, set::turn, set::lowest, set::least, set::gated_silu, \
+            set::panel_columns(), set::pack, set::multiply, set::fill_noise, set::draw,   \
+            set::measure, set::finish, #set                                               \
     }
 
 Kernels chosen() {

@@ -8,16 +8,31 @@
 
 namespace ssd_operators {
 
-// What is attended to. key, value: float [num_slots, head_dim]; position: -1 is an empty slot, and
-// at least one is not. score: float [num_slots], to which the probabilities of all queries are
-// added; null where the head does not rank by it.
+// How the rows of a cache are held (cache_rows.h).
+enum class CacheRows { float32, float16, int8 };
+
+// What is attended to. key, value: [num_slots, head_dim]; key_scale, value_scale: float
+// [num_slots] of rows in int8, else null; position: -1 is an empty slot, and at least one is not.
+// score: float [num_slots], to which the probabilities of all queries are added; null where the
+// head does not rank by it.
 struct Slots {
-    float* key;
-    float* value;
+    void* key;
+    void* value;
+    float* key_scale;
+    float* value_scale;
     int32_t* position;
     float* score;
     int num_slots;
+    CacheRows rows;
 };
+
+// cos and sin of RoPE for a row: half a head's numbers each.
+struct Angles {
+    float const* cos;
+    float const* sin;
+};
+
+constexpr int most_lanes = 16;  // of any instruction set
 
 // How a constant matrix is held: in two bytes where these have every one of its numbers.
 enum class Storage { float16, bfloat16, float32 };
@@ -49,11 +64,16 @@ struct Race {
 
 struct Kernels {
     // out [num_queries, head_dim] of queries [num_queries, head_dim], scaled already. scratch:
-    // 2 * num_slots numbers.
+    // 2 * (num_slots + most_lanes) numbers.
     void (*attend)(Slots const& slots, float const* queries, int num_queries, int head_dim,
                    float* scratch, float* out);
+    // Writes a row of a cache, and its scale where it has one.
+    void (*write_row)(CacheRows rows, float const* row, int head_dim, void* to, float* scale);
+    // RoPE of a head, times a factor. half: of its numbers.
+    void (*turn)(float const* in, Angles const& angles, int half, float factor, float* out);
     // The first of the lowest numbers.
     int (*lowest)(int32_t const* numbers, int count);
+    int (*least)(float const* numbers, int count);
     // out [size] = silu(gate_up[:size]) * gate_up[size:].
     void (*gated_silu)(float const* gate_up, int64_t size, float* out);
     // Columns of a panel.
@@ -80,7 +100,10 @@ struct Kernels {
 #define SSD_DECLARE_KERNELS(set)                                              \
     namespace set {                                                           \
     void attend(Slots const&, float const*, int, int, float*, float*);        \
+    void write_row(CacheRows, float const*, int, void*, float*);              \
+    void turn(float const*, Angles const&, int, float, float*);               \
     int lowest(int32_t const*, int);                                          \
+    int least(float const*, int);                                             \
     void gated_silu(float const*, int64_t, float*);                           \
     int64_t panel_columns();                                                  \
     bool pack(float const*, Storage, int64_t, int64_t, void*);                \

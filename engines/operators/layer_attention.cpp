@@ -1,10 +1,11 @@
 // One step of all head groups of a layer: RoPE, R3 to R7 of the cache (ssd_export/policy),
-// attention and scores in one operator, in float32.
+// attention and scores in one operator, in float32 over a cache in float32, float16 or int8.
 //
 // Inputs:  qkv [B, (HQ + 2 H) * D]: queries, keys and values of all heads, group after group;
 //          cos, sin of RoPE: D / 2 numbers of each row;
 //          position, prompt_length int32 [B]; then of each group past key, value [B, h, S, D],
-//          position int32 [B, h, S] and, where it ranks by score, score [B, h, S].
+//          where these are int8 their scales float [B, h, S], position int32 [B, h, S] and, where
+//          it ranks by score, score float [B, h, S].
 // Outputs: out [B, HQ * D], then the present of each past, which may share its memory.
 // A head without an empty slot evicts as many tokens as its group does at once, so that no graph
 // has to run between steps; where one did, there is an empty slot.
@@ -99,8 +100,13 @@ public:
         size_t tensor = 0;
         for (Group const& group : groups_) {
             Slots slots{};
-            slots.key = static_cast<float*>(present(context, tensor++, slots));
-            slots.value = static_cast<float*>(present(context, tensor++, slots));
+            slots.rows = rows_of(context, tensor);
+            slots.key = present(context, tensor++, slots);
+            slots.value = present(context, tensor++, slots);
+            if (slots.rows == CacheRows::int8) {
+                slots.key_scale = static_cast<float*>(present(context, tensor++, slots));
+                slots.value_scale = static_cast<float*>(present(context, tensor++, slots));
+            }
             slots.position = static_cast<int32_t*>(present(context, tensor++, slots));
             if (group.by_score) {
                 slots.score = static_cast<float*>(present(context, tensor++, slots));
@@ -111,15 +117,36 @@ public:
     }
 
 private:
+    static constexpr size_t first_past = 5;
+
+    static CacheRows rows_of(Ort::KernelContext const& context, size_t tensor) {
+        auto const past = context.GetInput(first_past + tensor);
+        switch (past.GetTensorTypeAndShapeInfo().GetElementType()) {
+        case ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT: return CacheRows::float32;
+        case ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT16: return CacheRows::float16;
+        case ONNX_TENSOR_ELEMENT_DATA_TYPE_INT8: return CacheRows::int8;
+        default:
+            throw Ort::Exception("LayerAttention: a cache in other than float32, float16 or int8",
+                                 ORT_INVALID_ARGUMENT);
+        }
+    }
+
+    static size_t bytes_of(ONNXTensorElementDataType type) {
+        return type == ONNX_TENSOR_ELEMENT_DATA_TYPE_INT8      ? 1
+               : type == ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT16 ? 2
+                                                               : 4;
+    }
+
     // The memory of a present tensor, with the past in it: copied where they are two.
     static void* present(Ort::KernelContext const& context, size_t tensor, Slots& slots) {
-        auto const past = context.GetInput(5 + tensor);
+        auto const past = context.GetInput(first_past + tensor);
         auto const info = past.GetTensorTypeAndShapeInfo();
         auto const shape = info.GetShape();
         auto value = context.GetOutput(1 + tensor, shape.data(), shape.size());
         void* const memory = value.GetTensorMutableRawData();
         if (memory != past.GetTensorRawData()) {
-            std::memcpy(memory, past.GetTensorRawData(), info.GetElementCount() * sizeof(float));
+            size_t const item = bytes_of(info.GetElementType());
+            std::memcpy(memory, past.GetTensorRawData(), info.GetElementCount() * item);
         }
         slots.num_slots = static_cast<int>(shape.at(2));
         return memory;
@@ -132,45 +159,56 @@ private:
         size_t const index = group_of_head_[static_cast<size_t>(head)];
         Group const& group = groups_[index];
         Slots slots = step.slots[index];
-        int64_t const place = (row * group.num_heads + head - group.first_head) * slots.num_slots;
-        slots.key += place * head_dim_;
-        slots.value += place * head_dim_;
-        slots.position += place;
-        slots.score = group.by_score ? slots.score + place : nullptr;
+        move_to_head(slots, (row * group.num_heads + head - group.first_head) * slots.num_slots);
 
         int const slot = place_of_token(group, slots, step.position[row], step.prompt_length[row]);
         int const first_query = head * query_group_size_;
         int const first_key = num_heads_ * query_group_size_;
         float const* const qkv = step.qkv + row * (first_key + 2 * num_heads_) * head_dim_;
-        float const* const value = qkv + (first_key + num_heads_ + head) * head_dim_;
-        turn(step, row, qkv + (first_key + head) * head_dim_, 1.0F, slots.key + slot * head_dim_);
-        std::copy_n(value, head_dim_, slots.value + slot * head_dim_);
+        int const half = head_dim_ / 2;
+        Angles const angles{step.cos + row * half, step.sin + row * half};
+        int const room = slots.num_slots + most_lanes;
+        float* const scratch = scratch_of(2 * room + query_group_size_ * head_dim_);
+        kernels_.turn(qkv + (first_key + head) * head_dim_, angles, half, 1.0F, scratch);
+        write(slots, slot, scratch, qkv + (first_key + num_heads_ + head) * head_dim_);
         slots.position[slot] = step.position[row];
         if (slots.score != nullptr) {
             slots.score[slot] = 0;
         }
-        float* const scratch = scratch_of(2 * slots.num_slots + query_group_size_ * head_dim_);
-        float* const queries = scratch + 2 * slots.num_slots;
+        float* const queries = scratch + 2 * room;
         float const factor = 1 / std::sqrt(static_cast<float>(head_dim_));
         for (int query = 0; query < query_group_size_; ++query) {
-            turn(step, row, qkv + (first_query + query) * head_dim_, factor,
-                 queries + query * head_dim_);
+            kernels_.turn(qkv + (first_query + query) * head_dim_, angles, half, factor,
+                          queries + query * head_dim_);
         }
         int64_t const out = row * first_key + first_query;
         kernels_.attend(slots, queries, query_group_size_, head_dim_, scratch,
                         step.out + out * head_dim_);
     }
 
-    // RoPE of a head of a row, times a factor.
-    void turn(Step const& step, int64_t row, float const* in, float factor, float* out) const {
-        int const half = head_dim_ / 2;
-        float const *cos = step.cos + row * half, *sin = step.sin + row * half;
-        for (int i = 0; i < half; ++i) {
-            float const first = in[i] * cos[i] - in[half + i] * sin[i];
-            float const second = in[half + i] * cos[i] + in[i] * sin[i];
-            out[i] = first * factor;
-            out[half + i] = second * factor;
+    // From a group's first slot to that of a head, so many slots on.
+    void move_to_head(Slots& slots, int64_t place) const {
+        slots.key = row_at(slots, slots.key, place);
+        slots.value = row_at(slots, slots.value, place);
+        slots.position += place;
+        for (float** number : {&slots.key_scale, &slots.value_scale, &slots.score}) {
+            *number = *number == nullptr ? nullptr : *number + place;
         }
+    }
+
+    void* row_at(Slots const& slots, void* rows, int64_t slot) const {
+        int const item_bytes = slots.rows == CacheRows::float32   ? 4
+                               : slots.rows == CacheRows::float16 ? 2
+                                                                  : 1;
+        return static_cast<char*>(rows) + slot * head_dim_ * item_bytes;
+    }
+
+    void write(Slots const& slots, int slot, float const* key, float const* value) const {
+        bool const has_scales = slots.rows == CacheRows::int8;
+        kernels_.write_row(slots.rows, key, head_dim_, row_at(slots, slots.key, slot),
+                           has_scales ? slots.key_scale + slot : nullptr);
+        kernels_.write_row(slots.rows, value, head_dim_, row_at(slots, slots.value, slot),
+                           has_scales ? slots.value_scale + slot : nullptr);
     }
 
     // The slot that the new token takes: the lowest empty one (R6), after an eviction where there
@@ -202,11 +240,11 @@ private:
     }
 
     // Empties the slots of least rank, of equal ones the lower first (R4, R5).
-    static void evict(Slots const& slots, float* ranks, int count) {
+    void evict(Slots const& slots, float* ranks, int count) const {
         for (int done = 0; done < count; ++done) {
-            float* const least = std::min_element(ranks, ranks + slots.num_slots);
-            slots.position[least - ranks] = -1;
-            *least = gone;
+            int const slot = kernels_.least(ranks, slots.num_slots);
+            slots.position[slot] = -1;
+            ranks[slot] = gone;
         }
     }
 
