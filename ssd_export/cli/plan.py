@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import re
+import shlex
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,18 +23,21 @@ if TYPE_CHECKING:
 
 SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*(GB|GiB)", re.IGNORECASE)
 WIDTH_OF_A_PIPE = 120
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Device:
     """The machine that will generate. memory_bytes: usable; flavor: None for a machine that needs
-    no engine.
+    no engine; shares_memory: its GPU and its system have one memory.
     """
 
     name: str
     memory_bytes: int | None
     flavor: str | None
     shared_weights: bool = True
+    shares_memory: bool = False
+    workspace_bytes: int = 0
 
 
 @dataclass(frozen=True)
@@ -93,6 +98,8 @@ def command(target: str | None, fits: bool, as_json: bool, **asked: Any) -> None
     options.check_kv_dtype(spec.kv_dtype)
     options.check_choice("--dtype", spec.dtype, MODEL_DTYPES)
 
+    from ssd_export.model.families import family_of
+    from ssd_export.model.hub import is_hub_id
     from ssd_export.plan.fit import BATCHES, BUDGETS, WEIGHTS, Settings, fit
 
     device = find_device(target or "cpu")
@@ -103,6 +110,13 @@ def command(target: str | None, fits: bool, as_json: bool, **asked: Any) -> None
     )
     settings = Settings(spec.weights or "none", spec.budget or 0.2, spec.batch or 1)
     plan = plan_of(spec, device, settings)
+    if plan.download_bytes and not is_hub_id(spec.model):
+        log.info(
+            "%s is not here: planned by the shapes of the published model; export takes a folder or"
+            " a hub id, such as %s",
+            spec.model,
+            family_of(plan.config).example,
+        )
     if fits:
         if device.memory_bytes is None:
             raise UserError(
@@ -123,7 +137,7 @@ def command(target: str | None, fits: bool, as_json: bool, **asked: Any) -> None
     else:
         _print_tables(plan, device)
         if fits:
-            for line in commands(spec, device, settings, target):
+            for line in commands(spec, device, settings, target, plan.bundle):
                 click.echo(line)
     if problems:
         raise UserError("; ".join(problems))
@@ -150,6 +164,8 @@ def find_device(target: str) -> Device:
         usable_bytes(memory, shared) or None,
         recipe.flavors[0],
         recipe.shared_weights,
+        shared,
+        recipe.workspace_mib << 20,
     )
 
 
@@ -201,6 +217,8 @@ def plan_of(spec: PlanSpec, device: Device, settings: Settings) -> Plan:
         ),
         flavor=device.flavor,
         shared_weights=device.shared_weights,
+        workspace_bytes=device.workspace_bytes,
+        bundle=made.out,
     )
 
 
@@ -212,12 +230,15 @@ def needed_there(plan: Plan, device: Device) -> int:
 def what_does_not_fit(plan: Plan, device: Device) -> list[str]:
     """A line for each stage or device whose memory or disk will not do."""
     from ssd_export.machine import free_bytes, free_disk_bytes, gib
+    from ssd_export.plan.stages import BUILD_ON_DEVICE
 
     problems = []
     memory, disk = free_bytes(), free_disk_bytes(Path())
     for stage in plan.stages():
-        on_board = device.flavor is not None and stage.name.startswith("generate on this CPU")
-        if memory is not None and stage.host_bytes and stage.host_bytes > memory and not on_board:
+        elsewhere = stage.name == BUILD_ON_DEVICE or (
+            device.flavor is not None and stage.name.startswith("generate on this CPU")
+        )
+        if memory is not None and stage.host_bytes and stage.host_bytes > memory and not elsewhere:
             problems.append(
                 f"{stage.name} needs {gib(stage.host_bytes)} of memory and {gib(memory)} are free"
             )
@@ -233,11 +254,23 @@ def what_does_not_fit(plan: Plan, device: Device) -> list[str]:
         problems.append(
             f"generating needs {gib(needed)} of the {gib(device.memory_bytes)} of {device.name}"
         )
-    return (
-        [*problems, "use --fit, or --weights int4, a smaller --budget, a smaller --batch"]
-        if problems
-        else []
-    )
+    if problems:
+        problems.append("use --fit, or --weights int4, a smaller --budget, a smaller --batch")
+    return problems + _build_on_a_board(plan, device)
+
+
+def _build_on_a_board(plan: Plan, device: Device) -> list[str]:
+    """A line where a board cannot build engines that it can run: swap holds what is left over."""
+    from ssd_export.machine import gib
+    from ssd_export.plan.stages import BUILD_ON_DEVICE
+
+    needed = next((s.host_bytes or 0 for s in plan.stages() if s.name == BUILD_ON_DEVICE), 0)
+    if not device.shares_memory or not device.memory_bytes or needed <= device.memory_bytes:
+        return []
+    return [
+        f"build-engine runs on {device.name} and needs {gib(needed)} of its"
+        f" {gib(device.memory_bytes)}: add {gib(needed - device.memory_bytes)} of swap there"
+    ]
 
 
 def facts(plan: Plan, device: Device, settings: Settings, problems: list[str]) -> dict[str, Any]:
@@ -266,10 +299,18 @@ def facts(plan: Plan, device: Device, settings: Settings, problems: list[str]) -
     }
 
 
-def commands(spec: PlanSpec, device: Device, settings: Settings, target: str | None) -> list[str]:
-    """The command lines that do what was planned."""
+def commands(
+    spec: PlanSpec, device: Device, settings: Settings, target: str | None, bundle: Path
+) -> list[str]:
+    """The command lines that do what was planned, and a comment where the machine changes.
+
+    Args: bundle: the folder that export writes; its machine knows it as the latest one.
+    """
+    from ssd_export.plan.stages import BUILDS_ANYWHERE
+
     parts = [
-        f"ssd-export export --model {spec.model} --budget {settings.budget:g} --dtype {spec.dtype}"
+        f"ssd-export export --model {shlex.quote(spec.model)} --budget {settings.budget:g}"
+        f" --dtype {spec.dtype}"
     ]
     if settings.weights != "none":
         parts.append(f"--weights {settings.weights}")
@@ -280,16 +321,20 @@ def commands(spec: PlanSpec, device: Device, settings: Settings, target: str | N
     )
     parts += [f"--prompt-slots {spec.prompt_slots}"] * (spec.prompt_slots is not None)
     lines = [" ".join(parts)]
+    on_device = ""
     if device.flavor is not None:
         name = "rtx" if SIZE.fullmatch(target or "") else target
+        if device.flavor not in BUILDS_ANYWHERE:
+            lines.append(f"# then on {device.name}, with a copy of {bundle}:")
+            on_device = f"--bundle {shlex.quote(bundle.name)} "
         lines.append(
-            f"ssd-export build-engine --target {name} --batch"
+            f"ssd-export build-engine {on_device}--target {name} --batch"
             f" 1:{settings.num_images}:{settings.num_images}"
         )
     runner = "" if device.flavor is None else "--runner trt "
     lines.append(
-        f'ssd-export generate {runner}--batch {settings.num_images} "a red circle above a blue'
-        ' square"'
+        f"ssd-export generate {on_device}{runner}--batch {settings.num_images}"
+        ' "a red circle above a blue square"'
     )
     return lines
 

@@ -5,6 +5,7 @@ whether that is there.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 from ssd_export.config import ModelConfig
 from ssd_export.dtypes import DTYPES
@@ -17,6 +18,8 @@ from ssd_export.policy.table import PolicyTable
 GRAPH_BYTES_OF_A_LAYER = 110_000  # of all graphs together
 TOKENIZER_BYTES_OF_AN_ENTRY = 64
 COPIES_WHILE_BUILDING = 3
+BUILDS_ANYWHERE = ("tensorrt-rtx",)  # engines for GPUs that are not there
+BUILD, BUILD_ON_DEVICE = "build-engine", "build-engine on the device"
 BUILD_BASE_BYTES = {
     "tensorrt-rtx": 1 << 30,
     "tensorrt": 2 << 30,
@@ -43,7 +46,7 @@ class Stage:
 @dataclass(frozen=True)
 class Plan:
     """All that is asked for, in bytes. download_bytes: 0 where the checkpoint is here; export_peak:
-    of this machine.
+    of this machine; workspace_bytes: of the builder; bundle: the folder of export.
     """
 
     config: ModelConfig
@@ -56,6 +59,8 @@ class Plan:
     export_peak: int
     flavor: str | None
     shared_weights: bool
+    workspace_bytes: int
+    bundle: Path
 
     @property
     def cache_bytes(self) -> int:
@@ -127,18 +132,26 @@ class Plan:
             + self.sizes.image_decoder
             + (0 if self.shared_weights else self.sizes.steps)
         )
-        peak = build_bytes(self.flavor or "tensorrt", inside)
+        flavor = self.flavor or "tensorrt"
+        inputs = self.sizes.steps if self.shared_weights else 0
         return Stage(
-            "build-engine", peak, self.engine_bytes, 0, time_class(60 + inside / BUILD_RATE)
+            BUILD if flavor in BUILDS_ANYWHERE else BUILD_ON_DEVICE,
+            build_bytes(flavor, inside, inputs, self.workspace_bytes),
+            self.engine_bytes,
+            0,
+            time_class(60 + inside / BUILD_RATE),
         )
 
 
-def build_bytes(flavor: str, inside: int) -> int:
-    """Peak of building engines on the host.
+def build_bytes(flavor: str, inside: int, inputs: int, workspace: int) -> int:
+    """Peak of building engines on the host, in bytes.
 
-    Args: inside: bytes of the weights that stay inside the engines.
+    Args: inside: weights that stay inside the engines; inputs: weights that engines are given;
+    workspace: of the builder. A builder that times its tactics on the GPU has the last two there,
+    which on a board is the same memory.
     """
-    return BUILD_BASE_BYTES[flavor] + COPIES_WHILE_BUILDING * inside
+    on_device = 0 if flavor in BUILDS_ANYWHERE else inputs + workspace
+    return BUILD_BASE_BYTES[flavor] + COPIES_WHILE_BUILDING * inside + on_device
 
 
 def time_class(seconds: float) -> str:

@@ -63,8 +63,7 @@ def needed_bytes(bundle: Bundle, target: Target, flavor: Flavor) -> int:
     inputs = shared_weights(bundle) if target.shared_weights else {}
     shared = sum(weight.num_bytes for weight in inputs.values() if weight.offset != embeddings)
     total = sum(weight.num_bytes for weight in weights.values() if weight.offset != embeddings)
-    on_device = 0 if flavor.builds_anywhere else shared + (target.workspace_mib << 20)
-    return build_bytes(flavor.name, total - shared) + on_device
+    return build_bytes(flavor.name, total - shared, shared, target.workspace_mib << 20)
 
 
 def check_memory(needed: int, free: int | None, dtype: str, weights: str) -> None:

@@ -13,6 +13,7 @@ from importlib.util import find_spec
 from typing import Any
 
 from ssd_export.errors import UserError
+from ssd_export.plan.stages import BUILDS_ANYWHERE
 from ssd_export.tensorrt.stub_library import load_stub
 
 MODULES = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}
@@ -30,7 +31,7 @@ class Flavor:
     @property
     def builds_anywhere(self) -> bool:
         """Whether engines are built for GPUs that this machine does not have."""
-        return self.name == "tensorrt-rtx"
+        return self.name in BUILDS_ANYWHERE
 
     @property
     def lists_layers(self) -> bool:

@@ -6,14 +6,30 @@ from __future__ import annotations
 
 from dataclasses import replace
 from functools import cache
+from pathlib import Path
 
 import pytest
 
-from ssd_export.cli.plan import Device, PlanSpec, commands, find_device, plan_of
+from ssd_export.bundle.bundle import open_bundle
+from ssd_export.cli.plan import (
+    Device,
+    PlanSpec,
+    commands,
+    find_device,
+    plan_of,
+    what_does_not_fit,
+)
 from ssd_export.errors import UserError
+from ssd_export.export.exporter import ExportSpec, export_bundle
+from ssd_export.machine import gib
 from ssd_export.model.families import PUBLISHED, published_shape
 from ssd_export.plan.fit import Settings, fit
-from ssd_export.plan.stages import Plan, time_class
+from ssd_export.plan.stages import BUILD_ON_DEVICE, Plan, time_class
+from ssd_export.tensorrt.build_memory import needed_bytes
+from ssd_export.tensorrt.flavors import Flavor
+from ssd_export.tensorrt.target import read_target
+
+ONE_B, SEVEN_B = "janus-pro-1b", "janus-pro-7b"
 
 SPEC = PlanSpec("janus-pro-1b", None, None, None, None, "model", None, 1, None, "fp16", None)
 ORIN = Device("Orin", 7 << 30, "tensorrt")
@@ -118,13 +134,38 @@ def test_devices_by_size_and_by_name() -> None:
 
 
 def test_the_commands_do_what_was_planned() -> None:
-    lines = commands(SPEC, ORIN, Settings("int4", 0.15, 2), "jetson-orin-nano")
+    lines = commands(SPEC, ORIN, Settings("int4", 0.15, 2), "jetson-orin-nano", Path("bundles/it"))
     assert (
         lines[0]
         == "ssd-export export --model janus-pro-1b --budget 0.15 --dtype fp16 --weights int4"
     )
-    assert lines[1] == "ssd-export build-engine --target jetson-orin-nano --batch 1:2:2"
-    assert lines[2].startswith("ssd-export generate --runner trt --batch 2 ")
+    assert lines[1] == "# then on Orin, with a copy of bundles/it:"
+    assert lines[2] == "ssd-export build-engine --bundle it --target jetson-orin-nano --batch 1:2:2"
+    assert lines[3].startswith("ssd-export generate --bundle it --runner trt --batch 2 ")
+
+
+def test_a_board_builds_in_its_own_memory() -> None:
+    """What a board can run it may not be able to build without swap; this machine's memory is no
+    matter.
+    """
+    board = find_device("jetson-orin-nano")
+    small, large = (plan(Settings("int4", 0.1, 1), board, model=m) for m in (ONE_B, SEVEN_B))
+    assert what_does_not_fit(small, board) == []
+    (line,) = what_does_not_fit(large, board)
+    build = next(stage for stage in large.stages() if stage.name == BUILD_ON_DEVICE)
+    assert line.startswith(f"build-engine runs on {board.name} and needs {gib(build.host_bytes)}")
+    assert gib(build.host_bytes - board.memory_bytes) + " of swap" in line
+
+
+def test_a_build_is_planned_by_what_build_engine_refuses_by(tmp_path: Path) -> None:
+    """TensorRT has the weights that engines are given, and its workspace, in the board's memory."""
+    path = export_bundle(ExportSpec(model="demo", dtype="fp16", out=tmp_path / "bundle"))
+    made = plan(device=find_device("jetson-orin-nano"), model="demo")
+    (build,) = (stage for stage in made.stages() if stage.name == BUILD_ON_DEVICE)
+    bundle, target = open_bundle(path), read_target("jetson-orin-nano")
+    needed = needed_bytes(bundle, target, Flavor("tensorrt", "10.3", None))
+    assert build.host_bytes == pytest.approx(needed, abs=1 << 20)
+    assert needed_bytes(bundle, target, Flavor("tensorrt-rtx", "1.7", None)) < needed - (1 << 30)
 
 
 def test_times_are_classes() -> None:
