@@ -8,23 +8,30 @@ namespace ssd_operators {
 namespace {
 
 #if defined(SSD_OPERATORS_X86) && !defined(SSD_OPERATORS_ONLY)
-// Clang's __builtin_cpu_supports does not know the name of this one.
+// Clang's __builtin_cpu_supports does not know the names of these.
 bool has_f16c() {
     unsigned eax = 0, ebx = 0, ecx = 0, edx = 0;
     return __get_cpuid(1, &eax, &ebx, &ecx, &edx) != 0 && (ecx & bit_F16C) != 0;
 }
+
+bool has_avx_vnni() {
+    constexpr unsigned bit = 1U << 4;
+    unsigned eax = 0, ebx = 0, ecx = 0, edx = 0;
+    return __get_cpuid_count(7, 1, &eax, &ebx, &ecx, &edx) != 0 && (eax & bit) != 0;
+}
 #endif
 
-#define SSD_KERNELS_OF(set)                                                               \
-    Kernels {                                                                             \
-        set::attend, set::write_row, set::turn, set::lowest, set::least, set::gated_silu, \
-            set::panel_columns(), set::pack, set::multiply, set::fill_noise, set::draw,   \
-            set::measure, set::finish, #set                                               \
+#define SSD_KERNELS_OF(set, codes)                                                                \
+    Kernels {                                                                                     \
+        set::attend, set::write_row, set::turn, set::lowest, set::least, set::gated_silu,         \
+            set::panel_columns(), set::pack, set::multiply, codes::panel_of, codes::code_row,     \
+            codes::multiply_codes, codes::gather_parts, set::fill_noise, set::draw, set::measure, \
+            set::finish, #codes                                                                   \
     }
 
 Kernels chosen() {
 #if defined(SSD_OPERATORS_ONLY)
-    return SSD_KERNELS_OF(SSD_OPERATORS_ONLY);
+    return SSD_KERNELS_OF(SSD_OPERATORS_ONLY, SSD_CODES_ONLY);
 #else
 #if defined(SSD_OPERATORS_X86)
     __builtin_cpu_init();
@@ -35,14 +42,20 @@ Kernels chosen() {
     bool const has_avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
                           has_f16c() && __builtin_cpu_supports("bmi") &&
                           __builtin_cpu_supports("bmi2");
+    if (has_avx512 && __builtin_cpu_supports("avx512vnni")) {
+        return SSD_KERNELS_OF(avx512, avx512vnni);
+    }
     if (has_avx512) {
-        return SSD_KERNELS_OF(avx512);
+        return SSD_KERNELS_OF(avx512, avx512);
+    }
+    if (has_avx2 && has_avx_vnni()) {
+        return SSD_KERNELS_OF(avx2, avxvnni);
     }
     if (has_avx2) {
-        return SSD_KERNELS_OF(avx2);
+        return SSD_KERNELS_OF(avx2, avx2);
     }
 #endif
-    return SSD_KERNELS_OF(baseline);
+    return SSD_KERNELS_OF(baseline, baseline);
 #endif
 }
 

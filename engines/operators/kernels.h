@@ -4,6 +4,7 @@
 
 #include <cstdint>
 
+#include "codes.h"
 #include "group_norm.h"
 
 namespace ssd_operators {
@@ -82,6 +83,17 @@ struct Kernels {
     bool (*pack)(float const* matrix, Storage storage, int64_t depth, int64_t width, void* panels);
     // One panel of a product. scratch: depth * columns floats.
     void (*multiply)(Product const& product, Panels const& panels, int64_t panel, float* scratch);
+    // Columns of a panel of codes.
+    int (*panel_of)(int bits);
+    // Rounds a row float [depth] to int8, where it has a place.
+    void (*code_row)(float const* x, Codes const& codes, CodedRows const& rows, int64_t row);
+    // Adds a part of a product to its sums: as suits few rows, or many.
+    void (*multiply_codes)(Codes const& codes, CodedRows const& rows, Part const& part,
+                           bool are_few);
+    // Writes the parts' columns of a row to out [width]: parts of the same columns, added up, plus
+    // bias [width] unless it is null.
+    void (*gather_parts)(int bits, Part const* parts, int num_parts, int64_t row, float const* bias,
+                         float* out);
     // Gumbel noise float [num_codes] of an image's step (ssd_export/noise.py).
     void (*fill_noise)(uint64_t seed, uint32_t image, uint32_t step, int64_t num_codes,
                        float* noise);
@@ -97,6 +109,13 @@ struct Kernels {
     char const* name;
 };
 
+#define SSD_DECLARE_CODES(set)                                               \
+    namespace set {                                                          \
+    int panel_of(int);                                                       \
+    void code_row(float const*, Codes const&, CodedRows const&, int64_t);    \
+    void multiply_codes(Codes const&, CodedRows const&, Part const&, bool);  \
+    void gather_parts(int, Part const*, int, int64_t, float const*, float*); \
+    }
 #define SSD_DECLARE_KERNELS(set)                                              \
     namespace set {                                                           \
     void attend(Slots const&, float const*, int, int, float*, float*);        \
@@ -114,9 +133,14 @@ struct Kernels {
     void finish(Feature const&, int64_t, int, Finish const&, void*);          \
     }
 SSD_DECLARE_KERNELS(baseline)
+SSD_DECLARE_CODES(baseline)
 #if defined(SSD_OPERATORS_X86)
 SSD_DECLARE_KERNELS(avx2)
 SSD_DECLARE_KERNELS(avx512)
+SSD_DECLARE_CODES(avx2)
+SSD_DECLARE_CODES(avxvnni)
+SSD_DECLARE_CODES(avx512)
+SSD_DECLARE_CODES(avx512vnni)
 #endif
 
 // The best ones that this processor runs.

@@ -19,6 +19,7 @@
 
 #include "kernels.h"
 #include "packed_product.h"
+#include "quantized_product.h"
 #include "residual_norm.h"
 #include "step_operators.h"
 
@@ -329,6 +330,7 @@ OrtStatus* add_operators(OrtSessionOptions* options) {
             auto* made = new Ort::CustomOpDomain("ssd_export");
             made->Add(&layer_attention);
             made->Add(packed_product_operator());
+            made->Add(quantized_product_operator());
             made->Add(gated_silu_operator());
             made->Add(draw_token_operator());
             made->Add(residual_norm_operator());

@@ -18,6 +18,7 @@ import onnx_ir as ir
 from ssd_export.bundle import graphs
 from ssd_export.bundle.graphs import head_groups
 from ssd_export.config import ModelConfig
+from ssd_export.dtypes import of_torch
 from ssd_export.export.functions import (
     DOMAIN,
     OP_TYPE,
@@ -27,7 +28,13 @@ from ssd_export.export.functions import (
     quantize_rows,
 )
 from ssd_export.export.operators import IR_VERSION, Operators, onnx_dtype
-from ssd_export.export.quantize import dequantize_node, onnx_type, opset_of, scale_name
+from ssd_export.export.quantize import (
+    dequantize_node,
+    has_product_of,
+    onnx_type,
+    opset_of,
+    scale_name,
+)
 from ssd_export.export.sampler import draw_tokens, noise_of_step, num_sorted_input
 from ssd_export.export.weights import WEIGHTS_FILE, Weight
 from ssd_export.graph_spec import NUM_SORTED_CODES, CacheTensor, GraphSpec, TensorSpec
@@ -57,9 +64,16 @@ class GraphWriter:
 
     def weight(self, name: str) -> ir.Value:
         """The initializer of a tensor of the weights file."""
+        return self._initializer(name, *onnx_type(self.weights[name]))
+
+    def _stored_codes(self, name: str) -> ir.Value:
+        """Codes as they are stored: two of int4 in a byte."""
+        weight = self.weights[name]
+        return self._initializer(name, onnx_dtype(of_torch(weight.dtype).name), weight.shape)
+
+    def _initializer(self, name: str, dtype: ir.DataType, dimensions: tuple[int, ...]) -> ir.Value:
         if name not in self._initializers:
             offset, length = self.places[name]
-            dtype, dimensions = onnx_type(self.weights[name])
             shape = ir.Shape(dimensions)
             tensor = ir.ExternalTensor(WEIGHTS_FILE, offset, length, dtype, shape=shape, name=name)
             self._initializers[name] = ir.Value(
@@ -86,13 +100,28 @@ class GraphWriter:
 
     def linear(self, x: ir.Value, name: str, bias: bool = False) -> ir.Value:
         """x [..., in] times the weight of a linear layer, plus its bias: [..., out]."""
-        if self.uses_operators and self.weights[name].scheme is None:
-            operands = [x, self.weight(name)]
-            if bias:
-                operands.append(self.weight(f"{name}.bias"))
-            return self.ops.many("PackedMatMul", *operands, domain=DOMAIN, num_outputs=1)[0]
+        if self.uses_operators and has_product_of(self.weights[name]):
+            return self._linear_by_operator(x, name, bias)
         product = self.ops.op("MatMul", x, self.matrix(name), name=f"{name}.product")
         return self.ops.op("Add", product, self.weight(f"{name}.bias")) if bias else product
+
+    def _linear_by_operator(self, x: ir.Value, name: str, bias: bool) -> ir.Value:
+        scheme, biases = self.weights[name].scheme, []
+        if bias:
+            biases.append(self.weight(f"{name}.bias"))
+        if scheme is None:
+            operands = [x, self.weight(name), *biases]
+            return self.ops.many("PackedMatMul", *operands, domain=DOMAIN, num_outputs=1)[0]
+        operands = [x, self._stored_codes(name), self.weight(scale_name(name)), *biases]
+        bits = {"int4": 4, "int8": 8}[scheme.format]
+        return self.ops.many(
+            "QuantizedMatMul",
+            *operands,
+            domain=DOMAIN,
+            num_outputs=1,
+            bits=bits,
+            block=scheme.block,
+        )[0]
 
     def model(
         self,

@@ -124,6 +124,11 @@ def dequantize_node(ops: Operators, codes: ir.Value, scale: ir.Value, scheme: Sc
     return ops.op("DequantizeLinear", codes, scale, axis=1)
 
 
+def has_product_of(weight: Weight) -> bool:
+    """Whether engines/operators multiplies by it."""
+    return weight.scheme is None or weight.scheme.format in ("int8", "int4")
+
+
 def precision_facts(
     weights_format: WeightFormat, head_format: WeightFormat, weights: Iterable[Weight]
 ) -> Precision:

@@ -12,6 +12,13 @@ from ssd_export.runtime.ort_operators import LIBRARY, LIBRARY_VARIABLE
 from tests.engines.builds import build_operators
 from tests.made_once import made_once, run_folder
 
+AVX2 = {"avx2", "fma", "f16c", "bmi2"}
+NEEDED_FLAGS = {
+    "avx2": AVX2,
+    "avxvnni": {*AVX2, "avx_vnni"},
+    "avx512": {"avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl"},
+}
+
 
 @pytest.fixture(scope="session")
 def library(operators_of: Callable[[str], Path]) -> Path:
@@ -28,11 +35,11 @@ def operators_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Pa
     folder = run_folder(tmp_path_factory) / "operators"
 
     def built(instructions: str) -> Path:
-        if instructions == "avx2":
+        if instructions != "baseline":
             processor = Path("/proc/cpuinfo")
             flags = processor.read_text(encoding="utf-8").split() if processor.exists() else []
-            if not {"avx2", "fma", "f16c", "bmi2"} <= set(flags):
-                pytest.skip("needs a processor with AVX2")
+            if not NEEDED_FLAGS.get(instructions, set()) <= set(flags):
+                pytest.skip(f"needs a processor with {instructions}")
         options = [f"-DSSD_OPERATORS_ONLY={instructions}"] if instructions else []
         made = made_once(
             folder / (instructions or "best"), lambda place: build_operators(place, *options)
