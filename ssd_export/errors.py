@@ -27,3 +27,8 @@ def first_line(error: BaseException, most: int = 200) -> str:
 def printable(text: str) -> str:
     """Text whose control characters are escaped."""
     return "".join(char if char.isprintable() else repr(char)[1:-1] for char in text)
+
+
+def short(text: str) -> str:
+    """A text of a user in a message: quoted, cut to 40 characters."""
+    return repr(text if len(text) <= 40 else text[:37] + "...")

@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from importlib.util import find_spec
 from pathlib import Path
 
 from ssd_export.errors import UserError
+from ssd_export.extras import fix
 from ssd_export.policy.table import FULL
 from ssd_export.runtime.runners import DEFAULT, KINDS, check_threads, find_runner
 from ssd_export.sampling import as_count
 
 TRANSFORMERS = "transformers"
+NO_TRANSFORMERS = (
+    "the transformers baseline needs transformers 5.3 or newer:"
+    f" {fix('bench')}, or use --baselines full"
+)
 MAX_BATCH = 4096  # images at once: more fills no GPU better
 MAX_ROUNDS = 1000  # of whole batches: the median of more says nothing else
 BASELINES = (TRANSFORMERS, FULL)
@@ -45,6 +51,8 @@ def check_spec(spec: BenchSpec) -> BenchSpec:
             f"--baselines: unknown baseline {unknown[0]!r}; choose from {','.join(BASELINES)}, or"
             " none for no baseline"
         )
+    if TRANSFORMERS in spec.baselines and find_spec("transformers") is None:
+        raise UserError(NO_TRANSFORMERS)
     kind = find_runner(spec.runner)
     check_threads(spec.threads, "--threads")
     if not spec.batches:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from ssd_export.bench.spec import NO_TRANSFORMERS
 from ssd_export.errors import UserError
 from ssd_export.model.families import janus
 from ssd_export.model.prompt import TemplateEncoder
@@ -20,12 +21,6 @@ from ssd_export.sampling import Sampling
 
 if TYPE_CHECKING:
     from ssd_export.bench.cell import Cell, StepProgress
-
-EXTRA = (
-    'the transformers baseline needs transformers 5.3 or newer: pip install "ssd-export[bench]", or'
-    " use --baselines full"
-)
-
 
 MAX_PROMPT = 64  # the cache grows with the prompt, so any bound that it fits does
 
@@ -94,7 +89,7 @@ def _open(cell: Cell) -> tuple[Any, dict[str, torch.Tensor]]:
         from transformers import JanusForConditionalGeneration
         from transformers.utils import logging
     except ImportError as error:
-        raise UserError(EXTRA) from error
+        raise UserError(NO_TRANSFORMERS) from error
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     torch.set_num_threads(cell.threads)

@@ -15,6 +15,7 @@ import click
 
 from ssd_export.cli import options
 from ssd_export.cli.verb import verb
+from ssd_export.errors import UserError
 from ssd_export.sampling import MAX_IMAGES, Sampling, as_count, rows_start
 
 if TYPE_CHECKING:
@@ -132,6 +133,8 @@ def command(**asked: Any) -> int | None:
             "give each PROMPT here, or --class NUMBER|NAME, or all of them with --prompts FILE or"
             " --prompt-embeds FILE"
         )
+    if not all(str(prompt).strip() for prompt in spec.prompts):
+        raise UserError("a PROMPT is empty: say what to generate")
     _check_numbers(spec)
     if spec.prompt_file is not None:
         from ssd_export.cli.generate_file import generate_file

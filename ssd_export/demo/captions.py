@@ -15,7 +15,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from ssd_export.demo.scenes import COLORS, GROUNDS, KINDS, NUMBERS, RELATIONS, plural
-from ssd_export.errors import UserError
+from ssd_export.errors import UserError, short
 
 _KIND_OF = {plural(kind): kind for kind in KINDS}
 _COUNT_OF = {word: count for count, word in NUMBERS.items()}
@@ -47,7 +47,7 @@ def parse_caption(text: str) -> Expectation:
     """
     match = _CAPTION.fullmatch(text.strip())
     if match is None:
-        raise UserError(f"cannot read the caption {text!r}; {_help()}")
+        raise UserError(f"cannot read the caption {short(text)}; {_help()}")
     part = match.groupdict()
     if part["number"]:
         alike = (part["color"], _KIND_OF[part["kinds"]])

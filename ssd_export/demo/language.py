@@ -8,7 +8,7 @@ from ssd_export.config import ModelConfig
 from ssd_export.demo.captions import parse_caption
 from ssd_export.demo.codes import num_codes
 from ssd_export.demo.scenes import CATEGORIES, CLASS_CATEGORIES, SIZE
-from ssd_export.errors import UserError
+from ssd_export.errors import UserError, short
 from ssd_export.model.families import family_of
 
 
@@ -39,6 +39,7 @@ def outside(captions: Sequence[str]) -> list[str]:
     others = f" and {len(wrong) - 1} other prompts" if len(wrong) > 1 else ""
     way_out = reason.partition("; ")[2]
     return [
-        f"the demo model was trained on a little language and has never seen {wrong[0]!r}{others}:"
+        f"the demo model was trained on a little language and has never seen"
+        f" {short(wrong[0])}{others}:"
         f" expect nonsense; {way_out}"
     ]

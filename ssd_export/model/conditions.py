@@ -12,8 +12,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ssd_export.errors import UserError
-from ssd_export.model.prompt import EncodedPrompts, Prompt, short
+from ssd_export.errors import UserError, short
+from ssd_export.model.prompt import EncodedPrompts, Prompt
 
 NUMBER = re.compile(r"[0-9]{1,9}")
 

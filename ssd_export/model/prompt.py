@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from ssd_export.errors import UserError, first_line
+from ssd_export.errors import UserError, first_line, short
 from ssd_export.model.tokenizer_file import read_tokenizer
 
 Prompt = str | np.ndarray  # what a user typed, or float32 [tokens, width] of a text encoder
@@ -217,8 +217,3 @@ def _is_bracketed(name: str) -> bool:
 def text_of(prompt: Prompt) -> str:
     """A prompt as text: what was typed, or how many tokens were embedded elsewhere."""
     return prompt if isinstance(prompt, str) else f"embeddings of {len(prompt)} tokens"
-
-
-def short(prompt: str) -> str:
-    """A prompt in a message: quoted, cut to 40 characters."""
-    return repr(prompt if len(prompt) <= 40 else prompt[:37] + "...")

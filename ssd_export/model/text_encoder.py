@@ -19,9 +19,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from ssd_export.errors import UserError, first_line
+from ssd_export.errors import UserError, first_line, short
 from ssd_export.model.config_file import ConfigFile, shown
-from ssd_export.model.prompt import short
 from ssd_export.model.tokenizer_file import read_tokenizer
 from ssd_export.model.weight_files import read_json
 

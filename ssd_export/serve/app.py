@@ -60,6 +60,10 @@ EVENT = {
     "properties": {"event": {"type": "string"}, "data": {"type": "string"}},
     "required": ["event", "data"],
 }
+NO_OBJECT = (
+    "the body is no JSON object; send one with Content-Type: application/json, such as"
+    ' {"prompt": "a red circle on white"}'
+)
 ANSWERS: dict[int | str, dict[str, Any]] = {
     200: {"content": {"text/event-stream": {"schema": EVENT}}},  # with stream, else JSON
     **ERRORS,
@@ -124,12 +128,15 @@ def _answer_errors(app: FastAPI) -> None:
     async def invalid(_: Request, error: RequestValidationError) -> JSONResponse:
         first = error.errors()[0]
         where = [str(part) for part in first["loc"] if part != "body"]
+        if first["type"] == "json_invalid" or (not where and first["type"] != "value_error"):
+            return answer(400, NO_OBJECT)
         message = f"{'.'.join(where)}: {first['msg']}" if where else str(first["msg"])
         return answer(400, message, where[0] if where else None)
 
     @app.exception_handler(HTTPException)
     async def other(_: Request, error: HTTPException) -> JSONResponse:
-        return answer(error.status_code, str(error.detail))
+        unread = error.status_code == 400  # FastAPI: not UTF-8, or nested too deeply
+        return answer(error.status_code, NO_OBJECT if unread else str(error.detail))
 
     @app.exception_handler(QueueFullError)
     async def full(_: Request, error: QueueFullError) -> JSONResponse:

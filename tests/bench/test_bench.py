@@ -125,6 +125,9 @@ def test_transformers_is_timed_token_by_token() -> None:
 
 def test_transformers_missing_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "transformers", None)
+    with pytest.raises(UserError, match=r"ssd-export\[bench\]\", or use --baselines full"):
+        check_spec(BenchSpec(()))  # before anything is measured
+    assert check_spec(BenchSpec((), baselines=("full",))).baselines == ("full",)
     with pytest.raises(UserError, match=r"ssd-export\[bench\]"):
         measure(
             Cell("transformers", checkpoint(TINY), "ort", "cpu", 1, 1, 1), lambda done, total: None

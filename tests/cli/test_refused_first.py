@@ -40,6 +40,7 @@ CASES = [
     ("generate x", "--num-images", "1000000000", "--num-images 1000000000 is above"),
     ("generate x", "--decoder-batch", "0", "--decoder-batch 0 is below 1"),
     ("generate x", "--top-k", "-1", "--top-k -1 is below 0"),
+    ("generate x", " ", "a PROMPT is empty"),
     ("eval", "--num-prompts", "1000000000", "--num-prompts 1000000000 is above 100000"),
     ("eval", "--weights", "int3", "choose one of none, int8, int4"),
     ("bench", "--baselines", "nope", "unknown baseline 'nope'"),

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from ssd_export.demo.captions import Expectation, parse_caption
+from ssd_export.demo.language import outside
 from ssd_export.demo.scenes import CATEGORIES, random_scene
 from ssd_export.errors import UserError
 
@@ -97,3 +98,8 @@ def test_a_generated_caption_is_read_as_meant(category: str) -> None:
             (shape.color, shape.kind) for shape in scene.shapes
         )
         assert (wanted.relation is not None) == (category == "relation")
+
+
+def test_a_long_caption_is_quoted_in_part() -> None:
+    (line,) = outside(["x" * 3000])
+    assert "has never seen 'xxx" in line and len(line) < 600

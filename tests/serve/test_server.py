@@ -8,6 +8,8 @@ import socket
 import subprocess
 import sys
 import time
+import urllib.error
+import urllib.request
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -137,6 +139,8 @@ def test_a_bad_value_is_an_openai_error(
         (b"{", 400),
         (b"", 400),
         (b"[" * 10_000, 400),
+        (b"[]", 400),
+        (b"\xff", 400),
         (b'{"prompt": "\\ud800"}', 400),
         (b'{"prompt": NaN}', 400),
         (b'{"prompt": "a", "cfg_scale": NaN}', 400),
@@ -147,7 +151,22 @@ def test_a_body_that_is_no_request_is_an_openai_error(
     server: ServerProcess, body: bytes, status: int
 ) -> None:
     answered, _, content = server.ask("POST", "/v1/images/generations", body)
-    assert answered == status and json.loads(content)["error"]["message"]
+    error = json.loads(content)["error"]
+    assert answered == status and error["message"]
+    if not body.startswith((b'{"', b" ")):
+        assert "send one with Content-Type: application/json" in error["message"]
+        assert error["param"] is None
+
+
+def test_a_body_of_another_type_says_which_to_send(server: ServerProcess) -> None:
+    request = urllib.request.Request(
+        f"http://127.0.0.1:{server.port}/v1/images/generations",
+        json.dumps({"prompt": PROMPT}).encode(),
+        {"Content-Type": "text/plain"},
+    )
+    with pytest.raises(urllib.error.HTTPError) as refused:
+        urllib.request.urlopen(request)
+    assert "send one with Content-Type: application/json" in refused.value.read().decode()
 
 
 def test_a_body_of_100_mb_is_refused_unread(server: ServerProcess) -> None:
