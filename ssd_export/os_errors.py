@@ -63,6 +63,19 @@ def os_error(error: OSError, doing: str, path: str | Path, way_out: str = "") ->
     return UserError(f"cannot {doing} {target}{via}: {reason}; {fix}")
 
 
+def check_utf8(path: Path) -> None:
+    """Raises UserError for a path that ONNX Runtime and safetensors, which take UTF-8, cannot
+    open.
+    """
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        raise UserError(
+            f"{path} is not UTF-8, and ONNX Runtime and safetensors open no other path: use another"
+            " name, or set LC_ALL=C.UTF-8 if only this terminal is not UTF-8"
+        ) from None
+
+
 def find(path: Path, doing: str = "read") -> os.stat_result | None:
     """The stat of a path, links followed; None where nothing is.
 

@@ -8,7 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from ssd_export.bundle.bundle import open_bundle
+from ssd_export.bundle.write import check_target
 from ssd_export.errors import UserError
+from ssd_export.model.find import find_model
 from ssd_export.os_errors import WAYS_OUT, find, is_file, is_folder, os_error
 from tests.unprivileged import error_without_rights
 
@@ -62,3 +65,12 @@ def test_a_folder_that_one_may_not_enter(tmp_path: Path) -> None:
         assert "inside: Permission denied; run as a user who may" in line
     finally:
         locked.chmod(0o700)
+
+
+def test_a_path_that_libraries_cannot_open_is_refused_before_any_work(tmp_path: Path) -> None:
+    """ONNX Runtime and safetensors take UTF-8 alone; Python opens other names too."""
+    folder = Path(os.fsdecode(os.fsencode(tmp_path) + b"/l\xfct"))
+    folder.mkdir()
+    for open_it in (open_bundle, lambda path: check_target(path / "new", False), find_model):
+        with pytest.raises(UserError, match=r"is not UTF-8.* use another name, or set LC_ALL"):
+            open_it(folder if open_it is not find_model else str(folder))

@@ -32,7 +32,7 @@ from ssd_export.bundle.manifest import (
 )
 from ssd_export.errors import UserError
 from ssd_export.files import read_file
-from ssd_export.os_errors import NOT_THERE, os_error
+from ssd_export.os_errors import NOT_THERE, check_utf8, os_error
 from ssd_export.typed_json import MAX_BYTES
 
 OPENINGS = 5  # of a bundle that is replaced or added to while it is opened
@@ -173,6 +173,7 @@ def open_bundle(path: str | Path, progress: Progress = lambda stage, done, total
 
 def _open(path: Path, progress: Progress) -> Bundle:
     folder = Path.cwd() / path  # links stay as they are: a bundle may be swapped behind one
+    check_utf8(folder)
     content = read_config_text(path)
     config = parse_config(content, str(path / CONFIG))
     manifest = read_manifest(path)

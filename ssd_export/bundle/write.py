@@ -15,7 +15,7 @@ from ssd_export.bundle.manifest import MANIFEST, FileEntry, write_manifest
 from ssd_export.bundle.swap import swap
 from ssd_export.errors import UserError
 from ssd_export.files import beside, disk_errors, is_disk_full
-from ssd_export.os_errors import os_error
+from ssd_export.os_errors import check_utf8, os_error
 
 JOURNAL = "journal.jsonl"  # of an unfinished export (export/journal.py)
 OTHER_OUT = "choose another folder with --out"
@@ -69,6 +69,7 @@ def _checked_target(target: Path, force: bool) -> Path:
     """The target, links followed, if a bundle may be written there."""
     try:
         target = target.resolve()
+        check_utf8(target)
         left = leftover_of(target)
         if left is not None and not target.exists():
             raise UserError(

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from ssd_export.errors import UserError
 from ssd_export.model.hub import fetch, is_hub_id
-from ssd_export.os_errors import is_folder
+from ssd_export.os_errors import check_utf8, is_folder
 
 DEMO_FOLDER = Path(__file__).parent.parent / "demo"
 DEMO_CHECKPOINT, CLASS_DEMO_CHECKPOINT = (
@@ -64,6 +64,7 @@ def find_model(model: str, revision: str | None = None) -> Model:
             )
         return Model(model, DEMOS[model])
     if is_local:
+        check_utf8(folder.resolve())
         return Model(folder.resolve().name.lower(), folder)
     if is_hub_id(model):
         found = fetch(model, revision)

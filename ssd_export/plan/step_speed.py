@@ -113,8 +113,11 @@ def read_bandwidth(num_bytes: int, num_threads: int, clock: Clock = time.perf_co
 def speed_line(seconds: float, num_images: int, num_bytes: int, bandwidth: float) -> str:
     """The line of `generate` on a decode step that took so many seconds."""
     bound = num_bytes / bandwidth
+    share, slowed = f"{bound / seconds:.0%}", ""
+    if bound > seconds:  # the array was read more slowly than the step read its weights
+        share, slowed = "over 100%", ", slowed by other programs"
     return (
         f"decode step: {1e3 * seconds:.3g} ms for {num_images} at once,"
-        f" {num_images / seconds:,.0f} tokens/s, {bound / seconds:.0%} of what memory allows"
-        f" ({num_bytes / 1e6:,.0f} MB of weights and cache at {bandwidth / 1e9:.3g} GB/s)"
+        f" {num_images / seconds:,.0f} tokens/s, {share} of what memory allows"
+        f" ({num_bytes / 1e6:,.0f} MB of weights and cache at {bandwidth / 1e9:.3g} GB/s{slowed})"
     )

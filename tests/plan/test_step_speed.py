@@ -73,6 +73,11 @@ def test_the_line_says_speed_and_share() -> None:
     )
 
 
+def test_a_bound_below_what_was_reached_is_no_bound() -> None:
+    line = speed_line(0.001, 1, 8_000_000, 1.73e9)
+    assert "over 100% of what memory allows" in line and "1.73 GB/s, slowed by other" in line
+
+
 def test_generate_says_it_last(tmp_path: Path) -> None:
     from click.testing import CliRunner
 
