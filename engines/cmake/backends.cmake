@@ -49,6 +49,7 @@ if("tensorrt" IN_LIST SSD_RUNTIME_BACKENDS OR "tensorrt-rtx" IN_LIST SSD_RUNTIME
     src/trt/engine_files.cpp
     src/trt/engine_manifest.cpp
     src/trt/loaded_engines.cpp
+    src/trt/prompt_rows.cpp
     src/trt/trt_runner.cpp
     src/trt/window_pass.cpp
     src/trt/workspace.cpp)

@@ -8,6 +8,7 @@
 #include "cuda_driver.h"
 #include "failure.h"
 #include "finite.h"
+#include "trt/prompt_rows.h"
 #include "trt/workspace.h"
 
 namespace ssd_runtime {
@@ -83,6 +84,8 @@ private:
     };
 
     Workspace& allocated(int64_t num_images, bool top_k);
+    std::vector<float> padded(PromptBatch const& batch, std::vector<size_t> const& rows) const;
+    void draw_first(PromptBatch const& batch, std::vector<size_t> const& place);
     void upload_sampling(Sampling const& sampling);
     int64_t limited_top_k(int64_t top_k) const;
     void go_to(int64_t step);
@@ -117,19 +120,16 @@ void TrtRunner::prefill(PromptBatch const& batch) {
     needs_noise_ = batch.sampling.temperature > 0;  // a greedy batch's stays 0, as it was cleared
     workspace.noise().start(batch.images, workspace.address("noise"));
     reach_noise(0);
-    GraphContext& prefill = workspace.prefill();
-    auto const slots = static_cast<size_t>(shared_->engines().files().manifest().prompt_slots);
-    size_t const width = batch.embeds.size() / batch.lengths.size();  // numbers of a row
-    size_t const hidden = width / static_cast<size_t>(batch.width);
-    std::vector<float> padded(batch.lengths.size() * slots * hidden);
-    for (size_t row = 0; row < batch.lengths.size(); ++row) {
-        std::copy_n(batch.embeds.begin() + static_cast<std::ptrdiff_t>(row * width),
-                    std::min(width, slots * hidden),
-                    padded.begin() + static_cast<std::ptrdiff_t>(row * slots * hidden));
+    PromptRows const rows = rows_to_compute(batch, workspace.prompt_sizes());
+    std::vector<int32_t> lengths;
+    for (size_t const row : rows.computed) {
+        lengths.push_back(batch.lengths[row]);
     }
-    workspace.upload("inputs_embeds", padded, prefill.name());
-    prefill.enqueue();
-    workspace.fill_caches(batch.lengths);
+    workspace.run_prefill(padded(batch, rows.computed), lengths);
+    workspace.fill_caches(batch.lengths, rows.place);
+    if (rows.computed.size() < batch.lengths.size()) {
+        draw_first(batch, rows.place);
+    }
     step_ = 1;
     seeds_ = batch.images;
     evictions_.clear();
@@ -137,6 +137,41 @@ void TrtRunner::prefill(PromptBatch const& batch) {
         evictions_.merge(config_.policy.full_before(kind, batch.lengths));
     }
     attempt.succeeded();
+}
+
+// Embeddings of rows, each as long as the engines' prompts.
+std::vector<float> TrtRunner::padded(PromptBatch const& batch,
+                                     std::vector<size_t> const& rows) const {
+    auto const slots = static_cast<size_t>(shared_->engines().files().manifest().prompt_slots);
+    size_t const width = batch.embeds.size() / batch.lengths.size();  // numbers of a row
+    size_t const size = slots * (width / static_cast<size_t>(batch.width));
+    std::vector<float> embeds(rows.size() * size);
+    for (size_t place = 0; place < rows.size(); ++place) {
+        std::copy_n(batch.embeds.begin() + static_cast<std::ptrdiff_t>(rows[place] * width),
+                    std::min(width, size),
+                    embeds.begin() + static_cast<std::ptrdiff_t>(place * size));
+    }
+    return embeds;
+}
+
+// Token 0 of every image, from logits of other rows than the batch's, of which the engine has
+// sampled what is nobody's.
+void TrtRunner::draw_first(PromptBatch const& batch, std::vector<size_t> const& place) {
+    auto const codes = static_cast<size_t>(config_.model.codebook_size);
+    size_t const computed = *std::max_element(place.begin(), place.end()) + 1;
+    std::vector<float> const made = workspace_->download_first("logits", computed * codes);
+    std::vector<float> logits;
+    for (size_t const from : place) {
+        auto const begin = made.begin() + static_cast<std::ptrdiff_t>(from * codes);
+        logits.insert(logits.end(), begin, begin + static_cast<std::ptrdiff_t>(codes));
+    }
+    std::vector<float> const noise =
+        workspace_->download_first("noise", batch.images.size() * codes);
+    Sampling sampling = batch.sampling;
+    sampling.top_k = limited_top_k(sampling.top_k);
+    workspace_->upload_first("tokens", draw_tokens(logits, noise, codes, sampling));
+    workspace_->upload("logits", logits);
+    workspace_->upload("prompt_length", batch.lengths);
 }
 
 void TrtRunner::upload_sampling(Sampling const& sampling) {

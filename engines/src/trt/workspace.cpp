@@ -64,6 +64,13 @@ void Workspace::allocate(int64_t num_images, bool top_k) {
     std::string const suffix = top_k ? "_top_k" : "";
     sizes_ = sizes_of(files, "decode_step", num_images);
     prefill_ = &context("prefill" + suffix, num_images);
+    prompt_sizes_.clear();
+    for (int64_t const size : ssd_runtime::prompt_sizes(num_images)) {
+        bool const is_taken = files.manifest().batch.least <= size;
+        if (is_taken && &context("prefill" + suffix, size) == prefill_) {
+            prompt_sizes_.push_back(size);
+        }
+    }
     decode_ = &context("decode_step" + suffix, num_images);
     evict_ = has_own_evictions(files) ? &context(evict_graph, num_images) : nullptr;
     std::vector<GraphContext*> contexts = {decode_, prefill_};
@@ -160,7 +167,27 @@ void Workspace::clear() {
     }
 }
 
-void Workspace::fill_caches(std::vector<int32_t> const& lengths) {
+void Workspace::run_prefill(std::vector<float> const& embeds, std::vector<int32_t> const& lengths) {
+    upload_first("inputs_embeds", embeds, prefill_->name());
+    upload_first("prompt_length", lengths);
+    resize_prefill(static_cast<int64_t>(lengths.size()) / engines_->config().model.rows_per_image);
+    prefill_->enqueue();
+}
+
+// Gives the prefill a number of images that it was planned for, or fewer, in the same memory.
+void Workspace::resize_prefill(int64_t num_images) {
+    engines_->device().use();
+    prefill_->set_sizes(sizes_of(engines_->files(), prefill_->spec().name, num_images));
+    auto const& [offset, planned] = plan_.scratch.at(prefill_->name());
+    uint64_t const needed = prefill_->scratch_bytes();
+    if (needed > planned) {
+        fail(SSD_INTERNAL_ERROR, "TensorRT asks for ", needed, " bytes to run ", prefill_->name(),
+             " with ", num_images, " images, and for ", planned, " with ", num_images_);
+    }
+    prefill_->use_scratch(memory_->address() + offset, planned);
+}
+
+void Workspace::fill_caches(std::vector<int32_t> const& lengths, std::vector<size_t> const& place) {
     Buffer const& pattern = buffer(prompt_positions, prefill_->name());
     auto const tokens = static_cast<size_t>(pattern.shape.at(2));
     std::vector<int32_t> positions(num_elements(pattern.shape));
@@ -169,36 +196,49 @@ void Workspace::fill_caches(std::vector<int32_t> const& lengths) {
                   positions.begin() + static_cast<std::ptrdiff_t>(start + tokens), 0);
     }
     upload(prompt_positions, positions, prefill_->name());
+    std::vector<size_t> own_place(lengths.size());
+    std::iota(own_place.begin(), own_place.end(), size_t{0});
+    auto const in_place = copies_in_place(place, tokens);
+    auto const returned = copies_from_prompts(place, lengths);
+    auto const patterns = copies_from_prompts(own_place, lengths);
     for (TensorSpec const& tensor : decode_->spec().inputs) {
-        if (is_past(tensor.name) && prefill_->aliases().count(present_of(tensor.name)) == 0) {
-            copy_prompt(tensor.name, lengths);
+        if (is_past(tensor.name)) {
+            bool const is_there = prefill_->aliases().count(present_of(tensor.name)) > 0;
+            bool const is_position = kind_of(tensor.name) == "position";
+            copy_prompts(tensor.name, is_there ? in_place : is_position ? patterns : returned);
         }
     }
 }
 
-// Copies runs of rows whose prompts are equally long.
-void Workspace::copy_prompt(std::string const& past, std::vector<int32_t> const& lengths) {
+void Workspace::copy_prompts(std::string const& past, std::vector<RowCopy> const& copies) {
     Buffer const& cache = buffer(past);
-    bool const is_position = kind_of(past) == "position";
-    std::string const source = is_position ? prompt_positions : present_of(past);
-    if (cache.shape.size() < 3 || cache.shape[0] != static_cast<int64_t>(lengths.size())) {
+    if (cache.shape.size() < 3 || cache.shape[0] != sizes_.at("rows")) {
         fail(SSD_BAD_BUNDLE, "the bundle's ", past,
              " is no cache of rows, heads and slots; export the bundle again");
     }
     auto const heads = static_cast<size_t>(cache.shape[1]);
-    auto const slots = static_cast<size_t>(cache.shape[2]);
-    size_t const slot_bytes = cache.num_bytes() / (lengths.size() * heads * slots);
-    auto const tokens = static_cast<size_t>(engines_->files().manifest().prompt_slots);
-    for (size_t first = 0, last = 0; first < lengths.size(); first = last) {
-        while (last < lengths.size() && lengths[last] == lengths[first]) {
-            ++last;
-        }
-        size_t const before = is_position ? 0 : first;  // all rows have the same positions
-        queue_.copy_rows({address(past) + first * heads * slots * slot_bytes, slots * slot_bytes},
-                         {address(source, prefill_->name()) + before * heads * tokens * slot_bytes,
-                          tokens * slot_bytes},
-                         static_cast<size_t>(lengths[first]) * slot_bytes, (last - first) * heads);
+    size_t const pitch = cache.num_bytes() / static_cast<size_t>(cache.shape[0]) / heads;
+    size_t const slot_bytes = pitch / static_cast<size_t>(cache.shape[2]);
+    size_t const prompt_pitch =
+        static_cast<size_t>(engines_->files().manifest().prompt_slots) * slot_bytes;
+    std::string const source = kind_of(past) == "position" ? prompt_positions : present_of(past);
+    for (RowCopy const& copy : copies) {
+        DeviceQueue::Rows const from =
+            copy.is_of_prompts
+                ? DeviceQueue::Rows{address(source, prefill_->name()) +
+                                        copy.source * heads * prompt_pitch,
+                                    prompt_pitch}
+                : DeviceQueue::Rows{address(past) + copy.source * heads * pitch, pitch};
+        queue_.copy_rows({address(past) + copy.target * heads * pitch, pitch}, from,
+                         copy.length * slot_bytes, copy.count * heads);
     }
+}
+
+std::vector<float> Workspace::download_first(std::string const& tensor, size_t count) {
+    check_fits(tensor, "", count * sizeof(float));
+    std::vector<float> numbers(count);
+    queue_.download(numbers.data(), address(tensor), count * sizeof(float));
+    return numbers;
 }
 
 void Workspace::check_size(std::string const& tensor, std::string const& context,
@@ -207,6 +247,15 @@ void Workspace::check_size(std::string const& tensor, std::string const& context
     if (capacity != size) {
         fail(SSD_BAD_BUNDLE, "the bundle's ", tensor, " has ", capacity,
              " bytes where this ssd_runtime makes ", size, "; export the bundle again");
+    }
+}
+
+void Workspace::check_fits(std::string const& tensor, std::string const& context,
+                           size_t size) const {
+    uint64_t const capacity = plan_.buffer(tensor, context).num_bytes();
+    if (capacity < size) {
+        fail(SSD_BAD_BUNDLE, "the bundle's ", tensor, " has ", capacity,
+             " bytes where this ssd_runtime needs ", size, "; export the bundle again");
     }
 }
 

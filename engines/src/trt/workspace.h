@@ -11,6 +11,7 @@
 #include "trt/captured_work.h"
 #include "trt/device_noise.h"
 #include "trt/loaded_engines.h"
+#include "trt/prompt_rows.h"
 #include "trt/window_pass.h"
 
 namespace ssd_runtime {
@@ -34,7 +35,11 @@ public:
     void allocate(int64_t num_images, bool top_k);
     bool is_allocated() const { return memory_ != nullptr; }
 
-    GraphContext& prefill() { return *prefill_; }
+    // Numbers of images at which the prefill of this batch may run, ascending.
+    std::vector<int64_t> const& prompt_sizes() const { return prompt_sizes_; }
+    // Queues the prefill of these rows, as many as a number of prompt_sizes has. embeds:
+    // [rows, prompt slots, width]; lengths: [rows].
+    void run_prefill(std::vector<float> const& embeds, std::vector<int32_t> const& lengths);
     // The contexts of the image decoder by the number of images that they take.
     std::map<int64_t, GraphContext*> const& decoders() const { return decoders_; }
     Sizes const& sizes() const { return sizes_; }
@@ -44,8 +49,9 @@ public:
     // Zeros in all shared buffers (0 x NaN would be NaN), and no token in any slot.
     void clear();
     // Prompt token t to slot t of its row; all else stays as clear left it (R8). What the prefill
-    // has written into a cache by itself is there.
-    void fill_caches(std::vector<int32_t> const& lengths);
+    // has written into a cache by itself is there, in the rows that it computed. place: of each
+    // row's prompt among those computed.
+    void fill_caches(std::vector<int32_t> const& lengths, std::vector<size_t> const& place);
     DeviceAddress address(std::string const& tensor, std::string const& context = "") const {
         return memory_->address() + plan_.buffer(tensor, context).offset;
     }
@@ -59,6 +65,15 @@ public:
         check_size(tensor, context, items.size() * sizeof(Item));
         queue_.upload(address(tensor, context), items);
     }
+    // The same at the beginning of a buffer that may have more rows.
+    template <typename Item>
+    void upload_first(std::string const& tensor, std::vector<Item> const& items,
+                      std::string const& context = "") {
+        check_fits(tensor, context, items.size() * sizeof(Item));
+        queue_.upload(address(tensor, context), items);
+    }
+    // The first numbers of a buffer; waits for the device.
+    std::vector<float> download_first(std::string const& tensor, size_t count);
     uint64_t cache_bytes() const;
 
     // Queues a decode step, with an eviction before it or without.
@@ -89,7 +104,9 @@ private:
     void try_out();
     void prepare_work();
     void check_size(std::string const& tensor, std::string const& context, size_t size) const;
-    void copy_prompt(std::string const& past, std::vector<int32_t> const& lengths);
+    void check_fits(std::string const& tensor, std::string const& context, size_t size) const;
+    void resize_prefill(int64_t num_images);
+    void copy_prompts(std::string const& past, std::vector<RowCopy> const& copies);
 
     // In the order in which they are made: each is destroyed before those above it.
     std::shared_ptr<LoadedEngines> engines_;
@@ -106,6 +123,7 @@ private:
     Sizes sizes_;
     GraphContext *prefill_ = nullptr, *decode_ = nullptr, *evict_ = nullptr;
     std::map<int64_t, GraphContext*> decoders_;
+    std::vector<int64_t> prompt_sizes_;
 };
 
 }  // namespace ssd_runtime

@@ -6,8 +6,9 @@
 // destruction wants the device's context current in its thread.
 //
 // SSD_FAKE_VERSION (that of the headers); SSD_FAKE_SLOTS: a file for the positions that the caches
-// hold when an image is decoded, int32, in the order of a decode step's inputs. A twin of
-// tests/tensorrt/trt_double.py.
+// hold when an image is decoded, int32, in the order of a decode step's inputs; SSD_FAKE_CACHES: a
+// file for logits and caches as the last prefill and what followed it left them, in the same order.
+// A twin of tests/tensorrt/trt_double.py.
 #ifdef SSD_TENSORRT_RTX
 #define nvinfer1 nvinfer1_rtx
 #endif
@@ -305,6 +306,12 @@ public:
 
 class EngineDouble;
 
+// Whether no step has run since the last prefill.
+bool& is_prefilled() {
+    static bool made = false;
+    return made;
+}
+
 // Writes the positions of the caches that the last decode step had.
 std::function<void()>& positions() {
     static std::function<void()> made;
@@ -341,6 +348,8 @@ private:
     static void evict(std::map<std::string, std::byte*> const& views, Shapes const& shapes);
     static void evict_images(std::map<std::string, std::byte*> const& views, Shapes shapes);
     void write_positions(std::map<std::string, std::byte*> const& views) const;
+    void write_caches(std::map<std::string, std::byte*> const& views) const;
+    size_t size_of(Tensor const& tensor) const;
 
     EngineDouble& engine_;
     OnDevice alive_;
@@ -570,10 +579,7 @@ std::map<std::string, std::byte*> ContextDouble::views() const {
         if (address == addresses_.end()) {
             fake::die(tensor.name + " has no address");
         }
-        size_t size = tensor.type.size;
-        for (int64_t const dimension : shape_of(tensor, false)) {
-            size *= static_cast<size_t>(dimension);
-        }
+        size_t const size = size_of(tensor);
         views[tensor.name] = fake::memory(address->second, size);
     }
     for (auto const& [output, input] : engine_.entry["aliases"].items()) {
@@ -592,10 +598,7 @@ void ContextDouble::check_overlaps(std::map<std::string, std::byte*> const& view
         if (engine_.entry["aliases"].contains(tensor.name)) {
             continue;
         }
-        size_t size = tensor.type.size;
-        for (int64_t const dimension : shape_of(tensor, false)) {
-            size *= static_cast<size_t>(dimension);
-        }
+        size_t const size = size_of(tensor);
         auto const start = reinterpret_cast<uint64_t>(views.at(tensor.name));
         if (!spans.emplace(start, std::pair(start + size, tensor.name)).second) {
             fake::die(tensor.name + " lies where " + spans[start].second + " does");
@@ -615,6 +618,13 @@ void ContextDouble::run(std::map<std::string, std::byte*> const& views,
     Content& content = Content::get();
     std::string const& graph = engine_.graph;
     fake::log("run " + graph);
+    if (begins(graph, "prefill")) {
+        fake::log("rows of prefill " + std::to_string(shapes.at("inputs_embeds")[0]));
+        is_prefilled() = true;
+    } else if (begins(graph, "decode_step") && is_prefilled()) {
+        is_prefilled() = false;
+        write_caches(views);
+    }
     for (auto const& [name, weight] : engine_.entry["weights"].items()) {
         if (std::memcmp(views.at(name), content.weights.data() + weight["offset"].get<size_t>(),
                         weight["num_bytes"].get<size_t>()) != 0) {
@@ -690,14 +700,33 @@ void ContextDouble::write_positions(std::map<std::string, std::byte*> const& vie
     std::ofstream file(path, std::ios::binary);
     for (Tensor const& tensor : engine_.tensors) {
         if (begins(tensor.name, "past_key_values.") && kind_of(tensor.name) == "position") {
-            size_t size = tensor.type.size;
-            for (int64_t const dimension : shape_of(tensor, false)) {
-                size *= static_cast<size_t>(dimension);
-            }
             file.write(reinterpret_cast<char const*>(views.at(tensor.name)),
-                       static_cast<std::streamsize>(size));
+                       static_cast<std::streamsize>(size_of(tensor)));
         }
     }
+}
+
+// To $SSD_FAKE_CACHES.
+void ContextDouble::write_caches(std::map<std::string, std::byte*> const& views) const {
+    char const* const path = std::getenv("SSD_FAKE_CACHES");
+    if (path == nullptr) {
+        return;
+    }
+    std::ofstream file(path, std::ios::binary);
+    for (Tensor const& tensor : engine_.tensors) {
+        if (tensor.name == "logits" || begins(tensor.name, "past_key_values.")) {
+            file.write(reinterpret_cast<char const*>(views.at(tensor.name)),
+                       static_cast<std::streamsize>(size_of(tensor)));
+        }
+    }
+}
+
+size_t ContextDouble::size_of(Tensor const& tensor) const {
+    size_t size = tensor.type.size;
+    for (int64_t const dimension : shape_of(tensor, false)) {
+        size *= static_cast<size_t>(dimension);
+    }
+    return size;
 }
 
 class RuntimeDouble : public IRuntime, public VRuntimeStub {
