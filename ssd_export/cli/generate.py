@@ -140,6 +140,11 @@ def command(**asked: Any) -> int | None:
         from ssd_export.cli.generate_file import generate_file
 
         return generate_file(spec, spec.prompt_file)
+    for flag, value in (("--ray", spec.ray), ("--ray-workers", spec.ray_workers)):
+        if value is not None:
+            raise UserError(
+                f"{flag} is for a file of prompts; give --prompts FILE, or leave it out"
+            )
     _generate_prompts(_with_prompts(spec), spec.out or Path("out.png"))
     return None
 

@@ -99,6 +99,8 @@ def _check_options(spec: GenerateSpec) -> None:
     for flag, is_given in given.items():
         if is_given:
             raise UserError(f"{flag} does not go with --prompts; leave it out, or give one PROMPT")
+    if spec.ray_workers is not None and spec.ray is None:
+        raise UserError("--ray-workers are those of a Ray cluster; give --ray, or leave it out")
 
 
 def _defaults(spec: GenerateSpec, own: GenerationDefaults) -> Defaults:

@@ -8,6 +8,7 @@ its function, so that --help is instant.
 
 from __future__ import annotations
 
+import difflib
 import importlib
 import logging
 import signal
@@ -42,6 +43,7 @@ VERBS = (
     "train-demo",
     "doctor",
 )  # in the order of --help; verb build-engine is `command` in build_engine.py
+SENTENCE = 200  # letters, more than the first sentence of any verb
 
 
 class VerbGroup(click.Group):
@@ -60,6 +62,26 @@ class VerbGroup(click.Group):
         if not any(option.name == "verbose" for option in command.params):
             logs.verbose_option(command)
         return command
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """As click's, with the verb that an unknown one may have been meant for."""
+        try:
+            return super().resolve_command(ctx, args)
+        except click.UsageError as error:
+            close = difflib.get_close_matches(args[0], VERBS, n=1)
+            if not close:
+                raise
+            raise click.UsageError(f"{error.message} Did you mean {close[0]}?", ctx) from None
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """The first sentence of every verb, wrapped where click would cut it."""
+        verbs = [(name, self.get_command(ctx, name)) for name in VERBS]
+        with formatter.section("Commands"):
+            formatter.write_dl(
+                [(name, verb.get_short_help_str(SENTENCE)) for name, verb in verbs if verb]
+            )
 
 
 @click.group(

@@ -100,12 +100,15 @@ def packed_bytes(bundle: Bundle) -> int:
 def read_bandwidth(num_bytes: int, num_threads: int, clock: Clock = time.perf_counter) -> float:
     """Bytes a second that so many threads read an array of this size with, the best of RUNS."""
     array = np.ones(max(1, min(num_bytes, MOST_BYTES) // 4), np.float32)
-    parts = np.array_split(array, num_threads)
+    parts = [part for part in np.array_split(array, num_threads) if part.size]
     seconds = []
     with ThreadPoolExecutor(num_threads) as pool:
+        # Another thread is not woken for one part: on a busy machine that takes longer than to read
+        # it.
+        read = pool.map if len(parts) > 1 else map
         for _ in range(1 + RUNS):
             began = clock()
-            list(pool.map(np.max, [part for part in parts if part.size]))
+            list(read(np.max, parts))
             seconds.append(clock() - began)
     return array.nbytes / min(seconds[1:])
 

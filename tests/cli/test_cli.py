@@ -592,3 +592,17 @@ def test_a_terminal_gets_a_bar(monkeypatch: pytest.MonkeyPatch) -> None:
         and "100%" in stream.getvalue()
         and "\x1b[" in stream.getvalue()
     )
+
+
+def test_help_says_what_every_verb_does_in_a_whole_sentence(run: Run) -> None:
+    commands = " ".join(run("--help").out.partition("Commands:")[2].split())
+    assert "..." not in commands
+    assert (
+        "plan Estimate memory, disk and time of every stage, and say what does not fit." in commands
+    )
+
+
+def test_an_unknown_verb_names_the_one_it_is_close_to(run: Run) -> None:
+    done = run("generat", "x")
+    assert done.code == 2 and "Did you mean generate?" in done.err
+    assert "Did you mean" not in run("zzz").err
