@@ -123,6 +123,7 @@ private:
         int const last = count_ - 1;
         for (int i = 0; i < num_lanes; ++i) {
             Item const* const key = row(slots_.key, first + i < last ? first + i : last);
+            fetch_later(key);
             sums[i] = Lanes{};
             if constexpr (size > 0) {
                 for (int part = 0; part < num_parts; ++part) {
@@ -209,6 +210,14 @@ private:
     void fetch(Item const* row) const {
         for (int at = 0; at < width_; at += 64 / static_cast<int>(sizeof(Item))) {
             __builtin_prefetch(row + at);
+        }
+    }
+
+    // Begins to fetch the same row of the next head, which follows.
+    void fetch_later(Item const* key) const {
+        Item const* const next = key + static_cast<int64_t>(slots_.num_slots) * width_;
+        for (int at = 0; at < width_; at += 64 / static_cast<int>(sizeof(Item))) {
+            __builtin_prefetch(next + at, 0, 2);
         }
     }
 

@@ -66,9 +66,6 @@ public:
             groups_.push_back({static_cast<int>(heads[i]), static_cast<int>(sinks.at(i)),
                                static_cast<int>(recent.at(i)), static_cast<int>(every.at(i)),
                                by_score.at(i) != 0, quota.at(i) != 0, pinned.at(i), num_heads_});
-            for (int head = 0; head < groups_.back().num_heads; ++head) {
-                group_of_head_.push_back(i);
-            }
             num_heads_ += static_cast<int>(heads[i]);
         }
     }
@@ -114,7 +111,8 @@ public:
             }
             step.slots.push_back(slots);
         }
-        parallel_for(context, shape[0] * num_heads_, [&](int64_t number) { head(step, number); });
+        int64_t const rows = shape[0];
+        parallel_for(context, rows * num_heads_, [&](int64_t number) { head(step, number, rows); });
     }
 
 private:
@@ -153,14 +151,18 @@ private:
         return memory;
     }
 
-    // A head of a row, by its number among those of all rows.
-    void head(Step const& step, int64_t number) const {
-        int64_t const row = number / num_heads_;
-        auto const head = static_cast<int>(number % num_heads_);
-        size_t const index = group_of_head_[static_cast<size_t>(head)];
+    // A head of a row, by its number: those of a group follow one another as they lie in memory.
+    void head(Step const& step, int64_t number, int64_t num_rows) const {
+        size_t index = 0;
+        while (number >= num_rows * groups_[index].num_heads) {
+            number -= num_rows * groups_[index].num_heads;
+            ++index;
+        }
         Group const& group = groups_[index];
+        int64_t const row = number / group.num_heads;
+        auto const head = group.first_head + static_cast<int>(number % group.num_heads);
         Slots slots = step.slots[index];
-        move_to_head(slots, (row * group.num_heads + head - group.first_head) * slots.num_slots);
+        move_to_head(slots, number * slots.num_slots);
 
         int const slot = place_of_token(group, slots, step.position[row], step.prompt_length[row]);
         int const first_query = head * query_group_size_;
@@ -294,7 +296,6 @@ private:
     Kernels const& kernels_;
     int num_heads_ = 0;
     std::vector<Group> groups_;
-    std::vector<size_t> group_of_head_;
 };
 
 struct Operator : CustomOperator<Operator, LayerAttention> {

@@ -29,6 +29,7 @@ from ssd_export.plan.sizes import WeightSizes
 from ssd_export.policy.schedule import eviction_kinds, full_before
 from ssd_export.runtime.finite import to_pixels
 from ssd_export.runtime.grid_row_noise import GridRowNoise
+from ssd_export.runtime.huge_pages import zeros_together
 from ssd_export.runtime.ort_errors import check_contract, computing
 from ssd_export.runtime.ort_operators import find_operators, has_fused_step, noise_maker
 from ssd_export.runtime.ort_session import PROVIDERS, open_session, session_entries
@@ -352,7 +353,19 @@ class OrtRunner(Runner):
         tensors = [*spec.inputs, *_not_aliased(spec), TensorSpec(NUM_SORTED_CODES, "int64", (1,))]
         if "evict" in self._specs:
             tensors += _not_aliased(self._specs["evict"])
-        self._values = {tensor.name: self._new_value(tensor) for tensor in tensors}
+        caches = {} if self.on_gpu else self._cache_values()
+        self._values = caches | {
+            tensor.name: self._new_value(tensor) for tensor in tensors if tensor.name not in caches
+        }
+
+    def _cache_values(self) -> dict[str, ort.OrtValue]:
+        """Values of the caches in the processor's own memory."""
+        tensors = list(self._specs["decode_step"].cache_inputs.values())
+        shapes = [(t.sizes(self._dimensions), DTYPES[t.dtype].numpy) for t in tensors]
+        return {
+            tensor.name: ort.OrtValue.ortvalue_from_numpy(array)
+            for tensor, array in zip(tensors, zeros_together(shapes), strict=True)
+        }
 
     def _run_window(self, name: str, feeds: dict[str, np.ndarray]) -> dict[str, ort.OrtValue]:
         """Runs a graph of several places and returns what it has for itself at this width: all else
