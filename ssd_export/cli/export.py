@@ -28,10 +28,9 @@ from ssd_export.runtime.runners import check_threads
         )
     ),
     options.budget.but(
-        default=0.2,
         help=(
             "Mean number of cache slots for image tokens, as a share of all image tokens: above 0,"
-            " at most 1."
+            f" at most 1.  [default: {options.BUDGET}]"
         ),
     ),
     option(
@@ -153,7 +152,7 @@ def command(threads: int | None, **asked: Any) -> None:
     A bundle is a folder of ONNX graphs with a compressed KV cache of fixed size, one copy of the
     weights, the tokenizer and a manifest; `ssd-export generate` makes images from it.
     """
-    options.check_budget(asked["budget"])
+    asked["budget"] = options.budget_of(asked["budget"], asked["policy"])
     options.check_prompt_slots(asked["prompt_slots"])
     options.check_choice("--dtype", asked["dtype"], MODEL_DTYPES)
     options.check_weights(asked["weights"], asked["head_weights"], asked["target"])

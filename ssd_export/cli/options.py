@@ -13,7 +13,7 @@ from ssd_export.cli.verb import Argument, option
 from ssd_export.dtypes import MODEL_DTYPES
 from ssd_export.errors import UserError
 from ssd_export.policy.presets import DEFAULT_GROUPS, MAX_GROUPS
-from ssd_export.policy.table import MAX_LOOKAHEAD
+from ssd_export.policy.table import FULL, MAX_LOOKAHEAD
 from ssd_export.runtime.runners import DEFAULT, KINDS, NAMES, check_threads, find_runner
 from ssd_export.sampling import MAX_IMAGES, Sampling, as_count, as_seed, rows_start
 
@@ -198,7 +198,10 @@ num_prompts = option(
 policy = option(
     "--policy", metavar="NAME", help="As for export.  [default: the one export would take]"
 )
-budget = option("--budget", type=float, metavar="SHARE", help="As for export.  [default: 0.2]")
+BUDGET = 0.2
+budget = option(
+    "--budget", type=float, metavar="SHARE", help=f"As for export.  [default: {BUDGET}]"
+)
 head_map = option(
     "--head-map",
     metavar="FILE|NAME|random:SEED|swapped",
@@ -326,6 +329,20 @@ def check_num_prompts(value: int, least: int = 1) -> None:
     """Raises UserError for a number of captions that scores nothing, or is never done."""
     way_out = "use 300" if least else "use 300, or 0 for the teacher-forced loss alone"
     as_count(value, "--num-prompts", least, way_out, MAX_IMAGES)
+
+
+def budget_of(asked: float | None, policy: str | None) -> float:
+    """The budget asked for, 0.2 where none is. Raises: UserError for one that is no share, or that
+    the policy would not keep to.
+    """
+    value = BUDGET if asked is None else asked
+    check_budget(value)
+    if policy == FULL and asked not in (None, 1):
+        raise UserError(
+            f"--policy {FULL} keeps everything, and --budget {value:g} would have no effect; leave"
+            " it out, or choose another policy"
+        )
+    return value
 
 
 def check_budget(value: float) -> None:

@@ -92,8 +92,7 @@ def command(target: str | None, fits: bool, as_json: bool, **asked: Any) -> None
     numbers.
     """
     spec = PlanSpec(**asked)
-    if spec.budget is not None:
-        options.check_budget(spec.budget)
+    budget = options.budget_of(spec.budget, spec.policy)
     options.check_prompt_slots(spec.prompt_slots)
     options.check_kv_dtype(spec.kv_dtype)
     options.check_choice("--dtype", spec.dtype, MODEL_DTYPES)
@@ -108,7 +107,7 @@ def command(target: str | None, fits: bool, as_json: bool, **asked: Any) -> None
         spec.head_weights,
         None if device.flavor is None or SIZE.fullmatch(target or "") else target,
     )
-    settings = Settings(spec.weights or "none", spec.budget or 0.2, spec.batch or 1)
+    settings = Settings(spec.weights or "none", budget, spec.batch or 1)
     plan = plan_of(spec, device, settings)
     if plan.download_bytes and not is_hub_id(spec.model):
         log.info(

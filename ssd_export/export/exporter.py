@@ -171,11 +171,9 @@ def export_bundle(
         log.info("%s", note)
     unfinished = unfinished_folder(plan.out)
     check_space(plan, unfinished)
+    journal = Journal(unfinished, _asked(plan), spec.resume)  # refused, the folder is not ours
     try:
-        with (
-            Journal(unfinished, _asked(plan), spec.resume) as journal,
-            write_bundle(plan.out, spec.force, unfinished) as folder,
-        ):
+        with journal, write_bundle(plan.out, spec.force, unfinished) as folder:
             _write_files(folder, plan, journal, progress)
             journal.let_go()
     except (KeyboardInterrupt, SystemExit, UserError):

@@ -41,6 +41,8 @@ CASES = [
     ("generate x", "--decoder-batch", "0", "--decoder-batch 0 is below 1"),
     ("generate x", "--top-k", "-1", "--top-k -1 is below 0"),
     ("generate x", " ", "a PROMPT is empty"),
+    ("export", "--policy", "full", "--budget", "0.2", "--policy full keeps everything"),
+    ("plan", "--policy", "full", "--budget", "0.2", "--policy full keeps everything"),
     ("generate x", "--ray", "--ray is for a file of prompts"),
     ("generate x", "--ray-workers", "2", "--ray-workers is for a file of prompts"),
     ("generate", "--prompts", "x", "--ray-workers", "2", "give --ray, or leave it out"),

@@ -152,6 +152,18 @@ def test_two_exports_to_one_folder_are_refused(tmp_path: Path) -> None:
             Journal(tmp_path / "b", {}, resume=True)
 
 
+@pytest.mark.skipif(locks.fcntl is None, reason="needs file locks (POSIX)")
+def test_the_export_that_is_refused_does_not_offer_the_others_folder(
+    model: Path, tmp_path: Path
+) -> None:
+    """It would say that what is finished may be deleted, while the other one writes there."""
+    offered: list[Path] = []
+    with Journal(unfinished_folder(tmp_path / "b"), {}, resume=False):
+        with pytest.raises(UserError, match="another export is writing"):
+            export_bundle(spec(model, tmp_path / "b"), kept=offered.append)
+    assert offered == []
+
+
 def test_the_first_layers_are_a_bundle_that_says_so(model: Path, tmp_path: Path) -> None:
     path = export_bundle(spec(model, tmp_path / "b", num_layers=1))
     config = json.loads((path / "ssd_config.json").read_text())
