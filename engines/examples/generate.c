@@ -19,13 +19,13 @@ int main(int argc, char** argv) {
     ssd_generation* generation = NULL;
 
     ssd_model_params model_params;
-    ssd_model_params_init(&model_params);
+    ssd_model_params_init(&model_params, sizeof model_params);
     model_params.bundle = argv[1];
     if (ssd_model_create(&model_params, &model, &error) != SSD_OK)
         goto failed;
 
     ssd_generate_params params;
-    if (ssd_generate_params_init(&params, model, &error) != SSD_OK)
+    if (ssd_generate_params_init(&params, sizeof params, model, &error) != SSD_OK)
         goto failed;
     ssd_prompt prompt = {argv[2], NULL, 0};
     params.prompts = &prompt;

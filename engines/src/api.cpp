@@ -27,6 +27,8 @@ struct ssd_generation {
 namespace ssd_runtime {
 namespace {
 
+constexpr size_t least_struct_bytes = 2 * sizeof(uint32_t), most_struct_bytes = 4096;
+
 ssd_status report(ssd_error* error, ssd_status status, char const* message) noexcept {
     if (error != nullptr) {
         error->status = status;
@@ -69,7 +71,7 @@ Handle& checked(Handle* handle, char const* what) {
 template <typename Struct>
 Struct read_struct(Struct const* given, char const* what) {
     size_t const size = checked(given, what).struct_size;
-    if (size < 2 * sizeof(uint32_t) || size > 4096) {
+    if (size < least_struct_bytes || size > most_struct_bytes) {
         fail(SSD_INVALID_ARGUMENT, what, "->struct_size=", size, " is no size of it; call ", what,
              "_init, or set it to sizeof *", what);
     }
@@ -84,16 +86,25 @@ Struct read_struct(Struct const* given, char const* what) {
     return read;
 }
 
-// What a program gets, in as much room as its version of the struct has.
+// What a program gets, in as much room as its version of the struct has: what a later version has
+// beside it is zero.
 template <typename Struct>
-void write_struct(Struct* target, Struct value, char const* what) {
-    uint32_t const size = checked(target, what).struct_size;
-    if (size < 2 * sizeof(uint32_t) || size > 4096) {
+void write_struct(Struct* target, size_t size, Struct value, char const* what) {
+    checked(target, what);
+    if (size < least_struct_bytes || size > most_struct_bytes) {
         fail(SSD_INVALID_ARGUMENT, what, "->struct_size=", size,
              " is no size of it; set it to sizeof *", what);
     }
-    value.struct_size = size;
-    std::memcpy(target, &value, std::min<size_t>(size, sizeof value));
+    value.struct_size = static_cast<uint32_t>(size);
+    auto* const bytes = reinterpret_cast<char*>(target);
+    size_t const known = std::min(size, sizeof value);
+    std::memcpy(bytes, &value, known);
+    std::memset(bytes + known, 0, size - known);
+}
+
+template <typename Struct>
+void write_struct(Struct* target, Struct const& value, char const* what) {
+    write_struct(target, checked(target, what).struct_size, value, what);
 }
 
 std::string or_empty(char const* text) { return text == nullptr ? "" : text; }
@@ -143,10 +154,9 @@ ssd_status ssd_devices(ssd_device* devices, size_t capacity, size_t* count, ssd_
     });
 }
 
-void ssd_model_params_init(ssd_model_params* params) {
+void ssd_model_params_init(ssd_model_params* params, size_t struct_size) {
     if (params != nullptr) {
-        *params = {};
-        params->struct_size = sizeof *params;
+        guarded(nullptr, [&] { write_struct(params, struct_size, ssd_model_params{}, "params"); });
     }
 }
 
@@ -206,18 +216,17 @@ ssd_status ssd_plan(ssd_model const* model, uint32_t num_images, uint32_t decode
     });
 }
 
-ssd_status ssd_generate_params_init(ssd_generate_params* params, ssd_model const* model,
-                                    ssd_error* error) {
+ssd_status ssd_generate_params_init(ssd_generate_params* params, size_t struct_size,
+                                    ssd_model const* model, ssd_error* error) {
     return guarded(error, [&] {
-        ssd_generate_params& filled = checked(params, "params");
-        filled = {};
+        ssd_generate_params filled{};
         Config const& config = checked(model, "model").model->config();
-        filled.struct_size = sizeof filled;
         filled.num_images = 1;
         filled.cfg_scale = config.cfg_scale;
         filled.temperature = config.temperature;
         filled.max_batch = 16;
         filled.decoder_batch = 1;
+        write_struct(params, struct_size, filled, "params");
     });
 }
 

@@ -52,7 +52,7 @@ ssd::Model& model_of(Json const& test) {
     auto found = models.find(key);
     if (found == models.end()) {
         ssd_model_params params;
-        ssd_model_params_init(&params);
+        ssd_model_params_init(&params, sizeof params);
         params.bundle = bundle.c_str();
         params.num_threads = num_threads;
         params.backend = backend.c_str();

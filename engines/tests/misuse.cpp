@@ -60,8 +60,8 @@ ssd::Request request_of(ssd::Model const& model, char const* prompt = "a red cir
 
 void null_handles() {
     ssd_model_params params;
-    ssd_model_params_init(&params);
-    ssd_model_params_init(nullptr);
+    ssd_model_params_init(&params, sizeof params);
+    ssd_model_params_init(nullptr, sizeof params);
     ssd_model* model = nullptr;
     size_t count = 0;
     int32_t id = 0;
@@ -74,7 +74,7 @@ void null_handles() {
     REFUSED(ssd_encode(nullptr, "a", &id, 1, &count, &error), SSD_INVALID_ARGUMENT,
             "model is NULL");
     REFUSED(ssd_plan(nullptr, 1, 1, nullptr, &error), SSD_INVALID_ARGUMENT, "model is NULL");
-    REFUSED(ssd_generate_params_init(nullptr, nullptr, &error), SSD_INVALID_ARGUMENT, "is NULL");
+    REFUSED(ssd_generate_params_init(nullptr, 0, nullptr, &error), SSD_INVALID_ARGUMENT, "is NULL");
     REFUSED(ssd_generation_create(nullptr, nullptr, nullptr, &error), SSD_INVALID_ARGUMENT, "NULL");
     REFUSED(ssd_generate(nullptr, &error), SSD_INVALID_ARGUMENT, "generation is NULL");
     REFUSED(ssd_step_row(nullptr, nullptr, &error), SSD_INVALID_ARGUMENT, "generation is NULL");
@@ -90,7 +90,7 @@ void null_handles() {
 
 void wrong_models() {
     ssd_model_params params;
-    ssd_model_params_init(&params);
+    ssd_model_params_init(&params, sizeof params);
     ssd_model* model = nullptr;
     params.bundle = "/nowhere/at/all";
     REFUSED(ssd_model_create(&params, &model, &error), SSD_BAD_BUNDLE, "no bundle at /nowhere");
@@ -110,14 +110,30 @@ void wrong_models() {
     EXPECT(model == nullptr);
 }
 
+// A program built with an earlier header has room for fewer fields: behind them nothing is written.
+void init_of_an_earlier_program(ssd_model const* model) {
+    ssd_generate_params params;
+    std::memset(&params, 0x5A, sizeof params);
+    size_t const size = offsetof(ssd_generate_params, lookahead);
+    EXPECT(ssd_generate_params_init(&params, size, model, nullptr) == SSD_OK);
+    EXPECT(params.struct_size == size && params.num_images == 1 && params.lookahead == 0x5A5A5A5A);
+    REFUSED(ssd_generate_params_init(&params, 5000, model, &error), SSD_INVALID_ARGUMENT,
+            "struct_size=5000");
+    ssd_model_params opened;
+    std::memset(&opened, 0x5A, sizeof opened);
+    ssd_model_params_init(&opened, offsetof(ssd_model_params, num_threads));
+    EXPECT(opened.bundle == nullptr && opened.num_threads == 0x5A5A5A5A);
+}
+
 // A program built with a later header passes a longer struct; what it sets there is not ignored.
 void structs_of_other_versions() {
     struct Later {
         ssd_model_params params;
         uint64_t something_new;
     } later{};
-    ssd_model_params_init(&later.params);
-    later.params.struct_size = sizeof later;
+    later.something_new = 7;
+    ssd_model_params_init(&later.params, sizeof later);
+    EXPECT(later.params.struct_size == sizeof later && later.something_new == 0);
     later.params.bundle = bundle.c_str();
     ssd_model* model = nullptr;
     EXPECT(ssd_model_create(&later.params, &model, nullptr) == SSD_OK);
@@ -129,6 +145,15 @@ void structs_of_other_versions() {
     info.struct_size = 5 * sizeof(uint32_t);  // of an earlier version: the rest is not touched
     EXPECT(ssd_model_describe(model, &info, nullptr) == SSD_OK);
     EXPECT(info.width > 0 && info.prompt_slots == 0x5A5A5A5A && info.struct_size == 20);
+    struct LaterInfo {
+        ssd_model_info info;
+        uint64_t something_new;
+    } later_info{};
+    later_info.something_new = 7;
+    later_info.info.struct_size = sizeof later_info;
+    EXPECT(ssd_model_describe(model, &later_info.info, nullptr) == SSD_OK);
+    EXPECT(later_info.info.width > 0 && later_info.something_new == 0);
+    init_of_an_earlier_program(model);
     ssd_model_destroy(model);
 }
 
@@ -140,7 +165,7 @@ void generation_by_an_earlier_program() {
     now.run();
     ssd_prompt const prompt{"a red circle", nullptr, 0};
     ssd_generate_params params;
-    EXPECT(ssd_generate_params_init(&params, model.get(), nullptr) == SSD_OK);
+    EXPECT(ssd_generate_params_init(&params, sizeof params, model.get(), nullptr) == SSD_OK);
     params.prompts = &prompt;
     params.num_prompts = 1;
     size_t const size = offsetof(ssd_generate_params, negative_prompts);
@@ -384,12 +409,12 @@ void calls_inside_a_callback() {
 
 void destroyed_in_any_order() {
     ssd_model_params params;
-    ssd_model_params_init(&params);
+    ssd_model_params_init(&params, sizeof params);
     params.bundle = bundle.c_str();
     ssd_model* model = nullptr;
     EXPECT(ssd_model_create(&params, &model, nullptr) == SSD_OK);
     ssd_generate_params wanted;
-    EXPECT(ssd_generate_params_init(&wanted, model, nullptr) == SSD_OK);
+    EXPECT(ssd_generate_params_init(&wanted, sizeof wanted, model, nullptr) == SSD_OK);
     ssd_prompt const prompt{"a red circle", nullptr, 0};
     wanted.prompts = &prompt;
     wanted.num_prompts = 1;
@@ -409,7 +434,7 @@ void destroyed_in_any_order() {
 void destroyed_inside_its_callback() {
     ssd::Model const model(bundle);
     ssd_generate_params params;
-    EXPECT(ssd_generate_params_init(&params, model.get(), nullptr) == SSD_OK);
+    EXPECT(ssd_generate_params_init(&params, sizeof params, model.get(), nullptr) == SSD_OK);
     ssd_prompt const prompt{"a red circle", nullptr, 0};
     ssd_generation* generation = nullptr;
     params.prompts = &prompt;

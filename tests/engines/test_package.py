@@ -57,7 +57,7 @@ def onnxruntime_folder(build: Path) -> str:
 
 
 def test_the_headers_are_short_and_need_nothing_but_the_compiler(tmp_path: Path) -> None:
-    assert len((HEADERS / "ssd_runtime.h").read_text().splitlines()) <= 250
+    assert len((HEADERS / "ssd_runtime.h").read_text().splitlines()) <= 260
     assert len((HEADERS / "ssd_runtime.hpp").read_text().splitlines()) <= 150
     need("gcc", "g++")
     (tmp_path / "c.c").write_text(
@@ -185,12 +185,7 @@ def test_what_the_library_needs_and_exports(installed: Path) -> None:
     promised = set(
         re.findall(r"^SSD_API .*?(ssd_\w+)\(", (HEADERS / "ssd_runtime.h").read_text(), re.M)
     )
-    assert promised <= exported
-    assert {name for name in exported if not name.startswith(("ssd_", "_Z", "SSD"))} <= {
-        "_init",
-        "_fini",
-    }
-    assert not [name for name in exported if "ssd_runtime" in name], "internals are hidden"
+    assert exported == promised, "nothing else, not even templates of the C++ library"
 
 
 @pytest.mark.slow

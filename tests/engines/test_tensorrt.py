@@ -632,7 +632,12 @@ def test_it_compiles_without_a_warning_against_every_version(
     for include, more in [*((folder, []) for folder in folders), (rtx, ["-DSSD_TENSORRT_RTX"])]:
         compiled = run(
             [compiler, "-std=c++17", "-fsyntax-only", "-Werror", "-Wall", "-Wextra", "-Wpedantic"]
-            + ["-Wshadow", f"-I{ROOT / 'engines' / 'src'}", f"-I{ROOT / 'engines' / 'include'}"]
+            + [
+                "-Wshadow",
+                "-Wconversion",
+                f"-I{ROOT / 'engines' / 'src'}",
+                f"-I{ROOT / 'engines' / 'include'}",
+            ]
             + ["-isystem", include, "-isystem", cuda_headers, *more, source]
         )
         assert compiled.returncode == 0, f"{include}: {compiled.stderr[:2000]}"

@@ -10,8 +10,10 @@
  * Every function that can fail returns a status and writes one sentence, with what to do about it,
  * into `error` unless that is NULL. Nothing is printed, nothing aborts. Text is UTF-8.
  *
- * Every struct begins with struct_size, so that programs and libraries of different ages fit: an
- * init function sets it, and where there is none the caller sets it to sizeof the struct.
+ * Programs and libraries of different ages fit: every struct but ssd_error and ssd_prompt, which
+ * stay as they are, begins with struct_size, sizeof the struct in the program that the caller was
+ * compiled with. The init functions take and set it; where there is none, the caller does. Fields
+ * are added at the end alone. What an older library does not know it leaves zero, or refuses.
  */
 #ifndef SSD_RUNTIME_H
 #define SSD_RUNTIME_H
@@ -104,7 +106,8 @@ typedef struct ssd_model_info {
     char why_float_decoder[256]; /* why not, where the bundle has one; else "" */
 } ssd_model_info;
 
-SSD_API void ssd_model_params_init(ssd_model_params* params);
+/* struct_size: sizeof *params. */
+SSD_API void ssd_model_params_init(ssd_model_params* params, size_t struct_size);
 /* Opens a bundle: checks every file against the manifest and loads the weights. */
 SSD_API ssd_status ssd_model_create(ssd_model_params const* params, ssd_model** model,
                                     ssd_error* error);
@@ -189,9 +192,10 @@ typedef struct ssd_generate_params {
 
 enum { SSD_LOOKAHEAD_AUTO = -1 }; /* one image at a time, and where it pays */
 
-/* Fills in the model's guidance and temperature, and one image a prompt. */
-SSD_API ssd_status ssd_generate_params_init(ssd_generate_params* params, ssd_model const* model,
-                                            ssd_error* error);
+/* Fills in the model's guidance and temperature, and one image a prompt. struct_size: sizeof
+ * *params. */
+SSD_API ssd_status ssd_generate_params_init(ssd_generate_params* params, size_t struct_size,
+                                            ssd_model const* model, ssd_error* error);
 /* Checks and copies the parameters; only `pixels` and `user_data` must outlive the call. */
 SSD_API ssd_status ssd_generation_create(ssd_model* model, ssd_generate_params const* params,
                                          ssd_generation** generation, ssd_error* error);

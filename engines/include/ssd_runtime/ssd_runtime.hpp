@@ -74,7 +74,7 @@ private:
 struct Request {
     Request(Model const& model, std::vector<std::string> texts) : prompts(std::move(texts)) {
         ssd_error error;
-        check(ssd_generate_params_init(&params, model.get(), &error), error);
+        check(ssd_generate_params_init(&params, sizeof params, model.get(), &error), error);
     }
     std::vector<std::string> prompts, negative_prompts;
     ssd_generate_params params{};
