@@ -21,18 +21,21 @@ struct Codes {
 };
 constexpr int64_t most_of_block = 128;
 
-// values [num_rows, num_blocks, block], the last block filled up with zeros, which scale [num_rows,
-// num_blocks] turns back into numbers; sum [num_rows, num_blocks] of a block's values.
+// values [num_blocks, padded rows, block], the last block filled up with zeros, which scale
+// [num_blocks, padded rows] turns back into numbers; sum, as many, of a block's values. What rows
+// are padded with is read, but nothing comes of it.
 struct CodedRows {
     int8_t* values;
     float* scale;
     int32_t* sum;
     int64_t num_rows;
+
+    int64_t padded_rows() const { return (num_rows + 15) / 16 * 16; }
 };
 
 // What is multiplied at once: blocks of inputs by columns of outputs, which begin with a panel.
-// sums: float [num_rows, padded columns] in the order of the kernels' panels, zero before; whole:
-// int32, as many, of any value.
+// sums: float [panels, num_rows, columns of a panel] in the order of the kernels' panels, zero
+// before; whole: int32, as many, of any value.
 struct Part {
     int64_t first_block, end_block, first_column, end_column;
     float* sums;

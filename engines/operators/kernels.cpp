@@ -2,6 +2,10 @@
 
 #if defined(SSD_OPERATORS_X86) && !defined(SSD_OPERATORS_ONLY)
 #include <cpuid.h>
+#if defined(__linux__)
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
 #endif
 
 namespace ssd_operators {
@@ -14,6 +18,19 @@ bool has_f16c() {
     return __get_cpuid(1, &eax, &ebx, &ecx, &edx) != 0 && (ecx & bit_F16C) != 0;
 }
 
+// Tiles, which Linux gives to a process that asks for them.
+bool has_amx() {
+#if defined(__linux__)
+    constexpr unsigned tiles = 1U << 24, int8 = 1U << 25;
+    constexpr int ask_for_permission = 0x1023, state_of_tiles = 18;
+    unsigned eax = 0, ebx = 0, ecx = 0, edx = 0;
+    return __get_cpuid_count(7, 0, &eax, &ebx, &ecx, &edx) != 0 && (edx & tiles) != 0 &&
+           (edx & int8) != 0 && syscall(SYS_arch_prctl, ask_for_permission, state_of_tiles) == 0;
+#else
+    return false;
+#endif
+}
+
 bool has_avx_vnni() {
     constexpr unsigned bit = 1U << 4;
     unsigned eax = 0, ebx = 0, ecx = 0, edx = 0;
@@ -21,12 +38,12 @@ bool has_avx_vnni() {
 }
 #endif
 
-#define SSD_KERNELS_OF(set, codes)                                                                \
-    Kernels {                                                                                     \
-        set::attend, set::write_row, set::turn, set::lowest, set::least, set::gated_silu,         \
-            set::panel_columns(), set::pack, set::multiply, codes::panel_of, codes::code_row,     \
-            codes::multiply_codes, codes::gather_parts, set::fill_noise, set::draw, set::measure, \
-            set::finish, #codes                                                                   \
+#define SSD_KERNELS_OF(set, codes)                                                              \
+    Kernels {                                                                                   \
+        set::attend, set::write_row, set::turn, set::lowest, set::least, set::gated_silu,       \
+            set::panel_columns(), set::pack, set::multiply, codes::few_rows(), codes::panel_of, \
+            codes::code_row, codes::multiply_codes, codes::gather_parts, set::fill_noise,       \
+            set::draw, set::measure, set::finish, #codes                                        \
     }
 
 Kernels chosen() {
@@ -42,6 +59,9 @@ Kernels chosen() {
     bool const has_avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
                           has_f16c() && __builtin_cpu_supports("bmi") &&
                           __builtin_cpu_supports("bmi2");
+    if (has_avx512 && __builtin_cpu_supports("avx512vnni") && has_amx()) {
+        return SSD_KERNELS_OF(avx512, avx512amx);
+    }
     if (has_avx512 && __builtin_cpu_supports("avx512vnni")) {
         return SSD_KERNELS_OF(avx512, avx512vnni);
     }

@@ -83,6 +83,8 @@ struct Kernels {
     bool (*pack)(float const* matrix, Storage storage, int64_t depth, int64_t width, void* panels);
     // One panel of a product. scratch: depth * columns floats.
     void (*multiply)(Product const& product, Panels const& panels, int64_t panel, float* scratch);
+    // Rows times codes that are bound by memory; more are bound by arithmetic.
+    int few_rows;
     // Columns of a panel of codes.
     int (*panel_of)(int bits);
     // Rounds a row float [depth] to int8, where it has a place.
@@ -92,8 +94,8 @@ struct Kernels {
                            bool are_few);
     // Writes the parts' columns of a row to out [width]: parts of the same columns, added up, plus
     // bias [width] unless it is null.
-    void (*gather_parts)(int bits, Part const* parts, int num_parts, int64_t row, float const* bias,
-                         float* out);
+    void (*gather_parts)(int bits, Part const* parts, int num_parts, int64_t num_rows, int64_t row,
+                         float const* bias, float* out);
     // Gumbel noise float [num_codes] of an image's step (ssd_export/noise.py).
     void (*fill_noise)(uint64_t seed, uint32_t image, uint32_t step, int64_t num_codes,
                        float* noise);
@@ -109,12 +111,13 @@ struct Kernels {
     char const* name;
 };
 
-#define SSD_DECLARE_CODES(set)                                               \
-    namespace set {                                                          \
-    int panel_of(int);                                                       \
-    void code_row(float const*, Codes const&, CodedRows const&, int64_t);    \
-    void multiply_codes(Codes const&, CodedRows const&, Part const&, bool);  \
-    void gather_parts(int, Part const*, int, int64_t, float const*, float*); \
+#define SSD_DECLARE_CODES(set)                                                        \
+    namespace set {                                                                   \
+    int few_rows();                                                                   \
+    int panel_of(int);                                                                \
+    void code_row(float const*, Codes const&, CodedRows const&, int64_t);             \
+    void multiply_codes(Codes const&, CodedRows const&, Part const&, bool);           \
+    void gather_parts(int, Part const*, int, int64_t, int64_t, float const*, float*); \
     }
 #define SSD_DECLARE_KERNELS(set)                                              \
     namespace set {                                                           \
@@ -141,6 +144,7 @@ SSD_DECLARE_CODES(avx2)
 SSD_DECLARE_CODES(avxvnni)
 SSD_DECLARE_CODES(avx512)
 SSD_DECLARE_CODES(avx512vnni)
+SSD_DECLARE_CODES(avx512amx)
 #endif
 
 // The best ones that this processor runs.

@@ -7,10 +7,9 @@
 namespace ssd_operators {
 namespace {
 
-constexpr int64_t few_rows = 6;      // more are bound by arithmetic
-constexpr int64_t parts_of_few = 8;  // which threads share; of more rows fewer, for their sums
-constexpr int64_t bytes_of_stream = 2560;  // of a row of codes, for memory to be read at speed
-constexpr int64_t columns_of_many = 512;
+constexpr int64_t most_rows = 128;          // at once, so that their sums stay in the cache
+constexpr int64_t most_sums = 1 << 18;      // of a part, for the same reason
+constexpr int64_t bytes_of_part = 1 << 20;  // of codes: what is worth a part
 
 int64_t parts_of(int64_t count, int64_t most) { return (count + most - 1) / most; }
 
@@ -42,8 +41,10 @@ public:
             context.GetOutput(0, shape.data(), shape.size()).GetTensorMutableData<float>();
         float const* const bias =
             context.GetInputCount() > 3 ? context.GetInput(3).GetTensorData<float>() : nullptr;
-        if (num_rows > 0 && codes.width > 0) {
-            multiply(context, codes, x.GetTensorData<float>(), num_rows, bias, out);
+        float const* const in = x.GetTensorData<float>();
+        for (int64_t row = 0; row < num_rows && codes.width > 0; row += most_rows) {
+            multiply(context, codes, in + row * codes.depth, std::min(most_rows, num_rows - row),
+                     bias, out + row * codes.width);
         }
     }
 
@@ -79,42 +80,33 @@ private:
     // Rows in int8, in memory of the calling thread.
     CodedRows rows_of(Codes const& codes, float const* x, int64_t num_rows,
                       Ort::KernelContext const& context) const {
-        int64_t const count = num_rows * codes.num_blocks();
+        CodedRows rows{};
+        rows.num_rows = num_rows;
+        int64_t const count = rows.padded_rows() * codes.num_blocks();
         thread_local std::vector<int32_t> memory;
         auto const words = static_cast<size_t>(count * (2 + codes.block / 4));
         if (memory.size() < words) {
             memory.resize(words);
         }
-        CodedRows rows{};
-        rows.num_rows = num_rows;
         rows.sum = memory.data();
         rows.scale = reinterpret_cast<float*>(memory.data() + count);
         rows.values = reinterpret_cast<int8_t*>(memory.data() + 2 * count);
-        auto const code = [&](int64_t row) {
-            kernels_.code_row(x + row * codes.depth, codes, rows, row);
-        };
-        if (num_rows <= few_rows) {
-            for (int64_t row = 0; row < num_rows; ++row) {
-                code(row);
-            }
-        } else {
-            parallel_for(context, num_rows, code);
-        }
+        for_rows(context, num_rows,
+                 [&](int64_t row) { kernels_.code_row(x + row * codes.depth, codes, rows, row); });
         return rows;
     }
 
-    // The parts of a product: columns by blocks of inputs. They do not depend on the threads, and
-    // neither does a sum.
+    // The parts of a product, which threads share: of few rows blocks of inputs, so that each reads
+    // memory in one stream; of many columns as well. They do not depend on the threads, and neither
+    // does a sum.
     std::vector<Part> parts(Codes const& codes, int64_t num_rows) const {
-        bool const are_few = num_rows <= few_rows;
         int64_t const panel = kernels_.panel_of(codes.bits);
-        int64_t const wide = are_few ? std::max<int64_t>(codes.row_bytes() / bytes_of_stream, 1)
-                                     : parts_of(codes.width, columns_of_many);
-        int64_t const columns = parts_of(parts_of(codes.width, wide), panel) * panel;
-        int64_t const deep =
-            are_few ? std::clamp<int64_t>(parts_of_few * 2 / wide / std::max<int64_t>(num_rows, 2),
-                                          1, codes.num_blocks())
-                    : 1;
+        int64_t const columns =
+            parts_of(std::min(codes.width, std::max(most_sums / num_rows, panel)), panel) * panel;
+        int64_t const most = num_rows <= 2 ? 8 : 4;
+        int64_t const wanted = std::min(codes.row_bytes() * codes.depth / bytes_of_part, most) /
+                               parts_of(codes.width, columns);
+        int64_t const deep = std::clamp<int64_t>(wanted, 1, codes.num_blocks());
         int64_t const blocks = parts_of(codes.num_blocks(), deep);
         std::vector<Part> made;
         for (int64_t column = 0; column < codes.width; column += columns) {
@@ -129,25 +121,11 @@ private:
     void multiply(Ort::KernelContext const& context, Codes const& codes, float const* x,
                   int64_t num_rows, float const* bias, float* out) const {
         CodedRows const rows = rows_of(codes, x, num_rows, context);
-        bool const are_few = num_rows <= few_rows;
         int64_t const panel = kernels_.panel_of(codes.bits);
         auto const size_of = [&](Part const& part) {
             return num_rows * parts_of(part.end_column - part.first_column, panel) * panel;
         };
         std::vector<Part> made = parts(codes, num_rows);
-        int64_t const count = static_cast<int64_t>(made.size());
-        if (!are_few) {
-            parallel_for(context, count, [&](int64_t number) {
-                Part part = made[static_cast<size_t>(number)];
-                part.sums = scratch_of(size_of(part));
-                std::fill_n(part.sums, size_of(part), 0.0F);
-                kernels_.multiply_codes(codes, rows, part, false);
-                for (int64_t row = 0; row < num_rows; ++row) {
-                    kernels_.gather_parts(codes.bits, &part, 1, row, bias, out + row * codes.width);
-                }
-            });
-            return;
-        }
         int64_t total = 0;
         for (Part const& part : made) {
             total += size_of(part);
@@ -157,29 +135,48 @@ private:
             part.sums = sums;
             sums += size_of(part);
         }
-        parallel_for(context, count, [&](int64_t number) {
+        parallel_for(context, static_cast<int64_t>(made.size()), [&](int64_t number) {
             thread_local std::vector<int32_t> whole;
             Part& part = made[static_cast<size_t>(number)];
             auto const size = static_cast<size_t>(size_of(part));
-            if (whole.size() < size) {
+            std::fill_n(part.sums, size, 0.0F);
+            bool const are_few = num_rows <= kernels_.few_rows;
+            if (are_few && whole.size() < size) {
                 whole.resize(size);
             }
             part.whole = whole.data();
-            std::fill_n(part.sums, size, 0.0F);
-            kernels_.multiply_codes(codes, rows, part, true);
+            kernels_.multiply_codes(codes, rows, part, are_few);
         });
-        for (int64_t first = 0; first < count;) {
-            int64_t end = first;
-            while (end < count && made[static_cast<size_t>(end)].first_column ==
-                                      made[static_cast<size_t>(first)].first_column) {
-                ++end;
+        gather(context, codes, made, num_rows, bias, out);
+    }
+
+    // Adds up parts of the same columns, which follow each other.
+    void gather(Ort::KernelContext const& context, Codes const& codes,
+                std::vector<Part> const& made, int64_t num_rows, float const* bias,
+                float* out) const {
+        auto const of_row = [&](int64_t row) {
+            for (size_t first = 0; first < made.size();) {
+                size_t end = first;
+                while (end < made.size() && made[end].first_column == made[first].first_column) {
+                    ++end;
+                }
+                kernels_.gather_parts(codes.bits, &made[first], static_cast<int>(end - first),
+                                      num_rows, row, bias, out + row * codes.width);
+                first = end;
             }
-            for (int64_t row = 0; row < num_rows; ++row) {
-                kernels_.gather_parts(codes.bits, &made[static_cast<size_t>(first)],
-                                      static_cast<int>(end - first), row, bias,
-                                      out + row * codes.width);
-            }
-            first = end;
+        };
+        for_rows(context, num_rows, of_row);
+    }
+
+    // Calls work(row); few rows are not worth another thread.
+    template <class Work>
+    void for_rows(Ort::KernelContext const& context, int64_t num_rows, Work const& work) const {
+        if (num_rows > kernels_.few_rows) {
+            parallel_for(context, num_rows, work);
+            return;
+        }
+        for (int64_t row = 0; row < num_rows; ++row) {
+            work(row);
         }
     }
 

@@ -33,7 +33,7 @@ from ssd_export.export.int8_decoder import check_can_make, make_int8_decoder
 from ssd_export.export.journal import Journal, unfinished_folder
 from ssd_export.export.layer_attention import can_fuse
 from ssd_export.export.onnx_writer import GraphWriter, write_decode_step, write_evict, write_prefill
-from ssd_export.export.quantize import precision_facts
+from ssd_export.export.quantize import precision_facts, reads_codes
 from ssd_export.export.weight_plan import plan_weights
 from ssd_export.export.weights import WEIGHTS_FILE, Weight, write_weights
 from ssd_export.export.window_writer import write_decode_rows, write_decode_window
@@ -412,7 +412,10 @@ def write_graphs(
         specs.append(spec)
         progress("graphs", done, len(writers))
     if can_fuse(table, dtype):
-        for write_fused in (write_fused_step, write_decode_window):
+        fused = [write_fused_step, write_decode_window]
+        if any(reads_codes(weight) for weight in weights):  # other products are ONNX Runtime's best
+            fused.append(write_prefill)
+        for write_fused in fused:
             for top_k in (False, True):
                 writer = GraphWriter(config, table, dtype, by_name, places, uses_operators=True)
                 spec, model = write_fused(writer, top_k)

@@ -30,9 +30,9 @@ from ssd_export.export.functions import (
 from ssd_export.export.operators import IR_VERSION, Operators, onnx_dtype
 from ssd_export.export.quantize import (
     dequantize_node,
-    has_product_of,
     onnx_type,
     opset_of,
+    reads_codes,
     scale_name,
 )
 from ssd_export.export.sampler import draw_tokens, noise_of_step, num_sorted_input
@@ -100,10 +100,13 @@ class GraphWriter:
 
     def linear(self, x: ir.Value, name: str, bias: bool = False) -> ir.Value:
         """x [..., in] times the weight of a linear layer, plus its bias: [..., out]."""
-        if self.uses_operators and has_product_of(self.weights[name]):
+        if self.uses_operators and self._has_operator(name):
             return self._linear_by_operator(x, name, bias)
         product = self.ops.op("MatMul", x, self.matrix(name), name=f"{name}.product")
         return self.ops.op("Add", product, self.weight(f"{name}.bias")) if bias else product
+
+    def _has_operator(self, name: str) -> bool:
+        return self.weights[name].scheme is None or reads_codes(self.weights[name])
 
     def _linear_by_operator(self, x: ir.Value, name: str, bias: bool) -> ir.Value:
         scheme, biases = self.weights[name].scheme, []

@@ -124,9 +124,9 @@ def dequantize_node(ops: Operators, codes: ir.Value, scale: ir.Value, scheme: Sc
     return ops.op("DequantizeLinear", codes, scale, axis=1)
 
 
-def has_product_of(weight: Weight) -> bool:
-    """Whether engines/operators multiplies by it."""
-    return weight.scheme is None or weight.scheme.format in ("int8", "int4")
+def reads_codes(weight: Weight) -> bool:
+    """Whether engines/operators multiplies by its codes."""
+    return weight.scheme is not None and weight.scheme.format in ("int8", "int4")
 
 
 def precision_facts(

@@ -62,7 +62,7 @@ def onnxruntime_headers(folder: Path, architecture: str = "") -> Path:
     return target
 
 
-OTHER_INSTRUCTIONS = ("baseline", "avx2", "avx512")
+OTHER_INSTRUCTIONS = ("baseline", "avx2", "avx512", "avx512vnni")
 
 
 def build_operators(folder: Path, *options: str) -> None:

@@ -13,10 +13,12 @@ from tests.engines.builds import build_operators
 from tests.made_once import made_once, run_folder
 
 AVX2 = {"avx2", "fma", "f16c", "bmi2"}
+AVX512 = {"avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl"}
 NEEDED_FLAGS = {
     "avx2": AVX2,
     "avxvnni": {*AVX2, "avx_vnni"},
-    "avx512": {"avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl"},
+    "avx512": AVX512,
+    "avx512vnni": {*AVX512, "avx512_vnni"},
 }
 
 

@@ -258,6 +258,7 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Callable[[PolicyChoice
         PolicyChoice(policy="tova"),
         PolicyChoice(policy="headkv"),
         PolicyChoice(weights="int8"),
+        PolicyChoice(weights="int4"),
     ],
     ids=lambda choice: f"{choice.policy}-{choice.weights}",
 )
@@ -275,6 +276,8 @@ def test_tokens_are_those_of_ordinary_operators(
             opened = ImageGenerator.from_bundle(path, num_threads=1)
             generator = stack.enter_context(opened)
             assert generator.runner.fuses_steps == bool(place)
+            has_prefill = "onnx/prefill_fused.onnx" in generator.bundle.files
+            assert has_prefill == (choice.weights != "none")  # products of codes pay at many rows
             results.append((generator(CAPTIONS, seed=1).tokens, generator))
         batches = PromptBatches.from_bundle(generator.bundle)
         batch = batches(CAPTIONS, bundle_sampling(generator.bundle), 1)
