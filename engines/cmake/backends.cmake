@@ -12,6 +12,13 @@ endif()
 
 if("onnxruntime" IN_LIST SSD_RUNTIME_BACKENDS)
   include(FindOnnxRuntime) # ONNXRUNTIME_INCLUDE_DIR, ONNXRUNTIME_LIBRARY
+  # A program finds the system's library by itself, another one only beside libssd_runtime.so.
+  if(CMAKE_CROSSCOMPILING OR onnxruntime_file MATCHES "^(/usr)?/lib")
+    set(is_elsewhere OFF)
+  else()
+    set(is_elsewhere ON)
+  endif()
+  option(SSD_RUNTIME_BUNDLE_ONNXRUNTIME "install ONNX Runtime's library beside libssd_runtime.so" ${is_elsewhere})
   target_sources(ssd_runtime PRIVATE src/ort/ort_devices.cpp src/ort/ort_runner.cpp src/ort/ort_session.cpp)
   add_subdirectory(operators)
   target_sources(ssd_runtime PRIVATE ${ssd_operator_objects})

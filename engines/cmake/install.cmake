@@ -11,6 +11,16 @@ configure_package_config_file(cmake/ssd_runtimeConfig.cmake.in ssd_runtimeConfig
 write_basic_package_version_file(ssd_runtimeConfigVersion.cmake COMPATIBILITY SameMinorVersion)
 install(FILES ${CMAKE_CURRENT_BINARY_DIR}/ssd_runtimeConfig.cmake
               ${CMAKE_CURRENT_BINARY_DIR}/ssd_runtimeConfigVersion.cmake DESTINATION ${config_folder})
+# From the folder of the .pc file, so that an installed tree may be moved.
+if(IS_ABSOLUTE ${CMAKE_INSTALL_LIBDIR})
+  set(prefix_from_pc ${CMAKE_INSTALL_PREFIX})
+  set(libdir_of_pc ${CMAKE_INSTALL_LIBDIR})
+else()
+  file(RELATIVE_PATH up /prefix/${CMAKE_INSTALL_LIBDIR}/pkgconfig /prefix)
+  string(REGEX REPLACE "/$" "" up ${up})
+  set(prefix_from_pc "\${pcfiledir}/${up}")
+  set(libdir_of_pc "\${prefix}/${CMAKE_INSTALL_LIBDIR}")
+endif()
 configure_file(cmake/ssd_runtime.pc.in ssd_runtime.pc @ONLY)
 install(FILES ${CMAKE_CURRENT_BINARY_DIR}/ssd_runtime.pc DESTINATION ${CMAKE_INSTALL_LIBDIR}/pkgconfig)
 if(SSD_RUNTIME_BUNDLE_ONNXRUNTIME)
