@@ -41,7 +41,8 @@ demo: $(VENV)/installed
 	$(RUN) cli.py generate "$(PROMPT)" --out out.png
 	@$(MAKE) --no-print-directory demo-engine
 
-# The Python runner loads it from there. ONNXRUNTIME_ROOT names an unpacked archive of ONNX Runtime, if no package has its headers.
+# The Python runner loads it from there. ONNX Runtime's headers are those of a package, of the folder build/ort
+# (engines/scripts/fetch_onnxruntime_headers.sh build/ort), or of the unpacked archive that ONNXRUNTIME_ROOT names.
 operators:
 	cmake -S engines/operators -B build/operators
 	cmake --build build/operators
