@@ -101,7 +101,7 @@ private:
             if constexpr (Rows::has_scales) {
                 Lanes scales{};
                 load_first(slots_.key_scale + first, left, scales);
-                logits = logits * scales;
+                logits = logits * (scales * Rows::unit);
             }
             logits = position < 0 ? all(masked) : logits;
             greatest = logits > greatest ? logits : greatest;

@@ -1,7 +1,10 @@
 #include "packed_product.h"
 
-#include <cstdlib>
+#include <algorithm>
 #include <memory>
+#include <vector>
+
+#include "../src/half.h"
 
 #include "kernels.h"
 
@@ -24,8 +27,10 @@ public:
         panels_.depth = shape[0];
         panels_.width = shape[1];
         num_panels_ = (shape[1] + kernels_.columns - 1) / kernels_.columns;
+        std::vector<float> widened;
+        float const* const numbers = as_floats(matrix, widened);
         for (Storage const storage : {Storage::float16, Storage::bfloat16, Storage::float32}) {
-            if (holds(matrix.GetTensorData<float>(), storage)) {
+            if (holds(numbers, storage)) {
                 return;
             }
         }
@@ -57,6 +62,22 @@ public:
     }
 
 private:
+    // The matrix in float32, which a form of two bytes is made of in either case.
+    static float const* as_floats(Ort::ConstValue const& matrix, std::vector<float>& widened) {
+        auto const info = matrix.GetTensorTypeAndShapeInfo();
+        if (info.GetElementType() == ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT) {
+            return matrix.GetTensorData<float>();
+        }
+        if (info.GetElementType() != ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT16) {
+            throw Ort::Exception("PackedMatMul: its matrix is in other than float32 or float16",
+                                 ORT_INVALID_GRAPH);
+        }
+        auto const* const halves = static_cast<uint16_t const*>(matrix.GetTensorRawData());
+        widened.resize(info.GetElementCount());
+        std::transform(halves, halves + widened.size(), widened.begin(), ssd_runtime::from_float16);
+        return widened.data();
+    }
+
     // Packs the matrix, unless this form loses a bit of it.
     bool holds(float const* matrix, Storage storage) {
         size_t const item = storage == Storage::float32 ? sizeof(float) : sizeof(uint16_t);
@@ -77,8 +98,9 @@ struct Operator : CustomOperator<Operator, PackedMatMul> {
     char const* GetName() const { return "PackedMatMul"; }
     size_t GetInputTypeCount() const { return 3; }
     size_t GetOutputTypeCount() const { return 1; }
-    ONNXTensorElementDataType GetInputType(size_t) const {
-        return ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT;
+    ONNXTensorElementDataType GetInputType(size_t index) const {
+        return index == 1 ? ONNX_TENSOR_ELEMENT_DATA_TYPE_UNDEFINED  // float32 or float16
+                          : ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT;
     }
     ONNXTensorElementDataType GetOutputType(size_t) const {
         return ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT;

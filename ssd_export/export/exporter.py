@@ -411,13 +411,15 @@ def write_graphs(
         ir.save(model, folder / f"{spec.name}.onnx")
         specs.append(spec)
         progress("graphs", done, len(writers))
-    if can_fuse(table, dtype):
+    if can_fuse(dtype):
         fused = [write_fused_step, write_decode_window]
         if any(reads_codes(weight) for weight in weights):  # other products are ONNX Runtime's best
             fused.append(write_prefill)
         for write_fused in fused:
             for top_k in (False, True):
-                writer = GraphWriter(config, table, dtype, by_name, places, uses_operators=True)
+                writer = GraphWriter(
+                    config, table, "float32", by_name, places, True, bundle_dtype=dtype
+                )
                 spec, model = write_fused(writer, top_k)
                 ir.save(model, folder / f"{spec.name}{FUSED}.onnx")
     return specs

@@ -46,7 +46,10 @@ PROTECTED = 3.0e38
 
 @dataclass(frozen=True)
 class AttentionNode:
-    """Parameters of the node of one head group; equal ones share a function."""
+    """Parameters of the node of one head group; equal ones share a function.
+
+    dtype: of what is computed; kv_dtype: of the cache's keys and values, where it is another one.
+    """
 
     rule: Rule
     num_slots: int

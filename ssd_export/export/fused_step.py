@@ -1,8 +1,9 @@
 """The decode step with operators of engines/operators (C++): one for a layer's attention, one for a
 product, one for the gate of an MLP, one that draws the token.
 
-Its contract is decode_step's, and so is its arithmetic but for the order of sums; runners without
-the library run decode_step itself. It evicts by itself (layer_attention.py). Passes of lookahead
+Its contract is decode_step's, and so is its arithmetic but for the order of sums and, with weights
+and caches in float16, what is computed in float32 between them; runners without the library run
+decode_step itself. It evicts by itself (layer_attention.py). Passes of lookahead
 have those for products and gates (window_writer.py).
 """
 
@@ -10,23 +11,21 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from ssd_export.bundle import graphs
 from ssd_export.export.functions import DOMAIN
 from ssd_export.export.layer_attention import layer_attention
 from ssd_export.export.onnx_writer import (
     FINAL_NORM,
     GraphWriter,
     attention_nodes,
+    begin_step,
     cache_tensors,
     draw,
-    graph_inputs,
     image_logits,
     mlp,
     norm_name,
     rms_norm,
     rope_angles,
     step_outputs,
-    token_before,
 )
 from ssd_export.graph_spec import GraphSpec
 
@@ -36,12 +35,7 @@ CONTRIBUTED = "com.microsoft"  # operators that every ONNX Runtime has
 def write_fused_step(writer: GraphWriter, top_k: bool = False) -> tuple[GraphSpec, ir.Model]:
     """Writes decode_step with these operators; the writer uses them."""
     config, ops = writer.config, writer.ops
-    spec = graphs.decode_step_spec(config, writer.table, writer.dtype, top_k)
-    inputs = graph_inputs(spec)
-    hidden, position = token_before(writer, inputs)
-    prompt_length = inputs["prompt_length"]
-    end = ops.reshape(prompt_length, [-1, 1, 1, 1])
-    cos, sin = rope_angles(writer, ops.reshape(position, [-1, 1, 1, 1]), end)
+    spec, inputs, hidden, token = begin_step(writer, top_k, rope_angles)
     outputs: dict[str, ir.Value] = {}
     normed = rms_norm(writer, hidden, norm_name(0))
     for layer in range(config.num_layers):
@@ -50,9 +44,8 @@ def write_fused_step(writer: GraphWriter, top_k: bool = False) -> tuple[GraphSpe
             cache for index, node in enumerate(nodes) for cache in cache_tensors(layer, index, node)
         ]
         qkv = writer.linear(normed, f"layers.{layer}.qkv")
-        token = [qkv, cos, sin, position, prompt_length]
         past = [inputs[cache.past] for cache in caches]
-        merged, present = layer_attention(ops, nodes, token, past)
+        merged, present = layer_attention(ops, nodes, [qkv, *token], past)
         outputs |= {cache.present: own for cache, own in zip(caches, present, strict=True)}
         hidden, normed = _after_attention(writer, hidden, merged, layer)
     logits = image_logits(writer, normed)

@@ -14,14 +14,14 @@ import onnx_ir as ir
 
 from ssd_export.export.functions import DOMAIN, AttentionNode
 from ssd_export.export.operators import Operators
-from ssd_export.policy.table import PolicyTable, pinned_bits
+from ssd_export.policy.table import pinned_bits
 
 OP_TYPE = "LayerAttention"
 
 
-def can_fuse(table: PolicyTable, dtype: str) -> bool:
-    """Whether the operator knows this dtype."""
-    return dtype == "float32" and table.kv_dtype == "model"
+def can_fuse(dtype: str) -> bool:
+    """Whether the operators know weights and caches in this dtype, or caches in int8 beside it."""
+    return dtype in ("float32", "float16")
 
 
 def layer_attention(

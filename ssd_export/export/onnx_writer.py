@@ -9,8 +9,8 @@ cache/attention.py, the torch reference.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import onnx_ir as ir
@@ -50,6 +50,8 @@ FINAL_NORM = "language_model.norm.weight"
 class GraphWriter:
     """State shared by the parts of one graph: the recorder, the model's numbers, the places of the
     weights.
+
+    dtype: of what is computed; bundle_dtype: of weights and caches, where it is another one.
     """
 
     config: ModelConfig
@@ -58,13 +60,34 @@ class GraphWriter:
     weights: dict[str, Weight]
     places: dict[str, tuple[int, int]]
     uses_operators: bool = False  # those of engines/operators
+    bundle_dtype: str = ""
     ops: Operators = field(default_factory=Operators)
     _initializers: dict[str, ir.Value] = field(default_factory=dict)
+    _widened: dict[str, ir.Value] = field(default_factory=dict)
     _defaults: list[ir.Value] = field(default_factory=list)
 
+    def __post_init__(self) -> None:
+        self.bundle_dtype = self.bundle_dtype or self.dtype
+
     def weight(self, name: str) -> ir.Value:
-        """The initializer of a tensor of the weights file."""
+        """A tensor of the weights file, in the dtype of what is computed where it is a float."""
+        stored = self._stored(name)
+        if self.bundle_dtype == self.dtype or stored.dtype != onnx_dtype(self.bundle_dtype):
+            return stored
+        if name not in self._widened:
+            self._widened[name] = self.ops.cast(stored, self.dtype)
+        return self._widened[name]
+
+    def _stored(self, name: str) -> ir.Value:
         return self._initializer(name, *onnx_type(self.weights[name]))
+
+    def attention_node(self, group: HeadGroup) -> AttentionNode:
+        """The attention of a head group in this graph."""
+        sizes = self.config.query_group_size, self.config.head_dim, self.dtype
+        node = AttentionNode.of(group, self.table, *sizes)
+        if node.kv_dtype == "model" and self.bundle_dtype != self.dtype:
+            return replace(node, kv_dtype=self.bundle_dtype)
+        return node
 
     def _stored_codes(self, name: str) -> ir.Value:
         """Codes as they are stored: two of int4 in a byte."""
@@ -113,7 +136,7 @@ class GraphWriter:
         if bias:
             biases.append(self.weight(f"{name}.bias"))
         if scheme is None:
-            operands = [x, self.weight(name), *biases]
+            operands = [x, self._stored(name), *biases]
             return self.ops.many("PackedMatMul", *operands, domain=DOMAIN, num_outputs=1)[0]
         operands = [x, self._stored_codes(name), self.weight(scale_name(name)), *biases]
         bits = {"int4": 4, "int8": 8}[scheme.format]
@@ -152,6 +175,10 @@ class GraphWriter:
         )
 
 
+# cos and sin of positions and prompt_length, int32 [..., 1, 1, 1].
+Rope = Callable[[GraphWriter, ir.Value, ir.Value], tuple[ir.Value, ir.Value]]
+
+
 def graph_inputs(spec: GraphSpec) -> dict[str, ir.Value]:
     """A value for each input of a contract, by name."""
     return {tensor.name: _value(tensor) for tensor in spec.inputs}
@@ -165,19 +192,12 @@ def _value(tensor: TensorSpec) -> ir.Value:
 
 def write_decode_step(writer: GraphWriter, top_k: bool = False) -> tuple[GraphSpec, ir.Model]:
     """One step: the token before -> the next token, every cache written in place."""
-    config, ops = writer.config, writer.ops
-    spec = graphs.decode_step_spec(config, writer.table, writer.dtype, top_k)
-    inputs = graph_inputs(spec)
-    hidden, position = token_before(writer, inputs)
-    prompt_length = inputs["prompt_length"]
-    end = ops.reshape(prompt_length, [-1, 1, 1, 1])
-    cos, sin = rope_tables(writer, ops.reshape(position, [-1, 1, 1, 1]), end)
+    spec, inputs, hidden, token = begin_step(writer, top_k, rope_tables)
     functions = AttentionFunctions()
     outputs: dict[str, ir.Value] = {}
-    for layer in range(config.num_layers):
+    for layer in range(writer.config.num_layers):
         normed = rms_norm(writer, hidden, norm_name(layer))
-        of_token = [cos, sin, position, prompt_length]
-        merged, present = _attention(writer, functions, layer, normed, of_token, inputs)
+        merged, present = _attention(writer, functions, layer, normed, token, inputs)
         outputs |= present
         hidden = after_attention(writer, hidden, merged, layer)
     logits = image_logits(writer, rms_norm(writer, hidden, FINAL_NORM))
@@ -185,7 +205,23 @@ def write_decode_step(writer: GraphWriter, top_k: bool = False) -> tuple[GraphSp
     return spec, writer.model(spec, inputs, outputs, functions.all(writer.opset))
 
 
-def token_before(writer: GraphWriter, inputs: dict[str, ir.Value]) -> tuple[ir.Value, ir.Value]:
+def begin_step(
+    writer: GraphWriter, top_k: bool, rope: Rope
+) -> tuple[GraphSpec, dict[str, ir.Value], ir.Value, list[ir.Value]]:
+    """What every form of a step begins with: its contract, its inputs, the hidden states
+    [B, hidden_size] of the token before it, and of that token cos and sin of RoPE, position and
+    prompt_length int32 [B].
+    """
+    ops = writer.ops
+    spec = graphs.decode_step_spec(writer.config, writer.table, writer.bundle_dtype, top_k)
+    inputs = graph_inputs(spec)
+    hidden, position = _token_before(writer, inputs)
+    prompt_length = inputs["prompt_length"]
+    places = (ops.reshape(one, [-1, 1, 1, 1]) for one in (position, prompt_length))
+    return spec, inputs, hidden, [*rope(writer, *places), position, prompt_length]
+
+
+def _token_before(writer: GraphWriter, inputs: dict[str, ir.Value]) -> tuple[ir.Value, ir.Value]:
     """(hidden states [B, hidden_size] of the token before a step, its position int32 [B])."""
     config, ops = writer.config, writer.ops
     place = ops.op("Sub", inputs["step"], ops.constant([1]))
@@ -239,9 +275,7 @@ def _attention(
 
 def attention_nodes(writer: GraphWriter, layer: int) -> list[AttentionNode]:
     """The node of each head group of a layer."""
-    config, table = writer.config, writer.table
-    sizes = config.query_group_size, config.head_dim, writer.dtype
-    return [AttentionNode.of(group, table, *sizes) for group in table.layers[layer]]
+    return [writer.attention_node(group) for group in writer.table.layers[layer]]
 
 
 def cache_tensors(layer: int, index: int, node: AttentionNode) -> list[CacheTensor]:
@@ -253,7 +287,7 @@ def cache_tensors(layer: int, index: int, node: AttentionNode) -> list[CacheTens
 def write_prefill(writer: GraphWriter, top_k: bool = False) -> tuple[GraphSpec, ir.Model]:
     """The prompt: token 0, and keys, values and scores of the prompt (R8)."""
     config, ops = writer.config, writer.ops
-    spec = graphs.prefill_spec(config, writer.table, writer.dtype, top_k)
+    spec = graphs.prefill_spec(config, writer.table, writer.bundle_dtype, top_k)
     inputs = graph_inputs(spec)
     prompt_length = inputs["prompt_length"]
     embeds = inputs["inputs_embeds"]
@@ -289,6 +323,8 @@ def write_prefill(writer: GraphWriter, top_k: bool = False) -> tuple[GraphSpec, 
                 if writer.table.kv_dtype == "int8":
                     rows, scale = quantize_rows(ops, rows, writer.dtype)
                     outputs[CacheTensor(layer, index, f"{part}_scale").present] = scale
+                elif writer.bundle_dtype != writer.dtype:
+                    rows = ops.cast(rows, writer.bundle_dtype)
                 outputs[CacheTensor(layer, index, part).present] = rows
             if group.rule.by_score:
                 outputs[CacheTensor(layer, index, "score").present] = prompt_scores(
@@ -318,13 +354,7 @@ def write_evict(writer: GraphWriter, spec: GraphSpec) -> tuple[GraphSpec, ir.Mod
     for layer, index, group in head_groups(writer.table):
         if CacheTensor(layer, index, "position").past not in inputs:
             continue
-        node = AttentionNode.of(
-            group,
-            writer.table,
-            writer.config.query_group_size,
-            writer.config.head_dim,
-            writer.dtype,
-        )
+        node = writer.attention_node(group)
         score = inputs.get(CacheTensor(layer, index, "score").past)
         evicted, scaled = eviction_nodes(
             ops,

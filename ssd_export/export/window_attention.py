@@ -133,9 +133,11 @@ def _written(
 ) -> dict[str, ir.Value]:
     """The parts with new rows at their places, quantized where the cache is."""
     new = dict(new)
-    if node.kv_dtype == "int8":
-        for part in ("key", "value"):
+    for part in ("key", "value"):
+        if node.kv_dtype == "int8":
             new[part], new[f"{part}_scale"] = quantize_rows(ops, new[part], node.dtype)
+        elif node.kv_dtype != "model":
+            new[part] = ops.cast(new[part], node.kv_dtype)
     return {part: ops.op("ScatterND", past[part], index, rows) for part, rows in new.items()}
 
 
@@ -226,7 +228,7 @@ def _probabilities(
     if group > 1:
         query = ops.reshape(query, [0, node.num_heads, -1, node.head_dim])
     scaled = ops.op("Mul", query, ops.constant(factor, node.dtype))
-    key = ops.cast(present["key"], node.dtype) if is_int8 else present["key"]
+    key = _computed(ops, node, present["key"])
     logits = ops.op("MatMul", scaled, ops.op("Transpose", key, perm=[0, 1, 3, 2]))
     if node.dtype != "float32":
         logits = ops.cast(logits, "float32")
@@ -242,15 +244,19 @@ def _probabilities(
     return probs
 
 
+def _computed(ops: Operators, node: AttentionNode, rows: ir.Value) -> ir.Value:
+    """Keys or values in the dtype of what is computed, codes without their scales."""
+    return rows if node.kv_dtype == "model" else ops.cast(rows, node.dtype)
+
+
 def _weighted_values(
     ops: Operators, node: AttentionNode, probs: ir.Value, present: dict[str, ir.Value]
 ) -> ir.Value:
     """[B, H G, W, D]."""
-    value, is_int8 = present["value"], node.kv_dtype == "int8"
+    value, is_int8 = _computed(ops, node, present["value"]), node.kv_dtype == "int8"
     if is_int8:
         scale = ops.reshape(present["value_scale"], [0, 0, 1, node.num_slots])
         probs = ops.op("Mul", probs, scale)
-        value = ops.cast(value, node.dtype)
     weights = probs if node.dtype == "float32" else ops.cast(probs, node.dtype)
     out = ops.op("MatMul", weights, value)  # [B, H, G W, D]
     if is_int8:

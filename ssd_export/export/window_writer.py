@@ -13,7 +13,6 @@ from typing import Any
 import onnx_ir as ir
 
 from ssd_export.bundle import graphs
-from ssd_export.export.functions import AttentionNode
 from ssd_export.export.onnx_writer import (
     FINAL_NORM,
     GraphWriter,
@@ -44,7 +43,7 @@ Inputs = dict[str, ir.Value]
 def write_decode_window(writer: GraphWriter, top_k: bool = False) -> tuple[GraphSpec, ir.Model]:
     """A pass over the window of each image: samples, how many count, every cache in place."""
     ops = writer.ops
-    spec = graphs.decode_window_spec(writer.config, writer.table, writer.dtype, top_k)
+    spec = graphs.decode_window_spec(writer.config, writer.table, writer.bundle_dtype, top_k)
     inputs = graph_inputs(spec)
     places, tokens = _places(writer, inputs)
     one = embed_image_token(writer, tokens)
@@ -71,7 +70,7 @@ def write_decode_window(writer: GraphWriter, top_k: bool = False) -> tuple[Graph
 def write_decode_rows(writer: GraphWriter, top_k: bool = False) -> tuple[GraphSpec, ir.Model]:
     """A pass over places in several grid rows of each image: samples, every cache in place."""
     ops = writer.ops
-    spec = graphs.decode_rows_spec(writer.config, writer.table, writer.dtype, top_k)
+    spec = graphs.decode_rows_spec(writer.config, writer.table, writer.bundle_dtype, top_k)
     inputs = graph_inputs(spec)
     lengths, steps = inputs["prompt_length"], inputs["steps"]
     before = ops.cast(ops.op("Sub", steps, ops.constant([1])), "int32")  # of the token given
@@ -115,9 +114,7 @@ def _through_layers(
         )
         outs = []
         for index, group in enumerate(writer.table.layers[layer]):
-            node = AttentionNode.of(
-                group, writer.table, config.query_group_size, config.head_dim, writer.dtype
-            )
+            node = writer.attention_node(group)
             parts = graphs.part_names(group.rule, writer.table.kv_dtype)
             past = {part: inputs[CacheTensor(layer, index, part).past] for part in parts}
             token = queries[index], keys[index], values[index]

@@ -15,6 +15,7 @@ import onnx_ir as ir
 import onnxruntime as ort
 import pytest
 
+from ssd_export.bundle.graphs import part_names
 from ssd_export.errors import UserError
 from ssd_export.export import fused_step
 from ssd_export.export.exporter import export_bundle
@@ -34,7 +35,7 @@ from ssd_export.runtime.ort_operators import (
 from ssd_export.runtime.prompt_batch import PromptBatches, bundle_sampling
 from ssd_export.verify.spec import VerifySpec
 from ssd_export.verify.verify import verify
-from tests.cases import CASES, Case, assert_matches_oracle
+from tests.cases import CASES, INT8_CASES, Case, assert_matches_oracle
 from tests.engines.builds import OTHER_INSTRUCTIONS
 from tests.export.test_functions import OrtBackend
 from tests.runtime.near_ties import assert_same_tokens
@@ -45,9 +46,9 @@ CAPTIONS = ["a red circle above a blue square", "two green triangles"]
 class FusedBackend(OrtBackend):
     """The case's head group as a layer: its rows concatenated, RoPE that turns by nothing."""
 
-    def __init__(self, case: Case, library: Path) -> None:
+    def __init__(self, case: Case, library: Path, dtype: str = "float32") -> None:
         self.library = library
-        super().__init__(case, "float32")
+        super().__init__(case, dtype)
         options = ort.SessionOptions()
         add_operators(options, library)
         model = ir.to_proto(self._layer_model()).SerializeToString()
@@ -61,7 +62,7 @@ class FusedBackend(OrtBackend):
             rows = np.concatenate([given.pop(name) for name in ("query", "key", "value")], axis=1)
             angles = (len(rows), 1, 1, self.case.head_dim // 2)
             given |= {
-                "qkv": rows.reshape(len(rows), -1),
+                "qkv": rows.reshape(len(rows), -1).astype(np.float32),
                 "cos": np.ones(angles, np.float32),
                 "sin": np.zeros(angles, np.float32),
             }
@@ -80,7 +81,7 @@ class FusedBackend(OrtBackend):
         }
         of_token = [_float(name, shape) for name, shape in token.items()]
         of_token += [values["position"], values["prompt_length"]]
-        parts = ["key", "value", "position"] + ["score"] * case.rule.by_score
+        parts = part_names(case.rule, case.kv_dtype)
         past, ops = [values[f"past_{part}"] for part in parts], Operators()
         out, present = layer_attention(ops, [self.node], of_token, past)
         out.name, out.type = "out", ir.TensorType(onnx_dtype("float32"))
@@ -101,8 +102,8 @@ def _float(name: str, shape: tuple[str | int, ...]) -> ir.Value:
 
 
 def is_meant(case: Case) -> bool:
-    """RoPE turns pairs, and can_fuse leaves caches in int8 to the ordinary operators."""
-    return case.head_dim % 2 == 0 and case.kv_dtype == "model"
+    """RoPE turns pairs."""
+    return case.head_dim % 2 == 0
 
 
 # The widths that are compiled apart, beside those of the cases.
@@ -114,9 +115,19 @@ WIDE = [
 ]
 
 
-@pytest.mark.parametrize("case", [*filter(is_meant, CASES), *WIDE], ids=lambda case: case.name)
-def test_the_operator_is_the_oracle(case: Case, library: Path) -> None:
-    assert_matches_oracle(case, FusedBackend(case, library))
+WIDE += [replace(case, name=f"{case.name}-int8", kv_dtype="int8") for case in WIDE]
+# Each case with the dtype of its cache where that is not int8; float16 holds the cases' numbers.
+EVERY = [
+    (case, dtype)
+    for case in [*filter(is_meant, (*CASES, *INT8_CASES)), *WIDE]
+    for dtype in ("float32", "float16")
+    if case.kv_dtype == "model" or dtype == "float32"
+]
+
+
+@pytest.mark.parametrize("case, dtype", EVERY, ids=lambda one: getattr(one, "name", one))
+def test_the_operator_is_the_oracle(case: Case, dtype: str, library: Path) -> None:
+    assert_matches_oracle(case, FusedBackend(case, library, dtype))
 
 
 @pytest.mark.parametrize("instructions", OTHER_INSTRUCTIONS)
@@ -124,8 +135,8 @@ def test_other_processors_compute_the_same(
     instructions: str, operators_of: Callable[[str], Path]
 ) -> None:
     only = operators_of(instructions)
-    for case in (*filter(is_meant, CASES), *WIDE):
-        assert_matches_oracle(case, FusedBackend(case, only))
+    for case, dtype in EVERY:
+        assert_matches_oracle(case, FusedBackend(case, only, dtype))
     check_single_operators(only)
 
 
@@ -176,6 +187,11 @@ def check_single_operators(library: Path) -> None:
         bias = rng.standard_normal(width).astype(np.float32) * exact.std()
         given = {"x": x, "matrix": exact, **({"bias": bias} if width % 2 else {})}
         found = run_node(library, "PackedMatMul", given, "matrix")
+        if storage == "float16":
+            halves = given | {"matrix": exact.astype(np.float16)}
+            np.testing.assert_array_equal(
+                run_node(library, "PackedMatMul", halves, "matrix"), found
+            )
         wide = x.astype(np.float64) @ exact + (bias if width % 2 else 0)
         bound = np.abs(x).astype(np.float64) @ np.abs(exact) + np.abs(bias)
         assert np.all(np.abs(found - wide) <= 1e-6 * bound), (rows, depth, width, storage)
@@ -259,8 +275,11 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Callable[[PolicyChoice
         PolicyChoice(policy="headkv"),
         PolicyChoice(weights="int8"),
         PolicyChoice(weights="int4"),
+        PolicyChoice(kv_dtype="int8"),
+        PolicyChoice(dtype="fp16"),
+        PolicyChoice(dtype="fp16", kv_dtype="int8"),
     ],
-    ids=lambda choice: f"{choice.policy}-{choice.weights}",
+    ids=lambda choice: f"{choice.policy}-{choice.dtype}-{choice.weights}-{choice.kv_dtype}",
 )
 def test_tokens_are_those_of_ordinary_operators(
     choice: PolicyChoice,
@@ -284,12 +303,17 @@ def test_tokens_are_those_of_ordinary_operators(
         assert_same_tokens(*results, batch)
 
 
+@pytest.mark.parametrize("dtype", ["fp32", "fp16"])
 def test_passes_of_lookahead_keep_the_tokens_of_fused_steps(
-    exported: Callable[[PolicyChoice], Path], library: Path, monkeypatch: pytest.MonkeyPatch
+    dtype: str,
+    exported: Callable[[PolicyChoice], Path],
+    library: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Passes evict by graphs, and have operators for products and gates alone."""
     monkeypatch.setenv(LIBRARY_VARIABLE, str(library))
-    with ImageGenerator.from_bundle(exported(PolicyChoice()), num_threads=1) as generator:
+    path = exported(PolicyChoice(dtype=dtype))
+    with ImageGenerator.from_bundle(path, num_threads=1) as generator:
         assert "onnx/decode_window_fused.onnx" in generator.bundle.files
         single, ahead = (generator(CAPTIONS, seed=1, lookahead=tokens).tokens for tokens in (1, 6))
         assert generator.passes < 400
@@ -322,13 +346,11 @@ def test_verify_compares_its_step_with_the_reference(
     assert last["ok"] == (decay is None), last["first_divergence"]
 
 
-def test_rules_that_the_operator_lacks_keep_ordinary_operators(
-    exported: Callable[[PolicyChoice], Path], library: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_dtype_without_operators_has_no_graphs_of_them(
+    exported: Callable[[PolicyChoice], Path],
 ) -> None:
-    monkeypatch.setenv(LIBRARY_VARIABLE, str(library))
-    path = exported(PolicyChoice(kv_dtype="int8"))
-    with ImageGenerator.from_bundle(path, num_threads=1) as generator:
-        assert not generator.runner.fuses_steps
+    assert not list(exported(PolicyChoice(dtype="bf16")).glob("onnx/*_step*_fused.onnx"))
+    assert list(exported(PolicyChoice(dtype="fp16")).glob("onnx/*_step*_fused.onnx"))
 
 
 @pytest.mark.parametrize(
