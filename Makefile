@@ -40,6 +40,7 @@ demo: $(VENV)/installed
 	$(RUN) cli.py export --budget 0.2 --force
 	$(RUN) cli.py generate "$(PROMPT)" --out out.png
 	@$(MAKE) --no-print-directory demo-engine
+	@echo "out.png shows \"$(PROMPT)\"; next: $(RUN) cli.py generate \"a blue square on pink\", or docs/tutorial.md"
 
 # The Python runner loads it from there. ONNX Runtime's headers are those of a package, of the folder build/ort
 # (engines/scripts/fetch_onnxruntime_headers.sh build/ort), or of the unpacked archive that ONNXRUNTIME_ROOT names.

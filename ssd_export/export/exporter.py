@@ -5,6 +5,7 @@ weights, graphs, contracts.
 from __future__ import annotations
 
 import logging
+import shlex
 import shutil
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
@@ -24,6 +25,7 @@ from ssd_export.bundle import (
 )
 from ssd_export.bundle.config import HEAD_WEIGHTS, Precision, WeightFormat
 from ssd_export.bundle.graphs import FUSED, evict_specs, keeps_rows
+from ssd_export.bundle.swap import own_files
 from ssd_export.config import EMBED_TOKENS, ModelConfig
 from ssd_export.dtypes import MODEL_DTYPES, ModelDtype
 from ssd_export.errors import UserError
@@ -169,6 +171,7 @@ def export_bundle(
     )
     if note:
         log.info("%s", note)
+    _say_engines_go(plan.out)
     unfinished = unfinished_folder(plan.out)
     check_space(plan, unfinished)
     journal = Journal(unfinished, _asked(plan), spec.resume)  # refused, the folder is not ours
@@ -181,6 +184,22 @@ def export_bundle(
             kept(unfinished)
         raise
     return plan.out
+
+
+def _say_engines_go(target: Path) -> None:
+    """Says which engines a bundle has that is about to be replaced: they are of its graphs."""
+    if not target.exists():
+        return
+    engines = sorted(
+        {Path(name).parts[1] for name in own_files(target) if name.startswith("engines/")}
+    )
+    if engines:
+        log.warning(
+            "%s is replaced with its engines (%s); afterwards: ssd-export build-engine --bundle %s",
+            target,
+            ", ".join(engines),
+            shlex.quote(str(target)),
+        )
 
 
 def plan_export(spec: ExportSpec, download: bool = True) -> ExportPlan:
