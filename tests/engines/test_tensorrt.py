@@ -30,7 +30,7 @@ from tests.engines.builds import ENGINES, ROOT, Builds, one_line, run
 from tests.engines.cases import DEMO_PROMPTS, Case, generated_by_python
 from tests.engines.test_generate import check_events
 from tests.engines.test_misuse import FEW_MODELS, run_misuse
-from tests.engines.test_sanitizers import SUPPRESSED
+from tests.engines.test_sanitizers import SUPPRESSED, THREADS
 from tests.engines.trt_builds import TrtBuild, add_engines, include_folders, rtx_headers, trt_build
 from tests.scene_bundles import rewrite_manifest
 from tests.tensorrt.trt_double import CAPABILITY
@@ -612,9 +612,9 @@ def test_misuse_under_a_sanitizer(
 ) -> None:
     name = f"tensorrt-{sanitizer.replace(',', '-')}"
     trt = trt_build(build, name, f"-DSSD_RUNTIME_SANITIZE={sanitizer}")
-    bundle = with_engines("as bundled")
+    bundle, names = with_engines("as bundled"), THREADS if sanitizer == "thread" else MISUSE
     run_misuse(
-        trt.library, bundle, tmp_path, *MISUSE, **misuse_environment(trt, bundle), **SUPPRESSED
+        trt.library, bundle, tmp_path, *names, **misuse_environment(trt, bundle), **SUPPRESSED
     )
 
 
