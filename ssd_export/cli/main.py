@@ -20,6 +20,7 @@ from types import FrameType
 import click
 
 from ssd_export.cli import logs
+from ssd_export.cli.interrupts import heard_in_destructors
 from ssd_export.errors import UserError, printable
 from ssd_export.extras import missing_package
 from ssd_export.os_errors import os_error
@@ -102,7 +103,8 @@ def main(args: Sequence[str] | None = None) -> None:
         signal.signal(signal.SIGTERM, _terminate)
     try:
         logs.configure()
-        code = ssd_export.main(args, prog_name="ssd-export", standalone_mode=False)
+        with heard_in_destructors():
+            code = ssd_export.main(args, prog_name="ssd-export", standalone_mode=False)
     except UserError as error:
         _say(f"error: {error}")
         sys.exit(1)
