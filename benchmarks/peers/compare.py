@@ -23,7 +23,7 @@ import statistics
 import subprocess
 import sys
 import sysconfig
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,6 +32,7 @@ from typing import Any
 from ssd_export.policy.head_map import BUILT_IN_DIRECTORY, HeadMap
 from ssd_export.report.environment import busy_note
 from ssd_export.report.measurement import measurement, table, write_measurement
+from ssd_export.runtime.ort_operators import find_operators
 
 JSON = Path("docs/measurements/peers.json")
 PACKAGES = ("onnxruntime-genai", "openvino", "nncf")
@@ -243,9 +244,27 @@ def rows_of(found: dict[str, dict[str, Any]], num_images: int, num_threads: int)
     ]
 
 
+def figures_of(runs: Mapping[str, dict[str, dict[str, Any]]]) -> dict[str, str]:
+    """How many times this project's CPU time the others take, by peer, images and threads: keys as
+    OpenVINO-int4-1-2.
+    """
+    figures = {}
+    for cell, found in runs.items():
+        images, _, threads, _ = cell.split()
+        for name, facts in found.items():
+            ratios = _ratios(facts["cpu_ms"], found[REFERENCE]["cpu_ms"])
+            key = f"{name.replace(', ', '-').replace(' ', '_')}-{images}-{threads}"
+            figures[key] = f"{statistics.median(ratios):.1f}"
+    return figures
+
+
+def _ratios(values: Sequence[float], reference: Sequence[float]) -> list[float]:
+    return [value / base for value, base in zip(values, reference, strict=True)]
+
+
 def ratio_text(values: Sequence[float], reference: Sequence[float]) -> str:
     """Median and range over the rounds of values over the reference's of the same round."""
-    ratios = [value / base for value, base in zip(values, reference, strict=True)]
+    ratios = _ratios(values, reference)
     return f"{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})"
 
 
@@ -300,9 +319,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
         " have a cache at budget 0.2, guidance, aligner and sampler; the others' a full cache of"
         " 320 tokens and nothing after the logits."
     )
+    has_operators = find_operators() is not None
+    text += f" This project's run with{'' if has_operators else 'out'} the library of operators."
     if not asked.llama_cpp:
         text += " llama.cpp, which is built from source, was not asked for."
-    results = {"tables": [table(title, COLUMNS, rows, text)], "runs": runs}
+    tables = [table(title, COLUMNS, rows, text)]
+    results = {"tables": tables, "figures": figures_of(runs), "runs": runs}
     command = command_of(asked)
     write_measurement(asked.json, measurement(command, results, note))
 

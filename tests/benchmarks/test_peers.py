@@ -10,7 +10,15 @@ from pathlib import Path
 import pytest
 
 from benchmarks.peers import compare, shape
-from benchmarks.peers.compare import COLUMNS, Peer, Workplace, measure, ratio_text, rows_of
+from benchmarks.peers.compare import (
+    COLUMNS,
+    Peer,
+    Workplace,
+    figures_of,
+    measure,
+    ratio_text,
+    rows_of,
+)
 from ssd_export.policy.head_map import HeadMap
 
 STUB = """
@@ -28,6 +36,12 @@ def facts(*cpu_ms: float) -> dict[str, object]:
 def test_a_ratio_is_of_one_round() -> None:
     """A round that was slow for everybody moves no ratio."""
     assert ratio_text([20, 200, 22], [10, 100, 10]) == "2.00 (2.00 to 2.20)"
+
+
+def test_figures_are_medians_of_ratios_of_cpu_time() -> None:
+    found = {compare.REFERENCE: facts(10, 11, 12), "other, int4": facts(20, 33, 24)}
+    figures = figures_of({"8 images, 2 threads": found})
+    assert figures == {"this_project-int4-8-2": "1.0", "other-int4-8-2": "2.0"}
 
 
 def test_the_fastest_comes_first() -> None:
