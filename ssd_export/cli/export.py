@@ -107,7 +107,8 @@ from ssd_export.runtime.runners import check_threads
         default="model",
         help=(
             "Keys and values of the cache: as --dtype, or int8 with a scale for every token and"
-            " head, which takes less memory and, on a CPU, more time."
+            " head, which takes less memory; on a CPU it takes less time with the operators of"
+            " engines/operators, and more without."
         ),
     ),
     options.target.but(

@@ -346,6 +346,16 @@ def test_verify_compares_its_step_with_the_reference(
     assert last["ok"] == (decay is None), last["first_divergence"]
 
 
+def test_verify_says_that_products_of_codes_round(
+    exported: Callable[[PolicyChoice], Path], library: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(LIBRARY_VARIABLE, str(library))
+    path = exported(PolicyChoice(weights="int8"))
+    report = verify(VerifySpec(path, against="torch", level="logits"))
+    assert report["ok"]
+    assert "int8 and int4 weights round" in report["rungs"][-1]["figures"]["not_run"]
+
+
 def test_a_dtype_without_operators_has_no_graphs_of_them(
     exported: Callable[[PolicyChoice], Path],
 ) -> None:
