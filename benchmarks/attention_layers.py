@@ -26,6 +26,7 @@ from ssd_export.export.functions import (
 from ssd_export.export.operators import IR_VERSION, OPSET, Operators, onnx_dtype
 from ssd_export.policy.schedule import eviction_kind
 from ssd_export.policy.table import HeadGroup, PolicyTable
+from ssd_export.runtime.ort_session import SPINNING
 
 NOISE = 1_000_003  # random numbers that the arrays repeat
 
@@ -124,7 +125,7 @@ def group_run(
     }
     evict = None
     if eviction_kind(table, group) is not None:
-        evict = _session(_eviction_model(node, inputs), threads)
+        evict = _session(_eviction_model(node, inputs), 1)
     return GroupRun(node, _session(_step_model(node, inputs), threads), evict, values)
 
 
@@ -178,8 +179,11 @@ def _eviction_model(node: AttentionNode, inputs: dict[str, ir.Value]) -> ir.Mode
 
 
 def _session(model: ir.Model, threads: int) -> ort.InferenceSession:
+    """As a runner opens a graph: threads do not spin after a run, another group's need the core."""
     options = ort.SessionOptions()
     options.intra_op_num_threads, options.log_severity_level = threads, 3
+    if threads != 1:
+        options.add_session_config_entry(SPINNING, "0")
     return ort.InferenceSession(
         ir.to_proto(model).SerializeToString(), options, providers=["CPUExecutionProvider"]
     )

@@ -95,10 +95,7 @@ SECTIONS = (
     ),
     Section(
         "Attention of one decode step, full cache against a fifth",
-        "The rows with two threads were measured when each head group had its own pool of threads,"
-        " whose workers kept a core busy for 41 ms after every run, while the next group's pool"
-        " needed it. A runner's steps share one pool, and no worker waits busily; these rows are"
-        " not measured anew.",
+        "",
         ("attention_ratio",),
     ),
     Section(
