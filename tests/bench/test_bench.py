@@ -26,7 +26,7 @@ from ssd_export.bench.cell import Cell, _batches, image_figures, measure, time_s
 from ssd_export.bench.full_cache_bundle import full_twin
 from ssd_export.bench.process import run_cell
 from ssd_export.bench.profile import summarise
-from ssd_export.bench.report import bench_figures, bench_tables
+from ssd_export.bench.report import bench_figures, bench_tables, roofline_note
 from ssd_export.bench.roofline import MachineRates, StepCost, step_cost
 from ssd_export.bench.spec import BenchSpec, check_spec
 from ssd_export.bench.whole_images import ImageRounds, measure_images
@@ -425,3 +425,10 @@ def test_a_bundle_of_the_first_layers_finds_its_checkpoint() -> None:
     assert is_of(checkpoint_like(opened, str(whole.path)), opened)
     with pytest.raises(UserError, match="all 2 layers, the bundle with 1; use --baselines full"):
         _checkpoint([few], BenchSpec((few.path,), model=str(whole.path)))
+
+
+def test_a_share_above_all_is_explained_where_there_is_one() -> None:
+    rates = {"read_bandwidth": 1e9, "copy_bandwidth": 1e9, "matrix_rate": 1e9, "dtype": "float32"}
+    for share, is_said in ((0.9, False), (1.3, True)):
+        note = roofline_note({"rates": rates, "rows": [{"share_of_read_bound": share}, {}]})
+        assert ("More than 100 %" in note) == is_said
