@@ -26,7 +26,7 @@ from ssd_export.export.functions import (
 from ssd_export.export.operators import IR_VERSION, OPSET, Operators, onnx_dtype
 from ssd_export.policy.schedule import eviction_kind
 from ssd_export.policy.table import HeadGroup, PolicyTable
-from ssd_export.runtime.ort_session import SPINNING
+from ssd_export.runtime.ort_session import session_options
 
 NOISE = 1_000_003  # random numbers that the arrays repeat
 
@@ -179,13 +179,10 @@ def _eviction_model(node: AttentionNode, inputs: dict[str, ir.Value]) -> ir.Mode
 
 
 def _session(model: ir.Model, threads: int) -> ort.InferenceSession:
-    """As a runner opens a graph: threads do not spin after a run, another group's need the core."""
-    options = ort.SessionOptions()
-    options.intra_op_num_threads, options.log_severity_level = threads, 3
-    if threads != 1:
-        options.add_session_config_entry(SPINNING, "0")
     return ort.InferenceSession(
-        ir.to_proto(model).SerializeToString(), options, providers=["CPUExecutionProvider"]
+        ir.to_proto(model).SerializeToString(),
+        session_options(threads),
+        providers=["CPUExecutionProvider"],
     )
 
 

@@ -47,6 +47,19 @@ def session_entries(weights: str, exact: bool) -> dict[str, str]:
     return MULTIPLIED_OUT if exact or weights == "fp8" else QUANTIZED
 
 
+def session_options(num_threads: int) -> ort.SessionOptions:
+    """Options of a session with so many threads, which do not spin after a run: what runs next
+    needs the cores.
+    """
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = num_threads
+    options.inter_op_num_threads = 1
+    options.log_severity_level = 3
+    if num_threads != 1:
+        options.add_session_config_entry(SPINNING, "0")
+    return options
+
+
 def open_session(
     path: Path,
     provider: str,
@@ -62,12 +75,7 @@ def open_session(
     operators: a library of operators that the graph needs.
     Raises: UserError where ONNX Runtime would fall back silently.
     """
-    options = ort.SessionOptions()
-    options.intra_op_num_threads = num_threads
-    options.inter_op_num_threads = 1
-    options.log_severity_level = 3
-    if num_threads != 1:
-        options.add_session_config_entry(SPINNING, "0")
+    options = session_options(num_threads)
     if profile is not None:
         options.enable_profiling, options.profile_file_prefix = True, f"{profile}-{path.stem}"
     for name, value in entries.items():
