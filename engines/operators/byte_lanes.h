@@ -20,16 +20,10 @@ inline void store(Bytes x, void* to) { _mm512_storeu_si512(to, x); }
 inline Bytes all_of(int32_t x) { return _mm512_set1_epi32(x); }
 inline Lanes to_floats(Bytes x) { return __builtin_convertvector(IntLanes(x), Lanes); }
 
-inline void interleave(uint8_t const* from, int64_t stride, Bytes (&out)[4]) {
-    Bytes const first = bytes_at(from), second = bytes_at(from + stride);
-    Bytes const third = bytes_at(from + 2 * stride), fourth = bytes_at(from + 3 * stride);
-    Bytes const a = _mm512_unpacklo_epi8(first, second), b = _mm512_unpackhi_epi8(first, second);
-    Bytes const c = _mm512_unpacklo_epi8(third, fourth), d = _mm512_unpackhi_epi8(third, fourth);
-    out[0] = _mm512_unpacklo_epi16(a, c);
-    out[1] = _mm512_unpackhi_epi16(a, c);
-    out[2] = _mm512_unpacklo_epi16(b, d);
-    out[3] = _mm512_unpackhi_epi16(b, d);
-}
+inline Bytes low_bytes(Bytes a, Bytes b) { return _mm512_unpacklo_epi8(a, b); }
+inline Bytes high_bytes(Bytes a, Bytes b) { return _mm512_unpackhi_epi8(a, b); }
+inline Bytes low_shorts(Bytes a, Bytes b) { return _mm512_unpacklo_epi16(a, b); }
+inline Bytes high_shorts(Bytes a, Bytes b) { return _mm512_unpackhi_epi16(a, b); }
 
 inline Bytes low_codes(Bytes x) {
     constexpr int and_then_xor = 0x6A;
@@ -68,16 +62,10 @@ inline void store(Bytes x, void* to) { _mm256_storeu_si256(static_cast<__m256i*>
 inline Bytes all_of(int32_t x) { return _mm256_set1_epi32(x); }
 inline Lanes to_floats(Bytes x) { return __builtin_convertvector(IntLanes(x), Lanes); }
 
-inline void interleave(uint8_t const* from, int64_t stride, Bytes (&out)[4]) {
-    Bytes const first = bytes_at(from), second = bytes_at(from + stride);
-    Bytes const third = bytes_at(from + 2 * stride), fourth = bytes_at(from + 3 * stride);
-    Bytes const a = _mm256_unpacklo_epi8(first, second), b = _mm256_unpackhi_epi8(first, second);
-    Bytes const c = _mm256_unpacklo_epi8(third, fourth), d = _mm256_unpackhi_epi8(third, fourth);
-    out[0] = _mm256_unpacklo_epi16(a, c);
-    out[1] = _mm256_unpackhi_epi16(a, c);
-    out[2] = _mm256_unpacklo_epi16(b, d);
-    out[3] = _mm256_unpackhi_epi16(b, d);
-}
+inline Bytes low_bytes(Bytes a, Bytes b) { return _mm256_unpacklo_epi8(a, b); }
+inline Bytes high_bytes(Bytes a, Bytes b) { return _mm256_unpackhi_epi8(a, b); }
+inline Bytes low_shorts(Bytes a, Bytes b) { return _mm256_unpacklo_epi16(a, b); }
+inline Bytes high_shorts(Bytes a, Bytes b) { return _mm256_unpackhi_epi16(a, b); }
 
 inline Bytes low_codes(Bytes x) {
     return _mm256_xor_si256(_mm256_and_si256(x, _mm256_set1_epi8(15)), _mm256_set1_epi8(8));
@@ -140,17 +128,6 @@ inline Bytes high_shorts(Bytes a, Bytes b) {
     return Bytes(SSD_SHUFFLED(Shorts(a), Shorts(b), Shorts, 4, 12, 5, 13, 6, 14, 7, 15));
 }
 
-inline void interleave(uint8_t const* from, int64_t stride, Bytes (&out)[4]) {
-    Bytes const first = bytes_at(from), second = bytes_at(from + stride);
-    Bytes const third = bytes_at(from + 2 * stride), fourth = bytes_at(from + 3 * stride);
-    Bytes const a = low_bytes(first, second), b = high_bytes(first, second);
-    Bytes const c = low_bytes(third, fourth), d = high_bytes(third, fourth);
-    out[0] = low_shorts(a, c);
-    out[1] = high_shorts(a, c);
-    out[2] = low_shorts(b, d);
-    out[3] = high_shorts(b, d);
-}
-
 inline Bytes low_codes(Bytes x) { return (x & 15) ^ 8; }
 inline Bytes high_codes(Bytes x) { return (x >> 4) ^ 8; }
 inline Bytes whole_codes(Bytes x) { return x ^ 128; }
@@ -171,6 +148,17 @@ inline Bytes dot(Bytes sum, Bytes codes, Bytes inputs) {
 }
 
 #endif
+
+inline void interleave(uint8_t const* from, int64_t stride, Bytes (&out)[4]) {
+    Bytes const first = bytes_at(from), second = bytes_at(from + stride);
+    Bytes const third = bytes_at(from + 2 * stride), fourth = bytes_at(from + 3 * stride);
+    Bytes const a = low_bytes(first, second), b = high_bytes(first, second);
+    Bytes const c = low_bytes(third, fourth), d = high_bytes(third, fourth);
+    out[0] = low_shorts(a, c);
+    out[1] = high_shorts(a, c);
+    out[2] = low_shorts(b, d);
+    out[3] = high_shorts(b, d);
+}
 
 }  // namespace
 }  // namespace ssd_operators

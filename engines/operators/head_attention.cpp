@@ -296,21 +296,9 @@ void turn(float const* in, Angles const& angles, int half, float factor, float* 
     }
 }
 
-int lowest(int32_t const* numbers, int count) {
-    int32_t least = numbers[0];
-#pragma omp simd reduction(min : least)
-    for (int i = 0; i < count; ++i) {
-        least = numbers[i] < least ? numbers[i] : least;
-    }
-    int place = 0;
-    while (numbers[place] != least) {
-        ++place;
-    }
-    return place;
-}
-
-int least(float const* numbers, int count) {
-    float least = numbers[0];
+template <class Number>
+int place_of_least(Number const* numbers, int count) {
+    Number least = numbers[0];
 #pragma omp simd reduction(min : least)
     for (int i = 0; i < count; ++i) {
         least = numbers[i] < least ? numbers[i] : least;
@@ -321,6 +309,9 @@ int least(float const* numbers, int count) {
     }
     return place < count ? place : 0;  // none where they are no numbers
 }
+
+int lowest(int32_t const* numbers, int count) { return place_of_least(numbers, count); }
+int least(float const* numbers, int count) { return place_of_least(numbers, count); }
 
 void gated_silu(float const* gate_up, int64_t size, float* out) {
     for (int64_t first = 0; first < size; first += num_lanes) {
